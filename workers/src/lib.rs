@@ -1,1 +1,22 @@
+//! Holdfast's workers, in the order in which an event meets them. ARCHITECTURE.md has the map and the walk of one event.
 
+pub mod config;
+pub mod crash;
+pub mod error;
+pub mod lifecycle;
+pub mod metrics;
+
+pub mod gate;
+pub mod kafka;
+
+pub mod domain;
+pub mod objects;
+pub mod store;
+
+pub mod relay;
+
+pub mod admin;
+pub mod app;
+pub mod register;
+pub mod restate_admin;
+pub mod verify;

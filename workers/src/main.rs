@@ -1,1 +1,6 @@
-fn main() {}
+use clap::Parser;
+use holdfast::config::Cli;
+
+fn main() -> std::process::ExitCode {
+    holdfast::app::main(Cli::parse())
+}

@@ -1,0 +1,453 @@
+//! Every setting, from flags and environment, checked before any socket opens. Nobody else reads the environment.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+/// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
+#[derive(Parser, Debug)]
+#[command(name = "holdfast", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub config: Config,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What one `holdfast` process does.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Command {
+    /// Take events from the public topics, check them and hand them on, gathered by key.
+    Gate,
+    /// Answer Restate: the Ticket object and the Reaper.
+    Serve,
+    /// Bring outcomes from the outbox to Kafka, exactly once.
+    Relay,
+    /// Migrate, serve, register, then gate and relay, in one process.
+    Run {
+        /// Leave the database's tables as they are.
+        #[arg(long)]
+        no_migrate: bool,
+        /// Leave topics, deployment and subscriptions as they are.
+        #[arg(long)]
+        no_register: bool,
+    },
+    /// Bring the database's tables up to date.
+    Migrate,
+    /// Create or check topics, Kafka cluster, deployment and subscriptions; safe to repeat.
+    Register {
+        /// Subscribe the public topics themselves: producers keep the contract, and no gate stands before the handlers.
+        #[arg(long)]
+        direct: bool,
+    },
+    /// Prove the promises from outside; exits 1 and names the first offending key when one is broken.
+    Verify {
+        /// Print the counts as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at and settle what waits for an operator.
+    #[command(subcommand)]
+    Admin(Admin),
+}
+
+/// What an operator can look at and settle.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Admin {
+    /// Records that could not be taken.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+    /// Rows that wait for Kafka.
+    #[command(subcommand)]
+    Outbox(Outbox),
+}
+
+/// Commands on dead letters. An origin is written `topic/partition/offset`.
+#[derive(Subcommand, Debug, Clone)]
+pub enum DeadLetters {
+    /// List the dead letters that nobody has settled.
+    List,
+    /// Show one dead letter: headers, key and bytes.
+    Show { origin: String },
+    /// Send the original bytes to the origin topic again, and settle the dead letter.
+    Replay { origin: String },
+    /// Settle the dead letter without sending it again.
+    Drop { origin: String },
+}
+
+/// Commands on outbox rows.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Outbox {
+    /// List the rows that Kafka refused.
+    List,
+    /// Let the relay try a refused row again.
+    Retry { id: i64 },
+    /// Delete a refused row for good: its outcome is never told.
+    Drop { id: i64 },
+}
+
+/// All settings. Each module receives only its own section.
+#[derive(Args, Debug, Clone)]
+pub struct Config {
+    #[command(flatten)]
+    pub kafka: Kafka,
+    #[command(flatten)]
+    pub database: Database,
+    #[command(flatten)]
+    pub restate: Restate,
+    #[command(flatten)]
+    pub gate: Gate,
+    #[command(flatten)]
+    pub serve: Serve,
+    #[command(flatten)]
+    pub relay: Relay,
+    #[command(flatten)]
+    pub process: Process,
+}
+
+/// Where Kafka is, and how its topics are laid out.
+#[derive(Args, Debug, Clone)]
+pub struct Kafka {
+    /// Kafka bootstrap servers, `host:port` separated by commas.
+    #[arg(
+        long = "kafka",
+        env = "HOLDFAST_KAFKA",
+        default_value = "127.0.0.1:9092",
+        global = true
+    )]
+    pub bootstrap: String,
+    /// Partitions of a topic that `register` creates.
+    #[arg(long, env = "HOLDFAST_PARTITIONS", default_value_t = 8, global = true)]
+    pub partitions: i32,
+    /// Replicas of a topic that `register` creates.
+    #[arg(long, env = "HOLDFAST_REPLICATION", default_value_t = 1, global = true)]
+    pub replication: i32,
+    /// Largest record on the public topics, in bytes.
+    #[arg(long, env = "HOLDFAST_PUBLIC_RECORD_BYTES", default_value_t = 1 << 20, global = true)]
+    pub public_record_bytes: usize,
+    /// Largest record on the admitted and dead-letter topics, in bytes.
+    #[arg(long, env = "HOLDFAST_ADMITTED_RECORD_BYTES", default_value_t = 4 << 20, global = true)]
+    pub admitted_record_bytes: usize,
+    /// How long the topics keep records.
+    #[arg(long, env = "HOLDFAST_TOPIC_RETENTION", default_value = "14d", value_parser = humantime::parse_duration, global = true)]
+    pub topic_retention: Duration,
+}
+
+/// Where Postgres is, and how long its answers may take.
+#[derive(Args, Debug, Clone)]
+pub struct Database {
+    /// Postgres, `postgres://user:password@host:port/database`.
+    #[arg(
+        long = "database-url",
+        env = "HOLDFAST_DATABASE_URL",
+        default_value = "postgres://postgres@127.0.0.1:5432/holdfast",
+        hide_env_values = true,
+        global = true
+    )]
+    pub url: SecretString,
+    /// Connections of one process.
+    #[arg(long, env = "HOLDFAST_POOL_SIZE", default_value_t = 8, global = true)]
+    pub pool_size: u32,
+    /// Longest time one statement may take.
+    #[arg(long, env = "HOLDFAST_STATEMENT_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]
+    pub statement_timeout: Duration,
+    /// Longest time a statement may wait for a lock.
+    #[arg(long, env = "HOLDFAST_LOCK_TIMEOUT", default_value = "5s", value_parser = humantime::parse_duration, global = true)]
+    pub lock_timeout: Duration,
+    /// How long an event's answer is kept; an older event is never decided.
+    #[arg(long, env = "HOLDFAST_IDEMPOTENCY_RETENTION", default_value = "7d", value_parser = humantime::parse_duration, global = true)]
+    pub idempotency_retention: Duration,
+}
+
+/// Where Restate is.
+#[derive(Args, Debug, Clone)]
+pub struct Restate {
+    /// Restate's admin API.
+    #[arg(
+        long = "restate-admin",
+        env = "HOLDFAST_RESTATE_ADMIN",
+        default_value = "http://127.0.0.1:9070",
+        global = true
+    )]
+    pub admin: Url,
+    /// Restate's ingress.
+    #[arg(
+        long = "restate-ingress",
+        env = "HOLDFAST_RESTATE_INGRESS",
+        default_value = "http://127.0.0.1:8080",
+        global = true
+    )]
+    pub ingress: Url,
+    /// Kafka bootstrap servers as Restate reaches them; Holdfast's own when absent.
+    #[arg(long = "restate-kafka", env = "HOLDFAST_RESTATE_KAFKA", global = true)]
+    pub kafka: Option<String>,
+    /// The address at which Restate reaches `serve`.
+    #[arg(
+        long = "serve-url",
+        env = "HOLDFAST_SERVE_URL",
+        default_value = "http://127.0.0.1:9080",
+        global = true
+    )]
+    pub serve_url: Url,
+}
+
+/// How the gate gathers.
+#[derive(Args, Debug, Clone)]
+pub struct Gate {
+    /// Kafka consumer group of the gates.
+    #[arg(
+        long = "gate-group",
+        env = "HOLDFAST_GATE_GROUP",
+        default_value = "holdfast.gate",
+        global = true
+    )]
+    pub group: String,
+    /// Most records in one window.
+    #[arg(
+        long = "gate-window-records",
+        env = "HOLDFAST_GATE_WINDOW_RECORDS",
+        default_value_t = 20_000,
+        global = true
+    )]
+    pub window_records: usize,
+    /// Unfinished invocations in the engine above which the gate waits.
+    #[arg(
+        long = "gate-unfinished-limit",
+        env = "HOLDFAST_GATE_UNFINISHED_LIMIT",
+        default_value_t = 10_000,
+        global = true
+    )]
+    pub unfinished_limit: u64,
+}
+
+/// How `serve` listens and writes.
+#[derive(Args, Debug, Clone)]
+pub struct Serve {
+    /// Address on which the objects listen for Restate (HTTP/2).
+    #[arg(
+        long = "serve-listen",
+        env = "HOLDFAST_SERVE_LISTEN",
+        default_value = "127.0.0.1:9080",
+        global = true
+    )]
+    pub listen: SocketAddr,
+    /// Most events in one statement.
+    #[arg(
+        long = "batch-events",
+        env = "HOLDFAST_BATCH_EVENTS",
+        default_value_t = 2_000,
+        global = true
+    )]
+    pub batch_events: usize,
+    /// Most bytes of events in one statement.
+    #[arg(long = "batch-bytes", env = "HOLDFAST_BATCH_BYTES", default_value_t = 4 << 20, global = true)]
+    pub batch_bytes: usize,
+}
+
+/// How the relay batches.
+#[derive(Args, Debug, Clone)]
+pub struct Relay {
+    /// Most outbox rows in one Kafka transaction.
+    #[arg(
+        long = "relay-batch",
+        env = "HOLDFAST_RELAY_BATCH",
+        default_value_t = 1_000,
+        global = true
+    )]
+    pub batch: usize,
+}
+
+/// What every process has: a name, an HTTP port for operators, logs, a time to drain.
+#[derive(Args, Debug, Clone)]
+pub struct Process {
+    /// Name of this process among its kind, the same over restarts; the host name when absent. Two gates on one host must differ.
+    #[arg(long, env = "HOLDFAST_INSTANCE", default_value_t = host_name(), global = true)]
+    pub instance: String,
+    /// Address of /metrics, /livez and /readyz.
+    #[arg(long, env = "HOLDFAST_HTTP_LISTEN", default_value = "127.0.0.1:9464", global = true)]
+    pub http_listen: SocketAddr,
+    /// How long work in hand may take to finish after the first signal.
+    #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
+    pub drain_timeout: Duration,
+    /// Form of the log lines.
+    #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// Which log lines are written: directives such as `info,holdfast::gate=debug`.
+    #[arg(long, env = "HOLDFAST_LOG_FILTER", default_value = "info", global = true)]
+    pub log_filter: String,
+}
+
+/// Form of the log lines.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A setting that cannot work: its flag, and what to do.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("--{flag} (HOLDFAST_{}): {what}", .flag.to_uppercase().replace('-', "_"))]
+pub struct Invalid {
+    pub flag: &'static str,
+    pub what: String,
+}
+
+impl Config {
+    /// Checks what the parser cannot see; names every wrong setting at once.
+    pub fn check(&self) -> Result<(), Vec<Invalid>> {
+        let (kafka, database, gate, serve) = (&self.kafka, &self.database, &self.gate, &self.serve);
+        let process = &self.process;
+        let mut wrong = Vec::new();
+        let mut require = |holds: bool, flag: &'static str, what: &str| {
+            if !holds {
+                wrong.push(Invalid {
+                    flag,
+                    what: what.to_owned(),
+                });
+            }
+        };
+        require(
+            bootstrap_is_well_formed(&kafka.bootstrap),
+            "kafka",
+            "give host:port, several separated by commas",
+        );
+        let restate_kafka = self.restate.kafka.as_deref().unwrap_or(&kafka.bootstrap);
+        require(
+            bootstrap_is_well_formed(restate_kafka),
+            "restate-kafka",
+            "give host:port, several separated by commas",
+        );
+        require((1..=1_000).contains(&kafka.partitions), "partitions", "give 1 to 1000");
+        require((1..=9).contains(&kafka.replication), "replication", "give 1 to 9");
+        require(
+            (1_024..=16 << 20).contains(&kafka.public_record_bytes),
+            "public-record-bytes",
+            "give 1024 to 16777216 bytes",
+        );
+        require(
+            kafka.admitted_record_bytes >= 2 * kafka.public_record_bytes && kafka.admitted_record_bytes >= 1 << 20,
+            "admitted-record-bytes",
+            "give at least twice public-record-bytes, and at least 1048576: a dead letter is a public record and its headers",
+        );
+        require(
+            kafka.admitted_record_bytes <= 32 << 20,
+            "admitted-record-bytes",
+            "give at most 33554432: Restate takes no larger message",
+        );
+        require(
+            kafka.topic_retention >= Duration::from_secs(60),
+            "topic-retention",
+            "give at least 1m",
+        );
+        require(
+            database.url.expose_secret().starts_with("postgres://")
+                || database.url.expose_secret().starts_with("postgresql://"),
+            "database-url",
+            "give postgres://user:password@host:port/database",
+        );
+        require((2..=500).contains(&database.pool_size), "pool-size", "give 2 to 500");
+        require(
+            database.statement_timeout >= Duration::from_secs(1),
+            "statement-timeout",
+            "give at least 1s",
+        );
+        require(
+            database.lock_timeout >= Duration::from_millis(100),
+            "lock-timeout",
+            "give at least 100ms",
+        );
+        require(
+            database.idempotency_retention >= Duration::from_secs(60),
+            "idempotency-retention",
+            "give at least 1m: a shorter one refuses events that are still on their way",
+        );
+        require(!gate.group.is_empty(), "gate-group", "give a name");
+        require(
+            (1..=1_000_000).contains(&gate.window_records),
+            "gate-window-records",
+            "give 1 to 1000000",
+        );
+        require(gate.unfinished_limit >= 1, "gate-unfinished-limit", "give at least 1");
+        require(
+            (1..=10_000).contains(&serve.batch_events),
+            "batch-events",
+            "give 1 to 10000",
+        );
+        require(serve.batch_bytes >= 1 << 16, "batch-bytes", "give at least 65536");
+        require(
+            (1..=1_000).contains(&self.relay.batch),
+            "relay-batch",
+            "give 1 to 1000: more ids do not fit beside a Kafka offset",
+        );
+        require(
+            !process.instance.is_empty() && process.instance.len() <= 200,
+            "instance",
+            "give 1 to 200 characters",
+        );
+        require(
+            tracing_subscriber::EnvFilter::try_new(&process.log_filter).is_ok(),
+            "log-filter",
+            "give directives such as info or info,holdfast::gate=debug",
+        );
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+}
+
+fn bootstrap_is_well_formed(bootstrap: &str) -> bool {
+    !bootstrap.is_empty()
+        && bootstrap.split(',').all(|server| {
+            server
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        })
+}
+
+fn host_name() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn config(args: &[&str]) -> Config {
+        Cli::parse_from([&["holdfast"], args, &["migrate"]].concat()).config
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_are_accepted() {
+        assert_eq!(config(&[]).check(), Ok(()));
+    }
+
+    #[test]
+    fn every_wrong_setting_is_named_at_once_with_its_mend() {
+        let wrong = config(&["--kafka", "nowhere", "--partitions", "0", "--relay-batch", "5000"])
+            .check()
+            .unwrap_err();
+        let text: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        assert_eq!(text.len(), 4, "{text:?}");
+        assert!(
+            text[0].starts_with("--kafka (HOLDFAST_KAFKA): give host:port"),
+            "{text:?}"
+        );
+        assert!(text[2].contains("HOLDFAST_PARTITIONS"), "{text:?}");
+    }
+
+    #[test]
+    fn a_password_is_never_printed() {
+        let config = config(&["--database-url", "postgres://holdfast:sesame@db/holdfast"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+    }
+}

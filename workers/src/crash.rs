@@ -1,0 +1,119 @@
+//! Named places where a process may die. The proofs end a worker at each of them, and repeat the step before each of them;
+//! release builds contain none of it.
+
+/// Every crash point. The name is the value for `HOLDFAST_CRASH` (end the process there) and `HOLDFAST_REPEAT` (do the step
+/// before it a second time).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// A window is gathered, nothing of it sent.
+    GateGathered,
+    /// The window's records are sent, no acknowledgement awaited.
+    GateSent,
+    /// Every record of the window is acknowledged, its offsets are not committed.
+    GateAcknowledged,
+    /// The window's offsets are committed.
+    GateCommitted,
+    /// Rows and idempotency records of a batch are read.
+    ServeRead,
+    /// A batch is decided, nothing of it written.
+    ServeDecided,
+    /// A batch is written and committed, nobody has been told.
+    ServeWritten,
+    /// Outbox rows are selected, no Kafka transaction begun.
+    RelaySelected,
+    /// The batch's records are produced and acknowledged inside the Kafka transaction.
+    RelayProduced,
+    /// The batch number and ids are sent to the Kafka transaction.
+    RelayOffsetsSent,
+    /// The Kafka transaction is committed, the rows are not deleted.
+    RelayCommitted,
+    /// The rows are deleted and the batch number is raised.
+    RelayDeleted,
+    /// The Reaper has read the holds that are due.
+    ReaperFound,
+    /// The Reaper has sent its expirations, its next turn is not scheduled.
+    ReaperSent,
+}
+
+impl Point {
+    /// All points, in the order of the path of an event.
+    pub const ALL: [Point; 14] = [
+        Point::GateGathered,
+        Point::GateSent,
+        Point::GateAcknowledged,
+        Point::GateCommitted,
+        Point::ServeRead,
+        Point::ServeDecided,
+        Point::ServeWritten,
+        Point::RelaySelected,
+        Point::RelayProduced,
+        Point::RelayOffsetsSent,
+        Point::RelayCommitted,
+        Point::RelayDeleted,
+        Point::ReaperFound,
+        Point::ReaperSent,
+    ];
+
+    /// The name used in the environment, in logs and in the documentation.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Point::GateGathered => "gate.gathered",
+            Point::GateSent => "gate.sent",
+            Point::GateAcknowledged => "gate.acknowledged",
+            Point::GateCommitted => "gate.committed",
+            Point::ServeRead => "serve.read",
+            Point::ServeDecided => "serve.decided",
+            Point::ServeWritten => "serve.written",
+            Point::RelaySelected => "relay.selected",
+            Point::RelayProduced => "relay.produced",
+            Point::RelayOffsetsSent => "relay.offsets_sent",
+            Point::RelayCommitted => "relay.committed",
+            Point::RelayDeleted => "relay.deleted",
+            Point::ReaperFound => "reaper.found",
+            Point::ReaperSent => "reaper.sent",
+        }
+    }
+}
+
+#[cfg(debug_assertions)]
+pub use armed::{again, here};
+#[cfg(not(debug_assertions))]
+pub use disarmed::{again, here};
+
+#[cfg(debug_assertions)]
+mod armed {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::Point;
+
+    static CRASH: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("HOLDFAST_CRASH").ok());
+    static REPEAT: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("HOLDFAST_REPEAT").ok());
+    static REPEATED: AtomicBool = AtomicBool::new(false);
+
+    /// Ends the process at once, as `kill -9` would, when `HOLDFAST_CRASH` names this point.
+    pub fn here(point: Point) {
+        if CRASH.as_deref() == Some(point.name()) {
+            tracing::error!(point = point.name(), "crash point reached: the process ends here");
+            std::process::abort();
+        }
+    }
+
+    /// True, once per process, when `HOLDFAST_REPEAT` names this point: the caller does the step before it again.
+    pub fn again(point: Point) -> bool {
+        REPEAT.as_deref() == Some(point.name()) && !REPEATED.swap(true, Ordering::SeqCst)
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod disarmed {
+    use super::Point;
+
+    #[inline(always)]
+    pub fn here(_: Point) {}
+
+    #[inline(always)]
+    pub fn again(_: Point) -> bool {
+        false
+    }
+}

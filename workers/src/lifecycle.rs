@@ -1,0 +1,170 @@
+//! How a process starts, drains and ends: named tasks, the first signal drains, the second or a deadline ends at once, and
+//! any task that ends by itself ends the process with its name and cause. Also the port for operators.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// The tasks of one process.
+pub struct Lifecycle {
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    shutdown: CancellationToken,
+    readiness: Readiness,
+}
+
+impl Lifecycle {
+    pub fn new() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            shutdown: CancellationToken::new(),
+            readiness: Readiness::default(),
+        }
+    }
+
+    /// Cancelled by the first signal; each task then finishes what it has in hand and returns.
+    pub fn shutdown(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// What `/readyz` answers from.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Starts a task. It is expected to run until shutdown.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.tasks.spawn(async move { (name, task.await) });
+    }
+
+    /// Runs until a signal has drained every task, or until a task ends by itself.
+    ///
+    /// # Errors
+    /// The first task that ended before the shutdown, by name; tasks still busy after `drain_timeout`; a second signal.
+    pub async fn run(mut self, drain_timeout: Duration) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let failure = tokio::select! {
+            Some(ended) = self.tasks.join_next() => Some(unexpected_end(ended)),
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+        };
+        tracing::info!(
+            tasks = self.tasks.len(),
+            "draining: a second signal ends the process at once"
+        );
+        self.shutdown.cancel();
+        let drained = tokio::select! {
+            drained = tokio::time::timeout(drain_timeout, drain(&mut self.tasks)) => {
+                drained.unwrap_or_else(|_| Err(anyhow!("work in hand did not finish within {drain_timeout:?}")))
+            }
+            _ = terminate.recv() => Err(anyhow!("ended by a second signal")),
+            _ = interrupt.recv() => Err(anyhow!("ended by a second signal")),
+        };
+        match failure {
+            Some(failure) => Err(failure),
+            None => drained,
+        }
+    }
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+async fn drain(tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>) -> anyhow::Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok((name, result)) => result.with_context(|| format!("{name} failed while draining"))?,
+            Err(panic) => bail!("a task panicked while draining: {panic}"),
+        }
+    }
+    Ok(())
+}
+
+fn unexpected_end(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok((name, Ok(()))) => anyhow!("{name} ended by itself"),
+        Ok((name, Err(error))) => error.context(format!("{name} stopped")),
+        Err(panic) => anyhow!("a task panicked: {panic}"),
+    }
+}
+
+/// Which parts of the process can do their work now.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
+
+impl Readiness {
+    /// Says whether `part` is ready. A part counts from the first time it is named.
+    pub fn set(&self, part: &'static str, ready: bool) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(part, ready);
+    }
+
+    fn missing(&self) -> Vec<&'static str> {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts
+            .iter()
+            .filter(|(_, ready)| !**ready)
+            .map(|(part, _)| *part)
+            .collect()
+    }
+}
+
+/// Serves `/metrics`, `/livez` and `/readyz` (HTTP/1.1) until `shutdown`.
+///
+/// # Errors
+/// The address cannot be bound.
+pub async fn serve_http(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(readiness)
+        .route("/metrics", get(render))
+        .with_state(metrics);
+    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: set --http-listen (HOLDFAST_HTTP_LISTEN) to a free address")
+    })?;
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+        .context("the HTTP port failed")
+}
+
+async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
+    let missing = readiness.missing();
+    if missing.is_empty() {
+        (StatusCode::OK, "ready\n".to_owned())
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("waiting for: {}\n", missing.join(", ")),
+        )
+    }
+}
+
+async fn render(State(metrics): State<Arc<Metrics>>) -> Result<Vec<u8>, (StatusCode, String)> {
+    metrics
+        .render()
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
