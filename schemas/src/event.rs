@@ -1,0 +1,266 @@
+//! An event: a CloudEvent that was decoded and checked.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use crate::moment;
+use crate::reservations::Reservation;
+use crate::text::{EventId, Source, TicketId};
+use crate::trace::Traceparent;
+
+/// An event. `(source, id)` names it; the same pair with another [`hash`](Self::hash) is another event that reuses the id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub source: Source,
+    pub id: EventId,
+    /// When it happened, by its producer; UTC, in the years 1970 to 9999.
+    pub time: OffsetDateTime,
+    /// The producer's trace, or one that follows from source and id.
+    pub traceparent: Traceparent,
+    /// What it is about: the key of its record.
+    pub subject: TicketId,
+    /// Where it lay on the public topic; none for what did not come through the gate.
+    pub origin: Option<Origin>,
+    pub data: Reservation,
+    content: Content,
+}
+
+/// Where a record lay, and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    /// The broker's time, in milliseconds.
+    pub time: OffsetDateTime,
+}
+
+impl Event {
+    /// An event that did not come from Kafka, in the newest version of its type. `time` is taken to the nearest one that can
+    /// be written (years 1970 to 9999).
+    pub fn new(
+        source: Source,
+        id: EventId,
+        time: OffsetDateTime,
+        traceparent: Option<Traceparent>,
+        subject: TicketId,
+        data: Reservation,
+    ) -> Event {
+        let (event_type, wire) = data.newest();
+        let content = Content::new(event_type, &subject, wire);
+        Self::assemble(source, id, moment::clamp(time), traceparent, subject, data, content)
+    }
+
+    pub(crate) fn assemble(
+        source: Source,
+        id: EventId,
+        time: OffsetDateTime,
+        traceparent: Option<Traceparent>,
+        subject: TicketId,
+        data: Reservation,
+        content: Content,
+    ) -> Event {
+        let traceparent = traceparent.unwrap_or_else(|| Traceparent::derive(source.as_str(), id.as_str()));
+        Event {
+            source,
+            id,
+            time,
+            traceparent,
+            subject,
+            origin: None,
+            data,
+            content,
+        }
+    }
+
+    /// The CloudEvents `type`, in the version that the producer chose.
+    pub fn event_type(&self) -> &'static str {
+        self.content.event_type
+    }
+
+    /// Equal for equal type, subject and data, however they were written.
+    pub fn hash(&self) -> &RequestHash {
+        &self.content.hash
+    }
+
+    /// A CloudEvent in structured mode, in the producer's version. It decodes to this event.
+    pub fn to_json(&self) -> Vec<u8> {
+        let envelope = Envelope {
+            specversion: "1.0",
+            id: self.id.as_str(),
+            source: self.source.as_str(),
+            event_type: self.content.event_type,
+            subject: self.subject.as_str(),
+            time: moment::format(self.time),
+            traceparent: self.traceparent.as_str(),
+            origintopic: self.origin.as_ref().map(|origin| origin.topic.as_str()),
+            originpartition: self.origin.as_ref().map(|origin| origin.partition),
+            originoffset: self.origin.as_ref().map(|origin| origin.offset.to_string()),
+            origintime: self.origin.as_ref().map(|origin| moment::format(origin.time)),
+            datacontenttype: "application/json",
+            data: &self.content.data,
+        };
+        serde_json::to_vec(&envelope).expect("texts, numbers and JSON that was read can be written")
+    }
+}
+
+/// Type and data as the producer versioned them.
+#[derive(Debug, Clone)]
+pub(crate) struct Content {
+    event_type: &'static str,
+    /// In canonical JSON.
+    data: Box<RawValue>,
+    hash: RequestHash,
+}
+
+impl Content {
+    /// `data` must be canonical.
+    pub(crate) fn new(event_type: &'static str, subject: &TicketId, data: Box<RawValue>) -> Self {
+        let hash = RequestHash::of(event_type, subject, &data);
+        Self { event_type, data, hash }
+    }
+}
+
+/// The hash covers the rest.
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+/// What an event says, in 33 bytes: a tag that names the way of hashing, then the hash.
+///
+/// Tag 1 is SHA-256 of the canonical JSON (RFC 8785) of `{"data":…,"subject":…,"type":…}`, without trace, time and origin.
+/// A tag stays computable for as long as its hashes are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestHash([u8; 33]);
+
+impl RequestHash {
+    pub fn as_bytes(&self) -> &[u8; 33] {
+        &self.0
+    }
+
+    /// Canonical JSON orders members by name, and its parts are canonical: the whole is their concatenation.
+    fn of(event_type: &str, subject: &TicketId, data: &RawValue) -> Self {
+        let subject = serde_json::to_string(subject).expect("a text can be written");
+        let mut hash = Sha256::new();
+        for part in [
+            r#"{"data":"#,
+            data.get(),
+            r#","subject":"#,
+            &subject,
+            r#","type":""#,
+            event_type,
+            r#""}"#,
+        ] {
+            hash.update(part);
+        }
+        let mut tagged = [1; 33];
+        tagged[1..].copy_from_slice(&hash.finalize());
+        Self(tagged)
+    }
+}
+
+impl fmt::Debug for RequestHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    specversion: &'static str,
+    id: &'a str,
+    source: &'a str,
+    #[serde(rename = "type")]
+    event_type: &'static str,
+    subject: &'a str,
+    time: String,
+    traceparent: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origintopic: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    originpartition: Option<i32>,
+    /// As text: a CloudEvents number has 32 bits, an offset 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    originoffset: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origintime: Option<String>,
+    datacontenttype: &'static str,
+    data: &'a RawValue,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use time::macros::datetime;
+
+    fn requested(user: &str) -> Event {
+        let data = Reservation::ReservationRequested {
+            user: user.parse().unwrap(),
+            hold_for: Some(60),
+        };
+        let time = datetime!(2030-01-31 19:30 UTC);
+        Event::new(
+            "shop".parse().unwrap(),
+            "1".parse().unwrap(),
+            time,
+            None,
+            "A-\u{e9}\"\n1".parse().unwrap(),
+            data,
+        )
+    }
+
+    #[test]
+    fn the_hash_is_that_of_the_canonical_json_of_type_subject_and_data() {
+        let whole = json!({
+            "type": "holdfast.reservation.requested.v1",
+            "subject": "A-\u{e9}\"\n1",
+            "data": {"user": "ann", "hold_for": 60.0},
+        });
+        let expected = Sha256::digest(serde_json_canonicalizer::to_vec(&whole).unwrap());
+        assert_eq!(requested("ann").hash().as_bytes()[0], 1);
+        assert_eq!(requested("ann").hash().as_bytes()[1..], expected[..]);
+        assert_ne!(requested("ann").hash(), requested("bob").hash());
+    }
+
+    #[test]
+    fn an_offset_beyond_32_bits_is_written_as_text() {
+        let mut event = requested("ann");
+        let time = datetime!(2030-01-31 19:31 UTC);
+        event.origin = Some(Origin {
+            topic: "reservations".into(),
+            partition: 7,
+            offset: 1 << 40,
+            time,
+        });
+        let json: Value = serde_json::from_slice(&event.to_json()).unwrap();
+        assert_eq!(json["originoffset"], "1099511627776");
+        assert_eq!(json["originpartition"], 7);
+    }
+
+    #[test]
+    fn an_event_made_of_an_absurd_number_or_time_can_still_be_written() {
+        let data = Reservation::ReservationRequested {
+            user: "ann".parse().unwrap(),
+            hold_for: Some(i64::MAX),
+        };
+        let time = datetime!(-3000-01-01 00:00 UTC);
+        let event = Event::new(
+            "a".parse().unwrap(),
+            "1".parse().unwrap(),
+            time,
+            None,
+            "A".parse().unwrap(),
+            data,
+        );
+        let json: Value = serde_json::from_slice(&event.to_json()).unwrap();
+        assert_eq!(json["time"], "1970-01-01T00:00:00Z");
+        assert_eq!(json["data"]["hold_for"], 9_007_199_254_740_991_i64);
+    }
+}

@@ -1,0 +1,176 @@
+//! Version 1. Published: never edited. (A new reason for a refusal needs a version 2 of `reservation.refused`.)
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Told;
+use crate::identity::HoldId;
+use crate::money::Price;
+use crate::text::{CheckoutId, Invalid, Seat, ShowId, UserId};
+use crate::version::Wire;
+
+macro_rules! told {
+    ($($(#[$doc:meta])* $name:ident $type:literal { $($(#[$attribute:meta])* $field:ident: $kind:ty),* };)+) => {$(
+        $(#[$doc])*
+        #[derive(Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct $name { $($(#[$attribute])* pub(crate) $field: $kind),* }
+
+        impl Wire for $name {
+            type Current = Told;
+            const TYPE: &'static str = $type;
+        }
+    )+};
+}
+
+told! {
+    /// The ticket is for sale, at these terms.
+    TicketListed "holdfast.outcome.ticket.listed.v1" {
+        show: ShowId,
+        #[serde(default, skip_serializing_if = "Option::is_none")] seat: Option<Seat>,
+        price: Price
+    };
+    /// The terms of the ticket are now these.
+    TicketChanged "holdfast.outcome.ticket.changed.v1" {
+        show: ShowId,
+        #[serde(default, skip_serializing_if = "Option::is_none")] seat: Option<Seat>,
+        price: Price
+    };
+    /// The ticket is held for the user until the moment given.
+    TicketHeld "holdfast.outcome.ticket.held.v1" {
+        user: UserId,
+        hold: HoldId,
+        /// RFC 3339, UTC.
+        #[serde(with = "crate::moment")] #[schemars(with = "crate::moment::Moment")] until: OffsetDateTime
+    };
+    /// The user gave the hold back; the ticket is for sale again.
+    TicketReleased "holdfast.outcome.ticket.released.v1" { user: UserId, hold: HoldId };
+    /// The hold is over; the ticket is for sale again.
+    TicketExpired "holdfast.outcome.ticket.expired.v1" { user: UserId, hold: HoldId };
+    /// The ticket is the user's.
+    TicketSold "holdfast.outcome.ticket.sold.v1" { user: UserId, checkout: CheckoutId };
+    /// The sale is undone; the ticket is for sale again.
+    TicketReturned "holdfast.outcome.ticket.returned.v1" { user: UserId, checkout: CheckoutId };
+    /// The ticket is no longer for sale.
+    TicketWithdrawn "holdfast.outcome.ticket.withdrawn.v1" {};
+    /// A rule forbids what was asked; nothing changed.
+    ReservationRefused "holdfast.outcome.reservation.refused.v1" { reason: RefusalReason };
+}
+
+macro_rules! reasons {
+    ($($name:ident $text:literal: $meaning:literal, $mend:literal;)+) => {
+        /// Why a rule forbids what was asked.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[schemars(inline)]
+        pub enum RefusalReason {
+            $(#[doc = $meaning] #[serde(rename = $text)] $name,)+
+        }
+
+        impl RefusalReason {
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The name in outcomes, metrics and reports.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+
+            /// What it says.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => $meaning,)+
+                }
+            }
+
+            /// What the asker can do about it.
+            pub fn mend(self) -> &'static str {
+                match self {
+                    $(Self::$name => $mend,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    UnknownTicket "unknown_ticket": "No such ticket was ever listed.", "List it first, or mend the key.";
+    AlreadyListed "already_listed": "The ticket is for sale already.", "Withdraw it first, to list it at other terms.";
+    Held "held": "Somebody else holds the ticket.", "Try again when the hold is over, or take another ticket.";
+    AlreadyYours "already_yours": "The user holds the ticket already.", "Use that hold.";
+    Sold "sold": "The ticket is sold.", "Take another ticket.";
+    Withdrawn "withdrawn": "The ticket is not for sale.", "Take another ticket, or list it again.";
+    NotHeld "not_held": "Nobody holds the ticket.", "Nothing needs to be released.";
+    NotYourHold "not_your_hold": "The ticket is held by another user, or by another hold.", "Name the user and hold of `ticket.held`.";
+    HoldForOutOfBounds "hold_for_out_of_bounds": "`hold_for` is not within 1 second and 24 hours.", "Ask for 1 to 86400 seconds, or leave it out for 15 minutes.";
+}
+
+impl RefusalReason {
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let found = Self::ALL.iter().find(|reason| reason.as_str() == text);
+        found.copied().ok_or(Invalid::new("is no reason for a refusal"))
+    }
+}
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl From<TicketListed> for Told {
+    fn from(TicketListed { show, seat, price }: TicketListed) -> Self {
+        Self::TicketListed { show, seat, price }
+    }
+}
+
+impl From<TicketChanged> for Told {
+    fn from(TicketChanged { show, seat, price }: TicketChanged) -> Self {
+        Self::TicketChanged { show, seat, price }
+    }
+}
+
+impl From<TicketHeld> for Told {
+    fn from(TicketHeld { user, hold, until }: TicketHeld) -> Self {
+        Self::TicketHeld { user, hold, until }
+    }
+}
+
+impl From<TicketReleased> for Told {
+    fn from(TicketReleased { user, hold }: TicketReleased) -> Self {
+        Self::TicketReleased { user, hold }
+    }
+}
+
+impl From<TicketExpired> for Told {
+    fn from(TicketExpired { user, hold }: TicketExpired) -> Self {
+        Self::TicketExpired { user, hold }
+    }
+}
+
+impl From<TicketSold> for Told {
+    fn from(TicketSold { user, checkout }: TicketSold) -> Self {
+        Self::TicketSold { user, checkout }
+    }
+}
+
+impl From<TicketReturned> for Told {
+    fn from(TicketReturned { user, checkout }: TicketReturned) -> Self {
+        Self::TicketReturned { user, checkout }
+    }
+}
+
+impl From<TicketWithdrawn> for Told {
+    fn from(TicketWithdrawn {}: TicketWithdrawn) -> Self {
+        Self::TicketWithdrawn
+    }
+}
+
+impl From<ReservationRefused> for Told {
+    fn from(ReservationRefused { reason }: ReservationRefused) -> Self {
+        Self::ReservationRefused { reason }
+    }
+}

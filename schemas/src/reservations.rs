@@ -1,0 +1,56 @@
+//! The events of the topic `reservations`: what may be asked about tickets.
+
+pub(crate) mod v1;
+
+use serde_json::value::RawValue;
+
+use crate::identity::HoldId;
+use crate::money::Price;
+use crate::number::MAX_SAFE;
+use crate::text::{Seat, ShowId, UserId};
+use crate::version::{Version, Wire, canonical};
+
+/// What is asked, in its current form, whichever version it came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reservation {
+    /// A ticket is for sale, at these terms.
+    TicketListed {
+        show: ShowId,
+        seat: Option<Seat>,
+        price: Price,
+    },
+    /// A ticket is no longer for sale.
+    TicketWithdrawn,
+    /// A user asks to hold the ticket. `hold_for` is in seconds; any value: the rule judges it.
+    ReservationRequested { user: UserId, hold_for: Option<i64> },
+    /// A user gives a hold back.
+    ReservationReleased { user: UserId, hold: HoldId },
+}
+
+/// Every version that can be read; a new one is a module and a line.
+pub(crate) const VERSIONS: &[Version<Reservation>] = &[
+    Version::of::<v1::TicketListed>(),
+    Version::of::<v1::TicketWithdrawn>(),
+    Version::of::<v1::ReservationRequested>(),
+    Version::of::<v1::ReservationReleased>(),
+];
+
+impl Reservation {
+    /// Type and data in the newest version.
+    pub(crate) fn newest(&self) -> (&'static str, Box<RawValue>) {
+        match self.clone() {
+            Self::TicketListed { show, seat, price } => write(v1::TicketListed { show, seat, price }),
+            Self::TicketWithdrawn => write(v1::TicketWithdrawn {}),
+            Self::ReservationRequested { user, hold_for } => {
+                // Beyond what JSON keeps exact; the rule refuses the bound as well.
+                let hold_for = hold_for.map(|seconds| seconds.clamp(-MAX_SAFE, MAX_SAFE));
+                write(v1::ReservationRequested { user, hold_for })
+            }
+            Self::ReservationReleased { user, hold } => write(v1::ReservationReleased { user, hold }),
+        }
+    }
+}
+
+fn write<W: Wire>(wire: W) -> (&'static str, Box<RawValue>) {
+    (W::TYPE, canonical(&wire))
+}

@@ -1,0 +1,186 @@
+//! Ids and other short texts. Each is checked once, where it enters; inside, the type is the proof.
+
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// Why a value is not of the type asked for, in words for whoever sent it. Never repeats the value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub(crate) Cow<'static, str>);
+
+impl Invalid {
+    pub(crate) fn new(why: impl Into<Cow<'static, str>>) -> Self {
+        Self(why.into())
+    }
+}
+
+/// U+0000 has a reason of its own among the dead letters, so that it is told apart from a bad length.
+pub(crate) const NUL: &str = "must not contain U+0000, which the database cannot store";
+
+macro_rules! text {
+    ($($(#[$doc:meta])* $name:ident, $max:literal;)+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The longest one, in bytes of UTF-8.
+            pub const MAX_BYTES: usize = $max;
+
+            /// Fails when `text` is empty, longer than [`Self::MAX_BYTES`] or contains U+0000.
+            pub fn parse(text: &str) -> Result<Self, Invalid> {
+                check(text, Self::MAX_BYTES)?;
+                Ok(Self(text.to_owned()))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Invalid;
+
+            fn try_from(text: String) -> Result<Self, Invalid> {
+                check(&text, Self::MAX_BYTES)?;
+                Ok(Self(text))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                Self::parse(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(text: $name) -> String {
+                text.0
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({:?})", stringify!($name), self.0)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                text_schema(Self::MAX_BYTES)
+            }
+        }
+    )+};
+}
+
+text! {
+    /// The `id` of a CloudEvent: with its [`Source`] it names one event for ever.
+    EventId, 255;
+    /// The `source` of a CloudEvent: who says it.
+    Source, 255;
+    /// One ticket: one seat of one show. Key and subject of every reservation event.
+    TicketId, 255;
+    /// One user, by the id that the shop gave.
+    UserId, 255;
+    /// One show: what a ticket admits to.
+    ShowId, 255;
+    /// One checkout, by the id that its asker gave.
+    CheckoutId, 255;
+    /// Which seat, in words for people ("Stalls, row 4, seat 12").
+    Seat, 1_000;
+}
+
+fn check(text: &str, max: usize) -> Result<(), Invalid> {
+    if text.is_empty() {
+        return Err(Invalid::new(format!("is empty; must have 1 to {max} bytes")));
+    }
+    if text.len() > max {
+        return Err(Invalid::new(format!("has {} bytes; must have 1 to {max}", text.len())));
+    }
+    if text.contains('\0') {
+        return Err(Invalid::new(NUL));
+    }
+    Ok(())
+}
+
+/// JSON Schema counts characters and the bound is in bytes, so the schema alone admits some texts that are too long.
+fn text_schema(max: usize) -> Schema {
+    json_schema!({
+        "type": "string",
+        "description": format!("1 to {max} bytes of UTF-8, without U+0000"),
+        "minLength": 1,
+        "maxLength": max,
+        "pattern": "^[^\\u0000]*$",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_1_to_255_bytes() {
+        assert!(TicketId::parse("").is_err());
+        assert!(TicketId::parse(&"a".repeat(255)).is_ok());
+        assert!(TicketId::parse(&"a".repeat(256)).is_err());
+        assert!(
+            TicketId::parse(&"\u{e9}".repeat(128)).is_err(),
+            "bytes are counted, not characters"
+        );
+        assert!(EventId::parse(&"a".repeat(10_000)).is_err());
+    }
+
+    #[test]
+    fn only_u_0000_is_forbidden() {
+        assert!(Seat::parse("row\u{0}4").is_err());
+        for text in ["\u{1}", "\u{202e}4 wor", "\u{5d0}\u{5d1}", " ", "\n", "\u{10ffff}"] {
+            assert_eq!(Seat::parse(text).unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn an_id_is_checked_when_it_is_read_from_json() {
+        assert!(serde_json::from_str::<UserId>(r#""""#).is_err());
+        assert_eq!(
+            serde_json::from_str::<UserId>(r#""ann""#).unwrap(),
+            UserId::parse("ann").unwrap()
+        );
+        assert_eq!(
+            serde_json::to_string(&UserId::parse("ann").unwrap()).unwrap(),
+            r#""ann""#
+        );
+    }
+}

@@ -1,0 +1,12 @@
+//! The topics, by name.
+
+/// Public, in: reservation events, keyed by ticket.
+pub const RESERVATIONS: &str = "reservations";
+/// Internal: what the gate admitted, gathered by ticket.
+pub const RESERVATIONS_ADMITTED: &str = "reservations.admitted";
+/// Public, out: what became of the tickets, keyed by ticket.
+pub const RESERVATIONS_OUTCOMES: &str = "reservations.outcomes";
+/// Public, out: records that nobody can decide, with the reason.
+pub const DEAD_LETTERS: &str = "dead-letters";
+/// Internal: one partition, never written; its offsets carry the relay's state.
+pub const RELAY_STATE: &str = "relay.state";

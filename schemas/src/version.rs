@@ -1,0 +1,117 @@
+//! Versions of wire types. Every type and version that was ever published has a module of its own and stays readable:
+//! the version is read as it was meant and turned into the current form.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+/// The data of one type in one version.
+pub(crate) trait Wire: Serialize + DeserializeOwned + JsonSchema {
+    /// What this version became: the form that the rest of the product knows.
+    type Current: From<Self>;
+    /// The CloudEvents `type`, with its version.
+    const TYPE: &'static str;
+}
+
+/// How to read one version; one line of a table of all versions.
+pub(crate) struct Version<T> {
+    pub(crate) name: &'static str,
+    pub(crate) read: fn(&str) -> Result<Read<T>, String>,
+    #[expect(dead_code, reason = "the generator of the published schemas reads it")]
+    pub(crate) schema: fn(SchemaGenerator) -> Schema,
+}
+
+/// Data that was read.
+pub(crate) struct Read<T> {
+    pub(crate) current: T,
+    /// The data as it was said, in canonical JSON (RFC 8785).
+    pub(crate) canonical: Box<RawValue>,
+}
+
+impl<T> Version<T> {
+    pub(crate) const fn of<W: Wire<Current = T>>() -> Self {
+        Self {
+            name: W::TYPE,
+            read: read::<W>,
+            schema: SchemaGenerator::into_root_schema_for::<W>,
+        }
+    }
+}
+
+/// Data in canonical JSON (RFC 8785).
+pub(crate) fn canonical<W: Wire>(wire: &W) -> Box<RawValue> {
+    serde_json_canonicalizer::to_string(wire)
+        .and_then(RawValue::from_string)
+        .expect("wire types have text keys and whole numbers, which JSON can always write")
+}
+
+fn read<W: Wire>(data: &str) -> Result<Read<W::Current>, String> {
+    match serde_json::from_str(data) {
+        Ok(Object::<W>(wire)) => Ok(Read {
+            canonical: canonical(&wire),
+            current: wire.into(),
+        }),
+        Err(_) => Err(explain::<W>(data)),
+    }
+}
+
+/// Reads again, slower, to say where the fault is.
+fn explain<W: Wire>(data: &str) -> String {
+    let from = &mut serde_json::Deserializer::from_str(data);
+    match serde_path_to_error::deserialize::<_, Object<W>>(from) {
+        Ok(_) => "data: more than one JSON value".to_owned(),
+        Err(error) => {
+            let path = error.path().to_string();
+            let place = if path == "." {
+                "data".to_owned()
+            } else {
+                format!("data.{path}")
+            };
+            format!("{place}: {}", without_value(&error.into_inner().to_string()))
+        }
+    }
+}
+
+/// A message of serde without the value that it quotes and without the position, which means nothing to the sender.
+fn without_value(message: &str) -> String {
+    let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message);
+    match (
+        message.starts_with("invalid "),
+        message.split_once(": "),
+        message.rsplit_once(", expected "),
+    ) {
+        (true, Some((_, found)), Some((_, expected))) => {
+            let kind = found.split(['"', '`', ',']).next().unwrap_or_default().trim();
+            format!("is {kind}; expected {expected}")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+/// A JSON object as `T`. Without it a derived struct takes a list too, field by field, which no schema says.
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(Members(PhantomData))
+    }
+}
+
+struct Members<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(members)).map(Object)
+    }
+}
