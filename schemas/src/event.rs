@@ -87,6 +87,14 @@ impl Event {
         &self.content.hash
     }
 
+    /// About how many bytes the event takes as JSON.
+    pub fn size(&self) -> usize {
+        400 + self.source.as_str().len()
+            + self.id.as_str().len()
+            + self.subject.as_str().len()
+            + self.content.data.get().len()
+    }
+
     /// A CloudEvent in structured mode, in the producer's version. It decodes to this event.
     pub fn to_json(&self) -> Vec<u8> {
         let envelope = Envelope {
@@ -145,6 +153,16 @@ impl RequestHash {
     }
 
     /// Canonical JSON orders members by name, and its parts are canonical: the whole is their concatenation.
+    /// The hash of a request from within the product, by the same rule.
+    pub fn of_request(kind: &str, subject: &TicketId, data: &serde_json::Value) -> Self {
+        let data = serde_json_canonicalizer::to_string(data).expect("JSON values have text keys");
+        Self::of(
+            kind,
+            subject,
+            &RawValue::from_string(data).expect("JSON that was written can be read"),
+        )
+    }
+
     fn of(event_type: &str, subject: &TicketId, data: &RawValue) -> Self {
         let subject = serde_json::to_string(subject).expect("a text can be written");
         let mut hash = Sha256::new();

@@ -28,7 +28,7 @@ impl Traceparent {
     }
 
     /// The trace of an event whose producer gave none: the same for every repeat of it, and not sampled.
-    pub(crate) fn derive(source: &str, id: &str) -> Self {
+    pub fn derive(source: &str, id: &str) -> Self {
         let trace = identity::trace(source, id);
         let mut span = String::with_capacity(16);
         for byte in &identity::trace(source, &trace.to_string()).as_bytes()[..8] {

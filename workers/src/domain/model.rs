@@ -1,0 +1,204 @@
+//! The rules a second time, as the table of ARCHITECTURE.md says them, and random lives of a ticket to compare the two.
+
+use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, Told, UserId};
+use proptest::prelude::*;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::{Decision, Hold, Input, Sale, State, Ticket, decide};
+
+/// What a ticket in a state (column) answers to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
+/// `a if c else b` depends on whether user, hold or checkout fit.
+const TABLE: &str = "
+    input    | no row         | available      | held                                 | due                     | sold                          | withdrawn
+    list     | listed         | already_listed | held!                                | expired + already_listed | sold!                        | listed
+    withdraw | unknown_ticket | withdrawn      | held!                                | expired + withdrawn     | sold!                         | withdrawn!
+    reserve  | unknown_ticket | held           | already_yours if user fits else held! | expired + held         | sold!                         | withdrawn!
+    release  | unknown_ticket | not_held       | released if hold fits else not_your_hold | expired             | sold!                         | not_held
+    expire   | -              | -              | -                                    | expired if id fits else - | -                           | -
+    sell     | -              | -              | sold if hold fits else -             | -                       | done if checkout fits else -  | -
+    return   | -              | -              | -                                    | -                       | returned if checkout fits else - | -
+";
+
+#[derive(Clone, Debug)]
+struct Step {
+    row: &'static str,
+    user: usize,
+    /// Names the ticket's own hold, or a stranger's.
+    own_hold: bool,
+    checkout: usize,
+    hold_for: Option<i64>,
+    seconds_later: i64,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (
+        prop::sample::select(vec![
+            "list", "withdraw", "reserve", "reserve", "release", "expire", "sell", "return",
+        ]),
+        0..2usize,
+        any::<bool>(),
+        0..2usize,
+        prop::option::of(prop::sample::select(vec![-1, 0, 1, 60, 86_400, 86_401, i64::MAX])),
+        prop::sample::select(vec![0, 1, 30, 59, 60, 61, 900]),
+    )
+        .prop_map(|(row, user, own_hold, checkout, hold_for, seconds_later)| Step {
+            row,
+            user,
+            own_hold,
+            checkout,
+            hold_for,
+            seconds_later,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_life_of_a_ticket_follows_the_table(steps in prop::collection::vec(step(), 1..40)) {
+        let mut now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
+        let mut ticket: Option<Ticket> = None;
+        for (place, step) in steps.into_iter().enumerate() {
+            now += Duration::seconds(step.seconds_later);
+            let input = input(&step, ticket.as_ref(), place);
+            let expected = expected(ticket.as_ref(), &step, &input, now);
+            let before = ticket.clone();
+            match decide(ticket.as_ref(), input.clone(), now) {
+                Decision::Nothing => prop_assert_eq!(expected, vec!["-"]),
+                Decision::AlreadyDone => prop_assert_eq!(expected, vec!["done"]),
+                Decision::Told { next, outcomes } => {
+                    let told: Vec<&str> = outcomes.iter().map(name).collect();
+                    prop_assert_eq!(&told, &expected, "{:?} on {:?}", input, before);
+                    let version = before.as_ref().map_or(0, |ticket| ticket.version);
+                    if let Some(next) = &next {
+                        prop_assert_eq!(next.version, version + outcomes.len() as i64, "one version an outcome");
+                        prop_assert_eq!(next.changed_at, now);
+                        prop_assert!(state_follows(before.as_ref(), next, &outcomes), "{:?} -> {:?}", before, next);
+                    } else {
+                        prop_assert!(before.is_none());
+                    }
+                    ticket = next;
+                }
+            }
+        }
+    }
+}
+
+fn input(step: &Step, ticket: Option<&Ticket>, place: usize) -> Input {
+    let user = UserId::parse(["ann", "bob"][step.user]).unwrap();
+    let checkout = CheckoutId::parse(["c-1", "c-2"][step.checkout]).unwrap();
+    let own = ticket.and_then(|ticket| match &ticket.state {
+        State::Held(hold) => Some(hold.id),
+        State::Sold(sale) => Some(sale.hold),
+        State::Available | State::Withdrawn => None,
+    });
+    let fresh = HoldId(Uuid::from_u128(place as u128 + 1));
+    let hold = own.filter(|_| step.own_hold).unwrap_or(fresh);
+    match step.row {
+        "list" => Input::List {
+            show: ShowId::parse(&format!("show-{place}")).unwrap(),
+            seat: None,
+            price: Price::new(place as i64, "EUR".parse().unwrap()).unwrap(),
+        },
+        "withdraw" => Input::Withdraw,
+        "reserve" => Input::Reserve {
+            user,
+            hold_for: step.hold_for,
+            hold: fresh,
+        },
+        "release" => Input::Release { user, hold },
+        "expire" => Input::Expire { hold },
+        "sell" => Input::Sell { user, hold, checkout },
+        "return" => Input::Return { checkout },
+        other => unreachable!("{other}"),
+    }
+}
+
+/// Reads the table.
+fn expected(ticket: Option<&Ticket>, step: &Step, input: &Input, now: OffsetDateTime) -> Vec<&'static str> {
+    let column = match ticket.map(|ticket| &ticket.state) {
+        None => 1,
+        Some(State::Available) => 2,
+        Some(State::Held(hold)) if hold.until > now => 3,
+        Some(State::Held(_)) => 4,
+        Some(State::Sold(_)) => 5,
+        Some(State::Withdrawn) => 6,
+    };
+    let row = TABLE.lines().find(|line| line.trim().starts_with(step.row)).unwrap();
+    let cell = row.split('|').nth(column).unwrap().trim();
+    let answer = match cell.split_once(" if ") {
+        None => cell,
+        Some((yes, rest)) => {
+            let (condition, no) = rest.split_once(" fits else ").unwrap();
+            if fits(condition, &ticket.unwrap().state, input) {
+                yes
+            } else {
+                no
+            }
+        }
+    };
+    let held = |outcome| match outcome {
+        "held" if !step.hold_for.is_none_or(|seconds| (1..=86_400).contains(&seconds)) => "hold_for_out_of_bounds",
+        other => other,
+    };
+    answer.split(" + ").map(|outcome| held(outcome.trim())).collect()
+}
+
+fn fits(condition: &str, state: &State, input: &Input) -> bool {
+    match (condition, state, input) {
+        ("user", State::Held(held), Input::Reserve { user, .. }) => *user == held.user,
+        ("hold", State::Held(held), Input::Release { user, hold } | Input::Sell { user, hold, .. }) => {
+            *user == held.user && *hold == held.id
+        }
+        ("id", State::Held(due), Input::Expire { hold }) => *hold == due.id,
+        ("checkout", State::Sold(sale), Input::Sell { checkout, .. } | Input::Return { checkout }) => {
+            *checkout == sale.checkout
+        }
+        other => unreachable!("{other:?}"),
+    }
+}
+
+fn name(told: &Told) -> &'static str {
+    match told {
+        Told::TicketListed { .. } => "listed",
+        Told::TicketChanged { .. } => "changed",
+        Told::TicketHeld { .. } => "held",
+        Told::TicketReleased { .. } => "released",
+        Told::TicketExpired { .. } => "expired",
+        Told::TicketSold { .. } => "sold",
+        Told::TicketReturned { .. } => "returned",
+        Told::TicketWithdrawn => "withdrawn",
+        // A `!` tells a refusal from the outcome of the same name.
+        Told::ReservationRefused { reason } => match reason {
+            RefusalReason::Held => "held!",
+            RefusalReason::Sold => "sold!",
+            RefusalReason::Withdrawn => "withdrawn!",
+            other => other.as_str(),
+        },
+    }
+}
+
+/// The state is what the outcomes say, one after the other: whoever reads only outcomes knows the ticket.
+fn state_follows(before: Option<&Ticket>, next: &Ticket, outcomes: &[Told]) -> bool {
+    let mut state = before.map_or(State::Withdrawn, |ticket| ticket.state.clone());
+    for told in outcomes {
+        state = match told.clone() {
+            Told::TicketListed { show, price, .. } if show == next.show && price == next.price => State::Available,
+            Told::TicketListed { .. } | Told::TicketChanged { .. } => return false,
+            Told::TicketHeld { user, hold, until } => State::Held(Hold { id: hold, user, until }),
+            Told::TicketReleased { .. } | Told::TicketExpired { .. } | Told::TicketReturned { .. } => State::Available,
+            Told::TicketSold { user, checkout } => match state {
+                State::Held(held) => State::Sold(Sale {
+                    hold: held.id,
+                    user,
+                    checkout,
+                }),
+                _ => return false,
+            },
+            Told::TicketWithdrawn => State::Withdrawn,
+            Told::ReservationRefused { .. } => state,
+        };
+    }
+    state == next.state
+}

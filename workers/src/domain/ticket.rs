@@ -1,0 +1,276 @@
+//! The life of one ticket: listed, held, sold, returned, withdrawn.
+
+use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, Seat, ShowId, Told, UserId};
+use time::{Duration, OffsetDateTime};
+
+/// How long a hold lives when the request does not say.
+const DEFAULT_HOLD: Duration = Duration::minutes(15);
+/// The shortest and the longest time that a request may hold a ticket for, in seconds: 1 s to 24 h.
+const HOLD_FOR_SECONDS: std::ops::RangeInclusive<i64> = 1..=24 * 60 * 60;
+
+/// A ticket that was listed at least once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// Sequence of the ticket's newest outcome.
+    pub version: i64,
+    pub show: ShowId,
+    pub seat: Option<Seat>,
+    pub price: Price,
+    pub state: State,
+    /// Moment of the last change; no decision is taken at an earlier one.
+    pub changed_at: OffsetDateTime,
+}
+
+/// Whose the ticket is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Available,
+    /// Kept for a user until a moment. A hold whose moment has come is due: it binds nobody, and the next input ends it.
+    Held(Hold),
+    Sold(Sale),
+    Withdrawn,
+}
+
+/// A ticket kept for a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub id: HoldId,
+    pub user: UserId,
+    pub until: OffsetDateTime,
+}
+
+/// A ticket sold to a user out of a hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sale {
+    pub hold: HoldId,
+    pub user: UserId,
+    pub checkout: CheckoutId,
+}
+
+/// What can be asked of a ticket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    List {
+        show: ShowId,
+        seat: Option<Seat>,
+        price: Price,
+    },
+    Withdraw,
+    Reserve {
+        user: UserId,
+        /// Seconds; absent means [`DEFAULT_HOLD`].
+        hold_for: Option<i64>,
+        /// The id that the hold will have.
+        hold: HoldId,
+    },
+    Release {
+        user: UserId,
+        hold: HoldId,
+    },
+    /// Internal: end this hold if it is due.
+    Expire {
+        hold: HoldId,
+    },
+    /// Internal: a checkout sells what is held.
+    Sell {
+        user: UserId,
+        hold: HoldId,
+        checkout: CheckoutId,
+    },
+    /// Internal: a checkout gives back what it sold.
+    Return {
+        checkout: CheckoutId,
+    },
+}
+
+/// What an input does to a ticket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The ticket becomes `next` (absent: there is no row and there will be none), and the world is told, in this order.
+    Told { next: Option<Ticket>, outcomes: Vec<Told> },
+    /// An internal input that does not fit: no outcome, no new version.
+    Nothing,
+    /// An internal input that has taken effect before.
+    AlreadyDone,
+}
+
+/// Decides one input. `now` is the moment of the decision and never earlier than the ticket's last change.
+pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision {
+    let Some(ticket) = ticket else {
+        return decide_unlisted(input, now);
+    };
+    match &ticket.state {
+        State::Available => decide_available(ticket, input, now),
+        State::Held(hold) if now < hold.until => decide_held(ticket, hold, input, now),
+        State::Held(hold) => decide_due(ticket, hold, input, now),
+        State::Sold(sale) => decide_sold(ticket, sale, input, now),
+        State::Withdrawn => decide_withdrawn(ticket, input, now),
+    }
+}
+
+fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
+    match input {
+        Input::List { show, seat, price } => {
+            let outcome = Told::TicketListed {
+                show: show.clone(),
+                seat: seat.clone(),
+                price,
+            };
+            let next = Ticket {
+                version: 1,
+                show,
+                seat,
+                price,
+                state: State::Available,
+                changed_at: now,
+            };
+            Decision::Told {
+                next: Some(next),
+                outcomes: vec![outcome],
+            }
+        }
+        Input::Withdraw | Input::Reserve { .. } | Input::Release { .. } => Decision::Told {
+            next: None,
+            outcomes: vec![refusal(RefusalReason::UnknownTicket)],
+        },
+        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+    }
+}
+
+fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
+    match input {
+        Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
+        Input::Withdraw => tell(ticket, State::Withdrawn, vec![Told::TicketWithdrawn], now),
+        Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![], now),
+        Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
+        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+    }
+}
+
+fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) -> Decision {
+    match input {
+        Input::List { .. } | Input::Withdraw => refuse(ticket, RefusalReason::Held, now),
+        Input::Reserve { user, .. } if user == held.user => refuse(ticket, RefusalReason::AlreadyYours, now),
+        Input::Reserve { .. } => refuse(ticket, RefusalReason::Held, now),
+        Input::Release { user, hold } if user == held.user && hold == held.id => {
+            tell(ticket, State::Available, vec![Told::TicketReleased { user, hold }], now)
+        }
+        Input::Release { .. } => refuse(ticket, RefusalReason::NotYourHold, now),
+        Input::Sell { user, hold, checkout } if user == held.user && hold == held.id => {
+            let outcome = Told::TicketSold {
+                user: user.clone(),
+                checkout: checkout.clone(),
+            };
+            tell(ticket, State::Sold(Sale { hold, user, checkout }), vec![outcome], now)
+        }
+        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+    }
+}
+
+/// The hold's moment has come: whatever is asked, the hold ends first.
+fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision {
+    let expired = Told::TicketExpired {
+        user: due.user.clone(),
+        hold: due.id,
+    };
+    match input {
+        Input::List { .. } => tell(
+            ticket,
+            State::Available,
+            vec![expired, refusal(RefusalReason::AlreadyListed)],
+            now,
+        ),
+        Input::Withdraw => tell(ticket, State::Withdrawn, vec![expired, Told::TicketWithdrawn], now),
+        Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![expired], now),
+        Input::Release { .. } => tell(ticket, State::Available, vec![expired], now),
+        Input::Expire { hold } if hold == due.id => tell(ticket, State::Available, vec![expired], now),
+        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+    }
+}
+
+fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) -> Decision {
+    match input {
+        Input::List { .. } | Input::Withdraw | Input::Reserve { .. } | Input::Release { .. } => {
+            refuse(ticket, RefusalReason::Sold, now)
+        }
+        Input::Sell { checkout, .. } if checkout == sale.checkout => Decision::AlreadyDone,
+        Input::Return { checkout } if checkout == sale.checkout => tell(
+            ticket,
+            State::Available,
+            vec![Told::TicketReturned {
+                user: sale.user.clone(),
+                checkout,
+            }],
+            now,
+        ),
+        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+    }
+}
+
+fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
+    match input {
+        Input::List { show, seat, price } => {
+            let outcome = Told::TicketListed {
+                show: show.clone(),
+                seat: seat.clone(),
+                price,
+            };
+            let terms = Ticket {
+                show,
+                seat,
+                price,
+                ..ticket.clone()
+            };
+            tell(&terms, State::Available, vec![outcome], now)
+        }
+        Input::Withdraw | Input::Reserve { .. } => refuse(ticket, RefusalReason::Withdrawn, now),
+        Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
+        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+    }
+}
+
+/// Holds a free ticket; `before` is what is told first.
+fn reserve(
+    ticket: &Ticket,
+    user: UserId,
+    hold_for: Option<i64>,
+    hold: HoldId,
+    before: Vec<Told>,
+    now: OffsetDateTime,
+) -> Decision {
+    let seconds = hold_for.unwrap_or(DEFAULT_HOLD.whole_seconds());
+    let mut outcomes = before;
+    if !HOLD_FOR_SECONDS.contains(&seconds) {
+        outcomes.push(refusal(RefusalReason::HoldForOutOfBounds));
+        return tell(ticket, State::Available, outcomes, now);
+    }
+    let until = now + Duration::seconds(seconds);
+    outcomes.push(Told::TicketHeld {
+        user: user.clone(),
+        hold,
+        until,
+    });
+    tell(ticket, State::Held(Hold { id: hold, user, until }), outcomes, now)
+}
+
+fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decision {
+    tell(ticket, ticket.state.clone(), vec![refusal(reason)], now)
+}
+
+fn refusal(reason: RefusalReason) -> Told {
+    Told::ReservationRefused { reason }
+}
+
+/// Every outcome raises the version by one.
+fn tell(ticket: &Ticket, state: State, outcomes: Vec<Told>, now: OffsetDateTime) -> Decision {
+    let version = ticket.version + outcomes.len() as i64;
+    Decision::Told {
+        next: Some(Ticket {
+            version,
+            state,
+            changed_at: now,
+            ..ticket.clone()
+        }),
+        outcomes,
+    }
+}
