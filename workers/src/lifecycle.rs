@@ -11,7 +11,10 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,17 +22,26 @@ use crate::metrics::Metrics;
 
 /// The tasks of one process.
 pub struct Lifecycle {
-    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
-    shutdown: CancellationToken,
+    spawner: Spawner,
+    spawned: mpsc::UnboundedReceiver<Task>,
     readiness: Readiness,
 }
 
-impl Lifecycle {
-    pub fn new() -> Self {
-        Self {
-            tasks: JoinSet::new(),
-            shutdown: CancellationToken::new(),
-            readiness: Readiness::default(),
+type Task = (&'static str, BoxFuture<'static, anyhow::Result<()>>);
+type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// Starts tasks, also from within a task, and tells them when to end.
+#[derive(Clone)]
+pub struct Spawner {
+    tasks: mpsc::UnboundedSender<Task>,
+    shutdown: CancellationToken,
+}
+
+impl Spawner {
+    /// Starts a task. It is expected to run until shutdown.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        if self.tasks.send((name, task.boxed())).is_err() {
+            tracing::debug!(name, "not started: the process is ending");
         }
     }
 
@@ -37,15 +49,29 @@ impl Lifecycle {
     pub fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()
     }
+}
+
+impl Lifecycle {
+    pub fn new() -> Self {
+        let (tasks, spawned) = mpsc::unbounded_channel();
+        let spawner = Spawner {
+            tasks,
+            shutdown: CancellationToken::new(),
+        };
+        Self {
+            spawner,
+            spawned,
+            readiness: Readiness::default(),
+        }
+    }
+
+    pub fn spawner(&self) -> Spawner {
+        self.spawner.clone()
+    }
 
     /// What `/readyz` answers from.
     pub fn readiness(&self) -> Readiness {
         self.readiness.clone()
-    }
-
-    /// Starts a task. It is expected to run until shutdown.
-    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        self.tasks.spawn(async move { (name, task.await) });
     }
 
     /// Runs until a signal has drained every task, or until a task ends by itself.
@@ -55,18 +81,24 @@ impl Lifecycle {
     pub async fn run(mut self, drain_timeout: Duration) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        let failure = tokio::select! {
-            Some(ended) = self.tasks.join_next() => Some(unexpected_end(ended)),
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
+        let mut tasks = Tasks::new();
+        let failure = loop {
+            tokio::select! {
+                Some((name, task)) = self.spawned.recv() => {
+                    tasks.spawn(async move { (name, task.await) });
+                }
+                Some(ended) = tasks.join_next() => break Some(unexpected_end(ended)),
+                _ = terminate.recv() => break None,
+                _ = interrupt.recv() => break None,
+            }
         };
         tracing::info!(
-            tasks = self.tasks.len(),
+            tasks = tasks.len(),
             "draining: a second signal ends the process at once"
         );
-        self.shutdown.cancel();
+        self.spawner.shutdown.cancel();
         let drained = tokio::select! {
-            drained = tokio::time::timeout(drain_timeout, drain(&mut self.tasks)) => {
+            drained = tokio::time::timeout(drain_timeout, drain(&mut tasks)) => {
                 drained.unwrap_or_else(|_| Err(anyhow!("work in hand did not finish within {drain_timeout:?}")))
             }
             _ = terminate.recv() => Err(anyhow!("ended by a second signal")),
@@ -85,7 +117,7 @@ impl Default for Lifecycle {
     }
 }
 
-async fn drain(tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>) -> anyhow::Result<()> {
+async fn drain(tasks: &mut Tasks) -> anyhow::Result<()> {
     while let Some(ended) = tasks.join_next().await {
         match ended {
             Ok((name, result)) => result.with_context(|| format!("{name} failed while draining"))?,

@@ -1,1 +1,116 @@
-//! Written next.
+//! Postgres: the only place with SQL, beside what `verify` reads. One file per table, free functions over a pool or connection.
+
+pub mod commit;
+pub mod idempotency;
+
+pub mod tickets;
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use secrecy::ExposeSecret;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use crate::config;
+use crate::metrics::Metrics;
+pub use commit::{Answer, Ask, Committer, Internal, Unit, Work};
+
+/// What can go wrong with the database, by operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the database URL cannot be read")]
+    Url(#[source] sqlx::Error),
+    #[error("the tables could not be brought up to date")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    #[error("the current rows could not be read")]
+    Read(#[source] sqlx::Error),
+    #[error("the batch could not be written")]
+    Write(#[source] sqlx::Error),
+    /// A row says what no migration allows: somebody else wrote it, or a newer version.
+    #[error("the row of {table} with key {key:?} cannot be understood: {what}")]
+    Row {
+        table: &'static str,
+        key: String,
+        what: String,
+    },
+    /// The rules panicked on this unit; the panic's own message is in the log.
+    #[error("the decision panicked")]
+    Panic,
+    /// The committer ended with the process.
+    #[error("the committer has ended")]
+    Ended,
+}
+
+/// A pool whose sessions carry our timeouts. Waits for the database for ever, with capped back-off, and says so.
+///
+/// # Errors
+/// Only a URL that cannot be read.
+pub async fn connect(config: &config::Database, metrics: &Metrics) -> Result<PgPool, Error> {
+    let options: PgConnectOptions = config.url.expose_secret().parse().map_err(Error::Url)?;
+    let address = format!(
+        "{}:{}/{}",
+        options.get_host(),
+        options.get_port(),
+        options.get_database().unwrap_or_default()
+    );
+    let milliseconds = |duration: Duration| duration.as_millis().to_string();
+    let options = options.application_name("holdfast").options([
+        ("statement_timeout", milliseconds(config.statement_timeout)),
+        ("lock_timeout", milliseconds(config.lock_timeout)),
+        (
+            "idle_in_transaction_session_timeout",
+            milliseconds(config.statement_timeout),
+        ),
+        ("synchronous_commit", "on".to_owned()),
+        // Our statements take arrays: one plan by index suits every length, and costs no planning.
+        ("plan_cache_mode", "force_generic_plan".to_owned()),
+    ]);
+    let pool = PgPoolOptions::new()
+        .max_connections(config.pool_size)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(options);
+    let mut pauses = pauses();
+    loop {
+        match pool.acquire().await {
+            Ok(_) => return Ok(pool),
+            Err(error) => {
+                metrics.retries.with_label_values(&["connect"]).inc();
+                tracing::warn!(%address, error = &error as &dyn std::error::Error, "waiting for Postgres");
+                tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+            }
+        }
+    }
+}
+
+/// Asks the database for any answer.
+///
+/// # Errors
+/// It does not answer.
+pub async fn ping(pool: &PgPool) -> Result<(), Error> {
+    sqlx::query_scalar!("select 1")
+        .fetch_one(pool)
+        .await
+        .map(drop)
+        .map_err(Error::Read)
+}
+
+/// Brings the tables up to date.
+///
+/// # Errors
+/// A migration failed, or one that was applied has changed since.
+pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
+    sqlx::migrate!("../migrations").run(pool).await.map_err(Error::Migrate)
+}
+
+/// The longest pause between two attempts at something that infrastructure made fail.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Growing pauses without end, from 50 ms to [`LONGEST_PAUSE`].
+pub fn pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

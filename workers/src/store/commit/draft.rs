@@ -1,0 +1,435 @@
+//! The second step: what a unit's work does, decided on what was read. Nothing here waits or writes.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use holdfast_schemas::{
+    DeadLetter, DeadLetterReason, Event, EventId, Origin, Outcome, Refusal, Reply, ReplyOutcome, RequestHash,
+    Reservation, Source, TicketId, Told, Traceparent, hold_id, outcome_id, topics,
+};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Answer, Rules, Work, aged_from};
+use crate::domain::{Decision, Input, Ticket};
+use crate::metrics::Metrics;
+use crate::store::Error;
+use crate::store::idempotency::Known;
+use crate::store::tickets::Current;
+
+/// What the first step read.
+pub(super) struct Read {
+    pub(super) current: Current,
+    pub(super) known: HashMap<(String, String), Known>,
+}
+
+/// Decides the units of one batch.
+pub(super) struct Deciding {
+    read: Read,
+    rules: Rules,
+    retention: Duration,
+    /// Identities that earlier units of the batch record: a later unit that names one waits for the next round and meets the
+    /// record, since the earlier unit may not pass.
+    recorded: HashSet<(Source, EventId)>,
+}
+
+/// What became of one unit.
+pub(super) enum Decided {
+    Draft(Draft),
+    Later,
+    Failed(Error),
+}
+
+impl Deciding {
+    pub(super) fn new(read: Read, rules: Rules, retention: Duration) -> Self {
+        Self {
+            read,
+            rules,
+            retention,
+            recorded: HashSet::new(),
+        }
+    }
+
+    pub(super) fn decide(&mut self, ticket: &TicketId, work: &[Work]) -> Decided {
+        let waits = !self.recorded.is_empty()
+            && work
+                .iter()
+                .filter_map(Work::identity)
+                .any(|(source, id)| self.recorded.contains(&(source.clone(), id.clone())));
+        if waits {
+            return Decided::Later;
+        }
+        // A panic ends this unit, not the batch: the draft is dropped with everything it changed.
+        let draft = catch_unwind(AssertUnwindSafe(|| {
+            let mut draft = Draft::new(ticket, &self.read, self.rules);
+            for work in work {
+                let answer = draft.add(work, &self.read, self.retention);
+                draft.answers.push(answer);
+            }
+            draft
+        }));
+        match draft {
+            Ok(draft) => {
+                self.recorded.extend(
+                    draft
+                        .records
+                        .iter()
+                        .map(|record| (record.source.clone(), record.id.clone())),
+                );
+                Decided::Draft(draft)
+            }
+            Err(_) => Decided::Failed(Error::Panic),
+        }
+    }
+}
+
+/// A decided unit: what is written if its row still has the version that was read, and what is answered then.
+pub(super) struct Draft {
+    rules: Rules,
+    pub(super) ticket: TicketId,
+    pub(super) read_version: Option<i64>,
+    /// The row after the unit; absent when there is no row and there will be none.
+    pub(super) row: Option<Ticket>,
+    pub(super) decided_at: OffsetDateTime,
+    generation: i64,
+    pub(super) records: Vec<Record>,
+    pub(super) changes: Vec<Change>,
+    pub(super) messages: Vec<Message>,
+    pub(super) answers: Vec<Answer>,
+}
+
+/// A new idempotency record.
+pub(super) struct Record {
+    pub(super) source: Source,
+    pub(super) id: EventId,
+    pub(super) hash: RequestHash,
+    pub(super) reply: Reply,
+    pub(super) aged_from: OffsetDateTime,
+}
+
+/// A new row of the change log.
+pub(super) struct Change {
+    pub(super) version: i64,
+    pub(super) outcome: Uuid,
+    pub(super) outcome_type: &'static str,
+    pub(super) data: String,
+    pub(super) source: Source,
+    pub(super) id: EventId,
+}
+
+/// A new row of the outbox.
+pub(super) struct Message {
+    pub(super) topic: &'static str,
+    pub(super) id: Uuid,
+    pub(super) headers: String,
+    pub(super) value: Vec<u8>,
+}
+
+/// Who caused a decision, for its outcomes.
+struct Causation {
+    source: Source,
+    id: EventId,
+    traceparent: Traceparent,
+}
+
+impl Draft {
+    fn new(ticket: &TicketId, read: &Read, rules: Rules) -> Self {
+        let row = read.current.tickets.get(ticket.as_str()).cloned();
+        let decided_at = row
+            .as_ref()
+            .map_or(read.current.now, |row| row.changed_at.max(read.current.now));
+        Self {
+            rules,
+            ticket: ticket.clone(),
+            read_version: row.as_ref().map(|row| row.version),
+            row,
+            decided_at,
+            generation: read.current.generation,
+            records: Vec::new(),
+            changes: Vec::new(),
+            messages: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// The version to write, when the row is new or has moved.
+    pub(super) fn version(&self) -> Option<i64> {
+        let version = self.row.as_ref().map(|row| row.version);
+        version.filter(|_| version != self.read_version)
+    }
+
+    /// A unit of repeats, or of internal requests that do not fit.
+    pub(super) fn writes_nothing(&self) -> bool {
+        self.version().is_none() && self.records.is_empty() && self.messages.is_empty()
+    }
+
+    fn add(&mut self, work: &Work, read: &Read, retention: Duration) -> Answer {
+        match work {
+            Work::Delivered(event) => {
+                if let Some(known) = self.known(read, event) {
+                    return match known {
+                        Some(reply) => Answer::Repeat(reply),
+                        None => self.dead_letter(event, id_reused(event)),
+                    };
+                }
+                if self.decided_at - aged_from(event) > retention {
+                    return self.dead_letter(event, too_old(retention));
+                }
+                self.apply(event, aged_from(event))
+            }
+            Work::Asked(event) => match self.known(read, event) {
+                Some(Some(reply)) => Answer::Repeat(reply),
+                Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
+                None => self.apply(event, self.decided_at),
+            },
+            Work::Refused { origin, refusal, value } => self.refuse(origin.as_ref(), refusal.clone(), value.clone()),
+            Work::Expire { hold } => {
+                let text = |text: String| text.parse().expect("hold ids make short ids");
+                let (source, id) = (REAPER.parse().expect("a source"), text(format!("{hold}/expire")));
+                let traceparent = Traceparent::derive(REAPER, &hold.to_string());
+                match self.decide(
+                    Input::Expire { hold: *hold },
+                    &Causation {
+                        source,
+                        id,
+                        traceparent,
+                    },
+                ) {
+                    Ok(reply) => Answer::Fresh(reply),
+                    Err(answer) => answer,
+                }
+            }
+            Work::Internal(request) => {
+                match self.known_reply(read, &request.source, &request.id, &request.hash(&self.ticket)) {
+                    Some(Some(reply)) => Answer::Repeat(reply),
+                    Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
+                    None => self.apply_internal(request),
+                }
+            }
+        }
+    }
+
+    /// What was answered to an event before: `Some(None)` means that its id was used for another content.
+    fn known(&self, read: &Read, event: &Event) -> Option<Option<Reply>> {
+        self.known_reply(read, &event.source, &event.id, event.hash())
+    }
+
+    fn known_reply(&self, read: &Read, source: &Source, id: &EventId, hash: &RequestHash) -> Option<Option<Reply>> {
+        let here = self
+            .records
+            .iter()
+            .rev()
+            .find(|record| record.id == *id && record.source == *source);
+        if let Some(record) = here {
+            return Some((record.hash == *hash).then(|| record.reply.clone()));
+        }
+        let known = read.known.get(&(source.to_string(), id.to_string()))?;
+        Some((known.hash == hash.as_bytes()).then(|| known.reply.clone()))
+    }
+
+    fn apply(&mut self, event: &Event, aged_from: OffsetDateTime) -> Answer {
+        let input = match event.data.clone() {
+            Reservation::TicketListed { show, seat, price } => Input::List { show, seat, price },
+            Reservation::TicketWithdrawn => Input::Withdraw,
+            Reservation::ReservationRequested { user, hold_for } => {
+                let hold = hold_id(event.source.as_str(), event.id.as_str(), self.ticket.as_str());
+                Input::Reserve { user, hold_for, hold }
+            }
+            Reservation::ReservationReleased { user, hold } => Input::Release { user, hold },
+        };
+        let causation = Causation {
+            source: event.source.clone(),
+            id: event.id.clone(),
+            traceparent: event.traceparent.clone(),
+        };
+        match self.decide(input, &causation) {
+            Ok(reply) => {
+                self.record(&causation, *event.hash(), reply.clone(), aged_from);
+                Answer::Fresh(reply)
+            }
+            Err(answer) => answer,
+        }
+    }
+
+    fn apply_internal(&mut self, request: &super::Internal) -> Answer {
+        let traceparent = Traceparent::derive(request.source.as_str(), request.id.as_str());
+        let causation = Causation {
+            source: request.source.clone(),
+            id: request.id.clone(),
+            traceparent,
+        };
+        match self.decide(request.input(), &causation) {
+            Ok(reply) => {
+                self.record(&causation, request.hash(&self.ticket), reply.clone(), self.decided_at);
+                Answer::Fresh(reply)
+            }
+            Err(answer) => answer,
+        }
+    }
+
+    fn record(&mut self, causation: &Causation, hash: RequestHash, reply: Reply, aged_from: OffsetDateTime) {
+        self.records.push(Record {
+            source: causation.source.clone(),
+            id: causation.id.clone(),
+            hash,
+            reply,
+            aged_from,
+        });
+    }
+
+    /// Asks the rules, and notes row, change log and outcomes of what they say.
+    fn decide(&mut self, input: Input, causation: &Causation) -> Result<Reply, Answer> {
+        let (next, outcomes) = match (self.rules)(self.row.as_ref(), input, self.decided_at) {
+            Decision::Told { next, outcomes } => (next, outcomes),
+            Decision::Nothing => return Err(Answer::Nothing),
+            Decision::AlreadyDone => return Err(Answer::AlreadyDone),
+        };
+        let before = self.row.as_ref().map_or(0, |row| row.version);
+        let mut reply = Reply {
+            outcomes: Vec::with_capacity(outcomes.len()),
+        };
+        for (place, told) in outcomes.into_iter().enumerate() {
+            let sequence = if next.is_some() { before + place as i64 + 1 } else { 0 };
+            reply.outcomes.push(ReplyOutcome::new(&told, sequence));
+            self.tell(told, sequence, place as u32, causation);
+        }
+        self.row = next;
+        Ok(reply)
+    }
+
+    fn tell(&mut self, told: Told, sequence: i64, place: u32, causation: &Causation) {
+        let id = outcome_id(
+            causation.source.as_str(),
+            causation.id.as_str(),
+            self.ticket.as_str(),
+            place,
+        );
+        if sequence > 0 {
+            self.changes.push(Change {
+                version: sequence,
+                outcome: id.0,
+                outcome_type: told.outcome_type(),
+                data: told.data().to_string(),
+                source: causation.source.clone(),
+                id: causation.id.clone(),
+            });
+        }
+        let outcome = Outcome {
+            id,
+            subject: self.ticket.clone(),
+            time: self.decided_at,
+            sequence,
+            generation: self.generation,
+            causation_source: causation.source.clone(),
+            causation_id: causation.id.clone(),
+            traceparent: causation.traceparent.clone(),
+            data: told,
+        };
+        self.messages.push(Message {
+            topic: topics::RESERVATIONS_OUTCOMES,
+            id: id.0,
+            headers: OUTCOME_HEADERS.to_owned(),
+            value: outcome.to_json(),
+        });
+    }
+
+    /// An event that is not decided goes to the dead letters as it was normalised; its origin says where the original lies.
+    fn dead_letter(&mut self, event: &Event, refusal: Refusal) -> Answer {
+        self.refuse(event.origin.as_ref(), refusal, event.to_json())
+    }
+
+    fn refuse(&mut self, origin: Option<&Origin>, refusal: Refusal, value: Vec<u8>) -> Answer {
+        let reason = refusal.reason;
+        let mut headers: serde_json::Map<String, serde_json::Value> =
+            [("content-type".to_owned(), STRUCTURED.into())].into_iter().collect();
+        let place = match origin {
+            Some(origin) => {
+                let letter = DeadLetter {
+                    reason,
+                    detail: refusal.detail,
+                    origin: origin.clone(),
+                };
+                headers.extend(
+                    letter
+                        .headers()
+                        .into_iter()
+                        .map(|(name, value)| (name.to_owned(), value.into())),
+                );
+                format!("{}/{}/{}", origin.topic, origin.partition, origin.offset)
+            }
+            None => {
+                headers.insert(holdfast_schemas::dead_letter::REASON.to_owned(), reason.as_str().into());
+                headers.insert(holdfast_schemas::dead_letter::DETAIL.to_owned(), refusal.detail.into());
+                String::new()
+            }
+        };
+        let id = outcome_id(topics::DEAD_LETTERS, &place, self.ticket.as_str(), 0);
+        let headers = serde_json::Value::Object(headers).to_string();
+        self.messages.push(Message {
+            topic: topics::DEAD_LETTERS,
+            id: id.0,
+            headers,
+            value,
+        });
+        Answer::DeadLettered(reason)
+    }
+
+    /// Counts what was committed.
+    pub(super) fn count(&self, metrics: &Metrics) {
+        for answer in &self.answers {
+            let name = match answer {
+                Answer::Fresh(reply) => count_fresh(reply, metrics),
+                Answer::Repeat(_) => "repeat",
+                Answer::DeadLettered(reason) => {
+                    metrics.serve_dead_letters.with_label_values(&[reason.as_str()]).inc();
+                    "dead_letter"
+                }
+                Answer::Nothing | Answer::AlreadyDone => "nothing",
+            };
+            metrics.events.with_label_values(&[name]).inc();
+        }
+    }
+}
+
+/// The source that outcomes of the Reaper's expirations name as their cause.
+const REAPER: &str = "holdfast/Reaper";
+const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
+const OUTCOME_HEADERS: &str = r#"{"content-type":"application/cloudevents+json; charset=UTF-8"}"#;
+
+/// An event whose last outcome is a refusal is refused, by that reason.
+fn count_fresh(reply: &Reply, metrics: &Metrics) -> &'static str {
+    let last = reply
+        .outcomes
+        .last()
+        .and_then(|outcome| outcome.data.get("reason"))
+        .and_then(|reason| reason.as_str());
+    match last {
+        Some(reason) => {
+            metrics.refusals.with_label_values(&[reason]).inc();
+            "refused"
+        }
+        None => "applied",
+    }
+}
+
+fn id_reused(event: &Event) -> Refusal {
+    Refusal {
+        reason: DeadLetterReason::IdReused,
+        detail: format!(
+            "id: {:?} of source {:?} was used before for another type, subject or data; give the event an id of its own",
+            event.id.as_str(),
+            event.source.as_str()
+        ),
+    }
+}
+
+fn too_old(retention: Duration) -> Refusal {
+    Refusal {
+        reason: DeadLetterReason::TooOld,
+        detail: format!(
+            "time: older than the idempotency retention of {}; send it under a new id and the present time if it still counts",
+            humantime::format_duration(retention)
+        ),
+    }
+}
