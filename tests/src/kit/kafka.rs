@@ -1,0 +1,239 @@
+//! Apache Kafka, one KRaft node, and plain clients for tests.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use futures::future::try_join_all;
+use nix::sys::signal::Signal;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{Message, Offset, TopicPartitionList};
+use tokio::task::spawn_blocking;
+
+use super::process;
+use super::server::Kind;
+
+/// Sixteen bytes in base64: one cluster is as good as another on one machine.
+const CLUSTER: &str = "aG9sZGZhc3QtbG9jYWwtMQ";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Kafka {
+    pub(super) jars: PathBuf,
+    /// The folder of `server.properties` and `log4j2.yaml`.
+    pub(super) manifest: PathBuf,
+    pub(super) data: PathBuf,
+    pub(super) client: u16,
+    pub(super) controller: u16,
+    /// Whether every record is synced to disk before it is acknowledged. Kafka itself relies on replicas.
+    pub(super) sync_records: bool,
+}
+
+impl Kind for Kafka {
+    const NAME: &'static str = "kafka";
+    const STOP: Signal = Signal::SIGTERM;
+
+    fn prepare(&self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.data)?;
+        fs::write(self.properties(), self.settings()?)?;
+        if self.data.join("meta.properties").exists() {
+            return Ok(());
+        }
+        let mut format = self.java("kafka.tools.StorageTool");
+        format.args(["format", "--cluster-id", CLUSTER, "--config"]).arg(self.properties());
+        process::output(format).map(drop)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.java("kafka.Kafka");
+        command.arg(self.properties());
+        command
+    }
+
+    async fn answers(&self) -> anyhow::Result<()> {
+        let consumer: BaseConsumer = self.config().create()?;
+        spawn_blocking(move || {
+            let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
+            ensure!(metadata.brokers().len() == 1, "{} brokers registered", metadata.brokers().len());
+            Ok(())
+        })
+        .await?
+    }
+}
+
+/// A record to send. Without a partition the key decides, by murmur2 as with Java producers.
+#[derive(Clone, Default)]
+pub struct Sent {
+    pub partition: Option<i32>,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// A record as it was read.
+#[derive(Clone, Debug)]
+pub struct Read {
+    pub partition: i32,
+    pub offset: i64,
+    /// Milliseconds since 1970.
+    pub timestamp: Option<i64>,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Kafka {
+    /// For `bootstrap.servers`.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.client)
+    }
+
+    /// The start of a client's configuration.
+    pub fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.bootstrap()).set("reconnect.backoff.max.ms", "500");
+        config
+    }
+
+    pub fn admin(&self) -> anyhow::Result<AdminClient<DefaultClientContext>> {
+        Ok(self.config().create()?)
+    }
+
+    /// With `settings` such as `("max.message.bytes", "1048576")`. One that exists already is an error.
+    pub async fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in settings {
+            topic = topic.set(key, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        for result in self.admin()?.create_topics([&topic], &options).await? {
+            result.map_err(|(name, code)| anyhow!("create topic {name}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// A producer that keeps order and sends no record twice; `codec` is none, gzip, snappy, lz4 or zstd.
+    pub fn producer(&self, codec: &str) -> anyhow::Result<FutureProducer> {
+        let mut config = self.config();
+        config.set("enable.idempotence", "true").set("partitioner", "murmur2_random").set("compression.codec", codec);
+        config.set("message.max.bytes", "8388608").set("queue.buffering.max.messages", "1000000").set("linger.ms", "1");
+        Ok(config.create()?)
+    }
+
+    /// Sends in the given order and returns partition and offset of each once acknowledged.
+    pub async fn send(&self, topic: &str, records: &[Sent]) -> anyhow::Result<Vec<(i32, i64)>> {
+        send_with(&self.producer("none")?, topic, records).await
+    }
+
+    /// Everything in the topic at this moment that a `read_committed` consumer sees, by partition and offset.
+    pub async fn read(&self, topic: &str) -> anyhow::Result<Vec<Read>> {
+        let mut config = self.config();
+        config.set("group.id", "holdfast.tests.read").set("enable.auto.commit", "false");
+        config.set("isolation.level", "read_committed").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create()?;
+        let topic = String::from(topic);
+        spawn_blocking(move || read_to_end(&consumer, &topic)).await?
+    }
+
+    fn java(&self, main: &str) -> Command {
+        let mut command = process::command("java".as_ref(), None);
+        let logging = self.manifest.join("log4j2.yaml");
+        command.args(["-Xms256m", "-Xmx512m"]).arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
+        command.arg("-cp").arg(self.jars.join("*")).arg(main);
+        command
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.data.with_extension("properties")
+    }
+
+    fn settings(&self) -> anyhow::Result<String> {
+        let template = self.manifest.join("server.properties");
+        let fixed = fs::read_to_string(&template).with_context(|| template.display().to_string())?;
+        let (client, controller, data) = (self.client, self.controller, self.data.display());
+        let sync = if self.sync_records { "log.flush.interval.messages=1\n" } else { "" };
+        Ok(format!(
+            "{fixed}\nlisteners=CLIENT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
+             controller.quorum.voters=1@127.0.0.1:{controller}\nlog.dirs={data}\n{sync}"
+        ))
+    }
+}
+
+/// As [`Kafka::send`], with a producer that is kept.
+pub async fn send_with(producer: &FutureProducer, topic: &str, records: &[Sent]) -> anyhow::Result<Vec<(i32, i64)>> {
+    let mut deliveries = Vec::with_capacity(records.len());
+    for sent in records {
+        let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic).headers(headers_of(sent));
+        record.partition = sent.partition;
+        record.key = sent.key.as_deref();
+        record.payload = sent.value.as_deref();
+        let delivery = loop {
+            match producer.send_result(record) {
+                Ok(delivery) => break delivery,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => record = refused,
+                Err((error, _)) => return Err(error.into()),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        deliveries.push(delivery);
+    }
+    let delivered = try_join_all(deliveries).await?;
+    delivered.into_iter().map(|sent| sent.map(|d| (d.partition, d.offset)).map_err(|(error, _)| error.into())).collect()
+}
+
+fn headers_of(sent: &Sent) -> OwnedHeaders {
+    let headers = OwnedHeaders::new_with_capacity(sent.headers.len());
+    sent.headers.iter().fold(headers, |all, (key, value)| all.insert(Header { key, value: Some(value) }))
+}
+
+fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Read>> {
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
+    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    let mut assignment = TopicPartitionList::new();
+    for partition in partitions {
+        assignment.add_partition_offset(topic, partition.id(), Offset::Beginning)?;
+    }
+    let mut unread = assignment.count();
+    ensure!(unread > 0, "no topic {topic}");
+    consumer.assign(&assignment)?;
+    let mut records = Vec::new();
+    while unread > 0 {
+        match consumer.poll(PATIENCE) {
+            Some(Ok(message)) => records.push(Read::from(&message)),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                unread -= 1;
+                // What is written from now on is not asked for.
+                let mut done = TopicPartitionList::new();
+                done.add_partition(topic, partition);
+                consumer.incremental_unassign(&done)?;
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(anyhow!("no end of {topic} within {PATIENCE:?}")),
+        }
+    }
+    records.sort_by_key(|record| (record.partition, record.offset));
+    Ok(records)
+}
+
+impl From<&BorrowedMessage<'_>> for Read {
+    fn from(message: &BorrowedMessage<'_>) -> Read {
+        let headers = message.headers().map(|headers| {
+            headers.iter().map(|header| (String::from(header.key), header.value.unwrap_or_default().to_vec())).collect()
+        });
+        Read {
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+            key: message.key().map(Vec::from),
+            value: message.payload().map(Vec::from),
+            headers: headers.unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The kit: real servers of one machine, started, stopped, killed and paused by process id.
+//!
+//! ```no_run
+//! # use holdfast_tests::kit::{Kit, Name};
+//! # fn main() -> anyhow::Result<()> {
+//! let kit = Kit::start(Name::Test)?;
+//! kit.block_on(async {
+//!     let worker = kit.stack.holdfast("run", "a").start().await?;
+//!     kit.stack.kafka.kill()?;
+//!     kit.stack.kafka.start().await?;
+//!     worker.stop().await
+//! })
+//! # }
+//! ```
+//!
+//! Whatever is started dies with the kit: [`run_to_end`] stops it in good order, dropping a [`Holdfast`] kills it, and
+//! the system kills what a killed kit leaves behind.
+
+pub mod fetch;
+pub mod kafka;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod restate;
+pub mod server;
+pub mod stack;
+pub mod wait;
+pub mod worker;
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing_subscriber::EnvFilter;
+
+pub use kafka::Kafka;
+pub use postgres::Postgres;
+pub use restate::Restate;
+pub use server::Server;
+pub use stack::{Name, Stack};
+pub use wait::until;
+pub use worker::Holdfast;
+
+/// The exit code after [`run_to_end`] without a result, as shells have it.
+pub const INTERRUPTED: u8 = 130;
+
+/// A running stack, with the one runtime that everything asynchronous about it uses.
+pub struct Kit {
+    pub stack: Stack,
+    runtime: Runtime,
+}
+
+impl Kit {
+    /// Returns once all three servers answer.
+    pub fn start(name: Name) -> anyhow::Result<Kit> {
+        let runtime = Runtime::new()?;
+        let stack = runtime.block_on(async {
+            let stack = Stack::open(name).await?;
+            stack.start().await?;
+            anyhow::Ok(stack)
+        })?;
+        Ok(Kit { stack, runtime })
+    }
+
+    pub fn block_on<F: Future>(&self, work: F) -> F::Output {
+        self.runtime.block_on(work)
+    }
+}
+
+/// Runs `work` on a thread of its own and then stops everything that was started; so too when Ctrl-C or SIGTERM asks
+/// for it before `work` is done, and then there is no result. A second one does not wait for an orderly end.
+pub fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<Option<T>> {
+    let runtime = Runtime::new()?;
+    let (done, mut result) = oneshot::channel();
+    thread::spawn(move || drop(done.send(work())));
+    let result = runtime.block_on(async {
+        let early = tokio::select! {
+            finished = &mut result => Some(finished.context("a panic")?),
+            asked = interrupted() => { asked?; None }
+        };
+        tokio::select! {
+            stopped = spawn_blocking(process::stop_all) => stopped?,
+            asked = interrupted() => return asked.map(|()| None).map_err(anyhow::Error::from),
+        }
+        if early.is_none() {
+            // Its servers gone, the work soon ends and cleans up behind itself; not every work does.
+            drop(timeout(Duration::from_secs(2), result).await);
+        }
+        anyhow::Ok(early)
+    });
+    runtime.shutdown_background();
+    result
+}
+
+/// Completes when somebody asks this process to end.
+async fn interrupted() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// What the kit does, one line each; more with `RUST_LOG`.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,holdfast_tests=info,dev=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+/// The checkout that this crate was built from.
+pub fn checkout() -> PathBuf {
+    let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().map(PathBuf::from).unwrap_or(tests)
+}
+
+/// Where the kit keeps servers, data, logs and ports; never committed.
+pub fn dev_folder() -> PathBuf {
+    checkout().join(".dev")
+}

@@ -1,0 +1,174 @@
+//! PostgreSQL 18. It refuses to run as root, and then gets another user and a folder that this user can reach.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, anyhow};
+use nix::sys::signal::Signal;
+use nix::unistd::{Uid, User, chown};
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::process;
+use super::server::Kind;
+
+const DATABASE: &str = "holdfast";
+const OWNER: &str = "postgres";
+/// Where the data goes when the checkout lies where the other user cannot go. Survives a reboot, unlike /tmp.
+const ELSEWHERE: &str = "/var/tmp";
+
+pub struct Postgres {
+    /// Installed files: `bin`, `lib`, `share`.
+    files: PathBuf,
+    data: PathBuf,
+    user: Option<User>,
+    port: u16,
+}
+
+impl Kind for Postgres {
+    const NAME: &'static str = "postgres";
+    /// A fast shutdown: SIGTERM would wait for clients to leave.
+    const STOP: Signal = Signal::SIGINT;
+
+    fn prepare(&self) -> anyhow::Result<()> {
+        if self.data.join("PG_VERSION").exists() {
+            return Ok(());
+        }
+        let mut initdb = self.program("initdb");
+        initdb.args(["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions", "-U", OWNER]);
+        initdb.arg("-D").arg(&self.data);
+        process::output(initdb)?;
+        self.create_database()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.program("postgres");
+        command.arg("-D").arg(&self.data);
+        for setting in [
+            "listen_addresses=127.0.0.1",
+            &format!("port={}", self.port),
+            "unix_socket_directories=",
+            "max_connections=100",
+            "shared_buffers=256MB",
+            "fsync=on",
+            "synchronous_commit=on",
+            "full_page_writes=on",
+        ] {
+            command.args(["-c", setting]);
+        }
+        command
+    }
+
+    async fn answers(&self) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.url()).await?;
+        sqlx::query("select 1").execute(&mut connection).await?;
+        Ok(connection.close().await?)
+    }
+}
+
+impl Postgres {
+    /// `folder` is the stack's own. Another user and another place are used only where they must be.
+    pub(super) fn new(installed: PathBuf, folder: &Path, port: u16) -> anyhow::Result<Postgres> {
+        if !Uid::effective().is_root() {
+            return Ok(Postgres { files: installed, data: folder.join("postgres"), user: None, port });
+        }
+        let user = User::from_name("nobody")?.ok_or_else(|| anyhow!("no user `nobody` to run PostgreSQL as"))?;
+        let here = reaches(&user, folder)? && reaches(&user, &installed.join("bin"))?;
+        let home = if here { folder.join("postgres-home") } else { elsewhere(folder) };
+        let files = if here { installed } else { copied(&installed, &home)? };
+        fs::create_dir_all(&home)?;
+        chown(&home, Some(user.uid), Some(user.gid))?;
+        let record = serde_json::json!({ "user": user.name, "uid": user.uid.as_raw(), "home": home });
+        fs::write(record_of(folder), serde_json::to_vec_pretty(&record)?)?;
+        Ok(Postgres { files, data: home.join("data"), user: Some(user), port })
+    }
+
+    /// Removes what lies outside of the stack's folder.
+    pub(super) fn forget(folder: &Path) -> anyhow::Result<()> {
+        let home = elsewhere(folder);
+        if home.exists() {
+            fs::remove_dir_all(&home).with_context(|| home.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    pub fn url(&self) -> String {
+        self.url_of(DATABASE)
+    }
+
+    /// The same server, another database.
+    pub fn url_of(&self, database: &str) -> String {
+        format!("postgres://{OWNER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    pub async fn connect(&self) -> anyhow::Result<PgPool> {
+        Ok(PgPool::connect(&self.url()).await?)
+    }
+
+    /// Makes the database `name` afresh, a copy of `of` as it is now. Nobody may be connected to `of`.
+    pub async fn copy_database(&self, of: &str, name: &str) -> anyhow::Result<PgPool> {
+        let mut connection = PgConnection::connect(&self.url_of("postgres")).await?;
+        for statement in [
+            format!(r#"drop database if exists "{name}" with (force)"#),
+            format!(r#"create database "{name}" template "{of}""#),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await?;
+        }
+        connection.close().await?;
+        Ok(PgPool::connect(&self.url_of(name)).await?)
+    }
+
+    /// The data folder. While the server is stopped it may be copied and put back with `cp -a`.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Without a running server: the first start finds the database there.
+    fn create_database(&self) -> anyhow::Result<()> {
+        let mut alone = self.program("postgres");
+        alone.args(["--single", "-D"]).arg(&self.data).arg("postgres");
+        let statement = self.data.with_extension("sql");
+        fs::write(&statement, format!("create database {DATABASE};\n"))?;
+        let status = alone.stdin(fs::File::open(&statement)?).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        fs::remove_file(&statement)?;
+        status.success().then_some(()).ok_or_else(|| anyhow!("create database {DATABASE}: {status}"))
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut command = process::command(&self.files.join("bin").join(name), self.user.as_ref());
+        command.current_dir(self.data.parent().unwrap_or(&self.data)).env("LC_ALL", "C");
+        command
+    }
+}
+
+fn record_of(folder: &Path) -> PathBuf {
+    folder.join("postgres-user.json")
+}
+
+/// One per stack and checkout.
+fn elsewhere(folder: &Path) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    folder.hash(&mut hasher);
+    Path::new(ELSEWHERE).join(format!("holdfast-postgres-{:016x}", hasher.finish()))
+}
+
+fn reaches(user: &User, folder: &Path) -> anyhow::Result<bool> {
+    let mut test = process::command(Path::new("test"), Some(user));
+    Ok(test.args(["-r"]).arg(folder).args(["-a", "-x"]).arg(folder).status()?.success())
+}
+
+/// Copied at each start, so that the version is the one of the manifest.
+fn copied(installed: &Path, home: &Path) -> anyhow::Result<PathBuf> {
+    let files = home.join("files");
+    fs::create_dir_all(home)?;
+    fs::set_permissions(home, fs::Permissions::from_mode(0o755))?;
+    if files.exists() {
+        fs::remove_dir_all(&files)?;
+    }
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(installed).arg(&files);
+    process::output(copy)?;
+    Ok(files)
+}

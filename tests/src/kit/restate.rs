@@ -1,0 +1,135 @@
+//! restate-server, one node.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::process;
+use super::server::Kind;
+
+pub struct Restate {
+    pub(super) binary: PathBuf,
+    pub(super) settings: PathBuf,
+    pub(super) data: PathBuf,
+    pub(super) ingress: u16,
+    pub(super) admin: u16,
+    pub(super) node: u16,
+    pub(super) client: reqwest::Client,
+}
+
+impl Kind for Restate {
+    const NAME: &'static str = "restate";
+    const STOP: Signal = Signal::SIGTERM;
+
+    fn prepare(&self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.data)?;
+        self.check_settings()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = process::command(&self.binary, None);
+        command.arg("--no-logo").arg("--config-file").arg(&self.settings).envs(self.environment());
+        command
+    }
+
+    async fn answers(&self) -> anyhow::Result<()> {
+        for url in [format!("{}/health", self.admin()), format!("{}/restate/health", self.ingress())] {
+            self.client.get(&url).send().await?.error_for_status()?;
+        }
+        Ok(())
+    }
+}
+
+impl Restate {
+    pub fn ingress(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ingress)
+    }
+
+    pub fn admin(&self) -> String {
+        format!("http://127.0.0.1:{}", self.admin)
+    }
+
+    /// Prometheus metrics of the server.
+    pub fn metrics(&self) -> String {
+        format!("http://127.0.0.1:{}/metrics", self.node)
+    }
+
+    /// Rows of a query of the introspection SQL, each an object by column name.
+    pub async fn sql(&self, query: &str) -> anyhow::Result<Vec<Value>> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            rows: Vec<Value>,
+        }
+        let request = self.client.post(format!("{}/query", self.admin())).header("accept", "application/json");
+        let response = request.json(&json!({ "query": query })).send().await?;
+        let status = response.status();
+        let body = response.text().await?;
+        ensure!(status.is_success(), "{query}: {status}: {body}");
+        let answer: Answer = serde_json::from_str(&body).with_context(|| body.clone())?;
+        Ok(answer.rows)
+    }
+
+    /// Calls `path` (`Ticket/a-seat/reserve`) through the ingress; gives the status and the body, JSON or null.
+    pub async fn call(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> anyhow::Result<(u16, Value)> {
+        let mut request = self.client.post(format!("{}/{path}", self.ingress())).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let body = response.bytes().await?;
+        Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+    }
+
+    /// The settings that the server runs with, by `section.key`, each as the server prints it.
+    pub fn effective_settings(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut command = self.command();
+        command.arg("--dump-config");
+        Ok(flattened(&process::output(command)?))
+    }
+
+    /// The server drops unknown keys silently, so each of ours must come back. A retention of zero comes back as no
+    /// line at all.
+    fn check_settings(&self) -> anyhow::Result<()> {
+        let effective = self.effective_settings()?;
+        let wanted = flattened(&fs::read_to_string(&self.settings)?);
+        for (key, value) in wanted {
+            let is = effective.get(&key);
+            let zero = key.ends_with("-retention") && value == "\"0s\"";
+            ensure!(
+                is == Some(&value) || (zero && is.is_none()),
+                "restate-server does not take the setting {key} = {value}: it runs with {is:?}"
+            );
+        }
+        Ok(())
+    }
+
+    fn environment(&self) -> [(&'static str, String); 5] {
+        [
+            ("RESTATE_BASE_DIR", self.data.display().to_string()),
+            ("RESTATE_BIND_IP", String::from("127.0.0.1")),
+            ("RESTATE_BIND_PORT", self.node.to_string()),
+            ("RESTATE_INGRESS__BIND_PORT", self.ingress.to_string()),
+            ("RESTATE_ADMIN__BIND_PORT", self.admin.to_string()),
+        ]
+    }
+}
+
+/// The `key = value` lines of a TOML text without arrays of tables; enough to compare scalar settings.
+fn flattened(toml: &str) -> BTreeMap<String, String> {
+    let mut section = String::new();
+    let mut settings = BTreeMap::new();
+    for line in toml.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = format!("{name}.");
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            settings.insert(format!("{section}{key}"), String::from(value));
+        }
+    }
+    settings
+}

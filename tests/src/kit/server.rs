@@ -1,0 +1,134 @@
+//! One server of the stack, whatever its kind.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tokio::task::spawn_blocking;
+
+use super::process::{self, Plan, Process, lock};
+use super::until;
+
+/// Opening its port takes a broker that was killed under load up to 20 s.
+const READY_WITHIN: Duration = Duration::from_secs(90);
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+/// What tells the servers apart.
+pub trait Kind: Send + Sync + 'static {
+    const NAME: &'static str;
+    /// The signal for an orderly end that does not wait for clients.
+    const STOP: Signal;
+
+    /// Before each start: makes the data folder when there is none, writes and checks settings.
+    fn prepare(&self) -> anyhow::Result<()>;
+
+    fn command(&self) -> Command;
+
+    /// Whether it serves requests. An error says what was seen.
+    fn answers(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+pub struct Server<K> {
+    kind: Arc<K>,
+    folder: PathBuf,
+    process: Mutex<Option<Arc<Process>>>,
+}
+
+/// The server's addresses and clients.
+impl<K> Deref for Server<K> {
+    type Target = K;
+
+    fn deref(&self) -> &K {
+        &self.kind
+    }
+}
+
+impl<K: Kind> Server<K> {
+    pub(super) fn new(kind: K, folder: PathBuf) -> Server<K> {
+        Server { kind: Arc::new(kind), folder, process: Mutex::new(None) }
+    }
+
+    /// Returns once it answers.
+    pub async fn start(&self) -> anyhow::Result<()> {
+        if self.runs() {
+            bail!("{} runs already", K::NAME);
+        }
+        let kind = Arc::clone(&self.kind);
+        spawn_blocking(move || kind.prepare()).await??;
+        let process = Process::spawn(Plan {
+            name: String::from(K::NAME),
+            command: self.kind.command(),
+            folder: self.folder.clone(),
+            stop: K::STOP,
+            stop_within: STOP_WITHIN,
+        })?;
+        *lock(&self.process) = Some(process);
+        self.ready().await
+    }
+
+    /// Waits until it answers, for instance after [`Server::resume`].
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let process = self.process()?;
+        tokio::select! {
+            answered = until(&format!("{} answers", K::NAME), READY_WITHIN, || self.kind.answers()) => {
+                answered.map_err(|error| anyhow!("{error}\n{}", process.last_words()))
+            }
+            status = process.wait() => bail!("{} ended: {}\n{}", K::NAME, status?, process.last_words()),
+        }
+    }
+
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        self.process()?.stop().await
+    }
+
+    /// SIGKILL, children included.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        self.process()?.kill()
+    }
+
+    /// SIGSTOP, children included: it keeps its connections and answers nothing.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.process()?.pause()
+    }
+
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.process()?.resume()
+    }
+
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        self.stop().await?;
+        self.start().await
+    }
+
+    /// Makes it answer, whatever was done to it.
+    pub async fn heal(&self) -> anyhow::Result<()> {
+        if self.runs() {
+            self.resume()?;
+            self.ready().await
+        } else {
+            self.start().await
+        }
+    }
+
+    pub fn runs(&self) -> bool {
+        self.process().is_ok_and(|process| matches!(process.ended(), Ok(None)))
+    }
+
+    /// For reading its resource use from `/proc`.
+    pub fn pid(&self) -> anyhow::Result<Pid> {
+        Ok(self.process()?.pid())
+    }
+
+    pub fn log(&self) -> PathBuf {
+        process::log_of(&self.folder, K::NAME)
+    }
+
+    fn process(&self) -> anyhow::Result<Arc<Process>> {
+        lock(&self.process).clone().ok_or_else(|| anyhow!("{} was never started", K::NAME))
+    }
+}

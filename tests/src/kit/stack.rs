@@ -1,0 +1,136 @@
+//! The three servers together, by name.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use tokio::task::spawn_blocking;
+use tracing::info;
+
+use super::ports::Ports;
+use super::worker::Launch;
+use super::{Kafka, Postgres, Restate, Server, dev_folder, fetch, process};
+
+/// Stacks may run beside each other; one name runs once per checkout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// Held open for whoever wants to attach; the only one that keeps its data.
+    Dev,
+    Test,
+    Demo,
+    /// Syncs to disk everywhere, in Kafka too.
+    Bench,
+    /// Only its PostgreSQL is started, to check statements against.
+    Sqlx,
+}
+
+impl Name {
+    fn as_str(self) -> &'static str {
+        match self {
+            Name::Dev => "dev",
+            Name::Test => "test",
+            Name::Demo => "demo",
+            Name::Bench => "bench",
+            Name::Sqlx => "sqlx",
+        }
+    }
+}
+
+pub struct Stack {
+    pub kafka: Server<Kafka>,
+    pub restate: Server<Restate>,
+    pub postgres: Server<Postgres>,
+    pub ports: Ports,
+    folder: PathBuf,
+    /// Held as long as the stack lives.
+    _alone: File,
+}
+
+impl Stack {
+    /// Everything made ready but not started: servers fetched, leftovers stopped, old data removed.
+    pub async fn open(name: Name) -> anyhow::Result<Stack> {
+        spawn_blocking(move || open(name)).await?
+    }
+
+    pub async fn start(&self) -> anyhow::Result<()> {
+        info!("starting Kafka, Restate and PostgreSQL; logs in {}", self.folder.display());
+        tokio::try_join!(self.kafka.start(), self.restate.start(), self.postgres.start()).map(drop)
+    }
+
+    /// Makes all three answer again, whatever was done to them.
+    pub async fn heal(&self) -> anyhow::Result<()> {
+        tokio::try_join!(self.kafka.heal(), self.restate.heal(), self.postgres.heal()).map(drop)
+    }
+
+    /// The product's binary with this subcommand, set to use this stack. `instance` names it in Kafka and its log.
+    pub fn holdfast(&self, subcommand: &str, instance: &str) -> Launch<'_> {
+        Launch::new(self, subcommand, instance)
+    }
+
+    /// Data, logs, process ids and ports.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+fn open(name: Name) -> anyhow::Result<Stack> {
+    let folder = dev_folder().join(name.as_str());
+    fs::create_dir_all(&folder)?;
+    let alone = locked(&folder)?;
+    process::stop_leftovers(&folder)?;
+    if name != Name::Dev {
+        empty(&folder)?;
+    }
+    let servers = fetch::servers()?;
+    let ports = Ports::open(folder.join("ports.json"))?;
+    let kafka = Kafka {
+        jars: servers.kafka,
+        manifest: fetch::manifests().join("kafka"),
+        data: folder.join("kafka"),
+        client: ports.get("kafka")?,
+        controller: ports.get("kafka-controller")?,
+        sync_records: name == Name::Bench,
+    };
+    let restate = Restate {
+        binary: servers.restate,
+        settings: fetch::manifests().join("restate/restate.toml"),
+        data: folder.join("restate"),
+        ingress: ports.get("restate-ingress")?,
+        admin: ports.get("restate-admin")?,
+        node: ports.get("restate-node")?,
+        client: reqwest::Client::new(),
+    };
+    let postgres = Postgres::new(servers.postgres, &folder, ports.get("postgres")?)?;
+    Ok(Stack {
+        kafka: Server::new(kafka, folder.clone()),
+        restate: Server::new(restate, folder.clone()),
+        postgres: Server::new(postgres, folder.clone()),
+        ports,
+        folder,
+        _alone: alone,
+    })
+}
+
+fn locked(folder: &Path) -> anyhow::Result<File> {
+    let path = folder.join("lock");
+    let lock = File::create(&path).with_context(|| path.display().to_string())?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!("another process uses this stack ({})", folder.display()),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// Ports stay, for clients that know them.
+fn empty(folder: &Path) -> anyhow::Result<()> {
+    Postgres::forget(folder)?;
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else if !path.ends_with("ports.json") && !path.ends_with("lock") {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}

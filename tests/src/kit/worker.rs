@@ -1,0 +1,196 @@
+//! The product's own binary, run on a stack.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tokio::time::timeout;
+
+use super::process::{self, Plan, Process};
+use super::{Stack, until};
+
+/// Waiting for servers that are just starting is part of getting ready.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Longer than the product's own time to drain (20 s).
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+
+/// What to start, and how.
+pub struct Launch<'a> {
+    stack: &'a Stack,
+    subcommand: String,
+    instance: String,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// A running instance; dropping it kills it.
+pub struct Holdfast {
+    process: Arc<Process>,
+    /// Where `/metrics`, `/livez` and `/readyz` are served.
+    pub http: String,
+}
+
+impl<'a> Launch<'a> {
+    pub(super) fn new(stack: &'a Stack, subcommand: &str, instance: &str) -> Launch<'a> {
+        Launch {
+            stack,
+            subcommand: String::from(subcommand),
+            instance: String::from(instance),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    pub fn arg(mut self, argument: &str) -> Self {
+        self.arguments.push(String::from(argument));
+        self
+    }
+
+    /// Overrides what the stack sets.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((String::from(name), String::from(value)));
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(self) -> anyhow::Result<Holdfast> {
+        let holdfast = self.spawn()?;
+        holdfast.ready().await?;
+        Ok(holdfast)
+    }
+
+    /// Starts it and returns at once, for one that is meant to end before it gets ready.
+    pub fn spawn(self) -> anyhow::Result<Holdfast> {
+        let program = binary()?;
+        let http = format!("127.0.0.1:{}", self.stack.ports.get(&format!("holdfast-{}", self.instance))?);
+        let mut command = process::command(&program, None);
+        self.set(&mut command)?;
+        let process = Process::spawn(Plan {
+            name: format!("holdfast-{}", self.instance),
+            command,
+            folder: self.stack.folder().to_path_buf(),
+            stop: Signal::SIGTERM,
+            stop_within: STOP_WITHIN,
+        })?;
+        Ok(Holdfast { process, http: format!("http://{http}") })
+    }
+
+    /// Runs a subcommand that ends by itself.
+    pub async fn output(self) -> anyhow::Result<Output> {
+        let program = binary()?;
+        let mut command = process::command(&program, None);
+        self.set(&mut command)?;
+        command.stdin(Stdio::null());
+        tokio::task::spawn_blocking(move || command.output()).await?.with_context(|| program.display().to_string())
+    }
+
+    /// All instances share one address for Restate to call, so that an invocation finds the successor of a worker that
+    /// was killed; a second one that serves at the same time needs another (`HOLDFAST_SERVE_LISTEN`, `_URL`).
+    fn set(&self, command: &mut Command) -> anyhow::Result<()> {
+        let Stack { kafka, restate, postgres, ports, .. } = self.stack;
+        let serve = format!("127.0.0.1:{}", ports.get("holdfast-serve")?);
+        let http = format!("127.0.0.1:{}", ports.get(&format!("holdfast-{}", self.instance))?);
+        for (inherited, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
+            command.env_remove(inherited);
+        }
+        command
+            .env("HOLDFAST_KAFKA", kafka.bootstrap())
+            .env("HOLDFAST_DATABASE_URL", postgres.url())
+            .env("HOLDFAST_RESTATE_ADMIN", restate.admin())
+            .env("HOLDFAST_RESTATE_INGRESS", restate.ingress())
+            .env("HOLDFAST_SERVE_LISTEN", &serve)
+            .env("HOLDFAST_SERVE_URL", format!("http://{serve}"))
+            .env("HOLDFAST_HTTP_LISTEN", http)
+            .env("HOLDFAST_INSTANCE", &self.instance)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .arg(&self.subcommand)
+            .args(&self.arguments);
+        Ok(())
+    }
+}
+
+impl Holdfast {
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let url = format!("{}/readyz", self.http);
+        let ask = async || anyhow::Ok(reqwest::get(&url).await?.error_for_status()?);
+        tokio::select! {
+            ready = until("holdfast is ready", READY_WITHIN, ask) => match ready {
+                Ok(_) => Ok(()),
+                Err(error) => Err(anyhow!("{error}\n{}", self.process.last_words())),
+            },
+            status = self.process.wait() => bail!("holdfast ended: {}\n{}", status?, self.process.last_words()),
+        }
+    }
+
+    /// One sample of its metrics, named with its labels as printed: `holdfast_events_total{reason="held"}`. Nothing if
+    /// there is no such line.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
+        let text = reqwest::get(format!("{}/metrics", self.http)).await?.error_for_status()?.text().await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.map(str::parse).transpose()?)
+    }
+
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        self.process.stop().await
+    }
+
+    pub fn kill(&self) -> anyhow::Result<()> {
+        self.process.kill()
+    }
+
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.process.pause()
+    }
+
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.process.resume()
+    }
+
+    /// Waits until it ends by itself, as at a crash point.
+    pub async fn wait(&self, deadline: Duration) -> anyhow::Result<ExitStatus> {
+        let ended = timeout(deadline, self.process.wait()).await;
+        ended.map_err(|_| anyhow!("holdfast still runs after {deadline:?}\n{}", self.process.last_words()))?
+    }
+
+    pub fn runs(&self) -> bool {
+        matches!(self.process.ended(), Ok(None))
+    }
+
+    /// For reading its resource use from `/proc`.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
+    /// The end of its log.
+    pub fn last_words(&self) -> String {
+        self.process.last_words()
+    }
+}
+
+impl Drop for Holdfast {
+    fn drop(&mut self) {
+        if let Err(error) = self.process.kill() {
+            tracing::warn!("cannot kill holdfast: {error:#}");
+        }
+    }
+}
+
+/// Built into the same folder as what is running now (tests run from `deps` inside of it).
+fn binary() -> anyhow::Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    let beside = me.ancestors().skip(1).take(2).map(|folder| folder.join("holdfast")).find(|path| path.is_file());
+    let Some(binary) = beside else {
+        bail!("no holdfast binary near {}: run `cargo build -p holdfast` (with the same profile)", me.display());
+    };
+    ensure!(binary.is_absolute(), "{} is not absolute", binary.display());
+    Ok(binary)
+}
+
+fn is_ours(variable: &OsStr) -> bool {
+    variable.to_str().is_some_and(|name| name.starts_with("HOLDFAST_"))
+}
