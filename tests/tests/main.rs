@@ -70,10 +70,14 @@ type Times = Arc<Mutex<Vec<(Duration, &'static str)>>>;
 fn trial(test: &'static Test, kit: &Arc<Kit>, times: &Times) -> Trial {
     let (kit, times) = (Arc::clone(kit), Arc::clone(times));
     Trial::test(test.name, move || {
-        kit.block_on(kit.stack.heal()).map_err(|error| Failed::from(format!("before the test: {error:#}")))?;
+        kit.block_on(kit.stack.heal())
+            .map_err(|error| Failed::from(format!("before the test: {error:#}")))?;
         let start = Instant::now();
         let result = (test.run)(&kit);
-        times.lock().expect("no test holds the lock while it runs").push((start.elapsed(), test.name));
+        times
+            .lock()
+            .expect("no test holds the lock while it runs")
+            .push((start.elapsed(), test.name));
         result.map_err(|error| Failed::from(format!("{error:#}")))
     })
 }

@@ -31,7 +31,11 @@ async fn survives<K: Kind>(server: &Server<K>) -> anyhow::Result<()> {
     server.ready().await?;
     let first = server.pid()?;
     server.kill()?;
-    ensure!(!server.runs() && server.answers().await.is_err(), "{} answers after SIGKILL", K::NAME);
+    ensure!(
+        !server.runs() && server.answers().await.is_err(),
+        "{} answers after SIGKILL",
+        K::NAME
+    );
     server.start().await?;
     ensure!(server.pid()? != first, "{} has kept its process id", K::NAME);
 
@@ -49,16 +53,30 @@ fn acknowledged_records_and_rows_outlive_a_kill(kit: &Kit) -> anyhow::Result<()>
     kit.block_on(async {
         kafka.create_topic("kit", 2, &[]).await?;
         let headers = vec![(String::from("ce_id"), b"1".to_vec())];
-        let record = Sent { key: Some(b"key".to_vec()), value: None, headers: headers.clone(), ..Sent::default() };
+        let record = Sent {
+            key: Some(b"key".to_vec()),
+            value: None,
+            headers: headers.clone(),
+            ..Sent::default()
+        };
         let places = kafka.send("kit", &[record.clone(), record]).await?;
         kafka.kill()?;
         kafka.start().await?;
         let read = kafka.read("kit").await?;
-        ensure!(read.iter().map(|record| (record.partition, record.offset)).eq(places), "{read:?}");
-        ensure!(read.iter().all(|record| record.value.is_none() && record.headers == headers), "{read:?}");
+        ensure!(
+            read.iter().map(|record| (record.partition, record.offset)).eq(places),
+            "{read:?}"
+        );
+        ensure!(
+            read.iter()
+                .all(|record| record.value.is_none() && record.headers == headers),
+            "{read:?}"
+        );
 
         let pool = postgres.connect().await?;
-        sqlx::raw_sql("create table kit (n int); insert into kit values (1), (2)").execute(&pool).await?;
+        sqlx::raw_sql("create table kit (n int); insert into kit values (1), (2)")
+            .execute(&pool)
+            .await?;
         pool.close().await;
         postgres.kill()?;
         postgres.start().await?;
@@ -76,12 +94,27 @@ fn acknowledged_records_and_rows_outlive_a_kill(kit: &Kit) -> anyhow::Result<()>
 fn postgres_loses_no_acknowledged_commit(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let pool = kit.stack.postgres.connect().await?;
-        for (setting, wanted) in [("fsync", "on"), ("synchronous_commit", "on"), ("full_page_writes", "on")] {
-            let row = sqlx::query("select current_setting($1)").bind(setting).fetch_one(&pool).await?;
-            ensure!(row.get::<&str, _>(0) == wanted, "{setting} is {}", row.get::<&str, _>(0));
+        for (setting, wanted) in [
+            ("fsync", "on"),
+            ("synchronous_commit", "on"),
+            ("full_page_writes", "on"),
+        ] {
+            let row = sqlx::query("select current_setting($1)")
+                .bind(setting)
+                .fetch_one(&pool)
+                .await?;
+            ensure!(
+                row.get::<&str, _>(0) == wanted,
+                "{setting} is {}",
+                row.get::<&str, _>(0)
+            );
         }
         let row = sqlx::query("show server_version").fetch_one(&pool).await?;
-        ensure!(row.get::<&str, _>(0).starts_with("18."), "PostgreSQL {}", row.get::<&str, _>(0));
+        ensure!(
+            row.get::<&str, _>(0).starts_with("18."),
+            "PostgreSQL {}",
+            row.get::<&str, _>(0)
+        );
         pool.close().await;
         Ok(())
     })
@@ -101,10 +134,15 @@ fn restate_runs_with_our_settings(kit: &Kit) -> anyhow::Result<()> {
         let value = settings.get(key).with_context(|| format!("no setting {key}"))?;
         ensure!(value == wanted, "{key} is {value}");
     }
-    ensure!(!settings.contains_key("default-journal-retention"), "journals are retained");
+    ensure!(
+        !settings.contains_key("default-journal-retention"),
+        "journals are retained"
+    );
 
     kit.block_on(async {
-        let response = reqwest::get(format!("{}/version", restate.admin())).await?.error_for_status()?;
+        let response = reqwest::get(format!("{}/version", restate.admin()))
+            .await?
+            .error_for_status()?;
         let version: serde_json::Value = response.json().await?;
         ensure!(version["version"] == "1.7.12", "{version}");
         let rows = restate.sql("select count(*) as n from sys_invocation_status").await?;

@@ -43,15 +43,12 @@ pub fn manifests() -> PathBuf {
 }
 
 /// The folder is named by what pins the server, and appears whole or not at all.
-fn installed(
-    store: &Path,
-    name: &str,
-    pin: &str,
-    install: fn(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<PathBuf> {
+fn installed(store: &Path, name: &str, pin: &str, install: fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     let manifest = manifests().join(name);
     let mut hasher = DefaultHasher::new();
-    fs::read(manifest.join(pin)).with_context(|| format!("{}/{pin}", manifest.display()))?.hash(&mut hasher);
+    fs::read(manifest.join(pin))
+        .with_context(|| format!("{}/{pin}", manifest.display()))?
+        .hash(&mut hasher);
     let folder = store.join(format!("{name}-{:016x}", hasher.finish()));
     if folder.exists() {
         return Ok(folder);
@@ -73,14 +70,16 @@ fn installed(
 
 fn maven(folder: &Path) -> anyhow::Result<()> {
     let mut mvn = Command::new("mvn");
-    mvn.args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"]).current_dir(folder);
+    mvn.args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"])
+        .current_dir(folder);
     process::output(mvn).map(drop)
 }
 
 /// No install scripts: the packages need none but [`restore_links`], and some report home.
 fn npm(folder: &Path) -> anyhow::Result<()> {
     let mut npm = Command::new("npm");
-    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(folder);
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .current_dir(folder);
     process::output(npm).map(drop)
 }
 
@@ -95,7 +94,11 @@ fn restore_links(package: &Path) -> anyhow::Result<()> {
     for link in links {
         let path = package.join(&link.target);
         if link.source.parent() != link.target.parent() {
-            bail!("{} does not lie beside {}", link.target.display(), link.source.display());
+            bail!(
+                "{} does not lie beside {}",
+                link.target.display(),
+                link.source.display()
+            );
         }
         if let (Some(name), false) = (link.source.file_name(), path.exists()) {
             std::os::unix::fs::symlink(name, path)?;

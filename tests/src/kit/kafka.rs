@@ -47,7 +47,9 @@ impl Kind for Kafka {
             return Ok(());
         }
         let mut format = self.java("kafka.tools.StorageTool");
-        format.args(["format", "--cluster-id", CLUSTER, "--config"]).arg(self.properties());
+        format
+            .args(["format", "--cluster-id", CLUSTER, "--config"])
+            .arg(self.properties());
         process::output(format).map(drop)
     }
 
@@ -61,7 +63,11 @@ impl Kind for Kafka {
         let consumer: BaseConsumer = self.config().create()?;
         spawn_blocking(move || {
             let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
-            ensure!(metadata.brokers().len() == 1, "{} brokers registered", metadata.brokers().len());
+            ensure!(
+                metadata.brokers().len() == 1,
+                "{} brokers registered",
+                metadata.brokers().len()
+            );
             Ok(())
         })
         .await?
@@ -98,7 +104,9 @@ impl Kafka {
     /// The start of a client's configuration.
     pub fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.bootstrap()).set("reconnect.backoff.max.ms", "500");
+        config
+            .set("bootstrap.servers", self.bootstrap())
+            .set("reconnect.backoff.max.ms", "500");
         config
     }
 
@@ -122,8 +130,14 @@ impl Kafka {
     /// A producer that keeps order and sends no record twice; `codec` is none, gzip, snappy, lz4 or zstd.
     pub fn producer(&self, codec: &str) -> anyhow::Result<FutureProducer> {
         let mut config = self.config();
-        config.set("enable.idempotence", "true").set("partitioner", "murmur2_random").set("compression.codec", codec);
-        config.set("message.max.bytes", "8388608").set("queue.buffering.max.messages", "1000000").set("linger.ms", "1");
+        config
+            .set("enable.idempotence", "true")
+            .set("partitioner", "murmur2_random")
+            .set("compression.codec", codec);
+        config
+            .set("message.max.bytes", "8388608")
+            .set("queue.buffering.max.messages", "1000000")
+            .set("linger.ms", "1");
         Ok(config.create()?)
     }
 
@@ -135,8 +149,12 @@ impl Kafka {
     /// Everything in the topic at this moment that a `read_committed` consumer sees, by partition and offset.
     pub async fn read(&self, topic: &str) -> anyhow::Result<Vec<Read>> {
         let mut config = self.config();
-        config.set("group.id", "holdfast.tests.read").set("enable.auto.commit", "false");
-        config.set("isolation.level", "read_committed").set("enable.partition.eof", "true");
+        config
+            .set("group.id", "holdfast.tests.read")
+            .set("enable.auto.commit", "false");
+        config
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true");
         let consumer: BaseConsumer = config.create()?;
         let topic = String::from(topic);
         spawn_blocking(move || read_to_end(&consumer, &topic)).await?
@@ -145,7 +163,9 @@ impl Kafka {
     fn java(&self, main: &str) -> Command {
         let mut command = process::command("java".as_ref(), None);
         let logging = self.manifest.join("log4j2.yaml");
-        command.args(["-Xms256m", "-Xmx512m"]).arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
+        command
+            .args(["-Xms256m", "-Xmx512m"])
+            .arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
         command.arg("-cp").arg(self.jars.join("*")).arg(main);
         command
     }
@@ -158,7 +178,11 @@ impl Kafka {
         let template = self.manifest.join("server.properties");
         let fixed = fs::read_to_string(&template).with_context(|| template.display().to_string())?;
         let (client, controller, data) = (self.client, self.controller, self.data.display());
-        let sync = if self.sync_records { "log.flush.interval.messages=1\n" } else { "" };
+        let sync = if self.sync_records {
+            "log.flush.interval.messages=1\n"
+        } else {
+            ""
+        };
         Ok(format!(
             "{fixed}\nlisteners=CLIENT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\nlog.dirs={data}\n{sync}"
@@ -185,12 +209,20 @@ pub async fn send_with(producer: &FutureProducer, topic: &str, records: &[Sent])
         deliveries.push(delivery);
     }
     let delivered = try_join_all(deliveries).await?;
-    delivered.into_iter().map(|sent| sent.map(|d| (d.partition, d.offset)).map_err(|(error, _)| error.into())).collect()
+    delivered
+        .into_iter()
+        .map(|sent| sent.map(|d| (d.partition, d.offset)).map_err(|(error, _)| error.into()))
+        .collect()
 }
 
 fn headers_of(sent: &Sent) -> OwnedHeaders {
     let headers = OwnedHeaders::new_with_capacity(sent.headers.len());
-    sent.headers.iter().fold(headers, |all, (key, value)| all.insert(Header { key, value: Some(value) }))
+    sent.headers.iter().fold(headers, |all, (key, value)| {
+        all.insert(Header {
+            key,
+            value: Some(value),
+        })
+    })
 }
 
 fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Read>> {
@@ -225,7 +257,10 @@ fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Read>
 impl From<&BorrowedMessage<'_>> for Read {
     fn from(message: &BorrowedMessage<'_>) -> Read {
         let headers = message.headers().map(|headers| {
-            headers.iter().map(|header| (String::from(header.key), header.value.unwrap_or_default().to_vec())).collect()
+            headers
+                .iter()
+                .map(|header| (String::from(header.key), header.value.unwrap_or_default().to_vec()))
+                .collect()
         });
         Read {
             partition: message.partition(),

@@ -28,7 +28,10 @@ impl Ports {
             Err(_) => BTreeMap::new(),
         };
         ports.retain(|_, port| is_free(*port));
-        Ok(Ports { file, ports: Mutex::new(ports) })
+        Ok(Ports {
+            file,
+            ports: Mutex::new(ports),
+        })
     }
 
     /// The port for this use: the same one each time.

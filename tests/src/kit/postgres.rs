@@ -37,7 +37,14 @@ impl Kind for Postgres {
             return Ok(());
         }
         let mut initdb = self.program("initdb");
-        initdb.args(["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions", "-U", OWNER]);
+        initdb.args([
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-instructions",
+            "-U",
+            OWNER,
+        ]);
         initdb.arg("-D").arg(&self.data);
         process::output(initdb)?;
         self.create_database()
@@ -72,17 +79,31 @@ impl Postgres {
     /// `folder` is the stack's own. Another user and another place are used only where they must be.
     pub(super) fn new(installed: PathBuf, folder: &Path, port: u16) -> anyhow::Result<Postgres> {
         if !Uid::effective().is_root() {
-            return Ok(Postgres { files: installed, data: folder.join("postgres"), user: None, port });
+            return Ok(Postgres {
+                files: installed,
+                data: folder.join("postgres"),
+                user: None,
+                port,
+            });
         }
         let user = User::from_name("nobody")?.ok_or_else(|| anyhow!("no user `nobody` to run PostgreSQL as"))?;
         let here = reaches(&user, folder)? && reaches(&user, &installed.join("bin"))?;
-        let home = if here { folder.join("postgres-home") } else { elsewhere(folder) };
+        let home = if here {
+            folder.join("postgres-home")
+        } else {
+            elsewhere(folder)
+        };
         let files = if here { installed } else { copied(&installed, &home)? };
         fs::create_dir_all(&home)?;
         chown(&home, Some(user.uid), Some(user.gid))?;
         let record = serde_json::json!({ "user": user.name, "uid": user.uid.as_raw(), "home": home });
         fs::write(record_of(folder), serde_json::to_vec_pretty(&record)?)?;
-        Ok(Postgres { files, data: home.join("data"), user: Some(user), port })
+        Ok(Postgres {
+            files,
+            data: home.join("data"),
+            user: Some(user),
+            port,
+        })
     }
 
     /// Removes what lies outside of the stack's folder.
@@ -114,7 +135,9 @@ impl Postgres {
             format!(r#"drop database if exists "{name}" with (force)"#),
             format!(r#"create database "{name}" template "{of}""#),
         ] {
-            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await?;
+            sqlx::query(sqlx::AssertSqlSafe(statement))
+                .execute(&mut connection)
+                .await?;
         }
         connection.close().await?;
         Ok(PgPool::connect(&self.url_of(name)).await?)
@@ -131,14 +154,23 @@ impl Postgres {
         alone.args(["--single", "-D"]).arg(&self.data).arg("postgres");
         let statement = self.data.with_extension("sql");
         fs::write(&statement, format!("create database {DATABASE};\n"))?;
-        let status = alone.stdin(fs::File::open(&statement)?).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        let status = alone
+            .stdin(fs::File::open(&statement)?)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()?;
         fs::remove_file(&statement)?;
-        status.success().then_some(()).ok_or_else(|| anyhow!("create database {DATABASE}: {status}"))
+        status
+            .success()
+            .then_some(())
+            .ok_or_else(|| anyhow!("create database {DATABASE}: {status}"))
     }
 
     fn program(&self, name: &str) -> Command {
         let mut command = process::command(&self.files.join("bin").join(name), self.user.as_ref());
-        command.current_dir(self.data.parent().unwrap_or(&self.data)).env("LC_ALL", "C");
+        command
+            .current_dir(self.data.parent().unwrap_or(&self.data))
+            .env("LC_ALL", "C");
         command
     }
 }
@@ -156,7 +188,13 @@ fn elsewhere(folder: &Path) -> PathBuf {
 
 fn reaches(user: &User, folder: &Path) -> anyhow::Result<bool> {
     let mut test = process::command(Path::new("test"), Some(user));
-    Ok(test.args(["-r"]).arg(folder).args(["-a", "-x"]).arg(folder).status()?.success())
+    Ok(test
+        .args(["-r"])
+        .arg(folder)
+        .args(["-a", "-x"])
+        .arg(folder)
+        .status()?
+        .success())
 }
 
 /// Copied at each start, so that the version is the one of the manifest.

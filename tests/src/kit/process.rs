@@ -41,7 +41,10 @@ pub struct Process {
 }
 
 /// What runs, oldest first, so that [`stop_all`] can end it: workers before the servers that they use.
-static LIVE: Mutex<Live> = Mutex::new(Live { closed: false, processes: Vec::new() });
+static LIVE: Mutex<Live> = Mutex::new(Live {
+    closed: false,
+    processes: Vec::new(),
+});
 
 struct Live {
     closed: bool,
@@ -53,7 +56,10 @@ pub fn command(program: &Path, user: Option<&User>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
     if let Some(user) = user {
-        command.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid)).arg("--clear-groups");
+        command
+            .arg(format!("--reuid={}", user.uid))
+            .arg(format!("--regid={}", user.gid))
+            .arg("--clear-groups");
     }
     command.arg("--").arg(program);
     command
@@ -61,10 +67,17 @@ pub fn command(program: &Path, user: Option<&User>) -> Command {
 
 /// Runs a command that ends by itself and returns what it printed.
 pub fn output(mut command: Command) -> anyhow::Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
-        bail!("{command:?}: {}\n{printed}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{command:?}: {}\n{printed}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(printed)
 }
@@ -73,9 +86,14 @@ pub fn output(mut command: Command) -> anyhow::Result<String> {
 pub fn stop_all() {
     lock(&LIVE).closed = true;
     loop {
-        let Some(process) = lock(&LIVE).processes.pop() else { return };
+        let Some(process) = lock(&LIVE).processes.pop() else {
+            return;
+        };
         if let Err(error) = process.end() {
-            warn!(process.name = process.name, "could not stop {}: {error:#}", process.name);
+            warn!(
+                process.name = process.name,
+                "could not stop {}: {error:#}", process.name
+            );
         }
     }
 }
@@ -103,13 +121,21 @@ pub fn stop_leftovers(folder: &Path) -> anyhow::Result<()> {
 impl Process {
     pub fn spawn(mut plan: Plan) -> anyhow::Result<Arc<Process>> {
         let log = log_of(&plan.folder, &plan.name);
-        let out = File::options().create(true).append(true).open(&log).with_context(|| log.display().to_string())?;
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| log.display().to_string())?;
         let mut live = lock(&LIVE);
         if live.closed {
             bail!("{} not started: the kit is ending", plan.name);
         }
         // A group of its own: Ctrl-C reaches the kit alone, which then ends everything in order.
-        plan.command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
+        plan.command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(0);
         let child = spawn_for_life(plan.command).with_context(|| format!("cannot start {}", plan.name))?;
         let process = Arc::new(Process {
             pid: Pid::from_raw(i32::try_from(child.id())?),
@@ -250,11 +276,17 @@ fn send(pid: Pid, signal: Signal) -> anyhow::Result<()> {
 
 /// All descendants. A process that ends meanwhile has none.
 fn children(pid: Pid) -> Vec<Pid> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
     threads
         .flatten()
         .flat_map(|thread| fs::read_to_string(thread.path().join("children")))
-        .flat_map(|ids| ids.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<i32>>())
+        .flat_map(|ids| {
+            ids.split_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect::<Vec<i32>>()
+        })
         .map(Pid::from_raw)
         .flat_map(|child| children(child).into_iter().chain([child]))
         .collect()
@@ -286,7 +318,9 @@ fn spawn_for_life(command: Command) -> io::Result<Child> {
     });
     let (reply, child) = mpsc::channel();
     let gone = |_| io::Error::other("the spawning thread is gone");
-    lock(&SPAWNER).send((command, reply)).map_err(|_| gone(mpsc::RecvError))?;
+    lock(&SPAWNER)
+        .send((command, reply))
+        .map_err(|_| gone(mpsc::RecvError))?;
     child.recv().map_err(gone)?
 }
 

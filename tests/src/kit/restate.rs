@@ -33,12 +33,19 @@ impl Kind for Restate {
 
     fn command(&self) -> Command {
         let mut command = process::command(&self.binary, None);
-        command.arg("--no-logo").arg("--config-file").arg(&self.settings).envs(self.environment());
+        command
+            .arg("--no-logo")
+            .arg("--config-file")
+            .arg(&self.settings)
+            .envs(self.environment());
         command
     }
 
     async fn answers(&self) -> anyhow::Result<()> {
-        for url in [format!("{}/health", self.admin()), format!("{}/restate/health", self.ingress())] {
+        for url in [
+            format!("{}/health", self.admin()),
+            format!("{}/restate/health", self.ingress()),
+        ] {
             self.client.get(&url).send().await?.error_for_status()?;
         }
         Ok(())
@@ -65,7 +72,10 @@ impl Restate {
         struct Answer {
             rows: Vec<Value>,
         }
-        let request = self.client.post(format!("{}/query", self.admin())).header("accept", "application/json");
+        let request = self
+            .client
+            .post(format!("{}/query", self.admin()))
+            .header("accept", "application/json");
         let response = request.json(&json!({ "query": query })).send().await?;
         let status = response.status();
         let body = response.text().await?;

@@ -50,7 +50,11 @@ impl<K> Deref for Server<K> {
 
 impl<K: Kind> Server<K> {
     pub(super) fn new(kind: K, folder: PathBuf) -> Server<K> {
-        Server { kind: Arc::new(kind), folder, process: Mutex::new(None) }
+        Server {
+            kind: Arc::new(kind),
+            folder,
+            process: Mutex::new(None),
+        }
     }
 
     /// Returns once it answers.
@@ -74,8 +78,9 @@ impl<K: Kind> Server<K> {
     /// Waits until it answers, for instance after [`Server::resume`].
     pub async fn ready(&self) -> anyhow::Result<()> {
         let process = self.process()?;
+        let what = format!("{} answers", K::NAME);
         tokio::select! {
-            answered = until(&format!("{} answers", K::NAME), READY_WITHIN, || self.kind.answers()) => {
+            answered = until(&what, READY_WITHIN, || self.kind.answers()) => {
                 answered.map_err(|error| anyhow!("{error}\n{}", process.last_words()))
             }
             status = process.wait() => bail!("{} ended: {}\n{}", K::NAME, status?, process.last_words()),
@@ -129,6 +134,8 @@ impl<K: Kind> Server<K> {
     }
 
     fn process(&self) -> anyhow::Result<Arc<Process>> {
-        lock(&self.process).clone().ok_or_else(|| anyhow!("{} was never started", K::NAME))
+        lock(&self.process)
+            .clone()
+            .ok_or_else(|| anyhow!("{} was never started", K::NAME))
     }
 }

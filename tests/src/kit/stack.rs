@@ -53,7 +53,10 @@ impl Stack {
     }
 
     pub async fn start(&self) -> anyhow::Result<()> {
-        info!("starting Kafka, Restate and PostgreSQL; logs in {}", self.folder.display());
+        info!(
+            "starting Kafka, Restate and PostgreSQL; logs in {}",
+            self.folder.display()
+        );
         tokio::try_join!(self.kafka.start(), self.restate.start(), self.postgres.start()).map(drop)
     }
 

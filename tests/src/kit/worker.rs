@@ -67,7 +67,10 @@ impl<'a> Launch<'a> {
     /// Starts it and returns at once, for one that is meant to end before it gets ready.
     pub fn spawn(self) -> anyhow::Result<Holdfast> {
         let program = binary()?;
-        let http = format!("127.0.0.1:{}", self.stack.ports.get(&format!("holdfast-{}", self.instance))?);
+        let http = format!(
+            "127.0.0.1:{}",
+            self.stack.ports.get(&format!("holdfast-{}", self.instance))?
+        );
         let mut command = process::command(&program, None);
         self.set(&mut command)?;
         let process = Process::spawn(Plan {
@@ -77,7 +80,10 @@ impl<'a> Launch<'a> {
             stop: Signal::SIGTERM,
             stop_within: STOP_WITHIN,
         })?;
-        Ok(Holdfast { process, http: format!("http://{http}") })
+        Ok(Holdfast {
+            process,
+            http: format!("http://{http}"),
+        })
     }
 
     /// Runs a subcommand that ends by itself.
@@ -86,13 +92,21 @@ impl<'a> Launch<'a> {
         let mut command = process::command(&program, None);
         self.set(&mut command)?;
         command.stdin(Stdio::null());
-        tokio::task::spawn_blocking(move || command.output()).await?.with_context(|| program.display().to_string())
+        tokio::task::spawn_blocking(move || command.output())
+            .await?
+            .with_context(|| program.display().to_string())
     }
 
     /// All instances share one address for Restate to call, so that an invocation finds the successor of a worker that
     /// was killed; a second one that serves at the same time needs another (`HOLDFAST_SERVE_LISTEN`, `_URL`).
     fn set(&self, command: &mut Command) -> anyhow::Result<()> {
-        let Stack { kafka, restate, postgres, ports, .. } = self.stack;
+        let Stack {
+            kafka,
+            restate,
+            postgres,
+            ports,
+            ..
+        } = self.stack;
         let serve = format!("127.0.0.1:{}", ports.get("holdfast-serve")?);
         let http = format!("127.0.0.1:{}", ports.get(&format!("holdfast-{}", self.instance))?);
         for (inherited, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
@@ -130,7 +144,11 @@ impl Holdfast {
     /// One sample of its metrics, named with its labels as printed: `holdfast_events_total{reason="held"}`. Nothing if
     /// there is no such line.
     pub async fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
-        let text = reqwest::get(format!("{}/metrics", self.http)).await?.error_for_status()?.text().await?;
+        let text = reqwest::get(format!("{}/metrics", self.http))
+            .await?
+            .error_for_status()?
+            .text()
+            .await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.map(str::parse).transpose()?)
     }
@@ -183,9 +201,17 @@ impl Drop for Holdfast {
 /// Built into the same folder as what is running now (tests run from `deps` inside of it).
 fn binary() -> anyhow::Result<PathBuf> {
     let me = std::env::current_exe()?;
-    let beside = me.ancestors().skip(1).take(2).map(|folder| folder.join("holdfast")).find(|path| path.is_file());
+    let beside = me
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("holdfast"))
+        .find(|path| path.is_file());
     let Some(binary) = beside else {
-        bail!("no holdfast binary near {}: run `cargo build -p holdfast` (with the same profile)", me.display());
+        bail!(
+            "no holdfast binary near {}: run `cargo build -p holdfast` (with the same profile)",
+            me.display()
+        );
     };
     ensure!(binary.is_absolute(), "{} is not absolute", binary.display());
     Ok(binary)

@@ -1,6 +1,6 @@
 //! `dev`: what `make` calls. Each subcommand is a module beside; all run on stacks of the kit.
 
-mod sqlx;
+mod statements;
 mod up;
 
 use std::process::ExitCode;
@@ -24,14 +24,14 @@ enum Command {
     /// Hold the stack open with `holdfast run` on it, until Ctrl-C
     Up,
     /// Refresh the committed descriptions of SQL statements
-    Sqlx(sqlx::Arguments),
+    Sqlx(statements::Arguments),
 }
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fetch => tokio::task::spawn_blocking(kit::fetch::servers).await?.map(drop),
         Command::Up => up::run().await,
-        Command::Sqlx(arguments) => sqlx::run(arguments).await,
+        Command::Sqlx(arguments) => statements::run(arguments).await,
     }
 }
 

@@ -25,7 +25,10 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     });
     let written = Addresses::write(&addresses)?;
     info!("{}:\n{addresses:#}", written.0.display());
-    info!("press Ctrl-C to stop everything; the data stays in {}", stack.folder().display());
+    info!(
+        "press Ctrl-C to stop everything; the data stays in {}",
+        stack.folder().display()
+    );
     let status = holdfast.wait(Duration::MAX).await?;
     anyhow::bail!("holdfast ended: {status}\n{}", holdfast.last_words())
 }

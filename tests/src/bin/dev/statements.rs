@@ -31,7 +31,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return replace(&folder, &committed, &fresh);
     }
     let differs = |name: &&String| committed.get(*name) != fresh.get(*name);
-    let stale: Vec<&String> = committed.keys().chain(fresh.keys().filter(|name| !committed.contains_key(*name))).filter(differs).collect();
+    let stale: Vec<&String> = committed
+        .keys()
+        .chain(fresh.keys().filter(|name| !committed.contains_key(*name)))
+        .filter(differs)
+        .collect();
     ensure!(stale.is_empty(), "stale in .sqlx (run `make sqlx`): {stale:?}");
     info!(".sqlx is up to date: {} statements", fresh.len());
     Ok(())
@@ -51,7 +55,11 @@ fn describe(stack: &Stack) -> anyhow::Result<Descriptions> {
     let folder = dev_folder().join("sqlx/descriptions");
     fs::create_dir_all(&folder)?;
     let library = checkout().join("workers/src/lib.rs");
-    fs::File::options().append(true).open(&library)?.set_modified(now()).with_context(|| library.display().to_string())?;
+    fs::File::options()
+        .append(true)
+        .open(&library)?
+        .set_modified(now())
+        .with_context(|| library.display().to_string())?;
     let status = Command::new(env!("CARGO"))
         .args(["check", "--quiet", "-p", "holdfast"])
         .current_dir(checkout())
@@ -59,12 +67,18 @@ fn describe(stack: &Stack) -> anyhow::Result<Descriptions> {
         .env("SQLX_OFFLINE", "false")
         .env("SQLX_OFFLINE_DIR", &folder)
         .status()?;
-    ensure!(status.success(), "holdfast does not compile against the migrated database");
+    ensure!(
+        status.success(),
+        "holdfast does not compile against the migrated database"
+    );
     read(&folder)
 }
 
 /// Cargo compiles again what has changed since; the macros see the database only then.
-#[expect(clippy::disallowed_methods, reason = "cargo compares file times with the system clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo compares file times with the system clock"
+)]
 fn now() -> std::time::SystemTime {
     std::time::SystemTime::now()
 }
@@ -74,7 +88,10 @@ fn read(folder: &Path) -> anyhow::Result<Descriptions> {
     if folder.exists() {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            descriptions.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
+            descriptions.insert(
+                entry.file_name().to_string_lossy().into_owned(),
+                fs::read(entry.path())?,
+            );
         }
     }
     Ok(descriptions)

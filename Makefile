@@ -1,0 +1,42 @@
+# `make help` lists the targets. Each works on a fresh machine, with nothing before it.
+
+CARGO ?= cargo
+# Always the whole workspace: for a single crate cargo would compile shared crates again, with fewer features.
+BUILD = $(CARGO) build --workspace --bins
+DEV = $(CARGO) run --quiet --workspace --bin dev --
+# Statements are checked against the committed descriptions in .sqlx: building needs no database.
+export SQLX_OFFLINE = true
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test dev check bench sqlx tools
+
+help: ## List these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: tools ## An on-sale on real servers: live progress, a kill in the middle, figures at the end
+	$(BUILD)
+	$(DEV) demo
+
+test: tools check ## All tests, on real servers; TEST=word picks those of the proofs whose name holds the word
+	$(BUILD)
+	$(DEV) sqlx --check
+	$(CARGO) test --workspace --test main -- $(TEST)
+
+dev: tools ## Hold the stack open with `holdfast run` on it; addresses in .dev/stack.json
+	$(BUILD)
+	$(DEV) up
+
+check: tools ## The quick one: format, clippy, unit and property tests; no servers
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) test
+
+bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
+	$(BUILD) --release
+	$(CARGO) run --release --quiet --workspace --bin dev -- bench
+
+sqlx: tools ## Refresh .sqlx after a change of a statement or a migration
+	$(DEV) sqlx
+
+tools:
+	@deploy/local/tools
