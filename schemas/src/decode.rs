@@ -324,7 +324,10 @@ impl Envelope<'_> {
         let subject = parse("subject", &self.subject, TicketId::parse)?;
         let time = parse("time", &self.time, moment::parse)?;
         // An invalid one is to be ignored, says W3C Trace Context.
-        let traceparent = parse("traceparent", &self.traceparent, Traceparent::parse).ok();
+        let traceparent = match &self.traceparent {
+            Some(Attribute::Text(text)) => Traceparent::parse(text).ok(),
+            _ => None,
+        };
         // Absent data says as much as an empty object.
         let data = (version.read)(self.data.map_or("{}", RawValue::get));
         let data = data.map_err(|detail| refuse(DeadLetterReason::InvalidData, detail))?;

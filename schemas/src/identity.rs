@@ -12,7 +12,6 @@ use crate::text::Invalid;
 /// Namespaces of UUID version 5. They are part of the contract: another value would be another id for the same thing.
 const OUTCOMES: Uuid = uuid!("6a1b7d0e-52c3-4f0a-9d57-3a2b8c61e4f0");
 const HOLDS: Uuid = uuid!("c2f4e8a1-0b6d-4e39-8a75-91d3f7b20c5e");
-const TRACES: Uuid = uuid!("0d93b5c7-e814-4a62-b1f6-5c7e2a98d403");
 
 /// The id of the outcome at `place` (from 0) among those that the event `(source, id)` has for `key`.
 pub fn outcome_id(source: &str, id: &str, key: &str, place: u32) -> OutcomeId {
@@ -27,11 +26,6 @@ pub fn hold_id(source: &str, id: &str, key: &str) -> HoldId {
     HoldId(derive(HOLDS, &[source.as_bytes(), id.as_bytes(), key.as_bytes()]))
 }
 
-/// The trace of the event `(source, id)`, when it brings none.
-pub(crate) fn trace(source: &str, id: &str) -> Uuid {
-    derive(TRACES, &[source.as_bytes(), id.as_bytes()])
-}
-
 /// Each part stands behind its length (4 bytes, big endian), so that ("ab", "c") and ("a", "bc") differ.
 fn derive(namespace: Uuid, parts: &[&[u8]]) -> Uuid {
     let mut name = Vec::with_capacity(parts.iter().map(|part| 4 + part.len()).sum());
@@ -43,8 +37,8 @@ fn derive(namespace: Uuid, parts: &[&[u8]]) -> Uuid {
 }
 
 macro_rules! id {
-    ($($(#[$doc:meta])* $name:ident;)+) => {$(
-        $(#[$doc])*
+    ($($(#[doc = $doc:literal])+ $name:ident;)+) => {$(
+        $(#[doc = $doc])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String")]
         pub struct $name(pub Uuid);
@@ -87,7 +81,7 @@ macro_rules! id {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "format": "uuid", "description": "A UUID of 36 characters" })
+                json_schema!({ "type": "string", "format": "uuid", "description": concat!($($doc),+).trim() })
             }
         }
     )+};
@@ -114,7 +108,6 @@ mod tests {
             hold_id("shop", "1", "A-1").to_string(),
             "3c67ff2d-bee2-5a0a-9cf4-abf4f566f191"
         );
-        assert_eq!(trace("shop", "1").to_string(), "ce5baeb8-8fcc-5abd-93b5-b8f561b34c40");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod refusal;
 
 mod outcomes;
 
+pub mod catalogue;
 pub mod dead_letter;
 pub mod topics;
 

@@ -87,17 +87,17 @@ impl JsonSchema for Price {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "object",
-            "description": "An amount of money",
+            "description": "What a ticket costs.",
             "properties": {
                 "amount": {
                     "type": "integer",
-                    "description": "Minor units: cents for EUR, yen for JPY",
+                    "description": "Minor units: cents for EUR, yen for JPY.",
                     "minimum": 0,
                     "maximum": Self::MAX_AMOUNT,
                 },
                 "currency": {
                     "type": "string",
-                    "description": "A currency of ISO 4217, such as EUR; a code that is not in use is refused",
+                    "description": "A currency of ISO 4217, such as EUR.",
                     "pattern": "^[A-Z]{3}$",
                 },
             },

@@ -22,8 +22,8 @@ impl Invalid {
 pub(crate) const NUL: &str = "must not contain U+0000, which the database cannot store";
 
 macro_rules! text {
-    ($($(#[$doc:meta])* $name:ident, $max:literal;)+) => {$(
-        $(#[$doc])*
+    ($($(#[doc = $doc:literal])+ $name:ident, $max:literal;)+) => {$(
+        $(#[doc = $doc])+
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String")]
         pub struct $name(String);
@@ -100,14 +100,14 @@ macro_rules! text {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                text_schema(Self::MAX_BYTES)
+                text_schema(concat!($($doc),+), Self::MAX_BYTES)
             }
         }
     )+};
 }
 
 text! {
-    /// The `id` of a CloudEvent: with its [`Source`] it names one event for ever.
+    /// The `id` of a CloudEvent: with its `source` it names one event for ever.
     EventId, 255;
     /// The `source` of a CloudEvent: who says it.
     Source, 255;
@@ -136,11 +136,11 @@ fn check(text: &str, max: usize) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// JSON Schema counts characters and the bound is in bytes, so the schema alone admits some texts that are too long.
-fn text_schema(max: usize) -> Schema {
+fn text_schema(description: &str, max: usize) -> Schema {
     json_schema!({
         "type": "string",
-        "description": format!("1 to {max} bytes of UTF-8, without U+0000"),
+        "description": description.trim(),
+        "$comment": format!("The bound is {max} bytes of UTF-8; maxLength counts characters"),
         "minLength": 1,
         "maxLength": max,
         "pattern": "^[^\\u0000]*$",

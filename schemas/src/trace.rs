@@ -3,7 +3,8 @@
 use std::fmt;
 use std::fmt::Write;
 
-use crate::identity;
+use sha2::{Digest, Sha256};
+
 use crate::text::Invalid;
 
 /// A `traceparent` of version 00: 55 characters, lower-case hexadecimal.
@@ -29,13 +30,16 @@ impl Traceparent {
 
     /// The trace of an event whose producer gave none: the same for every repeat of it, and not sampled.
     pub fn derive(source: &str, id: &str) -> Self {
-        let trace = identity::trace(source, id);
-        let mut span = String::with_capacity(16);
-        for byte in &identity::trace(source, &trace.to_string()).as_bytes()[..8] {
-            // The version and variant bits of a UUID make sure that neither id is all zeros.
-            write!(span, "{byte:02x}").expect("a String takes everything");
+        let hash = Sha256::new()
+            .chain_update((source.len() as u32).to_be_bytes())
+            .chain_update(source)
+            .chain_update(id);
+        let mut trace = "00-".to_owned();
+        for (place, byte) in hash.finalize()[..24].iter().enumerate() {
+            let dash = if place == 16 { "-" } else { "" };
+            write!(trace, "{dash}{byte:02x}").expect("a String takes everything");
         }
-        Self(format!("00-{}-{span}-00", trace.simple()))
+        Self(trace + "-00")
     }
 
     pub fn as_str(&self) -> &str {

@@ -22,7 +22,7 @@ pub(crate) trait Wire: Serialize + DeserializeOwned + JsonSchema {
 pub(crate) struct Version<T> {
     pub(crate) name: &'static str,
     pub(crate) read: fn(&str) -> Result<Read<T>, String>,
-    #[expect(dead_code, reason = "the generator of the published schemas reads it")]
+    /// The schema of the data.
     pub(crate) schema: fn(SchemaGenerator) -> Schema,
 }
 

@@ -43,7 +43,7 @@ told! {
     TicketHeld "holdfast.outcome.ticket.held.v1" {
         user: UserId,
         hold: HoldId,
-        /// RFC 3339, UTC.
+        /// The hold ends then, unless it is released or sold before.
         #[serde(with = "crate::moment")] #[schemars(with = "crate::moment::Moment")] until: OffsetDateTime
     };
     /// The user gave the hold back; the ticket is for sale again.

@@ -1,0 +1,180 @@
+//! Every type in every version, with its JSON Schema: what the published documents are generated from.
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::identity::OutcomeId;
+use crate::moment::Moment;
+use crate::text::{EventId, Source, TicketId};
+use crate::version::Version;
+use crate::{Outcome, outcomes, reservations, topics};
+
+/// One type in one version.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The CloudEvents `type`.
+    pub name: &'static str,
+    pub topic: &'static str,
+    /// What it says, for people.
+    pub description: String,
+    /// The attributes of a CloudEvent of this type: name to JSON Schema.
+    pub attributes: Map<String, Value>,
+    /// JSON Schema of the data.
+    pub data: Value,
+}
+
+/// What may be asked on [`topics::RESERVATIONS`].
+pub fn events() -> Vec<Entry> {
+    reservations::VERSIONS
+        .iter()
+        .map(|version| entry(version, topics::RESERVATIONS, asked()))
+        .collect()
+}
+
+/// What is told on [`topics::RESERVATIONS_OUTCOMES`].
+pub fn outcomes() -> Vec<Entry> {
+    outcomes::VERSIONS
+        .iter()
+        .map(|version| entry(version, topics::RESERVATIONS_OUTCOMES, told()))
+        .collect()
+}
+
+impl Entry {
+    /// JSON Schema (draft 7, which AsyncAPI tools read as well) of the whole CloudEvent in structured mode.
+    pub fn schema(&self) -> Value {
+        let optional = ["datacontenttype", "traceparent"].map(Value::from);
+        let told = self.topic == topics::RESERVATIONS_OUTCOMES;
+        let mut required: Vec<_> = self.attributes.keys().map(|name| json!(name)).collect();
+        required.retain(|name| told || !optional.contains(name));
+        let mut properties = self.attributes.clone();
+        let mut data = self.data.clone();
+        match told || !self.allows_no_data() {
+            true => required.push(json!("data")),
+            false => data["type"] = json!(["object", "null"]),
+        }
+        properties.insert("data".to_owned(), data);
+        json!({
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "title": self.name,
+            "description": self.description,
+            "type": "object",
+            "properties": properties,
+            "required": required,
+        })
+    }
+
+    /// Whether absent data is valid: when no field is required.
+    pub fn allows_no_data(&self) -> bool {
+        self.data.get("required").is_none()
+    }
+}
+
+fn entry<T>(version: &Version<T>, topic: &'static str, mut attributes: Map<String, Value>) -> Entry {
+    let mut data = (version.schema)(generator()).to_value();
+    let mut description = String::new();
+    if let Some(members) = data.as_object_mut() {
+        members.remove("$schema");
+        members.remove("title");
+        if let Some(Value::String(text)) = members.remove("description") {
+            description = text;
+        }
+    }
+    attributes.insert("type".to_owned(), json!({ "const": version.name }));
+    Entry {
+        name: version.name,
+        topic,
+        description,
+        attributes,
+        data,
+    }
+}
+
+fn asked() -> Map<String, Value> {
+    let source = described::<Source>("Who says it.");
+    let id = described::<EventId>("Names the event, together with the source, for ever: a repeat has the same.");
+    let time = "When it happened, by its producer; a repeat has the same. Years 1970 to 9999.";
+    let content_type = json!({
+        "type": "string",
+        "description": "application/json, or absent.",
+        "pattern": "^application/json *(;.*)?$",
+    });
+    let mut attributes = common(
+        source,
+        id,
+        time,
+        "Trace context by W3C, if any; an invalid one is ignored.",
+    );
+    attributes.insert("datacontenttype".to_owned(), content_type);
+    attributes
+}
+
+fn told() -> Map<String, Value> {
+    let source = json!({ "const": Outcome::SOURCE });
+    let id = "Follows from the cause: the same outcome has the same id, however often it is computed.";
+    let id = described::<OutcomeId>(id);
+    let mut attributes = common(
+        source,
+        id,
+        "When it was decided.",
+        "Trace context by W3C, of the event that it answers.",
+    );
+    let more = [
+        ("datacontenttype", json!({ "const": "application/json" })),
+        (
+            "sequence",
+            count("Counts the outcomes of one subject without a gap, from 1; 0 when there is no such ticket."),
+        ),
+        (
+            "generation",
+            count("Rises when the database was put back: order by generation, then by sequence."),
+        ),
+        (
+            "causationsource",
+            described::<Source>("The source of the event that it answers."),
+        ),
+        (
+            "causationid",
+            described::<EventId>("The id of the event that it answers."),
+        ),
+    ];
+    attributes.extend(more.map(|(name, schema)| (name.to_owned(), schema)));
+    attributes
+}
+
+fn common(source: Value, id: Value, time: &str, trace: &str) -> Map<String, Value> {
+    let traceparent = json!({
+        "type": "string",
+        "description": trace,
+        "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
+    });
+    let attributes = [
+        ("specversion", json!({ "const": "1.0" })),
+        ("source", source),
+        ("id", id),
+        (
+            "subject",
+            described::<TicketId>("The ticket; the record's key as well."),
+        ),
+        ("time", described::<Moment>(time)),
+        ("traceparent", traceparent),
+    ];
+    attributes
+        .map(|(name, schema)| (name.to_owned(), schema))
+        .into_iter()
+        .collect()
+}
+
+fn described<T: JsonSchema>(description: &str) -> Value {
+    let mut schema = generator().subschema_for::<T>().to_value();
+    schema["description"] = json!(description);
+    schema
+}
+
+fn count(description: &str) -> Value {
+    json!({ "type": "integer", "minimum": 0, "description": description })
+}
+
+fn generator() -> SchemaGenerator {
+    SchemaSettings::draft07().into_generator()
+}
