@@ -152,7 +152,6 @@ impl RequestHash {
         &self.0
     }
 
-    /// Canonical JSON orders members by name, and its parts are canonical: the whole is their concatenation.
     /// The hash of a request from within the product, by the same rule.
     pub fn of_request(kind: &str, subject: &TicketId, data: &serde_json::Value) -> Self {
         let data = serde_json_canonicalizer::to_string(data).expect("JSON values have text keys");
@@ -163,6 +162,7 @@ impl RequestHash {
         )
     }
 
+    /// Canonical JSON orders members by name, and its parts are canonical: the whole is their concatenation.
     fn of(event_type: &str, subject: &TicketId, data: &RawValue) -> Self {
         let subject = serde_json::to_string(subject).expect("a text can be written");
         let mut hash = Sha256::new();
