@@ -1,1 +1,204 @@
-//! Written next.
+//! What every Kafka client of Holdfast has in common: where Kafka is, how a key finds its partition, how acknowledgements
+//! are awaited, and how the headers of any record are read.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Headers, Message};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+
+use crate::config;
+
+/// Settings of every client.
+pub fn client(config: &config::Kafka) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client
+        .set("bootstrap.servers", &config.bootstrap)
+        .set("client.id", "holdfast")
+        .set("socket.nagle.disable", "true")
+        .set("socket.keepalive.enable", "true")
+        .set("reconnect.backoff.max.ms", "1000");
+    client
+}
+
+/// Settings of every producer. Keys go to the partition that a Java client would choose; batches are compressed, so that a
+/// record which a compressed batch brought in below a topic's limit also goes out below one.
+pub fn producer(config: &config::Kafka) -> ClientConfig {
+    let mut producer = client(config);
+    producer
+        .set("partitioner", "murmur2_random")
+        .set("compression.type", "lz4")
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "0");
+    producer
+}
+
+/// What became of the records of one producer. A record's opaque is any number by which its sender knows it.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    settled: AtomicUsize,
+    failed: Mutex<Vec<Failure>>,
+}
+
+/// A record that was not delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// The record's opaque.
+    pub record: usize,
+    pub code: RDKafkaErrorCode,
+}
+
+impl Deliveries {
+    /// Records delivered or failed since the producer was made.
+    pub fn settled(&self) -> usize {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// Takes the failures seen since they were last taken.
+    pub fn take_failed(&self) -> Vec<Failure> {
+        std::mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka producer");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, record: usize) {
+        if let Err((error, _)) = result {
+            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.push(Failure { record, code });
+        }
+        self.settled.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Hands a record to `producer`, waiting while its queue is full.
+///
+/// # Errors
+/// The record was refused before it was sent.
+pub fn send(producer: &BaseProducer<Deliveries>, record: BaseRecord<'_, [u8], [u8], usize>) -> Result<(), KafkaError> {
+    let mut record = record;
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => record = back,
+            Err((error, _)) => return Err(error),
+        }
+        producer.poll(Duration::from_millis(1));
+    }
+}
+
+/// Waits until every record of `producer` is delivered or failed, at most `limit`. The producer's own `flush`, which
+/// `commit_transaction` calls too, would wait in steps of 100 ms.
+pub fn drain(producer: &BaseProducer<Deliveries>, limit: Duration) -> Drained {
+    let start = Instant::now();
+    while producer.in_flight_count() > 0 {
+        if start.elapsed() >= limit {
+            return Drained::InFlight;
+        }
+        producer.poll(Duration::from_micros(500));
+    }
+    Drained::Settled
+}
+
+/// Whether [`drain`] came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Drained {
+    Settled,
+    InFlight,
+}
+
+/// The headers of a record in their order; `None` when a header's name is not UTF-8, which the client library can carry but
+/// not read: it panics.
+pub fn headers<M: Message>(record: &M) -> Option<Vec<(&str, Option<&[u8]>)>> {
+    let Some(headers) = record.headers() else {
+        return Some(Vec::new());
+    };
+    catch_unwind(AssertUnwindSafe(|| {
+        headers.iter().map(|header| (header.key, header.value)).collect()
+    }))
+    .ok()
+}
+
+/// Runs `work`, which blocks, on a thread of its own. (A runtime that ends waits for its own blocking threads, and Kafka
+/// can keep one busy for as long as it is away.)
+///
+/// # Errors
+/// The thread could not be started, or `work` panicked.
+pub async fn on_thread<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ThreadError> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            if done.send(work()).is_err() {
+                tracing::debug!(name, "nobody waits for the thread any more");
+            }
+        })
+        .map_err(|source| ThreadError::Start { name, source })?;
+    result.await.map_err(|_| ThreadError::Panicked { name })
+}
+
+/// A thread gave no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ThreadError {
+    #[error("cannot start the thread {name}")]
+    Start { name: &'static str, source: std::io::Error },
+    #[error("the thread {name} panicked; its message is in the log above")]
+    Panicked { name: &'static str },
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::{Header, OwnedHeaders, OwnedMessage, Timestamp};
+
+    use super::*;
+
+    fn record(headers: Option<OwnedHeaders>) -> OwnedMessage {
+        OwnedMessage::new(None, None, "reservations".into(), Timestamp::NotAvailable, 0, 0, headers)
+    }
+
+    #[test]
+    fn a_record_without_headers_has_none() {
+        assert_eq!(headers(&record(None)), Some(vec![]));
+    }
+
+    #[test]
+    fn headers_keep_their_order_and_repeats_and_missing_values() {
+        let given = OwnedHeaders::new()
+            .insert(Header { key: "b", value: Some("1") })
+            .insert(Header { key: "a", value: None::<&str> })
+            .insert(Header { key: "b", value: Some("") });
+        let expected: Vec<(&str, Option<&[u8]>)> = vec![("b", Some(b"1")), ("a", None), ("b", Some(b""))];
+        assert_eq!(headers(&record(Some(given))), Some(expected));
+    }
+
+    #[test]
+    fn every_setting_is_one_that_the_client_library_knows() {
+        let config = config::Kafka {
+            bootstrap: "127.0.0.1:1".into(),
+            partitions: 1,
+            replication: 1,
+            public_record_bytes: 1 << 20,
+            admitted_record_bytes: 4 << 20,
+            topic_retention: Duration::from_secs(1),
+        };
+        let made: Result<BaseProducer<Deliveries>, _> = producer(&config).create_with_context(Deliveries::default());
+        assert!(made.is_ok());
+    }
+}

@@ -2,7 +2,7 @@
 
 pub mod commit;
 pub mod idempotency;
-
+pub mod outbox;
 pub mod tickets;
 
 use std::time::Duration;

@@ -1,0 +1,282 @@
+//! The outbox: records that wait for the relay, in the order of their ids. The committer writes rows and notifies the
+//! channel `outbox`; the relay reads and deletes them; an operator settles those that Kafka refused.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use sqlx::types::Json;
+use sqlx::{Connection, PgConnection, PgExecutor, PgPool};
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// One record that waits for Kafka.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub id: i64,
+    pub topic: String,
+    pub key: String,
+    /// Identity of the record, whatever its row id: outcome id, or an id derived from a dead letter's origin.
+    pub message: Uuid,
+    pub headers: Json<BTreeMap<String, String>>,
+    pub value: Vec<u8>,
+}
+
+/// The oldest rows that may be sent: a refused row holds back itself and the later rows of its topic and key.
+///
+/// # Errors
+/// [`Error::Select`]
+pub async fn select(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Row>, Error> {
+    sqlx::query_as!(
+        Row,
+        r#"select id, topic, key, message, headers as "headers: Json<BTreeMap<String, String>>", value
+        from outbox row
+        where not exists (
+            select from outbox earlier
+            where earlier.refused is not null
+                and earlier.topic = row.topic and earlier.key = row.key and earlier.id <= row.id
+        )
+        order by id
+        limit $1"#,
+        limit
+    )
+    .fetch_all(db)
+    .await
+    .map_err(Error::Select)
+}
+
+/// The message ids of the given rows, in the order of row ids; rows that do not exist are left out.
+///
+/// # Errors
+/// [`Error::Select`]
+pub async fn messages(db: impl PgExecutor<'_>, ids: &[i64]) -> Result<Vec<Uuid>, Error> {
+    sqlx::query_scalar!("select message from outbox where id = any($1) order by id", ids)
+        .fetch_all(db)
+        .await
+        .map_err(Error::Select)
+}
+
+/// The number of the last batch whose rows were deleted; 0 before the first.
+///
+/// # Errors
+/// [`Error::State`]
+pub async fn batch(db: impl PgExecutor<'_>) -> Result<i64, Error> {
+    sqlx::query_scalar!("select batch from relay_state")
+        .fetch_one(db)
+        .await
+        .map_err(Error::State)
+}
+
+/// Deletes the rows of batch number `batch` and notes the number, in one statement: both, or neither when a row is gone
+/// or the batch before is another one.
+///
+/// # Errors
+/// [`Error::Delete`]
+pub async fn delete(db: impl PgExecutor<'_>, ids: &[i64], batch: i64) -> Result<(), Error> {
+    sqlx::query!(
+        r#"with
+            deleted as (delete from outbox where id = any($1) returning id),
+            raised as (update relay_state set batch = $2 where batch = $2 - 1 returning batch)
+        select check_rows('outbox', cardinality($1::bigint[]), (select count(*) from deleted))
+            and check_rows('relay_state', 1, (select count(*) from raised)) as "checked!""#,
+        ids,
+        batch
+    )
+    .fetch_one(db)
+    .await
+    .map(|_| ())
+    .map_err(Error::Delete)
+}
+
+/// Marks rows that Kafka refused, so that their keys wait and all others go on.
+///
+/// # Errors
+/// [`Error::Refuse`]
+pub async fn refuse(db: impl PgExecutor<'_>, ids: &[i64], reason: &str) -> Result<(), Error> {
+    sqlx::query!(
+        "update outbox set refused = $2 where id = any($1) and refused is null",
+        ids,
+        reason
+    )
+    .execute(db)
+    .await
+    .map(|_| ())
+    .map_err(Error::Refuse)
+}
+
+/// How much waits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lag {
+    pub rows: i64,
+    pub refused: i64,
+    /// Age of the oldest row, in seconds by the database's clock; 0 when none waits.
+    pub oldest_seconds: f64,
+}
+
+/// Counts what waits.
+///
+/// # Errors
+/// [`Error::Select`]
+pub async fn lag(db: impl PgExecutor<'_>) -> Result<Lag, Error> {
+    sqlx::query_as!(
+        Lag,
+        r#"select
+            count(*) as "rows!",
+            count(refused) as "refused!",
+            coalesce(extract(epoch from clock_timestamp() - min(written_at)), 0)::float8 as "oldest_seconds!"
+        from outbox"#
+    )
+    .fetch_one(db)
+    .await
+    .map_err(Error::Select)
+}
+
+/// A row that Kafka refused.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub id: i64,
+    pub topic: String,
+    pub key: String,
+    pub message: Uuid,
+    pub reason: String,
+    pub written_at: OffsetDateTime,
+    /// Later rows of the same topic and key, which wait for this one.
+    pub waiting: i64,
+}
+
+/// The rows that Kafka refused, oldest first.
+///
+/// # Errors
+/// [`Error::Select`]
+pub async fn refused(db: impl PgExecutor<'_>) -> Result<Vec<Refused>, Error> {
+    sqlx::query_as!(
+        Refused,
+        r#"select id, topic, key, message, refused as "reason!", written_at,
+            (
+                select count(*) from outbox later
+                where later.topic = row.topic and later.key = row.key and later.id > row.id
+            ) as "waiting!"
+        from outbox row
+        where refused is not null
+        order by id"#
+    )
+    .fetch_all(db)
+    .await
+    .map_err(Error::Select)
+}
+
+/// What became of an operator's wish for one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    Done,
+    /// No refused row has this id.
+    NotRefused,
+}
+
+/// Lets the relay try a refused row again.
+///
+/// # Errors
+/// [`Error::Settle`]
+pub async fn retry(db: impl PgExecutor<'_>, id: i64) -> Result<Settled, Error> {
+    let settled = sqlx::query!(
+        "with freed as (update outbox set refused = null where id = $1 and refused is not null returning id)
+        select pg_notify('outbox', '') from freed",
+        id
+    )
+    .fetch_optional(db)
+    .await;
+    settled
+        .map(|row| row.map_or(Settled::NotRefused, |_| Settled::Done))
+        .map_err(Error::Settle)
+}
+
+/// Deletes a refused row for good: its record is never sent, and the later rows of its key go on.
+///
+/// # Errors
+/// [`Error::Settle`]
+pub async fn discard(db: impl PgExecutor<'_>, id: i64) -> Result<Settled, Error> {
+    let settled = sqlx::query!(
+        "with gone as (delete from outbox where id = $1 and refused is not null returning id)
+        select pg_notify('outbox', '') from gone",
+        id
+    )
+    .fetch_optional(db)
+    .await;
+    settled
+        .map(|row| row.map_or(Settled::NotRefused, |_| Settled::Done))
+        .map_err(Error::Settle)
+}
+
+/// The right to be the one relay of this database: an advisory lock on a connection of its own, which ends with it.
+pub struct Leadership(PgConnection);
+
+/// Key of the advisory lock; any number will do that nothing else in this database locks.
+const LEADERSHIP: i64 = i64::from_be_bytes(*b"hf.relay");
+
+impl Leadership {
+    /// Takes the lock, unless another relay holds it.
+    ///
+    /// # Errors
+    /// [`Error::Lead`]
+    pub async fn take(pool: &PgPool) -> Result<Option<Self>, Error> {
+        let mut connection = pool.acquire().await.map_err(Error::Lead)?.detach();
+        let taken = sqlx::query_scalar!(r#"select pg_try_advisory_lock($1) as "taken!""#, LEADERSHIP)
+            .fetch_one(&mut connection)
+            .await
+            .map_err(Error::Lead)?;
+        Ok(taken.then_some(Self(connection)))
+    }
+
+    /// Whether the lock's connection still lives, and with it the lock: a round trip.
+    pub async fn holds(&mut self) -> bool {
+        self.0.ping().await.is_ok()
+    }
+
+    /// Gives the lock back, so that another relay need not wait for a timeout.
+    ///
+    /// # Errors
+    /// [`Error::Lead`]
+    pub async fn leave(self) -> Result<(), Error> {
+        self.0.close().await.map_err(Error::Lead)
+    }
+}
+
+/// Wakes `wake` whenever rows were written, for ever; while the database is away, nobody is woken.
+pub async fn listen(pool: &PgPool, wake: &Notify) {
+    const RETRY: Duration = Duration::from_secs(1);
+    loop {
+        if let Err(error) = listen_once(pool, wake).await {
+            tracing::debug!(%error, "cannot listen for outbox rows; asking every second instead");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn listen_once(pool: &PgPool, wake: &Notify) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen("outbox").await?;
+    loop {
+        // A lost connection may have lost notifications too: it wakes as well.
+        listener.try_recv().await?;
+        while listener.next_buffered().is_some() {}
+        wake.notify_one();
+    }
+}
+
+/// What failed, with the database's own words as the source.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read the outbox")]
+    Select(#[source] sqlx::Error),
+    #[error("cannot read relay_state")]
+    State(#[source] sqlx::Error),
+    #[error("cannot delete outbox rows that Kafka has")]
+    Delete(#[source] sqlx::Error),
+    #[error("cannot mark outbox rows that Kafka refused")]
+    Refuse(#[source] sqlx::Error),
+    #[error("cannot settle a refused outbox row")]
+    Settle(#[source] sqlx::Error),
+    #[error("cannot take or give back the relay's lock")]
+    Lead(#[source] sqlx::Error),
+}
