@@ -59,6 +59,8 @@ metrics! {
     gate_window_seconds: Histogram = "holdfast_gate_window_seconds" in seconds();
     /// Windows given up and read again, by cause: rebalance, delivery.
     gate_windows_repeated: IntCounterVec = "holdfast_gate_windows_repeated_total" ["cause"];
+    /// Commits of the gate's offsets that Kafka refused; the records are read again after a restart.
+    gate_commit_errors: IntCounter = "holdfast_gate_commit_errors_total";
     /// Records on the public topics that the gate has not read yet, by topic.
     gate_lag_records: IntGaugeVec = "holdfast_gate_lag_records" ["topic"];
     /// 1 while the gate waits for the engine to finish work.

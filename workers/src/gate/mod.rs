@@ -1,0 +1,482 @@
+//! The gate: public topics in, admitted and dead-letter topics out. It lets through what is decodable and well keyed,
+//! gathers the events of a key, and sends everything else to the dead letters.
+//!
+//! At least once, and in order: a window goes out by an idempotent producer, its offsets are committed once all of it was
+//! acknowledged, and after any failure nothing more is sent until the consumer has gone back to where the window began. So
+//! each instance emits a partition in order from a point at or before the first record not yet emitted. First occurrences
+//! stay in order through crashes, rebalances and instances that were thought dead; repeats meet the idempotency record.
+
+mod credit;
+mod membership;
+mod window;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holdfast_schemas::{DeadLetter, DeadLetterReason, Origin, Record, Refusal, topics};
+use rdkafka::consumer::CommitMode;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::credit::Credit;
+pub use self::credit::Engine;
+use self::membership::Membership;
+use self::window::{Bounds, Spans, Taken, Window};
+use crate::config;
+use crate::crash::{self, Point};
+use crate::kafka::{self, Deliveries};
+use crate::metrics::Metrics;
+
+/// Where the records of a public topic go.
+#[derive(Debug)]
+pub struct Route {
+    pub public: &'static str,
+    pub admitted: &'static str,
+}
+
+/// Every public topic.
+pub const ROUTES: &[Route] = &[Route {
+    public: topics::RESERVATIONS,
+    admitted: topics::RESERVATIONS_ADMITTED,
+}];
+
+/// What the gate is given.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub kafka: config::Kafka,
+    pub gate: config::Gate,
+    /// How long repeats of an event are recognised; an older event is refused.
+    pub idempotency_retention: Duration,
+    /// Name among the members of the group, the same over restarts.
+    pub instance: String,
+    /// The time now; only the age of events is read from it.
+    pub clock: fn() -> OffsetDateTime,
+}
+
+/// Runs until `shutdown`, then finishes the window in flight.
+///
+/// # Errors
+/// What only an operator or a restart can mend.
+pub async fn run(
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    engine: watch::Receiver<Engine>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    kafka::on_thread("gate", move || {
+        let mut gate = Gate::join(settings, metrics, engine, shutdown.clone())?;
+        while !shutdown.is_cancelled() {
+            gate.step()?;
+        }
+        gate.leave()
+    })
+    .await?
+}
+
+/// Bytes of records in one window.
+const WINDOW_BYTES: usize = 16 << 20;
+/// A window with so many records is a busy one, and waits up to [`GRACE`] for more, but not once it is [`OLD`].
+const BUSY: usize = 500;
+const GRACE: Duration = Duration::from_millis(2);
+const OLD: Duration = Duration::from_millis(100);
+/// How long one look at records or acknowledgements takes at most.
+const IDLE: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(1);
+/// A gate that cannot send for so long stops fetching, so that news of the group still reaches it.
+const BLOCKED: Duration = Duration::from_secs(1);
+
+struct Gate {
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    engine: watch::Receiver<Engine>,
+    shutdown: CancellationToken,
+    membership: Membership,
+    producer: BaseProducer<Deliveries>,
+    /// Records given to `producer`.
+    sent: usize,
+    credit: Credit,
+    gathered: Gathered,
+    in_flight: Option<InFlight>,
+    /// Windows that failed one after the other.
+    failures: u32,
+}
+
+/// The window that is being gathered, with copies of the records that it refused.
+struct Gathered {
+    window: Window,
+    dead_letters: Vec<(DeadLetter, OwnedMessage)>,
+    begun: Instant,
+    /// The group's state when it began: after a rebalance it is another one.
+    rebalances: u64,
+}
+
+/// A window that was sent and not yet acknowledged.
+struct InFlight {
+    spans: Spans,
+    records: usize,
+    refused: Vec<DeadLetterReason>,
+    /// It is acknowledged once so many records of the producer are settled.
+    settled_at: usize,
+    sent_at: Instant,
+}
+
+impl Gate {
+    fn join(
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        engine: watch::Receiver<Engine>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let membership = Membership::join(&settings, metrics.clone())?;
+        let credit = Credit::new(settings.gate.unfinished_limit, *engine.borrow());
+        Ok(Self {
+            producer: producer(&settings)?,
+            sent: 0,
+            gathered: Gathered::new(&settings, membership.rebalances()),
+            in_flight: None,
+            failures: 0,
+            settings,
+            metrics,
+            engine,
+            shutdown,
+            membership,
+            credit,
+        })
+    }
+
+    /// Gathers what there is, looks after the window in flight, and sends the next one when it may.
+    fn step(&mut self) -> Result<(), Error> {
+        self.gather()?;
+        self.acknowledge()?;
+        if self.in_flight.is_none() && !self.gathered.window.is_empty() && self.has_credit() {
+            self.membership.resume()?;
+            return self.send();
+        }
+        if self.gathered.window.is_full() {
+            self.wait_blocked()?;
+        }
+        Ok(())
+    }
+
+    /// Takes records until there are none at the moment, or the window is full. Idle, it waits for the first one.
+    fn gather(&mut self) -> Result<(), Error> {
+        let mut patience = match (&self.in_flight, self.gathered.window.is_empty()) {
+            (Some(_), _) => TICK,
+            (None, true) => IDLE,
+            (None, false) => TICK,
+        };
+        while !self.gathered.window.is_full() {
+            let polled = self.membership.poll(patience)?;
+            if self.membership.rebalances() != self.gathered.rebalances {
+                let ahead = polled.map(|message| ahead(&message));
+                return self.rebalanced(ahead.unwrap_or_default());
+            }
+            match polled {
+                Some(message) => {
+                    self.gathered.take(&message, (self.settings.clock)());
+                    patience = Duration::ZERO;
+                }
+                None if patience.is_zero() && self.gathered.waits_for_more() => patience = GRACE,
+                None => break,
+            }
+            if self.gathered.window.records().is_multiple_of(64) {
+                self.acknowledge()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A gathered window may belong to another member now: it is given up. The one in flight goes on; what it repeats does
+    /// no harm.
+    fn rebalanced(&mut self, mut spans: Spans) -> Result<(), Error> {
+        if !self.gathered.window.is_empty() {
+            self.metrics.gate_windows_repeated.with_label_values(&["rebalance"]).inc();
+        }
+        merge(&mut spans, self.gathered.window.spans());
+        self.drop_gathered();
+        self.membership.go_back(&spans)?;
+        self.membership.resume()
+    }
+
+    fn send(&mut self) -> Result<(), Error> {
+        crash::here(Point::GateGathered);
+        if crash::again(Point::GateGathered) {
+            return self.rebalanced(Spans::new());
+        }
+        let gathered = self.drop_gathered();
+        let mut sent = self.send_records(&gathered);
+        if crash::again(Point::GateSent) {
+            sent = sent.and_then(|()| self.send_records(&gathered));
+        }
+        crash::here(Point::GateSent);
+        self.credit.spend(gathered.window.admitted().len());
+        self.in_flight = Some(InFlight {
+            spans: gathered.window.spans().clone(),
+            records: gathered.window.records(),
+            refused: gathered.dead_letters.iter().map(|(letter, _)| letter.reason).collect(),
+            settled_at: self.sent,
+            sent_at: Instant::now(),
+        });
+        sent.or_else(|error| self.failed(&error.to_string()))
+    }
+
+    fn send_records(&mut self, gathered: &Gathered) -> Result<(), KafkaError> {
+        for record in gathered.window.admitted() {
+            let message = BaseRecord::with_opaque_to(record.topic, 0)
+                .key(record.key.as_str().as_bytes())
+                .payload(record.value.as_slice());
+            kafka::send(&self.producer, message)?;
+            self.sent += 1;
+        }
+        for (letter, original) in &gathered.dead_letters {
+            kafka::send(&self.producer, dead_letter(letter, original))?;
+            self.sent += 1;
+        }
+        Ok(())
+    }
+
+    /// Commits the window in flight once all of it is acknowledged.
+    fn acknowledge(&mut self) -> Result<(), Error> {
+        self.producer.poll(Duration::ZERO);
+        let Some(in_flight) = &self.in_flight else {
+            return Ok(());
+        };
+        if let Some(failure) = self.producer.context().take_failed().first() {
+            return self.failed(&failure.code.to_string());
+        }
+        if self.producer.context().settled() < in_flight.settled_at {
+            return Ok(());
+        }
+        crash::here(Point::GateAcknowledged);
+        if crash::again(Point::GateAcknowledged) {
+            return self.failed("the acknowledgements are asked for again");
+        }
+        self.membership.commit(&in_flight.spans, CommitMode::Async);
+        if crash::again(Point::GateCommitted) {
+            self.membership.commit(&in_flight.spans, CommitMode::Async);
+        }
+        self.count(in_flight);
+        self.failures = 0;
+        self.in_flight = None;
+        Ok(())
+    }
+
+    fn count(&self, window: &InFlight) {
+        let (records, refused) = (window.records as f64, window.refused.len());
+        let results = &self.metrics.gate_records;
+        results.with_label_values(&["admitted"]).inc_by((window.records - refused) as u64);
+        results.with_label_values(&["dead_letter"]).inc_by(refused as u64);
+        for reason in &window.refused {
+            self.metrics.gate_dead_letters.with_label_values(&[reason.as_str()]).inc();
+        }
+        self.metrics.gate_window_records.observe(records);
+        self.metrics.gate_window_seconds.observe(window.sent_at.elapsed().as_secs_f64());
+    }
+
+    /// Something of the window in flight was not delivered: nothing more is sent until everything uncommitted is read again.
+    fn failed(&mut self, cause: &str) -> Result<(), Error> {
+        tracing::error!(cause, "a window was not delivered; it is read and sent again");
+        self.metrics.gate_windows_repeated.with_label_values(&["delivery"]).inc();
+        // The old producer forgets what it still has to send.
+        self.producer = producer(&self.settings)?;
+        self.sent = 0;
+        let mut spans = self.drop_gathered().window.spans().clone();
+        if let Some(in_flight) = self.in_flight.take() {
+            merge(&mut spans, &in_flight.spans);
+        }
+        self.back_off();
+        self.membership.go_back(&spans)
+    }
+
+    /// Waits longer after each failure, up to 10 s.
+    fn back_off(&mut self) {
+        let until = Instant::now() + Duration::from_millis(100 << self.failures.min(7)).min(Duration::from_secs(10));
+        self.failures += 1;
+        while Instant::now() < until && !self.shutdown.is_cancelled() {
+            self.producer.poll(IDLE);
+        }
+    }
+
+    fn has_credit(&mut self) -> bool {
+        let open = self.credit.is_open(*self.engine.borrow());
+        self.metrics.gate_waiting.set(i64::from(!open));
+        open
+    }
+
+    /// A full window waits, for acknowledgements or for the engine.
+    fn wait_blocked(&mut self) -> Result<(), Error> {
+        self.producer.poll(TICK);
+        if self.gathered.begun.elapsed() < BLOCKED {
+            return Ok(());
+        }
+        self.membership.pause();
+        let polled = self.membership.poll(Duration::from_millis(10))?;
+        if self.membership.rebalances() != self.gathered.rebalances {
+            let ahead = polled.map(|message| ahead(&message));
+            return self.rebalanced(ahead.unwrap_or_default());
+        }
+        if let Some(message) = polled {
+            self.gathered.take(&message, (self.settings.clock)());
+        }
+        Ok(())
+    }
+
+    fn drop_gathered(&mut self) -> Gathered {
+        let next = Gathered::new(&self.settings, self.membership.rebalances());
+        std::mem::replace(&mut self.gathered, next)
+    }
+
+    /// Finishes the window in flight; what was gathered since is read again by the next start.
+    fn leave(mut self) -> Result<(), Error> {
+        let spans = self.in_flight.as_ref().map(|window| window.spans.clone());
+        while self.in_flight.is_some() {
+            self.producer.poll(TICK);
+            self.acknowledge()?;
+        }
+        // Not a repeat: a failure has gone back and left nothing in flight.
+        if let Some(spans) = spans.filter(|_| self.failures == 0) {
+            self.membership.commit(&spans, CommitMode::Sync);
+        }
+        Ok(())
+    }
+}
+
+impl Gathered {
+    fn new(settings: &Settings, rebalances: u64) -> Self {
+        let bounds = Bounds {
+            records: settings.gate.window_records,
+            bytes: WINDOW_BYTES,
+            admitted: usize::try_from(settings.gate.unfinished_limit).unwrap_or(usize::MAX).max(1),
+        };
+        Self {
+            window: Window::new(bounds, settings.idempotency_retention),
+            dead_letters: Vec::new(),
+            begun: Instant::now(),
+            rebalances,
+        }
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>, now: OffsetDateTime) {
+        let Some(route) = ROUTES.iter().find(|route| route.public == message.topic()) else {
+            return; // never subscribed to
+        };
+        if self.window.is_empty() {
+            self.begun = Instant::now();
+        }
+        let origin = Origin {
+            topic: route.public.to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            time: broker_time(message).unwrap_or(now),
+        };
+        let record = kafka::headers(message)
+            .ok_or_else(|| {
+                Refusal::new(
+                    DeadLetterReason::InvalidAttribute,
+                    "headers: a name is not UTF-8; write header names in UTF-8",
+                )
+            })
+            .map(|headers| Record {
+                key: message.key(),
+                value: message.payload(),
+                headers,
+            });
+        if let Taken::Refused(letter) = self.window.take(route, origin, record, now) {
+            tracing::debug!(
+                topic = letter.origin.topic,
+                partition = letter.origin.partition,
+                offset = letter.origin.offset,
+                reason = letter.reason.as_str(),
+                "record refused"
+            );
+            self.dead_letters.push((letter, message.detach()));
+        }
+    }
+
+    fn waits_for_more(&self) -> bool {
+        self.window.records() >= BUSY && self.begun.elapsed() < OLD
+    }
+}
+
+/// The span of one record that was read ahead of a rebalance.
+fn ahead(message: &BorrowedMessage<'_>) -> Spans {
+    let span = window::Span {
+        first: message.offset(),
+        next: message.offset() + 1,
+    };
+    let route = ROUTES.iter().find(|route| route.public == message.topic());
+    route
+        .map(|route| Spans::from([((route.public, message.partition()), span)]))
+        .unwrap_or_default()
+}
+
+/// Widens `spans` to begin no later than `others`.
+fn merge(spans: &mut Spans, others: &Spans) {
+    for (partition, other) in others {
+        let span = spans.entry(*partition).or_insert(*other);
+        span.first = span.first.min(other.first);
+        span.next = span.next.max(other.next);
+    }
+}
+
+fn broker_time(message: &impl Message) -> Option<OffsetDateTime> {
+    let millis = message.timestamp().to_millis()?;
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
+}
+
+/// The record as it came, with the dead letter's headers after its own.
+fn dead_letter<'a>(letter: &DeadLetter, original: &'a OwnedMessage) -> BaseRecord<'a, [u8], [u8], usize> {
+    let own = original.headers().cloned().unwrap_or_else(OwnedHeaders::new);
+    let headers = letter.headers().iter().fold(own, |headers, (name, value)| {
+        headers.insert(Header {
+            key: name,
+            value: Some(value),
+        })
+    });
+    let mut record = BaseRecord::with_opaque_to(topics::DEAD_LETTERS, 0).headers(headers);
+    record.key = original.key();
+    record.payload = original.payload();
+    record
+}
+
+fn producer(settings: &Settings) -> Result<BaseProducer<Deliveries>, Error> {
+    let mut config = kafka::producer(&settings.kafka);
+    config
+        // No record is dropped for its age: a later one must never overtake it.
+        .set("message.timeout.ms", "0")
+        // Nor is one left out: whatever Kafka refuses for good ends this producer.
+        .set("enable.gapless.guarantee", "true")
+        // The broker's limit is on what it receives, compressed; this one is on what is compressed.
+        .set("message.max.bytes", "100000000")
+        // A whole window fits.
+        .set(
+            "queue.buffering.max.messages",
+            (2 * settings.gate.window_records + 1_000).to_string(),
+        );
+    config.create_with_context(Deliveries::default()).map_err(Error::Producer)
+}
+
+/// Why the gate stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot join the gate's consumer group")]
+    Join(#[source] KafkaError),
+    #[error("cannot make the gate's producer")]
+    Producer(#[source] KafkaError),
+    #[error("the gate's consumer cannot go on; a restart lets it join anew")]
+    Consumer(#[source] KafkaError),
+    #[error("cannot go back to the beginning of a window; a restart reads from the last commit")]
+    GoBack(#[source] KafkaError),
+    #[error(
+        "Kafka no longer has records that the group {group} has not read: {partitions}. They were lost unseen, for example \
+         to the topic's retention. Find out what they were, set the group's offsets to the oldest record left, and start \
+         the gate again: docs/runbook.md#the-gate-lost-its-offsets"
+    )]
+    OffsetsLost { group: String, partitions: String },
+    #[error(transparent)]
+    Thread(#[from] kafka::ThreadError),
+}

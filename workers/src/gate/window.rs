@@ -1,0 +1,374 @@
+//! What the gate does to records, without Kafka: a window takes records in and knows what goes out, and where to commit or
+//! to go back to.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use holdfast_schemas::{DeadLetter, DeadLetterReason, Event, Origin, Record, Refusal, TicketId, decode};
+use time::OffsetDateTime;
+
+use super::Route;
+
+/// Bounds of one window; each may be passed by one record.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Records read.
+    pub records: usize,
+    /// Bytes of keys, values and headers read.
+    pub bytes: usize,
+    /// Admitted records made.
+    pub admitted: usize,
+}
+
+/// Bounds of one admitted record: what a handler gets at once.
+const EVENTS_PER_RECORD: usize = 1_000;
+const BYTES_PER_RECORD: usize = 512 * 1024;
+
+/// Records that were read together, and what becomes of them.
+#[derive(Debug)]
+pub struct Window {
+    bounds: Bounds,
+    /// An event older than this cannot be told from a repeat any more.
+    retention: Duration,
+    admitted: Vec<Admitted>,
+    /// Where in `admitted` the next event of a key goes.
+    open: HashMap<(&'static str, TicketId), usize>,
+    records: usize,
+    bytes: usize,
+    spans: Spans,
+}
+
+/// The offsets that a window covers, by topic and partition.
+pub type Spans = BTreeMap<(&'static str, i32), Span>;
+
+/// A stretch of one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The first offset read: where to go back to.
+    pub first: i64,
+    /// The offset after the last one read: what to commit.
+    pub next: i64,
+}
+
+/// Events of one key that go out as one record: a JSON batch of CloudEvents.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Admitted {
+    pub topic: &'static str,
+    pub key: TicketId,
+    pub value: Vec<u8>,
+    pub events: usize,
+}
+
+/// What becomes of one record, beside its place in the window.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    Admitted,
+    /// It goes to the dead letters at once, as it came, with what the dead letter says.
+    Refused(DeadLetter),
+}
+
+impl Window {
+    pub fn new(bounds: Bounds, retention: Duration) -> Self {
+        Self {
+            bounds,
+            retention,
+            admitted: Vec::new(),
+            open: HashMap::new(),
+            records: 0,
+            bytes: 0,
+            spans: Spans::new(),
+        }
+    }
+
+    /// Takes the next record of its partition. `record` is the refusal when it could not even be read.
+    pub fn take(
+        &mut self,
+        route: &Route,
+        origin: Origin,
+        record: Result<Record<'_>, Refusal>,
+        now: OffsetDateTime,
+    ) -> Taken {
+        self.records += 1;
+        self.cover(route.public, origin.partition, origin.offset);
+        let event = record.and_then(|record| {
+            self.bytes += size(&record);
+            young(decode(&record)?, &origin, now, self.retention)
+        });
+        match event {
+            Ok(mut event) => {
+                event.origin = Some(origin);
+                self.admit(route.admitted, &event);
+                Taken::Admitted
+            }
+            Err(Refusal { reason, detail }) => {
+                Taken::Refused(DeadLetter { reason, detail, origin })
+            }
+        }
+    }
+
+    /// What goes out, in the order in which the keys first appeared; of one key in the order of its events.
+    pub fn admitted(&self) -> &[Admitted] {
+        &self.admitted
+    }
+
+    /// The offsets covered.
+    pub fn spans(&self) -> &Spans {
+        &self.spans
+    }
+
+    /// Records taken.
+    pub fn records(&self) -> usize {
+        self.records
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// Nothing more fits: it is sent before more is read.
+    pub fn is_full(&self) -> bool {
+        self.records >= self.bounds.records
+            || self.bytes >= self.bounds.bytes
+            || self.admitted.len() >= self.bounds.admitted
+    }
+
+    fn cover(&mut self, topic: &'static str, partition: i32, offset: i64) {
+        let span = self.spans.entry((topic, partition)).or_insert(Span {
+            first: offset,
+            next: offset,
+        });
+        span.next = offset + 1;
+    }
+
+    fn admit(&mut self, topic: &'static str, event: &Event) {
+        let json = event.to_json();
+        let key = (topic, event.subject.clone());
+        if let Some(place) = self.open.get(&key)
+            && self.admitted[*place].append(&json)
+        {
+            return;
+        }
+        self.admitted.push(Admitted::new(topic, key.1.clone(), &json));
+        self.open.insert(key, self.admitted.len() - 1);
+    }
+}
+
+impl Admitted {
+    fn new(topic: &'static str, key: TicketId, first: &[u8]) -> Self {
+        let mut value = Vec::with_capacity(first.len() + 2);
+        value.push(b'[');
+        value.extend_from_slice(first);
+        value.push(b']');
+        Self {
+            topic,
+            key,
+            value,
+            events: 1,
+        }
+    }
+
+    /// Adds an event, unless the record is full.
+    fn append(&mut self, json: &[u8]) -> bool {
+        let fits = self.events < EVENTS_PER_RECORD && self.value.len() + 1 + json.len() <= BYTES_PER_RECORD;
+        if fits {
+            self.value.pop();
+            self.value.push(b',');
+            self.value.extend_from_slice(json);
+            self.value.push(b']');
+            self.events += 1;
+        }
+        fits
+    }
+}
+
+fn size(record: &Record<'_>) -> usize {
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let headers = record.headers.iter().map(|(name, value)| name.len() + length(*value));
+    length(record.key) + length(record.value) + headers.sum::<usize>()
+}
+
+/// Refuses an event whose repeats are no longer recognised. Its age counts from the earlier of its own time and the
+/// broker's: a producer that repeats an id keeps its time.
+fn young(event: Event, origin: &Origin, now: OffsetDateTime, retention: Duration) -> Result<Event, Refusal> {
+    let aged_from = event.time.min(origin.time);
+    if now - aged_from <= retention {
+        return Ok(event);
+    }
+    let days = retention.as_secs_f64() / 86_400.0;
+    Err(Refusal::new(
+        DeadLetterReason::TooOld,
+        format!(
+            "time: more than {days} days ago, by the event's time or the broker's; look up what became of the event, \
+             then send it anew with a new id and time"
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_schemas::decode_delivery;
+    use time::macros::datetime;
+
+    use super::*;
+
+    const ROUTE: Route = Route {
+        public: "reservations",
+        admitted: "reservations.admitted",
+    };
+    const NOW: OffsetDateTime = datetime!(2030-01-31 12:00 UTC);
+    const BOUNDS: Bounds = Bounds {
+        records: 10_000,
+        bytes: 16 << 20,
+        admitted: 10_000,
+    };
+
+    fn window() -> Window {
+        Window::new(BOUNDS, Duration::from_secs(7 * 86_400))
+    }
+
+    fn origin(partition: i32, offset: i64) -> Origin {
+        Origin {
+            topic: ROUTE.public.into(),
+            partition,
+            offset,
+            time: NOW,
+        }
+    }
+
+    fn event(key: &str, id: &str, time: &str) -> String {
+        format!(
+            r#"{{"specversion":"1.0","type":"holdfast.reservation.requested.v1","source":"shop","id":"{id}",
+            "subject":"{key}","time":"{time}","data":{{"user":"ann"}}}}"#
+        )
+    }
+
+    fn take(window: &mut Window, offset: i64, key: &str, value: &str) -> Taken {
+        let record = Record {
+            key: Some(key.as_bytes()),
+            value: Some(value.as_bytes()),
+            headers: vec![],
+        };
+        window.take(&ROUTE, origin(0, offset), Ok(record), NOW)
+    }
+
+    fn request(window: &mut Window, offset: i64, key: &str) -> Taken {
+        take(
+            window,
+            offset,
+            key,
+            &event(key, &offset.to_string(), "2030-01-31T11:59:00Z"),
+        )
+    }
+
+    #[test]
+    fn events_of_one_key_leave_as_one_record_in_order_with_their_origins() {
+        let mut window = window();
+        for (offset, key) in ["B", "A", "B", "B", "A"].into_iter().enumerate() {
+            assert_eq!(request(&mut window, offset as i64, key), Taken::Admitted);
+        }
+        let keys: Vec<&str> = window.admitted().iter().map(|record| record.key.as_str()).collect();
+        assert_eq!(keys, ["B", "A"]);
+        let events = decode_delivery(&window.admitted()[0].value).unwrap();
+        let offsets: Vec<i64> = events
+            .iter()
+            .map(|event| event.origin.as_ref().unwrap().offset)
+            .collect();
+        assert_eq!(offsets, [0, 2, 3]);
+        assert_eq!(window.admitted()[0].events, 3);
+    }
+
+    #[test]
+    fn a_key_with_many_events_leaves_as_several_records_in_order() {
+        let mut window = window();
+        for offset in 0..2_500 {
+            request(&mut window, offset, "A");
+        }
+        let sizes: Vec<usize> = window.admitted().iter().map(|record| record.events).collect();
+        assert_eq!(sizes, [1_000, 1_000, 500]);
+        let offsets: Vec<i64> = window
+            .admitted()
+            .iter()
+            .flat_map(|record| decode_delivery(&record.value).unwrap())
+            .map(|event| event.origin.unwrap().offset)
+            .collect();
+        assert!(offsets.is_sorted());
+    }
+
+    #[test]
+    fn an_admitted_record_is_never_larger_than_its_bound() {
+        let mut record = Admitted::new("t", "A".parse().unwrap(), &vec![b'1'; BYTES_PER_RECORD - 10]);
+        assert!(record.append(b"1234567"));
+        assert!(!record.append(b""));
+        assert_eq!(record.value.len(), BYTES_PER_RECORD);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_on() {
+        let mut window = window();
+        let Taken::Refused(letter) = take(&mut window, 7, "A", "{") else {
+            panic!("it was admitted");
+        };
+        assert_eq!(letter.reason, DeadLetterReason::Undecodable);
+        assert_eq!(letter.origin, origin(0, 7));
+        assert_eq!(request(&mut window, 8, "A"), Taken::Admitted);
+        assert_eq!((window.records(), window.admitted().len()), (2, 1));
+        assert_eq!(
+            window.spans()[&(ROUTE.public, 0)],
+            Span { first: 7, next: 9 }
+        );
+    }
+
+    #[test]
+    fn age_counts_from_the_earlier_of_the_events_time_and_the_brokers() {
+        let young = event("A", "1", "2030-01-24T12:00:00Z");
+        let old = event("A", "1", "2030-01-24T11:59:59Z");
+        let mut window = window();
+        assert_eq!(take(&mut window, 0, "A", &young), Taken::Admitted);
+        assert!(matches!(take(&mut window, 1, "A", &old), Taken::Refused(letter) if letter.reason == DeadLetterReason::TooOld));
+        let late = Origin {
+            time: datetime!(2030-01-20 12:00 UTC),
+            ..origin(0, 2)
+        };
+        let record = Record {
+            key: Some(b"A"),
+            value: Some(young.as_bytes()),
+            headers: vec![],
+        };
+        assert!(matches!(window.take(&ROUTE, late, Ok(record), NOW), Taken::Refused(_)));
+    }
+
+    #[test]
+    fn a_window_is_full_at_any_of_its_bounds() {
+        let retention = Duration::from_secs(7 * 86_400);
+        let bounds = |records, bytes, admitted| Bounds {
+            records,
+            bytes,
+            admitted,
+        };
+        for (bounds, taken) in [(bounds(3, 1 << 20, 9), 3), (bounds(9, 400, 9), 2), (bounds(9, 1 << 20, 1), 1)] {
+            let mut window = Window::new(bounds, retention);
+            let fits = (0..9).take_while(|offset| {
+                let room = !window.is_full();
+                if room {
+                    request(&mut window, *offset, &offset.to_string());
+                }
+                room
+            });
+            assert_eq!(fits.count(), taken, "{bounds:?}");
+        }
+    }
+
+    #[test]
+    fn each_partition_has_its_own_span() {
+        let mut window = window();
+        for (partition, offset) in [(3, 10), (1, 5), (3, 12), (1, 6)] {
+            let refusal = Refusal::new(DeadLetterReason::Undecodable, "");
+            window.take(&ROUTE, origin(partition, offset), Err(refusal), NOW);
+        }
+        assert_eq!(
+            window.spans()[&(ROUTE.public, 3)],
+            Span { first: 10, next: 13 }
+        );
+        assert_eq!(window.spans()[&(ROUTE.public, 1)], Span { first: 5, next: 7 });
+    }
+}
