@@ -170,7 +170,15 @@ mod tests {
     use super::*;
 
     fn record(headers: Option<OwnedHeaders>) -> OwnedMessage {
-        OwnedMessage::new(None, None, "reservations".into(), Timestamp::NotAvailable, 0, 0, headers)
+        OwnedMessage::new(
+            None,
+            None,
+            "reservations".into(),
+            Timestamp::NotAvailable,
+            0,
+            0,
+            headers,
+        )
     }
 
     #[test]
@@ -181,9 +189,18 @@ mod tests {
     #[test]
     fn headers_keep_their_order_and_repeats_and_missing_values() {
         let given = OwnedHeaders::new()
-            .insert(Header { key: "b", value: Some("1") })
-            .insert(Header { key: "a", value: None::<&str> })
-            .insert(Header { key: "b", value: Some("") });
+            .insert(Header {
+                key: "b",
+                value: Some("1"),
+            })
+            .insert(Header {
+                key: "a",
+                value: None::<&str>,
+            })
+            .insert(Header {
+                key: "b",
+                value: Some(""),
+            });
         let expected: Vec<(&str, Option<&[u8]>)> = vec![("b", Some(b"1")), ("a", None), ("b", Some(b""))];
         assert_eq!(headers(&record(Some(given))), Some(expected));
     }

@@ -97,7 +97,10 @@ impl Membership {
         if offsets.count() == 0 {
             return Ok(());
         }
-        let moved = self.consumer.seek_partitions(offsets, PATIENCE).map_err(Error::GoBack)?;
+        let moved = self
+            .consumer
+            .seek_partitions(offsets, PATIENCE)
+            .map_err(Error::GoBack)?;
         moved
             .elements()
             .iter()
@@ -144,7 +147,9 @@ impl Membership {
                 self.consumer.context().metrics.gate_offsets_lost.set(1);
                 Err(Error::OffsetsLost {
                     group: self.group.clone(),
-                    partitions: self.lost().unwrap_or_else(|error| format!("which could not be found out: {error}")),
+                    partitions: self
+                        .lost()
+                        .unwrap_or_else(|error| format!("which could not be found out: {error}")),
                 })
             }
             _ => Ok(()),
@@ -162,7 +167,9 @@ impl Membership {
                 Offset::Offset(offset) => lost.push(format!(
                     "{topic}/{number} (committed {offset}, Kafka has {oldest} to {end})"
                 )),
-                _ => lost.push(format!("{topic}/{number} (nothing committed, Kafka has {oldest} to {end})")),
+                _ => lost.push(format!(
+                    "{topic}/{number} (nothing committed, Kafka has {oldest} to {end})"
+                )),
             }
         }
         Ok(lost.join(", "))
@@ -190,7 +197,11 @@ impl ClientContext for Watcher {
 
     fn stats(&self, statistics: Statistics) {
         for (name, topic) in &statistics.topics {
-            let lag: i64 = topic.partitions.values().map(|partition| partition.consumer_lag.max(0)).sum();
+            let lag: i64 = topic
+                .partitions
+                .values()
+                .map(|partition| partition.consumer_lag.max(0))
+                .sum();
             self.metrics.gate_lag_records.with_label_values(&[name]).set(lag);
         }
     }

@@ -194,7 +194,10 @@ impl Gate {
     /// no harm.
     fn rebalanced(&mut self, mut spans: Spans) -> Result<(), Error> {
         if !self.gathered.window.is_empty() {
-            self.metrics.gate_windows_repeated.with_label_values(&["rebalance"]).inc();
+            self.metrics
+                .gate_windows_repeated
+                .with_label_values(&["rebalance"])
+                .inc();
         }
         merge(&mut spans, self.gathered.window.spans());
         self.drop_gathered();
@@ -268,19 +271,29 @@ impl Gate {
     fn count(&self, window: &InFlight) {
         let (records, refused) = (window.records as f64, window.refused.len());
         let results = &self.metrics.gate_records;
-        results.with_label_values(&["admitted"]).inc_by((window.records - refused) as u64);
+        results
+            .with_label_values(&["admitted"])
+            .inc_by((window.records - refused) as u64);
         results.with_label_values(&["dead_letter"]).inc_by(refused as u64);
         for reason in &window.refused {
-            self.metrics.gate_dead_letters.with_label_values(&[reason.as_str()]).inc();
+            self.metrics
+                .gate_dead_letters
+                .with_label_values(&[reason.as_str()])
+                .inc();
         }
         self.metrics.gate_window_records.observe(records);
-        self.metrics.gate_window_seconds.observe(window.sent_at.elapsed().as_secs_f64());
+        self.metrics
+            .gate_window_seconds
+            .observe(window.sent_at.elapsed().as_secs_f64());
     }
 
     /// Something of the window in flight was not delivered: nothing more is sent until everything uncommitted is read again.
     fn failed(&mut self, cause: &str) -> Result<(), Error> {
         tracing::error!(cause, "a window was not delivered; it is read and sent again");
-        self.metrics.gate_windows_repeated.with_label_values(&["delivery"]).inc();
+        self.metrics
+            .gate_windows_repeated
+            .with_label_values(&["delivery"])
+            .inc();
         // The old producer forgets what it still has to send.
         self.producer = producer(&self.settings)?;
         self.sent = 0;
@@ -350,7 +363,9 @@ impl Gathered {
         let bounds = Bounds {
             records: settings.gate.window_records,
             bytes: WINDOW_BYTES,
-            admitted: usize::try_from(settings.gate.unfinished_limit).unwrap_or(usize::MAX).max(1),
+            admitted: usize::try_from(settings.gate.unfinished_limit)
+                .unwrap_or(usize::MAX)
+                .max(1),
         };
         Self {
             window: Window::new(bounds, settings.idempotency_retention),
@@ -457,7 +472,9 @@ fn producer(settings: &Settings) -> Result<BaseProducer<Deliveries>, Error> {
             "queue.buffering.max.messages",
             (2 * settings.gate.window_records + 1_000).to_string(),
         );
-    config.create_with_context(Deliveries::default()).map_err(Error::Producer)
+    config
+        .create_with_context(Deliveries::default())
+        .map_err(Error::Producer)
 }
 
 /// Why the gate stopped.

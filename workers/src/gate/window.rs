@@ -11,7 +11,7 @@ use super::Route;
 
 /// Bounds of one window; each may be passed by one record.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub(super) struct Bounds {
     /// Records read.
     pub records: usize,
     /// Bytes of keys, values and headers read.
@@ -26,7 +26,7 @@ const BYTES_PER_RECORD: usize = 512 * 1024;
 
 /// Records that were read together, and what becomes of them.
 #[derive(Debug)]
-pub struct Window {
+pub(super) struct Window {
     bounds: Bounds,
     /// An event older than this cannot be told from a repeat any more.
     retention: Duration,
@@ -39,11 +39,11 @@ pub struct Window {
 }
 
 /// The offsets that a window covers, by topic and partition.
-pub type Spans = BTreeMap<(&'static str, i32), Span>;
+pub(super) type Spans = BTreeMap<(&'static str, i32), Span>;
 
 /// A stretch of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub(super) struct Span {
     /// The first offset read: where to go back to.
     pub first: i64,
     /// The offset after the last one read: what to commit.
@@ -52,7 +52,7 @@ pub struct Span {
 
 /// Events of one key that go out as one record: a JSON batch of CloudEvents.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Admitted {
+pub(super) struct Admitted {
     pub topic: &'static str,
     pub key: TicketId,
     pub value: Vec<u8>,
@@ -61,14 +61,14 @@ pub struct Admitted {
 
 /// What becomes of one record, beside its place in the window.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Taken {
+pub(super) enum Taken {
     Admitted,
     /// It goes to the dead letters at once, as it came, with what the dead letter says.
     Refused(DeadLetter),
 }
 
 impl Window {
-    pub fn new(bounds: Bounds, retention: Duration) -> Self {
+    pub(super) fn new(bounds: Bounds, retention: Duration) -> Self {
         Self {
             bounds,
             retention,
@@ -81,7 +81,7 @@ impl Window {
     }
 
     /// Takes the next record of its partition. `record` is the refusal when it could not even be read.
-    pub fn take(
+    pub(super) fn take(
         &mut self,
         route: &Route,
         origin: Origin,
@@ -100,33 +100,31 @@ impl Window {
                 self.admit(route.admitted, &event);
                 Taken::Admitted
             }
-            Err(Refusal { reason, detail }) => {
-                Taken::Refused(DeadLetter { reason, detail, origin })
-            }
+            Err(Refusal { reason, detail }) => Taken::Refused(DeadLetter { reason, detail, origin }),
         }
     }
 
     /// What goes out, in the order in which the keys first appeared; of one key in the order of its events.
-    pub fn admitted(&self) -> &[Admitted] {
+    pub(super) fn admitted(&self) -> &[Admitted] {
         &self.admitted
     }
 
     /// The offsets covered.
-    pub fn spans(&self) -> &Spans {
+    pub(super) fn spans(&self) -> &Spans {
         &self.spans
     }
 
     /// Records taken.
-    pub fn records(&self) -> usize {
+    pub(super) fn records(&self) -> usize {
         self.records
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.records == 0
     }
 
     /// Nothing more fits: it is sent before more is read.
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.records >= self.bounds.records
             || self.bytes >= self.bounds.bytes
             || self.admitted.len() >= self.bounds.admitted
@@ -312,10 +310,7 @@ mod tests {
         assert_eq!(letter.origin, origin(0, 7));
         assert_eq!(request(&mut window, 8, "A"), Taken::Admitted);
         assert_eq!((window.records(), window.admitted().len()), (2, 1));
-        assert_eq!(
-            window.spans()[&(ROUTE.public, 0)],
-            Span { first: 7, next: 9 }
-        );
+        assert_eq!(window.spans()[&(ROUTE.public, 0)], Span { first: 7, next: 9 });
     }
 
     #[test]
@@ -324,7 +319,9 @@ mod tests {
         let old = event("A", "1", "2030-01-24T11:59:59Z");
         let mut window = window();
         assert_eq!(take(&mut window, 0, "A", &young), Taken::Admitted);
-        assert!(matches!(take(&mut window, 1, "A", &old), Taken::Refused(letter) if letter.reason == DeadLetterReason::TooOld));
+        assert!(
+            matches!(take(&mut window, 1, "A", &old), Taken::Refused(letter) if letter.reason == DeadLetterReason::TooOld)
+        );
         let late = Origin {
             time: datetime!(2030-01-20 12:00 UTC),
             ..origin(0, 2)
@@ -345,7 +342,11 @@ mod tests {
             bytes,
             admitted,
         };
-        for (bounds, taken) in [(bounds(3, 1 << 20, 9), 3), (bounds(9, 400, 9), 2), (bounds(9, 1 << 20, 1), 1)] {
+        for (bounds, taken) in [
+            (bounds(3, 1 << 20, 9), 3),
+            (bounds(9, 400, 9), 2),
+            (bounds(9, 1 << 20, 1), 1),
+        ] {
             let mut window = Window::new(bounds, retention);
             let fits = (0..9).take_while(|offset| {
                 let room = !window.is_full();
@@ -365,10 +366,7 @@ mod tests {
             let refusal = Refusal::new(DeadLetterReason::Undecodable, "");
             window.take(&ROUTE, origin(partition, offset), Err(refusal), NOW);
         }
-        assert_eq!(
-            window.spans()[&(ROUTE.public, 3)],
-            Span { first: 10, next: 13 }
-        );
+        assert_eq!(window.spans()[&(ROUTE.public, 3)], Span { first: 10, next: 13 });
         assert_eq!(window.spans()[&(ROUTE.public, 1)], Span { first: 5, next: 7 });
     }
 }

@@ -77,7 +77,7 @@ pub async fn delete(db: impl PgExecutor<'_>, ids: &[i64], batch: i64) -> Result<
     sqlx::query!(
         r#"with
             deleted as (delete from outbox where id = any($1) returning id),
-            raised as (update relay_state set batch = $2::bigint where batch = $2 - 1 returning batch)
+            raised as (update relay_state set batch = $2::bigint where batch = $2::bigint - 1 returning batch)
         select check_rows('outbox', cardinality($1::bigint[]), (select count(*) from deleted))
             and check_rows('relay_state', 1, (select count(*) from raised)) as "checked!""#,
         ids,
