@@ -2,6 +2,7 @@
 //! channel `outbox`; the relay reads and deletes them; an operator settles those that Kafka refused.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
@@ -243,7 +244,7 @@ impl Leadership {
 }
 
 /// Wakes `wake` whenever rows were written, for ever; while the database is away, nobody is woken.
-pub async fn listen(pool: &PgPool, wake: &Notify) {
+pub async fn listen(pool: &PgPool, wake: &Notify) -> Infallible {
     const RETRY: Duration = Duration::from_secs(1);
     loop {
         if let Err(error) = listen_once(pool, wake).await {

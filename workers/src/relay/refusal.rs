@@ -1,0 +1,128 @@
+//! What Kafka refuses for good, and whose fault it is.
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::kafka::Failure;
+
+/// Records of one batch that Kafka will never take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub code: RDKafkaErrorCode,
+    pub culprits: Culprits,
+}
+
+/// Which records of the batch it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Culprits {
+    /// These places in the batch.
+    Known(Vec<usize>),
+    /// One of them at least: Kafka answers for all records that travelled together.
+    Unknown,
+}
+
+impl Refusal {
+    /// A record refused before it was sent.
+    pub(super) fn of_one(place: usize, error: &KafkaError) -> Option<Self> {
+        let code = error.rdkafka_error_code()?;
+        (about_topic(code) || about_record(code)).then(|| Self {
+            code,
+            culprits: Culprits::Known(vec![place]),
+        })
+    }
+
+    /// Failed deliveries, if a refusal is among them: the others then only shared its fate.
+    pub(super) fn among(failures: &[Failure]) -> Option<Self> {
+        let topics = failures.iter().filter(|failure| about_topic(failure.code));
+        let places: Vec<usize> = topics.clone().map(|failure| failure.record).collect();
+        if let Some(first) = topics.clone().next() {
+            return Some(Self {
+                code: first.code,
+                culprits: Culprits::Known(places),
+            });
+        }
+        let record = failures.iter().find(|failure| about_record(failure.code))?;
+        Some(Self {
+            code: record.code,
+            culprits: Culprits::Unknown,
+        })
+    }
+
+    /// A transaction that failed because of what is in it.
+    pub(super) fn of_transaction(error: &KafkaError) -> Option<Self> {
+        let code = match error {
+            KafkaError::Transaction(error) if error.txn_requires_abort() => error.code(),
+            _ => return None,
+        };
+        (about_topic(code) || about_record(code)).then_some(Self {
+            code,
+            culprits: Culprits::Unknown,
+        })
+    }
+}
+
+/// Any record to this topic would be refused.
+fn about_topic(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::*;
+    matches!(
+        code,
+        UnknownTopic | UnknownTopicOrPartition | UnknownPartition | InvalidTopic | TopicAuthorizationFailed
+    )
+}
+
+/// This record, or one that travelled with it, would be refused again.
+fn about_record(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::*;
+    matches!(
+        code,
+        MessageSizeTooLarge
+            | MessageBatchTooLarge
+            | InvalidMessage
+            | InvalidMessageSize
+            | InvalidRecord
+            | InvalidTimestamp
+            | PolicyViolation
+            | UnsupportedForMessageFormat
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(record: usize, code: RDKafkaErrorCode) -> Failure {
+        Failure { record, code }
+    }
+
+    #[test]
+    fn a_topic_that_is_refused_names_its_records() {
+        let failures = [
+            failure(1, RDKafkaErrorCode::UnknownTopic),
+            failure(2, RDKafkaErrorCode::PurgeQueue),
+            failure(3, RDKafkaErrorCode::UnknownTopic),
+        ];
+        let refusal = Refusal::among(&failures).unwrap();
+        assert_eq!(refusal.culprits, Culprits::Known(vec![1, 3]));
+    }
+
+    #[test]
+    fn a_record_that_is_refused_blames_all_that_travelled_with_it() {
+        let failures = [1, 2].map(|record| failure(record, RDKafkaErrorCode::MessageSizeTooLarge));
+        let refusal = Refusal::among(&failures).unwrap();
+        assert_eq!(refusal.culprits, Culprits::Unknown);
+    }
+
+    #[test]
+    fn a_broker_that_is_away_refuses_nothing() {
+        let failures =
+            [RDKafkaErrorCode::MessageTimedOut, RDKafkaErrorCode::PurgeInflight].map(|code| failure(0, code));
+        assert_eq!(Refusal::among(&failures), None);
+    }
+
+    #[test]
+    fn a_record_too_large_for_the_client_is_refused_alone() {
+        let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+        assert_eq!(Refusal::of_one(4, &error).unwrap().culprits, Culprits::Known(vec![4]));
+        let error = KafkaError::MessageProduction(RDKafkaErrorCode::Fatal);
+        assert_eq!(Refusal::of_one(4, &error), None);
+    }
+}

@@ -1,0 +1,356 @@
+//! One life of the relay's transactional producer: opened by comparing Kafka with the database, ended by the first error
+//! that is not about a record.
+
+use std::time::{Duration, Instant};
+
+use holdfast_schemas::topics;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::batch::{Found, Hash, Mark, compare, fitting};
+use super::refusal::{Culprits, Refusal};
+use super::{Error, Relay};
+use crate::crash::{self, Point};
+use crate::kafka::{self, Deliveries, Drained};
+use crate::store::outbox::{self, Row};
+
+/// Kafka's name for the one relay.
+const TRANSACTIONAL_ID: &str = "holdfast.relay";
+/// The group whose committed offset is the mark; it never has members.
+const GROUP: &str = "holdfast.relay";
+/// The mark's partition.
+const PARTITION: i32 = 0;
+/// How long Kafka may take to answer before the call is made again.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long a call that Kafka wants to be made again is made again; also how long records may stay unacknowledged. Kafka
+/// gives a transaction up after 10 s.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// Kafka forgets the offsets of a group without members after 7 days.
+const RENEW: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(super) struct Session {
+    producer: BaseProducer<Deliveries>,
+    group: ConsumerGroupMetadata,
+    /// Number of the last batch, the same in Kafka and in the database.
+    batch: i64,
+    /// When this session last committed a mark.
+    marked_at: Option<Instant>,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// This many rows left the outbox, or one step was made towards the row that Kafka refuses.
+    Worked(usize),
+    Idle,
+}
+
+impl Session {
+    /// Ends whatever transaction a predecessor left open, then settles what it left undone.
+    pub(super) fn open(relay: &Relay) -> Result<Self, Trouble> {
+        let producer = producer(relay)?;
+        persist(relay, &producer, || producer.init_transactions(ANSWER)).map_err(doing("starting transactions"))?;
+        let (mark, group) = committed_mark(relay)?;
+        let batch = settle(relay, mark)?;
+        tracing::info!(batch, "the relay's session is open");
+        Ok(Self {
+            producer,
+            group,
+            batch,
+            marked_at: None,
+        })
+    }
+
+    /// Brings the next rows to Kafka, then deletes them.
+    pub(super) fn step(&mut self, relay: &mut Relay) -> Result<Step, Trouble> {
+        let start = Instant::now();
+        let mut rows = select(relay)?;
+        if crash::again(Point::RelaySelected) {
+            rows = select(relay)?;
+        }
+        if rows.is_empty() {
+            return Ok(Step::Idle);
+        }
+        crash::here(Point::RelaySelected);
+        if let Some(refusal) = self.publish(relay, &rows)? {
+            return self.refuse(relay, &rows, &refusal);
+        }
+        crash::here(Point::RelayCommitted);
+        if crash::again(Point::RelayCommitted) {
+            return Err(Trouble::Repeated);
+        }
+        self.delete(relay, &rows)?;
+        crash::here(Point::RelayDeleted);
+        relay.limit = (relay.limit * 2).min(relay.settings.relay.batch);
+        relay.metrics.relay_rows.inc_by(rows.len() as u64);
+        relay.metrics.relay_batch_rows.observe(rows.len() as f64);
+        relay.metrics.relay_batch_seconds.observe(start.elapsed().as_secs_f64());
+        Ok(Step::Worked(rows.len()))
+    }
+
+    /// Commits the mark once more if this session has not for a day, so that Kafka does not forget it.
+    pub(super) fn renew_mark(&mut self, relay: &Relay) -> Result<(), Trouble> {
+        if self.marked_at.is_some_and(|marked| marked.elapsed() < RENEW) {
+            return Ok(());
+        }
+        let mark = Mark {
+            batch: self.batch,
+            hash: Hash::of([]),
+            ids: Vec::new(),
+        };
+        self.begin()?;
+        self.send_mark(relay, &mark)
+            .and_then(|()| self.commit(relay))
+            .map_err(doing("renewing the mark"))
+    }
+
+    /// One transaction: the rows' records and the mark. The refusal, if Kafka takes one of them never.
+    fn publish(&mut self, relay: &Relay, rows: &[Row]) -> Result<Option<Refusal>, Trouble> {
+        self.begin()?;
+        if let Some(refusal) = self.produce(rows)? {
+            return Ok(Some(refusal));
+        }
+        if crash::again(Point::RelayProduced) {
+            self.abort(relay)?;
+            return self.publish(relay, rows);
+        }
+        crash::here(Point::RelayProduced);
+        let mark = Mark {
+            batch: self.batch + 1,
+            hash: Hash::of(rows.iter().map(|row| row.message)),
+            ids: rows.iter().map(|row| row.id).collect(),
+        };
+        let committed = self.send_mark(relay, &mark).and_then(|()| {
+            if crash::again(Point::RelayOffsetsSent) {
+                self.send_mark(relay, &mark)?;
+            }
+            crash::here(Point::RelayOffsetsSent);
+            self.commit(relay)
+        });
+        match committed {
+            Ok(()) => Ok(None),
+            Err(error) => match Refusal::of_transaction(&error) {
+                Some(refusal) => Ok(Some(refusal)),
+                None => Err(doing("committing a batch")(error)),
+            },
+        }
+    }
+
+    fn begin(&self) -> Result<(), Trouble> {
+        self.producer.begin_transaction().map_err(doing("beginning a batch"))
+    }
+
+    /// Sends the rows' records and waits until Kafka has them all.
+    fn produce(&self, rows: &[Row]) -> Result<Option<Refusal>, Trouble> {
+        for (place, row) in rows.iter().enumerate() {
+            if let Err(error) = kafka::send(&self.producer, record(place, row)) {
+                return match Refusal::of_one(place, &error) {
+                    Some(refusal) => Ok(Some(refusal)),
+                    None => Err(doing("producing a batch")(error)),
+                };
+            }
+        }
+        let drained = kafka::drain(&self.producer, PATIENCE);
+        let failures = self.producer.context().take_failed();
+        match (Refusal::among(&failures), failures.first(), drained) {
+            (Some(refusal), _, _) => Ok(Some(refusal)),
+            (None, Some(failure), _) => Err(doing("producing a batch")(KafkaError::MessageProduction(failure.code))),
+            (None, None, Drained::InFlight) => Err(Trouble::Unacknowledged),
+            (None, None, Drained::Settled) => Ok(None),
+        }
+    }
+
+    fn send_mark(&self, relay: &Relay, mark: &Mark) -> KafkaResult<()> {
+        let mut offsets = TopicPartitionList::new();
+        let mut partition = offsets.add_partition(topics::RELAY_STATE, PARTITION);
+        partition.set_offset(Offset::Offset(mark.batch))?;
+        partition.set_metadata(mark.metadata());
+        persist(relay, &self.producer, || {
+            self.producer.send_offsets_to_transaction(&offsets, &self.group, ANSWER)
+        })
+    }
+
+    fn commit(&mut self, relay: &Relay) -> KafkaResult<()> {
+        persist(relay, &self.producer, || self.producer.commit_transaction(ANSWER))?;
+        self.marked_at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn delete(&mut self, relay: &Relay, rows: &[Row]) -> Result<(), Trouble> {
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let delete = || {
+            relay
+                .runtime
+                .block_on(outbox::delete(&relay.pool, &ids, self.batch + 1))
+        };
+        delete()?;
+        if crash::again(Point::RelayDeleted) {
+            delete()?;
+        }
+        self.batch += 1;
+        Ok(())
+    }
+
+    /// Marks the rows that Kafka refuses, so that their keys wait and all others go on. Not knowing which, it tries smaller
+    /// batches until one of a single row is refused.
+    fn refuse(&mut self, relay: &mut Relay, rows: &[Row], refusal: &Refusal) -> Result<Step, Trouble> {
+        let refused: Vec<&Row> = match (&refusal.culprits, rows) {
+            (Culprits::Known(places), _) => places.iter().map(|place| &rows[*place]).collect(),
+            (Culprits::Unknown, [row]) => vec![row],
+            (Culprits::Unknown, _) => vec![],
+        };
+        for row in &refused {
+            tracing::error!(
+                id = row.id,
+                topic = row.topic,
+                key = row.key,
+                code = %refusal.code,
+                "Kafka refused an outbox row: its key waits; see `holdfast admin outbox list`"
+            );
+        }
+        if refused.is_empty() {
+            relay.limit = (rows.len() / 2).max(1);
+        } else {
+            let ids: Vec<i64> = refused.iter().map(|row| row.id).collect();
+            let reason = refusal.code.to_string();
+            relay.runtime.block_on(outbox::refuse(&relay.pool, &ids, &reason))?;
+            relay.limit = relay.settings.relay.batch;
+        }
+        self.abort(relay)?;
+        Ok(Step::Worked(0))
+    }
+
+    fn abort(&self, relay: &Relay) -> Result<(), Trouble> {
+        // An abort with records in flight would wait for them in vain.
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        if kafka::drain(&self.producer, PATIENCE) == Drained::InFlight {
+            return Err(Trouble::Unacknowledged);
+        }
+        self.producer.context().take_failed();
+        persist(relay, &self.producer, || self.producer.abort_transaction(ANSWER)).map_err(doing("aborting a batch"))
+    }
+}
+
+fn select(relay: &Relay) -> Result<Vec<Row>, Trouble> {
+    let limit = i64::try_from(relay.limit.max(1)).unwrap_or(i64::MAX);
+    let mut rows = relay.runtime.block_on(outbox::select(&relay.pool, limit))?;
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    rows.truncate(fitting(&ids));
+    Ok(rows)
+}
+
+fn record(place: usize, row: &Row) -> BaseRecord<'_, [u8], [u8], usize> {
+    let headers = row.headers.iter().fold(OwnedHeaders::new(), |headers, (name, value)| {
+        headers.insert(Header {
+            key: name,
+            value: Some(value),
+        })
+    });
+    BaseRecord::with_opaque_to(&row.topic, place)
+        .key(row.key.as_bytes())
+        .payload(row.value.as_slice())
+        .headers(headers)
+}
+
+/// The offset and metadata that Kafka has, and what it takes to commit others.
+fn committed_mark(relay: &Relay) -> Result<(Option<(i64, String)>, ConsumerGroupMetadata), Trouble> {
+    let mut config = kafka::client(&relay.settings.kafka);
+    config.set("group.id", GROUP).set("enable.auto.commit", "false");
+    let consumer: BaseConsumer = config.create().map_err(Error::Client)?;
+    let mut wanted = TopicPartitionList::new();
+    wanted.add_partition(topics::RELAY_STATE, PARTITION);
+    let committed = consumer
+        .committed_offsets(wanted, PATIENCE)
+        .map_err(doing("reading the mark"))?;
+    let mut mark = None;
+    for partition in committed.elements() {
+        partition.error().map_err(doing("reading the mark"))?;
+        if let Offset::Offset(batch) = partition.offset() {
+            mark = Some((batch, partition.metadata().to_owned()));
+        }
+    }
+    let group = consumer
+        .group_metadata()
+        .ok_or(KafkaError::Canceled)
+        .map_err(doing("reading the mark"))?;
+    Ok((mark, group))
+}
+
+/// Compares Kafka with the database and deletes what Kafka already has. The number of the last batch.
+fn settle(relay: &Relay, kafka: Option<(i64, String)>) -> Result<i64, Trouble> {
+    let database = relay.runtime.block_on(outbox::batch(&relay.pool))?;
+    let marked = kafka.as_ref().map(|(batch, metadata)| (*batch, metadata.as_str()));
+    match compare(database, marked) {
+        Found::Agreement => return Ok(database),
+        Found::OneAhead(mark) => {
+            let messages = relay.runtime.block_on(outbox::messages(&relay.pool, &mark.ids))?;
+            if messages.len() == mark.ids.len() && Hash::of(messages) == mark.hash {
+                tracing::info!(
+                    batch = mark.batch,
+                    rows = mark.ids.len(),
+                    "deleting rows that Kafka has"
+                );
+                relay
+                    .runtime
+                    .block_on(outbox::delete(&relay.pool, &mark.ids, mark.batch))?;
+                return Ok(mark.batch);
+            }
+        }
+        Found::Disagreement => {}
+    }
+    relay.metrics.relay_back_in_time.set(1);
+    let kafka = kafka.map_or("none".to_owned(), |(batch, _)| batch.to_string());
+    Err(Trouble::Stop(Error::BackInTime { database, kafka }))
+}
+
+fn producer(relay: &Relay) -> Result<BaseProducer<Deliveries>, Error> {
+    let mut config = kafka::producer(&relay.settings.kafka);
+    config
+        .set("transactional.id", TRANSACTIONAL_ID)
+        .set("transaction.timeout.ms", "10000")
+        .set("message.timeout.ms", "9000")
+        .set(
+            "message.max.bytes",
+            relay.settings.kafka.admitted_record_bytes.to_string(),
+        );
+    config.create_with_context(Deliveries::default()).map_err(Error::Client)
+}
+
+/// Makes a call again for as long as Kafka asks for it.
+fn persist(relay: &Relay, producer: &BaseProducer<Deliveries>, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
+    let start = Instant::now();
+    loop {
+        match call() {
+            Err(KafkaError::Transaction(error))
+                if error.is_retriable() && start.elapsed() < PATIENCE && !relay.shutdown.is_cancelled() =>
+            {
+                tracing::debug!(%error, "Kafka asks for the call again");
+                producer.poll(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// What ends a session. All but [`Trouble::Stop`] is mended by the next one: it compares first.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    #[error("Kafka failed while {doing}")]
+    Kafka { doing: &'static str, source: KafkaError },
+    #[error("Kafka did not acknowledge records in time")]
+    Unacknowledged,
+    #[error(transparent)]
+    Outbox(#[from] outbox::Error),
+    /// A proof asked for it.
+    #[error("a step is done again")]
+    Repeated,
+    #[error(transparent)]
+    Stop(#[from] Error),
+}
+
+fn doing(doing: &'static str) -> impl FnOnce(KafkaError) -> Trouble {
+    move |source| Trouble::Kafka { doing, source }
+}
