@@ -344,7 +344,7 @@ mod tests {
         };
         for (bounds, taken) in [
             (bounds(3, 1 << 20, 9), 3),
-            (bounds(9, 400, 9), 2),
+            (bounds(9, 300, 9), 2),
             (bounds(9, 1 << 20, 1), 1),
         ] {
             let mut window = Window::new(bounds, retention);
