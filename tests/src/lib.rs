@@ -1,3 +1,4 @@
 //! Real servers for the proofs of Holdfast, and what drives them. Never shipped.
 
 pub mod kit;
+pub mod load;

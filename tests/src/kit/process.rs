@@ -275,7 +275,7 @@ fn send(pid: Pid, signal: Signal) -> anyhow::Result<()> {
 }
 
 /// All descendants. A process that ends meanwhile has none.
-fn children(pid: Pid) -> Vec<Pid> {
+pub fn children(pid: Pid) -> Vec<Pid> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };

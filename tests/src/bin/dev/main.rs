@@ -1,5 +1,7 @@
 //! `dev`: what `make` calls. Each subcommand is a module beside; all run on stacks of the kit.
 
+mod bench;
+mod demo;
 mod statements;
 mod up;
 
@@ -23,6 +25,10 @@ enum Command {
     Fetch,
     /// Hold the stack open with `holdfast run` on it, until Ctrl-C
     Up,
+    /// Run an on-sale on real servers, kill a worker in the middle, and check that every count adds up
+    Demo,
+    /// Measure throughput, latency, CPU time and memory on real servers
+    Bench(bench::Arguments),
     /// Refresh the committed descriptions of SQL statements
     Sqlx(statements::Arguments),
 }
@@ -31,6 +37,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fetch => tokio::task::spawn_blocking(kit::fetch::servers).await?.map(drop),
         Command::Up => up::run().await,
+        Command::Demo => demo::run().await,
+        Command::Bench(arguments) => bench::run(arguments).await,
         Command::Sqlx(arguments) => statements::run(arguments).await,
     }
 }

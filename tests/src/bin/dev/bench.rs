@@ -1,0 +1,278 @@
+//! What the way of an event costs, beside a handler that does nothing, on one stack that syncs to disk everywhere.
+//!
+//! Throughput is that of draining a backlog. The path: `holdfast run` is frozen (SIGSTOP) while the backlog is produced; the
+//! clock runs from the moment it is let go to the arrival of the last outcome. The no-op: the backlog lies in a topic of its
+//! own before the subscription is made; the clock runs from the first call to the last, which favours the no-op.
+
+mod cost;
+mod noop;
+mod report;
+mod workload;
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use holdfast_tests::kit::{Holdfast, Name, Stack};
+use holdfast_tests::load::{Arrival, OUTCOMES, Outcome, Pace, Producer, RESERVATIONS, follow, percentile};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, timeout};
+use tracing::info;
+
+use cost::Cpu;
+use noop::Noop;
+use report::Report;
+use workload::Workload;
+
+/// No outcome for so long means that none will come.
+const SILENCE: Duration = Duration::from_secs(60);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Take only these measurements
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Measurement>,
+    /// Part of the events to send; figures count only at 1
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Measurement {
+    /// Each event on a ticket of its own
+    Distinct,
+    /// Requested and released in turn over 2,000 tickets, and the memory meanwhile
+    Uniform,
+    /// Requested and released in turn on one ticket
+    Hot,
+    /// 500 events per second on one ticket
+    Paced,
+    /// Produce to outcome at 100 events per second
+    Latency,
+    /// CPU time by process, gate, serve and relay apart
+    Cpu,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let wanted = |measurement| arguments.only.is_empty() || arguments.only.contains(&measurement);
+    ensure!(arguments.scale > 0.0, "--scale must be above 0");
+    let scaled = |count: usize| ((count as f64 * arguments.scale) as usize).max(1);
+    let mut bench = Bench::start(arguments.scale).await?;
+    let run = bench.stack.holdfast("run", "run").start().await?;
+    bench.open()?;
+
+    if wanted(Measurement::Distinct) {
+        let workload = |name| Workload::new(name, scaled(20_000), scaled(20_000));
+        bench
+            .throughput("distinct", 0.6, workload("noop-distinct"), workload("distinct"), &run)
+            .await?;
+    }
+    if wanted(Measurement::Uniform) {
+        let workload = |name| Workload::new(name, scaled(2_000), scaled(100_000));
+        bench
+            .throughput("uniform", 2.5, workload("noop-uniform"), workload("uniform"), &run)
+            .await?;
+        let peak = cost::peak_memory_mb(run.pid())?;
+        bench.report.at_most("rss_mb", peak, 200.0, "MB");
+    }
+    if wanted(Measurement::Hot) {
+        let noop = Workload::new("noop-hot", 1, scaled(10_000));
+        bench
+            .throughput("hot", 40.0, noop, Workload::new("hot", 1, scaled(50_000)), &run)
+            .await?;
+    }
+    if wanted(Measurement::Paced) {
+        let drain = bench.paced(&Workload::new("paced", 1, scaled(10_000))).await?;
+        bench.report.at_most("hot_500_drain_s", drain.as_secs_f64(), 2.0, "s");
+    }
+    if wanted(Measurement::Latency) {
+        let mut latencies = bench.latencies(&Workload::new("latency", 1_000, scaled(3_000))).await?;
+        for (key, percent) in [("latency_p50_ms", 50.0), ("latency_p99_ms", 99.0)] {
+            let latency = percentile(&mut latencies, percent).as_secs_f64() * 1_000.0;
+            bench.report.figure(key, latency, "ms");
+        }
+    }
+    run.stop().await?;
+    if wanted(Measurement::Cpu) {
+        let distinct = Workload::new("cpu-distinct", scaled(20_000), scaled(20_000));
+        let uniform = Workload::new("cpu-uniform", scaled(2_000), scaled(100_000));
+        bench.cpu(&[("distinct", distinct), ("uniform", uniform)]).await?;
+    }
+    bench.finish().await
+}
+
+struct Bench {
+    stack: Stack,
+    noop: Noop,
+    /// Open once the topic exists.
+    outcomes: Option<UnboundedReceiver<anyhow::Result<Arrival>>>,
+    report: Report,
+}
+
+impl Bench {
+    async fn start(scale: f64) -> anyhow::Result<Bench> {
+        let stack = Stack::open(Name::Bench).await?;
+        stack.start().await?;
+        let report = Report::new(&stack, scale).await?;
+        let noop = Noop::serve(&stack).await?;
+        Ok(Bench {
+            stack,
+            noop,
+            outcomes: None,
+            report,
+        })
+    }
+
+    fn open(&mut self) -> anyhow::Result<()> {
+        self.outcomes = Some(follow(&self.stack.kafka, OUTCOMES)?);
+        Ok(())
+    }
+
+    /// Events per second of both ways, in the same minute.
+    async fn throughput(
+        &mut self,
+        name: &str,
+        wanted: f64,
+        idle: Workload,
+        workload: Workload,
+        run: &Holdfast,
+    ) -> anyhow::Result<()> {
+        let noop = self.noop.drain(&self.stack, &idle).await?;
+        self.report.figure(&format!("noop_{name}_eps"), noop, "events/s");
+        self.list(&workload).await?;
+        let (took, _) = self.drain(&workload, run, &[]).await?;
+        let path = workload.events as f64 / took.as_secs_f64();
+        self.report.figure(&format!("path_{name}_eps"), path, "events/s");
+        self.report
+            .at_least(&format!("{name}_ratio"), path / noop, wanted, "path / no-op");
+        Ok(())
+    }
+
+    /// Lists the tickets of a workload, before any clock starts.
+    async fn list(&mut self, workload: &Workload) -> anyhow::Result<()> {
+        info!("{}: listing {} tickets", workload.name, workload.tickets);
+        let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
+        producer.send_all(workload.listings(), Pace::FullSpeed).await?;
+        self.hear(workload.tickets).await.map(drop)
+    }
+
+    /// How long it takes from letting `gate`, a process with a gate in it, go to the last outcome, and how much CPU time
+    /// each of the processes to `watch` took meanwhile.
+    async fn drain(
+        &mut self,
+        workload: &Workload,
+        gate: &Holdfast,
+        watch: &[(&'static str, nix::unistd::Pid)],
+    ) -> anyhow::Result<(Duration, Vec<(&'static str, Duration)>)> {
+        info!("{}: {} events through the whole path", workload.name, workload.events);
+        gate.pause()?;
+        let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
+        producer.send_all(workload.events(), Pace::FullSpeed).await?;
+        let before = Cpu::of(watch)?;
+        let start = Instant::now();
+        gate.resume()?;
+        let last = self.hear(workload.events).await?;
+        Ok((last - start, Cpu::of(watch)?.since(&before)))
+    }
+
+    /// From the last event sent to the last outcome, at 500 events per second.
+    async fn paced(&mut self, workload: &Workload) -> anyhow::Result<Duration> {
+        self.list(workload).await?;
+        info!("{}: 500 events per second on one ticket", workload.name);
+        let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
+        let (sent, last) = tokio::try_join!(
+            producer.send_all(workload.events(), Pace::PerSecond(500)),
+            self.hear(workload.events)
+        )?;
+        let last_sent = sent.last().context("no event was sent")?;
+        Ok(last.saturating_duration_since(*last_sent))
+    }
+
+    /// From producing each event to its outcome, at 100 events per second.
+    async fn latencies(&mut self, workload: &Workload) -> anyhow::Result<Vec<Duration>> {
+        self.list(workload).await?;
+        info!("{}: 100 events per second", workload.name);
+        let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
+        let mut heard = Vec::with_capacity(workload.events);
+        let (sent, _) = tokio::try_join!(
+            producer.send_all(workload.events(), Pace::PerSecond(100)),
+            self.hear_each(workload.events, |arrival| {
+                heard.push((Outcome::read(&arrival.record)?, arrival.at));
+                Ok(())
+            })
+        )?;
+        let latency = |(outcome, at): &(Outcome, Instant)| {
+            let number = workload.number_of(&outcome.causationid)?;
+            let sent = sent.get(number).context("an outcome of an event that was not sent")?;
+            Ok(at.saturating_duration_since(*sent))
+        };
+        heard.iter().map(latency).collect()
+    }
+
+    /// CPU time per event of every process on the way.
+    async fn cpu(&mut self, workloads: &[(&str, Workload)]) -> anyhow::Result<()> {
+        let serve = self.stack.holdfast("serve", "serve").start().await?;
+        let relay = self.stack.holdfast("relay", "relay").start().await?;
+        let gate = self.stack.holdfast("gate", "gate").start().await?;
+        let watch = [
+            ("gate", gate.pid()),
+            ("serve", serve.pid()),
+            ("relay", relay.pid()),
+            ("restate", self.stack.restate.pid()?),
+            ("kafka", self.stack.kafka.pid()?),
+            ("postgres", self.stack.postgres.pid()?),
+        ];
+        let mut by_workload = serde_json::Map::new();
+        for (name, workload) in workloads {
+            self.list(workload).await?;
+            let (_, used) = self.drain(workload, &gate, &watch).await?;
+            let per_event = |used: Duration| (used.as_secs_f64() * 1e6 / workload.events as f64).round();
+            let by_process: serde_json::Map<String, Value> = used
+                .into_iter()
+                .map(|(process, used)| (String::from(process), json!(per_event(used))))
+                .collect();
+            by_workload.insert(String::from(*name), Value::Object(by_process));
+        }
+        self.report.detail("cpu_us_per_event", Value::Object(by_workload));
+        gate.stop().await?;
+        relay.stop().await?;
+        serve.stop().await
+    }
+
+    /// Waits for so many outcomes; gives the arrival of the last.
+    async fn hear(&mut self, count: usize) -> anyhow::Result<Instant> {
+        self.hear_each(count, |_| Ok(())).await
+    }
+
+    async fn hear_each(
+        &mut self,
+        count: usize,
+        mut each: impl FnMut(&Arrival) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Instant> {
+        let outcomes = self.outcomes.as_mut().context("the outcomes are not followed yet")?;
+        let mut last = Instant::now();
+        for number in 0..count {
+            let Ok(arrival) = timeout(SILENCE, outcomes.recv()).await else {
+                bail!("{number} of {count} outcomes, then none for {SILENCE:?}");
+            };
+            let arrival = arrival.context("the reader of outcomes has ended")??;
+            each(&arrival)?;
+            last = arrival.at;
+        }
+        Ok(last)
+    }
+
+    /// A bench of what loses or doubles events would be worth nothing.
+    async fn finish(mut self) -> anyhow::Result<()> {
+        info!("verifying");
+        let verified = self.stack.holdfast("verify", "verify").arg("--json").output().await?;
+        let counts: Value = serde_json::from_slice(&verified.stdout)
+            .with_context(|| String::from_utf8_lossy(&verified.stderr).into_owned())?;
+        self.report.detail("verify", counts);
+        self.report.print();
+        println!("written to {}", self.report.write()?.display());
+        ensure!(verified.status.success(), "holdfast verify: {}", verified.status);
+        Ok(())
+    }
+}
