@@ -14,6 +14,11 @@ pub const ORIGIN_OFFSET: &str = "holdfast-origin-offset";
 /// The broker's timestamp of the record, in milliseconds since 1970.
 pub const ORIGIN_TIMESTAMP: &str = "holdfast-origin-timestamp";
 
+/// Whether a header is Holdfast's own, and not one that the record came with.
+pub fn is_own(header: &str) -> bool {
+    header.starts_with("holdfast-")
+}
+
 /// What the headers of a dead letter say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {

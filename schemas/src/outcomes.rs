@@ -137,6 +137,13 @@ impl Told {
             Self::ReservationRefused { reason } => write(v1::ReservationRefused { reason }),
         }
     }
+
+    /// Reads the data of an outcome of this type, in whichever version.
+    pub fn read(outcome_type: &str, data: &str) -> Result<Told, Invalid> {
+        let version = VERSIONS.iter().find(|version| version.name == outcome_type);
+        let version = version.ok_or(Invalid::new("is an outcome of a type or version not known here"))?;
+        Ok((version.read)(data).map_err(Invalid::new)?.current)
+    }
 }
 
 fn write<W: Wire>(wire: W) -> Value {
@@ -174,9 +181,7 @@ impl Outcome {
         if envelope.source != Self::SOURCE {
             return Err(Invalid::new("is no outcome: source is not holdfast"));
         }
-        let version = VERSIONS.iter().find(|version| version.name == envelope.outcome_type);
-        let version = version.ok_or(Invalid::new("is an outcome of a type or version not known here"))?;
-        let data = (version.read)(envelope.data.get()).map_err(Invalid::new)?;
+        let data = Told::read(&envelope.outcome_type, envelope.data.get())?;
         Ok(Outcome {
             id: envelope.id,
             subject: envelope.subject,
@@ -186,7 +191,7 @@ impl Outcome {
             causation_source: envelope.causationsource,
             causation_id: envelope.causationid,
             traceparent: Traceparent::parse(&envelope.traceparent)?,
-            data: data.current,
+            data,
         })
     }
 }

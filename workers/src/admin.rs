@@ -1,1 +1,294 @@
-//! Written next.
+//! What an operator can look at and settle: dead letters, and outbox rows that Kafka refused.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::io::Write;
+
+use anyhow::{Context, anyhow, bail};
+use futures::TryStreamExt;
+use sqlx::PgPool;
+
+use crate::config::{self, Config};
+use crate::kafka::dead_letters::{self, Copied, Letter};
+use crate::kafka::on_thread;
+use crate::metrics::Metrics;
+use crate::store::settled_dead_letters::{self, Noted, Place, Settlement};
+use crate::store::{self, outbox};
+
+/// Runs one command and prints what it has to say.
+///
+/// # Errors
+/// In words for the operator: what was not found or not done, and why.
+pub async fn run(command: &config::Admin, config: &Config) -> anyhow::Result<()> {
+    let pool = store::connect(&config.database, &Metrics::new()?).await?;
+    match command {
+        config::Admin::DeadLetters(command) => match command {
+            config::DeadLetters::List => list(&config.kafka, &pool).await,
+            config::DeadLetters::Show { origin } => show(&config.kafka, &pool, &place(origin)?).await,
+            config::DeadLetters::Replay { origin } => replay(&config.kafka, &pool, &place(origin)?).await,
+            config::DeadLetters::Drop { origin } => drop(&config.kafka, &pool, &place(origin)?).await,
+        },
+        config::Admin::Outbox(command) => match command {
+            config::Outbox::List => refused(&pool).await,
+            config::Outbox::Retry { id } => {
+                settled(*id, outbox::retry(&pool, *id).await?, "the relay will try it again")
+            }
+            config::Outbox::Drop { id } => {
+                settled(*id, outbox::discard(&pool, *id).await?, "deleted: it is never told")
+            }
+        },
+    }
+}
+
+/// Prints the dead letters that nobody has settled, each origin once.
+async fn list(config: &config::Kafka, pool: &PgPool) -> anyhow::Result<()> {
+    let mut passed: HashSet<Place> = settled_dead_letters::all(pool).try_collect().await?;
+    let config = config.clone();
+    on_thread("dead-letters", move || {
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        writeln!(out, "{:<32} {:<18} {:<24} DETAIL", "ORIGIN", "REASON", "KEY")?;
+        let mut waiting = 0_u64;
+        dead_letters::each(&config, |letter| {
+            let place = name(&letter);
+            if !passed.contains(&place) {
+                let (reason, detail) = reason(&letter);
+                let key = letter.record.key.as_deref().map_or("-".to_owned(), readable);
+                writeln!(
+                    out,
+                    "{:<32} {reason:<18} {key:<24} {}",
+                    place.to_string(),
+                    readable(detail.as_bytes())
+                )?;
+                waiting += 1;
+                passed.insert(place);
+            }
+            anyhow::Ok(())
+        })?;
+        writeln!(out, "{waiting} waiting")?;
+        out.flush().context("cannot print")
+    })
+    .await?
+}
+
+async fn show(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+    let letter = find(config, place).await?;
+    let settlement = settled_dead_letters::find(pool, place).await?;
+    let mut text = String::new();
+    let (reason, detail) = reason(&letter);
+    for (name, value) in [
+        ("origin", place.to_string()),
+        ("reason", reason),
+        ("detail", readable(detail.as_bytes())),
+        ("settled", settlement.unwrap_or_else(|| "no".to_owned())),
+        (
+            "key",
+            letter.record.key.as_deref().map_or("(none)".to_owned(), readable),
+        ),
+    ] {
+        writeln!(text, "{name:<10}{value}")?;
+    }
+    for (name, value) in &letter.record.headers {
+        let value = value.as_deref().map_or("(null)".to_owned(), readable);
+        writeln!(text, "{:<10}{}: {value}", "header", readable(name.as_bytes()))?;
+    }
+    match &letter.record.value {
+        None => writeln!(text, "value     (null: a tombstone)")?,
+        Some(value) => writeln!(text, "value     {} bytes\n{}", value.len(), readable(value))?,
+    }
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print")
+}
+
+/// Sends the record again as it lay on its topic; when retention has removed it there, as the dead letter has it.
+async fn replay(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+    must_be_open(pool, place).await?;
+    let letter = find(config, place).await?;
+    let Some(says) = letter.says else {
+        bail!("{place} has no origin (it came by a direct subscription): send it by hand, then drop it");
+    };
+    let (kafka, copy) = (config.clone(), letter.record);
+    on_thread("dead-letters", move || {
+        let record = dead_letters::original(&kafka, &says)?.unwrap_or(copy);
+        dead_letters::resend(&kafka, &says.origin.topic, &record)?;
+        anyhow::Ok(())
+    })
+    .await??;
+    note(pool, place, Settlement::Replayed).await
+}
+
+async fn drop(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+    must_be_open(pool, place).await?;
+    find(config, place).await?;
+    note(pool, place, Settlement::Dropped).await
+}
+
+async fn must_be_open(pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+    match settled_dead_letters::find(pool, place).await? {
+        Some(settlement) => bail!("{place} was {settlement} already"),
+        None => Ok(()),
+    }
+}
+
+async fn note(pool: &PgPool, place: &Place, settlement: Settlement) -> anyhow::Result<()> {
+    let what = settlement.as_str();
+    let noted = settled_dead_letters::note(pool, place, settlement)
+        .await
+        .with_context(|| format!("{place} was {what}, but that could not be noted: it is still listed"))?;
+    match noted {
+        Noted::Now => Ok(writeln!(std::io::stdout(), "{place} {what}")?),
+        Noted::Before => bail!("{place} was {what}, but somebody else has settled it meanwhile"),
+    }
+}
+
+/// The newest dead letter about `place`.
+async fn find(config: &config::Kafka, place: &Place) -> anyhow::Result<Letter> {
+    let (config, wanted) = (config.clone(), place.clone());
+    let found = on_thread("dead-letters", move || {
+        let mut found = None;
+        dead_letters::each(&config, |letter| {
+            if name(&letter) == wanted {
+                found = Some(letter);
+            }
+            anyhow::Ok(())
+        })?;
+        anyhow::Ok(found)
+    });
+    found
+        .await??
+        .ok_or_else(|| anyhow!("there is no dead letter about {place}: `admin dead-letters list` has them"))
+}
+
+/// A dead letter is known by its origin; one that has none, by where it lies itself.
+fn name(letter: &Letter) -> Place {
+    match &letter.says {
+        Some(says) => Place {
+            topic: says.origin.topic.clone(),
+            partition: says.origin.partition,
+            offset: says.origin.offset,
+        },
+        None => Place {
+            topic: holdfast_schemas::topics::DEAD_LETTERS.to_owned(),
+            partition: letter.partition,
+            offset: letter.offset,
+        },
+    }
+}
+
+fn reason(letter: &Letter) -> (String, String) {
+    match &letter.says {
+        Some(says) => (says.reason.to_string(), says.detail.clone()),
+        None => {
+            let header = |name| header(&letter.record, name).unwrap_or_else(|| "-".to_owned());
+            (
+                header(holdfast_schemas::dead_letter::REASON),
+                header(holdfast_schemas::dead_letter::DETAIL),
+            )
+        }
+    }
+}
+
+fn header(record: &Copied, name: &str) -> Option<String> {
+    let (_, value) = record.headers.iter().rev().find(|(header, _)| header == name)?;
+    value.as_deref().map(readable)
+}
+
+fn place(text: &str) -> anyhow::Result<Place> {
+    let malformed =
+        || format!("{text:?} is no origin: give topic/partition/offset, as `admin dead-letters list` prints it");
+    let mut parts = text.rsplitn(3, '/');
+    let (offset, partition, topic) = (
+        parts.next(),
+        parts.next(),
+        parts.next().filter(|topic| !topic.is_empty()),
+    );
+    Ok(Place {
+        topic: topic.with_context(malformed)?.to_owned(),
+        partition: partition
+            .and_then(|partition| partition.parse().ok())
+            .with_context(malformed)?,
+        offset: offset.and_then(|offset| offset.parse().ok()).with_context(malformed)?,
+    })
+}
+
+/// Text as it is, but for characters that would change the terminal or the reading order; other bytes in hexadecimal.
+fn readable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text
+            .chars()
+            .fold(String::with_capacity(text.len()), |mut text, character| {
+                let is_plain = character == '\n' || character == '"' || character == '\'' || character == '\\';
+                if is_plain {
+                    text.push(character);
+                } else {
+                    text.extend(character.escape_debug());
+                }
+                text
+            }),
+        Err(_) => bytes.iter().fold(String::from("0x"), |mut text, byte| {
+            text.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
+            text
+        }),
+    }
+}
+
+/// Prints the outbox rows that Kafka refused.
+async fn refused(pool: &PgPool) -> anyhow::Result<()> {
+    let rows = outbox::refused(pool).await?;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    writeln!(
+        out,
+        "{:<12} {:<24} {:<24} {:>7} {:<38} REASON",
+        "ID", "TOPIC", "KEY", "BEHIND", "MESSAGE"
+    )?;
+    for row in &rows {
+        let (key, reason) = (readable(row.key.as_bytes()), readable(row.reason.as_bytes()));
+        writeln!(
+            out,
+            "{:<12} {:<24} {key:<24} {:>7} {:<38} {reason}",
+            row.id, row.topic, row.waiting, row.message
+        )?;
+    }
+    writeln!(out, "{} refused", rows.len())?;
+    out.flush().context("cannot print")
+}
+
+fn settled(id: i64, settled: outbox::Settled, what: &str) -> anyhow::Result<()> {
+    match settled {
+        outbox::Settled::Done => Ok(writeln!(std::io::stdout(), "{id} {what}")?),
+        outbox::Settled::NotRefused => bail!("there is no refused outbox row {id}: `admin outbox list` has them"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_written_topic_partition_offset() {
+        let expected = Place {
+            topic: "reservations".into(),
+            partition: 3,
+            offset: 17,
+        };
+        assert_eq!(place("reservations/3/17").unwrap(), expected);
+        assert_eq!(place(&expected.to_string()).unwrap(), expected);
+        for text in [
+            "",
+            "reservations",
+            "reservations/3",
+            "reservations/3/x",
+            "/3/17",
+            "reservations/3/17/",
+            "3/17",
+        ] {
+            let error = place(text).unwrap_err().to_string();
+            assert!(error.contains("topic/partition/offset"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_shown_so_that_they_cannot_harm_a_terminal() {
+        assert_eq!(readable(b"{\"a\": \"b\"}"), "{\"a\": \"b\"}");
+        assert_eq!(readable("a\u{1b}[2J\u{202e}\0é".as_bytes()), "a\\u{1b}[2J\\u{202e}\\0é");
+        assert_eq!(readable(&[0xff, 0x00, 0x7f]), "0xff007f");
+    }
+}

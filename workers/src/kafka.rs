@@ -1,6 +1,9 @@
 //! What every Kafka client of Holdfast has in common: where Kafka is, how a key finds its partition, how acknowledgements
 //! are awaited, and how the headers of any record are read.
 
+pub mod dead_letters;
+pub mod reader;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};

@@ -3,6 +3,7 @@
 pub mod commit;
 pub mod idempotency;
 pub mod outbox;
+pub mod settled_dead_letters;
 pub mod tickets;
 
 use std::time::Duration;

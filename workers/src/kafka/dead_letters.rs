@@ -1,0 +1,138 @@
+//! The dead-letter topic, for operators: reading it, and sending a record again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use holdfast_schemas::{DeadLetter, dead_letter, topics};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use super::reader::{self, Reader};
+use super::{Deliveries, Drained, drain, headers, producer, send};
+use crate::config;
+
+/// How long an acknowledgement may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A record of the dead-letter topic.
+#[derive(Debug, Clone)]
+pub struct Letter {
+    pub partition: i32,
+    pub offset: i64,
+    /// What its headers say. None for the record of a direct subscription that has no origin.
+    pub says: Option<DeadLetter>,
+    pub record: Copied,
+}
+
+/// What a record is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Copied {
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// Reads all dead letters, each partition in order.
+///
+/// # Errors
+/// The topic cannot be read; what `take` returns.
+pub fn each<E: From<reader::Error>>(
+    config: &config::Kafka,
+    mut take: impl FnMut(Letter) -> Result<(), E>,
+) -> Result<(), E> {
+    let reader = Reader::new(config)?;
+    let extent = reader.written(topics::DEAD_LETTERS)?;
+    reader.each(topics::DEAD_LETTERS, &extent, |message| {
+        let record = Copied::of(message);
+        let headers = record.headers.iter();
+        let headers = headers.map(|(name, value)| (name.as_str(), value.as_deref()));
+        take(Letter {
+            partition: message.partition(),
+            offset: message.offset(),
+            says: DeadLetter::from_headers(headers).ok(),
+            record,
+        })
+    })
+}
+
+/// The record that a dead letter is about, if it still lies where it came from.
+///
+/// # Errors
+/// The topic cannot be read.
+pub fn original(config: &config::Kafka, letter: &DeadLetter) -> Result<Option<Copied>, reader::Error> {
+    let reader = Reader::new(config)?;
+    let origin = &letter.origin;
+    let extent = reader.committed(&origin.topic)?;
+    let (earliest, end) = extent.get(&origin.partition).copied().unwrap_or_default();
+    if !(earliest..end).contains(&origin.offset) {
+        return Ok(None);
+    }
+    let one = BTreeMap::from([(origin.partition, (origin.offset, origin.offset + 1))]);
+    let mut found = None;
+    reader.each(&origin.topic, &one, |message| {
+        // A topic that was made anew has another record there.
+        let time = (origin.time.unix_timestamp_nanos() / 1_000_000) as i64;
+        if message.offset() == origin.offset && message.timestamp().to_millis() == Some(time) {
+            found = Some(Copied::of(message));
+        }
+        Ok::<_, reader::Error>(())
+    })?;
+    Ok(found)
+}
+
+/// Sends a record, without Holdfast's own headers, and waits until Kafka has it.
+///
+/// # Errors
+/// [`Error`]
+pub fn resend(config: &config::Kafka, topic: &str, record: &Copied) -> Result<(), Error> {
+    let failed = |source| Error::Send {
+        topic: topic.to_owned(),
+        source,
+    };
+    let producer: BaseProducer<Deliveries> = producer(config)
+        .set("message.max.bytes", config.admitted_record_bytes.to_string())
+        .set("message.timeout.ms", PATIENCE.as_millis().to_string())
+        .create_with_context(Deliveries::default())
+        .map_err(failed)?;
+    let own = record.headers.iter().filter(|(name, _)| !dead_letter::is_own(name));
+    let headers = own.fold(OwnedHeaders::new(), |headers, (key, value)| {
+        let value = value.as_deref();
+        headers.insert(Header { key, value })
+    });
+    let mut message = BaseRecord::with_opaque_to(topic, 0).headers(headers);
+    if let Some(key) = &record.key {
+        message = message.key(key.as_slice());
+    }
+    if let Some(value) = &record.value {
+        message = message.payload(value.as_slice());
+    }
+    send(&producer, message).map_err(failed)?;
+    let drained = drain(&producer, PATIENCE + Duration::from_secs(5));
+    match (drained, producer.context().take_failed().first()) {
+        (Drained::Settled, None) => Ok(()),
+        (_, Some(failure)) => Err(failed(KafkaError::MessageProduction(failure.code))),
+        (Drained::InFlight, None) => Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut))),
+    }
+}
+
+impl Copied {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let owned = |bytes: &[u8]| bytes.to_vec();
+        let headers = headers(message).unwrap_or_default().into_iter();
+        Self {
+            key: message.key().map(owned),
+            value: message.payload().map(owned),
+            headers: headers
+                .map(|(name, value)| (name.to_owned(), value.map(owned)))
+                .collect(),
+        }
+    }
+}
+
+/// Why a record could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the record was not sent to {topic}")]
+    Send { topic: String, source: KafkaError },
+}

@@ -1,0 +1,173 @@
+//! Reads topics from their earliest offsets to fixed ends, without a consumer group: for verify and for operators.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::client;
+use crate::config;
+
+/// How long Kafka may stay silent, or keep a transaction open.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one request may take.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// Clients that see what is committed, and what is written at all.
+pub struct Reader {
+    committed: BaseConsumer,
+    written: BaseConsumer,
+}
+
+/// What there is to read of one topic, by partition: from the earliest offset up to, not with, the end.
+pub type Extent = BTreeMap<i32, (i64, i64)>;
+
+impl Reader {
+    /// # Errors
+    /// [`Error::Client`]
+    pub fn new(config: &config::Kafka) -> Result<Self, Error> {
+        let consumer = |isolation| {
+            client(config)
+                // Named because the client library asks for one; it is never joined, and nothing is committed to it.
+                .set("group.id", "holdfast.reader")
+                .set("enable.auto.commit", "false")
+                .set("enable.partition.eof", "true")
+                .set("auto.offset.reset", "earliest")
+                .set("isolation.level", isolation)
+                .set("queued.max.messages.kbytes", "16384")
+                .create()
+                .map_err(Error::Client)
+        };
+        Ok(Self {
+            committed: consumer("read_committed")?,
+            written: consumer("read_uncommitted")?,
+        })
+    }
+
+    /// All that can be read by now.
+    ///
+    /// # Errors
+    /// [`Error::Ask`], [`Error::NoTopic`]
+    pub fn committed(&self, topic: &str) -> Result<Extent, Error> {
+        extent(&self.committed, topic)
+    }
+
+    /// All that is written by now, once it is known to be committed or aborted. (The answer to a commit comes before its
+    /// records can be read.)
+    ///
+    /// # Errors
+    /// [`Error::Ask`], [`Error::NoTopic`], [`Error::Transaction`]
+    pub fn written(&self, topic: &str) -> Result<Extent, Error> {
+        let extent = extent(&self.written, topic)?;
+        let deadline = Instant::now() + PATIENCE;
+        for (partition, (_, end)) in &extent {
+            while ends(&self.committed, topic, *partition)?.1 < *end {
+                if Instant::now() > deadline {
+                    let (topic, partition) = (topic.to_owned(), *partition);
+                    return Err(Error::Transaction { topic, partition });
+                }
+            }
+        }
+        Ok(extent)
+    }
+
+    /// Hands over every committed record of `extent`, each partition in order.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Silent`], and what `take` returns.
+    pub fn each<E: From<Error>>(
+        &self,
+        topic: &str,
+        extent: &Extent,
+        mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let failed = |source| Error::Read {
+            topic: topic.to_owned(),
+            source,
+        };
+        let mut open: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut assignment = TopicPartitionList::new();
+        for (partition, (earliest, end)) in extent.iter().filter(|(_, (earliest, end))| earliest < end) {
+            open.insert(*partition, *end);
+            assignment
+                .add_partition_offset(topic, *partition, Offset::Offset(*earliest))
+                .map_err(failed)?;
+        }
+        self.committed.assign(&assignment).map_err(failed)?;
+        let mut heard = Instant::now();
+        while !open.is_empty() {
+            match self.committed.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    heard = Instant::now();
+                    let Some(end) = open.get(&message.partition()).copied() else {
+                        continue;
+                    };
+                    if message.offset() < end {
+                        take(&message)?;
+                    }
+                    if message.offset() + 1 >= end {
+                        open.remove(&message.partition());
+                    }
+                }
+                // All before the end is committed or aborted, so what is left before it is no record.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    heard = Instant::now();
+                    open.remove(&partition);
+                }
+                Some(Err(source)) if heard.elapsed() > PATIENCE => return Err(failed(source).into()),
+                Some(Err(error)) => tracing::warn!(%error, topic, "reading {topic} goes on"),
+                None if heard.elapsed() > PATIENCE => return Err(Error::Silent(topic.to_owned()).into()),
+                None => {}
+            }
+        }
+        self.committed.unassign().map_err(failed)?;
+        Ok(())
+    }
+}
+
+fn extent(client: &BaseConsumer, topic: &str) -> Result<Extent, Error> {
+    let metadata = client
+        .fetch_metadata(Some(topic), REQUEST)
+        .map_err(|source| Error::Ask {
+            topic: topic.to_owned(),
+            source,
+        })?;
+    let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
+    if partitions.is_empty() {
+        return Err(Error::NoTopic(topic.to_owned()));
+    }
+    let partitions = partitions.iter().map(|partition| partition.id());
+    partitions
+        .map(|partition| Ok((partition, ends(client, topic, partition)?)))
+        .collect()
+}
+
+/// The earliest offset, and the one behind the last record.
+fn ends(client: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
+    client
+        .fetch_watermarks(topic, partition, REQUEST)
+        .map_err(|source| Error::Ask {
+            topic: topic.to_owned(),
+            source,
+        })
+}
+
+/// Why a topic could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot make a Kafka client")]
+    Client(#[source] KafkaError),
+    #[error("cannot ask Kafka about {topic}: is --kafka (HOLDFAST_KAFKA) right?")]
+    Ask { topic: String, source: KafkaError },
+    #[error("there is no topic {0}: `holdfast register` creates it")]
+    NoTopic(String),
+    #[error("a transaction on {topic}/{partition} has been open for {PATIENCE:?}: try again when it has ended")]
+    Transaction { topic: String, partition: i32 },
+    #[error("cannot read {topic}")]
+    Read { topic: String, source: KafkaError },
+    #[error("nothing came of {0} for {PATIENCE:?}: is Kafka there?")]
+    Silent(String),
+}

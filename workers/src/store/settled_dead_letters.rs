@@ -1,0 +1,89 @@
+//! The settled_dead_letters table: what an operator has replayed or dropped. The dead-letters topic itself is never changed.
+
+use futures::{Stream, TryStreamExt};
+use sqlx::PgPool;
+
+use super::Error;
+
+/// What an operator did with a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    Replayed,
+    Dropped,
+}
+
+/// Where the record lay that a dead letter is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// Whether a settlement was noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    Now,
+    /// Somebody else has settled it before.
+    Before,
+}
+
+impl Settlement {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replayed => "replayed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+/// Everything that was ever settled.
+pub fn all(pool: &PgPool) -> impl Stream<Item = Result<Place, Error>> {
+    sqlx::query_as!(Place, r#"select topic, partition, "offset" from settled_dead_letters"#)
+        .fetch(pool)
+        .map_err(Error::Read)
+}
+
+/// How the dead letter was settled, if it was: `replayed` or `dropped`.
+///
+/// # Errors
+/// [`Error::Read`]
+pub async fn find(pool: &PgPool, place: &Place) -> Result<Option<String>, Error> {
+    sqlx::query_scalar!(
+        r#"select settlement from settled_dead_letters where topic = $1 and partition = $2 and "offset" = $3"#,
+        place.topic,
+        place.partition,
+        place.offset
+    )
+    .fetch_optional(pool)
+    .await
+    .map_err(Error::Read)
+}
+
+/// Notes how a dead letter was settled.
+///
+/// # Errors
+/// [`Error::Write`]
+pub async fn note(pool: &PgPool, place: &Place, settlement: Settlement) -> Result<Noted, Error> {
+    let written = sqlx::query!(
+        r#"insert into settled_dead_letters (topic, partition, "offset", settlement) values ($1, $2, $3, $4)
+        on conflict do nothing"#,
+        place.topic,
+        place.partition,
+        place.offset,
+        settlement.as_str()
+    )
+    .execute(pool)
+    .await
+    .map_err(Error::Write)?;
+    match written.rows_affected() {
+        1 => Ok(Noted::Now),
+        _ => Ok(Noted::Before),
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}

@@ -1,0 +1,575 @@
+//! What the database says happened, compared with itself and with what was told to the world.
+//!
+//! Fed in this order: the change log with the tickets' rows, the idempotency records, the outbox, the outcome topic. Pure:
+//! no clock, no I/O. It keeps numbers and ids, no payload.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use holdfast_schemas::{Outcome, OutcomeId, Told, outcome_id};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::history::{History, TicketRow};
+use super::records::Shard;
+use super::report::{Promise, Report};
+
+#[derive(Default)]
+pub(super) struct Ledger {
+    keys: HashMap<Arc<[u8]>, Key>,
+    /// By key.
+    names: Vec<Arc<[u8]>>,
+    /// By key.
+    timelines: Vec<Timeline>,
+    /// The change log: the rows of one ticket side by side, by version.
+    rows: Vec<Row>,
+    /// Refusals for tickets without a row, which no log has.
+    rowless: BTreeMap<OutcomeId, Rowless>,
+    deeds: HashMap<Cause, Deed>,
+    replay: Option<Replay>,
+    /// The newest generation. What an older one told may be gone from a database that was put back.
+    generation: i64,
+}
+
+/// A key of a record, by number: the ledger has each name once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Key(u32);
+
+/// An event, by a digest of its source and id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Cause(Uuid);
+
+/// The first bytes of a request hash: enough to tell two contents of one id apart.
+pub(super) type Digest = [u8; 16];
+
+/// What became of one event.
+#[derive(Debug)]
+pub(super) struct Deed {
+    pub(super) key: Key,
+    /// None once the idempotency record was swept.
+    pub(super) digest: Option<Digest>,
+    /// Sequence of its first outcome.
+    pub(super) first: Option<i64>,
+    pub(super) refused: bool,
+    /// When it was written, in milliseconds.
+    pub(super) at: i64,
+    pub(super) seen: Seen,
+    /// Whether one of its records was counted as the first.
+    pub(super) counted: bool,
+}
+
+/// Where the records of a decided event lie.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    #[default]
+    Nowhere,
+    In(Shard),
+    InSeveral,
+}
+
+/// One ticket's outcomes.
+#[derive(Default)]
+struct Timeline {
+    first_row: usize,
+    rows: usize,
+    /// The highest version that the log or the ticket's row names.
+    known: i64,
+    partition: Option<i32>,
+    generation: i64,
+    first_told: Option<i64>,
+    last_told: i64,
+}
+
+/// One row of the change log.
+struct Row {
+    version: i64,
+    outcome: OutcomeId,
+    at: i64,
+    told: bool,
+    waiting: bool,
+}
+
+struct Rowless {
+    key: Key,
+    at: i64,
+    told: bool,
+    waiting: bool,
+}
+
+/// The ticket whose log is being read.
+struct Replay {
+    ticket: String,
+    key: Key,
+    history: History,
+    run: Option<Run>,
+    row_at: Option<i64>,
+}
+
+/// Consecutive outcomes of one event.
+#[derive(Clone, Copy)]
+struct Run {
+    cause: Cause,
+    place: u32,
+}
+
+/// A row of the change log, or of the tickets, or both where they have the same ticket and version.
+pub(super) struct Change {
+    pub(super) ticket: String,
+    pub(super) version: i64,
+    pub(super) entry: Option<Entry>,
+    pub(super) row: Option<TicketRow>,
+}
+
+/// What the change log says of one version.
+pub(super) struct Entry {
+    pub(super) outcome: OutcomeId,
+    /// None when it cannot be read.
+    pub(super) told: Option<Told>,
+    pub(super) cause_source: String,
+    pub(super) cause_id: String,
+    pub(super) changed_at: OffsetDateTime,
+}
+
+/// An idempotency record.
+pub(super) struct Record {
+    pub(super) source: String,
+    pub(super) id: String,
+    pub(super) ticket: String,
+    pub(super) digest: Digest,
+    /// The sequences of its outcomes.
+    pub(super) outcomes: Vec<i64>,
+    pub(super) refused: bool,
+    pub(super) written_at: OffsetDateTime,
+}
+
+/// Where a record of the outcome topic lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot {
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    /// Whether it lay there before the snapshot was taken; the snapshot cannot know a later one.
+    pub(super) before_snapshot: bool,
+}
+
+enum Found {
+    Row(usize),
+    /// A version that the log should have and has not; reported when the log was read.
+    Gap,
+    Beyond,
+}
+
+impl Cause {
+    pub(super) fn of(source: &str, id: &str) -> Self {
+        let length = (source.len() as u64).to_be_bytes();
+        Self(Uuid::new_v5(
+            &Uuid::nil(),
+            &[&length, source.as_bytes(), id.as_bytes()].concat(),
+        ))
+    }
+}
+
+impl Deed {
+    pub(super) fn seen_in(&mut self, shard: Shard) {
+        self.seen = match self.seen {
+            Seen::Nowhere => Seen::In(shard),
+            Seen::In(other) if other == shard => self.seen,
+            Seen::In(_) | Seen::InSeveral => Seen::InSeveral,
+        };
+    }
+}
+
+pub(super) fn digest(hash: &[u8]) -> Option<Digest> {
+    hash.first_chunk().copied()
+}
+
+pub(super) fn millis(time: OffsetDateTime) -> i64 {
+    (time.unix_timestamp_nanos() / 1_000_000) as i64
+}
+
+impl Ledger {
+    pub(super) fn new(generation: i64) -> Self {
+        Self {
+            generation,
+            ..Self::default()
+        }
+    }
+
+    /// Takes the next row, by ticket and version; [`Self::end_of_changes`] after the last.
+    pub(super) fn change(&mut self, change: Change, report: &mut Report) {
+        if self.replay.as_ref().is_none_or(|replay| replay.ticket != change.ticket) {
+            self.end_of_changes(report);
+        }
+        let mut replay = self.replay.take().unwrap_or_else(|| self.begin(change.ticket));
+        if let Some(entry) = change.entry {
+            self.logged(&mut replay, change.version, entry, report);
+            if let Some(Err(column)) = change.row.as_ref().map(|row| replay.history.fits(row)) {
+                report.broken(Promise::Oversold, &replay.ticket, || {
+                    let version = change.version;
+                    format!("its row has another {column} than its change log at version {version}")
+                });
+            }
+        } else {
+            self.unlogged(&replay, change.version, report);
+        }
+        if change.row.is_some() {
+            replay.row_at = Some(change.version);
+        }
+        self.replay = Some(replay);
+    }
+
+    pub(super) fn end_of_changes(&mut self, report: &mut Report) {
+        let Some(replay) = self.replay.take() else { return };
+        let known = self.timeline(replay.key).known;
+        match replay.row_at {
+            None => report.broken(Promise::Oversold, &replay.ticket, || {
+                format!("it has a change log up to version {known}, but no row")
+            }),
+            Some(version) if version < known => report.broken(Promise::Oversold, &replay.ticket, || {
+                format!("its row is at version {version}, but its change log goes on to {known}")
+            }),
+            Some(_) => {}
+        }
+    }
+
+    fn begin(&mut self, ticket: String) -> Replay {
+        let key = self.key(ticket.as_bytes());
+        self.timelines[key.0 as usize].first_row = self.rows.len();
+        Replay {
+            ticket,
+            key,
+            history: History::default(),
+            run: None,
+            row_at: None,
+        }
+    }
+
+    fn logged(&mut self, replay: &mut Replay, version: i64, entry: Entry, report: &mut Report) {
+        let timeline = &mut self.timelines[replay.key.0 as usize];
+        let missing = version - timeline.known - 1;
+        if missing > 0 {
+            report.broken_times(Promise::Lost, missing.unsigned_abs(), &replay.ticket, || {
+                format!("{missing} row(s) of its change log before version {version} are missing")
+            });
+        }
+        timeline.known = version;
+        timeline.rows += 1;
+        self.rows.push(Row {
+            version,
+            outcome: entry.outcome,
+            at: millis(entry.changed_at),
+            told: false,
+            waiting: false,
+        });
+        self.caused(replay, version, &entry, report);
+        match entry.told.map(|told| replay.history.apply(told, entry.changed_at)) {
+            Some(Ok(())) => {}
+            Some(Err(why)) => report.broken(Promise::Oversold, &replay.ticket, || {
+                format!("at version {version} of its change log it was {why}")
+            }),
+            None => report.broken(Promise::Lost, &replay.ticket, || {
+                format!("version {version} of its change log cannot be read")
+            }),
+        }
+    }
+
+    /// Checks that the event behind `entry` took effect nowhere else, and that the outcome has the id that follows from it.
+    fn caused(&mut self, replay: &mut Replay, version: i64, entry: &Entry, report: &mut Report) {
+        let (source, id, ticket) = (&entry.cause_source, &entry.cause_id, &replay.ticket);
+        let cause = Cause::of(source, id);
+        let refused = matches!(entry.told, Some(Told::ReservationRefused { .. }));
+        let expected = |place| outcome_id(source, id, ticket, place);
+        let run = replay.run.filter(|run| run.cause == cause);
+        let again = run.is_some_and(|run| entry.outcome == expected(0) && entry.outcome != expected(run.place + 1));
+        let run = match run {
+            Some(run) if !again => Run {
+                place: run.place + 1,
+                ..run
+            },
+            _ => Run { cause, place: 0 },
+        };
+        replay.run = Some(run);
+        match self.deeds.entry(cause) {
+            Slot::Vacant(slot) => {
+                slot.insert(Deed {
+                    key: replay.key,
+                    digest: None,
+                    first: Some(version),
+                    refused,
+                    at: millis(entry.changed_at),
+                    seen: Seen::Nowhere,
+                    counted: false,
+                });
+            }
+            Slot::Occupied(mut slot) if run.place > 0 => slot.get_mut().refused |= refused,
+            Slot::Occupied(slot) => {
+                let deed = slot.get();
+                let (before, at) = (name(&self.names, deed.key), deed.first.unwrap_or_default());
+                report.broken(Promise::Doubled, ticket, || {
+                    format!(
+                        "event {id:?} of {source:?} took effect at version {at} of {before:?} and again at {version}"
+                    )
+                });
+            }
+        }
+        if entry.outcome != expected(run.place) {
+            report.broken(Promise::Lost, ticket, || {
+                let (found, expected) = (entry.outcome, expected(run.place));
+                format!("version {version} has outcome {found}; from event {id:?} of {source:?} follows {expected}")
+            });
+        }
+    }
+
+    fn unlogged(&mut self, replay: &Replay, version: i64, report: &mut Report) {
+        let timeline = &mut self.timelines[replay.key.0 as usize];
+        let known = timeline.known;
+        let missing = version.saturating_sub(known).max(1).unsigned_abs();
+        report.broken_times(Promise::Lost, missing, &replay.ticket, || {
+            format!("its row is at version {version}, but its change log has no such version (it has {known})")
+        });
+        timeline.known = known.max(version);
+    }
+
+    pub(super) fn record(&mut self, record: Record, report: &mut Report) {
+        let Record { source, id, ticket, .. } = &record;
+        let key = self.key(ticket.as_bytes());
+        for (place, &sequence) in (0..).zip(&record.outcomes) {
+            let expected = outcome_id(source, id, ticket, place);
+            if sequence == 0 {
+                self.rowless.insert(
+                    expected,
+                    Rowless {
+                        key,
+                        at: millis(record.written_at),
+                        told: false,
+                        waiting: false,
+                    },
+                );
+                continue;
+            }
+            match self.find(key, sequence) {
+                Found::Row(row) if self.rows[row].outcome == expected => {}
+                Found::Gap => {}
+                Found::Row(_) => report.broken(Promise::Lost, ticket, || {
+                    format!("event {id:?} of {source:?} was answered with version {sequence}, which the log gives to another")
+                }),
+                Found::Beyond => report.broken(Promise::Lost, ticket, || {
+                    format!("event {id:?} of {source:?} was answered with version {sequence}, which the log does not have")
+                }),
+            }
+        }
+        let deed = Deed {
+            key,
+            digest: Some(record.digest),
+            first: record.outcomes.first().copied(),
+            refused: record.refused,
+            at: millis(record.written_at),
+            seen: Seen::Nowhere,
+            counted: false,
+        };
+        self.deeds.insert(Cause::of(source, id), deed);
+    }
+
+    /// Takes an outcome that stood in the outbox.
+    pub(super) fn waiting(&mut self, outcome: &Outcome, report: &mut Report) {
+        let key = self.key(outcome.subject.as_str().as_bytes());
+        let waiting = if outcome.sequence == 0 {
+            self.rowless.get_mut(&outcome.id).map(|rowless| &mut rowless.waiting)
+        } else {
+            match self.find(key, outcome.sequence) {
+                Found::Gap => return,
+                Found::Row(row) if self.rows[row].outcome == outcome.id => Some(&mut self.rows[row].waiting),
+                Found::Row(_) | Found::Beyond => None,
+            }
+        };
+        let (id, sequence) = (outcome.id, outcome.sequence);
+        match waiting.map(|waiting| std::mem::replace(waiting, true)) {
+            Some(false) => {}
+            Some(true) => report.broken(Promise::Doubled, outcome.subject.as_str(), || {
+                format!("outcome {id} (sequence {sequence}) is in the outbox twice")
+            }),
+            // The sweep may have taken the record behind a refusal.
+            None if sequence == 0 => {
+                self.rowless.insert(
+                    id,
+                    Rowless {
+                        key,
+                        at: millis(outcome.time),
+                        told: false,
+                        waiting: true,
+                    },
+                );
+            }
+            None => report.broken(Promise::Doubled, outcome.subject.as_str(), || {
+                format!("outcome {id} (sequence {sequence}) is in the outbox, but not in the change log")
+            }),
+        }
+    }
+
+    /// Takes the next record of a partition of the outcome topic.
+    pub(super) fn told(&mut self, spot: Spot, record_key: Option<&[u8]>, outcome: &Outcome, report: &mut Report) {
+        let ticket = outcome.subject.as_str();
+        let key = self.key(ticket.as_bytes());
+        if record_key != Some(ticket.as_bytes()) {
+            report.broken(Promise::OutOfOrder, ticket, || {
+                format!("the outcome at {spot} lies under another key than its subject")
+            });
+        }
+        if outcome.sequence == 0 {
+            return self.told_rowless(spot, key, outcome, report);
+        }
+        let (id, sequence) = (outcome.id, outcome.sequence);
+        let is_current = outcome.generation >= self.generation;
+        match self.find(key, sequence) {
+            Found::Row(row) if self.rows[row].outcome == id => {
+                if std::mem::replace(&mut self.rows[row].told, true) {
+                    return twice(spot, outcome, report);
+                }
+            }
+            Found::Row(row) if is_current => {
+                let logged = self.rows[row].outcome;
+                report.broken(Promise::Doubled, ticket, || {
+                    format!("sequence {sequence} at {spot} is outcome {id}; the change log has {logged}")
+                });
+            }
+            Found::Beyond if is_current && spot.before_snapshot => report.broken(Promise::Lost, ticket, || {
+                format!("outcome {id} at {spot} tells of sequence {sequence}, which the database does not have")
+            }),
+            Found::Row(_) | Found::Gap | Found::Beyond => {}
+        }
+        self.follows(spot, key, outcome, report);
+    }
+
+    fn told_rowless(&mut self, spot: Spot, key: Key, outcome: &Outcome, report: &mut Report) {
+        let at = millis(outcome.time);
+        let rowless = self.rowless.entry(outcome.id).or_insert(Rowless {
+            key,
+            at,
+            told: false,
+            waiting: false,
+        });
+        if std::mem::replace(&mut rowless.told, true) {
+            return twice(spot, outcome, report);
+        }
+        // For an event whose idempotency record was swept, this is the only trace.
+        let cause = Cause::of(outcome.causation_source.as_str(), outcome.causation_id.as_str());
+        self.deeds.entry(cause).or_insert(Deed {
+            key,
+            digest: None,
+            first: Some(0),
+            refused: true,
+            at,
+            seen: Seen::Nowhere,
+            counted: false,
+        });
+    }
+
+    /// Checks the order of one key's outcomes: by generation, then by sequence. Gaps show as outcomes that were never told.
+    fn follows(&mut self, spot: Spot, key: Key, outcome: &Outcome, report: &mut Report) {
+        let timeline = &mut self.timelines[key.0 as usize];
+        let (ticket, sequence) = (outcome.subject.as_str(), outcome.sequence);
+        let partition = *timeline.partition.get_or_insert(spot.partition);
+        if partition != spot.partition {
+            return report.broken(Promise::OutOfOrder, ticket, || {
+                format!("its outcomes lie in partition {partition} and, at {spot}, in another")
+            });
+        }
+        let (generation, last) = (timeline.generation, timeline.last_told);
+        if (outcome.generation, sequence) <= (generation, last) {
+            return report.broken(Promise::OutOfOrder, ticket, || {
+                format!("sequence {sequence} at {spot} comes after sequence {last} of generation {generation}")
+            });
+        }
+        (timeline.generation, timeline.last_told) = (outcome.generation, sequence);
+        timeline.first_told.get_or_insert(sequence);
+    }
+
+    /// Looks for what was never told. What was written at or before `eaten_up_to` (milliseconds) and lies before everything
+    /// that is left of its key may be gone with the topic's beginning.
+    pub(super) fn end_of_outcomes(&self, eaten_up_to: Option<i64>, report: &mut Report) {
+        let may_be_eaten = |at: i64| eaten_up_to.is_some_and(|eaten| at <= eaten);
+        for (key, timeline) in (0..).map(Key).zip(&self.timelines) {
+            let ticket = name(&self.names, key);
+            for row in &self.rows[timeline.first_row..][..timeline.rows] {
+                let (version, id) = (row.version, row.outcome);
+                let before_all = timeline.first_told.is_none_or(|first| version < first);
+                match (row.told, row.waiting) {
+                    (true, _) => {}
+                    (false, true) if version < timeline.last_told => {
+                        report.broken(Promise::OutOfOrder, &ticket, || {
+                            let last = timeline.last_told;
+                            format!("sequence {version} waits in the outbox, but {last} is told already")
+                        });
+                    }
+                    (false, true) => {}
+                    (false, false) if before_all && may_be_eaten(row.at) => {}
+                    (false, false) => report.broken(Promise::Lost, &ticket, || {
+                        format!("outcome {id} (sequence {version}) is neither on the topic nor in the outbox")
+                    }),
+                }
+            }
+        }
+        for (id, rowless) in &self.rowless {
+            if !rowless.told && !rowless.waiting && !may_be_eaten(rowless.at) {
+                report.broken(Promise::Lost, &name(&self.names, rowless.key), || {
+                    format!("outcome {id} (a refusal, sequence 0) is neither on the topic nor in the outbox")
+                });
+            }
+        }
+    }
+
+    /// What became of an event, if anything did.
+    pub(super) fn deed(&self, cause: Cause) -> Option<&Deed> {
+        self.deeds.get(&cause)
+    }
+
+    pub(super) fn deed_mut(&mut self, cause: Cause) -> &mut Deed {
+        self.deeds.get_mut(&cause).expect("a cause that was found stays")
+    }
+
+    pub(super) fn key(&mut self, bytes: &[u8]) -> Key {
+        if let Some(key) = self.keys.get(bytes) {
+            return *key;
+        }
+        let (key, bytes) = (Key(self.names.len() as u32), Arc::<[u8]>::from(bytes));
+        self.names.push(Arc::clone(&bytes));
+        self.timelines.push(Timeline::default());
+        self.keys.insert(bytes, key);
+        key
+    }
+
+    pub(super) fn name(&self, key: Key) -> String {
+        name(&self.names, key)
+    }
+
+    fn timeline(&self, key: Key) -> &Timeline {
+        &self.timelines[key.0 as usize]
+    }
+
+    fn find(&self, key: Key, sequence: i64) -> Found {
+        let timeline = self.timeline(key);
+        let rows = &self.rows[timeline.first_row..][..timeline.rows];
+        match rows.binary_search_by_key(&sequence, |row| row.version) {
+            Ok(place) => Found::Row(timeline.first_row + place),
+            Err(_) if sequence <= timeline.known => Found::Gap,
+            Err(_) => Found::Beyond,
+        }
+    }
+}
+
+fn name(names: &[Arc<[u8]>], key: Key) -> String {
+    String::from_utf8_lossy(&names[key.0 as usize]).into_owned()
+}
+
+fn twice(spot: Spot, outcome: &Outcome, report: &mut Report) {
+    let (id, sequence) = (outcome.id, outcome.sequence);
+    report.broken(Promise::Doubled, outcome.subject.as_str(), || {
+        format!("outcome {id} (sequence {sequence}) is told a second time at {spot}")
+    });
+}
+
+impl std::fmt::Display for Spot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.partition, self.offset)
+    }
+}

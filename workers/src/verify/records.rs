@@ -1,0 +1,238 @@
+//! The records of the public topics: each must be accounted for, and one key's events must have been taken in order.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use holdfast_schemas::{DeadLetterReason, Event};
+use time::OffsetDateTime;
+
+use super::ledger::{Cause, Deed, Digest, Key, Ledger, Seen, digest, millis};
+use super::report::{Promise, Report};
+
+/// The records and the dead letters. Pure: no clock, no I/O; no payload is kept.
+pub(super) struct Records {
+    shards: BTreeMap<Shard, Vec<Record>>,
+    letters: HashMap<(Shard, i64), DeadLetterReason>,
+    /// Partitions whose beginning is gone.
+    removed: BTreeSet<Shard>,
+    /// Events older than this, in milliseconds, may have lost their idempotency record to the sweep.
+    swept_up_to: i64,
+}
+
+/// A partition of a public topic.
+pub(super) type Shard = (&'static str, i32);
+
+struct Record {
+    offset: i64,
+    key: Option<Key>,
+    /// None when it cannot be decoded.
+    event: Option<(Cause, Digest)>,
+    /// The earlier of the event's time and the broker's, in milliseconds.
+    aged_from: i64,
+    /// The broker's time, in milliseconds.
+    at: i64,
+}
+
+/// What accounts for a record.
+enum Standing {
+    Decided(Cause),
+    DeadLettered(DeadLetterReason),
+    Nothing,
+}
+
+/// What was found about one key in one partition, up to some offset.
+#[derive(Default)]
+struct Progress {
+    unaccounted: Vec<Unaccounted>,
+    /// Offset and sequence of the last first record.
+    last: Option<(i64, i64)>,
+}
+
+struct Unaccounted {
+    offset: i64,
+    decodable: bool,
+}
+
+impl Records {
+    /// `swept_up_to`: the age up to which idempotency records may be swept.
+    pub(super) fn new(swept_up_to: OffsetDateTime) -> Self {
+        Self {
+            shards: BTreeMap::new(),
+            letters: HashMap::new(),
+            removed: BTreeSet::new(),
+            swept_up_to: millis(swept_up_to),
+        }
+    }
+
+    pub(super) fn dead_letter(&mut self, shard: Shard, offset: i64, reason: DeadLetterReason) {
+        self.letters.insert((shard, offset), reason);
+    }
+
+    /// Says that the beginning of a partition is gone.
+    pub(super) fn beginning_is_gone(&mut self, shard: Shard) {
+        self.removed.insert(shard);
+    }
+
+    /// Takes the next record of a partition. `time` is the broker's.
+    pub(super) fn record(
+        &mut self,
+        shard: Shard,
+        offset: i64,
+        key: Option<Key>,
+        event: Option<&Event>,
+        time: OffsetDateTime,
+    ) {
+        self.shards.entry(shard).or_default().push(Record {
+            offset,
+            key,
+            event: event.and_then(|event| {
+                let cause = Cause::of(event.source.as_str(), event.id.as_str());
+                Some((cause, digest(event.hash().as_bytes())?))
+            }),
+            aged_from: millis(event.map_or(time, |event| event.time.min(time))),
+            at: millis(time),
+        });
+    }
+
+    /// Accounts for every record. What is `at` or before `eaten_up_to` (milliseconds) may have had a dead letter that went with
+    /// the beginning of its topic.
+    pub(super) fn judge(&self, ledger: &mut Ledger, eaten_up_to: Option<i64>, report: &mut Report) {
+        for (shard, records) in &self.shards {
+            for record in records {
+                if let Standing::Decided(cause) = self.standing(*shard, record, ledger) {
+                    ledger.deed_mut(cause).seen_in(*shard);
+                }
+            }
+        }
+        for (shard, records) in &self.shards {
+            let mut by_key: HashMap<Option<Key>, Progress> = HashMap::new();
+            for record in records {
+                let progress = by_key.entry(record.key).or_default();
+                self.account(*shard, record, progress, ledger, eaten_up_to, report);
+            }
+            report.events += records.len() as u64;
+            report.pending += by_key.values().map(|key| key.unaccounted.len() as u64).sum::<u64>();
+        }
+    }
+
+    fn standing(&self, shard: Shard, record: &Record, ledger: &Ledger) -> Standing {
+        let letter = self.letters.get(&(shard, record.offset)).copied();
+        let decided = record.event.filter(|(cause, digest)| {
+            ledger.deed(*cause).is_some_and(|deed| match deed.digest {
+                Some(decided) => decided == *digest,
+                None => record.aged_from <= self.swept_up_to && Some(deed.key) == record.key,
+            })
+        });
+        match (decided, letter) {
+            // Taken a second time, long after it was decided, a record is dead-lettered as too old: it stays decided.
+            (Some((cause, _)), None | Some(DeadLetterReason::TooOld)) => Standing::Decided(cause),
+            (_, Some(reason)) => Standing::DeadLettered(reason),
+            (None, None) => Standing::Nothing,
+        }
+    }
+
+    fn account(
+        &self,
+        shard: Shard,
+        record: &Record,
+        progress: &mut Progress,
+        ledger: &mut Ledger,
+        eaten_up_to: Option<i64>,
+        report: &mut Report,
+    ) {
+        match self.standing(shard, record, ledger) {
+            Standing::Decided(cause) => {
+                let deed = ledger.deed_mut(cause);
+                if std::mem::replace(&mut deed.counted, true) {
+                    report.repeats += 1;
+                    return;
+                }
+                let count = if deed.refused {
+                    &mut report.refused
+                } else {
+                    &mut report.applied
+                };
+                *count += 1;
+                if self.took_effect_here(shard, record, deed) {
+                    let first = deed.first;
+                    progress.passed(shard, record, |_| true, ledger, report);
+                    progress.in_order(shard, record, first, ledger, report);
+                }
+            }
+            Standing::DeadLettered(reason) => {
+                report.dead_letters += 1;
+                // Serve made this one, when it had decided all before it; the gate makes the others, ahead of serve.
+                let from_serve = reason == DeadLetterReason::IdReused;
+                progress.passed(
+                    shard,
+                    record,
+                    |earlier| from_serve || !earlier.decodable,
+                    ledger,
+                    report,
+                );
+            }
+            Standing::Nothing if eaten_up_to.is_some_and(|eaten| record.at <= eaten) => report.out_of_scope += 1,
+            Standing::Nothing => progress.unaccounted.push(Unaccounted {
+                offset: record.offset,
+                decodable: record.event.is_some(),
+            }),
+        }
+    }
+
+    /// Whether it was this record that the event took effect by, and not an earlier one that is gone, or one in another
+    /// partition. Then all before it must have been taken before.
+    fn took_effect_here(&self, shard: Shard, record: &Record, deed: &Deed) -> bool {
+        let taken_again = self.letters.contains_key(&(shard, record.offset)) || record.aged_from <= self.swept_up_to;
+        let earlier_is_gone = self.removed.contains(&shard) && deed.at < record.at;
+        deed.seen == Seen::In(shard) && !taken_again && !earlier_is_gone
+    }
+}
+
+impl Progress {
+    /// `record` was taken, so all that `must_have_been` before it and are not accounted for are lost.
+    fn passed(
+        &mut self,
+        (topic, partition): Shard,
+        record: &Record,
+        must_have_been: impl Fn(&Unaccounted) -> bool,
+        ledger: &Ledger,
+        report: &mut Report,
+    ) {
+        for lost in self.unaccounted.extract_if(.., |earlier| must_have_been(earlier)) {
+            report.broken(Promise::Lost, &name(record.key, ledger), || {
+                let (offset, later) = (lost.offset, record.offset);
+                format!(
+                    "nothing accounts for record {topic}/{partition}/{offset}, but {later} after it is accounted for"
+                )
+            });
+        }
+    }
+
+    /// `record` took effect with the sequence `first`; the ones before it must have taken earlier ones. Several refusals of a
+    /// ticket that there was none of all have sequence 0.
+    fn in_order(
+        &mut self,
+        (topic, partition): Shard,
+        record: &Record,
+        first: Option<i64>,
+        ledger: &Ledger,
+        report: &mut Report,
+    ) {
+        let Some(sequence) = first else { return };
+        if let Some((offset, last)) = self.last
+            && (sequence < last || sequence == last && last > 0)
+        {
+            report.broken(Promise::OutOfOrder, &name(record.key, ledger), || {
+                let later = record.offset;
+                format!(
+                    "record {topic}/{partition}/{later} took effect at sequence {sequence}, before record {offset} at {last}"
+                )
+            });
+        } else {
+            self.last = Some((record.offset, sequence));
+        }
+    }
+}
+
+fn name(key: Option<Key>, ledger: &Ledger) -> String {
+    key.map_or_else(|| "(none)".to_owned(), |key| ledger.name(key))
+}

@@ -1,0 +1,149 @@
+//! What verify found.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+/// Counts, the first offence against each promise, and from where the topics could be read.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Records on the public topics. Each is exactly one of the next seven, or lost.
+    pub events: u64,
+    /// First records of events that changed something.
+    pub applied: u64,
+    /// First records of events that a rule forbade.
+    pub refused: u64,
+    /// Further records of events that were decided.
+    pub repeats: u64,
+    pub dead_letters: u64,
+    pub parked: u64,
+    /// Records that nothing accounts for yet, and after which nothing of their key was decided.
+    pub pending: u64,
+    /// Records older than everything that could account for them: retention has removed it.
+    pub out_of_scope: u64,
+    /// Events and outcomes.
+    pub lost: u64,
+    /// Events and outcomes.
+    pub doubled: u64,
+    pub out_of_order: u64,
+    /// Steps in the life of a ticket that cannot follow the step before, and rows that are not where their log left them.
+    pub oversold: u64,
+    /// The first offence against each promise.
+    pub offences: Vec<Offence>,
+    /// The earliest offsets, by topic and partition; what lay before them was not looked at.
+    pub earliest_offsets: BTreeMap<String, BTreeMap<i32, i64>>,
+}
+
+/// One broken promise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Offence {
+    pub promise: Promise,
+    /// The ticket, or the record's key.
+    pub key: String,
+    /// What is wrong, as a sentence.
+    pub what: String,
+}
+
+/// The ways in which a promise can be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promise {
+    Lost,
+    Doubled,
+    OutOfOrder,
+    Oversold,
+}
+
+impl Report {
+    /// Whether every promise is kept.
+    pub fn is_clean(&self) -> bool {
+        self.offences.is_empty()
+    }
+
+    /// The first offence against `promise`.
+    pub fn offence(&self, promise: Promise) -> Option<&Offence> {
+        self.offences.iter().find(|offence| offence.promise == promise)
+    }
+
+    /// Notes from where `topic` was read.
+    pub(super) fn starts(&mut self, topic: &str, extent: &BTreeMap<i32, (i64, i64)>) {
+        let earliest = extent.iter().map(|(partition, (earliest, _))| (*partition, *earliest));
+        self.earliest_offsets.insert(topic.to_owned(), earliest.collect());
+    }
+
+    pub(super) fn broken(&mut self, promise: Promise, key: &str, what: impl FnOnce() -> String) {
+        self.broken_times(promise, 1, key, what);
+    }
+
+    /// `what` says what is wrong, for the first offence against each promise.
+    pub(super) fn broken_times(&mut self, promise: Promise, times: u64, key: &str, what: impl FnOnce() -> String) {
+        let count = match promise {
+            Promise::Lost => &mut self.lost,
+            Promise::Doubled => &mut self.doubled,
+            Promise::OutOfOrder => &mut self.out_of_order,
+            Promise::Oversold => &mut self.oversold,
+        };
+        let is_first = *count == 0;
+        *count = count.saturating_add(times);
+        if is_first {
+            self.offences.push(Offence {
+                promise,
+                key: key.to_owned(),
+                what: what(),
+            });
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in [
+            ("events", self.events),
+            ("applied", self.applied),
+            ("refused", self.refused),
+            ("repeats", self.repeats),
+            ("dead letters", self.dead_letters),
+            ("parked", self.parked),
+            ("pending", self.pending),
+            ("out of scope", self.out_of_scope),
+            ("lost", self.lost),
+            ("doubled", self.doubled),
+            ("out of order", self.out_of_order),
+            ("oversold", self.oversold),
+        ] {
+            writeln!(f, "{name:<14}{count:>12}")?;
+        }
+        for offence in &self.offences {
+            writeln!(f, "{}: key {:?}: {}", offence.promise, offence.key, offence.what)?;
+        }
+        for (topic, partitions) in &self.earliest_offsets {
+            let removed: Vec<_> = partitions.iter().filter(|(_, earliest)| **earliest > 0).collect();
+            if removed.is_empty() {
+                writeln!(f, "{topic}: read from the beginning")?;
+                continue;
+            }
+            let list: Vec<_> = removed
+                .iter()
+                .map(|(partition, earliest)| format!("{partition}/{earliest}"))
+                .collect();
+            let list = list.join(" ");
+            writeln!(
+                f,
+                "{topic}: retention has removed what lay before {list}; that is out of scope"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Promise::Lost => "lost",
+            Promise::Doubled => "doubled",
+            Promise::OutOfOrder => "out of order",
+            Promise::Oversold => "oversold",
+        })
+    }
+}
