@@ -13,7 +13,9 @@
 //! `cargo test -p holdfast-tests --test main -- WORD` runs those whose name holds the word. All share the stack, so each
 //! uses tickets of its own; servers that a test leaves stopped or paused are healed before the next one.
 
+mod admin;
 mod stack;
+mod verify;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 use holdfast_tests::kit::{self, Kit, Name};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const TOPICS: &[&[Test]] = &[stack::TESTS];
+const TOPICS: &[&[Test]] = &[stack::TESTS, admin::TESTS, verify::TESTS];
 
 pub(crate) struct Test {
     name: &'static str,

@@ -704,7 +704,8 @@ fn a_log_without_a_row_is_oversold() {
 
 #[test]
 fn a_row_that_says_something_else_than_its_log_is_oversold() {
-    let changes: [(&str, fn(&mut TicketRow)); 5] = [
+    type Edit = fn(&mut TicketRow);
+    let changes: [(&str, Edit); 5] = [
         ("status", |row| row.status = "available".into()),
         ("holder", |row| row.holder = Some("eve".into())),
         ("hold", |row| row.hold = Some(hold("ann").as_uuid())),

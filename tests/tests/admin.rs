@@ -1,0 +1,241 @@
+//! What operators do about dead letters and refused outbox rows.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast_schemas::{dead_letter, topics};
+use holdfast_tests::kit::kafka::{Read, Sent};
+use holdfast_tests::kit::{Kit, until};
+use sqlx::Row;
+
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_dead_letter_is_listed_shown_replayed_and_dropped,
+    a_dead_letter_from_serve_is_replayed_as_it_was_sent,
+    a_refused_outbox_row_is_listed_retried_and_dropped,
+];
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn a_dead_letter_is_listed_shown_replayed_and_dropped(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "admin").start().await?;
+        let poison = Sent {
+            key: Some(b"admin-poison".to_vec()),
+            value: Some(b"{\"not\": \x1b[31m".to_vec()),
+            headers: vec![("mine".to_owned(), b"kept".to_vec())],
+            ..Sent::default()
+        };
+        let place = kit
+            .stack
+            .kafka
+            .send(topics::RESERVATIONS, std::slice::from_ref(&poison))
+            .await?;
+        let origin = origin(*place.first().context("not sent")?);
+        letters(kit, "admin-poison", 1).await?;
+
+        let list = done(kit, &["dead-letters", "list"]).await?;
+        let line = list
+            .lines()
+            .find(|line| line.starts_with(&origin))
+            .with_context(|| list.clone())?;
+        ensure!(line.contains("undecodable") && line.contains("admin-poison"), "{line}");
+        let shown = done(kit, &["dead-letters", "show", &origin]).await?;
+        for part in [
+            &origin,
+            "undecodable",
+            "admin-poison",
+            "mine: kept",
+            r#"{"not": \u{1b}[31m"#,
+        ] {
+            ensure!(shown.contains(part), "no {part} in {shown}");
+        }
+
+        done(kit, &["dead-letters", "replay", &origin]).await?;
+        let again = letters(kit, "admin-poison", 2).await?;
+        let second = again
+            .iter()
+            .find(|letter| origin_of(letter) != origin)
+            .context("no second dead letter")?;
+        ensure!(second.value == poison.value, "{second:?}");
+        let own = second.headers.iter().filter(|(name, _)| !dead_letter::is_own(name));
+        ensure!(own.eq(&poison.headers), "{second:?}");
+
+        let list = done(kit, &["dead-letters", "list"]).await?;
+        ensure!(
+            !list.lines().any(|line| line.starts_with(&format!("{origin} "))),
+            "{list}"
+        );
+        ensure!(list.contains(&origin_of(second)), "{list}");
+        refused(kit, &["dead-letters", "replay", &origin], "was replayed already").await?;
+
+        done(kit, &["dead-letters", "drop", &origin_of(second)]).await?;
+        let list = done(kit, &["dead-letters", "list"]).await?;
+        ensure!(!list.contains("admin-poison"), "{list}");
+        refused(
+            kit,
+            &["dead-letters", "drop", &origin_of(second)],
+            "was dropped already",
+        )
+        .await?;
+        let nowhere = format!("{}/0/999999999", topics::RESERVATIONS);
+        refused(kit, &["dead-letters", "show", &nowhere], "no dead letter about").await?;
+        refused(kit, &["dead-letters", "show", "17"], "topic/partition/offset").await?;
+        worker.stop().await
+    })
+}
+
+fn a_dead_letter_from_serve_is_replayed_as_it_was_sent(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "admin").start().await?;
+        let reuse = |user: &str| Sent {
+            key: Some(b"admin-reused".to_vec()),
+            value: Some(format!(r#"{{ "user" :  "{user}" }}"#).into_bytes()),
+            headers: [
+                ("ce_specversion", "1.0"),
+                ("ce_id", "admin-reused"),
+                ("ce_source", "admin"),
+                ("ce_type", "holdfast.reservation.requested.v1"),
+                ("ce_subject", "admin-reused"),
+                ("ce_time", "2100-01-01T00:00:00Z"),
+                ("content-type", "application/json"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
+            .to_vec(),
+            ..Sent::default()
+        };
+        let places = kit
+            .stack
+            .kafka
+            .send(topics::RESERVATIONS, &[reuse("ann"), reuse("bob")])
+            .await?;
+        let origin = origin(*places.last().context("not sent")?);
+        let letter = letters(kit, "admin-reused", 1).await?.remove(0);
+        ensure!(origin_of(&letter) == origin, "{letter:?}");
+        ensure!(header(&letter, dead_letter::REASON) == "id_reused", "{letter:?}");
+
+        done(kit, &["dead-letters", "replay", &origin]).await?;
+        let records = kit.stack.kafka.read(topics::RESERVATIONS).await?;
+        let ours = records
+            .into_iter()
+            .filter(|record| record.key.as_deref() == Some(b"admin-reused"));
+        let replayed = ours.last().context("nothing replayed")?;
+        ensure!(replayed.value == reuse("bob").value, "{replayed:?}");
+        ensure!(replayed.headers == reuse("bob").headers, "{replayed:?}");
+        for letter in letters(kit, "admin-reused", 2).await? {
+            let settled = ["dead-letters", "drop", &origin_of(&letter)];
+            if origin_of(&letter) != origin {
+                done(kit, &settled).await?;
+            }
+        }
+        worker.stop().await
+    })
+}
+
+fn a_refused_outbox_row_is_listed_retried_and_dropped(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let pool = kit.stack.postgres.connect().await?;
+        done(kit, &["outbox", "list"]).await?;
+        let mut ids = Vec::new();
+        for key in ["admin-one", "admin-two"] {
+            let row = sqlx::query(
+                "insert into outbox (topic, key, message, headers, value, written_at, refused)
+                values ('nowhere', $1, gen_random_uuid(), '{}', '', now(), 'too large') returning id",
+            )
+            .bind(key)
+            .fetch_one(&pool)
+            .await?;
+            ids.push(row.get::<i64, _>(0).to_string());
+        }
+        let list = done(kit, &["outbox", "list"]).await?;
+        ensure!(
+            list.contains("admin-one") && list.contains("admin-two") && list.contains("too large"),
+            "{list}"
+        );
+        done(kit, &["outbox", "retry", &ids[0]]).await?;
+        done(kit, &["outbox", "drop", &ids[1]]).await?;
+        let list = done(kit, &["outbox", "list"]).await?;
+        ensure!(!list.contains("admin-"), "{list}");
+        for id in &ids {
+            refused(kit, &["outbox", "retry", id], "no refused outbox row").await?;
+        }
+        let left = sqlx::query("delete from outbox where topic = 'nowhere' returning key")
+            .fetch_all(&pool)
+            .await?;
+        ensure!(
+            left.iter().map(|row| row.get::<&str, _>(0)).eq(["admin-one"]),
+            "{left:?}"
+        );
+        pool.close().await;
+        Ok(())
+    })
+}
+
+/// Runs a command that must succeed; what it printed.
+async fn done(kit: &Kit, command: &[&str]) -> anyhow::Result<String> {
+    let output = admin(kit, command).await?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "admin {command:?}: {}: {errors}",
+        output.status
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Runs a command that must fail, and say why.
+async fn refused(kit: &Kit, command: &[&str], why: &str) -> anyhow::Result<()> {
+    let output = admin(kit, command).await?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        !output.status.success() && errors.contains(why),
+        "admin {command:?}: {}: {errors}",
+        output.status
+    );
+    Ok(())
+}
+
+async fn admin(kit: &Kit, command: &[&str]) -> anyhow::Result<std::process::Output> {
+    let admin = kit.stack.holdfast("admin", "admin-command");
+    command
+        .iter()
+        .fold(admin, |admin, argument| admin.arg(argument))
+        .output()
+        .await
+}
+
+/// The dead letters with this key, once there are `count`.
+async fn letters(kit: &Kit, key: &str, count: usize) -> anyhow::Result<Vec<Read>> {
+    until("a dead letter", DEADLINE, async || {
+        let records = kit.stack.kafka.read(topics::DEAD_LETTERS).await?;
+        let letters = records
+            .into_iter()
+            .filter(|record| record.key.as_deref() == Some(key.as_bytes()));
+        let letters: Vec<_> = letters.collect();
+        ensure!(letters.len() >= count, "{} dead letters", letters.len());
+        Ok(letters)
+    })
+    .await
+}
+
+fn origin_of(letter: &Read) -> String {
+    let [topic, partition, offset] = [
+        dead_letter::ORIGIN_TOPIC,
+        dead_letter::ORIGIN_PARTITION,
+        dead_letter::ORIGIN_OFFSET,
+    ]
+    .map(|name| header(letter, name));
+    format!("{topic}/{partition}/{offset}")
+}
+
+fn header(letter: &Read, name: &str) -> String {
+    let header = letter.headers.iter().rev().find(|(header, _)| header == name);
+    header
+        .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+        .unwrap_or_default()
+}
+
+fn origin((partition, offset): (i32, i64)) -> String {
+    format!("{}/{partition}/{offset}", topics::RESERVATIONS)
+}

@@ -1,0 +1,265 @@
+//! `holdfast verify` itself: it finds kept promises kept, and every way to break one, done to a copy of the data.
+//!
+//! The last module of all: its last test leaves a record on the outcome topic that does not belong there.
+
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast_schemas::{Event, Price, Reservation, hold_id, outcome_id, topics};
+use holdfast_tests::kit::kafka::Sent;
+use holdfast_tests::kit::{Kit, until};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgPool};
+use time::OffsetDateTime;
+use time::macros::datetime;
+
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    verify_catches_and_names_each_corruption_of_a_copy,
+    verify_catches_and_names_an_outcome_told_twice,
+];
+
+const SHOP: &str = "verify-shop";
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn verify_catches_and_names_each_corruption_of_a_copy(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let ticket = "verify-copy";
+        sell(kit, ticket).await?;
+        let (status, report) = verify(kit, "holdfast").await?;
+        ensure!(status == Some(0), "not clean before any corruption: {report}");
+        ensure!(report["pending"] == 0, "{report}");
+        for (what, promise, statements) in corruptions(ticket) {
+            let copy = kit.stack.postgres.copy_database("holdfast", "verify_copy").await?;
+            corrupt(&copy, &statements).await.with_context(|| what.to_owned())?;
+            copy.close().await;
+            let (status, report) = verify(kit, "verify_copy").await?;
+            ensure!(status == Some(1), "{what}: ended with {status:?}: {report}");
+            ensure!(report[promise].as_u64() > Some(0), "{what}: {report}");
+            let offences = report["offences"].as_array().into_iter().flatten();
+            let named: Vec<_> = offences.filter(|offence| offence["promise"] == promise).collect();
+            ensure!(
+                named.iter().any(|offence| offence["key"] == ticket),
+                "{what}: {named:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+fn verify_catches_and_names_an_outcome_told_twice(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let ticket = "verify-topic";
+        sell(kit, ticket).await?;
+        let told = outcomes(kit, ticket).await?;
+        let first = told.first().context("no outcome")?;
+        kit.stack
+            .kafka
+            .send(topics::RESERVATIONS_OUTCOMES, &[sent(ticket, first.clone())])
+            .await?;
+        let (status, report) = verify(kit, "holdfast").await?;
+        ensure!(status == Some(1), "ended with {status:?}: {report}");
+        ensure!(
+            report["doubled"] == 1 && report["offences"][0]["key"] == ticket,
+            "{report}"
+        );
+        let table = kit.stack.holdfast("verify", "verify").output().await?;
+        let table = String::from_utf8_lossy(&table.stdout).into_owned();
+        ensure!(table.contains(ticket), "{table}");
+        Ok(())
+    })
+}
+
+/// What each corruption is, the promise it breaks, and how it is done.
+fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
+    let version = |version| format!("update tickets set version = {version} where ticket = '{ticket}'");
+    let log = |version: i64, outcome: uuid::Uuid, told: &str, data: Value, source: &str, id: &str| {
+        format!(
+            "insert into change_log (ticket, version, outcome, type, data, cause_source, cause_id, changed_at)
+            select ticket, {version}, '{outcome}', 'holdfast.outcome.{told}.v1', '{data}', '{source}', '{id}', changed_at
+            from tickets where ticket = '{ticket}'"
+        )
+    };
+    let sale = |sequence, checkout: &str| {
+        let id = format!("{checkout}/sell/{ticket}");
+        let data = serde_json::json!({ "user": "bob", "checkout": checkout });
+        let outcome = outcome_id("checkout", &id, ticket, 0).as_uuid();
+        log(sequence, outcome, "ticket.sold", data, "checkout", &id)
+    };
+    let refused = serde_json::json!({ "reason": "held" });
+    let other_hold = serde_json::json!({
+        "user": "bob",
+        "hold": hold_id(SHOP, &format!("{ticket}/bob-1"), ticket),
+        "until": "2099-01-01T00:00:00Z",
+    });
+    let (ann, bob) = (format!("{ticket}/ann"), format!("{ticket}/bob-1"));
+    vec![
+        (
+            "an event lost",
+            "lost",
+            vec![format!("delete from idempotency_records where source = '{SHOP}' and id = '{ann}'")],
+        ),
+        (
+            "an outcome lost",
+            "lost",
+            vec![
+                log(6, outcome_id("http", "6", ticket, 0).as_uuid(), "reservation.refused", refused.clone(), "http", "6"),
+                version(6),
+            ],
+        ),
+        (
+            "a change lost",
+            "lost",
+            vec![format!("delete from change_log where ticket = '{ticket}' and version = 3")],
+        ),
+        (
+            "an event that took effect twice",
+            "doubled",
+            vec![
+                log(6, outcome_id(SHOP, &bob, ticket, 0).as_uuid(), "reservation.refused", refused, SHOP, &bob),
+                version(6),
+            ],
+        ),
+        (
+            "an outcome twice in the outbox",
+            "doubled",
+            vec![format!(
+                "insert into outbox (topic, key, message, headers, value, written_at)
+                select '{}', ticket, outcome, '{{}}', convert_to(json_build_object(
+                    'specversion', '1.0', 'id', outcome, 'source', 'holdfast', 'type', type, 'subject', ticket,
+                    'time', to_char(changed_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), 'sequence', version,
+                    'generation', 1, 'causationsource', cause_source, 'causationid', cause_id,
+                    'traceparent', '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01',
+                    'datacontenttype', 'application/json', 'data', data
+                )::text, 'UTF8'), changed_at
+                from change_log cross join generate_series(1, 2) where ticket = '{ticket}' and version = 5",
+                topics::RESERVATIONS_OUTCOMES
+            )],
+        ),
+        (
+            "two events taken in the wrong order",
+            "out_of_order",
+            vec![format!(
+                "update idempotency_records r set reply = other.reply from idempotency_records other
+                where r.source = '{SHOP}' and other.source = '{SHOP}'
+                    and (r.id, other.id) in (('{ann}', '{bob}'), ('{bob}', '{ann}'))"
+            )],
+        ),
+        (
+            "two live holds",
+            "oversold",
+            vec![format!(
+                "update change_log set type = 'holdfast.outcome.ticket.held.v1', data = '{other_hold}'
+                where ticket = '{ticket}' and version = 3"
+            )],
+        ),
+        (
+            "two sales",
+            "oversold",
+            vec![
+                sale(6, "c-1"),
+                sale(7, "c-2"),
+                format!(
+                    "update tickets set version = 7, status = 'sold', held_until = null, checkout = 'c-2'
+                    where ticket = '{ticket}'"
+                ),
+            ],
+        ),
+        (
+            "a seat given to somebody else",
+            "oversold",
+            vec![format!("update tickets set holder = 'eve' where ticket = '{ticket}'")],
+        ),
+        ("a row put back", "oversold", vec![version(4)]),
+    ]
+}
+
+async fn corrupt(copy: &PgPool, statements: &[String]) -> anyhow::Result<()> {
+    for statement in statements {
+        let done = sqlx::query(AssertSqlSafe(statement.clone())).execute(copy).await?;
+        ensure!(done.rows_affected() > 0, "changed nothing: {statement}");
+    }
+    Ok(())
+}
+
+/// Lists a ticket; ann holds it, bob is refused, ann gives it back, bob holds it. Nothing runs any more when it returns.
+async fn sell(kit: &Kit, ticket: &str) -> anyhow::Result<()> {
+    let worker = kit.stack.holdfast("run", "verify").start().await?;
+    let listed = Reservation::TicketListed {
+        show: "verify".parse()?,
+        seat: None,
+        price: Price::parse(4500, "EUR")?,
+    };
+    let held = |by: &str| {
+        anyhow::Ok(Reservation::ReservationRequested {
+            user: by.parse()?,
+            hold_for: None,
+        })
+    };
+    let released = Reservation::ReservationReleased {
+        user: "ann".parse()?,
+        hold: hold_id(SHOP, &format!("{ticket}/ann"), ticket),
+    };
+    let events = [
+        ("list", listed),
+        ("ann", held("ann")?),
+        ("bob-1", held("bob")?),
+        ("back", released),
+        ("bob-2", held("bob")?),
+    ];
+    let records =
+        events.map(|(id, data)| anyhow::Ok(sent(ticket, event(&format!("{ticket}/{id}"), ticket, data)?.to_json())));
+    let records = records.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    kit.stack.kafka.send(topics::RESERVATIONS, &records).await?;
+    until("five outcomes", DEADLINE, async || {
+        let told = outcomes(kit, ticket).await?;
+        ensure!(told.len() == 5, "{} outcomes", told.len());
+        Ok(())
+    })
+    .await?;
+    worker.stop().await
+}
+
+async fn outcomes(kit: &Kit, ticket: &str) -> anyhow::Result<Vec<Vec<u8>>> {
+    let records = kit.stack.kafka.read(topics::RESERVATIONS_OUTCOMES).await?;
+    let of_ticket = records
+        .into_iter()
+        .filter(|record| record.key.as_deref() == Some(ticket.as_bytes()));
+    Ok(of_ticket.filter_map(|record| record.value).collect())
+}
+
+/// The exit code and what was printed.
+async fn verify(kit: &Kit, database: &str) -> anyhow::Result<(Option<i32>, Value)> {
+    let url = kit.stack.postgres.url_of(database);
+    let verify = kit
+        .stack
+        .holdfast("verify", "verify")
+        .arg("--json")
+        .env("HOLDFAST_DATABASE_URL", &url);
+    let Output { status, stdout, stderr } = verify.output().await?;
+    let report =
+        serde_json::from_slice(&stdout).with_context(|| format!("{status}: {}", String::from_utf8_lossy(&stderr)))?;
+    Ok((status.code(), report))
+}
+
+fn event(id: &str, ticket: &str, data: Reservation) -> anyhow::Result<Event> {
+    const TIME: OffsetDateTime = datetime!(2100-01-01 00:00 UTC);
+    Ok(Event::new(
+        SHOP.parse()?,
+        id.parse()?,
+        TIME,
+        None,
+        ticket.parse()?,
+        data,
+    ))
+}
+
+fn sent(ticket: &str, value: Vec<u8>) -> Sent {
+    Sent {
+        key: Some(ticket.as_bytes().to_vec()),
+        value: Some(value),
+        ..Sent::default()
+    }
+}
