@@ -117,10 +117,10 @@ fn a_dead_letter_from_serve_is_replayed_as_it_was_sent(kit: &Kit) -> anyhow::Res
 
         done(kit, &["dead-letters", "replay", &origin]).await?;
         let records = kit.stack.kafka.read(topics::RESERVATIONS).await?;
-        let ours = records
+        let mut ours = records
             .into_iter()
             .filter(|record| record.key.as_deref() == Some(b"admin-reused"));
-        let replayed = ours.last().context("nothing replayed")?;
+        let replayed = ours.next_back().context("nothing replayed")?;
         ensure!(replayed.value == reuse("bob").value, "{replayed:?}");
         ensure!(replayed.headers == reuse("bob").headers, "{replayed:?}");
         for letter in letters(kit, "admin-reused", 2).await? {
