@@ -27,6 +27,7 @@ pub mod stack;
 pub mod wait;
 pub mod worker;
 
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -99,7 +100,7 @@ pub fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Completes when somebody asks this process to end.
-async fn interrupted() -> std::io::Result<()> {
+async fn interrupted() -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
@@ -108,15 +109,13 @@ async fn interrupted() -> std::io::Result<()> {
     }
 }
 
-/// What the kit does, one line each; more with `RUST_LOG`.
+/// What the kit does, one line each; more with `RUST_LOG`. The Kafka client is left out: it calls the end of a partition
+/// an error, and tests that take a broker away know of it.
 pub fn log_to_stderr() {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,holdfast_tests=info,dev=info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+    let ours = "warn,holdfast_tests=info,dev=info,rdkafka=off,librdkafka=off";
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
+    let output = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    output.with_ansi(io::stderr().is_terminal()).init();
 }
 
 /// The checkout that this crate was built from.
