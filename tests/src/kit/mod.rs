@@ -114,7 +114,10 @@ async fn interrupted() -> io::Result<()> {
 pub fn log_to_stderr() {
     let ours = "warn,holdfast_tests=info,dev=info,rdkafka=off,librdkafka=off";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
-    let output = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let output = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
     output.with_ansi(io::stderr().is_terminal()).init();
 }
 
