@@ -146,8 +146,11 @@ async fn outbox(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> an
             let headers = headers
                 .iter()
                 .map(|(name, value)| (name.as_str(), Some(value.as_bytes())));
-            let letter = DeadLetter::from_headers(headers).with_context(unreadable)?;
-            if let Some(shard) = shard(&letter.origin) {
+            // One without an origin came by a direct subscription: nothing says which record it accounts for.
+            let letter = DeadLetter::from_headers(headers).ok();
+            if let Some(letter) = letter
+                && let Some(shard) = shard(&letter.origin)
+            {
                 look.records.dead_letter(shard, letter.origin.offset, letter.reason);
             }
         } else {
