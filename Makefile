@@ -29,7 +29,7 @@ dev: tools ## Hold the stack open with `holdfast run` on it; addresses in .dev/s
 check: tools ## The quick one: format, clippy, unit and property tests; no servers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	$(CARGO) test
+	$(CARGO) test --workspace --lib --test published --test structure
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release

@@ -14,6 +14,7 @@
 //! uses tickets of its own; servers that a test leaves stopped or paused are healed before the next one.
 
 mod admin;
+mod commit;
 mod stack;
 mod verify;
 
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use holdfast_tests::kit::{self, Kit, Name};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const TOPICS: &[&[Test]] = &[stack::TESTS, admin::TESTS, verify::TESTS];
+const TOPICS: &[&[Test]] = &[stack::TESTS, commit::TESTS, admin::TESTS, verify::TESTS];
 
 pub(crate) struct Test {
     name: &'static str,

@@ -20,6 +20,7 @@ pub mod fetch;
 pub mod kafka;
 pub mod ports;
 pub mod postgres;
+pub mod proxy;
 pub mod process;
 pub mod restate;
 pub mod server;

@@ -115,6 +115,11 @@ impl Postgres {
         Ok(())
     }
 
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub fn url(&self) -> String {
         self.url_of(DATABASE)
     }

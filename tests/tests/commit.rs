@@ -1,0 +1,467 @@
+//! The committer against a real Postgres: each of its rules, with what breaks it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::ensure;
+use futures::future::{join_all, try_join_all};
+use holdfast::domain::{self, Decision, Input, Ticket};
+use holdfast::metrics::Metrics;
+use holdfast::store::commit::Rules;
+use holdfast::store::{self, Answer, Committer, Unit, Work};
+use holdfast::config;
+use holdfast_schemas::{DeadLetterReason, Event, Price, Reservation, TicketId, UserId};
+use holdfast_tests::kit::proxy::Proxy;
+use holdfast_tests::kit::{Kit, until};
+use sqlx::{PgPool, Row};
+use time::OffsetDateTime;
+
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    units_of_one_key_take_effect_in_the_order_they_came,
+    a_repeat_inside_a_unit_takes_effect_once,
+    an_id_used_again_for_another_ticket_is_dead_lettered,
+    a_refusal_overtaken_by_a_later_write_is_decided_again,
+    a_race_on_one_id_has_one_winner,
+    no_plan_lets_a_locked_unit_write,
+    a_locked_row_keeps_only_its_own_unit_waiting,
+    an_oversized_unit_takes_several_statements_in_order,
+    a_panic_ends_its_unit_alone,
+    a_write_that_touches_other_rows_than_meant_changes_nothing,
+    a_dropped_unit_is_taken_out_of_the_queue,
+    a_commit_whose_answer_was_lost_is_not_done_twice,
+    an_event_older_than_the_retention_is_never_decided,
+    swept_records_leave_the_young_and_the_unfinished,
+];
+
+const WITHIN: Duration = Duration::from_secs(20);
+const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A database of its own and a committer on it.
+struct Bench {
+    pool: PgPool,
+    committer: Committer,
+    metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    async fn new(kit: &Kit) -> anyhow::Result<Bench> {
+        Self::fresh(kit).await?.with(domain::decide, 2_000).await
+    }
+
+    /// An empty database, with the product's tables.
+    async fn fresh(kit: &Kit) -> anyhow::Result<Database> {
+        let pool = kit.stack.postgres.copy_database("template1", "commit").await?;
+        store::migrate(&pool).await?;
+        pool.close().await;
+        Ok(Database { url: kit.stack.postgres.url_of("commit") })
+    }
+
+    async fn commit(&self, ticket: &str, work: Vec<Work>) -> Result<Vec<Answer>, store::Error> {
+        self.committer.commit(unit(ticket, work)).await
+    }
+
+    async fn listed(&self, tickets: &[&str]) -> anyhow::Result<()> {
+        for ticket in tickets {
+            self.commit(ticket, vec![Work::Delivered(list(&format!("list-{ticket}"), ticket))]).await?;
+        }
+        Ok(())
+    }
+
+    async fn count(&self, table: &'static str) -> anyhow::Result<i64> {
+        let statement = sqlx::AssertSqlSafe(format!("select count(*) from {table}"));
+        Ok(sqlx::query(statement).fetch_one(&self.pool).await?.get(0))
+    }
+
+    /// Types and sequences of what was told about a ticket, in the order of the outbox.
+    async fn told(&self, ticket: &str) -> anyhow::Result<Vec<(String, i64)>> {
+        let rows = sqlx::query("select type, version from change_log where ticket = $1 order by version")
+            .bind(ticket)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.iter().map(|row| (short(row.get("type")), row.get("version"))).collect())
+    }
+}
+
+struct Database {
+    url: String,
+}
+
+impl Database {
+    async fn with(&self, rules: Rules, batch_events: usize) -> anyhow::Result<Bench> {
+        self.through(&self.url, rules, batch_events).await
+    }
+
+    async fn through(&self, url: &str, rules: Rules, batch_events: usize) -> anyhow::Result<Bench> {
+        let metrics = Arc::new(Metrics::new()?);
+        let settings = config::Database {
+            url: url.to_owned().into(),
+            pool_size: 4,
+            statement_timeout: Duration::from_secs(10),
+            lock_timeout: Duration::from_secs(2),
+            idempotency_retention: RETENTION,
+        };
+        let pool = store::connect(&settings, &metrics).await?;
+        let limits = config::Serve { listen: ([127, 0, 0, 1], 9).into(), batch_events, batch_bytes: 1 << 20 };
+        let (committer, committing) = Committer::new(pool.clone(), rules, limits, RETENTION, metrics.clone());
+        tokio::spawn(committing);
+        Ok(Bench { pool, committer, metrics })
+    }
+}
+
+fn units_of_one_key_take_effect_in_the_order_they_came(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A"]).await?;
+        let users = ["ann", "bob", "cid"];
+        let units = users.map(|user| bench.commit("A", vec![Work::Delivered(reserve(user, "A", user))]));
+        let answers = try_join_all(units).await?;
+        let outcomes: Vec<String> = answers.iter().map(|answers| fresh(&answers[0])).collect();
+        ensure!(outcomes == ["ticket.held@2", "held@3", "held@4"], "{outcomes:?}");
+        Ok(())
+    })
+}
+
+fn a_repeat_inside_a_unit_takes_effect_once(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        let event = reserve("r-1", "A", "ann");
+        let work = [list("l-1", "A"), event.clone(), event.clone(), event.clone()].map(Work::Delivered);
+        let answers = bench.commit("A", work.to_vec()).await?;
+        ensure!(matches!(answers[..], [Answer::Fresh(_), Answer::Fresh(_), Answer::Repeat(_), Answer::Repeat(_)]), "{answers:?}");
+        let later = bench.commit("A", vec![Work::Delivered(event)]).await?;
+        ensure!(later[0] == answers[3], "the first reply again: {later:?}");
+        ensure!(bench.count("outbox").await? == 2 && bench.count("idempotency_records").await? == 2);
+        Ok(())
+    })
+}
+
+fn an_id_used_again_for_another_ticket_is_dead_lettered(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A", "B"]).await?;
+        // Both units are in one batch: the second must not be judged by what the first only means to write.
+        let first = bench.commit("A", vec![Work::Delivered(reserve("same", "A", "ann"))]);
+        let second = bench.commit("B", vec![Work::Delivered(reserve("same", "B", "ann"))]);
+        let (first, second) = tokio::try_join!(first, second)?;
+        ensure!(fresh(&first[0]) == "ticket.held@2", "{first:?}");
+        ensure!(second == [Answer::DeadLettered(DeadLetterReason::IdReused)], "{second:?}");
+        let asked = bench.commit("B", vec![Work::Asked(reserve("same", "B", "ann"))]).await?;
+        ensure!(asked == [Answer::DeadLettered(DeadLetterReason::IdReused)], "{asked:?}");
+        let letters = sqlx::query("select key, headers->>'holdfast-reason' as reason from outbox where topic = 'dead-letters'")
+            .fetch_all(&bench.pool)
+            .await?;
+        ensure!(letters.len() == 1, "an HTTP caller is told, and leaves no dead letter: {}", letters.len());
+        ensure!(letters[0].get::<&str, _>("key") == "B" && letters[0].get::<&str, _>("reason") == "id_reused");
+        Ok(())
+    })
+}
+
+static OVERTAKE_DECIDED: AtomicBool = AtomicBool::new(false);
+static OVERTAKE_GO: AtomicBool = AtomicBool::new(false);
+
+/// Decides, and lets the test do something before the decision is written.
+fn decide_slowly(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision {
+    let decision = domain::decide(ticket, input, now);
+    OVERTAKE_DECIDED.store(true, Ordering::SeqCst);
+    // Other tasks of the runtime go on meanwhile.
+    tokio::task::block_in_place(|| {
+        while !OVERTAKE_GO.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    });
+    decision
+}
+
+async fn decided() -> anyhow::Result<()> {
+    until("the slow decision", WITHIN, async || OVERTAKE_DECIDED.load(Ordering::SeqCst).then_some(()).ok_or("not yet")).await
+}
+
+fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let database = Bench::fresh(kit).await?;
+        let quick = database.with(domain::decide, 2_000).await?;
+        quick.listed(&["A"]).await?;
+        let held = quick.commit("A", vec![Work::Delivered(reserve("r-ann", "A", "ann"))]).await?;
+        let hold = serde_json::from_value(reply(&held[0]).outcomes[0].data["hold"].clone())?;
+
+        reset_slow(false);
+        let slow = database.with(decide_slowly, 2_000).await?;
+        let refused = tokio::spawn(async move { slow.commit("A", vec![Work::Delivered(reserve("r-bob", "A", "bob"))]).await });
+        decided().await?;
+        let data = Reservation::ReservationReleased { user: user("ann"), hold };
+        quick.commit("A", vec![Work::Delivered(event("free", "A", data))]).await?;
+        OVERTAKE_GO.store(true, Ordering::SeqCst);
+        let answers = refused.await??;
+        ensure!(fresh(&answers[0]) == "ticket.held@4", "decided on what had gone: {answers:?}");
+        Ok(())
+    })
+}
+
+fn a_race_on_one_id_has_one_winner(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        // No row guards a ticket that was never listed: only the idempotency record's key does.
+        let database = Bench::fresh(kit).await?;
+        let quick = database.with(domain::decide, 2_000).await?;
+        for (again, ticket) in [("repeat", "nowhere"), ("other content", "elsewhere")] {
+            reset_slow(false);
+            let slow = database.with(decide_slowly, 2_000).await?;
+            let id = format!("race-{again}");
+            let (mine, theirs) = (reserve(&id, ticket, "ann"), reserve(&id, "nowhere", "ann"));
+            let late = tokio::spawn(async move { slow.commit(ticket, vec![Work::Delivered(mine)]).await });
+            decided().await?;
+            let early = quick.commit("nowhere", vec![Work::Delivered(theirs)]).await?;
+            OVERTAKE_GO.store(true, Ordering::SeqCst);
+            let late = late.await??;
+            ensure!(fresh(&early[0]) == "unknown_ticket@0", "{early:?}");
+            match again {
+                "repeat" => ensure!(matches!(late[0], Answer::Repeat(_)), "{late:?}"),
+                _ => ensure!(late == [Answer::DeadLettered(DeadLetterReason::IdReused)], "{late:?}"),
+            }
+        }
+        Ok(())
+    })
+}
+
+fn no_plan_lets_a_locked_unit_write(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let plans = ["", "enable_nestloop=off", "enable_hashjoin=off", "enable_mergejoin=off -c enable_hashjoin=off", "enable_indexscan=off -c enable_nestloop=off"];
+        for plan in plans {
+            let database = Bench::fresh(kit).await?;
+            let options = if plan.is_empty() { String::new() } else { format!("?options={}", format!("-c {plan}").replace(' ', "%20").replace('=', "%3D")) };
+            let bench = database.through(&format!("{}{options}", database.url), domain::decide, 2_000).await?;
+            let tickets: Vec<String> = (0..50).map(|number| format!("T-{number:02}")).collect();
+            bench.listed(&tickets.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+
+            let mut other = bench.pool.begin().await?;
+            sqlx::query("select 1 from tickets where ticket in ('T-07', 'T-23') for update").fetch_all(&mut *other).await?;
+            let bench = Arc::new(bench);
+            let units: Vec<_> = tickets
+                .iter()
+                .map(|ticket| {
+                    let (bench, ticket) = (bench.clone(), ticket.clone());
+                    tokio::spawn(async move {
+                        let work = vec![Work::Delivered(reserve(&format!("r-{ticket}"), &ticket, "ann")), Work::Delivered(reserve(&format!("s-{ticket}"), &ticket, "bob"))];
+                        bench.commit(&ticket, work).await
+                    })
+                })
+                .collect();
+            until("all but the locked to be written", WITHIN, async || {
+                let written = bench.count("change_log").await.map_err(|error| error.to_string())?;
+                if written == 50 + 96 { Ok(()) } else { Err(format!("{written} changes under {plan:?}")) }
+            })
+            .await?;
+            for table in ["idempotency_records", "outbox"] {
+                ensure!(bench.count(table).await? == 50 + 96, "{table} under {plan:?}");
+            }
+            let locked = sqlx::query("select count(*) from change_log where ticket in ('T-07', 'T-23')").fetch_one(&bench.pool).await?;
+            ensure!(locked.get::<i64, _>(0) == 2, "a locked ticket was written under {plan:?}");
+            other.rollback().await?;
+            for answers in join_all(units).await {
+                let answers = answers??;
+                ensure!(fresh(&answers[0]) == "ticket.held@2" && fresh(&answers[1]) == "held@3", "{answers:?} under {plan:?}");
+            }
+            let disorder = sqlx::query(
+                "select count(*) from (select key, id, lag(id) over (partition by key order by (convert_from(value, 'UTF8')::json->>'sequence')::int) as before from outbox) o where id < before",
+            )
+            .fetch_one(&bench.pool)
+            .await?;
+            ensure!(disorder.get::<i64, _>(0) == 0, "outbox ids of a key are out of order under {plan:?}");
+        }
+        Ok(())
+    })
+}
+
+fn a_locked_row_keeps_only_its_own_unit_waiting(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A", "B"]).await?;
+        let mut other = bench.pool.begin().await?;
+        sqlx::query("update tickets set version = version where ticket = 'A'").execute(&mut *other).await?;
+        let committer = bench.committer.clone();
+        let locked = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Delivered(reserve("r-A", "A", "ann"))])).await });
+        let free = bench.commit("B", vec![Work::Delivered(reserve("r-B", "B", "ann"))]).await?;
+        ensure!(fresh(&free[0]) == "ticket.held@2", "{free:?}");
+        until("the locked unit to have gone round", WITHIN, async || match bench.metrics.commit_conflicts.get() {
+            0..3 => Err("not yet"),
+            _ => Ok(()),
+        })
+        .await?;
+        ensure!(!locked.is_finished(), "a locked row was written");
+        other.commit().await?;
+        ensure!(fresh(&locked.await??[0]) == "ticket.held@2");
+        Ok(())
+    })
+}
+
+fn an_oversized_unit_takes_several_statements_in_order(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::fresh(kit).await?.with(domain::decide, 10).await?;
+        let mut work = vec![Work::Delivered(list("l", "A"))];
+        work.extend((0..34).map(|number| Work::Delivered(reserve(&format!("r-{number}"), "A", &format!("user-{number}")))));
+        let answers = bench.commit("A", work).await?;
+        let sequences: Vec<i64> = answers.iter().map(|answer| reply(answer).outcomes[0].sequence).collect();
+        ensure!(sequences == (1..=35).collect::<Vec<_>>(), "{sequences:?}");
+        let statements = bench.metrics.commit_batch_events.get_sample_count();
+        ensure!(statements == 4, "35 events, 10 a statement, in {statements}");
+        Ok(())
+    })
+}
+
+/// Panics for one user.
+fn decide_or_panic(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision {
+    if let Input::Reserve { user, .. } = &input {
+        assert!(user.as_str() != "breaker", "this user breaks the rules");
+    }
+    domain::decide(ticket, input, now)
+}
+
+fn a_panic_ends_its_unit_alone(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::fresh(kit).await?.with(decide_or_panic, 2_000).await?;
+        bench.listed(&["A", "B", "C"]).await?;
+        let units = [("A", "ann"), ("B", "breaker"), ("C", "cid")];
+        let answers = join_all(units.map(|(ticket, user)| bench.commit(ticket, vec![Work::Delivered(reserve(user, ticket, user))]))).await;
+        ensure!(matches!(answers[1], Err(store::Error::Panic)), "{answers:?}");
+        ensure!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
+        ensure!(bench.told("B").await? == [("ticket.listed".to_owned(), 1)]);
+        ensure!(bench.metrics.quarantine_candidates.with_label_values(&["panic"]).get() == 1);
+        Ok(())
+    })
+}
+
+fn a_write_that_touches_other_rows_than_meant_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A"]).await?;
+        let swallow = "create function swallow() returns trigger language plpgsql as $$ begin return null; end $$;
+                       create trigger swallow before insert on outbox for each row execute function swallow();";
+        sqlx::raw_sql(swallow).execute(&bench.pool).await?;
+        let committer = bench.committer.clone();
+        let swallowed = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Delivered(reserve("r", "A", "ann"))])).await });
+        until("the statement to fail", WITHIN, async || {
+            if bench.metrics.retries.with_label_values(&["write"]).get() > 0 { Ok(()) } else { Err("no retry yet") }
+        })
+        .await?;
+        ensure!(bench.told("A").await?.len() == 1 && bench.count("idempotency_records").await? == 1, "half a write was kept");
+        sqlx::raw_sql("drop trigger swallow on outbox").execute(&bench.pool).await?;
+        ensure!(fresh(&swallowed.await??[0]) == "ticket.held@2");
+        Ok(())
+    })
+}
+
+fn a_dropped_unit_is_taken_out_of_the_queue(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A"]).await?;
+        let mut other = bench.pool.begin().await?;
+        sqlx::query("select 1 from tickets where ticket = 'A' for update").fetch_all(&mut *other).await?;
+        let dropped = bench.commit("A", vec![Work::Delivered(reserve("gone", "A", "ann"))]);
+        ensure!(tokio::time::timeout(Duration::from_millis(300), dropped).await.is_err(), "a locked row was written");
+        other.rollback().await?;
+        let answers = bench.commit("A", vec![Work::Delivered(reserve("stays", "A", "bob"))]).await?;
+        ensure!(fresh(&answers[0]) == "ticket.held@2", "{answers:?}");
+        Ok(())
+    })
+}
+
+fn a_commit_whose_answer_was_lost_is_not_done_twice(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let database = Bench::fresh(kit).await?;
+        let proxy = Proxy::start(kit.stack.postgres.address()).await?;
+        let url = database.url.replace(&kit.stack.postgres.address(), &proxy.address());
+        let bench = database.through(&url, domain::decide, 2_000).await?;
+        // The server does what the statement says; its answer is thrown away and the connection is cut.
+        proxy.lose_answer_to("insert into change_log");
+        let answers = bench.commit("A", vec![Work::Delivered(list("l", "A"))]).await?;
+        ensure!(proxy.lost() == 1, "no answer was lost");
+        ensure!(matches!(answers[0], Answer::Repeat(_)), "the write had taken effect: {answers:?}");
+        ensure!(bench.told("A").await?.len() == 1 && bench.count("outbox").await? == 1);
+        Ok(())
+    })
+}
+
+fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A"]).await?;
+        let data = Reservation::ReservationRequested { user: user("ann"), hold_for: None };
+        let time = OffsetDateTime::now_utc() - RETENTION - Duration::from_secs(1);
+        let old = Event::new("shop".parse()?, "old".parse()?, time, None, ticket("A"), data);
+        let answers = bench.commit("A", vec![Work::Delivered(old)]).await?;
+        ensure!(answers == [Answer::DeadLettered(DeadLetterReason::TooOld)], "{answers:?}");
+        ensure!(bench.told("A").await?.len() == 1);
+        Ok(())
+    })
+}
+
+fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["young", "unfinished", "old"]).await?;
+        sqlx::raw_sql(
+            "update idempotency_records set aged_from = now() - interval '8 days' where ticket <> 'young';
+             update idempotency_records set written_at = now() - interval '8 days' where ticket = 'old'",
+        )
+        .execute(&bench.pool)
+        .await?;
+        let unfinished_since = OffsetDateTime::now_utc() - Duration::from_secs(3600);
+        let swept = store::idempotency::sweep(&bench.pool, RETENTION, Some(unfinished_since)).await?;
+        ensure!(swept == 1, "{swept} swept");
+        let swept = store::idempotency::sweep(&bench.pool, RETENTION, None).await?;
+        ensure!(swept == 1 && bench.count("idempotency_records").await? == 1, "{swept} swept");
+        Ok(())
+    })
+}
+
+fn reset_slow(go: bool) {
+    OVERTAKE_DECIDED.store(false, Ordering::SeqCst);
+    OVERTAKE_GO.store(go, Ordering::SeqCst);
+}
+
+fn unit(name: &str, work: Vec<Work>) -> Unit {
+    Unit { ticket: ticket(name), work }
+}
+
+fn list(id: &str, ticket: &str) -> Event {
+    let price = Price::parse(4_500, "EUR").expect("a price");
+    event(id, ticket, Reservation::TicketListed { show: "show".parse().expect("a show"), seat: None, price })
+}
+
+fn reserve(id: &str, ticket: &str, name: &str) -> Event {
+    event(id, ticket, Reservation::ReservationRequested { user: user(name), hold_for: None })
+}
+
+fn event(id: &str, name: &str, data: Reservation) -> Event {
+    let source = "shop".parse().expect("a source");
+    Event::new(source, id.parse().expect("an id"), OffsetDateTime::now_utc(), None, ticket(name), data)
+}
+
+fn ticket(name: &str) -> TicketId {
+    name.parse().expect("a ticket id")
+}
+
+fn user(name: &str) -> UserId {
+    name.parse().expect("a user id")
+}
+
+fn reply(answer: &Answer) -> &holdfast_schemas::Reply {
+    match answer {
+        Answer::Fresh(reply) | Answer::Repeat(reply) => reply,
+        other => panic!("no reply: {other:?}"),
+    }
+}
+
+/// The last outcome of a fresh answer and its sequence: `ticket.held@2`, or a refusal's reason: `held@3`.
+fn fresh(answer: &Answer) -> String {
+    let Answer::Fresh(reply) = answer else { return format!("{answer:?}") };
+    let outcome = reply.outcomes.last().expect("an outcome");
+    let name = outcome.data["reason"].as_str().map_or_else(|| short(&outcome.outcome_type), str::to_owned);
+    format!("{name}@{}", outcome.sequence)
+}
+
+fn short(outcome_type: &str) -> String {
+    outcome_type.trim_start_matches("holdfast.outcome.").trim_end_matches(".v1").to_owned()
+}
