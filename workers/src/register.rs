@@ -1,1 +1,150 @@
-//! Written next.
+//! `holdfast register`: makes Kafka and Restate ready, or says what differs from what is wanted. Safe to repeat: what is as
+//! wanted is left alone, and nothing that holds records is ever changed.
+
+mod engine;
+mod report;
+mod topics;
+
+use std::time::{Duration, Instant};
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use reqwest::StatusCode;
+use url::Url;
+
+use crate::config::Config;
+use crate::restate_admin;
+pub use report::{Finding, Line, Report};
+
+/// Where the events that the handlers take come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// From the gate, gathered and checked.
+    Gate,
+    /// From the public topic itself: producers keep the contract.
+    Direct,
+}
+
+/// Why Kafka and Restate could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("Kafka at {address} could not {what}")]
+    Kafka {
+        address: String,
+        what: &'static str,
+        #[source]
+        source: KafkaError,
+    },
+    #[error("Kafka at {address} refuses to create the topic {topic}: {code}")]
+    TopicRefused {
+        address: String,
+        topic: String,
+        code: RDKafkaErrorCode,
+    },
+    #[error(
+        "the group {group} has no offset for partitions {partitions:?} of {topic}, and its gates are running: stop them, \
+         register, and start them again"
+    )]
+    GroupActive {
+        group: String,
+        topic: &'static str,
+        partitions: Vec<i32>,
+    },
+    #[error(transparent)]
+    Admin(#[from] restate_admin::Error),
+    #[error(
+        "the handlers at {url} have changed, and {invocations} invocations of {handler} began with the old ones: they must \
+         end first, or the new handlers get an address of their own (--serve-url)"
+    )]
+    InFlight {
+        url: Url,
+        handler: String,
+        invocations: u64,
+    },
+    #[error("Restate's ingress at {address} does not answer")]
+    Ingress {
+        address: Url,
+        #[source]
+        source: reqwest::Error,
+    },
+    #[error("Restate's ingress at {address} answered {status} when the Reaper was armed: {message}")]
+    Arm {
+        address: Url,
+        status: StatusCode,
+        message: String,
+    },
+    #[error("the work on Kafka was cut off")]
+    CutOff(#[source] tokio::task::JoinError),
+}
+
+impl Error {
+    /// Whether waiting may help: something is not up yet, or still busy.
+    fn is_transient(&self) -> bool {
+        match self {
+            Error::Kafka { .. } | Error::GroupActive { .. } | Error::InFlight { .. } | Error::Ingress { .. } => true,
+            // A replication factor is refused as long as too few brokers are up.
+            Error::TopicRefused { code, .. } => *code == RDKafkaErrorCode::InvalidReplicationFactor,
+            Error::Admin(error) => error.is_transient(),
+            Error::Arm { status, .. } => status.is_server_error() || *status == StatusCode::NOT_FOUND,
+            Error::CutOff(_) => false,
+        }
+    }
+}
+
+/// Makes everything ready and says what was found. What is not up yet is waited for, `patience` long, or for ever without it.
+///
+/// # Errors
+/// The first thing that could not be made ready, when patience is over or waiting cannot help.
+pub async fn run(config: &Config, path: Path, patience: Option<Duration>) -> Result<Report, Error> {
+    let patience = Patience::new(patience);
+    let mut report = Report::default();
+    let topics = patience.insist(|| topics::settle(config, path)).await?;
+    report.extend(topics.lines);
+    let engine = engine::Engine::new(config, path)?;
+    report.extend(patience.insist(|| engine.settle(topics.delivered)).await?);
+    Ok(report)
+}
+
+/// Begins the Reaper's turns anew. Waits for Restate for ever.
+///
+/// # Errors
+/// Restate refused, and waiting cannot help.
+pub async fn arm(config: &Config) -> Result<(), Error> {
+    let engine = engine::Engine::new(config, Path::Gate)?;
+    Patience::new(None).insist(|| engine.arm_reaper()).await.map(drop)
+}
+
+/// How long to try again.
+struct Patience {
+    until: Option<Instant>,
+}
+
+impl Patience {
+    const FIRST_PAUSE: Duration = Duration::from_millis(100);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+    fn new(patience: Option<Duration>) -> Self {
+        Self {
+            until: patience.map(|patience| Instant::now() + patience),
+        }
+    }
+
+    async fn insist<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut pause = Self::FIRST_PAUSE;
+        loop {
+            let error = match attempt().await {
+                Err(error) if error.is_transient() && self.lasts(pause) => error,
+                settled => return settled,
+            };
+            tracing::warn!(error = &error as &dyn std::error::Error, "not ready yet, trying again");
+            tokio::time::sleep(pause).await;
+            pause = Self::LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    fn lasts(&self, pause: Duration) -> bool {
+        self.until.is_none_or(|until| Instant::now() + pause < until)
+    }
+}

@@ -1,1 +1,501 @@
-//! Written next.
+//! Restate's admin API, typed: deployments, Kafka clusters, subscriptions, and questions in SQL about invocations. Here too:
+//! the poller that tells the gate how much work the engine has not finished.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::gate;
+use crate::metrics::Metrics;
+
+/// Services whose unfinished invocations are work that waits, as a list for SQL. The Reaper is none of them: it always has
+/// its next turn before it.
+const KEYED_SERVICES: &str = "'Ticket'";
+
+/// A client of one admin API.
+#[derive(Clone, Debug)]
+pub struct RestateAdmin {
+    http: reqwest::Client,
+    base: Url,
+}
+
+/// A question that the admin API did not answer as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("an HTTP client cannot be made")]
+    Client(#[source] reqwest::Error),
+    #[error("Restate's admin API at {address} does not answer")]
+    Silent {
+        address: Url,
+        #[source]
+        source: reqwest::Error,
+    },
+    #[error("Restate's admin API at {address} answered {status} to {method} {path}: {message}")]
+    Refused {
+        address: Url,
+        method: Method,
+        path: String,
+        status: StatusCode,
+        message: String,
+    },
+    #[error("Restate's admin API at {address} answered {path} in a form that this version does not know")]
+    Unknown {
+        address: Url,
+        path: String,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// Whether the same question may be answered later: nobody answered, or the server said it is not able to now.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Silent { .. } => true,
+            Error::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            Error::Client(_) | Error::Unknown { .. } => false,
+        }
+    }
+}
+
+/// A registered address at which services are served.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Deployment {
+    pub id: String,
+    /// Absent for deployments that are no HTTP addresses.
+    pub uri: Option<String>,
+}
+
+/// A service and its handlers as the engine knows them. What the engine decides by itself (revision, deployment) is left out
+/// of the comparison.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Service {
+    pub name: String,
+    pub deployment_id: String,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+impl Service {
+    /// The service's description without what differs from one registration to the next.
+    pub fn manifest(&self) -> Value {
+        let mut own = self.rest.clone();
+        own.remove("revision");
+        // Handlers come in any order.
+        if let Some(Value::Array(handlers)) = own.get_mut("handlers") {
+            handlers.sort_by_key(|handler| handler.get("name").and_then(Value::as_str).map(str::to_owned));
+        }
+        own.into_iter().collect()
+    }
+
+    /// The names of the service's handlers.
+    pub fn handlers(&self) -> Vec<&str> {
+        let handlers = self.rest.get("handlers").and_then(Value::as_array);
+        let names = handlers.into_iter().flatten();
+        names
+            .filter_map(|handler| handler.get("name").and_then(Value::as_str))
+            .collect()
+    }
+
+    /// After how many attempts an invocation is no longer tried; none when it always is.
+    pub fn max_attempts(&self) -> Option<u64> {
+        self.rest.get("retry_policy")?.get("max_attempts")?.as_u64()
+    }
+}
+
+/// What registering an address made, or would make.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Registered {
+    pub id: String,
+    pub services: Vec<Service>,
+}
+
+/// How an address is registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// Only asks the address what it serves; nothing is changed.
+    DryRun,
+    /// Takes a new address, and leaves a known one as it is.
+    Keep,
+    /// Replaces what is known of this address. Invocations in flight go on with the new handlers.
+    Replace,
+}
+
+/// A Kafka cluster as the engine knows it; secret properties come redacted.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+pub struct KafkaCluster {
+    pub name: String,
+    pub properties: BTreeMap<String, String>,
+}
+
+/// A Kafka topic that the engine brings to a handler.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+pub struct Subscription {
+    pub id: String,
+    pub source: String,
+    pub sink: String,
+    pub options: BTreeMap<String, String>,
+}
+
+/// How much work of Holdfast's objects the engine holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unfinished {
+    /// Invocations that wait, run or wait to be tried again; scheduled ones do not count.
+    pub all: u64,
+    /// Those of them that wait for an operator; each holds up its key.
+    pub paused: u64,
+}
+
+/// Invocations that began on a deployment and go on there, by handler.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+pub struct Pinned {
+    #[serde(rename = "target_service_name")]
+    pub service: String,
+    #[serde(rename = "target_handler_name")]
+    pub handler: String,
+    pub invocations: u64,
+}
+
+impl RestateAdmin {
+    /// A client of the admin API at `base`. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be made.
+    pub fn new(base: Url) -> Result<Self, Error> {
+        let http = http_client()?;
+        Ok(Self { http, base })
+    }
+
+    /// The address asked.
+    pub fn address(&self) -> &Url {
+        &self.base
+    }
+
+    /// Every registered deployment.
+    pub async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            deployments: Vec<Deployment>,
+        }
+        Ok(self.get::<Answer>("deployments").await?.deployments)
+    }
+
+    /// Registers the address `uri`, or asks what registering it would make.
+    pub async fn register(&self, uri: &Url, how: Registration) -> Result<Registered, Error> {
+        // A dry run asks with force, or a known address would be answered from memory.
+        let body = json!({
+            "uri": uri.as_str(),
+            "force": how != Registration::Keep,
+            "dry_run": how == Registration::DryRun,
+        });
+        self.send(Method::POST, "deployments", &body).await
+    }
+
+    /// The services that invocations sent from now on reach.
+    pub async fn services(&self) -> Result<Vec<Service>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            services: Vec<Service>,
+        }
+        Ok(self.get::<Answer>("services").await?.services)
+    }
+
+    /// Invocations that are pinned to the deployment `id`, by handler.
+    pub async fn pinned(&self, id: &str) -> Result<Vec<Pinned>, Error> {
+        let id = id.replace('\'', "''");
+        self.query(&format!(
+            "select target_service_name, target_handler_name, count(*) as invocations from sys_invocation_status \
+             where pinned_deployment_id = '{id}' and status <> 'completed' group by 1, 2"
+        ))
+        .await
+    }
+
+    /// The Kafka clusters that subscriptions can name.
+    pub async fn kafka_clusters(&self) -> Result<Vec<KafkaCluster>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            clusters: Vec<KafkaCluster>,
+        }
+        Ok(self.get::<Answer>("kafka-clusters").await?.clusters)
+    }
+
+    /// Makes a Kafka cluster known.
+    pub async fn create_kafka_cluster(&self, name: &str, properties: &BTreeMap<String, String>) -> Result<(), Error> {
+        let body = json!({ "name": name, "properties": properties });
+        self.send::<Value>(Method::POST, "kafka-clusters", &body)
+            .await
+            .map(drop)
+    }
+
+    /// Replaces all properties of a Kafka cluster. Its subscriptions go on where they were.
+    pub async fn replace_kafka_cluster(&self, name: &str, properties: &BTreeMap<String, String>) -> Result<(), Error> {
+        let path = format!("kafka-clusters/{name}");
+        let body = json!({ "properties": properties });
+        self.send::<Value>(Method::PATCH, &path, &body).await.map(drop)
+    }
+
+    /// Every subscription.
+    pub async fn subscriptions(&self) -> Result<Vec<Subscription>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            subscriptions: Vec<Subscription>,
+        }
+        Ok(self.get::<Answer>("subscriptions").await?.subscriptions)
+    }
+
+    /// Subscribes the handler `sink` to the topic `source`.
+    pub async fn create_subscription(
+        &self,
+        source: &str,
+        sink: &str,
+        options: &BTreeMap<String, String>,
+    ) -> Result<Subscription, Error> {
+        let body = json!({ "source": source, "sink": sink, "options": options });
+        self.send(Method::POST, "subscriptions", &body).await
+    }
+
+    /// Ends a subscription. One made anew delivers records again that this one had delivered.
+    pub async fn delete_subscription(&self, id: &str) -> Result<(), Error> {
+        let path = format!("subscriptions/{id}");
+        self.ask(Method::DELETE, &path, None).await.map(drop)
+    }
+
+    /// Nodes that keep the engine's metadata; one where the engine is a single node.
+    pub async fn nodes(&self) -> Result<usize, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            metadata_cluster_health: Members,
+        }
+        #[derive(Deserialize)]
+        struct Members {
+            members: Vec<Value>,
+        }
+        let answer = self.get::<Answer>("cluster-health").await?;
+        Ok(answer.metadata_cluster_health.members.len())
+    }
+
+    /// Work of Holdfast's objects that the engine has not finished. Cheap as long as few completed invocations are retained.
+    pub async fn unfinished(&self) -> Result<Unfinished, Error> {
+        #[derive(Deserialize)]
+        struct Row {
+            status: String,
+            invocations: u64,
+        }
+        let rows = self
+            .query::<Row>(&format!(
+                "select status, count(*) as invocations from sys_invocation_status \
+                 where status <> 'completed' and status <> 'scheduled' \
+                 and target_service_name in ({KEYED_SERVICES}) group by status"
+            ))
+            .await?;
+        let paused = rows.iter().filter(|row| row.status == "paused");
+        Ok(Unfinished {
+            all: rows.iter().map(|row| row.invocations).sum(),
+            paused: paused.map(|row| row.invocations).sum(),
+        })
+    }
+
+    /// When the oldest unfinished invocation of Holdfast's objects was made; none when there is none.
+    pub async fn oldest_unfinished(&self) -> Result<Option<OffsetDateTime>, Error> {
+        #[derive(Deserialize)]
+        struct Row {
+            #[serde(default)]
+            oldest: Option<String>,
+        }
+        let path = "query";
+        let rows = self
+            .query::<Row>(&format!(
+                "select min(created_at) as oldest from sys_invocation_status \
+                 where status <> 'completed' and status <> 'scheduled' and target_service_name in ({KEYED_SERVICES})"
+            ))
+            .await?;
+        let oldest = rows.into_iter().find_map(|row| row.oldest);
+        oldest
+            .map(|text| OffsetDateTime::parse(&text, &Rfc3339))
+            .transpose()
+            .map_err(|error| self.unknown(path, serde::de::Error::custom(error)))
+    }
+
+    /// Asks a question in SQL.
+    pub async fn query<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, Error> {
+        #[derive(Deserialize)]
+        struct Answer<T> {
+            rows: Vec<T>,
+        }
+        let answer: Answer<T> = self.send(Method::POST, "query", &json!({ "query": sql })).await?;
+        Ok(answer.rows)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let body = self.ask(Method::GET, path, None).await?;
+        serde_json::from_slice(&body).map_err(|source| self.unknown(path, source))
+    }
+
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: &Value) -> Result<T, Error> {
+        let body = self.ask(method, path, Some(body)).await?;
+        serde_json::from_slice(&body).map_err(|source| self.unknown(path, source))
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Vec<u8>, Error> {
+        let silent = |source: reqwest::Error| Error::Silent {
+            address: self.base.clone(),
+            source: source.without_url(),
+        };
+        let mut request = self.http.request(method.clone(), self.url(path));
+        request = request.header("accept", "application/json");
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(silent)?;
+        let status = response.status();
+        let answer = response.bytes().await.map_err(silent)?;
+        if status.is_success() {
+            return Ok(answer.into());
+        }
+        Err(Error::Refused {
+            address: self.base.clone(),
+            method,
+            path: path.to_owned(),
+            status,
+            message: refusal(&answer),
+        })
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        let prefix = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{prefix}/{path}"));
+        url
+    }
+
+    fn unknown(&self, path: &str, source: serde_json::Error) -> Error {
+        Error::Unknown {
+            address: self.base.clone(),
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// A client that gives up on a server that does not answer.
+///
+/// # Errors
+/// The HTTP client cannot be made.
+pub fn http_client() -> Result<reqwest::Client, Error> {
+    reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(2))
+        .timeout(Duration::from_secs(15))
+        .build()
+        .map_err(Error::Client)
+}
+
+/// The message in a refusal, or its text.
+fn refusal(answer: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Refusal {
+        message: String,
+    }
+    match serde_json::from_slice::<Refusal>(answer) {
+        Ok(refusal) => refusal.message,
+        Err(_not_json) => String::from_utf8_lossy(answer).trim().to_owned(),
+    }
+}
+
+/// Pause between two questions while the engine has work.
+const BUSY_PAUSE: Duration = Duration::from_millis(250);
+/// Pause between two questions while it has none or is silent, and between two readings while an answer is awaited.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
+/// A pause is at least this many times as long as the answer took: asking takes at most a twentieth of the time.
+const PAUSE_PER_ANSWER: u32 = 20;
+
+/// Tells the gate again and again how much the engine has not finished, until `shutdown`. While the engine is silent the last
+/// value is told again under new numbers, so that the gate goes on at its last rate.
+pub async fn watch_engine(
+    admin: RestateAdmin,
+    metrics: Arc<Metrics>,
+    engine: watch::Sender<gate::Engine>,
+    shutdown: CancellationToken,
+) {
+    tokio::select! {
+        () = tell_engine(&admin, &metrics, &engine) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Sender<gate::Engine>) {
+    let tell = |unfinished: u64| {
+        engine.send_modify(|engine| {
+            engine.unfinished = unfinished;
+            engine.reading += 1;
+        });
+    };
+    let mut last = Unfinished::default();
+    let mut silent = false;
+    loop {
+        let asked = Instant::now();
+        let mut question = pin!(admin.unfinished());
+        let answer = loop {
+            match tokio::time::timeout(IDLE_PAUSE, &mut question).await {
+                Ok(answer) => break answer,
+                Err(_not_yet) => tell(last.all),
+            }
+        };
+        let pause = pause_after(&answer, asked.elapsed());
+        metrics.engine_answers.set(i64::from(answer.is_ok()));
+        if let Err(error) = &answer
+            && !silent
+        {
+            tracing::warn!(error = error as &dyn std::error::Error, "the gate goes on at its last rate");
+        }
+        silent = answer.is_err();
+        last = answer.unwrap_or(last);
+        metrics.engine_unfinished.set(signed(last.all));
+        metrics.engine_paused.set(signed(last.paused));
+        tell(last.all);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn pause_after(answer: &Result<Unfinished, Error>, took: Duration) -> Duration {
+    match answer {
+        Ok(unfinished) if unfinished.all > 0 => BUSY_PAUSE.max(took * PAUSE_PER_ANSWER),
+        Ok(_) => IDLE_PAUSE.max(took * PAUSE_PER_ANSWER),
+        Err(_) => IDLE_PAUSE,
+    }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asking_takes_at_most_a_twentieth_of_the_time() {
+        let busy = Ok(Unfinished { all: 7, paused: 0 });
+        let idle = Ok(Unfinished::default());
+        let ms = Duration::from_millis;
+        assert_eq!(pause_after(&busy, ms(3)), ms(250));
+        assert_eq!(pause_after(&busy, ms(100)), ms(2_000));
+        assert_eq!(pause_after(&idle, ms(3)), ms(1_000));
+    }
+
+    #[test]
+    fn an_address_with_a_path_is_kept() {
+        let admin = RestateAdmin::new("http://proxy:80/restate/".parse().unwrap()).unwrap();
+        assert_eq!(admin.url("query").as_str(), "http://proxy/restate/query");
+    }
+}

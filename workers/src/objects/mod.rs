@@ -1,1 +1,54 @@
-//! Written next.
+//! The virtual objects: what Restate runs, one invocation at a time per key. Here is no SQL and no rule: an object takes a
+//! request, hands it to the store's committer and answers.
+
+mod body;
+mod reaper;
+mod ticket;
+
+use std::sync::Arc;
+
+use restate_sdk::http_server::HttpServer;
+use restate_sdk::prelude::{Endpoint, HandlerError};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::error;
+use crate::metrics::Metrics;
+use crate::store::{self, Committer};
+use reaper::Reaper;
+use ticket::Ticket;
+
+/// The Ticket object's name.
+pub const TICKET: &str = "Ticket";
+/// The Ticket handler that takes what Kafka delivers.
+pub const APPLY: &str = "apply";
+/// The Reaper object's name.
+pub const REAPER: &str = "Reaper";
+/// The Reaper's only key, as long as one Reaper finds all holds that end.
+pub const REAPER_SHARD: &str = "0";
+/// The Reaper handler that begins its turns.
+pub const ARM: &str = "arm";
+
+/// Every object, ready to be served. `now` is the time that events from HTTP carry; what is decided goes by the database's
+/// clock.
+pub fn endpoint(committer: Committer, pool: PgPool, metrics: Arc<Metrics>, now: fn() -> OffsetDateTime) -> Endpoint {
+    Endpoint::builder()
+        .bind(Ticket::new(committer, pool.clone(), now))
+        .bind(Reaper::new(pool, metrics))
+        .build()
+}
+
+/// Answers Restate (HTTP/2) until `shutdown`; then takes no new connections and gives invocations in hand 10 s to finish.
+/// Restate tries again elsewhere, or later, what did not.
+pub async fn serve(listener: TcpListener, endpoint: Endpoint, shutdown: CancellationToken) {
+    HttpServer::new(endpoint)
+        .serve_with_cancel(listener, shutdown.cancelled_owned())
+        .await;
+}
+
+/// An error that Restate tries again, for ever; it records the text.
+fn again(error: store::Error) -> HandlerError {
+    error::chain(&error).into()
+}

@@ -1,0 +1,147 @@
+//! The Reaper: a virtual object that ends holds. Each second it looks for holds that are due and sends each ticket its
+//! expiration. A hold needs no timer of its own, and none is lost with the engine's disk: the database knows what is due.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_schemas::TicketId;
+use restate_sdk::prelude::*;
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use super::again;
+use super::ticket::{Expire, TicketClient};
+use crate::crash::{self, Point};
+use crate::metrics::Metrics;
+use crate::store::tickets::{self, Due};
+
+/// Pause between two turns.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Most expirations of one turn; when there were as many, the next turn follows at once.
+const EXPIRATIONS: usize = 500;
+/// Pause before a hold that is still due is sent another expiration, by the database's clock.
+const REPEAT_AFTER: time::Duration = time::Duration::minutes(1);
+
+/// State: the number of the newest turn that may go on. Arming raises it, so that older turns end.
+const NUMBER: &str = "number";
+/// State: where the next turn goes on, a [`Place`].
+const PLACE: &str = "place";
+
+pub(super) struct Reaper {
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+}
+
+impl Reaper {
+    pub(super) fn new(pool: PgPool, metrics: Arc<Metrics>) -> Self {
+        Self { pool, metrics }
+    }
+}
+
+/// How far the Reaper has come in the holds, ordered by end and ticket.
+#[derive(Clone, Serialize, Deserialize)]
+struct Place {
+    /// The last hold that was sent its first expiration.
+    head: Option<Due>,
+    /// What `head` was at the last repeat: a minute ago or more. Only up to here may anything be repeated.
+    mark: Option<Due>,
+    /// When holds that are still due were last sent another expiration.
+    #[serde(with = "time::serde::rfc3339")]
+    repeated: OffsetDateTime,
+}
+
+/// What one turn found and where the next goes on; kept in the journal, so that a turn that is tried again sends the same.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    due: Vec<Due>,
+    full: bool,
+    next: Place,
+}
+
+#[restate_sdk::object(
+    name = "Reaper",
+    journal_retention = "0s",
+    idempotency_retention = "0s",
+    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
+)]
+impl Reaper {
+    /// Begins the turns, or begins them anew: those that were under way end.
+    #[handler]
+    async fn arm(&self, ctx: ObjectContext<'_>) -> HandlerResult<()> {
+        let number = ctx.get::<u64>(NUMBER).await?.unwrap_or_default() + 1;
+        ctx.set(NUMBER, number);
+        ctx.object_client::<ReaperClient>(ctx.key()).turn(number).send();
+        Ok(())
+    }
+
+    /// Sends the expirations that are due and schedules the next turn.
+    #[handler(ingress_private)]
+    async fn turn(&self, ctx: ObjectContext<'_>, number: u64) -> HandlerResult<()> {
+        if ctx.get::<u64>(NUMBER).await?.is_some_and(|newest| number < newest) {
+            return Ok(());
+        }
+        let place = ctx.get::<Json<Place>>(PLACE).await?.map(Json::into_inner);
+        let found = ctx.run(|| self.find(place)).name("find").await?.into_inner();
+        crash::here(Point::ReaperFound);
+
+        let mut sent = None;
+        for Due { ticket, hold, .. } in &found.due {
+            let client = ctx.object_client::<TicketClient>(ticket.as_str());
+            sent = Some(client.expire(Json(Expire { hold: *hold })).send());
+        }
+        if let Some(last) = sent {
+            // Once the engine has numbered the last one it has them all.
+            last.await?;
+        }
+        crash::here(Point::ReaperSent);
+
+        self.metrics.reaper_sent.inc_by(found.due.len() as u64);
+        ctx.set(PLACE, Json(found.next));
+        let next = ctx.object_client::<ReaperClient>(ctx.key()).turn(number);
+        match found.full {
+            true => next.send(),
+            false => next.send_after(PAUSE),
+        };
+        Ok(())
+    }
+}
+
+impl Reaper {
+    async fn find(&self, place: Option<Place>) -> HandlerResult<Json<Found>> {
+        let mut found = self.look(place.clone()).await?;
+        if crash::again(Point::ReaperFound) {
+            found = self.look(place).await?;
+        }
+        if crash::again(Point::ReaperSent) {
+            found.due.extend(found.due.clone());
+        }
+        Ok(Json(found))
+    }
+
+    /// Holds that became due since the last turn, and once a minute those that still are, as when somebody killed an
+    /// expiration, or a hold was written after its end.
+    async fn look(&self, place: Option<Place>) -> HandlerResult<Found> {
+        let head = place.as_ref().and_then(|place| place.head.as_ref());
+        let (now, mut due) = tickets::due(&self.pool, head.map(after), EXPIRATIONS as i64).await.map_err(again)?;
+        let full = due.len() >= EXPIRATIONS;
+        let mut next = place.unwrap_or(Place {
+            head: None,
+            mark: None,
+            repeated: now,
+        });
+        next.head = due.last().cloned().or(next.head);
+        if now - next.repeated >= REPEAT_AFTER {
+            let (_, mut still_due) = tickets::due(&self.pool, None, EXPIRATIONS as i64).await.map_err(again)?;
+            still_due.retain(|due| next.mark.as_ref().is_some_and(|mark| after(due) <= after(mark)));
+            due.extend(still_due);
+            next.mark = next.head.clone();
+            next.repeated = now;
+        }
+        Ok(Found { due, full, next })
+    }
+}
+
+fn after(due: &Due) -> (OffsetDateTime, TicketId) {
+    (due.until, due.ticket.clone())
+}

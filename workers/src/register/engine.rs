@@ -1,0 +1,290 @@
+//! What Restate must know: where Kafka is, where the handlers are, which topic they take, and that the Reaper runs.
+
+use std::collections::BTreeMap;
+
+use holdfast_schemas::topics::{RESERVATIONS, RESERVATIONS_ADMITTED};
+use url::Url;
+
+use super::report::{Finding, Line};
+use super::topics::Delivered;
+use super::{Error, Path};
+use crate::config::Config;
+use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, TICKET};
+use crate::restate_admin::{self, Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
+
+/// The name under which the engine knows our Kafka.
+const CLUSTER: &str = "holdfast";
+/// The engine's name in its Kafka group.
+const MEMBER: &str = "restate";
+/// The option that gives it.
+const INSTANCE: &str = "group.instance.id";
+
+/// The topic that the handlers take.
+pub(super) fn source_topic(path: Path) -> &'static str {
+    match path {
+        Path::Gate => RESERVATIONS_ADMITTED,
+        Path::Direct => RESERVATIONS,
+    }
+}
+
+/// The Kafka consumer group of the engine: one for each path, since a subscription has its own members.
+pub(super) fn group(path: Path) -> &'static str {
+    match path {
+        Path::Gate => "holdfast.ticket",
+        Path::Direct => "holdfast.ticket.direct",
+    }
+}
+
+pub(super) struct Engine {
+    admin: RestateAdmin,
+    ingress: Url,
+    serve_url: Url,
+    kafka: String,
+    path: Path,
+}
+
+impl Engine {
+    pub(super) fn new(config: &Config, path: Path) -> Result<Self, Error> {
+        let restate = &config.restate;
+        Ok(Self {
+            admin: RestateAdmin::new(restate.admin.clone())?,
+            ingress: restate.ingress.clone(),
+            serve_url: restate.serve_url.clone(),
+            kafka: restate.kafka.clone().unwrap_or_else(|| config.kafka.bootstrap.clone()),
+            path,
+        })
+    }
+
+    /// Creates what is missing, changes what may be changed, compares the rest.
+    pub(super) async fn settle(&self, delivered: Delivered) -> Result<Vec<Line>, Error> {
+        let mut lines = vec![self.settle_cluster().await?];
+        lines.extend(self.settle_deployment().await?);
+        lines.extend(self.settle_subscription(delivered).await?);
+        lines.push(self.arm_reaper().await?);
+        Ok(lines)
+    }
+
+    async fn settle_cluster(&self) -> Result<Line, Error> {
+        let wanted = BTreeMap::from(
+            [
+                ("bootstrap.servers", self.kafka.as_str()),
+                // A broker that goes away must not hold the engine up for longer than this.
+                ("session.timeout.ms", "6000"),
+                ("heartbeat.interval.ms", "1500"),
+                // Without statistics the engine has no metric of its lag.
+                ("statistics.interval.ms", "1000"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        let what = format!("Restate's Kafka cluster {CLUSTER}");
+        let clusters = self.admin.kafka_clusters().await?;
+        let Some(found) = clusters.into_iter().find(|cluster| cluster.name == CLUSTER) else {
+            self.admin.create_kafka_cluster(CLUSTER, &wanted).await?;
+            return Ok(Line::new(what, Finding::Created));
+        };
+        let differs: Vec<_> = wanted
+            .iter()
+            .filter(|(name, value)| found.properties.get(*name) != Some(value))
+            .collect();
+        if differs.is_empty() {
+            return Ok(Line::new(what, Finding::AsWanted));
+        }
+        let have: Vec<_> = differs.iter().map(|(name, _)| property(name, found.properties.get(*name))).collect();
+        let finding = if found.properties.keys().all(|name| wanted.contains_key(name)) {
+            self.admin.replace_kafka_cluster(CLUSTER, &wanted).await?;
+            Finding::Changed {
+                before: format!("had {}", have.join(", ")),
+            }
+        } else {
+            // Secrets come back redacted: replacing the properties would lose what an operator added.
+            let want: Vec<_> = differs.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            Finding::Differs {
+                how: format!("has {}, wanted {}", have.join(", "), want.join(", ")),
+                mend: format!("restate kafka-clusters patch {CLUSTER} --set {}", want.join(" --set ")),
+            }
+        };
+        Ok(Line::new(what, finding))
+    }
+
+    async fn settle_deployment(&self) -> Result<Vec<Line>, Error> {
+        let served = self.admin.register(&self.serve_url, Registration::DryRun).await?;
+        let deployments = self.admin.deployments().await?;
+        let ours = |uri: &str| Url::parse(uri).is_ok_and(|uri| uri == self.serve_url);
+        let known = deployments.iter().find(|known| known.uri.as_deref().is_some_and(ours));
+        let finding = match known {
+            None => {
+                self.admin.register(&self.serve_url, Registration::Keep).await?;
+                Finding::Created
+            }
+            Some(known) => match changed(&served, &self.admin.services().await?, &known.id) {
+                changed if changed.is_empty() => Finding::AsWanted,
+                changed => {
+                    self.may_replace(&known.id, &served).await?;
+                    self.admin.register(&self.serve_url, Registration::Replace).await?;
+                    Finding::Changed {
+                        before: format!("new handlers of {}", changed.join(", ")),
+                    }
+                }
+            },
+        };
+        let mut lines = vec![Line::new(format!("handlers at {}", self.serve_url), finding)];
+        lines.extend(gives_up(&self.admin.services().await?));
+        Ok(lines)
+    }
+
+    /// New handlers may go on with what old ones began, unless that keeps a journal that the new ones may not fit, or calls a
+    /// handler that is gone.
+    async fn may_replace(&self, deployment: &str, served: &Registered) -> Result<(), Error> {
+        let fits = |pinned: &Pinned| {
+            let service = served.services.iter().find(|service| service.name == pinned.service);
+            let exists = service.is_some_and(|service| service.handlers().contains(&pinned.handler.as_str()));
+            exists && pinned.service == TICKET
+        };
+        match self.admin.pinned(deployment).await?.into_iter().find(|pinned| !fits(pinned)) {
+            None => Ok(()),
+            Some(pinned) => Err(Error::InFlight {
+                url: self.serve_url.clone(),
+                handler: format!("{}/{}", pinned.service, pinned.handler),
+                invocations: pinned.invocations,
+            }),
+        }
+    }
+
+    async fn settle_subscription(&self, delivered: Delivered) -> Result<Vec<Line>, Error> {
+        let source = format!("kafka://{CLUSTER}/{}", source_topic(self.path));
+        let sink = format!("service://{TICKET}/{APPLY}");
+        let single_node = self.admin.nodes().await? == 1;
+        let (ours, others): (Vec<_>, Vec<_>) = self
+            .admin
+            .subscriptions()
+            .await?
+            .into_iter()
+            .filter(|known| known.sink == sink)
+            .partition(|known| known.source == source);
+        let wanted = |member: &str| options(self.path, single_node.then_some(member));
+        let outdated = ours.iter().find_map(|known| outdated(known, &wanted(MEMBER), delivered));
+        let finding = match (ours.first(), outdated) {
+            (None, _) => {
+                let options = wanted(MEMBER);
+                self.admin.create_subscription(&source, &sink, &options).await?;
+                Finding::Created
+            }
+            (Some(_), None) => Finding::AsWanted,
+            (Some(first), Some(before)) => {
+                // The group keeps its offsets; what is delivered twice meets its idempotency record. Under its old name the
+                // new member would be given what the old one had, be it nothing.
+                let options = wanted(&format!("{MEMBER}.{}", first.id));
+                for known in &ours {
+                    self.admin.delete_subscription(&known.id).await?;
+                }
+                self.admin.create_subscription(&source, &sink, &options).await?;
+                Finding::Changed { before }
+            }
+        };
+        let mut lines = vec![Line::new(format!("subscription of {sink} to {source}"), finding)];
+        lines.extend(others.into_iter().map(another));
+        Ok(lines)
+    }
+
+    /// Begins the Reaper's turns anew. One-way: the engine has it once it has answered, whether or not serve is up.
+    pub(super) async fn arm_reaper(&self) -> Result<Line, Error> {
+        let mut url = self.ingress.clone();
+        let prefix = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{prefix}/{REAPER}/{REAPER_SHARD}/{ARM}/send"));
+        let silent = |source: reqwest::Error| Error::Ingress {
+            address: self.ingress.clone(),
+            source: source.without_url(),
+        };
+        let http = restate_admin::http_client()?;
+        let response = http.post(url).send().await.map_err(silent)?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(Error::Arm {
+                address: self.ingress.clone(),
+                status,
+                message: response.text().await.map_err(silent)?,
+            });
+        }
+        Ok(Line::new(
+            "the Reaper",
+            Finding::Changed {
+                before: "armed".to_owned(),
+            },
+        ))
+    }
+}
+
+/// The services whose handlers, or whose address, the engine knows otherwise than they are served.
+fn changed(served: &Registered, known: &[Service], deployment: &str) -> Vec<String> {
+    let is_known = |service: &Service| {
+        let known = known.iter().find(|known| known.name == service.name);
+        known.is_some_and(|known| known.deployment_id == deployment && known.manifest() == service.manifest())
+    };
+    let served = served.services.iter().filter(|service| !is_known(service));
+    served.map(|service| service.name.clone()).collect()
+}
+
+/// How a subscription reads its topic. A single node has a name in its group, so that after a restart it takes its partitions
+/// back at once; several nodes must not share one.
+fn options(path: Path, member: Option<&str>) -> BTreeMap<String, String> {
+    let options = [
+        ("auto.offset.reset", Some("earliest")),
+        ("group.id", Some(group(path))),
+        (INSTANCE, member),
+    ];
+    let given = options.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    given.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// Why a subscription must be made anew.
+fn outdated(known: &Subscription, wanted: &BTreeMap<String, String>, delivered: Delivered) -> Option<String> {
+    // Names in the group may differ; the engine adds its own name as a client.
+    let compared = |options: &BTreeMap<String, String>| -> Vec<String> {
+        let options = options.iter().filter(|(name, _)| *name != "client.id");
+        options
+            .map(|(name, value)| match name.as_str() {
+                INSTANCE => INSTANCE.to_owned(),
+                _ => format!("{name}={value}"),
+            })
+            .collect()
+    };
+    let have = compared(&known.options);
+    if have != compared(wanted) {
+        return Some(format!("had {}", have.join(", ")));
+    }
+    match delivered {
+        Delivered::Fits => None,
+        Delivered::Outlived => Some("was older than its topic, or had no offsets: made anew".to_owned()),
+    }
+}
+
+/// Another topic that brings events to the same handler.
+fn another(known: Subscription) -> Line {
+    Line::new(
+        format!("subscription of {} to {}", known.sink, known.source),
+        Finding::Differs {
+            how: "brings events by another path than the one registered now".to_owned(),
+            mend: format!("Once its topic is drained: restate subscriptions delete {}", known.id),
+        },
+    )
+}
+
+/// An engine that gives up pauses the ticket until an operator comes, after an outage of an hour or so.
+fn gives_up(services: &[Service]) -> Option<Line> {
+    let ticket = services.iter().find(|service| service.name == TICKET)?;
+    let attempts = ticket.max_attempts()?;
+    Some(Line::new(
+        "Restate's retries",
+        Finding::Differs {
+            how: format!("it gives up after {attempts} attempts"),
+            mend: "Set max-attempts = \"unlimited\" under [default-retry-policy] in Restate's settings.".to_owned(),
+        },
+    ))
+}
+
+fn property(name: &str, value: Option<&String>) -> String {
+    match value {
+        Some(value) => format!("{name}={value}"),
+        None => format!("no {name}"),
+    }
+}

@@ -1,0 +1,96 @@
+//! What `register` found and did.
+
+use std::fmt;
+
+/// Everything that was looked at, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    lines: Vec<Line>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    pub what: String,
+    pub finding: Finding,
+}
+
+/// How it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    AsWanted,
+    Created,
+    /// It was made as wanted.
+    Changed {
+        before: String,
+    },
+    /// It was left as it is.
+    Differs {
+        how: String,
+        mend: String,
+    },
+}
+
+impl Line {
+    pub(super) fn new(what: impl Into<String>, finding: Finding) -> Self {
+        Self {
+            what: what.into(),
+            finding,
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn extend(&mut self, lines: Vec<Line>) {
+        self.lines.extend(lines);
+    }
+
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Whether something is left that is not as wanted.
+    pub fn differs(&self) -> bool {
+        self.lines
+            .iter()
+            .any(|line| matches!(line.finding, Finding::Differs { .. }))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Line { what, finding } in &self.lines {
+            match finding {
+                Finding::AsWanted => writeln!(f, "as wanted  {what}")?,
+                Finding::Created => writeln!(f, "created    {what}")?,
+                Finding::Changed { before } => writeln!(f, "changed    {what}: {before}")?,
+                Finding::Differs { how, mend } => writeln!(f, "DIFFERS    {what}: {how}\n           {mend}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_told_with_its_mend() {
+        let mut report = Report::default();
+        report.extend(vec![Line::new("topic a", Finding::Created)]);
+        assert!(!report.differs());
+        report.extend(vec![Line::new(
+            "topic b",
+            Finding::Differs {
+                how: "has 4 partitions, wanted 8".to_owned(),
+                mend: "grow it".to_owned(),
+            },
+        )]);
+        assert!(report.differs());
+        assert_eq!(
+            report.to_string(),
+            "created    topic a\nDIFFERS    topic b: has 4 partitions, wanted 8\n           grow it\n"
+        );
+    }
+}
