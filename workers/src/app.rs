@@ -1,3 +1,282 @@
-pub fn main(_: crate::config::Cli) -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The composition root: which parts each subcommand is made of.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Cli, Command, Config, LogFormat, Process};
+use crate::lifecycle::{self, Lifecycle, Readiness, Spawner};
+use crate::metrics::Metrics;
+use crate::restate_admin::RestateAdmin;
+use crate::{admin, domain, gate, objects, register, relay, restate_admin, store, verify};
+
+/// How often idempotency records are swept.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// How long `register` waits for servers that are not up; `run` waits for ever.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs one subcommand. Exit codes: 0 done, 1 failed or a promise is broken, 2 a setting is wrong.
+pub fn main(cli: Cli) -> ExitCode {
+    if let Err(wrong) = cli.config.check() {
+        let lines: Vec<String> = wrong.iter().map(|setting| format!("wrong setting {setting}")).collect();
+        return complain(&lines.join("\n"), 2);
+    }
+    start_logs(&cli.config.process);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&format!("cannot start: {error}"), 1),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(code) => code,
+        Err(error) => complain(&format!("{error:#}"), 1),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { config, command } = cli;
+    match command {
+        Command::Gate | Command::Serve | Command::Relay | Command::Run { .. } => work(config, command).await?,
+        Command::Migrate => {
+            let pool = store::connect(&config.database, &Metrics::new()?).await?;
+            store::migrate(&pool).await?;
+            say("the tables are up to date")?;
+        }
+        Command::Register { direct } => {
+            let path = if direct { register::Path::Direct } else { register::Path::Gate };
+            let report = register::run(&config, path, Some(REGISTER_PATIENCE)).await?;
+            say(&report.to_string())?;
+            return Ok(if report.differs() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+        Command::Verify { json } => {
+            let report = verify::run(&config.kafka, &config.database).await?;
+            say(&if json { serde_json::to_string(&report)? } else { report.to_string() })?;
+            return Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Admin(command) => admin::run(&command, &config).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the long-lived parts until a signal or a failure.
+async fn work(config: Config, command: Command) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new().context("the metrics are not well formed")?);
+    metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    let lifecycle = Lifecycle::new();
+    let drain_timeout = config.process.drain_timeout;
+    let worker = Worker { config, metrics, spawner: lifecycle.spawner(), readiness: lifecycle.readiness() };
+    worker.spawn_http();
+    lifecycle.spawner().spawn("start", worker.start(command));
+    lifecycle.run(drain_timeout).await
+}
+
+/// The long-lived parts of one process and what they share.
+#[derive(Clone)]
+struct Worker {
+    config: Config,
+    metrics: Arc<Metrics>,
+    spawner: Spawner,
+    readiness: Readiness,
+}
+
+impl Worker {
+    /// Starts the parts in order, then waits for the end.
+    async fn start(self, command: Command) -> anyhow::Result<()> {
+        let shutdown = self.spawner.shutdown();
+        let parts = async {
+            match command {
+                Command::Gate => self.spawn_gate(self.watch_engine()?),
+                Command::Serve => {
+                    let pool = self.connect().await?;
+                    self.spawn_serve(pool).await?;
+                    self.watch_engine()?;
+                    self.spawn_arming();
+                }
+                Command::Relay => self.spawn_relay(self.connect().await?),
+                _ => self.start_all(&command).await?,
+            }
+            anyhow::Ok(())
+        };
+        self.readiness.set("start", false);
+        tokio::select! {
+            started = parts => started?,
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        self.readiness.set("start", true);
+        shutdown.cancelled().await;
+        Ok(())
+    }
+
+    /// `run`: tables first, then the objects, then what brings them work, then what tells the world.
+    async fn start_all(&self, command: &Command) -> anyhow::Result<()> {
+        let &Command::Run { no_migrate, no_register } = command else { return Ok(()) };
+        let pool = self.connect().await?;
+        if !no_migrate {
+            store::migrate(&pool).await?;
+        }
+        self.spawn_serve(pool.clone()).await?;
+        if no_register {
+            self.spawn_arming();
+        } else {
+            let report = register::run(&self.config, register::Path::Gate, None).await?;
+            tracing::info!(%report, "registered");
+        }
+        self.spawn_gate(self.watch_engine()?);
+        self.spawn_relay(pool);
+        Ok(())
+    }
+
+    async fn connect(&self) -> anyhow::Result<PgPool> {
+        self.readiness.set("postgres", false);
+        let pool = store::connect(&self.config.database, &self.metrics).await?;
+        self.readiness.set("postgres", true);
+        Ok(pool)
+    }
+
+    fn spawn_http(&self) {
+        let Self { config, metrics, spawner, readiness } = self.clone();
+        let shutdown = spawner.shutdown();
+        spawner.spawn("http", lifecycle::serve_http(config.process.http_listen, metrics, readiness, shutdown));
+    }
+
+    async fn spawn_serve(&self, pool: PgPool) -> anyhow::Result<()> {
+        let address = self.config.serve.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}: set --serve-listen (HOLDFAST_SERVE_LISTEN) to a free address"))?;
+        let retention = self.config.database.idempotency_retention;
+        let limits = self.config.serve.clone();
+        let (committer, committing) =
+            store::Committer::new(pool.clone(), domain::decide, limits, retention, self.metrics.clone());
+        // Ends when the objects have let go of the committer and nothing waits.
+        self.spawner.spawn("committer", async move {
+            committing.await;
+            Ok(())
+        });
+        let endpoint = objects::endpoint(committer, pool.clone(), self.metrics.clone(), clock);
+        let shutdown = self.spawner.shutdown();
+        self.spawner.spawn("serve", async move {
+            objects::serve(listener, endpoint, shutdown).await;
+            Ok(())
+        });
+        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
+        self.spawner.spawn("sweep", sweep(pool, admin, retention, self.metrics.clone(), self.spawner.shutdown()));
+        Ok(())
+    }
+
+    /// Watches how much the engine has unfinished.
+    fn watch_engine(&self) -> anyhow::Result<watch::Receiver<gate::Engine>> {
+        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
+        let (readings, engine) = watch::channel(gate::Engine::default());
+        let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
+        self.spawner.spawn("engine", async move {
+            restate_admin::watch_engine(admin, metrics, readings, shutdown).await;
+            Ok(())
+        });
+        Ok(engine)
+    }
+
+    /// The Reaper's turns start anew with each process, so that none is lost with the engine's disk.
+    fn spawn_arming(&self) {
+        let (config, shutdown) = (self.config.clone(), self.spawner.shutdown());
+        self.spawner.spawn("arm", async move {
+            tokio::select! {
+                armed = register::arm(&config) => armed?,
+                () = shutdown.cancelled() => return Ok(()),
+            }
+            shutdown.cancelled().await;
+            Ok(())
+        });
+    }
+
+    fn spawn_gate(&self, engine: watch::Receiver<gate::Engine>) {
+        let Self { config, metrics, spawner, readiness } = self.clone();
+        let settings = gate::Settings {
+            kafka: config.kafka,
+            gate: config.gate,
+            idempotency_retention: config.database.idempotency_retention,
+            instance: config.process.instance,
+            clock,
+        };
+        readiness.set("gate", true);
+        let shutdown = spawner.shutdown();
+        spawner.spawn("gate", async move { gate::run(settings, metrics, engine, shutdown).await.map_err(Into::into) });
+    }
+
+    fn spawn_relay(&self, pool: PgPool) {
+        let Self { config, metrics, spawner, readiness } = self.clone();
+        let settings = relay::Settings { kafka: config.kafka, relay: config.relay };
+        readiness.set("relay", true);
+        let shutdown = spawner.shutdown();
+        spawner.spawn("relay", async move { relay::run(settings, pool, metrics, shutdown).await.map_err(Into::into) });
+    }
+}
+
+/// Deletes idempotency records that are too old to be asked for, unless the engine does not say what it has unfinished.
+async fn sweep(
+    pool: PgPool,
+    admin: RestateAdmin,
+    retention: Duration,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        match sweep_once(&pool, &admin, retention, &metrics).await {
+            Ok(swept) => tracing::debug!(swept, "swept idempotency records"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "idempotency records are swept later"),
+        }
+    }
+}
+
+async fn sweep_once(pool: &PgPool, admin: &RestateAdmin, retention: Duration, metrics: &Metrics) -> anyhow::Result<u64> {
+    let unfinished_since = admin.oldest_unfinished().await?;
+    let mut total = 0;
+    loop {
+        let swept = store::idempotency::sweep(pool, retention, unfinished_since).await?;
+        metrics.swept_records.inc_by(swept);
+        total += swept;
+        if swept < store::idempotency::SWEEP_ROWS as u64 {
+            return Ok(total);
+        }
+    }
+}
+
+/// The clock that the parts are given.
+#[expect(clippy::disallowed_methods, reason = "the one place where time is taken from")]
+fn clock() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+fn start_logs(process: &Process) {
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(&process.log_filter))
+        .with_writer(std::io::stderr);
+    match process.log_format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
+}
+
+fn complain(text: &str, code: u8) -> ExitCode {
+    // When standard error is gone as well, the exit code has to say it.
+    writeln!(std::io::stderr(), "holdfast: {text}").map_or(ExitCode::from(code), |()| ExitCode::from(code))
 }
