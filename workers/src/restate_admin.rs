@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
-use serde::de::DeserializeOwned;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -37,21 +37,20 @@ pub enum Error {
     Client(#[source] reqwest::Error),
     #[error("Restate's admin API at {address} does not answer")]
     Silent {
-        address: Url,
+        address: String,
         #[source]
         source: reqwest::Error,
     },
-    #[error("Restate's admin API at {address} answered {status} to {method} {path}: {message}")]
+    #[error("Restate's admin API at {address} answered {status} to {request}: {message}")]
     Refused {
-        address: Url,
-        method: Method,
-        path: String,
+        address: String,
+        request: String,
         status: StatusCode,
         message: String,
     },
     #[error("Restate's admin API at {address} answered {path} in a form that this version does not know")]
     Unknown {
-        address: Url,
+        address: String,
         path: String,
         #[source]
         source: serde_json::Error,
@@ -349,7 +348,7 @@ impl RestateAdmin {
 
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Vec<u8>, Error> {
         let silent = |source: reqwest::Error| Error::Silent {
-            address: self.base.clone(),
+            address: self.base.to_string(),
             source: source.without_url(),
         };
         let mut request = self.http.request(method.clone(), self.url(path));
@@ -364,9 +363,8 @@ impl RestateAdmin {
             return Ok(answer.into());
         }
         Err(Error::Refused {
-            address: self.base.clone(),
-            method,
-            path: path.to_owned(),
+            address: self.base.to_string(),
+            request: format!("{method} {path}"),
             status,
             message: refusal(&answer),
         })
@@ -381,7 +379,7 @@ impl RestateAdmin {
 
     fn unknown(&self, path: &str, source: serde_json::Error) -> Error {
         Error::Unknown {
-            address: self.base.clone(),
+            address: self.base.to_string(),
             path: path.to_owned(),
             source,
         }
@@ -456,7 +454,10 @@ async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Se
         if let Err(error) = &answer
             && !silent
         {
-            tracing::warn!(error = error as &dyn std::error::Error, "the gate goes on at its last rate");
+            tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "the gate goes on at its last rate"
+            );
         }
         silent = answer.is_err();
         last = answer.unwrap_or(last);
