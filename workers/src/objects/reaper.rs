@@ -123,7 +123,9 @@ impl Reaper {
     /// expiration, or a hold was written after its end.
     async fn look(&self, place: Option<Place>) -> HandlerResult<Found> {
         let head = place.as_ref().and_then(|place| place.head.as_ref());
-        let (now, mut due) = tickets::due(&self.pool, head.map(after), EXPIRATIONS as i64).await.map_err(again)?;
+        let (now, mut due) = tickets::due(&self.pool, head.map(after), EXPIRATIONS as i64)
+            .await
+            .map_err(again)?;
         let full = due.len() >= EXPIRATIONS;
         let mut next = place.unwrap_or(Place {
             head: None,
@@ -132,7 +134,9 @@ impl Reaper {
         });
         next.head = due.last().cloned().or(next.head);
         if now - next.repeated >= REPEAT_AFTER {
-            let (_, mut still_due) = tickets::due(&self.pool, None, EXPIRATIONS as i64).await.map_err(again)?;
+            let (_, mut still_due) = tickets::due(&self.pool, None, EXPIRATIONS as i64)
+                .await
+                .map_err(again)?;
             still_due.retain(|due| next.mark.as_ref().is_some_and(|mark| after(due) <= after(mark)));
             due.extend(still_due);
             next.mark = next.head.clone();

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, DeadLetterReason, Event, EventId, HoldId, Origin, Price, Refusal, Reply, Reservation, Seat, ShowId, Source,
-    TicketId, Traceparent, UserId, decode_delivery,
+    CheckoutId, DeadLetterReason, Event, EventId, HoldId, Origin, Price, Refusal, Reply, Reservation, Seat, ShowId,
+    Source, TicketId, Traceparent, UserId, decode_delivery,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -117,7 +117,8 @@ impl Ticket {
     #[handler]
     async fn list(&self, ctx: ObjectContext<'_>, body: Body<List>) -> HandlerResult<Json<Reply>> {
         let List { show, seat, price } = body.read()?;
-        self.ask(&ctx, "list", Reservation::TicketListed { show, seat, price }).await
+        self.ask(&ctx, "list", Reservation::TicketListed { show, seat, price })
+            .await
     }
 
     /// Takes the ticket off sale.
@@ -131,14 +132,16 @@ impl Ticket {
     #[handler]
     async fn reserve(&self, ctx: ObjectContext<'_>, body: Body<Reserve>) -> HandlerResult<Json<Reply>> {
         let Reserve { user, hold_for } = body.read()?;
-        self.ask(&ctx, "reserve", Reservation::ReservationRequested { user, hold_for }).await
+        self.ask(&ctx, "reserve", Reservation::ReservationRequested { user, hold_for })
+            .await
     }
 
     /// Gives a user's hold back.
     #[handler]
     async fn release(&self, ctx: ObjectContext<'_>, body: Body<Release>) -> HandlerResult<Json<Reply>> {
         let Release { user, hold } = body.read()?;
-        self.ask(&ctx, "release", Reservation::ReservationReleased { user, hold }).await
+        self.ask(&ctx, "release", Reservation::ReservationReleased { user, hold })
+            .await
     }
 
     /// The ticket as it is, without waiting for requests in hand.
@@ -148,7 +151,10 @@ impl Ticket {
         let found = store::tickets::get(&self.pool, &ticket).await.map_err(again)?;
         match found {
             Some(found) => Ok(Json(View::new(ticket, found))),
-            None => Err(error::answer_caller(404, "there is no such ticket: it was never listed")),
+            None => Err(error::answer_caller(
+                404,
+                "there is no such ticket: it was never listed",
+            )),
         }
     }
 
@@ -205,7 +211,12 @@ impl Ticket {
     }
 
     async fn commit_one(&self, ticket: TicketId, work: Work) -> HandlerResult<Answer> {
-        let answers = self.commit(Unit { ticket, work: vec![work] }).await?;
+        let answers = self
+            .commit(Unit {
+                ticket,
+                work: vec![work],
+            })
+            .await?;
         let answer = answers.into_iter().next();
         Ok(answer.expect("the committer answers every piece of work"))
     }
@@ -248,7 +259,10 @@ fn belongs(mut event: Event, ticket: &TicketId, delivery: Option<&Origin>) -> Re
         return Ok(Work::Delivered(event));
     }
     let mend = DeadLetterReason::KeyMismatch.mend();
-    let refusal = Refusal::new(DeadLetterReason::KeyMismatch, format!("subject: differs from the key. {mend}"));
+    let refusal = Refusal::new(
+        DeadLetterReason::KeyMismatch,
+        format!("subject: differs from the key. {mend}"),
+    );
     match &event.origin {
         Some(_) => Ok(Work::Refused {
             origin: event.origin.clone(),
@@ -302,7 +316,8 @@ fn source(key: &str, handler: &str) -> Source {
 }
 
 fn ticket_id(key: &str) -> HandlerResult<TicketId> {
-    TicketId::parse(key).map_err(|invalid| error::answer_caller(400, format!("the ticket's id in the address: {invalid}")))
+    TicketId::parse(key)
+        .map_err(|invalid| error::answer_caller(400, format!("the ticket's id in the address: {invalid}")))
 }
 
 /// A ticket as readers see it.
