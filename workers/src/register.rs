@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use reqwest::StatusCode;
-use url::Url;
 
 use crate::config::Config;
+use crate::kafka::ThreadError;
 use crate::restate_admin;
 pub use report::{Finding, Line, Report};
 
@@ -56,24 +56,24 @@ pub enum Error {
          end first, or the new handlers get an address of their own (--serve-url)"
     )]
     InFlight {
-        url: Url,
+        url: String,
         handler: String,
         invocations: u64,
     },
     #[error("Restate's ingress at {address} does not answer")]
     Ingress {
-        address: Url,
+        address: String,
         #[source]
         source: reqwest::Error,
     },
     #[error("Restate's ingress at {address} answered {status} when the Reaper was armed: {message}")]
     Arm {
-        address: Url,
+        address: String,
         status: StatusCode,
         message: String,
     },
-    #[error("the work on Kafka was cut off")]
-    CutOff(#[source] tokio::task::JoinError),
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
 }
 
 impl Error {
@@ -85,7 +85,7 @@ impl Error {
             Error::TopicRefused { code, .. } => *code == RDKafkaErrorCode::InvalidReplicationFactor,
             Error::Admin(error) => error.is_transient(),
             Error::Arm { status, .. } => status.is_server_error() || *status == StatusCode::NOT_FOUND,
-            Error::CutOff(_) => false,
+            Error::Thread(_) => false,
         }
     }
 }
@@ -97,10 +97,10 @@ impl Error {
 pub async fn run(config: &Config, path: Path, patience: Option<Duration>) -> Result<Report, Error> {
     let patience = Patience::new(patience);
     let mut report = Report::default();
-    let topics = patience.insist(|| topics::settle(config, path)).await?;
-    report.extend(topics.lines);
+    let created = patience.insist(|| topics::create(config, path)).await?;
+    report.extend(patience.insist(|| topics::compare(config, path, &created)).await?);
     let engine = engine::Engine::new(config, path)?;
-    report.extend(patience.insist(|| engine.settle(topics.delivered)).await?);
+    report.extend(patience.insist(|| engine.settle(&created)).await?);
     Ok(report)
 }
 

@@ -6,29 +6,27 @@ use holdfast_schemas::topics::{RESERVATIONS, RESERVATIONS_ADMITTED};
 use url::Url;
 
 use super::report::{Finding, Line};
-use super::topics::Delivered;
-use super::{Error, Path};
+use super::{Error, Path, topics};
 use crate::config::Config;
 use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, TICKET};
 use crate::restate_admin::{self, Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
 /// The name under which the engine knows our Kafka.
 const CLUSTER: &str = "holdfast";
-/// The engine's name in its Kafka group.
+/// The engine's name in its Kafka group, where it is a single node: after a restart it takes its partitions back at once.
+/// Several nodes must not share one.
 const MEMBER: &str = "restate";
-/// The option that gives it.
-const INSTANCE: &str = "group.instance.id";
 
 /// The topic that the handlers take.
-pub(super) fn source_topic(path: Path) -> &'static str {
+fn source_topic(path: Path) -> &'static str {
     match path {
         Path::Gate => RESERVATIONS_ADMITTED,
         Path::Direct => RESERVATIONS,
     }
 }
 
-/// The Kafka consumer group of the engine: one for each path, since a subscription has its own members.
-pub(super) fn group(path: Path) -> &'static str {
+/// The engine's Kafka consumer group: one for each path, since a subscription has its own members.
+fn group(path: Path) -> &'static str {
     match path {
         Path::Gate => "holdfast.ticket",
         Path::Direct => "holdfast.ticket.direct",
@@ -36,6 +34,7 @@ pub(super) fn group(path: Path) -> &'static str {
 }
 
 pub(super) struct Engine {
+    config: Config,
     admin: RestateAdmin,
     ingress: Url,
     serve_url: Url,
@@ -47,6 +46,7 @@ impl Engine {
     pub(super) fn new(config: &Config, path: Path) -> Result<Self, Error> {
         let restate = &config.restate;
         Ok(Self {
+            config: config.clone(),
             admin: RestateAdmin::new(restate.admin.clone())?,
             ingress: restate.ingress.clone(),
             serve_url: restate.serve_url.clone(),
@@ -55,11 +55,11 @@ impl Engine {
         })
     }
 
-    /// Creates what is missing, changes what may be changed, compares the rest.
-    pub(super) async fn settle(&self, delivered: Delivered) -> Result<Vec<Line>, Error> {
+    /// Creates what is missing, changes what may be changed, compares the rest. `created` are the topics that are new.
+    pub(super) async fn settle(&self, created: &[&str]) -> Result<Vec<Line>, Error> {
         let mut lines = vec![self.settle_cluster().await?];
         lines.extend(self.settle_deployment().await?);
-        lines.extend(self.settle_subscription(delivered).await?);
+        lines.extend(self.settle_subscription(created).await?);
         lines.push(self.arm_reaper().await?);
         Ok(lines)
     }
@@ -89,7 +89,10 @@ impl Engine {
         if differs.is_empty() {
             return Ok(Line::new(what, Finding::AsWanted));
         }
-        let have: Vec<_> = differs.iter().map(|(name, _)| property(name, found.properties.get(*name))).collect();
+        let have: Vec<_> = differs
+            .iter()
+            .map(|(name, _)| property(name, found.properties.get(*name)))
+            .collect();
         let finding = if found.properties.keys().all(|name| wanted.contains_key(name)) {
             self.admin.replace_kafka_cluster(CLUSTER, &wanted).await?;
             Finding::Changed {
@@ -140,50 +143,72 @@ impl Engine {
             let exists = service.is_some_and(|service| service.handlers().contains(&pinned.handler.as_str()));
             exists && pinned.service == TICKET
         };
-        match self.admin.pinned(deployment).await?.into_iter().find(|pinned| !fits(pinned)) {
+        match self
+            .admin
+            .pinned(deployment)
+            .await?
+            .into_iter()
+            .find(|pinned| !fits(pinned))
+        {
             None => Ok(()),
             Some(pinned) => Err(Error::InFlight {
-                url: self.serve_url.clone(),
+                url: self.serve_url.to_string(),
                 handler: format!("{}/{}", pinned.service, pinned.handler),
                 invocations: pinned.invocations,
             }),
         }
     }
 
-    async fn settle_subscription(&self, delivered: Delivered) -> Result<Vec<Line>, Error> {
+    async fn settle_subscription(&self, created: &[&str]) -> Result<Vec<Line>, Error> {
         let source = format!("kafka://{CLUSTER}/{}", source_topic(self.path));
         let sink = format!("service://{TICKET}/{APPLY}");
-        let single_node = self.admin.nodes().await? == 1;
-        let (ours, others): (Vec<_>, Vec<_>) = self
-            .admin
-            .subscriptions()
-            .await?
-            .into_iter()
+        let subscriptions = self.admin.subscriptions().await?.into_iter();
+        let (ours, others): (Vec<_>, Vec<_>) = subscriptions
             .filter(|known| known.sink == sink)
             .partition(|known| known.source == source);
-        let wanted = |member: &str| options(self.path, single_node.then_some(member));
-        let outdated = ours.iter().find_map(|known| outdated(known, &wanted(MEMBER), delivered));
-        let finding = match (ours.first(), outdated) {
-            (None, _) => {
-                let options = wanted(MEMBER);
-                self.admin.create_subscription(&source, &sink, &options).await?;
-                Finding::Created
-            }
-            (Some(_), None) => Finding::AsWanted,
-            (Some(first), Some(before)) => {
-                // The group keeps its offsets; what is delivered twice meets its idempotency record. Under its old name the
-                // new member would be given what the old one had, be it nothing.
-                let options = wanted(&format!("{MEMBER}.{}", first.id));
-                for known in &ours {
-                    self.admin.delete_subscription(&known.id).await?;
-                }
-                self.admin.create_subscription(&source, &sink, &options).await?;
-                Finding::Changed { before }
-            }
+        let member = (self.admin.nodes().await? == 1).then_some(MEMBER);
+        let mut wanted = Options::new(group(self.path), member);
+        let finding = match ours.first() {
+            None => Finding::Created,
+            Some(known) => match self.outdated(known, &mut wanted, created).await? {
+                None => Finding::AsWanted,
+                Some(before) => Finding::Changed { before },
+            },
         };
+        if finding != Finding::AsWanted {
+            // What is delivered twice meets its idempotency record.
+            for known in &ours {
+                self.admin.delete_subscription(&known.id).await?;
+            }
+            self.admin.create_subscription(&source, &sink, &wanted.0).await?;
+        }
         let mut lines = vec![Line::new(format!("subscription of {sink} to {source}"), finding)];
         lines.extend(others.into_iter().map(another));
         Ok(lines)
+    }
+
+    /// Why a subscription must be made anew; then `wanted` is how.
+    async fn outdated(
+        &self,
+        known: &Subscription,
+        wanted: &mut Options,
+        created: &[&str],
+    ) -> Result<Option<String>, Error> {
+        let topic = source_topic(self.path);
+        let have = Options(known.options.clone());
+        let stale = created.contains(&topic) || !topics::fits(&self.config, have.get("group.id"), topic).await?;
+        if stale {
+            // The old members may still commit offsets of the topic that was: the new ones need a group of their own.
+            wanted.suffix("group.id", &known.id);
+            return Ok(Some("was older than its topic".to_owned()));
+        }
+        if have.settings() == wanted.settings() {
+            return Ok(None);
+        }
+        // Under a known name Kafka would give the new member what the old one had, be it nothing.
+        wanted.set("group.id", have.get("group.id"));
+        wanted.suffix("group.instance.id", &known.id);
+        Ok(Some(format!("had {}", have.settings().join(", "))))
     }
 
     /// Begins the Reaper's turns anew. One-way: the engine has it once it has answered, whether or not serve is up.
@@ -192,7 +217,7 @@ impl Engine {
         let prefix = url.path().trim_end_matches('/').to_owned();
         url.set_path(&format!("{prefix}/{REAPER}/{REAPER_SHARD}/{ARM}/send"));
         let silent = |source: reqwest::Error| Error::Ingress {
-            address: self.ingress.clone(),
+            address: self.ingress.to_string(),
             source: source.without_url(),
         };
         let http = restate_admin::http_client()?;
@@ -200,7 +225,7 @@ impl Engine {
         let status = response.status();
         if !status.is_success() {
             return Err(Error::Arm {
-                address: self.ingress.clone(),
+                address: self.ingress.to_string(),
                 status,
                 message: response.text().await.map_err(silent)?,
             });
@@ -224,37 +249,43 @@ fn changed(served: &Registered, known: &[Service], deployment: &str) -> Vec<Stri
     served.map(|service| service.name.clone()).collect()
 }
 
-/// How a subscription reads its topic. A single node has a name in its group, so that after a restart it takes its partitions
-/// back at once; several nodes must not share one.
-fn options(path: Path, member: Option<&str>) -> BTreeMap<String, String> {
-    let options = [
-        ("auto.offset.reset", Some("earliest")),
-        ("group.id", Some(group(path))),
-        (INSTANCE, member),
-    ];
-    let given = options.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    given.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
-}
+/// How a subscription reads its topic: properties of its Kafka consumer.
+struct Options(BTreeMap<String, String>);
 
-/// Why a subscription must be made anew.
-fn outdated(known: &Subscription, wanted: &BTreeMap<String, String>, delivered: Delivered) -> Option<String> {
-    // Names in the group may differ; the engine adds its own name as a client.
-    let compared = |options: &BTreeMap<String, String>| -> Vec<String> {
-        let options = options.iter().filter(|(name, _)| *name != "client.id");
+impl Options {
+    fn new(group: &str, member: Option<&str>) -> Self {
+        let mut options = Self(BTreeMap::new());
+        options.set("auto.offset.reset", "earliest");
+        options.set("group.id", group);
+        if let Some(member) = member {
+            options.set("group.instance.id", member);
+        }
         options
-            .map(|(name, value)| match name.as_str() {
-                INSTANCE => INSTANCE.to_owned(),
-                _ => format!("{name}={value}"),
-            })
-            .collect()
-    };
-    let have = compared(&known.options);
-    if have != compared(wanted) {
-        return Some(format!("had {}", have.join(", ")));
     }
-    match delivered {
-        Delivered::Fits => None,
-        Delivered::Outlived => Some("was older than its topic, or had no offsets: made anew".to_owned()),
+
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Makes a value that is set another one than it ever was.
+    fn suffix(&mut self, name: &str, suffix: &str) {
+        if let Some(value) = self.0.get_mut(name) {
+            *value = format!("{value}.{suffix}");
+        }
+    }
+
+    /// What matters of the options: names in Kafka change with each subscription, and the engine adds its own as a client.
+    fn settings(&self) -> Vec<String> {
+        let settings = self.0.iter().filter_map(|(name, value)| match name.as_str() {
+            "client.id" => None,
+            "group.id" | "group.instance.id" => Some(name.clone()),
+            _ => Some(format!("{name}={value}")),
+        });
+        settings.collect()
     }
 }
 

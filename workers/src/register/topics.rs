@@ -12,38 +12,39 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::report::{Finding, Line};
-use super::{Error, Path, engine};
+use super::{Error, Path};
 use crate::config::Config;
-use crate::kafka;
+use crate::kafka::{self, on_thread};
 
 /// Longest wait for one answer of Kafka.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// What was found on Kafka.
-pub(super) struct Topics {
-    pub(super) lines: Vec<Line>,
-    pub(super) delivered: Delivered,
+/// Creates the topics that are missing, and names them.
+pub(super) async fn create(config: &Config, path: Path) -> Result<Vec<&'static str>, Error> {
+    let kafka = Kafka::new(config);
+    on_thread("register", move || kafka.create(&wanted(&kafka.config, path))).await?
 }
 
-/// Whether what the engine remembers of the topic it is subscribed to can still be true. The engine drops records up to the
-/// offset that it has seen, so a subscription older than its topic would lose the records of the new one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Delivered {
-    /// The group's offsets lie within the topic.
-    Fits,
-    /// The topic is younger than the group's offsets, or the offsets are gone.
-    Outlived,
+/// Compares the topics with what is wanted, and sees to the gate's first offsets.
+pub(super) async fn compare(config: &Config, path: Path, created: &[&'static str]) -> Result<Vec<Line>, Error> {
+    let kafka = Kafka::new(config);
+    let created = created.to_vec();
+    on_thread("register", move || {
+        let mut lines = kafka.compare(&wanted(&kafka.config, path), &created)?;
+        if path == Path::Gate {
+            lines.push(kafka.settle_offsets()?);
+        }
+        Ok(lines)
+    })
+    .await?
 }
 
-/// Creates what is missing and compares the rest.
-pub(super) async fn settle(config: &Config, path: Path) -> Result<Topics, Error> {
-    let kafka = Kafka {
-        config: config.clone(),
-        path,
-    };
-    tokio::task::spawn_blocking(move || kafka.settle())
-        .await
-        .map_err(Error::CutOff)?
+/// Whether the offsets of the engine's `group` still fit the topic. They do not once the topic was made anew or cut off: then
+/// the engine would drop records, whose offsets it believes to have seen.
+pub(super) async fn fits(config: &Config, group: &str, topic: &'static str) -> Result<bool, Error> {
+    let kafka = Kafka::new(config);
+    let group = group.to_owned();
+    on_thread("register", move || kafka.fits(&group, topic)).await?
 }
 
 /// How a topic is wanted.
@@ -80,7 +81,11 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
     let mut topics = vec![
         public(topic(RESERVATIONS, kafka.public_record_bytes, sources)),
         public(topic(RESERVATIONS_OUTCOMES, kafka.public_record_bytes, moves)),
-        public(topic(DEAD_LETTERS, kafka.admitted_record_bytes, "grow it with kafka-topics.sh if it needs to be")),
+        public(topic(
+            DEAD_LETTERS,
+            kafka.admitted_record_bytes,
+            "grow it with kafka-topics.sh if it needs to be",
+        )),
         Wanted {
             name: RELAY_STATE,
             partitions: 1,
@@ -96,87 +101,90 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
 
 struct Kafka {
     config: Config,
-    path: Path,
+    client: ClientConfig,
 }
 
 impl Kafka {
-    fn settle(&self) -> Result<Topics, Error> {
-        let client = kafka::client(&self.config.kafka);
-        let admin: AdminClient<DefaultClientContext> =
-            client.create().map_err(self.failed_to("make a client"))?;
-        let mut lines = Vec::new();
-        let mut created = Vec::new();
-        for topic in wanted(&self.config, self.path) {
-            let finding = self.settle_topic(&admin, &topic)?;
-            if finding == Finding::Created {
-                created.push(topic.name);
+    fn new(config: &Config) -> Self {
+        Self {
+            config: config.clone(),
+            client: kafka::client(&config.kafka),
+        }
+    }
+
+    fn create(&self, topics: &[Wanted]) -> Result<Vec<&'static str>, Error> {
+        let admin = self.admin()?;
+        let mut missing = Vec::new();
+        for topic in topics {
+            if self.replicas(admin.inner(), topic.name)?.is_empty() {
+                missing.push(topic);
             }
-            lines.push(Line::new(format!("topic {}", topic.name), finding));
         }
-        if self.path == Path::Gate {
-            lines.push(self.settle_offsets(&client)?);
+        if missing.is_empty() {
+            return Ok(Vec::new());
         }
-        let source = engine::source_topic(self.path);
-        let delivered = match created.contains(&source) {
-            true => Delivered::Outlived,
-            false => self.delivered(&client, source)?,
-        };
-        Ok(Topics { lines, delivered })
+        let new: Vec<_> = missing.iter().map(|topic| self.new_topic(topic)).collect();
+        let results = block_on(admin.create_topics(&new, &options())).map_err(self.failed_to("create topics"))?;
+        for result in results {
+            match result {
+                // Somebody else may have been quicker.
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => {
+                    let address = self.config.kafka.bootstrap.clone();
+                    return Err(Error::TopicRefused { address, topic, code });
+                }
+            }
+        }
+        Ok(missing.into_iter().map(|topic| topic.name).collect())
     }
 
-    fn settle_topic(&self, admin: &AdminClient<DefaultClientContext>, topic: &Wanted) -> Result<Finding, Error> {
-        let found = self.partitions(admin.inner(), topic.name)?;
-        if found.is_empty() {
-            return match self.create(admin, topic)? {
-                Finding::Created => Ok(Finding::Created),
-                _somebody_was_quicker => self.compare(admin, topic),
-            };
-        }
-        self.compare(admin, topic)
-    }
-
-    fn create(&self, admin: &AdminClient<DefaultClientContext>, topic: &Wanted) -> Result<Finding, Error> {
+    fn new_topic<'a>(&self, topic: &'a Wanted) -> NewTopic<'a> {
         let replication = TopicReplication::Fixed(self.config.kafka.replication);
-        let mut new = NewTopic::new(topic.name, topic.partitions, replication);
-        for (name, value) in &topic.settings {
-            new = new.set(name, value);
-        }
-        let results = block_on(admin.create_topics([&new], &options())).map_err(self.failed_to("create topics"))?;
-        match results.into_iter().next() {
-            None | Some(Ok(_)) => Ok(Finding::Created),
-            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(Finding::AsWanted),
-            Some(Err((topic, code))) => Err(Error::TopicRefused {
-                address: self.config.kafka.bootstrap.clone(),
-                topic,
-                code,
-            }),
-        }
+        let new = NewTopic::new(topic.name, topic.partitions, replication);
+        let settings = topic.settings.iter();
+        settings.fold(new, |new, (name, value)| new.set(name, value))
     }
 
-    fn compare(&self, admin: &AdminClient<DefaultClientContext>, topic: &Wanted) -> Result<Finding, Error> {
-        let found = self.partitions(admin.inner(), topic.name)?;
-        let count = i32::try_from(found.len()).unwrap_or(i32::MAX);
+    fn compare(&self, topics: &[Wanted], created: &[&str]) -> Result<Vec<Line>, Error> {
+        let admin = self.admin()?;
+        let findings = topics.iter().map(|topic| {
+            let finding = match created.contains(&topic.name) {
+                true => Finding::Created,
+                false => self.compare_topic(&admin, topic)?,
+            };
+            Ok(Line::new(format!("topic {}", topic.name), finding))
+        });
+        findings.collect()
+    }
+
+    fn compare_topic(&self, admin: &AdminClient<DefaultClientContext>, topic: &Wanted) -> Result<Finding, Error> {
+        let replicas = self.replicas(admin.inner(), topic.name)?;
+        let (count, wanted) = (replicas.len(), topic.partitions as usize);
         let mut differences = Vec::new();
         let mut mends = Vec::new();
-        if count < topic.partitions {
-            differences.push(format!("has {count} partitions, wanted {}", topic.partitions));
-            mends.push(format!("It is not given more: {}.", topic.stays));
-        } else if count > topic.partitions {
-            differences.push(format!("has {count} partitions, wanted {}", topic.partitions));
-            mends.push("Partitions cannot be taken away: set --partitions to what there is.".to_owned());
+        if count != wanted {
+            differences.push(format!("has {count} partitions, wanted {wanted}"));
+            mends.push(match count < wanted {
+                true => format!("It is not given more: {}.", topic.stays),
+                false => "Partitions cannot be taken away: set --partitions to what there is.".to_owned(),
+            });
         }
-        let fewest = found.iter().copied().min().unwrap_or_default();
-        let replication = usize::try_from(self.config.kafka.replication).unwrap_or_default();
-        if fewest < replication {
-            differences.push(format!("has {fewest} replicas, wanted {replication}"));
-            mends.push("Reassign its replicas with kafka-reassign-partitions.sh.".to_owned());
+        let (fewest, wanted) = (
+            replicas.into_iter().min().unwrap_or(0),
+            self.config.kafka.replication as usize,
+        );
+        if fewest < wanted {
+            differences.push(format!("has {fewest} replicas, wanted {wanted}"));
+            mends.push("Add replicas with kafka-reassign-partitions.sh.".to_owned());
         }
         let settings = self.wrong_settings(admin, topic)?;
         if !settings.is_empty() {
-            let set: Vec<_> = settings.iter().map(|(name, _, want)| format!("{name}={want}")).collect();
-            for (name, have, want) in settings {
-                differences.push(format!("has {name}={have}, wanted {want}"));
-            }
+            let set: Vec<_> = settings
+                .iter()
+                .map(|(name, _, want)| format!("{name}={want}"))
+                .collect();
+            let settings = settings.iter();
+            differences.extend(settings.map(|(name, have, want)| format!("has {name}={have}, wanted {want}")));
             mends.push(format!(
                 "kafka-configs.sh --bootstrap-server {} --alter --topic {} --add-config {}",
                 self.config.kafka.bootstrap,
@@ -184,12 +192,12 @@ impl Kafka {
                 set.join(",")
             ));
         }
-        Ok(match differences.is_empty() {
-            true => Finding::AsWanted,
-            false => Finding::Differs {
-                how: differences.join("; "),
-                mend: mends.join(" "),
-            },
+        if differences.is_empty() {
+            return Ok(Finding::AsWanted);
+        }
+        Ok(Finding::Differs {
+            how: differences.join("; "),
+            mend: mends.join(" "),
         })
     }
 
@@ -216,8 +224,12 @@ impl Kafka {
             .collect())
     }
 
-    /// The replicas of each partition; no partition when there is no such topic.
-    fn partitions<C: rdkafka::ClientContext>(
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, Error> {
+        self.client.create().map_err(self.failed_to("make a client"))
+    }
+
+    /// How many replicas each partition has; nothing when there is no such topic.
+    fn replicas<C: rdkafka::ClientContext>(
         &self,
         client: &rdkafka::client::Client<C>,
         topic: &str,
@@ -232,9 +244,9 @@ impl Kafka {
 
     /// A gate that finds no offset for a partition stops, because retention may have taken records that nobody read. So the
     /// first offset of every partition is committed before the first gate starts.
-    fn settle_offsets(&self, client: &ClientConfig) -> Result<Line, Error> {
+    fn settle_offsets(&self) -> Result<Line, Error> {
         let group = &self.config.gate.group;
-        let consumer = self.consumer(client, group)?;
+        let consumer = self.consumer(group)?;
         let mut first = TopicPartitionList::new();
         let mut partitions = Vec::new();
         for (partition, committed) in self.committed(&consumer, RESERVATIONS)? {
@@ -261,21 +273,19 @@ impl Kafka {
         }
     }
 
-    /// Compares the offsets of the engine's group with the topic that it reads.
-    fn delivered(&self, client: &ClientConfig, topic: &str) -> Result<Delivered, Error> {
-        let consumer = self.consumer(client, engine::group(self.path))?;
+    fn fits(&self, group: &str, topic: &str) -> Result<bool, Error> {
+        let consumer = self.consumer(group)?;
         for (partition, committed) in self.committed(&consumer, topic)? {
             let (low, high) = self.bounds(&consumer, topic, partition)?;
-            let outlived = committed.map_or(high > low, |committed| committed > high);
-            if outlived {
-                return Ok(Delivered::Outlived);
+            if committed.map_or(high > low, |committed| committed > high) {
+                return Ok(false);
             }
         }
-        Ok(Delivered::Fits)
+        Ok(true)
     }
 
-    fn consumer(&self, client: &ClientConfig, group: &str) -> Result<BaseConsumer, Error> {
-        client
+    fn consumer(&self, group: &str) -> Result<BaseConsumer, Error> {
+        self.client
             .clone()
             .set("group.id", group)
             .set("enable.auto.commit", "false")
@@ -291,7 +301,7 @@ impl Kafka {
 
     /// The consumer's group's offset of each partition, if it has one.
     fn committed(&self, consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, Option<i64>)>, Error> {
-        let count = self.partitions(consumer.client(), topic)?.len();
+        let count = self.replicas(consumer.client(), topic)?.len();
         let mut asked = TopicPartitionList::new();
         for partition in (0..).take(count) {
             asked.add_partition(topic, partition);
@@ -299,10 +309,13 @@ impl Kafka {
         let answered = consumer
             .committed_offsets(asked, ANSWER)
             .map_err(self.failed_to("tell the offsets of a group"))?;
-        let committed = answered.elements().into_iter().map(|partition| match partition.offset() {
-            Offset::Offset(offset) => (partition.partition(), Some(offset)),
-            _none => (partition.partition(), None),
-        });
+        let committed = answered
+            .elements()
+            .into_iter()
+            .map(|partition| match partition.offset() {
+                Offset::Offset(offset) => (partition.partition(), Some(offset)),
+                _none => (partition.partition(), None),
+            });
         Ok(committed.collect())
     }
 
