@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use futures::future::{join_all, try_join_all};
+use holdfast::config;
 use holdfast::domain::{self, Decision, Input, Ticket};
 use holdfast::metrics::Metrics;
 use holdfast::store::commit::Rules;
 use holdfast::store::{self, Answer, Committer, Unit, Work};
-use holdfast::config;
 use holdfast_schemas::{DeadLetterReason, Event, Price, Reservation, TicketId, UserId};
 use holdfast_tests::kit::proxy::Proxy;
 use holdfast_tests::kit::{Kit, until};
@@ -56,7 +56,9 @@ impl Bench {
         let pool = kit.stack.postgres.copy_database("template1", "commit").await?;
         store::migrate(&pool).await?;
         pool.close().await;
-        Ok(Database { url: kit.stack.postgres.url_of("commit") })
+        Ok(Database {
+            url: kit.stack.postgres.url_of("commit"),
+        })
     }
 
     async fn commit(&self, ticket: &str, work: Vec<Work>) -> Result<Vec<Answer>, store::Error> {
@@ -65,7 +67,8 @@ impl Bench {
 
     async fn listed(&self, tickets: &[&str]) -> anyhow::Result<()> {
         for ticket in tickets {
-            self.commit(ticket, vec![Work::Delivered(list(&format!("list-{ticket}"), ticket))]).await?;
+            self.commit(ticket, vec![Work::Delivered(list(&format!("list-{ticket}"), ticket))])
+                .await?;
         }
         Ok(())
     }
@@ -81,7 +84,10 @@ impl Bench {
             .bind(ticket)
             .fetch_all(&self.pool)
             .await?;
-        Ok(rows.iter().map(|row| (short(row.get("type")), row.get("version"))).collect())
+        Ok(rows
+            .iter()
+            .map(|row| (short(row.get("type")), row.get("version")))
+            .collect())
     }
 }
 
@@ -104,10 +110,18 @@ impl Database {
             idempotency_retention: RETENTION,
         };
         let pool = store::connect(&settings, &metrics).await?;
-        let limits = config::Serve { listen: ([127, 0, 0, 1], 9).into(), batch_events, batch_bytes: 1 << 20 };
+        let limits = config::Serve {
+            listen: ([127, 0, 0, 1], 9).into(),
+            batch_events,
+            batch_bytes: 1 << 20,
+        };
         let (committer, committing) = Committer::new(pool.clone(), rules, limits, RETENTION, metrics.clone());
         tokio::spawn(committing);
-        Ok(Bench { pool, committer, metrics })
+        Ok(Bench {
+            pool,
+            committer,
+            metrics,
+        })
     }
 }
 
@@ -130,7 +144,13 @@ fn a_repeat_inside_a_unit_takes_effect_once(kit: &Kit) -> anyhow::Result<()> {
         let event = reserve("r-1", "A", "ann");
         let work = [list("l-1", "A"), event.clone(), event.clone(), event.clone()].map(Work::Delivered);
         let answers = bench.commit("A", work.to_vec()).await?;
-        ensure!(matches!(answers[..], [Answer::Fresh(_), Answer::Fresh(_), Answer::Repeat(_), Answer::Repeat(_)]), "{answers:?}");
+        ensure!(
+            matches!(
+                answers[..],
+                [Answer::Fresh(_), Answer::Fresh(_), Answer::Repeat(_), Answer::Repeat(_)]
+            ),
+            "{answers:?}"
+        );
         let later = bench.commit("A", vec![Work::Delivered(event)]).await?;
         ensure!(later[0] == answers[3], "the first reply again: {later:?}");
         ensure!(bench.count("outbox").await? == 2 && bench.count("idempotency_records").await? == 2);
@@ -147,13 +167,23 @@ fn an_id_used_again_for_another_ticket_is_dead_lettered(kit: &Kit) -> anyhow::Re
         let second = bench.commit("B", vec![Work::Delivered(reserve("same", "B", "ann"))]);
         let (first, second) = tokio::try_join!(first, second)?;
         ensure!(fresh(&first[0]) == "ticket.held@2", "{first:?}");
-        ensure!(second == [Answer::DeadLettered(DeadLetterReason::IdReused)], "{second:?}");
-        let asked = bench.commit("B", vec![Work::Asked(reserve("same", "B", "ann"))]).await?;
-        ensure!(asked == [Answer::DeadLettered(DeadLetterReason::IdReused)], "{asked:?}");
-        let letters = sqlx::query("select key, headers->>'holdfast-reason' as reason from outbox where topic = 'dead-letters'")
-            .fetch_all(&bench.pool)
+        ensure!(
+            second == [Answer::DeadLettered(DeadLetterReason::IdReused)],
+            "{second:?}"
+        );
+        let asked = bench
+            .commit("B", vec![Work::Asked(reserve("same", "B", "ann"))])
             .await?;
-        ensure!(letters.len() == 1, "an HTTP caller is told, and leaves no dead letter: {}", letters.len());
+        ensure!(asked == [Answer::DeadLettered(DeadLetterReason::IdReused)], "{asked:?}");
+        let letters =
+            sqlx::query("select key, headers->>'holdfast-reason' as reason from outbox where topic = 'dead-letters'")
+                .fetch_all(&bench.pool)
+                .await?;
+        ensure!(
+            letters.len() == 1,
+            "an HTTP caller is told, and leaves no dead letter: {}",
+            letters.len()
+        );
         ensure!(letters[0].get::<&str, _>("key") == "B" && letters[0].get::<&str, _>("reason") == "id_reused");
         Ok(())
     })
@@ -176,7 +206,10 @@ fn decide_slowly(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> 
 }
 
 async fn decided() -> anyhow::Result<()> {
-    until("the slow decision", WITHIN, async || OVERTAKE_DECIDED.load(Ordering::SeqCst).then_some(()).ok_or("not yet")).await
+    until("the slow decision", WITHIN, async || {
+        OVERTAKE_DECIDED.load(Ordering::SeqCst).then_some(()).ok_or("not yet")
+    })
+    .await
 }
 
 fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::Result<()> {
@@ -184,18 +217,31 @@ fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::R
         let database = Bench::fresh(kit).await?;
         let quick = database.with(domain::decide, 2_000).await?;
         quick.listed(&["A"]).await?;
-        let held = quick.commit("A", vec![Work::Delivered(reserve("r-ann", "A", "ann"))]).await?;
+        let held = quick
+            .commit("A", vec![Work::Delivered(reserve("r-ann", "A", "ann"))])
+            .await?;
         let hold = serde_json::from_value(reply(&held[0]).outcomes[0].data["hold"].clone())?;
 
         reset_slow(false);
         let slow = database.with(decide_slowly, 2_000).await?;
-        let refused = tokio::spawn(async move { slow.commit("A", vec![Work::Delivered(reserve("r-bob", "A", "bob"))]).await });
+        let refused = tokio::spawn(async move {
+            slow.commit("A", vec![Work::Delivered(reserve("r-bob", "A", "bob"))])
+                .await
+        });
         decided().await?;
-        let data = Reservation::ReservationReleased { user: user("ann"), hold };
-        quick.commit("A", vec![Work::Delivered(event("free", "A", data))]).await?;
+        let data = Reservation::ReservationReleased {
+            user: user("ann"),
+            hold,
+        };
+        quick
+            .commit("A", vec![Work::Delivered(event("free", "A", data))])
+            .await?;
         OVERTAKE_GO.store(true, Ordering::SeqCst);
         let answers = refused.await??;
-        ensure!(fresh(&answers[0]) == "ticket.held@4", "decided on what had gone: {answers:?}");
+        ensure!(
+            fresh(&answers[0]) == "ticket.held@4",
+            "decided on what had gone: {answers:?}"
+        );
         Ok(())
     })
 }
@@ -279,14 +325,24 @@ fn a_locked_row_keeps_only_its_own_unit_waiting(kit: &Kit) -> anyhow::Result<()>
         let bench = Bench::new(kit).await?;
         bench.listed(&["A", "B"]).await?;
         let mut other = bench.pool.begin().await?;
-        sqlx::query("update tickets set version = version where ticket = 'A'").execute(&mut *other).await?;
+        sqlx::query("update tickets set version = version where ticket = 'A'")
+            .execute(&mut *other)
+            .await?;
         let committer = bench.committer.clone();
-        let locked = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Delivered(reserve("r-A", "A", "ann"))])).await });
-        let free = bench.commit("B", vec![Work::Delivered(reserve("r-B", "B", "ann"))]).await?;
+        let locked = tokio::spawn(async move {
+            committer
+                .commit(unit("A", vec![Work::Delivered(reserve("r-A", "A", "ann"))]))
+                .await
+        });
+        let free = bench
+            .commit("B", vec![Work::Delivered(reserve("r-B", "B", "ann"))])
+            .await?;
         ensure!(fresh(&free[0]) == "ticket.held@2", "{free:?}");
-        until("the locked unit to have gone round", WITHIN, async || match bench.metrics.commit_conflicts.get() {
-            0..3 => Err("not yet"),
-            _ => Ok(()),
+        until("the locked unit to have gone round", WITHIN, async || {
+            match bench.metrics.commit_conflicts.get() {
+                0..3 => Err("not yet"),
+                _ => Ok(()),
+            }
         })
         .await?;
         ensure!(!locked.is_finished(), "a locked row was written");
@@ -300,9 +356,14 @@ fn an_oversized_unit_takes_several_statements_in_order(kit: &Kit) -> anyhow::Res
     kit.block_on(async {
         let bench = Bench::fresh(kit).await?.with(domain::decide, 10).await?;
         let mut work = vec![Work::Delivered(list("l", "A"))];
-        work.extend((0..34).map(|number| Work::Delivered(reserve(&format!("r-{number}"), "A", &format!("user-{number}")))));
+        work.extend(
+            (0..34).map(|number| Work::Delivered(reserve(&format!("r-{number}"), "A", &format!("user-{number}")))),
+        );
         let answers = bench.commit("A", work).await?;
-        let sequences: Vec<i64> = answers.iter().map(|answer| reply(answer).outcomes[0].sequence).collect();
+        let sequences: Vec<i64> = answers
+            .iter()
+            .map(|answer| reply(answer).outcomes[0].sequence)
+            .collect();
         ensure!(sequences == (1..=35).collect::<Vec<_>>(), "{sequences:?}");
         let statements = bench.metrics.commit_batch_events.get_sample_count();
         ensure!(statements == 4, "35 events, 10 a statement, in {statements}");
@@ -323,7 +384,10 @@ fn a_panic_ends_its_unit_alone(kit: &Kit) -> anyhow::Result<()> {
         let bench = Bench::fresh(kit).await?.with(decide_or_panic, 2_000).await?;
         bench.listed(&["A", "B", "C"]).await?;
         let units = [("A", "ann"), ("B", "breaker"), ("C", "cid")];
-        let answers = join_all(units.map(|(ticket, user)| bench.commit(ticket, vec![Work::Delivered(reserve(user, ticket, user))]))).await;
+        let answers = join_all(
+            units.map(|(ticket, user)| bench.commit(ticket, vec![Work::Delivered(reserve(user, ticket, user))])),
+        )
+        .await;
         ensure!(matches!(answers[1], Err(store::Error::Panic)), "{answers:?}");
         ensure!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
         ensure!(bench.told("B").await? == [("ticket.listed".to_owned(), 1)]);
@@ -340,13 +404,26 @@ fn a_write_that_touches_other_rows_than_meant_changes_nothing(kit: &Kit) -> anyh
                        create trigger swallow before insert on outbox for each row execute function swallow();";
         sqlx::raw_sql(swallow).execute(&bench.pool).await?;
         let committer = bench.committer.clone();
-        let swallowed = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Delivered(reserve("r", "A", "ann"))])).await });
+        let swallowed = tokio::spawn(async move {
+            committer
+                .commit(unit("A", vec![Work::Delivered(reserve("r", "A", "ann"))]))
+                .await
+        });
         until("the statement to fail", WITHIN, async || {
-            if bench.metrics.retries.with_label_values(&["write"]).get() > 0 { Ok(()) } else { Err("no retry yet") }
+            if bench.metrics.retries.with_label_values(&["write"]).get() > 0 {
+                Ok(())
+            } else {
+                Err("no retry yet")
+            }
         })
         .await?;
-        ensure!(bench.told("A").await?.len() == 1 && bench.count("idempotency_records").await? == 1, "half a write was kept");
-        sqlx::raw_sql("drop trigger swallow on outbox").execute(&bench.pool).await?;
+        ensure!(
+            bench.told("A").await?.len() == 1 && bench.count("idempotency_records").await? == 1,
+            "half a write was kept"
+        );
+        sqlx::raw_sql("drop trigger swallow on outbox")
+            .execute(&bench.pool)
+            .await?;
         ensure!(fresh(&swallowed.await??[0]) == "ticket.held@2");
         Ok(())
     })
@@ -357,11 +434,25 @@ fn a_dropped_unit_is_taken_out_of_the_queue(kit: &Kit) -> anyhow::Result<()> {
         let bench = Bench::new(kit).await?;
         bench.listed(&["A"]).await?;
         let mut other = bench.pool.begin().await?;
-        sqlx::query("select 1 from tickets where ticket = 'A' for update").fetch_all(&mut *other).await?;
+        sqlx::query("select 1 from tickets where ticket = 'A' for update")
+            .fetch_all(&mut *other)
+            .await?;
         let dropped = bench.commit("A", vec![Work::Delivered(reserve("gone", "A", "ann"))]);
-        ensure!(tokio::time::timeout(Duration::from_millis(300), dropped).await.is_err(), "a locked row was written");
+        ensure!(
+            tokio::time::timeout(Duration::from_millis(300), dropped).await.is_err(),
+            "a locked row was written"
+        );
+        until("the dropped unit to leave the queue", WITHIN, async || {
+            match bench.metrics.commit_waiting.get() {
+                0 => Ok(()),
+                waiting => Err(format!("{waiting} wait")),
+            }
+        })
+        .await?;
         other.rollback().await?;
-        let answers = bench.commit("A", vec![Work::Delivered(reserve("stays", "A", "bob"))]).await?;
+        let answers = bench
+            .commit("A", vec![Work::Delivered(reserve("stays", "A", "bob"))])
+            .await?;
         ensure!(fresh(&answers[0]) == "ticket.held@2", "{answers:?}");
         Ok(())
     })
@@ -377,7 +468,10 @@ fn a_commit_whose_answer_was_lost_is_not_done_twice(kit: &Kit) -> anyhow::Result
         proxy.lose_answer_to("insert into change_log");
         let answers = bench.commit("A", vec![Work::Delivered(list("l", "A"))]).await?;
         ensure!(proxy.lost() == 1, "no answer was lost");
-        ensure!(matches!(answers[0], Answer::Repeat(_)), "the write had taken effect: {answers:?}");
+        ensure!(
+            matches!(answers[0], Answer::Repeat(_)),
+            "the write had taken effect: {answers:?}"
+        );
         ensure!(bench.told("A").await?.len() == 1 && bench.count("outbox").await? == 1);
         Ok(())
     })
@@ -387,11 +481,17 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
     kit.block_on(async {
         let bench = Bench::new(kit).await?;
         bench.listed(&["A"]).await?;
-        let data = Reservation::ReservationRequested { user: user("ann"), hold_for: None };
+        let data = Reservation::ReservationRequested {
+            user: user("ann"),
+            hold_for: None,
+        };
         let time = OffsetDateTime::now_utc() - RETENTION - Duration::from_secs(1);
         let old = Event::new("shop".parse()?, "old".parse()?, time, None, ticket("A"), data);
         let answers = bench.commit("A", vec![Work::Delivered(old)]).await?;
-        ensure!(answers == [Answer::DeadLettered(DeadLetterReason::TooOld)], "{answers:?}");
+        ensure!(
+            answers == [Answer::DeadLettered(DeadLetterReason::TooOld)],
+            "{answers:?}"
+        );
         ensure!(bench.told("A").await?.len() == 1);
         Ok(())
     })
@@ -411,7 +511,10 @@ fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result
         let swept = store::idempotency::sweep(&bench.pool, RETENTION, Some(unfinished_since)).await?;
         ensure!(swept == 1, "{swept} swept");
         let swept = store::idempotency::sweep(&bench.pool, RETENTION, None).await?;
-        ensure!(swept == 1 && bench.count("idempotency_records").await? == 1, "{swept} swept");
+        ensure!(
+            swept == 1 && bench.count("idempotency_records").await? == 1,
+            "{swept} swept"
+        );
         Ok(())
     })
 }
@@ -422,21 +525,46 @@ fn reset_slow(go: bool) {
 }
 
 fn unit(name: &str, work: Vec<Work>) -> Unit {
-    Unit { ticket: ticket(name), work }
+    Unit {
+        ticket: ticket(name),
+        work,
+    }
 }
 
 fn list(id: &str, ticket: &str) -> Event {
     let price = Price::parse(4_500, "EUR").expect("a price");
-    event(id, ticket, Reservation::TicketListed { show: "show".parse().expect("a show"), seat: None, price })
+    event(
+        id,
+        ticket,
+        Reservation::TicketListed {
+            show: "show".parse().expect("a show"),
+            seat: None,
+            price,
+        },
+    )
 }
 
 fn reserve(id: &str, ticket: &str, name: &str) -> Event {
-    event(id, ticket, Reservation::ReservationRequested { user: user(name), hold_for: None })
+    event(
+        id,
+        ticket,
+        Reservation::ReservationRequested {
+            user: user(name),
+            hold_for: None,
+        },
+    )
 }
 
 fn event(id: &str, name: &str, data: Reservation) -> Event {
     let source = "shop".parse().expect("a source");
-    Event::new(source, id.parse().expect("an id"), OffsetDateTime::now_utc(), None, ticket(name), data)
+    Event::new(
+        source,
+        id.parse().expect("an id"),
+        OffsetDateTime::now_utc(),
+        None,
+        ticket(name),
+        data,
+    )
 }
 
 fn ticket(name: &str) -> TicketId {
@@ -456,12 +584,19 @@ fn reply(answer: &Answer) -> &holdfast_schemas::Reply {
 
 /// The last outcome of a fresh answer and its sequence: `ticket.held@2`, or a refusal's reason: `held@3`.
 fn fresh(answer: &Answer) -> String {
-    let Answer::Fresh(reply) = answer else { return format!("{answer:?}") };
+    let Answer::Fresh(reply) = answer else {
+        return format!("{answer:?}");
+    };
     let outcome = reply.outcomes.last().expect("an outcome");
-    let name = outcome.data["reason"].as_str().map_or_else(|| short(&outcome.outcome_type), str::to_owned);
+    let name = outcome.data["reason"]
+        .as_str()
+        .map_or_else(|| short(&outcome.outcome_type), str::to_owned);
     format!("{name}@{}", outcome.sequence)
 }
 
 fn short(outcome_type: &str) -> String {
-    outcome_type.trim_start_matches("holdfast.outcome.").trim_end_matches(".v1").to_owned()
+    outcome_type
+        .trim_start_matches("holdfast.outcome.")
+        .trim_end_matches(".v1")
+        .to_owned()
 }

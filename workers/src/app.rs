@@ -52,15 +52,31 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             say("the tables are up to date")?;
         }
         Command::Register { direct } => {
-            let path = if direct { register::Path::Direct } else { register::Path::Gate };
+            let path = if direct {
+                register::Path::Direct
+            } else {
+                register::Path::Gate
+            };
             let report = register::run(&config, path, Some(REGISTER_PATIENCE)).await?;
             say(&report.to_string())?;
-            return Ok(if report.differs() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+            return Ok(if report.differs() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            });
         }
         Command::Verify { json } => {
             let report = verify::run(&config.kafka, &config.database).await?;
-            say(&if json { serde_json::to_string(&report)? } else { report.to_string() })?;
-            return Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            say(&if json {
+                serde_json::to_string(&report)?
+            } else {
+                report.to_string()
+            })?;
+            return Ok(if report.is_clean() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         Command::Admin(command) => admin::run(&command, &config).await?,
     }
@@ -70,11 +86,19 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Runs the long-lived parts until a signal or a failure.
 async fn work(config: Config, command: Command) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("the metrics are not well formed")?);
-    metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    metrics
+        .build_info
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1);
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
     let lifecycle = Lifecycle::new();
     let drain_timeout = config.process.drain_timeout;
-    let worker = Worker { config, metrics, spawner: lifecycle.spawner(), readiness: lifecycle.readiness() };
+    let worker = Worker {
+        config,
+        metrics,
+        spawner: lifecycle.spawner(),
+        readiness: lifecycle.readiness(),
+    };
     worker.spawn_http();
     lifecycle.spawner().spawn("start", worker.start(command));
     lifecycle.run(drain_timeout).await
@@ -119,7 +143,13 @@ impl Worker {
 
     /// `run`: tables first, then the objects, then what brings them work, then what tells the world.
     async fn start_all(&self, command: &Command) -> anyhow::Result<()> {
-        let &Command::Run { no_migrate, no_register } = command else { return Ok(()) };
+        let &Command::Run {
+            no_migrate,
+            no_register,
+        } = command
+        else {
+            return Ok(());
+        };
         let pool = self.connect().await?;
         if !no_migrate {
             store::migrate(&pool).await?;
@@ -144,16 +174,24 @@ impl Worker {
     }
 
     fn spawn_http(&self) {
-        let Self { config, metrics, spawner, readiness } = self.clone();
+        let Self {
+            config,
+            metrics,
+            spawner,
+            readiness,
+        } = self.clone();
         let shutdown = spawner.shutdown();
-        spawner.spawn("http", lifecycle::serve_http(config.process.http_listen, metrics, readiness, shutdown));
+        spawner.spawn(
+            "http",
+            lifecycle::serve_http(config.process.http_listen, metrics, readiness, shutdown),
+        );
     }
 
     async fn spawn_serve(&self, pool: PgPool) -> anyhow::Result<()> {
         let address = self.config.serve.listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address}: set --serve-listen (HOLDFAST_SERVE_LISTEN) to a free address"))?;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}: set --serve-listen (HOLDFAST_SERVE_LISTEN) to a free address")
+        })?;
         let retention = self.config.database.idempotency_retention;
         let limits = self.config.serve.clone();
         let (committer, committing) =
@@ -170,7 +208,10 @@ impl Worker {
             Ok(())
         });
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
-        self.spawner.spawn("sweep", sweep(pool, admin, retention, self.metrics.clone(), self.spawner.shutdown()));
+        self.spawner.spawn(
+            "sweep",
+            sweep(pool, admin, retention, self.metrics.clone(), self.spawner.shutdown()),
+        );
         Ok(())
     }
 
@@ -200,7 +241,12 @@ impl Worker {
     }
 
     fn spawn_gate(&self, engine: watch::Receiver<gate::Engine>) {
-        let Self { config, metrics, spawner, readiness } = self.clone();
+        let Self {
+            config,
+            metrics,
+            spawner,
+            readiness,
+        } = self.clone();
         let settings = gate::Settings {
             kafka: config.kafka,
             gate: config.gate,
@@ -210,15 +256,27 @@ impl Worker {
         };
         readiness.set("gate", true);
         let shutdown = spawner.shutdown();
-        spawner.spawn("gate", async move { gate::run(settings, metrics, engine, shutdown).await.map_err(Into::into) });
+        spawner.spawn("gate", async move {
+            gate::run(settings, metrics, engine, shutdown).await.map_err(Into::into)
+        });
     }
 
     fn spawn_relay(&self, pool: PgPool) {
-        let Self { config, metrics, spawner, readiness } = self.clone();
-        let settings = relay::Settings { kafka: config.kafka, relay: config.relay };
+        let Self {
+            config,
+            metrics,
+            spawner,
+            readiness,
+        } = self.clone();
+        let settings = relay::Settings {
+            kafka: config.kafka,
+            relay: config.relay,
+        };
         readiness.set("relay", true);
         let shutdown = spawner.shutdown();
-        spawner.spawn("relay", async move { relay::run(settings, pool, metrics, shutdown).await.map_err(Into::into) });
+        spawner.spawn("relay", async move {
+            relay::run(settings, pool, metrics, shutdown).await.map_err(Into::into)
+        });
     }
 }
 
@@ -243,7 +301,12 @@ async fn sweep(
     }
 }
 
-async fn sweep_once(pool: &PgPool, admin: &RestateAdmin, retention: Duration, metrics: &Metrics) -> anyhow::Result<u64> {
+async fn sweep_once(
+    pool: &PgPool,
+    admin: &RestateAdmin,
+    retention: Duration,
+    metrics: &Metrics,
+) -> anyhow::Result<u64> {
     let unfinished_since = admin.oldest_unfinished().await?;
     let mut total = 0;
     loop {

@@ -5,9 +5,25 @@ use std::path::{Path, PathBuf};
 
 /// An outside system and the only places (prefixes under `src/`) that may name it.
 const HOMES: &[(&str, &[&str])] = &[
-    ("sqlx::", &["store/", "verify/", "app.rs", "objects/mod.rs", "objects/reaper.rs", "objects/ticket.rs", "relay", "admin", "error.rs"]),
+    (
+        "sqlx::",
+        &[
+            "store/",
+            "verify/",
+            "app.rs",
+            "objects/mod.rs",
+            "objects/reaper.rs",
+            "objects/ticket.rs",
+            "relay",
+            "admin",
+            "error.rs",
+        ],
+    ),
     ("sqlx::query", &["store/", "verify/"]),
-    ("rdkafka::", &["kafka.rs", "gate/", "relay", "verify/", "register", "admin"]),
+    (
+        "rdkafka::",
+        &["kafka.rs", "gate/", "relay", "verify/", "register", "admin"],
+    ),
     ("restate_sdk::", &["objects/", "app.rs", "error.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
     ("prometheus::", &["metrics.rs"]),
@@ -17,12 +33,38 @@ const HOMES: &[(&str, &[&str])] = &[
 
 /// Modules that never import each other: gate, objects and relay meet only in topics and tables, and the rules know nobody.
 const STRANGERS: &[(&str, &[&str])] = &[
-    ("domain/", &["store", "kafka", "gate", "objects", "relay", "metrics", "config", "error", "verify", "admin", "register"]),
-    ("store/", &["kafka", "gate", "objects", "relay", "verify", "admin", "register", "app"]),
-    ("gate/", &["store", "objects", "relay", "verify", "admin", "register", "app", "domain"]),
-    ("relay", &["gate", "objects", "verify", "admin", "register", "app", "domain"]),
-    ("objects/", &["kafka", "gate", "relay", "verify", "admin", "register", "app"]),
-    ("verify/", &["domain", "store", "gate", "objects", "relay", "admin", "register", "app"]),
+    (
+        "domain/",
+        &[
+            "store", "kafka", "gate", "objects", "relay", "metrics", "config", "error", "verify", "admin", "register",
+        ],
+    ),
+    (
+        "store/",
+        &[
+            "kafka", "gate", "objects", "relay", "verify", "admin", "register", "app",
+        ],
+    ),
+    (
+        "gate/",
+        &[
+            "store", "objects", "relay", "verify", "admin", "register", "app", "domain",
+        ],
+    ),
+    (
+        "relay",
+        &["gate", "objects", "verify", "admin", "register", "app", "domain"],
+    ),
+    (
+        "objects/",
+        &["kafka", "gate", "relay", "verify", "admin", "register", "app"],
+    ),
+    (
+        "verify/",
+        &[
+            "domain", "store", "gate", "objects", "relay", "admin", "register", "app",
+        ],
+    ),
 ];
 
 #[test]
@@ -54,7 +96,10 @@ fn imports_point_one_way() {
 }
 
 fn imports(text: &str, module: &str) -> bool {
-    let named = |list: &str| list.split([',', '{', '}']).any(|name| name.trim().split("::").next() == Some(module));
+    let named = |list: &str| {
+        list.split([',', '{', '}'])
+            .any(|name| name.trim().split("::").next() == Some(module))
+    };
     text.contains(&format!("crate::{module}::"))
         || text.lines().any(|line| {
             let line = line.trim();
@@ -71,7 +116,13 @@ fn sources() -> Vec<(String, String)> {
     let read = |file: PathBuf| {
         let path = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
         let text = fs::read_to_string(&file).unwrap();
-        (path, text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n"))
+        (
+            path,
+            text.lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect::<Vec<_>>()
+                .join("\n"),
+        )
     };
     files.into_iter().map(read).collect()
 }

@@ -26,7 +26,9 @@ struct State {
 impl Proxy {
     /// Listens on a free port and passes on to `server` (`host:port`).
     pub async fn start(server: String) -> anyhow::Result<Proxy> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port for the proxy")?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("no port for the proxy")?;
         let address = listener.local_addr()?.to_string();
         let state = Arc::new(State::default());
         let accepted = state.clone();
@@ -40,7 +42,11 @@ impl Proxy {
                 });
             }
         });
-        Ok(Proxy { address, state, accepting: accepting.abort_handle() })
+        Ok(Proxy {
+            address,
+            state,
+            accepting: accepting.abort_handle(),
+        })
     }
 
     pub fn address(&self) -> String {
@@ -78,7 +84,9 @@ async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, state: 
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = client.read(&mut buffer).await {
         if let Some(marker) = &*state.marker.lock().unwrap_or_else(PoisonError::into_inner) {
-            let holds = buffer[..length].windows(marker.len()).any(|part| part == marker.as_bytes());
+            let holds = buffer[..length]
+                .windows(marker.len())
+                .any(|part| part == marker.as_bytes());
             marked.fetch_or(u32::from(holds), Ordering::SeqCst);
         }
         if server.write_all(&buffer[..length]).await.is_err() {

@@ -226,6 +226,12 @@ impl Task {
         let Err((batch, error)) = self.attempt(batch).await else {
             return;
         };
+        let step = if matches!(error, Error::Read(_)) {
+            "read"
+        } else {
+            "write"
+        };
+        self.metrics.retries.with_label_values(&[step]).inc();
         match error::disposition(&error) {
             Disposition::Retry if batch.len() == 1 && !error::waits_for_server(&error) => self.go_round(batch),
             Disposition::Retry if error::waits_for_server(&error) => {
