@@ -54,7 +54,7 @@ async fn migrate(stack: &Stack) -> anyhow::Result<()> {
 fn describe(stack: &Stack) -> anyhow::Result<Descriptions> {
     let folder = dev_folder().join("sqlx/descriptions");
     fs::create_dir_all(&folder)?;
-    let mut check = Command::new(env!("CARGO"));
+    let mut check = Command::new("cargo");
     // The whole workspace, as everywhere: see the Makefile.
     check
         .args(["check", "--quiet", "--workspace", "--lib"])
