@@ -116,7 +116,6 @@ impl Service {
 /// What registering an address made, or would make.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Registered {
-    pub id: String,
     pub services: Vec<Service>,
 }
 

@@ -44,9 +44,11 @@ impl Reaper {
 struct Place {
     /// The last hold that was sent its first expiration.
     head: Option<Due>,
-    /// What `head` was at the last repeat: a minute ago or more. Only up to here may anything be repeated.
+    /// How far a repeat has come that did not fit into one turn.
+    repeating: Option<Due>,
+    /// What `head` was when the last repeat ended: a minute ago or more. Only up to here may anything be repeated.
     mark: Option<Due>,
-    /// When holds that are still due were last sent another expiration.
+    /// When the last repeat ended.
     #[serde(with = "time::serde::rfc3339")]
     repeated: OffsetDateTime,
 }
@@ -71,6 +73,8 @@ impl Reaper {
     async fn arm(&self, ctx: ObjectContext<'_>) -> HandlerResult<()> {
         let number = ctx.get::<u64>(NUMBER).await?.unwrap_or_default() + 1;
         ctx.set(NUMBER, number);
+        // From the start: the database may have been put back meanwhile.
+        ctx.clear(PLACE);
         ctx.object_client::<ReaperClient>(ctx.key()).turn(number).send();
         Ok(())
     }
@@ -123,26 +127,35 @@ impl Reaper {
     /// expiration, or a hold was written after its end.
     async fn look(&self, place: Option<Place>) -> HandlerResult<Found> {
         let head = place.as_ref().and_then(|place| place.head.as_ref());
-        let (now, mut due) = tickets::due(&self.pool, head.map(after), EXPIRATIONS as i64)
-            .await
-            .map_err(again)?;
-        let full = due.len() >= EXPIRATIONS;
+        let (now, mut due) = self.due(head).await?;
+        let mut full = due.len() >= EXPIRATIONS;
         let mut next = place.unwrap_or(Place {
             head: None,
+            repeating: None,
             mark: None,
             repeated: now,
         });
         next.head = due.last().cloned().or(next.head);
-        if now - next.repeated >= REPEAT_AFTER {
-            let (_, mut still_due) = tickets::due(&self.pool, None, EXPIRATIONS as i64)
-                .await
-                .map_err(again)?;
+        if next.repeating.is_some() || now - next.repeated >= REPEAT_AFTER {
+            let (_, mut still_due) = self.due(next.repeating.as_ref()).await?;
             still_due.retain(|due| next.mark.as_ref().is_some_and(|mark| after(due) <= after(mark)));
+            if still_due.len() >= EXPIRATIONS {
+                full = true;
+                next.repeating = still_due.last().cloned();
+            } else {
+                next.repeating = None;
+                next.mark = next.head.clone();
+                next.repeated = now;
+            }
             due.extend(still_due);
-            next.mark = next.head.clone();
-            next.repeated = now;
         }
         Ok(Found { due, full, next })
+    }
+
+    async fn due(&self, place: Option<&Due>) -> HandlerResult<(OffsetDateTime, Vec<Due>)> {
+        tickets::due(&self.pool, place.map(after), EXPIRATIONS as i64)
+            .await
+            .map_err(again)
     }
 }
 

@@ -377,3 +377,90 @@ impl View {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin {
+            topic: "reservations".to_owned(),
+            partition: 3,
+            offset: 7,
+            time: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn event(ticket: &str, origin: Option<Origin>) -> Event {
+        let (source, id) = (Source::parse("shop").unwrap(), EventId::parse("1").unwrap());
+        let (time, ticket) = (OffsetDateTime::UNIX_EPOCH, TicketId::parse(ticket).unwrap());
+        let mut event = Event::new(source, id, time, None, ticket, Reservation::TicketWithdrawn);
+        event.origin = origin;
+        event
+    }
+
+    fn gathered(events: &[Event]) -> Vec<u8> {
+        let events: Vec<_> = events.iter().map(Event::to_json).collect();
+        [b"[", &events.join(&b',')[..], b"]"].concat()
+    }
+
+    #[test]
+    fn a_gathered_event_keeps_the_origin_that_the_gate_gave_it() {
+        let public = Origin {
+            topic: "public".to_owned(),
+            ..origin()
+        };
+        let raw = gathered(&[event("A-1", Some(public.clone()))]);
+        let unit = decode_for("A-1", &raw, Some(origin())).unwrap();
+        assert!(matches!(&unit.work[..], [Work::Delivered(event)] if event.origin == Some(public)));
+    }
+
+    #[test]
+    fn an_event_without_a_gate_lay_where_its_delivery_did() {
+        let raw = event("A-1", None).to_json();
+        let unit = decode_for("A-1", &raw, Some(origin())).unwrap();
+        assert!(matches!(&unit.work[..], [Work::Delivered(event)] if event.origin == Some(origin())));
+    }
+
+    #[test]
+    fn a_stranger_among_the_events_goes_to_the_dead_letters_and_the_others_go_on() {
+        let raw = gathered(&[event("A-1", Some(origin())), event("B-2", Some(origin()))]);
+        let unit = decode_for("A-1", &raw, Some(origin())).unwrap();
+        assert!(matches!(
+            &unit.work[..],
+            [Work::Delivered(_), Work::Refused { refusal, .. }] if refusal.reason == DeadLetterReason::KeyMismatch
+        ));
+    }
+
+    #[test]
+    fn what_cannot_be_taken_from_kafka_becomes_a_dead_letter() {
+        let long = "k".repeat(256);
+        for (key, raw, reason) in [
+            ("A-1", &b"garbage"[..], DeadLetterReason::Undecodable),
+            ("A-1", b"", DeadLetterReason::Undecodable),
+            ("", b"{}", DeadLetterReason::KeyEmpty),
+            ("a\0b", b"{}", DeadLetterReason::NulCharacter),
+            (&long, b"{}", DeadLetterReason::KeyInvalid),
+        ] {
+            let unit = decode_for(key, raw, Some(origin())).unwrap();
+            assert!(
+                matches!(&unit.work[..], [Work::Refused { refusal, value, .. }] if refusal.reason == reason && value == raw),
+                "{key:?} {raw:?}: {unit:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_taken_by_http_is_told_to_the_caller() {
+        assert!(decode_for("A-1", b"garbage", None).is_err());
+        assert!(decode_for("A-1", &event("B-2", None).to_json(), None).is_err());
+    }
+
+    #[test]
+    fn the_source_of_a_request_names_handler_and_ticket_and_fits() {
+        assert_eq!(source("A-1", "list").as_str(), "restate:Ticket/A-1/list");
+        let (long, other) = ("k".repeat(255), "l".repeat(255));
+        assert_eq!(source(&long, "list"), source(&long, "list"));
+        assert_ne!(source(&long, "list"), source(&other, "list"));
+    }
+}

@@ -319,3 +319,38 @@ fn property(name: &str, value: Option<&String>) -> String {
         None => format!("no {name}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(json: serde_json::Value) -> Service {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn handlers_in_another_order_are_the_same_handlers() {
+        let served = service(serde_json::json!({
+            "name": "Ticket", "deployment_id": "dp_1", "revision": 2, "handlers": [{"name": "apply"}, {"name": "get"}]
+        }));
+        let known = service(serde_json::json!({
+            "name": "Ticket", "deployment_id": "dp_1", "revision": 1, "handlers": [{"name": "get"}, {"name": "apply"}]
+        }));
+        let other = service(serde_json::json!({
+            "name": "Ticket", "deployment_id": "dp_1", "revision": 1, "handlers": [{"name": "get"}]
+        }));
+        let registered = Registered { services: vec![served] };
+        assert!(changed(&registered, &[known.clone()], "dp_1").is_empty());
+        assert_eq!(changed(&registered, &[known], "dp_2"), ["Ticket"], "another address");
+        assert_eq!(changed(&registered, &[other], "dp_1"), ["Ticket"], "another handler");
+    }
+
+    #[test]
+    fn only_the_settings_of_a_subscription_are_compared() {
+        let ours = Options::new("g", Some("restate"));
+        let mut renamed = Options::new("g.sub_1", Some("restate.sub_1"));
+        renamed.set("client.id", "restate");
+        assert_eq!(ours.settings(), renamed.settings());
+        assert_ne!(ours.settings(), Options::new("g", None).settings());
+    }
+}
