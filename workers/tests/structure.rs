@@ -22,7 +22,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sqlx::query", &["store/", "verify/"]),
     (
         "rdkafka::",
-        &["kafka.rs", "gate/", "relay", "verify/", "register", "admin"],
+        &["kafka", "gate/", "relay", "verify/", "register", "admin"],
     ),
     ("restate_sdk::", &["objects/", "app.rs", "error.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
