@@ -485,7 +485,7 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
             user: user("ann"),
             hold_for: None,
         };
-        let time = OffsetDateTime::now_utc() - RETENTION - Duration::from_secs(1);
+        let time = now() - RETENTION - Duration::from_secs(1);
         let old = Event::new("shop".parse()?, "old".parse()?, time, None, ticket("A"), data);
         let answers = bench.commit("A", vec![Work::Delivered(old)]).await?;
         ensure!(
@@ -507,7 +507,7 @@ fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result
         )
         .execute(&bench.pool)
         .await?;
-        let unfinished_since = OffsetDateTime::now_utc() - Duration::from_secs(3600);
+        let unfinished_since = now() - Duration::from_secs(3600);
         let swept = store::idempotency::sweep(&bench.pool, RETENTION, Some(unfinished_since)).await?;
         ensure!(swept == 1, "{swept} swept");
         let swept = store::idempotency::sweep(&bench.pool, RETENTION, None).await?;
@@ -517,6 +517,11 @@ fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result
         );
         Ok(())
     })
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test is its own producer")]
+fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
 }
 
 fn reset_slow(go: bool) {
@@ -557,14 +562,7 @@ fn reserve(id: &str, ticket: &str, name: &str) -> Event {
 
 fn event(id: &str, name: &str, data: Reservation) -> Event {
     let source = "shop".parse().expect("a source");
-    Event::new(
-        source,
-        id.parse().expect("an id"),
-        OffsetDateTime::now_utc(),
-        None,
-        ticket(name),
-        data,
-    )
+    Event::new(source, id.parse().expect("an id"), now(), None, ticket(name), data)
 }
 
 fn ticket(name: &str) -> TicketId {

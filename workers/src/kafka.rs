@@ -124,9 +124,12 @@ pub enum Drained {
     InFlight,
 }
 
+/// A record's headers, by name and value.
+pub type RecordHeaders<'a> = Vec<(&'a str, Option<&'a [u8]>)>;
+
 /// The headers of a record in their order; `None` when a header's name is not UTF-8, which the client library can carry but
 /// not read: it panics.
-pub fn headers<M: Message>(record: &M) -> Option<Vec<(&str, Option<&[u8]>)>> {
+pub fn headers<M: Message>(record: &M) -> Option<RecordHeaders<'_>> {
     let Some(headers) = record.headers() else {
         return Some(Vec::new());
     };

@@ -340,7 +340,7 @@ mod tests {
             "name": "Ticket", "deployment_id": "dp_1", "revision": 1, "handlers": [{"name": "get"}]
         }));
         let registered = Registered { services: vec![served] };
-        assert!(changed(&registered, &[known.clone()], "dp_1").is_empty());
+        assert!(changed(&registered, std::slice::from_ref(&known), "dp_1").is_empty());
         assert_eq!(changed(&registered, &[known], "dp_2"), ["Ticket"], "another address");
         assert_eq!(changed(&registered, &[other], "dp_1"), ["Ticket"], "another handler");
     }

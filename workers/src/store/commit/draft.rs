@@ -36,7 +36,7 @@ pub(super) struct Deciding {
 
 /// What became of one unit.
 pub(super) enum Decided {
-    Draft(Draft),
+    Draft(Box<Draft>),
     Later,
     Failed(Error),
 }
@@ -77,7 +77,7 @@ impl Deciding {
                         .iter()
                         .map(|record| (record.source.clone(), record.id.clone())),
                 );
-                Decided::Draft(draft)
+                Decided::Draft(Box::new(draft))
             }
             Err(_) => Decided::Failed(Error::Panic),
         }

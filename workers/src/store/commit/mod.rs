@@ -275,7 +275,7 @@ impl Task {
         for request in batch {
             let work = request.next_work(&self.limits);
             match deciding.decide(&request.unit.ticket, work) {
-                draft::Decided::Draft(draft) => decided.push((request, draft)),
+                draft::Decided::Draft(draft) => decided.push((request, *draft)),
                 draft::Decided::Later => again.push(request),
                 draft::Decided::Failed(error) => self.fail(request, error),
             }
