@@ -13,7 +13,6 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::window::Spans;
 use super::{Error, ROUTES, Settings};
-use crate::crash::{self, Point};
 use crate::kafka;
 use crate::metrics::Metrics;
 
@@ -43,8 +42,8 @@ impl Membership {
             .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
             // What is fetched ahead bounds the memory of a gate that is behind; asking again soon keeps it fed.
-            .set("queued.max.messages.kbytes", "16384")
-            .set("fetch.max.bytes", "8388608")
+            .set("queued.max.messages.kbytes", "4096")
+            .set("fetch.max.bytes", "4194304")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100")
             .set("statistics.interval.ms", "5000");
@@ -77,16 +76,18 @@ impl Membership {
         self.consumer.context().rebalances.load(Ordering::Relaxed)
     }
 
-    /// Commits the ends of `spans` in the partitions that are still this member's.
-    pub(super) fn commit(&self, spans: &Spans, mode: CommitMode) {
+    /// Commits the ends of `spans` in the partitions that are still this member's, and waits for the answer. A commit that
+    /// fails costs no more than repeats after the next start.
+    pub(super) fn commit(&self, spans: &Spans) {
         let committed = self
             .offsets(spans, |span| span.next)
             .and_then(|offsets| match offsets.count() {
                 0 => Ok(()),
-                _ => self.consumer.commit(&offsets, mode),
+                _ => self.consumer.commit(&offsets, CommitMode::Sync),
             });
         if let Err(error) = committed {
-            self.consumer.context().commit_failed(&error);
+            tracing::warn!(%error, "offsets not committed; their records are read again after a restart");
+            self.consumer.context().metrics.gate_commit_errors.inc();
         }
     }
 
@@ -182,14 +183,6 @@ struct Watcher {
     metrics: Arc<Metrics>,
 }
 
-impl Watcher {
-    /// Repeats at the next start are all that it costs.
-    fn commit_failed(&self, error: &KafkaError) {
-        tracing::warn!(%error, "offsets not committed; their records are read again after a restart");
-        self.metrics.gate_commit_errors.inc();
-    }
-}
-
 impl ClientContext for Watcher {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(%error, reason, "Kafka consumer of the gate");
@@ -214,13 +207,6 @@ impl ConsumerContext for Watcher {
             Rebalance::Assign(partitions) => tracing::info!(partitions = %names(partitions), "partitions assigned"),
             Rebalance::Revoke(partitions) => tracing::info!(partitions = %names(partitions), "partitions revoked"),
             Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed"),
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        match result {
-            Ok(()) => crash::here(Point::GateCommitted),
-            Err(error) => self.commit_failed(&error),
         }
     }
 }

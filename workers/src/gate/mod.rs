@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_schemas::{DeadLetter, DeadLetterReason, Origin, Record, Refusal, topics};
-use rdkafka::consumer::CommitMode;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -89,6 +88,9 @@ const TICK: Duration = Duration::from_millis(1);
 /// A gate that cannot send for so long stops fetching, so that news of the group still reaches it.
 const BLOCKED: Duration = Duration::from_secs(1);
 
+/// What a dead letter takes beside its record, with the longest detail, and the broker's own bytes.
+const DEAD_LETTER_BYTES: usize = 4_096;
+
 struct Gate {
     settings: Settings,
     metrics: Arc<Metrics>,
@@ -152,7 +154,7 @@ impl Gate {
     fn step(&mut self) -> Result<(), Error> {
         self.gather()?;
         self.acknowledge()?;
-        if self.in_flight.is_none() && !self.gathered.window.is_empty() && self.has_credit() {
+        if self.in_flight.is_none() && !self.gathered.window.is_empty() && self.has_credit() && self.has_paced() {
             self.membership.resume()?;
             return self.send();
         }
@@ -236,10 +238,34 @@ impl Gate {
             self.sent += 1;
         }
         for (letter, original) in &gathered.dead_letters {
-            kafka::send(&self.producer, dead_letter(letter, original))?;
+            kafka::send(&self.producer, self.dead_letter(letter, original))?;
             self.sent += 1;
         }
         Ok(())
+    }
+
+    /// The record as it came, with the dead letter's headers after its own. A compressed batch can bring in a record that
+    /// is larger than the dead-letter topic takes: of that one only its origin is told.
+    fn dead_letter<'a>(&self, letter: &DeadLetter, original: &'a OwnedMessage) -> BaseRecord<'a, [u8], [u8], usize> {
+        let mut letter = letter.clone();
+        let mut record = BaseRecord::with_opaque_to(topics::DEAD_LETTERS, 0);
+        let mut headers = OwnedHeaders::new();
+        let bytes = size(original);
+        if bytes + DEAD_LETTER_BYTES <= self.settings.kafka.admitted_record_bytes {
+            headers = original.headers().cloned().unwrap_or(headers);
+            record.key = original.key();
+            record.payload = original.payload();
+        } else {
+            let left_out = format!("{bytes} bytes, too large for a dead letter: it lies only at its origin");
+            letter.detail = Refusal::new(letter.reason, format!("{}; {left_out}", letter.detail)).detail;
+        }
+        let headers = letter.headers().iter().fold(headers, |headers, (name, value)| {
+            headers.insert(Header {
+                key: name,
+                value: Some(value),
+            })
+        });
+        record.headers(headers)
     }
 
     /// Commits the window in flight once all of it is acknowledged.
@@ -258,10 +284,11 @@ impl Gate {
         if crash::again(Point::GateAcknowledged) {
             return self.failed("the acknowledgements are asked for again");
         }
-        self.membership.commit(&in_flight.spans, CommitMode::Async);
+        self.membership.commit(&in_flight.spans);
         if crash::again(Point::GateCommitted) {
-            self.membership.commit(&in_flight.spans, CommitMode::Async);
+            self.membership.commit(&in_flight.spans);
         }
+        crash::here(Point::GateCommitted);
         self.count(in_flight);
         self.failures = 0;
         self.in_flight = None;
@@ -320,6 +347,11 @@ impl Gate {
         open
     }
 
+    /// Whether the window has gathered for as long as the engine has work to do.
+    fn has_paced(&self) -> bool {
+        self.gathered.window.is_full() || self.gathered.begun.elapsed() >= self.credit.pace()
+    }
+
     /// A full window waits, for acknowledgements or for the engine.
     fn wait_blocked(&mut self) -> Result<(), Error> {
         self.producer.poll(TICK);
@@ -345,14 +377,9 @@ impl Gate {
 
     /// Finishes the window in flight; what was gathered since is read again by the next start.
     fn leave(mut self) -> Result<(), Error> {
-        let spans = self.in_flight.as_ref().map(|window| window.spans.clone());
         while self.in_flight.is_some() {
             self.producer.poll(TICK);
             self.acknowledge()?;
-        }
-        // Not a repeat: a failure has gone back and left nothing in flight.
-        if let Some(spans) = spans.filter(|_| self.failures == 0) {
-            self.membership.commit(&spans, CommitMode::Sync);
         }
         Ok(())
     }
@@ -443,19 +470,12 @@ fn broker_time(message: &impl Message) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
-/// The record as it came, with the dead letter's headers after its own.
-fn dead_letter<'a>(letter: &DeadLetter, original: &'a OwnedMessage) -> BaseRecord<'a, [u8], [u8], usize> {
-    let own = original.headers().cloned().unwrap_or_else(OwnedHeaders::new);
-    let headers = letter.headers().iter().fold(own, |headers, (name, value)| {
-        headers.insert(Header {
-            key: name,
-            value: Some(value),
-        })
-    });
-    let mut record = BaseRecord::with_opaque_to(topics::DEAD_LETTERS, 0).headers(headers);
-    record.key = original.key();
-    record.payload = original.payload();
-    record
+/// Bytes of key, value and headers; of each header's name and length a little more than it takes.
+fn size(record: &OwnedMessage) -> usize {
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let headers = kafka::headers(record).unwrap_or_default().into_iter();
+    let headers = headers.map(|(name, value)| name.len() + length(value) + 10);
+    length(record.key()) + length(record.payload()) + headers.sum::<usize>()
 }
 
 fn producer(settings: &Settings) -> Result<BaseProducer<Deliveries>, Error> {
@@ -491,7 +511,7 @@ pub enum Error {
     #[error(
         "Kafka no longer has records that the group {group} has not read: {partitions}. They were lost unseen, for example \
          to the topic's retention. Find out what they were, set the group's offsets to the oldest record left, and start \
-         the gate again: docs/runbook.md#the-gate-lost-its-offsets"
+         the gate again: docs/runbook.md#the-gates-offsets-were-lost"
     )]
     OffsetsLost { group: String, partitions: String },
     #[error(transparent)]
