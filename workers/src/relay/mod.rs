@@ -124,7 +124,7 @@ impl Relay {
         tracing::info!("this is the relay now");
         let mut failures = 0;
         loop {
-            match self.work(&mut failures) {
+            match self.work(&mut leadership, &mut failures) {
                 Ok(()) => break,
                 Err(Trouble::Stop(error)) => return Err(error),
                 Err(trouble) => {
@@ -153,11 +153,11 @@ impl Relay {
     }
 
     /// One session with Kafka, until shutdown or trouble.
-    fn work(&mut self, failures: &mut u32) -> Result<(), Trouble> {
+    fn work(&mut self, leadership: &mut Leadership, failures: &mut u32) -> Result<(), Trouble> {
         if self.shutdown.is_cancelled() {
             return Ok(());
         }
-        let mut session = Session::open(self)?;
+        let mut session = Session::open(self, leadership)?;
         while !self.shutdown.is_cancelled() {
             match session.step(self)? {
                 Step::Worked(rows) if (BUSY..self.limit).contains(&rows) => self.wait(GATHER),

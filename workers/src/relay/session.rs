@@ -15,7 +15,7 @@ use super::refusal::{Culprits, Refusal};
 use super::{Error, Relay};
 use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained};
-use crate::store::outbox::{self, Row};
+use crate::store::outbox::{self, Leadership, Row};
 
 /// Kafka's name for the one relay.
 const TRANSACTIONAL_ID: &str = "holdfast.relay";
@@ -31,7 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// Kafka forgets the offsets of a group without members after 7 days.
 const RENEW: Duration = Duration::from_secs(24 * 60 * 60);
 
-pub(super) struct Session {
+pub(super) struct Session<'a> {
+    /// All that is asked of the database is asked on the lock's connection.
+    leadership: &'a mut Leadership,
     producer: BaseProducer<Deliveries>,
     group: ConsumerGroupMetadata,
     /// Number of the last batch, the same in Kafka and in the database.
@@ -48,15 +50,16 @@ pub(super) enum Step {
     Idle,
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// Ends whatever transaction a predecessor left open, then settles what it left undone.
-    pub(super) fn open(relay: &Relay) -> Result<Self, Trouble> {
+    pub(super) fn open(relay: &Relay, leadership: &'a mut Leadership) -> Result<Self, Trouble> {
         let producer = producer(relay)?;
         persist(relay, &producer, || producer.init_transactions(ANSWER)).map_err(doing("starting transactions"))?;
         let (mark, group) = committed_mark(relay)?;
-        let batch = settle(relay, mark)?;
+        let batch = settle(relay, leadership, mark)?;
         tracing::info!(batch, "the relay's session is open");
         Ok(Self {
+            leadership,
             producer,
             group,
             batch,
@@ -67,9 +70,9 @@ impl Session {
     /// Brings the next rows to Kafka, then deletes them.
     pub(super) fn step(&mut self, relay: &mut Relay) -> Result<Step, Trouble> {
         let start = Instant::now();
-        let mut rows = select(relay)?;
+        let mut rows = self.select(relay)?;
         if crash::again(Point::RelaySelected) {
-            rows = select(relay)?;
+            rows = self.select(relay)?;
         }
         if rows.is_empty() {
             return Ok(Step::Idle);
@@ -105,6 +108,15 @@ impl Session {
         self.send_mark(relay, &mark)
             .and_then(|()| self.commit(relay))
             .map_err(doing("renewing the mark"))
+    }
+
+    fn select(&mut self, relay: &Relay) -> Result<Vec<Row>, Trouble> {
+        let limit = i64::try_from(relay.limit.max(1)).unwrap_or(i64::MAX);
+        let select = outbox::select(self.leadership.connection(), limit);
+        let mut rows = relay.runtime.block_on(select)?;
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        rows.truncate(fitting(&ids));
+        Ok(rows)
     }
 
     /// One transaction: the rows' records and the mark. The refusal, if Kafka takes one of them never.
@@ -181,10 +193,9 @@ impl Session {
 
     fn delete(&mut self, relay: &Relay, rows: &[Row]) -> Result<(), Trouble> {
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        let delete = || {
-            relay
-                .runtime
-                .block_on(outbox::delete(&relay.pool, &ids, self.batch + 1))
+        let mut delete = || {
+            let delete = outbox::delete(self.leadership.connection(), &ids, self.batch + 1);
+            relay.runtime.block_on(delete)
         };
         delete()?;
         if crash::again(Point::RelayDeleted) {
@@ -216,7 +227,8 @@ impl Session {
         } else {
             let ids: Vec<i64> = refused.iter().map(|row| row.id).collect();
             let reason = refusal.code.to_string();
-            relay.runtime.block_on(outbox::refuse(&relay.pool, &ids, &reason))?;
+            let refuse = outbox::refuse(self.leadership.connection(), &ids, &reason);
+            relay.runtime.block_on(refuse)?;
             relay.limit = relay.settings.relay.batch;
         }
         self.abort(relay)?;
@@ -232,14 +244,6 @@ impl Session {
         self.producer.context().take_failed();
         persist(relay, &self.producer, || self.producer.abort_transaction(ANSWER)).map_err(doing("aborting a batch"))
     }
-}
-
-fn select(relay: &Relay) -> Result<Vec<Row>, Trouble> {
-    let limit = i64::try_from(relay.limit.max(1)).unwrap_or(i64::MAX);
-    let mut rows = relay.runtime.block_on(outbox::select(&relay.pool, limit))?;
-    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-    rows.truncate(fitting(&ids));
-    Ok(rows)
 }
 
 fn record(place: usize, row: &Row) -> BaseRecord<'_, [u8], [u8], usize> {
@@ -280,22 +284,22 @@ fn committed_mark(relay: &Relay) -> Result<(Option<(i64, String)>, ConsumerGroup
 }
 
 /// Compares Kafka with the database and deletes what Kafka already has. The number of the last batch.
-fn settle(relay: &Relay, kafka: Option<(i64, String)>) -> Result<i64, Trouble> {
-    let database = relay.runtime.block_on(outbox::batch(&relay.pool))?;
+fn settle(relay: &Relay, leadership: &mut Leadership, kafka: Option<(i64, String)>) -> Result<i64, Trouble> {
+    let database = relay.runtime.block_on(outbox::batch(leadership.connection()))?;
     let marked = kafka.as_ref().map(|(batch, metadata)| (*batch, metadata.as_str()));
     match compare(database, marked) {
         Found::Agreement => return Ok(database),
         Found::OneAhead(mark) => {
-            let messages = relay.runtime.block_on(outbox::messages(&relay.pool, &mark.ids))?;
+            let messages = outbox::messages(leadership.connection(), &mark.ids);
+            let messages = relay.runtime.block_on(messages)?;
             if messages.len() == mark.ids.len() && Hash::of(messages) == mark.hash {
                 tracing::info!(
                     batch = mark.batch,
                     rows = mark.ids.len(),
                     "deleting rows that Kafka has"
                 );
-                relay
-                    .runtime
-                    .block_on(outbox::delete(&relay.pool, &mark.ids, mark.batch))?;
+                let delete = outbox::delete(leadership.connection(), &mark.ids, mark.batch);
+                relay.runtime.block_on(delete)?;
                 return Ok(mark.batch);
             }
         }
@@ -312,6 +316,8 @@ fn producer(relay: &Relay) -> Result<BaseProducer<Deliveries>, Error> {
         .set("transactional.id", TRANSACTIONAL_ID)
         .set("transaction.timeout.ms", "10000")
         .set("message.timeout.ms", "9000")
+        // A topic that is missing is told as such before that.
+        .set("topic.metadata.propagation.max.ms", "4000")
         .set(
             "message.max.bytes",
             relay.settings.kafka.admitted_record_bytes.to_string(),

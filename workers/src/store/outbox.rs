@@ -209,8 +209,14 @@ pub async fn discard(db: impl PgExecutor<'_>, id: i64) -> Result<Settled, Error>
         .map_err(Error::Settle)
 }
 
-/// The right to be the one relay of this database: an advisory lock on a connection of its own, which ends with it.
+/// The right to be the one relay of this database: an advisory lock, which ends with its connection. The relay works on this
+/// connection alone, so that without the lock it can neither read nor delete a row, and after a restart or a restore of the
+/// database it compares again before it sends anything.
 pub struct Leadership(PgConnection);
+
+/// A relay that asks nothing for so long, being frozen or cut off, loses the lock to another one: longer than it waits for
+/// any answer of Kafka, and than the pause of one that is idle.
+const LEASE: &str = "set idle_session_timeout = '20s'";
 
 /// Key of the advisory lock; any number will do that nothing else in this database locks.
 const LEADERSHIP: i64 = i64::from_be_bytes(*b"hf.relay");
@@ -226,7 +232,16 @@ impl Leadership {
             .fetch_one(&mut connection)
             .await
             .map_err(Error::Lead)?;
+        sqlx::raw_sql(LEASE)
+            .execute(&mut connection)
+            .await
+            .map_err(Error::Lead)?;
         Ok(taken.then_some(Self(connection)))
+    }
+
+    /// The connection that holds the lock.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.0
     }
 
     /// Whether the lock's connection still lives, and with it the lock: a round trip.
