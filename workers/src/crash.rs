@@ -101,7 +101,14 @@ mod armed {
 
     /// True, once per process, when `HOLDFAST_REPEAT` names this point: the caller does the step before it again.
     pub fn again(point: Point) -> bool {
-        REPEAT.as_deref() == Some(point.name()) && !REPEATED.swap(true, Ordering::SeqCst)
+        let repeats = REPEAT.as_deref() == Some(point.name()) && !REPEATED.swap(true, Ordering::SeqCst);
+        if repeats {
+            tracing::warn!(
+                point = point.name(),
+                "crash point reached: the step before it is done again"
+            );
+        }
+        repeats
     }
 }
 

@@ -64,8 +64,10 @@ pub async fn connect(config: &config::Database, metrics: &Metrics) -> Result<PgP
             milliseconds(config.statement_timeout),
         ),
         ("synchronous_commit", "on".to_owned()),
-        // Our statements take arrays: one plan by index suits every length, and costs no planning.
+        // Our statements take arrays: one plan suits every length, and costs no planning. It is often made while the tables
+        // are still empty, so it must go by index to stay right when they have grown.
         ("plan_cache_mode", "force_generic_plan".to_owned()),
+        ("enable_seqscan", "off".to_owned()),
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(config.pool_size)

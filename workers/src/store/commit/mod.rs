@@ -259,7 +259,11 @@ impl Task {
     /// One round: read, decide, write. Answers what was written and lets the rest go round again.
     async fn attempt(&mut self, batch: Vec<Request>) -> Result<(), (Vec<Request>, Error)> {
         let started = Instant::now();
-        let known = match self.read(&batch).await {
+        let mut read = self.read(&batch).await;
+        if crash::again(Point::ServeRead) {
+            read = self.read(&batch).await;
+        }
+        let known = match read {
             Ok(known) => known,
             Err(error) => return Err((batch, error)),
         };
@@ -281,6 +285,9 @@ impl Task {
             }
         }
         crash::here(Point::ServeDecided);
+        if crash::again(Point::ServeDecided) {
+            again.extend(decided.drain(..).map(|(request, _)| request));
+        }
 
         let started = Instant::now();
         let passed = match self.write(&decided).await {
