@@ -22,6 +22,10 @@ use crate::{admin, domain, gate, objects, register, relay, restate_admin, store,
 /// How often idempotency records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
+/// How often the database is asked for any answer, and how long it may take.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long `register` waits for servers that are not up; `run` waits for ever.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -170,7 +174,35 @@ impl Worker {
         self.readiness.set("postgres", false);
         let pool = store::connect(&self.config.database, &self.metrics).await?;
         self.readiness.set("postgres", true);
+        self.watch_postgres(pool.clone());
         Ok(pool)
+    }
+
+    /// Watches whether the database answers, and how busy its pool is.
+    fn watch_postgres(&self, pool: PgPool) {
+        let (metrics, readiness) = (self.metrics.clone(), self.readiness.clone());
+        let shutdown = self.spawner.shutdown();
+        let watch = async move {
+            let mut ticks = tokio::time::interval(PING_EVERY);
+            loop {
+                ticks.tick().await;
+                let answer = tokio::time::timeout(PING_PATIENCE, store::ping(&pool)).await;
+                readiness.set("postgres", matches!(answer, Ok(Ok(()))));
+                let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
+                let connections = &metrics.pool_connections;
+                connections.with_label_values(&["idle"]).set(idle);
+                connections
+                    .with_label_values(&["used"])
+                    .set(i64::from(pool.size()) - idle);
+            }
+        };
+        self.spawner.spawn("postgres", async move {
+            tokio::select! {
+                () = watch => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
     }
 
     fn spawn_http(&self) {

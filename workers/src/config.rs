@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
@@ -15,6 +16,33 @@ pub struct Cli {
     pub config: Config,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the command line and the environment; ends the process when they cannot be understood, and says why.
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| naming_the_variable(error).exit())
+    }
+}
+
+/// The parser names only the flag, also when the wrong value stands in the environment.
+fn naming_the_variable(mut error: clap::Error) -> clap::Error {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.split(' ').next().unwrap_or_default(),
+        _ => "",
+    };
+    if let (Some(flag), ErrorKind::ValueValidation | ErrorKind::InvalidValue) =
+        (argument.strip_prefix("--"), error.kind())
+    {
+        let tip = format!("the value may stand in the environment, as {}", variable(flag));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// The variable that says the same as a flag.
+fn variable(flag: &str) -> String {
+    format!("HOLDFAST_{}", flag.to_uppercase().replace('-', "_"))
 }
 
 /// What one `holdfast` process does.
@@ -291,7 +319,7 @@ pub enum LogFormat {
 
 /// A setting that cannot work: its flag, and what to do.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("--{flag} (HOLDFAST_{}): {what}", .flag.to_uppercase().replace('-', "_"))]
+#[error("--{flag} ({}): {what}", variable(.flag))]
 pub struct Invalid {
     pub flag: &'static str,
     pub what: String,
@@ -344,12 +372,23 @@ impl Config {
             "topic-retention",
             "give at least 1m",
         );
+        let url = Url::parse(database.url.expose_secret());
         require(
-            database.url.expose_secret().starts_with("postgres://")
-                || database.url.expose_secret().starts_with("postgresql://"),
+            url.is_ok_and(|url| ["postgres", "postgresql"].contains(&url.scheme())),
             "database-url",
             "give postgres://user:password@host:port/database",
         );
+        for (flag, url) in [
+            ("restate-admin", &self.restate.admin),
+            ("restate-ingress", &self.restate.ingress),
+            ("serve-url", &self.restate.serve_url),
+        ] {
+            require(
+                ["http", "https"].contains(&url.scheme()) && url.password().is_none(),
+                flag,
+                "give http://host:port, without a password: these addresses stand in the log",
+            );
+        }
         require((2..=500).contains(&database.pool_size), "pool-size", "give 2 to 500");
         require(
             database.statement_timeout >= Duration::from_secs(1),

@@ -1,6 +1,5 @@
-use clap::Parser;
 use holdfast::config::Cli;
 
 fn main() -> std::process::ExitCode {
-    holdfast::app::main(Cli::parse())
+    holdfast::app::main(Cli::read())
 }

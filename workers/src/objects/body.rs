@@ -28,8 +28,11 @@ impl<T: DeserializeOwned> Body<T> {
         if bytes.trim_ascii_start().first() != Some(&b'{') {
             return Err(error::answer_caller(400, "body: is no JSON object; send one in UTF-8"));
         }
-        serde_json::from_slice(bytes)
-            .map_err(|invalid| error::answer_caller(400, format!("body: {invalid}; mend it and send it again")))
+        let mend = |what: String| error::answer_caller(400, format!("body: {what}; mend it and send it again"));
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let value = serde_path_to_error::deserialize(&mut json).map_err(|invalid| mend(invalid.to_string()))?;
+        json.end().map_err(|invalid| mend(invalid.to_string()))?;
+        Ok(value)
     }
 }
 
