@@ -59,6 +59,12 @@ impl Event {
         Event::new(id, ticket, "holdfast.reservation.requested.v1", json!({ "user": user }))
     }
 
+    /// `seconds`: how long the ticket is to be held.
+    pub fn requested_for(id: String, ticket: &str, user: &str, seconds: u32) -> Event {
+        let data = json!({ "user": user, "hold_for": seconds });
+        Event::new(id, ticket, "holdfast.reservation.requested.v1", data)
+    }
+
     pub fn released(id: String, ticket: &str, user: &str, hold: &str) -> Event {
         let data = json!({ "user": user, "hold": hold });
         Event::new(id, ticket, "holdfast.reservation.released.v1", data)

@@ -15,8 +15,19 @@
 
 mod admin;
 mod commit;
+mod crashes;
+mod gate;
+mod intake;
+mod operate;
+mod relay;
+mod repeats;
+mod servers;
 mod stack;
+mod support;
+mod traffic;
 mod verify;
+mod workers;
+mod zombies;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -25,7 +36,21 @@ use std::time::{Duration, Instant};
 use holdfast_tests::kit::{self, Kit, Name};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const TOPICS: &[&[Test]] = &[stack::TESTS, commit::TESTS, admin::TESTS, verify::TESTS];
+const TOPICS: &[&[Test]] = &[
+    stack::TESTS,
+    commit::TESTS,
+    gate::TESTS,
+    relay::TESTS,
+    intake::TESTS,
+    repeats::TESTS,
+    operate::TESTS,
+    admin::TESTS,
+    crashes::TESTS,
+    servers::TESTS,
+    zombies::TESTS,
+    // Its last test leaves a doubled outcome on the topic.
+    verify::TESTS,
+];
 
 pub(crate) struct Test {
     name: &'static str,

@@ -81,6 +81,8 @@ pub struct Sent {
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Vec<u8>)>,
+    /// Milliseconds since 1970; kept only by a topic that leaves time to its producers.
+    pub timestamp: Option<i64>,
 }
 
 /// A record as it was read.
@@ -198,6 +200,7 @@ pub async fn send_with(producer: &FutureProducer, topic: &str, records: &[Sent])
         record.partition = sent.partition;
         record.key = sent.key.as_deref();
         record.payload = sent.value.as_deref();
+        record.timestamp = sent.timestamp;
         let delivery = loop {
             match producer.send_result(record) {
                 Ok(delivery) => break delivery,

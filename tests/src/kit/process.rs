@@ -196,9 +196,13 @@ impl Process {
         self.signal_family(Signal::SIGCONT)
     }
 
+    pub fn log(&self) -> PathBuf {
+        log_of(&self.folder, &self.name)
+    }
+
     /// The end of its log, for error messages.
     pub fn last_words(&self) -> String {
-        let log = log_of(&self.folder, &self.name);
+        let log = self.log();
         let text = fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();

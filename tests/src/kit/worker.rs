@@ -107,7 +107,7 @@ impl<'a> Launch<'a> {
             ports,
             ..
         } = self.stack;
-        let serve = format!("127.0.0.1:{}", ports.get("holdfast-serve")?);
+        let serve = format!("127.0.0.1:{}", ports.get("serve")?);
         let http = format!("127.0.0.1:{}", ports.get(&format!("holdfast-{}", self.instance))?);
         for (inherited, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
             command.env_remove(inherited);
@@ -182,6 +182,11 @@ impl Holdfast {
     /// For reading its resource use from `/proc`.
     pub fn pid(&self) -> Pid {
         self.process.pid()
+    }
+
+    /// Shared with those of the same name before it.
+    pub fn log(&self) -> PathBuf {
+        self.process.log()
     }
 
     /// The end of its log.

@@ -212,9 +212,9 @@ impl Bench {
 
     /// CPU time per event of every process on the way.
     async fn cpu(&mut self, workloads: &[(&str, Workload)]) -> anyhow::Result<()> {
-        let serve = self.stack.holdfast("serve", "serve").start().await?;
-        let relay = self.stack.holdfast("relay", "relay").start().await?;
-        let gate = self.stack.holdfast("gate", "gate").start().await?;
+        let serve = self.stack.holdfast("serve", "apart-serve").start().await?;
+        let relay = self.stack.holdfast("relay", "apart-relay").start().await?;
+        let gate = self.stack.holdfast("gate", "apart-gate").start().await?;
         let watch = [
             ("gate", gate.pid()),
             ("serve", serve.pid()),

@@ -1,0 +1,292 @@
+//! The relay alone, on an outbox that the proof fills: exactly once, in order, through crashes of everything.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast_tests::kit::{Kit, until};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::gate::create_topics;
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    every_row_comes_out_once_whatever_step_the_relay_dies_at,
+    every_row_comes_out_once_while_everything_is_killed,
+    of_two_relays_one_works_and_the_other_takes_over,
+    a_row_that_kafka_refuses_stops_only_its_key,
+    a_database_that_went_back_in_time_stops_the_relay,
+];
+
+const EMPTY_WITHIN: Duration = Duration::from_secs(60);
+/// A crash point is reached, or a relay that must not go on has stopped.
+const ENDS_WITHIN: Duration = Duration::from_secs(40);
+const TOPIC_BYTES: &str = "100000";
+
+fn every_row_comes_out_once_whatever_step_the_relay_dies_at(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        for point in [
+            "relay.selected",
+            "relay.produced",
+            "relay.offsets_sent",
+            "relay.committed",
+            "relay.deleted",
+        ] {
+            proof.fill(500).await?;
+            let crashing = kit
+                .stack
+                .holdfast("relay", "relay")
+                .env("HOLDFAST_CRASH", point)
+                .spawn()?;
+            let status = crashing.wait(ENDS_WITHIN).await.context(point)?;
+            ensure!(!status.success(), "{point}: {status}");
+
+            proof.fill(500).await?;
+            let repeating = kit
+                .stack
+                .holdfast("relay", "relay")
+                .env("HOLDFAST_REPEAT", point)
+                .start()
+                .await?;
+            proof.emptied().await.context(point)?;
+            repeating.stop().await?;
+        }
+        proof.check().await
+    })
+}
+
+fn every_row_comes_out_once_while_everything_is_killed(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        let mut relay = kit.stack.holdfast("relay", "relay").start().await?;
+        for _ in 0..5 {
+            proof.fill(3_000).await?;
+            relay.kill()?;
+            relay = kit.stack.holdfast("relay", "relay").start().await?;
+        }
+        proof.fill(3_000).await?;
+        kit.stack.kafka.kill()?;
+        kit.stack.kafka.start().await?;
+        proof.fill(3_000).await?;
+        kit.stack.postgres.kill()?;
+        kit.stack.postgres.start().await?;
+        proof.emptied().await?;
+        relay.stop().await?;
+        proof.check().await
+    })
+}
+
+fn of_two_relays_one_works_and_the_other_takes_over(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        let first = kit.stack.holdfast("relay", "relay").start().await?;
+        proof.fill(2_000).await?;
+        proof.emptied().await?;
+        let second = kit.stack.holdfast("relay", "relay-b").start().await?;
+        proof.fill(2_000).await?;
+        first.pause()?;
+        // The lock of a relay that only sleeps is still its own; without its connection it is not, and it wakes up fenced.
+        sqlx::query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'")
+            .execute(&proof.pool)
+            .await?;
+        proof.fill(2_000).await?;
+        proof.emptied().await?;
+        ensure!(
+            second.metric("holdfast_relay_leader").await? == Some(1.0),
+            "the second does not lead"
+        );
+        first.resume()?;
+        proof.fill(2_000).await?;
+        proof.emptied().await?;
+        until("the first has stepped back", EMPTY_WITHIN, async || {
+            let leads = first.metric("holdfast_relay_leader").await?;
+            ensure!(leads == Some(0.0), "{leads:?}");
+            Ok(())
+        })
+        .await?;
+        second.stop().await?;
+        proof.fill(2_000).await?;
+        proof.emptied().await?;
+        first.stop().await?;
+        proof.check().await
+    })
+}
+
+fn a_row_that_kafka_refuses_stops_only_its_key(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        proof.fill(400).await?;
+        // Noise: what Kafka measures is compressed.
+        let noise: Vec<u8> = (0..50_000)
+            .flat_map(|_| Uuid::new_v4().into_bytes()[..4].to_vec())
+            .collect();
+        proof.insert("too-large", &noise).await?;
+        proof.insert("too-large", b"later").await?;
+        let nowhere = insert(&proof.pool, "proof.nowhere", "key", b"value").await?;
+        proof.fill(400).await?;
+        let relay = kit.stack.holdfast("relay", "relay").start().await?;
+        let waits = until("only the refused keys wait", EMPTY_WITHIN, async || {
+            let rows: Vec<(i64, String, Option<String>)> =
+                sqlx::query_as("select id, key, refused from outbox order by id")
+                    .fetch_all(&proof.pool)
+                    .await?;
+            let (count, refused) = (rows.len(), rows.iter().filter(|row| row.2.is_some()).count());
+            ensure!((count, refused) == (3, 2), "{count} rows, {refused} refused");
+            anyhow::Ok(rows)
+        })
+        .await?;
+        let too_large = waits[0].0;
+        ensure!(waits[1].2.is_none() && waits[2].0 == nowhere, "{waits:?}");
+        ensure!(
+            waits[0].2.as_ref().is_some_and(|reason| reason.contains("size")),
+            "{waits:?}"
+        );
+
+        sqlx::query("update outbox set value = 'small' where id = $1")
+            .bind(too_large)
+            .execute(&proof.pool)
+            .await?;
+        holdfast::store::outbox::retry(&proof.pool, too_large).await?;
+        holdfast::store::outbox::discard(&proof.pool, nowhere).await?;
+        proof.emptied().await?;
+        relay.stop().await?;
+        proof.check().await
+    })
+}
+
+fn a_database_that_went_back_in_time_stops_the_relay(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        proof.fill(100).await?;
+        let relay = kit.stack.holdfast("relay", "relay").start().await?;
+        proof.emptied().await?;
+        relay.stop().await?;
+        // One batch back, as after a restore: but the rows of that batch are others.
+        sqlx::query("update relay_state set batch = batch - 1")
+            .execute(&proof.pool)
+            .await?;
+        proof.fill(10).await?;
+        let relay = kit.stack.holdfast("relay", "relay").spawn()?;
+        let status = relay.wait(ENDS_WITHIN).await?;
+        let words = relay.last_words();
+        ensure!(!status.success(), "{status}");
+        let runbook = "docs/runbook.md#the-database-went-back-in-time";
+        ensure!(words.contains(runbook), "{runbook} is not in {words}");
+
+        sqlx::query("update relay_state set batch = batch + 1")
+            .execute(&proof.pool)
+            .await?;
+        let relay = kit.stack.holdfast("relay", "relay").start().await?;
+        proof.emptied().await?;
+        relay.stop().await?;
+        proof.check().await
+    })
+}
+
+/// A topic of its own, and what was meant for it.
+struct Proof<'a> {
+    kit: &'a Kit,
+    pool: PgPool,
+    topic: String,
+    /// Per key, the messages in order.
+    expected: HashMap<String, Vec<Uuid>>,
+}
+
+impl<'a> Proof<'a> {
+    async fn begin(kit: &'a Kit) -> anyhow::Result<Self> {
+        let migrated = kit.stack.holdfast("migrate", "migrate").output().await?;
+        ensure!(migrated.status.success(), "{migrated:?}");
+        create_topics(&kit.stack.kafka).await?;
+        let pool = kit.stack.postgres.connect().await?;
+        // What a proof that failed has left behind.
+        sqlx::query("delete from outbox where topic like 'proof.%'")
+            .execute(&pool)
+            .await?;
+        let topic = format!("proof.relay.{}", Uuid::new_v4().simple());
+        kit.stack
+            .kafka
+            .create_topic(&topic, 4, &[("max.message.bytes", TOPIC_BYTES)])
+            .await?;
+        Ok(Self {
+            kit,
+            pool,
+            topic,
+            expected: HashMap::new(),
+        })
+    }
+
+    /// Commits this many rows of 20 keys, some in transactions of many rows, and sends the notification.
+    async fn fill(&mut self, rows: usize) -> anyhow::Result<()> {
+        for chunk in (0..rows).collect::<Vec<_>>().chunks(25) {
+            let keys: Vec<String> = chunk.iter().map(|place| format!("key-{}", place % 20)).collect();
+            let messages: Vec<Uuid> = chunk.iter().map(|_| Uuid::new_v4()).collect();
+            sqlx::query(
+                "insert into outbox (topic, key, message, headers, value, written_at)
+                select $1, key, message, '{\"content-type\": \"text/plain\"}', convert_to(message::text, 'UTF8'), clock_timestamp()
+                from unnest($2::text[], $3::uuid[]) with ordinality as row (key, message, place) order by place",
+            )
+            .bind(&self.topic)
+            .bind(&keys)
+            .bind(&messages)
+            .execute(&self.pool)
+            .await?;
+            sqlx::query("select pg_notify('outbox', '')")
+                .execute(&self.pool)
+                .await?;
+            for (key, message) in keys.into_iter().zip(messages) {
+                self.expected.entry(key).or_default().push(message);
+            }
+        }
+        Ok(())
+    }
+
+    async fn insert(&mut self, key: &str, value: &[u8]) -> anyhow::Result<()> {
+        insert(&self.pool, &self.topic, key, value).await.map(drop)
+    }
+
+    async fn emptied(&self) -> anyhow::Result<()> {
+        until("the outbox is empty", EMPTY_WITHIN, async || {
+            let rows: i64 = sqlx::query_scalar("select count(*) from outbox")
+                .fetch_one(&self.pool)
+                .await?;
+            ensure!(rows == 0, "{rows} rows");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Every message is there once, and those of a key are in the order of their rows.
+    async fn check(&self) -> anyhow::Result<()> {
+        let mut told: HashMap<String, Vec<Uuid>> = HashMap::new();
+        for record in self.kit.stack.kafka.read(&self.topic).await? {
+            let headers = [("content-type".to_owned(), b"text/plain".to_vec())];
+            ensure!(record.headers == headers, "{record:?}");
+            let key = String::from_utf8(record.key.unwrap_or_default())?;
+            if self.expected.contains_key(&key) {
+                let message = String::from_utf8(record.value.unwrap_or_default())?;
+                told.entry(key).or_default().push(message.parse()?);
+            }
+        }
+        for (key, expected) in &self.expected {
+            let told = told.get(key).map_or(&[][..], Vec::as_slice);
+            ensure!(told == expected, "{key}: {} told of {}", told.len(), expected.len());
+        }
+        self.pool.close().await;
+        Ok(())
+    }
+}
+
+async fn insert(pool: &PgPool, topic: &str, key: &str, value: &[u8]) -> anyhow::Result<i64> {
+    let id = sqlx::query_scalar(
+        "insert into outbox (topic, key, message, headers, value, written_at)
+        values ($1, $2, gen_random_uuid(), '{\"content-type\": \"text/plain\"}', $3, clock_timestamp()) returning id",
+    )
+    .bind(topic)
+    .bind(key)
+    .bind(value)
+    .fetch_one(pool)
+    .await?;
+    Ok(id)
+}

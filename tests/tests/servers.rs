@@ -1,0 +1,100 @@
+//! A server is killed under load and comes back. The worker is never restarted: it waits, and goes on where it was.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use holdfast_tests::kit::server::Kind;
+use holdfast_tests::kit::{Kit, Server, until};
+
+use crate::traffic::Traffic;
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_killed_broker_costs_no_event,
+    a_killed_engine_costs_no_event,
+    a_killed_database_costs_no_event,
+    a_database_killed_amid_a_write_costs_no_event,
+];
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn a_killed_broker_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(survives(kit, &kit.stack.kafka, "killed-broker", 1))
+}
+
+fn a_killed_engine_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(survives(kit, &kit.stack.restate, "killed-engine", 2))
+}
+
+fn a_killed_database_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(survives(kit, &kit.stack.postgres, "killed-database", 3))
+}
+
+async fn survives<K: Kind>(kit: &Kit, server: &Server<K>, name: &'static str, times: usize) -> anyhow::Result<()> {
+    let worker = kit.stack.holdfast("run", "worker").start().await?;
+    let mut traffic = Traffic::new(kit, name)?;
+    for _ in 0..times {
+        traffic.burst(100)?;
+        traffic
+            .during(async {
+                server.kill()?;
+                server.start().await
+            })
+            .await?;
+        traffic.answered().await?;
+        ensure!(worker.runs(), "the worker ended: {}", worker.last_words());
+    }
+    traffic.settled().await?;
+    worker.stop().await
+}
+
+fn a_database_killed_amid_a_write_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "worker").start().await?;
+        let mut traffic = Traffic::new(kit, "killed-amid-a-write")?;
+        let postgres = &kit.stack.postgres;
+        // The write stands still inside the server, on a lock.
+        traffic
+            .during(async {
+                let pool = postgres.connect().await?;
+                let mut lock = pool.begin().await?;
+                sqlx::query("lock table outbox in share mode")
+                    .execute(&mut *lock)
+                    .await?;
+                until("a write waits", SOON, async || {
+                    let waiting: i64 = sqlx::query_scalar(
+                        "select count(*) from pg_locks where not granted and relation = 'outbox'::regclass",
+                    )
+                    .fetch_one(&pool)
+                    .await?;
+                    ensure!(waiting > 0, "none");
+                    anyhow::Ok(())
+                })
+                .await?;
+                postgres.kill()?;
+                postgres.start().await
+            })
+            .await?;
+        traffic.answered().await?;
+        // It stands still anywhere: sent, executed, committed, its answer half on the way.
+        for _ in 0..3 {
+            traffic
+                .during(async {
+                    postgres.pause()?;
+                    until("work waits for the database", SOON, async || {
+                        let waiting = worker.metric("holdfast_commit_waiting_units").await?;
+                        ensure!(waiting > Some(0.0), "{waiting:?}");
+                        anyhow::Ok(())
+                    })
+                    .await?;
+                    postgres.kill()?;
+                    postgres.start().await
+                })
+                .await?;
+            traffic.answered().await?;
+        }
+        ensure!(worker.runs(), "the worker ended: {}", worker.last_words());
+        traffic.settled().await?;
+        worker.stop().await
+    })
+}

@@ -1,0 +1,194 @@
+//! What several proofs need: events as a shop writes them, what became of them, and the quiet point at which `verify`
+//! has its say.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use holdfast_schemas::{DeadLetter, Outcome, dead_letter, topics};
+use holdfast_tests::kit::kafka::{Read, Sent};
+use holdfast_tests::kit::{Kit, until};
+use holdfast_tests::load::{now, timestamp};
+use rdkafka::admin::{AdminOptions, AlterConfig, ConfigSource, ResourceSpecifier};
+use serde_json::{Value, json};
+
+/// How long anything may take that is meant to happen.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The `source` of the events made here.
+pub(crate) const SHOP: &str = "proofs-shop";
+
+/// A CloudEvent of `holdfast.<kind>.v1`. Its id must be unlike all others.
+pub(crate) fn event(id: &str, ticket: &str, kind: &str, data: Value) -> Value {
+    json!({
+        "specversion": "1.0",
+        "id": id,
+        "source": SHOP,
+        "type": format!("holdfast.{kind}.v1"),
+        "subject": ticket,
+        "time": timestamp(now()),
+        "data": data,
+    })
+}
+
+pub(crate) fn listed(id: &str, ticket: &str) -> Value {
+    let data = json!({ "show": "proofs", "price": { "amount": 4_500, "currency": "EUR" } });
+    event(id, ticket, "ticket.listed", data)
+}
+
+pub(crate) fn requested(id: &str, ticket: &str, user: &str) -> Value {
+    event(id, ticket, "reservation.requested", json!({ "user": user }))
+}
+
+/// The event as a record in structured mode.
+pub(crate) fn structured(event: &Value) -> Sent {
+    Sent {
+        key: event["subject"].as_str().map(Vec::from),
+        value: Some(event.to_string().into_bytes()),
+        headers: vec![header("content-type", "application/cloudevents+json")],
+        ..Sent::default()
+    }
+}
+
+/// The event as a record in binary mode.
+pub(crate) fn binary(event: &Value) -> Sent {
+    let attributes = event.as_object().into_iter().flatten();
+    let attributes = attributes.filter_map(|(name, value)| Some((name, value.as_str()?)));
+    let headers = attributes.map(|(name, value)| header(&format!("ce_{name}"), value));
+    Sent {
+        key: event["subject"].as_str().map(Vec::from),
+        value: Some(event["data"].to_string().into_bytes()),
+        headers: headers.chain([header("content-type", "application/json")]).collect(),
+        ..Sent::default()
+    }
+}
+
+pub(crate) fn header(name: &str, value: &str) -> (String, Vec<u8>) {
+    (name.to_owned(), value.as_bytes().to_vec())
+}
+
+/// Sends events in structured mode; where each lies.
+pub(crate) async fn send(kit: &Kit, events: &[Value]) -> anyhow::Result<Vec<(i32, i64)>> {
+    let records: Vec<Sent> = events.iter().map(structured).collect();
+    kit.stack.kafka.send(topics::RESERVATIONS, &records).await
+}
+
+/// The outcomes so far of the tickets whose ids begin with `prefix`, those of one ticket in their order.
+pub(crate) async fn outcomes(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome>> {
+    let records = kit.stack.kafka.read(topics::RESERVATIONS_OUTCOMES).await?;
+    let ours = records.iter().filter(|record| {
+        record
+            .key
+            .as_ref()
+            .is_some_and(|key| key.starts_with(prefix.as_bytes()))
+    });
+    ours.map(|record| {
+        let value = record.value.as_deref().context("an outcome without a value")?;
+        Ok(Outcome::from_json(value)?)
+    })
+    .collect()
+}
+
+/// As [`outcomes`], once there are `count`; more are an error.
+pub(crate) async fn told(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome>> {
+    let outcomes = until(&format!("{count} outcomes of {prefix}"), DEADLINE, async || {
+        let outcomes = outcomes(kit, prefix).await?;
+        ensure!(outcomes.len() >= count, "{} outcomes", outcomes.len());
+        Ok(outcomes)
+    })
+    .await?;
+    ensure!(outcomes.len() == count, "{} outcomes: {outcomes:?}", outcomes.len());
+    Ok(outcomes)
+}
+
+/// `held`, or why it was refused.
+pub(crate) fn verdict(outcome: &Outcome) -> String {
+    let reason = &outcome.data.data()["reason"];
+    let verb = outcome.data.outcome_type().rsplit('.').nth(1).unwrap_or_default();
+    reason.as_str().unwrap_or(verb).to_owned()
+}
+
+pub(crate) fn verdicts(outcomes: &[Outcome]) -> Vec<String> {
+    outcomes.iter().map(verdict).collect()
+}
+
+/// A dead letter: what it says, and all of it.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) says: DeadLetter,
+    pub(crate) record: Read,
+}
+
+impl Letter {
+    /// The headers that the original came with.
+    pub(crate) fn headers(&self) -> Vec<(String, Vec<u8>)> {
+        let own = self
+            .record
+            .headers
+            .iter()
+            .filter(|(name, _)| !dead_letter::is_own(name));
+        own.cloned().collect()
+    }
+}
+
+/// The dead letters about the records at `places` of the public topic, by partition and offset, once each has one.
+pub(crate) async fn letters(kit: &Kit, places: &[(i32, i64)]) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
+    until("dead letters", DEADLINE, async || {
+        let mut letters = dead_letters(kit).await?;
+        letters.retain(|place, _| places.contains(place));
+        let missing: Vec<_> = places.iter().filter(|place| !letters.contains_key(place)).collect();
+        ensure!(missing.is_empty(), "none about {missing:?}");
+        Ok(letters)
+    })
+    .await
+}
+
+/// Every dead letter so far, by partition and offset of the record that it is about. There may be several copies of one.
+pub(crate) async fn dead_letters(kit: &Kit) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
+    let records = kit.stack.kafka.read(topics::DEAD_LETTERS).await?;
+    let letters = records.into_iter().map(|record| {
+        let headers = record.headers.iter();
+        let says = DeadLetter::from_headers(headers.map(|(name, value)| (name.as_str(), Some(value.as_slice()))))?;
+        Ok(((says.origin.partition, says.origin.offset), Letter { says, record }))
+    });
+    letters.collect()
+}
+
+/// Waits until every record is accounted for; then `verify` must find every promise kept. Its counts.
+pub(crate) async fn clean(kit: &Kit) -> anyhow::Result<Value> {
+    let (kept, report) = until("every record is accounted for", DEADLINE, async || {
+        let verify = kit.stack.holdfast("verify", "verify").arg("--json").output().await?;
+        let report: Value = serde_json::from_slice(&verify.stdout)
+            .with_context(|| String::from_utf8_lossy(&verify.stderr).into_owned())?;
+        ensure!(!verify.status.success() || report["pending"] == 0, "{report}");
+        anyhow::Ok((verify.status.success(), report))
+    })
+    .await?;
+    if !kept {
+        bail!("a promise is broken: {report}");
+    }
+    Ok(report)
+}
+
+/// Changes one setting of a topic, as any other client may, and leaves its other settings as they are.
+pub(crate) async fn set_topic(kit: &Kit, topic: &str, name: &str, value: &str) -> anyhow::Result<()> {
+    let (admin, options) = (kit.stack.kafka.admin()?, AdminOptions::new());
+    let resource = ResourceSpecifier::Topic(topic);
+    let described = admin.describe_configs([&resource], &options).await?.into_iter().next();
+    let described = described
+        .context("no such topic")?
+        .map_err(|code| anyhow!("describe {topic}: {code}"))?;
+    let kept = described
+        .entries
+        .iter()
+        .filter(|entry| entry.source == ConfigSource::DynamicTopic && entry.name != name);
+    let kept = kept.filter_map(|entry| Some((entry.name.as_str(), entry.value.as_deref()?)));
+    let all = kept.chain([(name, value)]);
+    let change = all.fold(AlterConfig::new(resource), |change, (name, value)| {
+        change.set(name, value)
+    });
+    for changed in admin.alter_configs([&change], &options).await? {
+        changed.map_err(|(_, code)| anyhow!("alter {topic}: {code}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Traffic that keeps coming while something is broken, and the account of each of its events.
+
+use std::collections::HashSet;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use holdfast_schemas::hold_id;
+use holdfast_tests::kit::{Kit, until};
+use holdfast_tests::load::{self, Arrival, Event, OUTCOMES, Outcome, Producer, RESERVATIONS, Record, SOURCE};
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// Tickets that are fought for, beside those that are held once and let go.
+const TICKETS: usize = 40;
+/// Two or three events each time: about 250 a second.
+const BEAT: Duration = Duration::from_millis(10);
+/// Longer than any retry of the engine waits, and than a broker that was killed takes to come back.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// Events of tickets of its own: listed, fought for, released, held for a second and left to the Reaper; repeats and
+/// poison among them. Each one is answered by an outcome.
+pub(crate) struct Traffic<'a> {
+    kit: &'a Kit,
+    /// Begins the names of its tickets and the ids of its events.
+    name: &'static str,
+    producer: Producer,
+    outcomes: UnboundedReceiver<anyhow::Result<Arrival>>,
+    beats: usize,
+    unanswered: HashSet<String>,
+    /// Tickets whose hold nobody but the Reaper ends.
+    held: HashSet<String>,
+}
+
+impl<'a> Traffic<'a> {
+    /// The topics must be there. No two may have the same name.
+    pub(crate) fn new(kit: &'a Kit, name: &'static str) -> anyhow::Result<Self> {
+        Ok(Self {
+            kit,
+            name,
+            producer: Producer::new(&kit.stack.kafka, RESERVATIONS)?,
+            outcomes: load::follow(&kit.stack.kafka, OUTCOMES)?,
+            beats: 0,
+            unanswered: HashSet::new(),
+            held: HashSet::new(),
+        })
+    }
+
+    /// Keeps events coming for as long as `work` takes.
+    pub(crate) async fn during<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let mut beats = interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = beats.tick() => self.beat()?,
+            }
+        }
+    }
+
+    /// Sends this many beats' events at once.
+    pub(crate) fn burst(&mut self, beats: usize) -> anyhow::Result<()> {
+        (0..beats).try_for_each(|_| self.beat())
+    }
+
+    /// Returns once every event so far is answered.
+    pub(crate) async fn answered(&mut self) -> anyhow::Result<()> {
+        self.producer.flush().await?;
+        self.hear_until("answered", |traffic| &traffic.unanswered).await
+    }
+
+    /// Returns once every event so far is answered and every hold ended that was left to end, and `verify` finds every
+    /// promise kept and every record accounted for.
+    pub(crate) async fn settled(mut self) -> anyhow::Result<()> {
+        self.answered().await?;
+        self.hear_until("ended", |traffic| &traffic.held).await?;
+        clean(self.kit).await
+    }
+
+    async fn hear_until(&mut self, what: &str, open: fn(&Self) -> &HashSet<String>) -> anyhow::Result<()> {
+        let heard = timeout(WITHIN, async {
+            while !open(self).is_empty() {
+                self.hear().await?;
+            }
+            Ok(())
+        });
+        match heard.await {
+            Ok(heard) => heard,
+            Err(_) => {
+                let open = open(self);
+                bail!(
+                    "not {what} within {WITHIN:?}: {} of {}, such as {:?}",
+                    open.len(),
+                    self.name,
+                    open.iter().next()
+                )
+            }
+        }
+    }
+
+    /// Takes the next outcome. Kafka may be away meanwhile.
+    async fn hear(&mut self) -> anyhow::Result<()> {
+        let arrival = self
+            .outcomes
+            .recv()
+            .await
+            .context("nobody reads the outcomes any more")?;
+        let Ok(Arrival { record, .. }) = arrival else {
+            return Ok(());
+        };
+        let outcome = Outcome::read(&record)?;
+        self.unanswered.remove(&outcome.causationid);
+        if outcome.verb() == "expired" {
+            self.held.remove(&outcome.subject);
+        }
+        Ok(())
+    }
+
+    fn beat(&mut self) -> anyhow::Result<()> {
+        let (beat, name) = (self.beats, self.name);
+        self.beats += 1;
+        let (round, place) = (beat / TICKETS, beat % TICKETS);
+        let ticket = format!("{name}-{place}");
+        let id = |verb: &str| format!("{ticket}-{verb}-{round}");
+        if round == 0 {
+            self.send(&Event::listed(id("list"), &ticket, "A"))?;
+        }
+        let wanted = Event::requested(id("ann"), &ticket, "ann");
+        let hold = hold_id(SOURCE, &wanted.id, &ticket).to_string();
+        self.send(&wanted)?;
+        if round % 3 == 2 {
+            self.send(&wanted)?;
+        }
+        self.send(&Event::requested(id("bob"), &ticket, "bob"))?;
+        if round % 2 == 1 {
+            self.send(&Event::released(id("back"), &ticket, "ann", &hold))?;
+        }
+        match beat % 25 {
+            0 => self.hold_once(&format!("{name}-once-{beat}")),
+            1 => self.poison(&ticket),
+            _ => Ok(()),
+        }
+    }
+
+    /// A ticket that is held for a second and never asked for again.
+    fn hold_once(&mut self, ticket: &str) -> anyhow::Result<()> {
+        self.send(&Event::listed(format!("{ticket}-list"), ticket, "B"))?;
+        self.send(&Event::requested_for(format!("{ticket}-cid"), ticket, "cid", 1))?;
+        self.held.insert(ticket.to_owned());
+        Ok(())
+    }
+
+    fn poison(&mut self, ticket: &str) -> anyhow::Result<()> {
+        self.producer.send(&Record {
+            key: Some(ticket.as_bytes().to_vec()),
+            value: Some(b"{ no event".to_vec()),
+        })
+    }
+
+    fn send(&mut self, event: &Event) -> anyhow::Result<()> {
+        self.unanswered.insert(event.id.clone());
+        self.producer.send(&event.record())
+    }
+}
+
+/// Waits until every record is accounted for; then `verify` must find every promise kept.
+pub(crate) async fn clean(kit: &Kit) -> anyhow::Result<()> {
+    let (kept, report) = until("every record is accounted for", WITHIN, async || {
+        let verify = kit.stack.holdfast("verify", "verify").arg("--json").output().await?;
+        let said = String::from_utf8_lossy(&verify.stderr).into_owned();
+        let report: Value = serde_json::from_slice(&verify.stdout).context(said)?;
+        let kept = verify.status.success();
+        ensure!(!kept || report["pending"] == 0, "{report}");
+        anyhow::Ok((kept, report))
+    })
+    .await?;
+    kept.then_some(())
+        .ok_or_else(|| anyhow!("a promise is broken: {report}"))
+}
