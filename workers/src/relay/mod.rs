@@ -79,8 +79,8 @@ async fn report(pool: &PgPool, metrics: &Metrics) -> Infallible {
 }
 
 /// After a batch of so many rows more are on their way: the next one waits a little, so that it grows.
-const BUSY: usize = 50;
-const GATHER: Duration = Duration::from_millis(25);
+const BUSY: usize = 8;
+const GATHER: Duration = Duration::from_millis(50);
 /// How long an idle relay waits to be woken before it looks by itself.
 const LOOK: Duration = Duration::from_secs(1);
 
