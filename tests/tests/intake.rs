@@ -105,7 +105,9 @@ fn a_record_at_the_brokers_limit_is_taken_or_put_aside_whole(kit: &Kit) -> anyho
         let ticket = "intake/limit";
         let padded = |length: usize| {
             let mut record = structured(&listed(ticket, ticket));
-            record.value.as_mut().map(|value| value.resize(length, b' '));
+            if let Some(value) = record.value.as_mut() {
+                value.resize(length, b' ');
+            }
             record
         };
         let most = LIMIT - overhead(&padded(LIMIT));
