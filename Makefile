@@ -3,7 +3,8 @@
 CARGO ?= cargo
 # Always the whole workspace: for a single crate cargo would compile shared crates again, with fewer features.
 BUILD = $(CARGO) build --workspace --bins
-DEV = $(CARGO) run --quiet --workspace --bin dev --
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+DEV = $(TARGET)/debug/dev
 # Statements are checked against the committed descriptions in .sqlx: building needs no database.
 export SQLX_OFFLINE = true
 
@@ -33,9 +34,10 @@ check: tools ## The quick one: format, clippy, unit and property tests; no serve
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release
-	$(CARGO) run --release --quiet --workspace --bin dev -- bench
+	$(TARGET)/release/dev bench
 
 sqlx: tools ## Refresh .sqlx after a change of a statement or a migration
+	$(CARGO) build --workspace --bin dev
 	$(DEV) sqlx
 
 tools:
