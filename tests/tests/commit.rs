@@ -14,6 +14,7 @@ use holdfast::store::{self, Answer, Committer, Unit, Work};
 use holdfast_schemas::{DeadLetterReason, Event, Price, Reservation, TicketId, UserId};
 use holdfast_tests::kit::proxy::Proxy;
 use holdfast_tests::kit::{Kit, until};
+use holdfast_tests::load::now;
 use sqlx::{PgPool, Row};
 use time::OffsetDateTime;
 
@@ -517,11 +518,6 @@ fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result
         );
         Ok(())
     })
-}
-
-#[expect(clippy::disallowed_methods, reason = "a test is its own producer")]
-fn now() -> OffsetDateTime {
-    OffsetDateTime::now_utc()
 }
 
 fn reset_slow(go: bool) {

@@ -8,9 +8,9 @@ use holdfast_schemas::{DeadLetter, decode_delivery, topics};
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kafka, Kit, until};
+use holdfast_tests::load::now;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
@@ -312,11 +312,6 @@ impl Letters for Kafka {
         });
         letters.collect()
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a proof is its own producer")]
-fn now() -> OffsetDateTime {
-    OffsetDateTime::now_utc()
 }
 
 fn sent(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(String, Vec<u8>)]) -> Sent {

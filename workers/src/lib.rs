@@ -1,4 +1,5 @@
-//! Holdfast's workers, in the order in which an event meets them. ARCHITECTURE.md has the map and the walk of one event.
+//! Holdfast's workers: what all share, then the groups in which an event meets them, then what puts them together and looks
+//! after them. ARCHITECTURE.md has the map and the walk of one event.
 
 pub mod config;
 pub mod crash;
