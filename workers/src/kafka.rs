@@ -5,15 +5,14 @@ pub mod dead_letters;
 pub mod reader;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Headers, Message};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
 use crate::config;
 
@@ -37,15 +36,28 @@ pub fn producer(config: &config::Kafka) -> ClientConfig {
         .set("partitioner", "murmur2_random")
         .set("compression.type", "lz4")
         .set("enable.idempotence", "true")
-        .set("linger.ms", "0");
+        .set("linger.ms", "5");
     producer
 }
+
+/// A producer whose acknowledgements arrive on a thread of their own. (To poll by hand for less than a millisecond would keep
+/// a core busy: the client library counts in whole ones.)
+pub type Producer = ThreadedProducer<Deliveries>;
 
 /// What became of the records of one producer. A record's opaque is any number by which its sender knows it.
 #[derive(Debug, Default)]
 pub struct Deliveries {
-    settled: AtomicUsize,
-    failed: Mutex<Vec<Failure>>,
+    counts: Mutex<Counts>,
+    /// Told when all that was sent is settled.
+    all_settled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    sent: usize,
+    /// Delivered or failed.
+    settled: usize,
+    failed: Vec<Failure>,
 }
 
 /// A record that was not delivered.
@@ -57,14 +69,24 @@ pub struct Failure {
 }
 
 impl Deliveries {
-    /// Records delivered or failed since the producer was made.
-    pub fn settled(&self) -> usize {
-        self.settled.load(Ordering::Acquire)
+    /// Waits until every record sent is delivered or failed, at most `limit`. The producer's own `flush`, which
+    /// `commit_transaction` calls too, would wait in steps of 100 ms.
+    pub fn drain(&self, limit: Duration) -> Drained {
+        let in_flight = |counts: &mut Counts| counts.settled < counts.sent;
+        let waited = self.all_settled.wait_timeout_while(self.counts(), limit, in_flight);
+        match waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            true => Drained::InFlight,
+            false => Drained::Settled,
+        }
     }
 
     /// Takes the failures seen since they were last taken.
     pub fn take_failed(&self) -> Vec<Failure> {
-        std::mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.counts().failed)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,12 +111,15 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, record: usize) {
+        let mut counts = self.counts();
         if let Err((error, _)) = result {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            failed.push(Failure { record, code });
+            counts.failed.push(Failure { record, code });
         }
-        self.settled.fetch_add(1, Ordering::Release);
+        counts.settled += 1;
+        if counts.settled == counts.sent {
+            self.all_settled.notify_all();
+        }
     }
 }
 
@@ -102,32 +127,24 @@ impl ProducerContext for Deliveries {
 ///
 /// # Errors
 /// The record was refused before it was sent.
-pub fn send(producer: &BaseProducer<Deliveries>, record: BaseRecord<'_, [u8], [u8], usize>) -> Result<(), KafkaError> {
+pub fn send(producer: &Producer, record: BaseRecord<'_, [u8], [u8], usize>) -> Result<(), KafkaError> {
+    let deliveries = producer.client().context();
+    deliveries.counts().sent += 1;
     let mut record = record;
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => record = back,
-            Err((error, _)) => return Err(error),
+            Err((error, _)) => {
+                deliveries.counts().sent -= 1;
+                return Err(error);
+            }
         }
         producer.poll(Duration::from_millis(1));
     }
 }
 
-/// Waits until every record of `producer` is delivered or failed, at most `limit`. The producer's own `flush`, which
-/// `commit_transaction` calls too, would wait in steps of 100 ms.
-pub fn drain(producer: &BaseProducer<Deliveries>, limit: Duration) -> Drained {
-    let start = Instant::now();
-    while producer.in_flight_count() > 0 {
-        if start.elapsed() >= limit {
-            return Drained::InFlight;
-        }
-        producer.poll(Duration::from_micros(500));
-    }
-    Drained::Settled
-}
-
-/// Whether [`drain`] came to its end.
+/// Whether [`Deliveries::drain`] came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Drained {
@@ -232,7 +249,7 @@ mod tests {
             admitted_record_bytes: 4 << 20,
             topic_retention: Duration::from_secs(1),
         };
-        let made: Result<BaseProducer<Deliveries>, _> = producer(&config).create_with_context(Deliveries::default());
+        let made: Result<Producer, _> = producer(&config).create_with_context(Deliveries::default());
         assert!(made.is_ok());
     }
 }

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use holdfast_schemas::{DeadLetter, DeadLetterReason, Origin, Record, Refusal, topics};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer as _};
 use time::OffsetDateTime;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +28,7 @@ use self::membership::Membership;
 use self::window::{Bounds, Spans, Taken, Window};
 use crate::config;
 use crate::crash::{self, Point};
-use crate::kafka::{self, Deliveries};
+use crate::kafka::{self, Deliveries, Drained, Producer};
 use crate::metrics::Metrics;
 
 /// Where the records of a public topic go.
@@ -66,8 +67,9 @@ pub async fn run(
     engine: watch::Receiver<Engine>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let runtime = Handle::current();
     kafka::on_thread("gate", move || {
-        let mut gate = Gate::join(settings, metrics, engine, shutdown.clone())?;
+        let mut gate = Gate::join(settings, metrics, engine, shutdown.clone(), runtime)?;
         while !shutdown.is_cancelled() {
             gate.step()?;
         }
@@ -96,10 +98,9 @@ struct Gate {
     metrics: Arc<Metrics>,
     engine: watch::Receiver<Engine>,
     shutdown: CancellationToken,
+    runtime: Handle,
     membership: Membership,
-    producer: BaseProducer<Deliveries>,
-    /// Records given to `producer`.
-    sent: usize,
+    producer: Producer,
     credit: Credit,
     gathered: Gathered,
     in_flight: Option<InFlight>,
@@ -121,8 +122,6 @@ struct InFlight {
     spans: Spans,
     records: usize,
     refused: Vec<DeadLetterReason>,
-    /// It is acknowledged once so many records of the producer are settled.
-    settled_at: usize,
     sent_at: Instant,
 }
 
@@ -132,12 +131,12 @@ impl Gate {
         metrics: Arc<Metrics>,
         engine: watch::Receiver<Engine>,
         shutdown: CancellationToken,
+        runtime: Handle,
     ) -> Result<Self, Error> {
         let membership = Membership::join(&settings, metrics.clone())?;
         let credit = Credit::new(settings.gate.unfinished_limit, *engine.borrow());
         Ok(Self {
             producer: producer(&settings)?,
-            sent: 0,
             gathered: Gathered::new(&settings, membership.rebalances()),
             in_flight: None,
             failures: 0,
@@ -145,6 +144,7 @@ impl Gate {
             metrics,
             engine,
             shutdown,
+            runtime,
             membership,
             credit,
         })
@@ -153,7 +153,7 @@ impl Gate {
     /// Gathers what there is, looks after the window in flight, and sends the next one when it may.
     fn step(&mut self) -> Result<(), Error> {
         self.gather()?;
-        self.acknowledge()?;
+        self.acknowledge(Duration::ZERO)?;
         if self.in_flight.is_none() && !self.gathered.window.is_empty() && self.has_credit() && self.has_paced() {
             self.membership.resume()?;
             return self.send();
@@ -166,10 +166,10 @@ impl Gate {
 
     /// Takes records until there are none at the moment, or the window is full. Idle, it waits for the first one.
     fn gather(&mut self) -> Result<(), Error> {
-        let mut patience = match (&self.in_flight, self.gathered.window.is_empty()) {
-            (Some(_), _) => TICK,
-            (None, true) => IDLE,
-            (None, false) => TICK,
+        let mut patience = if self.in_flight.is_none() && self.gathered.window.is_empty() {
+            IDLE
+        } else {
+            TICK
         };
         while !self.gathered.window.is_full() {
             let polled = self.membership.poll(patience)?;
@@ -186,7 +186,7 @@ impl Gate {
                 None => break,
             }
             if self.gathered.window.records().is_multiple_of(64) {
-                self.acknowledge()?;
+                self.acknowledge(Duration::ZERO)?;
             }
         }
         Ok(())
@@ -223,7 +223,6 @@ impl Gate {
             spans: gathered.window.spans().clone(),
             records: gathered.window.records(),
             refused: gathered.dead_letters.iter().map(|(letter, _)| letter.reason).collect(),
-            settled_at: self.sent,
             sent_at: Instant::now(),
         });
         sent.or_else(|error| self.failed(&error.to_string()))
@@ -235,11 +234,9 @@ impl Gate {
                 .key(record.key.as_str().as_bytes())
                 .payload(record.value.as_slice());
             kafka::send(&self.producer, message)?;
-            self.sent += 1;
         }
         for (letter, original) in &gathered.dead_letters {
             kafka::send(&self.producer, self.dead_letter(letter, original))?;
-            self.sent += 1;
         }
         Ok(())
     }
@@ -268,16 +265,17 @@ impl Gate {
         record.headers(headers)
     }
 
-    /// Commits the window in flight once all of it is acknowledged.
-    fn acknowledge(&mut self) -> Result<(), Error> {
-        self.producer.poll(Duration::ZERO);
+    /// Commits the window in flight once all of it is acknowledged, waiting for that at most `limit`.
+    fn acknowledge(&mut self, limit: Duration) -> Result<(), Error> {
         let Some(in_flight) = &self.in_flight else {
             return Ok(());
         };
-        if let Some(failure) = self.producer.context().take_failed().first() {
+        let deliveries = self.producer.context();
+        let drained = deliveries.drain(limit);
+        if let Some(failure) = deliveries.take_failed().first() {
             return self.failed(&failure.code.to_string());
         }
-        if self.producer.context().settled() < in_flight.settled_at {
+        if drained == Drained::InFlight {
             return Ok(());
         }
         crash::here(Point::GateAcknowledged);
@@ -323,7 +321,6 @@ impl Gate {
             .inc();
         // The old producer forgets what it still has to send.
         self.producer = producer(&self.settings)?;
-        self.sent = 0;
         let mut spans = self.drop_gathered().window.spans().clone();
         if let Some(in_flight) = self.in_flight.take() {
             merge(&mut spans, &in_flight.spans);
@@ -334,15 +331,13 @@ impl Gate {
 
     /// Waits longer after each failure, up to 10 s.
     fn back_off(&mut self) {
-        let until = Instant::now() + Duration::from_millis(100 << self.failures.min(7)).min(Duration::from_secs(10));
+        let pause = Duration::from_millis(100 << self.failures.min(7)).min(Duration::from_secs(10));
         self.failures += 1;
-        while Instant::now() < until && !self.shutdown.is_cancelled() {
-            self.producer.poll(IDLE);
-        }
+        wait(&self.runtime, pause, self.shutdown.cancelled());
     }
 
     fn has_credit(&mut self) -> bool {
-        let open = self.credit.is_open(*self.engine.borrow());
+        let open = self.credit.is_open(*self.engine.borrow_and_update());
         self.metrics.gate_waiting.set(i64::from(!open));
         open
     }
@@ -354,7 +349,11 @@ impl Gate {
 
     /// A full window waits, for acknowledgements or for the engine.
     fn wait_blocked(&mut self) -> Result<(), Error> {
-        self.producer.poll(TICK);
+        if self.in_flight.is_some() {
+            self.acknowledge(IDLE)?;
+        } else {
+            wait(&self.runtime, IDLE, self.engine.changed());
+        }
         if self.gathered.begun.elapsed() < BLOCKED {
             return Ok(());
         }
@@ -378,11 +377,20 @@ impl Gate {
     /// Finishes the window in flight; what was gathered since is read again by the next start.
     fn leave(mut self) -> Result<(), Error> {
         while self.in_flight.is_some() {
-            self.producer.poll(TICK);
-            self.acknowledge()?;
+            self.acknowledge(IDLE)?;
         }
         Ok(())
     }
+}
+
+/// Waits for something that happens elsewhere, at most `limit`.
+fn wait<T>(runtime: &Handle, limit: Duration, happens: impl Future<Output = T>) {
+    runtime.block_on(async {
+        tokio::select! {
+            _ = happens => {}
+            () = tokio::time::sleep(limit) => {}
+        }
+    });
 }
 
 impl Gathered {
@@ -478,7 +486,7 @@ fn size(record: &OwnedMessage) -> usize {
     length(record.key()) + length(record.payload()) + headers.sum::<usize>()
 }
 
-fn producer(settings: &Settings) -> Result<BaseProducer<Deliveries>, Error> {
+fn producer(settings: &Settings) -> Result<Producer, Error> {
     let mut config = kafka::producer(&settings.kafka);
     config
         // No record is dropped for its age: a later one must never overtake it.

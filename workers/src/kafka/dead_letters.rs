@@ -6,10 +6,10 @@ use std::time::Duration;
 use holdfast_schemas::{DeadLetter, dead_letter, topics};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer as _};
 
 use super::reader::{self, Reader};
-use super::{Deliveries, Drained, drain, headers, producer, send};
+use super::{Deliveries, Drained, Producer, headers, producer, send};
 use crate::config;
 
 /// How long an acknowledgement may take.
@@ -90,7 +90,7 @@ pub fn resend(config: &config::Kafka, topic: &str, record: &Copied) -> Result<()
         topic: topic.to_owned(),
         source,
     };
-    let producer: BaseProducer<Deliveries> = producer(config)
+    let producer: Producer = producer(config)
         .set("message.max.bytes", config.admitted_record_bytes.to_string())
         .set("message.timeout.ms", PATIENCE.as_millis().to_string())
         .create_with_context(Deliveries::default())
@@ -108,8 +108,9 @@ pub fn resend(config: &config::Kafka, topic: &str, record: &Copied) -> Result<()
         message = message.payload(value.as_slice());
     }
     send(&producer, message).map_err(failed)?;
-    let drained = drain(&producer, PATIENCE + Duration::from_secs(5));
-    match (drained, producer.context().take_failed().first()) {
+    let deliveries = producer.context();
+    let drained = deliveries.drain(PATIENCE + Duration::from_secs(5));
+    match (drained, deliveries.take_failed().first()) {
         (Drained::Settled, None) => Ok(()),
         (_, Some(failure)) => Err(failed(KafkaError::MessageProduction(failure.code))),
         (Drained::InFlight, None) => Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut))),

@@ -78,9 +78,11 @@ async fn report(pool: &PgPool, metrics: &Metrics) -> Infallible {
     }
 }
 
-/// After a batch of so many rows more are on their way: the next one waits a little, so that it grows.
-const BUSY: usize = 8;
-const GATHER: Duration = Duration::from_millis(50);
+/// How long the next batch gathers for each row of the last one. A batch costs Kafka and the database much the same whatever
+/// its size: the busier the path, the fewer and larger they become.
+const PACE_PER_ROW: Duration = Duration::from_millis(2);
+/// What gathering adds to the latency at most.
+const LONGEST_PACE: Duration = Duration::from_millis(200);
 /// How long an idle relay waits to be woken before it looks by itself.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -160,7 +162,7 @@ impl Relay {
         let mut session = Session::open(self, leadership)?;
         while !self.shutdown.is_cancelled() {
             match session.step(self)? {
-                Step::Worked(rows) if (BUSY..self.limit).contains(&rows) => self.wait(GATHER),
+                Step::Worked(rows) if rows < self.limit => self.wait(pace(rows)),
                 Step::Worked(_) => {}
                 Step::Idle => {
                     session.renew_mark(self)?;
@@ -190,6 +192,12 @@ impl Relay {
             }
         });
     }
+}
+
+/// How long the relay gathers after a batch of so many rows. After a single row the path was idle: the next goes out at once.
+fn pace(rows: usize) -> Duration {
+    let more = u32::try_from(rows.saturating_sub(1)).unwrap_or(u32::MAX);
+    PACE_PER_ROW.saturating_mul(more).min(LONGEST_PACE)
 }
 
 /// Why the relay stopped.

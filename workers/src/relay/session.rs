@@ -7,14 +7,14 @@ use holdfast_schemas::topics;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
+use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::batch::{Found, Hash, Mark, compare, fitting};
 use super::refusal::{Culprits, Refusal};
 use super::{Error, Relay};
 use crate::crash::{self, Point};
-use crate::kafka::{self, Deliveries, Drained};
+use crate::kafka::{self, Deliveries, Drained, Producer};
 use crate::store::outbox::{self, Leadership, Row};
 
 /// Kafka's name for the one relay.
@@ -34,7 +34,7 @@ const RENEW: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Session<'a> {
     /// All that is asked of the database is asked on the lock's connection.
     leadership: &'a mut Leadership,
-    producer: BaseProducer<Deliveries>,
+    producer: Producer,
     group: ConsumerGroupMetadata,
     /// Number of the last batch, the same in Kafka and in the database.
     batch: i64,
@@ -54,7 +54,7 @@ impl<'a> Session<'a> {
     /// Ends whatever transaction a predecessor left open, then settles what it left undone.
     pub(super) fn open(relay: &Relay, leadership: &'a mut Leadership) -> Result<Self, Trouble> {
         let producer = producer(relay)?;
-        persist(relay, &producer, || producer.init_transactions(ANSWER)).map_err(doing("starting transactions"))?;
+        persist(relay, || producer.init_transactions(ANSWER)).map_err(doing("starting transactions"))?;
         let (mark, group) = committed_mark(relay)?;
         let batch = settle(relay, leadership, mark)?;
         tracing::info!(batch, "the relay's session is open");
@@ -165,8 +165,9 @@ impl<'a> Session<'a> {
                 };
             }
         }
-        let drained = kafka::drain(&self.producer, PATIENCE);
-        let failures = self.producer.context().take_failed();
+        let deliveries = self.producer.context();
+        let drained = deliveries.drain(PATIENCE);
+        let failures = deliveries.take_failed();
         match (Refusal::among(&failures), failures.first(), drained) {
             (Some(refusal), _, _) => Ok(Some(refusal)),
             (None, Some(failure), _) => Err(doing("producing a batch")(KafkaError::MessageProduction(failure.code))),
@@ -180,13 +181,13 @@ impl<'a> Session<'a> {
         let mut partition = offsets.add_partition(topics::RELAY_STATE, PARTITION);
         partition.set_offset(Offset::Offset(mark.batch))?;
         partition.set_metadata(mark.metadata());
-        persist(relay, &self.producer, || {
+        persist(relay, || {
             self.producer.send_offsets_to_transaction(&offsets, &self.group, ANSWER)
         })
     }
 
     fn commit(&mut self, relay: &Relay) -> KafkaResult<()> {
-        persist(relay, &self.producer, || self.producer.commit_transaction(ANSWER))?;
+        persist(relay, || self.producer.commit_transaction(ANSWER))?;
         self.marked_at = Some(Instant::now());
         Ok(())
     }
@@ -238,11 +239,12 @@ impl<'a> Session<'a> {
     fn abort(&self, relay: &Relay) -> Result<(), Trouble> {
         // An abort with records in flight would wait for them in vain.
         self.producer.purge(PurgeConfig::default().queue().inflight());
-        if kafka::drain(&self.producer, PATIENCE) == Drained::InFlight {
+        let deliveries = self.producer.context();
+        if deliveries.drain(PATIENCE) == Drained::InFlight {
             return Err(Trouble::Unacknowledged);
         }
-        self.producer.context().take_failed();
-        persist(relay, &self.producer, || self.producer.abort_transaction(ANSWER)).map_err(doing("aborting a batch"))
+        deliveries.take_failed();
+        persist(relay, || self.producer.abort_transaction(ANSWER)).map_err(doing("aborting a batch"))
     }
 }
 
@@ -310,7 +312,7 @@ fn settle(relay: &Relay, leadership: &mut Leadership, kafka: Option<(i64, String
     Err(Trouble::Stop(Error::BackInTime { database, kafka }))
 }
 
-fn producer(relay: &Relay) -> Result<BaseProducer<Deliveries>, Error> {
+fn producer(relay: &Relay) -> Result<Producer, Error> {
     let mut config = kafka::producer(&relay.settings.kafka);
     config
         .set("transactional.id", TRANSACTIONAL_ID)
@@ -326,7 +328,7 @@ fn producer(relay: &Relay) -> Result<BaseProducer<Deliveries>, Error> {
 }
 
 /// Makes a call again for as long as Kafka asks for it.
-fn persist(relay: &Relay, producer: &BaseProducer<Deliveries>, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
+fn persist(relay: &Relay, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
     let start = Instant::now();
     loop {
         match call() {
@@ -334,7 +336,7 @@ fn persist(relay: &Relay, producer: &BaseProducer<Deliveries>, call: impl Fn() -
                 if error.is_retriable() && start.elapsed() < PATIENCE && !relay.shutdown.is_cancelled() =>
             {
                 tracing::debug!(%error, "Kafka asks for the call again");
-                producer.poll(Duration::from_millis(10));
+                relay.wait(Duration::from_millis(10));
             }
             done => return done,
         }

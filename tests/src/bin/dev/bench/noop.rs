@@ -75,8 +75,8 @@ impl Noop {
             "{}: {} events through a handler that does nothing",
             workload.name, workload.events
         );
-        stack.kafka.create_topic(workload.name, PARTITIONS, &[]).await?;
-        let mut producer = Producer::new(&stack.kafka, workload.name)?;
+        stack.kafka.create_topic(&workload.name, PARTITIONS, &[]).await?;
+        let mut producer = Producer::new(&stack.kafka, &workload.name)?;
         producer.send_all(workload.events(), Pace::FullSpeed).await?;
         *self.calls() = Calls::default();
         let subscription = json!({

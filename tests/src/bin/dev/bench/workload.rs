@@ -8,14 +8,18 @@ use holdfast_tests::load::{Event, SOURCE};
 #[derive(Clone)]
 pub(super) struct Workload {
     /// Begins every id and ticket, so that no two workloads share any.
-    pub(super) name: &'static str,
+    pub(super) name: String,
     pub(super) tickets: usize,
     pub(super) events: usize,
 }
 
 impl Workload {
-    pub(super) fn new(name: &'static str, tickets: usize, events: usize) -> Workload {
-        Workload { name, tickets, events }
+    pub(super) fn new(name: impl Into<String>, tickets: usize, events: usize) -> Workload {
+        Workload {
+            name: name.into(),
+            tickets,
+            events,
+        }
     }
 
     pub(super) fn listings(&self) -> impl Iterator<Item = Event> {
@@ -50,7 +54,7 @@ impl Workload {
 
     /// The other way round.
     pub(super) fn number_of(&self, id: &str) -> anyhow::Result<usize> {
-        let number = id.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('-'));
+        let number = id.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('-'));
         let number = number.with_context(|| format!("{id} is no event of {}", self.name))?;
         Ok(number.parse()?)
     }
