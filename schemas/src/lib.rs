@@ -22,6 +22,7 @@ mod identity;
 mod moment;
 mod money;
 mod number;
+mod reasons;
 mod text;
 mod trace;
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::reasons::reasons;
 use crate::text::Invalid;
 
 /// A record that cannot be decided.
@@ -28,42 +29,10 @@ impl Refusal {
     }
 }
 
-macro_rules! reasons {
-    ($($name:ident $text:literal: $meaning:literal, $mend:literal;)+) => {
-        /// Why a record was dead-lettered.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum DeadLetterReason {
-            $(#[doc = $meaning] $name,)+
-        }
-
-        impl DeadLetterReason {
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The name in headers, metrics and reports.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text,)+
-                }
-            }
-
-            /// What it says about the record.
-            pub fn meaning(self) -> &'static str {
-                match self {
-                    $(Self::$name => $meaning,)+
-                }
-            }
-
-            /// What the producer does about it.
-            pub fn mend(self) -> &'static str {
-                match self {
-                    $(Self::$name => $mend,)+
-                }
-            }
-        }
-    };
-}
-
 reasons! {
+    /// Why a record was dead-lettered.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    DeadLetterReason
     KeyMissing "key_missing":
         "The record has no key.",
         "Set the key to the subject.";

@@ -3,17 +3,21 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{dead_letter, topics};
+use holdfast_schemas::{dead_letter, hold_id, topics};
 use holdfast_tests::kit::kafka::{Read, Sent};
 use holdfast_tests::kit::{Kit, until};
+use holdfast_tests::load::{now, timestamp};
+use serde_json::json;
 use sqlx::Row;
 
+use crate::support::{SHOP, event, listed, requested, send, told};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_dead_letter_is_listed_shown_replayed_and_dropped,
     a_dead_letter_from_serve_is_replayed_as_it_was_sent,
     a_refused_outbox_row_is_listed_retried_and_dropped,
+    a_ticket_is_shown_as_it_is_and_as_it_was,
 ];
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -182,6 +186,50 @@ async fn done(kit: &Kit, command: &[&str]) -> anyhow::Result<String> {
         output.status
     );
     Ok(String::from_utf8(output.stdout)?)
+}
+
+fn a_ticket_is_shown_as_it_is_and_as_it_was(kit: &Kit) -> anyhow::Result<()> {
+    const TICKET: &str = "admin/ticket";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "admin").start().await?;
+        send(
+            kit,
+            &[listed("admin/list", TICKET), requested("admin/ann", TICKET, "ann")],
+        )
+        .await?;
+        let held = told(kit, TICKET, 2).await?;
+        let between = timestamp(now());
+        let hold = hold_id(SHOP, "admin/ann", TICKET).to_string();
+        let release = json!({ "user": "ann", "hold": hold });
+        send(kit, &[event("admin/back", TICKET, "reservation.released", release)]).await?;
+        told(kit, TICKET, 3).await?;
+
+        let first = timestamp(held[0].time - Duration::from_millis(1));
+        for (arguments, state, changes) in [
+            (&[][..], "state     available", 3),
+            (&["--version", "2"], "state     held by ann until", 2),
+            (&["--version", "1"], "state     available", 1),
+            (&["--at", &between], "state     held by ann until", 2),
+        ] {
+            let shown = done(kit, &[&["ticket", "show", TICKET], arguments].concat()).await?;
+            let told = shown.lines().filter(|line| line.contains("proofs-shop admin/")).count();
+            ensure!(shown.contains(state) && told == changes, "{arguments:?}: {shown}");
+        }
+        refused(
+            kit,
+            &["ticket", "show", TICKET, "--at", &first],
+            "was never listed, or not yet",
+        )
+        .await?;
+        refused(kit, &["ticket", "show", "admin/none"], "was never listed").await?;
+        refused(
+            kit,
+            &["ticket", "show", TICKET, "--at", "noon"],
+            "give a moment such as",
+        )
+        .await?;
+        worker.stop().await
+    })
 }
 
 /// Runs a command that must fail, and say why.

@@ -16,6 +16,7 @@
 mod admin;
 mod commit;
 mod crashes;
+mod direct;
 mod gate;
 mod intake;
 mod operate;
@@ -39,6 +40,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const TOPICS: &[&[Test]] = &[
     stack::TESTS,
     commit::TESTS,
+    direct::TESTS,
     gate::TESTS,
     relay::TESTS,
     intake::TESTS,

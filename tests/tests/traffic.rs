@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail};
 use holdfast_schemas::hold_id;
-use holdfast_tests::kit::{Kit, until};
+use holdfast_tests::kit::Kit;
 use holdfast_tests::load::{self, Arrival, Event, OUTCOMES, Outcome, Producer, RESERVATIONS, Record, SOURCE};
-use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::support::clean;
 
 /// Tickets that are fought for, beside those that are held once and let go.
 const TICKETS: usize = 40;
@@ -76,7 +77,7 @@ impl<'a> Traffic<'a> {
     pub(crate) async fn settled(mut self) -> anyhow::Result<()> {
         self.answered().await?;
         self.hear_until("ended", |traffic| &traffic.held).await?;
-        clean(self.kit).await
+        clean(self.kit).await.map(drop)
     }
 
     async fn hear_until(&mut self, what: &str, open: fn(&Self) -> &HashSet<String>) -> anyhow::Result<()> {
@@ -163,19 +164,4 @@ impl<'a> Traffic<'a> {
         self.unanswered.insert(event.id.clone());
         self.producer.send(&event.record())
     }
-}
-
-/// Waits until every record is accounted for; then `verify` must find every promise kept.
-pub(crate) async fn clean(kit: &Kit) -> anyhow::Result<()> {
-    let (kept, report) = until("every record is accounted for", WITHIN, async || {
-        let verify = kit.stack.holdfast("verify", "verify").arg("--json").output().await?;
-        let said = String::from_utf8_lossy(&verify.stderr).into_owned();
-        let report: Value = serde_json::from_slice(&verify.stdout).context(said)?;
-        let kept = verify.status.success();
-        ensure!(!kept || report["pending"] == 0, "{report}");
-        anyhow::Ok((kept, report))
-    })
-    .await?;
-    kept.then_some(())
-        .ok_or_else(|| anyhow!("a promise is broken: {report}"))
 }

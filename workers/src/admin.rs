@@ -1,4 +1,6 @@
-//! What an operator can look at and settle: dead letters, and outbox rows that Kafka refused.
+//! What an operator can look at and settle: dead letters, outbox rows that Kafka refused, and tickets.
+
+mod ticket;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -12,6 +14,7 @@ use crate::config::{self, Config};
 use crate::kafka::dead_letters::{self, Copied, Letter};
 use crate::kafka::on_thread;
 use crate::metrics::Metrics;
+use crate::store::change_log::Until;
 use crate::store::settled_dead_letters::{self, Noted, Place, Settlement};
 use crate::store::{self, outbox};
 
@@ -37,6 +40,14 @@ pub async fn run(command: &config::Admin, config: &Config) -> anyhow::Result<()>
                 settled(*id, outbox::discard(&pool, *id).await?, "deleted: it is never told")
             }
         },
+        config::Admin::Ticket(config::Ticket::Show { ticket, at, version }) => {
+            let until = match (at, version) {
+                (Some(at), _) => Until::Time(*at),
+                (None, Some(version)) => Until::Version(*version),
+                (None, None) => Until::Now,
+            };
+            ticket::show(&pool, ticket, until).await
+        }
     }
 }
 

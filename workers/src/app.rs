@@ -273,42 +273,38 @@ impl Worker {
     }
 
     fn spawn_gate(&self, engine: watch::Receiver<gate::Engine>) {
-        let Self {
-            config,
-            metrics,
-            spawner,
-            readiness,
-        } = self.clone();
+        let config = &self.config;
         let settings = gate::Settings {
-            kafka: config.kafka,
-            gate: config.gate,
+            kafka: config.kafka.clone(),
+            gate: config.gate.clone(),
             idempotency_retention: config.database.idempotency_retention,
-            instance: config.process.instance,
+            instance: config.process.instance.clone(),
             clock,
         };
-        readiness.set("gate", true);
-        let shutdown = spawner.shutdown();
-        spawner.spawn("gate", async move {
-            gate::run(settings, metrics, engine, shutdown).await.map_err(Into::into)
+        self.spawn_role("gate", |metrics, shutdown| {
+            gate::run(settings, metrics, engine, shutdown)
         });
     }
 
     fn spawn_relay(&self, pool: PgPool) {
-        let Self {
-            config,
-            metrics,
-            spawner,
-            readiness,
-        } = self.clone();
         let settings = relay::Settings {
-            kafka: config.kafka,
-            relay: config.relay,
+            kafka: self.config.kafka.clone(),
+            relay: self.config.relay.clone(),
         };
-        readiness.set("relay", true);
-        let shutdown = spawner.shutdown();
-        spawner.spawn("relay", async move {
-            relay::run(settings, pool, metrics, shutdown).await.map_err(Into::into)
+        self.spawn_role("relay", |metrics, shutdown| {
+            relay::run(settings, pool, metrics, shutdown)
         });
+    }
+
+    fn spawn_role<F, E>(&self, name: &'static str, run: impl FnOnce(Arc<Metrics>, CancellationToken) -> F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<anyhow::Error>,
+    {
+        self.readiness.set(name, true);
+        let running = run(self.metrics.clone(), self.spawner.shutdown());
+        self.spawner
+            .spawn(name, async move { running.await.map_err(Into::into) });
     }
 }
 

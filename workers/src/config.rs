@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use url::Url;
 
 /// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
@@ -38,6 +40,10 @@ fn naming_the_variable(mut error: clap::Error) -> clap::Error {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
     error
+}
+
+fn moment(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "give a moment such as 2030-01-31T19:30:00Z".to_owned())
 }
 
 /// The variable that says the same as a flag.
@@ -91,6 +97,24 @@ pub enum Admin {
     /// Rows that wait for Kafka.
     #[command(subcommand)]
     Outbox(Outbox),
+    /// Tickets, now and earlier.
+    #[command(subcommand)]
+    Ticket(Ticket),
+}
+
+/// Commands on tickets.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Ticket {
+    /// Show what the ticket is, or was, and every change up to then.
+    Show {
+        ticket: String,
+        /// As it was at this moment by the database's clock, such as 2030-01-31T19:30:00Z.
+        #[arg(long, value_parser = moment, conflicts_with = "version")]
+        at: Option<OffsetDateTime>,
+        /// As of this version.
+        #[arg(long)]
+        version: Option<i64>,
+    },
 }
 
 /// Commands on dead letters. An origin is written `topic/partition/offset`.

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::Told;
 use crate::identity::HoldId;
 use crate::money::Price;
+use crate::reasons::reasons;
 use crate::text::{CheckoutId, Invalid, Seat, ShowId, UserId};
 use crate::version::Wire;
 
@@ -60,43 +61,12 @@ told! {
     ReservationRefused "holdfast.outcome.reservation.refused.v1" { reason: RefusalReason };
 }
 
-macro_rules! reasons {
-    ($($name:ident $text:literal: $meaning:literal, $mend:literal;)+) => {
-        /// Why a rule forbids what was asked.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-        #[schemars(inline)]
-        pub enum RefusalReason {
-            $(#[doc = $meaning] #[serde(rename = $text)] $name,)+
-        }
-
-        impl RefusalReason {
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The name in outcomes, metrics and reports.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text,)+
-                }
-            }
-
-            /// What it says.
-            pub fn meaning(self) -> &'static str {
-                match self {
-                    $(Self::$name => $meaning,)+
-                }
-            }
-
-            /// What the asker can do about it.
-            pub fn mend(self) -> &'static str {
-                match self {
-                    $(Self::$name => $mend,)+
-                }
-            }
-        }
-    };
-}
-
 reasons! {
+    /// Why a rule forbids what was asked.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    #[schemars(inline)]
+    RefusalReason
     UnknownTicket "unknown_ticket": "No such ticket was ever listed.", "List it first, or mend the key.";
     AlreadyListed "already_listed": "The ticket is for sale already.", "Withdraw it first, to list it at other terms.";
     Held "held": "Somebody else holds the ticket.", "Try again when the hold is over, or take another ticket.";

@@ -1,5 +1,6 @@
 //! Postgres: the only place with SQL, beside what `verify` reads. One file per table, free functions over a pool or connection.
 
+pub mod change_log;
 pub mod commit;
 pub mod idempotency;
 pub mod outbox;

@@ -1,0 +1,84 @@
+//! The public topic, subscribed without a gate: the same events, decided by the same code.
+
+use anyhow::{Context, ensure};
+use holdfast_schemas::{DeadLetterReason, topics};
+use holdfast_tests::kit::{Kit, until};
+use serde_json::{Value, json};
+
+use crate::support::{DEADLINE, clean, event, letters, listed, requested, send, structured, told, verdicts};
+use crate::workers::done;
+use crate::{Test, tests};
+
+// A record without a key, or with one that is no UTF-8, would end such a subscription: no proof before has sent one.
+pub(crate) const TESTS: &[Test] = tests![events_taken_without_a_gate_take_effect_once_also_when_a_gate_follows];
+
+fn events_taken_without_a_gate_take_effect_once_also_when_a_gate_follows(kit: &Kit) -> anyhow::Result<()> {
+    const TICKET: &str = "direct/A";
+    kit.block_on(async {
+        done(kit.stack.holdfast("migrate", "migrate")).await?;
+        let serve = kit.stack.holdfast("serve", "serve").start().await?;
+        done(kit.stack.holdfast("register", "register").arg("--direct")).await?;
+        let relay = kit.stack.holdfast("relay", "relay").start().await?;
+
+        let wanted = requested("direct/ann", TICKET, "ann");
+        let late = requested("direct/bob", TICKET, "bob");
+        send(kit, &[listed("direct/list", TICKET), wanted.clone(), wanted, late]).await?;
+        let outcomes = told(kit, TICKET, 3).await?;
+        ensure!(verdicts(&outcomes) == ["listed", "held", "held"], "{outcomes:?}");
+
+        let reused = event("direct/ann", TICKET, "ticket.withdrawn", json!({}));
+        let mut strayed = structured(&requested("direct/cid", "direct/B", "cid"));
+        strayed.key = Some(TICKET.into());
+        let mut broken = structured(&reused);
+        broken.value = Some(b"{ no event".to_vec());
+        let bad = [structured(&reused), strayed, broken];
+        let places = kit.stack.kafka.send(topics::RESERVATIONS, &bad).await?;
+        let letters = letters(kit, &places).await?;
+        let reasons: Vec<_> = places.iter().map(|place| letters[place].says.reason).collect();
+        let expected = [
+            DeadLetterReason::IdReused,
+            DeadLetterReason::KeyMismatch,
+            DeadLetterReason::Undecodable,
+        ];
+        ensure!(reasons == expected, "{reasons:?}");
+        clean(kit).await?;
+
+        done(kit.stack.holdfast("register", "register")).await?;
+        let gate = kit.stack.holdfast("gate", "gate").start().await?;
+        until("the gate has read it all", DEADLINE, async || {
+            let admitted = gate.metric(r#"holdfast_gate_records_total{result="admitted"}"#).await?;
+            ensure!(admitted >= Some(5.0), "{admitted:?}");
+            Ok(())
+        })
+        .await?;
+        clean(kit).await?;
+        told(kit, TICKET, 3).await?;
+
+        unsubscribe(kit, topics::RESERVATIONS).await?;
+        gate.stop().await?;
+        relay.stop().await?;
+        serve.stop().await
+    })
+}
+
+/// Ends the engine's subscriptions to this topic.
+async fn unsubscribe(kit: &Kit, topic: &str) -> anyhow::Result<()> {
+    let subscriptions = format!("{}/subscriptions", kit.stack.restate.admin());
+    let http = reqwest::Client::new();
+    let found: Value = http
+        .get(&subscriptions)
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await?;
+    let source = format!("kafka://holdfast/{topic}");
+    let of_topic = |subscription: &&Value| subscription["source"] == source.as_str();
+    let all = found["subscriptions"].as_array().context("no list of subscriptions")?;
+    for subscription in all.iter().filter(of_topic) {
+        let id = subscription["id"].as_str().context("a subscription without an id")?;
+        let path = format!("{subscriptions}/{id}");
+        http.delete(path).send().await?.error_for_status()?;
+    }
+    Ok(())
+}
