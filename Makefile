@@ -37,7 +37,8 @@ bench: tools ## Measure throughput, latency and cost; report in target/reports/b
 	$(TARGET)/release/dev bench
 
 sqlx: tools ## Refresh .sqlx after a change of a statement or a migration
-	$(CARGO) build --workspace --bin dev
+	@# A changed statement keeps the library from compiling until this is done: the tool of an earlier build does it.
+	[ -x $(DEV) ] || $(BUILD)
 	$(DEV) sqlx
 
 tools:

@@ -207,8 +207,8 @@ fn a_ticket_is_shown_as_it_is_and_as_it_was(kit: &Kit) -> anyhow::Result<()> {
         let first = timestamp(held[0].time - Duration::from_millis(1));
         for (arguments, state, changes) in [
             (&[][..], "state     available", 3),
-            (&["--version", "2"], "state     held by ann until", 2),
-            (&["--version", "1"], "state     available", 1),
+            (&["--as-of", "2"], "state     held by ann until", 2),
+            (&["--as-of", "1"], "state     available", 1),
             (&["--at", &between], "state     held by ann until", 2),
         ] {
             let shown = done(kit, &[&["ticket", "show", TICKET], arguments].concat()).await?;

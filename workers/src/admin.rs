@@ -40,8 +40,8 @@ pub async fn run(command: &config::Admin, config: &Config) -> anyhow::Result<()>
                 settled(*id, outbox::discard(&pool, *id).await?, "deleted: it is never told")
             }
         },
-        config::Admin::Ticket(config::Ticket::Show { ticket, at, version }) => {
-            let until = match (at, version) {
+        config::Admin::Ticket(config::Ticket::Show { ticket, at, as_of }) => {
+            let until = match (at, as_of) {
                 (Some(at), _) => Until::Time(*at),
                 (None, Some(version)) => Until::Version(*version),
                 (None, None) => Until::Now,

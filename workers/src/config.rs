@@ -109,11 +109,11 @@ pub enum Ticket {
     Show {
         ticket: String,
         /// As it was at this moment by the database's clock, such as 2030-01-31T19:30:00Z.
-        #[arg(long, value_parser = moment, conflicts_with = "version")]
+        #[arg(long, value_parser = moment, conflicts_with = "as_of")]
         at: Option<OffsetDateTime>,
         /// As of this version.
-        #[arg(long)]
-        version: Option<i64>,
+        #[arg(long, value_name = "VERSION")]
+        as_of: Option<i64>,
     },
 }
 

@@ -74,7 +74,7 @@ proptest! {
                     if let Some(next) = &next {
                         prop_assert_eq!(next.version, version + outcomes.len() as i64, "one version an outcome");
                         prop_assert_eq!(next.changed_at, now);
-                        prop_assert_eq!(told_alone(before.as_ref(), next, &outcomes).as_ref(), Some(next));
+                        prop_assert_eq!(told_alone(before.as_ref(), next, &outcomes), Some(next.clone()));
                     } else {
                         prop_assert!(before.is_none());
                     }
