@@ -106,8 +106,10 @@ impl Database {
         let settings = config::Database {
             url: url.to_owned().into(),
             pool_size: 4,
+            acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(2),
+            idle_in_transaction_timeout: Duration::from_secs(10),
             idempotency_retention: RETENTION,
         };
         let pool = store::connect(&settings, &metrics).await?;

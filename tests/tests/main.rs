@@ -20,6 +20,7 @@ mod direct;
 mod gate;
 mod intake;
 mod operate;
+mod pool;
 mod relay;
 mod repeats;
 mod servers;
@@ -39,6 +40,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 const TOPICS: &[&[Test]] = &[
     stack::TESTS,
+    pool::TESTS,
     commit::TESTS,
     direct::TESTS,
     gate::TESTS,

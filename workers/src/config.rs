@@ -203,12 +203,18 @@ pub struct Database {
     /// Connections of one process.
     #[arg(long, env = "HOLDFAST_POOL_SIZE", default_value_t = 8, global = true)]
     pub pool_size: u32,
+    /// Longest time to wait for a free connection of the pool.
+    #[arg(long, env = "HOLDFAST_ACQUIRE_TIMEOUT", default_value = "5s", value_parser = humantime::parse_duration, global = true)]
+    pub acquire_timeout: Duration,
     /// Longest time one statement may take.
     #[arg(long, env = "HOLDFAST_STATEMENT_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]
     pub statement_timeout: Duration,
     /// Longest time a statement may wait for a lock.
     #[arg(long, env = "HOLDFAST_LOCK_TIMEOUT", default_value = "5s", value_parser = humantime::parse_duration, global = true)]
     pub lock_timeout: Duration,
+    /// Longest time a transaction may do nothing before the server ends its session.
+    #[arg(long, env = "HOLDFAST_IDLE_IN_TRANSACTION_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]
+    pub idle_in_transaction_timeout: Duration,
     /// How long an event's answer is kept; an older event is never decided.
     #[arg(long, env = "HOLDFAST_IDEMPOTENCY_RETENTION", default_value = "7d", value_parser = humantime::parse_duration, global = true)]
     pub idempotency_retention: Duration,
@@ -417,6 +423,16 @@ impl Config {
         require(
             database.statement_timeout >= Duration::from_secs(1),
             "statement-timeout",
+            "give at least 1s",
+        );
+        require(
+            database.acquire_timeout >= Duration::from_millis(100),
+            "acquire-timeout",
+            "give at least 100ms",
+        );
+        require(
+            database.idle_in_transaction_timeout >= Duration::from_secs(1),
+            "idle-in-transaction-timeout",
             "give at least 1s",
         );
         require(

@@ -62,7 +62,7 @@ pub async fn connect(config: &config::Database, metrics: &Metrics) -> Result<PgP
         ("lock_timeout", milliseconds(config.lock_timeout)),
         (
             "idle_in_transaction_session_timeout",
-            milliseconds(config.statement_timeout),
+            milliseconds(config.idle_in_transaction_timeout),
         ),
         ("synchronous_commit", "on".to_owned()),
         // Our statements take arrays: one plan suits every length, and costs no planning. It is often made while the tables
@@ -72,7 +72,7 @@ pub async fn connect(config: &config::Database, metrics: &Metrics) -> Result<PgP
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(config.pool_size)
-        .acquire_timeout(Duration::from_secs(5))
+        .acquire_timeout(config.acquire_timeout)
         .connect_lazy_with(options);
     let mut pauses = pauses();
     loop {
