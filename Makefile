@@ -27,10 +27,11 @@ dev: tools ## Hold the stack open with `holdfast run` on it; addresses in .dev/s
 	$(BUILD)
 	$(DEV) up
 
-check: tools ## The quick one: format, clippy, unit and property tests; no servers
+check: tools ## The quick one: format, clippy, unit and property tests, compiled examples; no servers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace --lib --test published --test structure
+	$(CARGO) test --workspace --doc
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release

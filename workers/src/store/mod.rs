@@ -1,8 +1,11 @@
 //! Postgres: the only place with SQL, beside what `verify` reads. One file per table, free functions over a pool or connection.
+//! `mechanisms` are tools for tables of your own.
 
 pub mod change_log;
 pub mod commit;
+pub mod examples;
 pub mod idempotency;
+pub mod mechanisms;
 pub mod outbox;
 pub mod settled_dead_letters;
 pub mod tickets;

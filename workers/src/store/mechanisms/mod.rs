@@ -1,0 +1,98 @@
+//! The well-known ways to read and write a database safely from durable handlers, each as a small tool for tables of your
+//! own. A table is declared once ([`Table`]); every tool is a function over the caller's pool, connection or transaction.
+//!
+//! | which one do I want | tool |
+//! | --- | --- |
+//! | read a row, or many rows in one statement | [`read`] |
+//! | insert a row once, and know over every retry whether it was me | [`insert`] |
+//! | overwrite columns, whoever else does; add to a number | [`update`] |
+//! | add to a list or number of many rows without reading them | [`expression`] |
+//! | read, compute, write; safe to retry because one writer works on a key at a time | [`version`] |
+//! | do anything once per request, and answer a repeat as before | [`idempotency`] |
+//! | write only if chosen columns still have the values I saw; write only what changed | [`compare_and_set`] |
+//! | many callers at once, few statements | [`batch`] |
+//! | several rows, reads decide writes, all or nothing | [`interactive`] |
+//! | my own SQL; a large table as a stream | [`raw`] |
+//!
+//! # A call that is repeated
+//!
+//! A durable engine calls a handler again when it has not seen its end; the statement may have taken effect. Each page says
+//! what the repeat does. Reads, absolute updates, versioned updates and idempotency keys may be repeated as they are; a
+//! relative update, an expression and a bare compare-and-set may not: put them under an idempotency key.
+//!
+//! A statement needs no journalled step (`ctx.run`) of its own: where the write is safe to repeat the journal adds only its
+//! disk sync. Journal what a later branch depends on (the version of [`version`], for example) and what may not be repeated.
+//!
+//! # How values travel
+//!
+//! Identifiers are `&'static str` from the declaration. The values of a row or change are bound as one JSON value, which
+//! `jsonb_populate_record(null::table, ...)` gives the types of the table's own columns.
+
+pub mod batch;
+pub mod compare_and_set;
+pub mod expression;
+pub mod idempotency;
+pub mod insert;
+pub mod interactive;
+pub mod raw;
+pub mod read;
+mod table;
+pub mod update;
+pub mod version;
+
+pub use table::{Change, Column, Key, Table, Values};
+
+/// What can go wrong with a tool. What the tool decides (missing, conflict, repeat) is an answer and never comes here.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A value that the table does not take: too long, of another type, against a rule. The same again fails again.
+    #[error("{table} forbids the value{}", constraint.as_ref().map(|name| format!(" ({name})")).unwrap_or_default())]
+    Forbidden {
+        table: &'static str,
+        constraint: Option<String>,
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Another transaction was in the way (SQLSTATE 40001, 40P01). Nothing was written; the same again may pass.
+    #[error("another transaction was in the way")]
+    Conflict(#[source] sqlx::Error),
+    /// COMMIT was sent and its answer was lost: the transaction took effect as a whole, or not at all.
+    #[error("the answer to COMMIT was lost")]
+    Unknown(#[source] sqlx::Error),
+    /// The closure went on after one of its statements had failed; nothing was written.
+    #[error("the closure succeeded although one of its statements had failed")]
+    Swallowed,
+    /// Infrastructure, or a declaration that does not fit the table.
+    #[error("the statement on {table} failed")]
+    Statement {
+        table: &'static str,
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A request or reply that cannot be JSON, or a stored reply that is not of this kind.
+    #[error("a request or reply cannot be read or written as JSON")]
+    Reply(#[source] serde_json::Error),
+    /// The batching task ended with the process.
+    #[error("the batching task has ended")]
+    Ended,
+}
+
+impl Error {
+    /// By SQLSTATE. Classes 22 (data) and 23 (constraint) are about the value, 40 (rollback) is about somebody else.
+    /// Source: PostgreSQL, appendix A.
+    fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Self {
+        move |source| {
+            let database = source.as_database_error();
+            let code = database.and_then(|error| error.code());
+            match code.as_deref() {
+                Some(code) if code.starts_with("40") => Error::Conflict(source),
+                Some(code) if code.starts_with("22") || code.starts_with("23") => Error::Forbidden {
+                    table,
+                    constraint: database.and_then(|error| error.constraint()).map(str::to_owned),
+                    source,
+                },
+                _ => Error::Statement { table, source },
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! How a table is declared, and how a change to it is spelled.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::marker::PhantomData;
+
+use serde_json::Value as Json;
+use sqlx::postgres::{PgHasArrayType, PgRow};
+use sqlx::{AssertSqlSafe, Decode, Encode, FromRow, Postgres, Type};
+
+/// A table with a primary key of one column, declared once.
+///
+/// ```no_run
+/// use holdfast::store::mechanisms::{Column, Table, Values};
+///
+/// #[derive(sqlx::FromRow)]
+/// struct Account {
+///     id: i64,
+///     owner: String,
+///     labels: Vec<String>,
+/// }
+///
+/// impl Account {
+///     const OWNER: Column<Account, String> = Column::new("owner");
+///     const LABELS: Column<Account, Vec<String>> = Column::new("labels");
+/// }
+///
+/// impl Table for Account {
+///     type Key = i64;
+///     const TABLE: &'static str = "accounts";
+///     const KEY: &'static str = "id";
+///     const COLUMNS: &'static [&'static str] = &["owner", "labels"];
+///
+///     fn key(&self) -> i64 {
+///         self.id
+///     }
+///
+///     fn values(&self) -> Values<Account> {
+///         Account::OWNER.is(self.owner.clone()).and(Account::LABELS.is(self.labels.clone()))
+///     }
+/// }
+/// ```
+pub trait Table: for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static {
+    type Key: Key;
+    const TABLE: &'static str;
+    /// The primary key's column.
+    const KEY: &'static str;
+    /// The other columns, at least one; those of a marked table are not named.
+    const COLUMNS: &'static [&'static str];
+    /// A marked table has three more columns, by which an attempt knows its own writes: `version bigint not null` (0 as
+    /// inserted, raised by every update through these tools), `inserted_by text` and `written_by text`. Its rows are read
+    /// with their `version`.
+    const MARKED: bool = false;
+
+    fn key(&self) -> Self::Key;
+    /// The values of [`Table::COLUMNS`].
+    fn values(&self) -> Values<Self>;
+}
+
+/// What can be a primary key.
+pub trait Key:
+    Clone
+    + Debug
+    + Eq
+    + Hash
+    + Ord
+    + Into<Json>
+    + Send
+    + Sync
+    + Unpin
+    + 'static
+    + for<'q> Encode<'q, Postgres>
+    + for<'r> Decode<'r, Postgres>
+    + Type<Postgres>
+    + PgHasArrayType
+{
+}
+
+impl Key for String {}
+impl Key for i64 {}
+
+/// A column of `T` that holds a `V`.
+pub struct Column<T, V> {
+    name: &'static str,
+    of: PhantomData<fn() -> (T, V)>,
+}
+
+impl<T, V: Into<Json>> Column<T, V> {
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, of: PhantomData }
+    }
+
+    /// The column with this value.
+    pub fn is(&self, value: impl Into<V>) -> Values<T> {
+        Values {
+            all: vec![(self.name, value.into().into())],
+            of: PhantomData,
+        }
+    }
+
+    /// Overwrites the column.
+    pub fn set(&self, value: impl Into<V>) -> Change<T> {
+        self.is(value).into()
+    }
+
+    fn change(&self, operation: Operation, value: Json) -> Change<T> {
+        Change {
+            all: vec![(self.name, operation, value)],
+            of: PhantomData,
+        }
+    }
+}
+
+impl<T> Column<T, i64> {
+    /// Adds to the column, in the database.
+    pub fn add(&self, number: i64) -> Change<T> {
+        self.change(Operation::Add, number.into())
+    }
+}
+
+impl<T, E: Into<Json>> Column<T, Vec<E>> {
+    /// Puts an element at the array's end, in the database.
+    pub fn append(&self, element: impl Into<E>) -> Change<T> {
+        self.change(Operation::Append, Json::Array(vec![element.into().into()]))
+    }
+}
+
+/// Columns with values.
+pub struct Values<T> {
+    all: Vec<(&'static str, Json)>,
+    of: PhantomData<fn() -> T>,
+}
+
+/// What to do to columns of a row; never nothing.
+pub struct Change<T> {
+    all: Vec<(&'static str, Operation, Json)>,
+    of: PhantomData<fn() -> T>,
+}
+
+#[derive(Clone, Copy)]
+enum Operation {
+    Set,
+    Add,
+    Append,
+}
+
+impl<T> Values<T> {
+    /// These and those.
+    pub fn and(mut self, more: Self) -> Self {
+        self.all.extend(more.all);
+        self
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.all.iter().map(|(name, _)| *name)
+    }
+
+    /// Only those of these columns.
+    pub(super) fn only(mut self, names: &[&'static str]) -> Self {
+        self.all.retain(|(name, _)| names.contains(name));
+        self
+    }
+
+    /// Only those that `other` has otherwise, or not at all.
+    pub(super) fn unlike(mut self, other: &Self) -> Self {
+        self.all.retain(|value| !other.all.contains(value));
+        self
+    }
+
+    pub(super) fn json(&self) -> Json {
+        let all = self.all.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        Json::Object(all.collect())
+    }
+}
+
+impl<T> From<Values<T>> for Change<T> {
+    fn from(values: Values<T>) -> Self {
+        let all = values
+            .all
+            .into_iter()
+            .map(|(name, value)| (name, Operation::Set, value));
+        Self {
+            all: all.collect(),
+            of: PhantomData,
+        }
+    }
+}
+
+impl<T: Table> Change<T> {
+    /// This and that; where both name a column, that.
+    pub fn and(mut self, more: Self) -> Self {
+        self.all
+            .retain(|(name, ..)| !more.all.iter().any(|(other, ..)| other == name));
+        self.all.extend(more.all);
+        self
+    }
+
+    pub(super) fn names(&self) -> Vec<&'static str> {
+        self.all.iter().map(|(name, ..)| *name).collect()
+    }
+
+    pub(super) fn json(&self) -> Json {
+        let all = self
+            .all
+            .iter()
+            .map(|(name, _, value)| ((*name).to_owned(), value.clone()));
+        Json::Object(all.collect())
+    }
+
+    /// The `set` list of an update of `t` from the values `n`. `by` is the SQL of the attempt that a marked row gets.
+    pub(super) fn sql(&self, by: &'static str) -> String {
+        let sets = self.all.iter().map(|(name, operation, _)| match operation {
+            Operation::Set => format!("{name} = n.{name}"),
+            Operation::Add => format!("{name} = t.{name} + n.{name}"),
+            Operation::Append => format!("{name} = t.{name} || n.{name}"),
+        });
+        let mark = T::MARKED.then(|| format!("version = t.version + 1, written_by = {by}"));
+        sets.chain(mark).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The columns of a list, each behind its table's alias: `t.name, t.credits`.
+pub(super) fn list(alias: &'static str, names: &[&'static str]) -> String {
+    let names: Vec<_> = names.iter().map(|name| format!("{alias}.{name}")).collect();
+    names.join(", ")
+}
+
+/// What is read of a row of `t`.
+pub(super) fn row<T: Table>() -> String {
+    let version: &[_] = if T::MARKED { &["version"] } else { &[] };
+    list("t", &[&[T::KEY], T::COLUMNS, version].concat())
+}
+
+/// The only place where a text becomes SQL. It is put together from `&'static str`s of this folder and of declarations.
+pub(super) fn sql(text: String) -> AssertSqlSafe<String> {
+    AssertSqlSafe(text)
+}
