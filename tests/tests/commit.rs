@@ -117,6 +117,7 @@ impl Database {
             listen: ([127, 0, 0, 1], 9).into(),
             batch_events,
             batch_bytes: 1 << 20,
+            examples: false,
         };
         let (committer, committing) = Committer::new(pool.clone(), rules, limits, RETENTION, metrics.clone());
         tokio::spawn(committing);

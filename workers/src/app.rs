@@ -233,7 +233,13 @@ impl Worker {
             committing.await;
             Ok(())
         });
-        let endpoint = objects::endpoint(committer, pool.clone(), self.metrics.clone(), clock);
+        let endpoint = objects::endpoint(
+            committer,
+            pool.clone(),
+            self.metrics.clone(),
+            clock,
+            self.config.serve.examples,
+        );
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("serve", async move {
             objects::serve(listener, endpoint, shutdown).await;

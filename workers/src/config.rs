@@ -303,6 +303,9 @@ pub struct Serve {
     /// Most bytes of events in one statement.
     #[arg(long = "batch-bytes", env = "HOLDFAST_BATCH_BYTES", default_value_t = 4 << 20, global = true)]
     pub batch_bytes: usize,
+    /// Serve the example handlers too. Some are unsafe, to show what goes wrong; they touch tables of their own.
+    #[arg(long, env = "HOLDFAST_EXAMPLES", global = true)]
+    pub examples: bool,
 }
 
 /// How the relay batches.

@@ -14,6 +14,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "verify/",
             "app.rs",
             "objects/mod.rs",
+            "objects/examples.rs",
             "objects/reaper.rs",
             "objects/ticket.rs",
             "relay",

@@ -2,6 +2,7 @@
 //! request, hands it to the store's committer and answers.
 
 mod body;
+mod examples;
 mod reaper;
 mod ticket;
 
@@ -32,12 +33,21 @@ pub const REAPER_SHARD: &str = "0";
 pub const ARM: &str = "arm";
 
 /// Every object, ready to be served. `now` is the time that events from HTTP carry; what is decided goes by the database's
-/// clock.
-pub fn endpoint(committer: Committer, pool: PgPool, metrics: Arc<Metrics>, now: fn() -> OffsetDateTime) -> Endpoint {
-    Endpoint::builder()
+/// clock. The example handlers are served only where `with_examples` asks for them.
+pub fn endpoint(
+    committer: Committer,
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+    now: fn() -> OffsetDateTime,
+    with_examples: bool,
+) -> Endpoint {
+    let endpoint = Endpoint::builder()
         .bind(Ticket::new(committer, pool.clone(), now))
-        .bind(Reaper::new(pool, metrics))
-        .build()
+        .bind(Reaper::new(pool.clone(), metrics));
+    match with_examples {
+        true => examples::bind(endpoint, pool).build(),
+        false => endpoint.build(),
+    }
 }
 
 /// Answers Restate (HTTP/2) until `shutdown`; then takes no new connections and gives invocations in hand 10 s to finish.

@@ -15,7 +15,7 @@ struct Addresses(PathBuf);
 pub(crate) async fn run() -> anyhow::Result<()> {
     let stack = Stack::open(Name::Dev).await?;
     stack.start().await?;
-    let holdfast = stack.holdfast("run", "dev").start().await?;
+    let holdfast = stack.holdfast("run", "dev").arg("--examples").start().await?;
     let addresses = json!({
         "kafka": stack.kafka.bootstrap(),
         "restate_ingress": stack.restate.ingress(),

@@ -1,0 +1,251 @@
+//! The example handlers: the well-known ways to access a database from durable handlers, on tables of their own. Each calls
+//! one tool of [`crate::store::mechanisms`], whose page says what happens at a crash. Some are unsafe on purpose and say so.
+//! Served only with `--examples`.
+
+use std::time::Duration;
+
+use restate_sdk::endpoint::Builder;
+use restate_sdk::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+
+use super::body::Body;
+use crate::error;
+use crate::store::examples::{KEYS, User};
+use crate::store::mechanisms::idempotency::{DAY, Once};
+use crate::store::mechanisms::insert::{self, Insert};
+use crate::store::mechanisms::update::{self, Update};
+use crate::store::mechanisms::version::{self, Versioned};
+use crate::store::mechanisms::{Error, read};
+
+pub(super) fn bind(endpoint: Builder, pool: PgPool) -> Builder {
+    endpoint
+        .bind(Simple { pool: pool.clone() })
+        .bind(Keyed { pool: pool.clone() })
+        .bind(Idempotency { pool })
+}
+
+/// Accesses the database as any other program would.
+struct Simple {
+    pool: PgPool,
+}
+
+/// The columns of a new user.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct NewUser {
+    user_id: String,
+    name: String,
+    address: String,
+    credits: i64,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Rename {
+    user_id: String,
+    new_name: String,
+}
+
+#[restate_sdk::service(
+    name = "simple",
+    journal_retention = "0s",
+    idempotency_retention = "0s",
+    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
+)]
+impl Simple {
+    /// The user's row, or "(row not found)".
+    #[handler]
+    async fn read(&self, _ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Found>> {
+        find(&self.pool, user).await
+    }
+
+    /// The user's credits, or null. Read once per invocation: every retry goes by the same value.
+    #[handler(name = "durableRead")]
+    async fn durable_read(&self, ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Option<i64>>> {
+        let credits = ctx.run(|| credits(&self.pool, user)).name("read credits").await?;
+        if credits.0 == Some(0) {
+            tracing::info!("an example user has no credits: every retry takes this branch again");
+        }
+        Ok(credits)
+    }
+
+    /// Inserts a user unless the id is taken; answers whether it was this request that did. A repeat with the same
+    /// `idempotency-key` gets the same answer.
+    #[handler]
+    async fn insert(&self, ctx: Context<'_>, body: Body<NewUser>) -> HandlerResult<Json<bool>> {
+        let NewUser {
+            user_id,
+            name,
+            address,
+            credits,
+        } = body.read()?;
+        let user = User {
+            user_id,
+            name,
+            address,
+            credits,
+            tags: Vec::new(),
+            version: 0,
+        };
+        let inserted = insert::once_by(&self.pool, &user, ctx.invocation_id()).await;
+        Ok(Json(inserted.map_err(answer)? == Insert::Inserted))
+    }
+
+    /// Renames a user; answers whether there is one. **Unsafe:** a retry overwrites what others wrote meanwhile.
+    #[handler]
+    async fn update(&self, _ctx: Context<'_>, body: Body<Rename>) -> HandlerResult<Json<bool>> {
+        let Rename { user_id, new_name } = body.read()?;
+        let updated = update::apply(&self.pool, &user_id, &User::NAME.set(new_name)).await;
+        Ok(Json(updated.map_err(answer)? == Update::Updated))
+    }
+}
+
+/// Accesses a user's row under the user's key, so that writes come one at a time.
+struct Keyed {
+    pool: PgPool,
+}
+
+#[restate_sdk::object(
+    name = "keyed",
+    journal_retention = "0s",
+    idempotency_retention = "0s",
+    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
+)]
+impl Keyed {
+    /// Adds credits; answers whether there is such a user. **Unsafe:** a retry after the statement took effect adds again.
+    #[handler]
+    async fn update(&self, ctx: ObjectContext<'_>, Json(add): Json<i64>) -> HandlerResult<Json<bool>> {
+        let updated = update::apply(&self.pool, &ctx.key().to_owned(), &User::CREDITS.add(add)).await;
+        Ok(Json(updated.map_err(answer)? == Update::Updated))
+    }
+
+    /// Adds credits exactly once; answers the row's version after it. Credits and version are read once per invocation, and
+    /// written only over that version. 409 when somebody who does not come through this object was in between.
+    #[handler(name = "updateConditional")]
+    async fn update_conditional(&self, ctx: ObjectContext<'_>, Json(add): Json<i64>) -> HandlerResult<Json<i64>> {
+        let user = ctx.key().to_owned();
+        let read = ctx.run(|| credits_and_version(&self.pool, user.clone()));
+        let Json(Some((credits, read))) = read.name("read credits, version").await? else {
+            return Err(no_such_user());
+        };
+        let too_much = || error::answer_caller(400, "body: with so many the credits do not fit a number");
+        let change = User::CREDITS.set(credits.checked_add(add).ok_or_else(too_much)?);
+        let mut connection = self.pool.acquire().await?;
+        match version::update(&mut connection, &user, read, ctx.invocation_id(), &change).await {
+            Ok(Versioned::Applied { version } | Versioned::AlreadyMine { version }) => Ok(Json(version)),
+            Ok(Versioned::Conflict { found }) => Err(error::answer_caller(
+                409,
+                format!("somebody else wrote version {found} meanwhile: nothing was added, ask again"),
+            )),
+            Ok(Versioned::Overtaken { found }) => Err(error::answer_caller(
+                409,
+                format!("others wrote up to version {found} meanwhile: read whether this was added"),
+            )),
+            Ok(Versioned::Missing) => Err(no_such_user()),
+            Err(error) => Err(answer(error)),
+        }
+    }
+
+    /// The user's row, or "(row not found)", without waiting for writes in hand.
+    #[handler]
+    async fn read(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<Found>> {
+        find(&self.pool, ctx.key().to_owned()).await
+    }
+}
+
+/// Remembers in the database what was done.
+struct Idempotency {
+    pool: PgPool,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AddCredits {
+    user_id: String,
+    add_credits: i64,
+}
+
+/// After a key's time: clocks of engine and database may differ by this much.
+const SKEW: Duration = Duration::from_secs(60);
+
+#[restate_sdk::service(
+    name = "idempotency",
+    journal_retention = "0s",
+    idempotency_retention = "0s",
+    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
+)]
+impl Idempotency {
+    /// Adds credits exactly once; answers the credits after it, or null without such a user. The key is the invocation's id,
+    /// which Restate makes of the header `idempotency-key`: a producer that repeats a request within a day, with the same
+    /// header, gets the first answer, and with another body 409.
+    #[handler]
+    async fn update(&self, ctx: Context<'_>, body: Body<AddCredits>) -> HandlerResult<Json<Option<i64>>> {
+        let (key, request) = (ctx.invocation_id().to_owned(), body.read()?);
+        let once = ctx.run(|| add_once(&self.pool, key.clone(), request)).name("add once");
+        let Json(once) = once.await?;
+        // Only now: the answer lies in the journal, and no retry of this invocation asks for the key again.
+        let client = ctx.service_client::<IdempotencyClient>();
+        client.expire_idempotency_key(Json(key)).send_after(DAY + SKEW);
+        match once {
+            Once::Fresh(credits) | Once::Repeat(credits) => Ok(Json(credits)),
+            Once::Reused => Err(error::answer_caller(
+                409,
+                "header idempotency-key: another request to this handler had the same key; choose a new one",
+            )),
+        }
+    }
+
+    /// Ends a key whose day is over; answers whether it did.
+    #[handler(name = "expireIdempotencyKey")]
+    async fn expire_idempotency_key(&self, _ctx: Context<'_>, Json(key): Json<String>) -> HandlerResult<Json<bool>> {
+        KEYS.expire(&self.pool, &key).await.map(Json).map_err(answer)
+    }
+}
+
+/// A user as readers see it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Found {
+    Row(User),
+    Nothing(&'static str),
+}
+
+async fn find(pool: &PgPool, user: String) -> HandlerResult<Json<Found>> {
+    let found = read::one(pool, &user).await.map_err(answer)?;
+    Ok(Json(found.map_or(Found::Nothing("(row not found)"), Found::Row)))
+}
+
+async fn credits(pool: &PgPool, user: String) -> HandlerResult<Json<Option<i64>>> {
+    let found = read::one::<User>(pool, &user).await.map_err(answer)?;
+    Ok(Json(found.map(|user| user.credits)))
+}
+
+async fn credits_and_version(pool: &PgPool, user: String) -> HandlerResult<Json<Option<(i64, i64)>>> {
+    let found = read::one::<User>(pool, &user).await.map_err(answer)?;
+    Ok(Json(found.map(|user| (user.credits, user.version))))
+}
+
+async fn add_once(pool: &PgPool, key: String, request: AddCredits) -> HandlerResult<Json<Once<Option<i64>>>> {
+    let AddCredits { user_id, add_credits } = &request;
+    let mut connection = pool.acquire().await?;
+    let once = KEYS.once(&mut connection, &key, &request, DAY, async |transaction| {
+        update::apply(&mut *transaction, user_id, &User::CREDITS.add(*add_credits)).await?;
+        let user = read::one::<User>(&mut *transaction, user_id).await?;
+        Ok(user.map(|user| user.credits))
+    });
+    once.await.map(Json).map_err(answer)
+}
+
+fn no_such_user() -> HandlerError {
+    error::answer_caller(404, "there is no such user: insert one first")
+}
+
+/// A value that the table does not take is the caller's to mend; everything else is tried again.
+fn answer(error: Error) -> HandlerError {
+    match &error {
+        Error::Forbidden { .. } => error::answer_caller(400, error::chain(&error)),
+        _ => error::chain(&error).into(),
+    }
+}
