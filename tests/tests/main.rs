@@ -19,6 +19,7 @@ mod crashes;
 mod direct;
 mod gate;
 mod intake;
+mod mechanisms;
 mod operate;
 mod pool;
 mod relay;
@@ -52,6 +53,7 @@ const TOPICS: &[&[Test]] = &[
     crashes::TESTS,
     servers::TESTS,
     zombies::TESTS,
+    mechanisms::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,
 ];

@@ -98,9 +98,12 @@ async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, state: 
 async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, state: &State, marked: &AtomicU32) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = server.read(&mut buffer).await {
-        // A data row tells that the statement was executed; ready-for-query after it, that it was committed.
+        // A data row, or the tag of a write, tells that the statement was executed; ready-for-query after it, that it was
+        // committed.
         let answer = &buffer[..length];
-        if marked.load(Ordering::SeqCst) != 0 && answer.contains(&b'D') && answer.ends_with(b"Z\0\0\0\x05I") {
+        let tagged = |tag: &[u8]| answer.windows(tag.len()).any(|part| part == tag);
+        let executed = answer.contains(&b'D') || tagged(b"INSERT 0 ") || tagged(b"COMMIT\0");
+        if marked.load(Ordering::SeqCst) != 0 && executed && answer.ends_with(b"Z\0\0\0\x05I") {
             *state.marker.lock().unwrap_or_else(PoisonError::into_inner) = None;
             state.lost.fetch_add(1, Ordering::SeqCst);
             return;
