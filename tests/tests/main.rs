@@ -28,6 +28,7 @@ mod servers;
 mod stack;
 mod support;
 mod traffic;
+mod two_phase;
 mod verify;
 mod workers;
 mod zombies;
@@ -54,6 +55,7 @@ const TOPICS: &[&[Test]] = &[
     servers::TESTS,
     zombies::TESTS,
     mechanisms::TESTS,
+    two_phase::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,
 ];

@@ -766,9 +766,12 @@ fn the_example_handlers_answer_as_written_down(kit: &Kit) -> anyhow::Result<()> 
             Call("idempotency/update", add(4), None, 200, json!(29)),
             Call("idempotency/update", add(-30), None, 400, Value::Null),
             Call("idempotency/expireIdempotencyKey", json!("nobody's"), None, 200, json!(false)),
+            Call("twoPhaseCommit/update", add(1), Some("t-1"), 200, json!(true)),
+            Call("twoPhaseCommit/update", add(1), Some("t-1"), 200, json!(false)),
+            Call("twoPhaseCommit/update", add(-31), None, 400, Value::Null),
             Call("simple/update", json!({"userId": "ann", "newName": "n".repeat(1_001)}), None, 400, Value::Null),
-            Call("simple/durableRead", json!("ann"), None, 200, json!(29)),
-            Call("keyed/ann/read", Value::Null, None, 200, row("Anna", 29, 5)),
+            Call("simple/durableRead", json!("ann"), None, 200, json!(30)),
+            Call("keyed/ann/read", Value::Null, None, 200, row("Anna", 30, 6)),
         ];
         for Call(path, body, key, wanted, answer) in calls {
             let headers: Vec<_> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
@@ -781,7 +784,7 @@ fn the_example_handlers_answer_as_written_down(kit: &Kit) -> anyhow::Result<()> 
 
         let pool = kit.stack.postgres.connect().await?;
         let users: Vec<User> = sqlx::query_as("select * from example_users").fetch_all(&pool).await?;
-        ensure!(users.len() == 1 && json!(users[0]) == row("Anna", 29, 5), "{users:?}");
+        ensure!(users.len() == 1 && json!(users[0]) == row("Anna", 30, 6), "{users:?}");
         let keys: Vec<String> = sqlx::query_scalar("select reply::text from example_keys order by 1").fetch_all(&pool).await?;
         ensure!(keys == ["25", "29"], "{keys:?}");
         pool.close().await;

@@ -42,6 +42,8 @@ impl Kind for Postgres {
             "--encoding=UTF8",
             "--no-locale",
             "--no-instructions",
+            // In the settings file, where a proof can change it.
+            "--set=max_prepared_transactions=64",
             "-U",
             OWNER,
         ]);

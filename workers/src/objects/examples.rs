@@ -8,13 +8,15 @@ use restate_sdk::endpoint::Builder;
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
 
 use super::body::Body;
 use crate::error;
 use crate::store::examples::{KEYS, User};
 use crate::store::mechanisms::idempotency::{DAY, Once};
 use crate::store::mechanisms::insert::{self, Insert};
+use crate::store::mechanisms::two_phase::{self, Outcome, TransactionId};
 use crate::store::mechanisms::update::{self, Update};
 use crate::store::mechanisms::version::{self, Versioned};
 use crate::store::mechanisms::{Error, read};
@@ -23,7 +25,8 @@ pub(super) fn bind(endpoint: Builder, pool: PgPool) -> Builder {
     endpoint
         .bind(Simple { pool: pool.clone() })
         .bind(Keyed { pool: pool.clone() })
-        .bind(Idempotency { pool })
+        .bind(Idempotency { pool: pool.clone() })
+        .bind(TwoPhaseCommit { pool })
 }
 
 /// Accesses the database as any other program would.
@@ -201,6 +204,35 @@ impl Idempotency {
     #[handler(name = "expireIdempotencyKey")]
     async fn expire_idempotency_key(&self, _ctx: Context<'_>, Json(key): Json<String>) -> HandlerResult<Json<bool>> {
         KEYS.expire(&self.pool, &key).await.map(Json).map_err(answer)
+    }
+}
+
+/// Splits a statement in two, so that it is executed once although its handler is called again.
+struct TwoPhaseCommit {
+    pool: PgPool,
+}
+
+#[restate_sdk::service(
+    name = "twoPhaseCommit",
+    journal_retention = "0s",
+    idempotency_retention = "0s",
+    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
+)]
+impl TwoPhaseCommit {
+    /// Adds credits exactly once; answers whether it was this call, and not one before, that did. Here both databases are the
+    /// same one. A producer that repeats a request sends it with the same `idempotency-key`.
+    #[handler]
+    async fn update(&self, ctx: Context<'_>, body: Body<AddCredits>) -> HandlerResult<Json<bool>> {
+        let AddCredits { user_id, add_credits } = body.read()?;
+        let transaction = TransactionId::parse(&format!("examples/{}", ctx.invocation_id()))?;
+        let add = async |connection: &mut PgConnection| {
+            let added = update::apply(connection, &user_id, &User::CREDITS.add(add_credits)).await;
+            added.map(|_| ())
+        };
+        // A try of its own each time the engine calls: not drawn from the invocation, which would repeat it.
+        let attempt = Uuid::new_v4();
+        let done = two_phase::run(&self.pool, &self.pool, &transaction, attempt, async |_| Ok(()), add).await;
+        Ok(Json(done.map_err(answer)? == Outcome::Now))
     }
 }
 

@@ -12,6 +12,7 @@
 //! | write only if chosen columns still have the values I saw; write only what changed | [`compare_and_set`] |
 //! | many callers at once, few statements | [`batch`] |
 //! | several rows, reads decide writes, all or nothing | [`interactive`] |
+//! | two databases, both or neither | [`two_phase`] |
 //! | my own SQL; a large table as a stream | [`raw`] |
 //!
 //! # A call that is repeated
@@ -37,6 +38,7 @@ pub mod interactive;
 pub mod raw;
 pub mod read;
 mod table;
+pub mod two_phase;
 pub mod update;
 pub mod version;
 
@@ -72,6 +74,12 @@ pub enum Error {
     /// A request or reply that cannot be JSON, or a stored reply that is not of this kind.
     #[error("a request or reply cannot be read or written as JSON")]
     Reply(#[source] serde_json::Error),
+    /// The sweeper took this try of a two-phase commit for an orphan. Nothing was written; a new try may pass.
+    #[error("the try took so long that it was swept")]
+    Swept,
+    /// A database that two-phase commit needs does not prepare transactions.
+    #[error("max_prepared_transactions is 0: set it to the number of connections or more, and restart that database")]
+    CannotPrepare,
     /// The batching task ended with the process.
     #[error("the batching task has ended")]
     Ended,

@@ -1,0 +1,280 @@
+//! Two-phase commit: whatever step ends early, and whoever goes on, both databases change once, or neither.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast::store::mechanisms::Error;
+use holdfast::store::mechanisms::two_phase::{self, Fate, Outcome, TransactionId};
+use holdfast_tests::kit::Kit;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::workers::done;
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    both_databases_change_once_whatever_step_ends_early,
+    a_try_that_wakes_up_late_changes_nothing,
+    a_slow_try_that_was_swept_changes_nothing_and_the_next_one_does,
+    what_was_prepared_outlives_a_kill_and_is_settled_by_its_row,
+    the_other_database_may_be_away_at_any_step,
+    a_closure_that_fails_leaves_nothing_in_either_database,
+    a_database_that_cannot_prepare_is_refused,
+];
+
+/// What others prepared before this proof is left alone; ours is swept at once.
+const AT_ONCE: Duration = Duration::ZERO;
+
+/// The product's database with a table for this proof, and another one that knows nothing of us.
+struct Databases {
+    main: PgPool,
+    loyalty: PgPool,
+}
+
+impl Databases {
+    async fn new(kit: &Kit) -> anyhow::Result<Self> {
+        done(kit.stack.holdfast("migrate", "migrate")).await?;
+        let main = kit.stack.postgres.connect().await?;
+        let loyalty = kit.stack.postgres.copy_database("template1", "loyalty").await?;
+        for (pool, table) in [
+            (&main, "drop table if exists orders"),
+            (&main, "create table orders (number bigint primary key)"),
+            (
+                &loyalty,
+                "create table accounts (user_id text primary key, credits bigint not null)",
+            ),
+            (&loyalty, "insert into accounts values ('ann', 0)"),
+        ] {
+            sqlx::query(table).execute(pool).await?;
+        }
+        Ok(Self { main, loyalty })
+    }
+
+    async fn run(&self, transaction: &TransactionId, attempt: Uuid, number: i64) -> Result<Outcome, Error> {
+        let (here, there) = (async |here: &mut PgConnection| order(here, number).await, spend);
+        two_phase::run(&self.main, &self.loyalty, transaction, attempt, here, there).await
+    }
+
+    async fn prepare(&self, transaction: &TransactionId, attempt: Uuid) -> Result<(), Error> {
+        two_phase::prepare(&self.loyalty, transaction, attempt, spend).await
+    }
+
+    async fn decide(&self, transaction: &TransactionId, attempt: Uuid, number: i64) -> Result<Fate, Error> {
+        let here = async |here: &mut PgConnection| order(here, number).await;
+        two_phase::decide(&self.main, transaction, attempt, here).await
+    }
+
+    async fn sweep(&self) -> Result<usize, Error> {
+        two_phase::sweep(&self.main, &self.loyalty, AT_ONCE).await
+    }
+
+    /// Orders, credits, and what is still prepared.
+    async fn state(&self) -> anyhow::Result<(i64, i64, i64)> {
+        let orders = sqlx::query_scalar("select count(*) from orders").fetch_one(&self.main);
+        let credits = sqlx::query_scalar("select credits from accounts").fetch_one(&self.loyalty);
+        let prepared = sqlx::query_scalar("select count(*) from pg_prepared_xacts").fetch_one(&self.loyalty);
+        Ok((orders.await?, credits.await?, prepared.await?))
+    }
+
+    async fn expect(&self, orders: i64, credits: i64) -> anyhow::Result<()> {
+        let state = self.state().await?;
+        ensure!(state == (orders, credits, 0), "orders, credits, prepared: {state:?}");
+        Ok(())
+    }
+
+    /// `false` ends every session of the other database and lets nobody in.
+    async fn open_loyalty(&self, open: bool) -> anyhow::Result<()> {
+        let statement = if open {
+            "alter database loyalty allow_connections true"
+        } else {
+            "alter database loyalty allow_connections false"
+        };
+        sqlx::query(statement).execute(&self.main).await?;
+        if !open {
+            sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'loyalty'")
+                .execute(&self.main)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+async fn order(here: &mut PgConnection, number: i64) -> Result<(), Error> {
+    let insert = sqlx::query("insert into orders values ($1)").bind(number);
+    insert.execute(here).await.map(drop).map_err(failed)
+}
+
+async fn spend(there: &mut PgConnection) -> Result<(), Error> {
+    let timeout = sqlx::query("set local lock_timeout = '200ms'");
+    timeout.execute(&mut *there).await.map_err(failed)?;
+    let update = sqlx::query("update accounts set credits = credits + 1 where user_id = 'ann'");
+    update.execute(there).await.map(drop).map_err(failed)
+}
+
+fn failed(source: sqlx::Error) -> Error {
+    Error::Statement {
+        table: "(proof)",
+        source,
+    }
+}
+
+fn id(number: i64) -> anyhow::Result<TransactionId> {
+    Ok(TransactionId::parse(&format!("proofs/{}/{number}", Uuid::new_v4()))?)
+}
+
+fn both_databases_change_once_whatever_step_ends_early(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        // How many steps the first try gets done before its process ends; who goes on, the next try or the sweeper first.
+        for (number, (steps, swept)) in (0..4).flat_map(|steps| [(steps, false), (steps, true)]).enumerate() {
+            let number = number as i64;
+            let (transaction, first, second) = (id(number)?, Uuid::new_v4(), Uuid::new_v4());
+            let told = async {
+                if steps >= 1 {
+                    databases.prepare(&transaction, first).await?;
+                }
+                if steps >= 2 {
+                    ensure!(databases.decide(&transaction, first, number).await? == Fate::Committed);
+                }
+                if steps >= 3 {
+                    two_phase::settle(&databases.loyalty, &transaction, first, Fate::Committed).await?;
+                    // A second `commit prepared` answers as if it had never been there; the row knows better.
+                    two_phase::settle(&databases.loyalty, &transaction, first, Fate::Committed).await?;
+                }
+                if swept {
+                    let ended = databases.sweep().await?;
+                    ensure!(ended == usize::from(steps == 1 || steps == 2), "{ended} swept");
+                }
+                if steps == 1 && !swept {
+                    // The orphan still holds its locks: the next try fails without a trace, until somebody sweeps.
+                    let blocked = databases.run(&transaction, second, number).await;
+                    ensure!(
+                        matches!(blocked, Err(Error::Statement { .. } | Error::Conflict(_))),
+                        "{blocked:?}"
+                    );
+                    databases.sweep().await?;
+                }
+                let outcome = databases.run(&transaction, Uuid::new_v4(), number).await?;
+                let expected = if steps >= 2 { Outcome::Before } else { Outcome::Now };
+                ensure!(outcome == expected, "{outcome:?}");
+                let again = databases.run(&transaction, Uuid::new_v4(), number).await?;
+                ensure!(again == Outcome::Before, "{again:?}");
+                databases.expect(number + 1, number + 1).await
+            };
+            told.await
+                .with_context(|| format!("after {steps} steps, swept: {swept}"))?;
+        }
+        Ok(())
+    })
+}
+
+fn a_try_that_wakes_up_late_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        let (transaction, late) = (id(0)?, Uuid::new_v4());
+        // It looked for a committed attempt, found none, and slept while another try lived its whole life.
+        ensure!(databases.run(&transaction, Uuid::new_v4(), 0).await? == Outcome::Now);
+        databases.prepare(&transaction, late).await?;
+        let fate = databases.decide(&transaction, late, 1).await?;
+        ensure!(fate == Fate::Aborted, "{fate:?}");
+        two_phase::settle(&databases.loyalty, &transaction, late, fate).await?;
+        databases.expect(1, 1).await
+    })
+}
+
+fn a_slow_try_that_was_swept_changes_nothing_and_the_next_one_does(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        let (transaction, slow) = (id(0)?, Uuid::new_v4());
+        databases.prepare(&transaction, slow).await?;
+        let young = two_phase::sweep(&databases.main, &databases.loyalty, Duration::from_secs(3_600)).await?;
+        ensure!(young == 0, "a young attempt was swept");
+        ensure!(databases.sweep().await? == 1);
+        let fate = databases.decide(&transaction, slow, 0).await?;
+        ensure!(fate == Fate::Aborted, "{fate:?}");
+        two_phase::settle(&databases.loyalty, &transaction, slow, fate).await?;
+        databases.expect(0, 0).await?;
+        ensure!(databases.run(&transaction, Uuid::new_v4(), 0).await? == Outcome::Now);
+        databases.expect(1, 1).await
+    })
+}
+
+fn what_was_prepared_outlives_a_kill_and_is_settled_by_its_row(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        for (number, decided) in [(0, false), (1, true)] {
+            let (transaction, attempt) = (id(number)?, Uuid::new_v4());
+            databases.prepare(&transaction, attempt).await?;
+            if decided {
+                databases.decide(&transaction, attempt, number).await?;
+            }
+            kit.stack.postgres.kill()?;
+            kit.stack.postgres.start().await?;
+            let (_, _, prepared) = databases.state().await?;
+            ensure!(prepared == 1, "{prepared} prepared");
+            ensure!(databases.sweep().await? == 1);
+            databases.expect(i64::from(decided), i64::from(decided)).await?;
+        }
+        Ok(())
+    })
+}
+
+fn the_other_database_may_be_away_at_any_step(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        let (transaction, attempt) = (id(0)?, Uuid::new_v4());
+        databases.open_loyalty(false).await?;
+        let away = databases.run(&transaction, attempt, 0).await;
+        ensure!(
+            matches!(away, Err(Error::Statement { .. } | Error::Conflict(_))),
+            "{away:?}"
+        );
+        databases.open_loyalty(true).await?;
+        databases.expect(0, 0).await?;
+
+        databases.prepare(&transaction, attempt).await?;
+        databases.open_loyalty(false).await?;
+        // The main database does not wait for the other one.
+        ensure!(databases.decide(&transaction, attempt, 0).await? == Fate::Committed);
+        let away = two_phase::settle(&databases.loyalty, &transaction, attempt, Fate::Committed).await;
+        ensure!(matches!(away, Err(Error::Statement { .. })), "{away:?}");
+        databases.open_loyalty(true).await?;
+        ensure!(databases.run(&transaction, Uuid::new_v4(), 0).await? == Outcome::Before);
+        databases.expect(1, 1).await
+    })
+}
+
+fn a_closure_that_fails_leaves_nothing_in_either_database(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        let (main, loyalty) = (&databases.main, &databases.loyalty);
+        let fails = async |_: &mut PgConnection| Err(failed(sqlx::Error::RowNotFound));
+        let there = two_phase::run(main, loyalty, &id(0)?, Uuid::new_v4(), async |_| Ok(()), fails).await;
+        ensure!(
+            matches!(there, Err(Error::Statement { .. } | Error::Conflict(_))),
+            "{there:?}"
+        );
+        databases.expect(0, 0).await?;
+        let here = two_phase::run(main, loyalty, &id(0)?, Uuid::new_v4(), fails, spend).await;
+        ensure!(matches!(here, Err(Error::Statement { .. })), "{here:?}");
+        databases.sweep().await?;
+        databases.expect(0, 0).await
+    })
+}
+
+fn a_database_that_cannot_prepare_is_refused(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        two_phase::check(&databases.loyalty).await?;
+        let set = async |statement: &'static str| {
+            sqlx::query(statement).execute(&databases.main).await?;
+            kit.stack.postgres.stop().await?;
+            kit.stack.postgres.start().await
+        };
+        set("alter system set max_prepared_transactions = 0").await?;
+        let refused = two_phase::check(&databases.loyalty).await;
+        set("alter system reset max_prepared_transactions").await?;
+        ensure!(matches!(refused, Err(Error::CannotPrepare)), "{refused:?}");
+        Ok(())
+    })
+}

@@ -1,0 +1,302 @@
+//! Two-phase commit: a change here and a change in another database, both or neither; or a statement that is executed once,
+//! although its caller tries again.
+//!
+//! Only the other database prepares. What it prepared is bound to commit or roll back by a row in `two_phase_attempts` of the
+//! main database, which is written in the same transaction as the changes here. The other database needs no table of ours.
+//!
+//! 1. other: `begin`, the caller's statements, `prepare transaction 'holdfast:<transaction>:<attempt>'`
+//! 2. main: `begin`, the caller's statements, `insert into two_phase_attempts (…, 'committed')`, `commit`
+//! 3. other: `commit prepared`, or `rollback prepared` when the insert found that another attempt was quicker
+//!
+//! Each try has an attempt id of its own. So a try that slept through its successor's whole life and prepares once more finds
+//! another attempt committed, and rolls back what it prepared: one name for all of them could not tell the two apart.
+//!
+//! | it ends | what stands | who goes on |
+//! | --- | --- | --- |
+//! | before or during 1 | nothing | the next try |
+//! | after 1 | a prepared transaction that holds its locks | the next try prepares anew and waits for those locks; [`sweep`] aborts the orphan |
+//! | during the commit of 2, answer lost | both or nothing of 2 | the next try finds the row, or begins anew |
+//! | after 2 | a prepared transaction bound to commit | [`sweep`] commits it; the next try answers [`Outcome::Before`] |
+//! | during 3, answer lost | it is done or not | `commit prepared` is not idempotent: a second one answers 42704, as after a rollback. Only the row tells which it was |
+//!
+//! **Errors** The closures' own; [`Error::Swept`] when the sweeper took a slow try for an orphan. Nothing is known then but what
+//! the rows say: try again with the same transaction and a new attempt.
+//!
+//! PostgreSQL: `PREPARE TRANSACTION` needs `max_prepared_transactions` above 0 ([`check`]); a prepared transaction outlives its
+//! session and every restart, keeps its locks, and holds back vacuum until it is settled.
+//!
+//! ```no_run
+//! # async fn example(main: sqlx::PgPool, loyalty: sqlx::PgPool, attempt: uuid::Uuid) -> Result<(), holdfast::store::mechanisms::Error> {
+//! use holdfast::store::examples::User;
+//! use holdfast::store::mechanisms::two_phase::{self, Outcome, TransactionId};
+//! use holdfast::store::mechanisms::{Error, update};
+//!
+//! let transaction = TransactionId::parse("credits-added/17").expect("a short plain name");
+//! let ann = "ann".to_owned();
+//! let here = async |main: &mut sqlx::PgConnection| update::apply(main, &ann, &User::NAME.set("Ann")).await.map(|_| ());
+//! let there = async |loyalty: &mut sqlx::PgConnection| update::apply(loyalty, &ann, &User::CREDITS.add(5)).await.map(|_| ());
+//! match two_phase::run::<Error>(&main, &loyalty, &transaction, attempt, here, there).await? {
+//!     Outcome::Now => println!("both stand"),
+//!     Outcome::Before => println!("both stood already"),
+//! }
+//! # Ok(()) }
+//! ```
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::Error;
+use super::table::sql;
+
+/// Names what is to happen once. It stands inside statements that take no parameters, so only plain characters may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionId(String);
+
+/// Begins the names of our prepared transactions; what others prepared is left alone.
+const PREFIX: &str = "holdfast";
+
+impl TransactionId {
+    /// PostgreSQL takes names of less than 200 bytes; prefix, attempt and two colons stand in each.
+    pub const MAX_BYTES: usize = 199 - PREFIX.len() - 36 - 2;
+
+    /// # Errors
+    /// The text is empty, too long, or has other characters than letters, digits and `-_./`.
+    pub fn parse(text: &str) -> Result<Self, InvalidId> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+        let fits = (1..=Self::MAX_BYTES).contains(&text.len()) && text.bytes().all(is_plain);
+        fits.then(|| Self(text.to_owned())).ok_or(InvalidId)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A text that cannot name a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a transaction id has 1 to {} letters, digits or -_./", TransactionId::MAX_BYTES)]
+pub struct InvalidId;
+
+/// What a try came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Both changes stand, by this try.
+    Now,
+    /// Both stood already; nothing of this try remains.
+    Before,
+}
+
+/// What became of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Committed,
+    Aborted,
+}
+
+/// Changes both databases, or neither. `attempt` must be new for each try.
+pub async fn run<E: From<Error>>(
+    main: &PgPool,
+    other: &PgPool,
+    transaction: &TransactionId,
+    attempt: Uuid,
+    here: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
+    there: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
+) -> Result<Outcome, E> {
+    if let Some(committed) = committed(main, transaction).await? {
+        settle(other, transaction, committed, Fate::Committed).await?;
+        return Ok(Outcome::Before);
+    }
+    prepare(other, transaction, attempt, there).await?;
+    let fate = decide(main, transaction, attempt, here).await?;
+    settle(other, transaction, attempt, fate).await?;
+    match fate {
+        Fate::Committed => Ok(Outcome::Now),
+        Fate::Aborted => match committed(main, transaction).await? {
+            Some(_) => Ok(Outcome::Before),
+            None => Err(Error::Swept.into()),
+        },
+    }
+}
+
+/// The first step: statements in the other database, prepared.
+pub async fn prepare<E: From<Error>>(
+    other: &PgPool,
+    transaction: &TransactionId,
+    attempt: Uuid,
+    there: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut work = other.begin().await.map_err(Error::of(PREPARED))?;
+    there(&mut work).await?;
+    let prepare = sql(format!("prepare transaction '{}'", name(transaction, attempt)));
+    sqlx::query(prepare)
+        .execute(&mut *work)
+        .await
+        .map_err(Error::of(PREPARED))?;
+    // The session has left the transaction; only the driver does not know.
+    work.rollback().await.map_err(Error::of(PREPARED))?;
+    Ok(())
+}
+
+/// The second step: the row that binds the attempt, and statements in the main database, in one transaction. The fate is
+/// [`Fate::Aborted`] when the sweeper or another attempt was quicker; nothing is changed here then.
+pub async fn decide<E: From<Error>>(
+    main: &PgPool,
+    transaction: &TransactionId,
+    attempt: Uuid,
+    here: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
+) -> Result<Fate, E> {
+    let mut work = main.begin().await.map_err(Error::of(ATTEMPTS))?;
+    // First, so that of two attempts the later one waits here and changes nothing.
+    let bound = sqlx::query!(
+        "insert into two_phase_attempts (transaction, attempt, fate) values ($1, $2, 'committed') on conflict do nothing",
+        transaction.as_str(),
+        attempt,
+    )
+    .execute(&mut *work)
+    .await
+    .map_err(Error::of(ATTEMPTS))?;
+    if bound.rows_affected() == 0 {
+        return Ok(Fate::Aborted);
+    }
+    here(&mut work).await?;
+    work.commit().await.map_err(Error::of(ATTEMPTS))?;
+    Ok(Fate::Committed)
+}
+
+/// The third step: ends the prepared transaction as its fate says. Safe to repeat: one that is gone was ended so before,
+/// because nobody ends one against its row.
+pub async fn settle(other: &PgPool, transaction: &TransactionId, attempt: Uuid, fate: Fate) -> Result<(), Error> {
+    let verb = match fate {
+        Fate::Committed => "commit",
+        Fate::Aborted => "rollback",
+    };
+    let settle = sql(format!("{verb} prepared '{}'", name(transaction, attempt)));
+    match sqlx::query(settle).execute(other).await {
+        Ok(_) => Ok(()),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_OBJECT) => Ok(()),
+        Err(error) => Err(Error::of(PREPARED)(error)),
+    }
+}
+
+/// Where a statement failed, for its error.
+const PREPARED: &str = "(prepared transactions)";
+const ATTEMPTS: &str = "two_phase_attempts";
+
+/// PostgreSQL's answer to a name that no prepared transaction has.
+const UNDEFINED_OBJECT: &str = "42704";
+
+/// Ends what tries left behind in the other database, if it is older than `age`: an undecided attempt is aborted by a row in
+/// the main database first, and only then rolled back. So age is a hint, never a verdict: an attempt that is merely slow finds
+/// itself aborted and changes nothing. Answers how many were ended.
+pub async fn sweep(main: &PgPool, other: &PgPool, age: Duration) -> Result<usize, Error> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "select gid from pg_prepared_xacts
+         where database = current_database() and prepared <= clock_timestamp() - make_interval(secs => $1)
+         order by prepared",
+    )
+    .bind(age.as_secs_f64())
+    .fetch_all(other)
+    .await
+    .map_err(Error::of(PREPARED))?;
+    let mut ended = 0;
+    for (transaction, attempt) in names.iter().filter_map(|name| parse(name)) {
+        let fate = abort(main, &transaction, attempt).await?;
+        settle(other, &transaction, attempt, fate).await?;
+        ended += 1;
+    }
+    Ok(ended)
+}
+
+/// Aborts an attempt, unless its fate is decided. Its fate.
+async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<Fate, Error> {
+    sqlx::query!(
+        "insert into two_phase_attempts (transaction, attempt, fate) values ($1, $2, 'aborted') on conflict do nothing",
+        transaction.as_str(),
+        attempt,
+    )
+    .execute(main)
+    .await
+    .map_err(Error::of(ATTEMPTS))?;
+    let fate = sqlx::query_scalar!(
+        "select fate from two_phase_attempts where transaction = $1 and attempt = $2",
+        transaction.as_str(),
+        attempt,
+    )
+    .fetch_one(main)
+    .await
+    .map_err(Error::of(ATTEMPTS))?;
+    match fate.as_str() {
+        "committed" => Ok(Fate::Committed),
+        _ => Ok(Fate::Aborted),
+    }
+}
+
+/// The attempt that was committed, if one was.
+async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<Uuid>, Error> {
+    sqlx::query_scalar!(
+        "select attempt from two_phase_attempts where transaction = $1 and fate = 'committed'",
+        transaction.as_str(),
+    )
+    .fetch_optional(main)
+    .await
+    .map_err(Error::of(ATTEMPTS))
+}
+
+/// Refuses a database that cannot prepare ([`Error::CannotPrepare`]): found out at the start, not at the first use.
+pub async fn check(other: &PgPool) -> Result<(), Error> {
+    let limit: i32 = sqlx::query_scalar("select current_setting('max_prepared_transactions')::int")
+        .fetch_one(other)
+        .await
+        .map_err(Error::of(PREPARED))?;
+    (limit > 0).then_some(()).ok_or(Error::CannotPrepare)
+}
+
+fn name(transaction: &TransactionId, attempt: Uuid) -> String {
+    format!("{PREFIX}:{}:{attempt}", transaction.as_str())
+}
+
+fn parse(name: &str) -> Option<(TransactionId, Uuid)> {
+    let (transaction, attempt) = name.strip_prefix(PREFIX)?.strip_prefix(':')?.rsplit_once(':')?;
+    Some((TransactionId::parse(transaction).ok()?, attempt.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_are_transaction_ids() {
+        for text in ["a", "credits-added/ann_1/17.2", &"x".repeat(TransactionId::MAX_BYTES)] {
+            assert!(TransactionId::parse(text).is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "a b",
+            "a'b",
+            "a:b",
+            "ä",
+            "a\\b",
+            &"x".repeat(TransactionId::MAX_BYTES + 1),
+        ] {
+            assert_eq!(TransactionId::parse(text), Err(InvalidId), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_prepared_transaction_names_its_attempt() {
+        let (transaction, attempt) = (TransactionId::parse("a/1").unwrap(), Uuid::from_u128(7));
+        let name = name(&transaction, attempt);
+        assert!(name.len() < 200);
+        assert_eq!(parse(&name), Some((transaction, attempt)));
+        for foreign in [
+            "",
+            "other:a:1",
+            "holdfast:a",
+            "holdfastly:a:00000000-0000-0000-0000-000000000007",
+        ] {
+            assert_eq!(parse(foreign), None);
+        }
+    }
+}
