@@ -27,19 +27,18 @@ dev: tools ## Hold the stack open with `holdfast run` on it; addresses in .dev/s
 	$(BUILD)
 	$(DEV) up
 
-check: tools ## The quick one: format, clippy, unit and property tests, compiled examples; no servers
+check: tools ## The quick one: format, clippy, unit and property tests; no servers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace --lib --test published --test structure
-	$(CARGO) test --workspace --doc
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release
 	$(TARGET)/release/dev bench
+	$(CARGO) bench --workspace --bench mechanisms
 
 sqlx: tools ## Refresh .sqlx after a change of a statement or a migration
-	@# A changed statement keeps the library from compiling until this is done: the tool of an earlier build does it.
-	[ -x $(DEV) ] || $(BUILD)
+	$(CARGO) build --workspace --bin dev
 	$(DEV) sqlx
 
 tools:

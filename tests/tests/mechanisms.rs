@@ -811,8 +811,10 @@ async fn connect(url: String) -> anyhow::Result<PgPool> {
     let settings = config::Database {
         url: url.into(),
         pool_size: 16,
+        acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(10),
         lock_timeout: Duration::from_secs(5),
+        idle_in_transaction_timeout: Duration::from_secs(10),
         idempotency_retention: DAY,
     };
     Ok(store::connect(&settings, &Metrics::new()?).await?)

@@ -6,7 +6,6 @@
 //! measured in turn, and the median of the rounds is told: a noisy machine then disturbs neither alone.
 
 mod cost;
-mod mechanisms;
 mod noop;
 mod report;
 mod workload;
@@ -54,8 +53,6 @@ enum Measurement {
     Latency,
     /// CPU time by process, gate, serve and relay apart
     Cpu,
-    /// Each way to write safely, beside a plain update
-    Mechanisms,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -97,9 +94,6 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let distinct = Workload::new("cpu-distinct", scaled(20_000), scaled(20_000));
         let uniform = Workload::new("cpu-uniform", scaled(2_000), scaled(100_000));
         bench.cpu(&[("distinct", distinct), ("uniform", uniform)]).await?;
-    }
-    if wanted(Measurement::Mechanisms) {
-        bench.mechanisms().await?;
     }
     bench.finish().await
 }
@@ -255,15 +249,6 @@ impl Bench {
         gate.stop().await?;
         relay.stop().await?;
         serve.stop().await
-    }
-
-    /// What each way to write safely costs.
-    async fn mechanisms(&mut self) -> anyhow::Result<()> {
-        let (table, rows, batching) = mechanisms::measure(&self.stack).await?;
-        self.report.table("mechanisms", &table, rows);
-        self.report
-            .at_least("batching_ratio", batching, 4.0, "one by one / batched, 64 callers");
-        Ok(())
     }
 
     /// Waits for so many outcomes; gives the arrival of the last.

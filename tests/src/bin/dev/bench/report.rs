@@ -71,12 +71,6 @@ impl Report {
         self.figures.insert(String::from(key), value);
     }
 
-    /// What is a table.
-    pub(super) fn table(&mut self, key: &str, text: &str, rows: Value) {
-        self.lines.extend(text.lines().map(String::from));
-        self.figures.insert(String::from(key), rows);
-    }
-
     fn add(&mut self, key: &str, value: f64, unit: &str, note: &str) {
         let line = format!("{key:<20}{value:>12.2} {unit:<14}{note}");
         tracing::info!("{}", line.trim_end());

@@ -1,22 +1,27 @@
-//! What each way to write safely costs, beside a plain update of one column by key: statements sent, and time.
+//! What each way to write safely costs, beside a plain update of one column by key: statements sent, and time. Adds the key
+//! `mechanisms` to `target/reports/bench.json`.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
+use holdfast::store;
 use holdfast::store::examples::{KEYS, User};
 use holdfast::store::mechanisms::batch::{self, Changes, Reads};
 use holdfast::store::mechanisms::idempotency::DAY;
 use holdfast::store::mechanisms::interactive::{self, Attempts};
 use holdfast::store::mechanisms::two_phase::{self, TransactionId};
 use holdfast::store::mechanisms::{compare_and_set, expression, insert, read, update, version};
-use holdfast_tests::kit::Stack;
+use holdfast_tests::kit::{self, Name, Stack};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
+use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
@@ -91,56 +96,92 @@ struct Measured {
     together: Duration,
 }
 
-/// Runs every mechanism; gives the table as text and as JSON, and how many times faster batched updates are than as many
-/// callers one by one.
-pub(super) async fn measure(stack: &Stack) -> anyhow::Result<(String, Value, f64)> {
-    let database = Database::prepare(stack).await?;
-    let mut all = Vec::new();
-    for mechanism in Mechanism::ALL {
-        let (mut alone, mut together) = (Vec::new(), Vec::new());
-        // The first round warms up, and has its statements counted.
-        let before = database.statements().await?;
-        let calls = database.run(mechanism, 1, ALONE).await?.1;
-        let statements = (database.statements().await? - before) / calls as f64;
-        for _ in 0..ROUNDS {
-            alone.push(database.run(mechanism, 1, ALONE).await?.0);
-            together.push(database.run(mechanism, CALLERS, TOGETHER).await?.0);
+fn main() -> ExitCode {
+    kit::log_to_stderr();
+    match kit::run_to_end(move || Runtime::new()?.block_on(run())) {
+        Ok(Some(Ok(()))) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::from(kit::INTERRUPTED),
+        Ok(Some(Err(error))) | Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
         }
-        let measured = Measured {
-            mechanism,
-            statements,
-            alone: median(alone),
-            together: median(together),
-        };
-        info!(
-            "{}: {:?} alone, {:?} of {CALLERS} callers",
-            mechanism.name(),
-            measured.alone,
-            measured.together
-        );
-        all.push(measured);
     }
+}
+
+async fn run() -> anyhow::Result<()> {
+    let stack = Stack::open(Name::Bench).await?;
+    stack.postgres.start().await?;
+    let all = measure(&Database::prepare(&stack).await?).await?;
     let of = |wanted| {
         all.iter()
             .find(|measured| measured.mechanism == wanted)
             .context("not measured")
     };
     let plain = of(Mechanism::PlainUpdate)?;
-    let batching = plain.together.as_secs_f64() / of(Mechanism::BatchedUpdate)?.together.as_secs_f64();
     let mut text = String::from("mechanism                  statements   x plain update: 1 caller   64 callers\n");
     let mut rows = Vec::new();
     for measured in &all {
-        let ratio =
-            |time: Duration, plain: Duration| (time.as_secs_f64() / plain.as_secs_f64() * 100.0).round() / 100.0;
-        let (name, statements) = (measured.mechanism.name(), (measured.statements * 10.0).round() / 10.0);
-        let (alone, together) = (
-            ratio(measured.alone, plain.alone),
-            ratio(measured.together, plain.together),
-        );
-        writeln!(text, "{name:<26} {statements:>10.1} {alone:>26.2} {together:>12.2}")?;
+        let (name, statements) = (measured.mechanism.name(), rounded(measured.statements));
+        let alone = rounded(measured.alone.as_secs_f64() / plain.alone.as_secs_f64());
+        let together = rounded(measured.together.as_secs_f64() / plain.together.as_secs_f64());
+        writeln!(text, "{name:<26} {statements:>10} {alone:>26} {together:>12}")?;
         rows.push(json!({ "name": name, "statements": statements, "relative_1": alone, "relative_64": together }));
     }
-    Ok((text, Value::Array(rows), batching))
+    let batching = plain.together.as_secs_f64() / of(Mechanism::BatchedUpdate)?.together.as_secs_f64();
+    let missed = if batching < 4.0 { " (missed)" } else { "" };
+    writeln!(
+        text,
+        "{CALLERS} callers one by one / batched: {batching:.1}, wanted at least 4{missed}"
+    )?;
+    print!("{text}");
+    println!("written to {}", write(rows, rounded(batching))?.display());
+    Ok(())
+}
+
+/// Beside what `dev bench` measured, if it did.
+fn write(rows: Vec<Value>, batching: f64) -> anyhow::Result<PathBuf> {
+    let folder = kit::checkout().join("target/reports");
+    fs::create_dir_all(&folder)?;
+    let file = folder.join("bench.json");
+    let mut report: Value = match fs::read(&file) {
+        Ok(report) => serde_json::from_slice(&report)?,
+        Err(_) => json!({}),
+    };
+    report["mechanisms"] = Value::Array(rows);
+    report["batching_ratio"] = json!(batching);
+    fs::write(&file, serde_json::to_string_pretty(&report)? + "\n")?;
+    Ok(file)
+}
+
+async fn measure(database: &Database) -> anyhow::Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for mechanism in Mechanism::ALL {
+        // The first calls warm up, and have their statements counted.
+        let before = database.statements().await?;
+        database.run(mechanism, 1, ALONE).await?;
+        let statements = (database.statements().await? - before) / ALONE as f64;
+        let (mut alone, mut together) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            alone.push(database.run(mechanism, 1, ALONE).await?);
+            together.push(database.run(mechanism, CALLERS, TOGETHER).await?);
+        }
+        let (alone, together) = (median(alone), median(together));
+        info!(
+            "{}: {alone:?} alone, {together:?} of {CALLERS} callers",
+            mechanism.name()
+        );
+        all.push(Measured {
+            mechanism,
+            statements,
+            alone,
+            together,
+        });
+    }
+    Ok(all)
+}
+
+fn rounded(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
 }
 
 struct Database {
@@ -163,6 +204,7 @@ impl Database {
         stack.postgres.start().await?;
         let connect = async |url: String| PgPoolOptions::new().max_connections(40).connect(&url).await;
         let main = connect(stack.postgres.url()).await?;
+        store::migrate(&main).await?;
         stack
             .postgres
             .copy_database("template1", "loyalty")
@@ -194,8 +236,8 @@ impl Database {
         })
     }
 
-    /// Time per call, and how many calls there were.
-    async fn run(&self, mechanism: Mechanism, callers: usize, calls: usize) -> anyhow::Result<(Duration, usize)> {
+    /// Time per call.
+    async fn run(&self, mechanism: Mechanism, callers: usize, calls: usize) -> anyhow::Result<Duration> {
         let start = Instant::now();
         try_join_all((0..callers).map(async |caller| {
             for _ in 0..calls {
@@ -204,8 +246,7 @@ impl Database {
             anyhow::Ok(())
         }))
         .await?;
-        let all = callers * calls;
-        Ok((start.elapsed() / u32::try_from(all)?, all))
+        Ok(start.elapsed() / u32::try_from(callers * calls)?)
     }
 
     async fn call(&self, mechanism: Mechanism, key: String) -> anyhow::Result<()> {
@@ -268,12 +309,13 @@ impl Database {
             Mechanism::TwoPhaseCommit => {
                 let transaction = TransactionId::parse(&format!("bench/{number}"))?;
                 let here = async |here: &mut PgConnection| {
-                    let update = sqlx::query("update example_users set name = $2 where user_id = $1");
-                    update.bind(&key).bind(number.to_string()).execute(here).await.map(drop)
+                    update::apply(here, &key, &rename).await?;
+                    anyhow::Ok(())
                 };
                 let there = async |there: &mut PgConnection| {
                     let update = sqlx::query("update accounts set credits = credits + 1 where user_id = $1");
-                    update.bind(&key).execute(there).await.map(drop)
+                    update.bind(&key).execute(there).await?;
+                    anyhow::Ok(())
                 };
                 two_phase::run(&self.main, &self.loyalty, &transaction, Uuid::new_v4(), here, there).await?;
             }
