@@ -42,6 +42,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_closure_reads_its_own_writes_and_what_it_wrote_is_told_in_order,
     two_closures_never_decide_on_what_the_other_changes,
     a_storm_of_writers_on_one_row_loses_none,
+    an_aborted_task_undoes_its_transaction_and_its_statement_is_found_by_the_repeat,
     a_closure_that_fails_panics_or_swallows_writes_nothing,
     a_lost_answer_to_commit_is_told_as_unknown,
     own_sql_takes_effect_with_its_transaction_or_not_at_all,
@@ -467,7 +468,7 @@ fn batches_answer_as_one_by_one_in_few_statements(kit: &Kit) -> anyhow::Result<(
         };
         blocked(&pool).await?;
         let ask = |name: &String, change| changes.ask((name.clone(), change));
-        let adds = names.iter().map(|name| ask(name, User::CREDITS.add(2)));
+        let adds = names.iter().chain(&names).map(|name| ask(name, User::CREDITS.add(2)));
         let tags = names.iter().map(|name| ask(name, User::TAGS.append("t")));
         let nobody = ask(&"nobody".to_owned(), User::CREDITS.add(1));
         let mut asked = Box::pin(join_all(adds.chain(tags).chain([nobody])));
@@ -484,7 +485,7 @@ fn batches_answer_as_one_by_one_in_few_statements(kit: &Kit) -> anyhow::Result<(
         let answers = asked.await;
         let updated = answers.iter().filter(|answer| matches!(answer, Ok(Update::Updated)));
         ensure!(
-            updated.count() == 128 && matches!(answers.last(), Some(Ok(Update::Missing))),
+            updated.count() == 192 && matches!(answers.last(), Some(Ok(Update::Missing))),
             "{answers:?}"
         );
         // A transaction leaves its number in the rows that it wrote last: here the one with the tags.
@@ -498,7 +499,7 @@ fn batches_answer_as_one_by_one_in_few_statements(kit: &Kit) -> anyhow::Result<(
         let rows = join_all(names.iter().chain(&names).map(|name| reads.ask(name.clone()))).await;
         for (place, row) in rows.into_iter().enumerate() {
             let row = row.map_err(|error| anyhow::anyhow!("{error}"))?.expect("a user");
-            let wanted = if place % 64 == 0 { 3 } else { 2 };
+            let wanted = if place % 64 == 0 { 5 } else { 4 };
             ensure!(
                 row.user_id == names[place % 64] && row.credits == wanted && row.tags == ["t"],
                 "{row:?}"
@@ -632,6 +633,76 @@ async fn add_one(pool: &PgPool, attempts: Attempts) -> Result<(), Error> {
     added.await.map(drop)
 }
 
+fn an_aborted_task_undoes_its_transaction_and_its_statement_is_found_by_the_repeat(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let pool = database(kit).await?;
+        let ann = with_user(&pool, "ann", 0).await?.user_id;
+
+        // Its one statement is with the database, which does not hear of the end.
+        let (other, key) = (pool.clone(), ann.clone());
+        abort_while_blocked(&pool, async move {
+            let mut connection = other.acquire().await?;
+            version::update(&mut connection, &key, 0, "mine", &User::CREDITS.add(1)).await?;
+            Ok(())
+        })
+        .await?;
+        until("the statement to be done", WITHIN, async || {
+            let now = row(&pool, "ann").await?.map(|row| row.version);
+            ensure!(now == Some(1), "the row has version {now:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        let mut connection = pool.acquire().await?;
+        let again = version::update(&mut connection, &ann, 0, "mine", &User::CREDITS.add(1)).await?;
+        ensure!(again == Versioned::AlreadyMine { version: 1 }, "{again:?}");
+
+        // Nobody is left to send COMMIT.
+        let (other, key) = (pool.clone(), ann.clone());
+        abort_while_blocked(&pool, async move {
+            add_once(&other, "k", &key, 1).await?;
+            Ok(())
+        })
+        .await?;
+        let other = pool.clone();
+        abort_while_blocked(&pool, async move { Ok(add_one(&other, Attempts(1)).await?) }).await?;
+        none_open(&pool).await?;
+        ensure!(
+            credits(&pool, "ann").await? == 1,
+            "a transaction without an end took effect"
+        );
+        ensure!(add_once(&pool, "k", &ann, 1).await? == Once::Fresh(2), "its key stayed");
+        Ok(())
+    })
+}
+
+/// Runs the work into a row that is locked, ends its task there, and lets the row go.
+async fn abort_while_blocked(
+    pool: &PgPool,
+    work: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) -> anyhow::Result<()> {
+    let mut lock = pool.begin().await?;
+    sqlx::raw_sql("select 1 from example_users for update")
+        .execute(&mut *lock)
+        .await?;
+    let task = tokio::spawn(work);
+    blocked(pool).await?;
+    task.abort();
+    ensure!(task.await.is_err_and(|error| error.is_cancelled()));
+    Ok(lock.rollback().await?)
+}
+
+/// Waits until no transaction of this database is open.
+async fn none_open(pool: &PgPool) -> anyhow::Result<()> {
+    let transactions = "select count(*) from pg_stat_activity
+         where datname = current_database() and xact_start is not null and pid <> pg_backend_pid()";
+    until("open transactions to end", WITHIN, async || {
+        let open: i64 = sqlx::query_scalar(transactions).fetch_one(pool).await?;
+        ensure!(open == 0, "{open} are open");
+        anyhow::Ok(())
+    })
+    .await
+}
+
 fn a_closure_that_fails_panics_or_swallows_writes_nothing(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let pool = database(kit).await?;
@@ -666,16 +737,7 @@ fn a_closure_that_fails_panics_or_swallows_writes_nothing(kit: &Kit) -> anyhow::
         let swallowed = swallowed.await;
         ensure!(matches!(swallowed, Err(Error::Swallowed)), "{swallowed:?}");
         ensure!(row(&pool, "ann").await? == Some(ann), "something was written");
-        until("the panicked closure's connection to be free", WITHIN, async || {
-            let open: i64 = sqlx::query_scalar(
-                "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in%'",
-            )
-            .fetch_one(&pool)
-            .await?;
-            ensure!(open == 0, "{open} transactions are open");
-            anyhow::Ok(())
-        })
-        .await
+        none_open(&pool).await
     })
 }
 

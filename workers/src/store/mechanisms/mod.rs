@@ -24,6 +24,21 @@
 //! A statement needs no journalled step (`ctx.run`) of its own: where the write is safe to repeat the journal adds only its
 //! disk sync. Journal what a later branch depends on (the version of [`version`], for example) and what may not be repeated.
 //!
+//! # What goes wrong elsewhere
+//!
+//! The same ways are often written with these faults. `tests/tests/mechanisms.rs` shows that the tools do not have them.
+//!
+//! | fault | here | proof |
+//! | --- | --- | --- |
+//! | "no row updated" counts as my own earlier attempt | a mark in the row says whose write it is | `a_versioned_update_tells_whose_write_it_found` |
+//! | an insert that is retried says that somebody else was first | the attempt knows its row | `an_inserted_row_is_mine_over_every_retry_and_nobody_elses` |
+//! | an idempotency key drawn per call misses the producer's repeats | the producer's key; another request under it is told | `a_key_lets_its_work_happen_once` |
+//! | a key ends by a clock while its call may still be retried | it ends after the answer is kept, and never early | `a_key_ends_only_when_its_time_is_over` |
+//! | two transactions each decide on what the other changes | SERIALIZABLE, and the closure anew | `two_closures_never_decide_on_what_the_other_changes` |
+//! | COMMIT after a failed statement rolls back and reports success | the closure's success is not believed | `a_closure_that_fails_panics_or_swallows_writes_nothing` |
+//! | a lost answer to COMMIT is tried again | told as unknown | `a_lost_answer_to_commit_is_told_as_unknown` |
+//! | values in the text of a statement | bound | `a_value_that_the_table_forbids_changes_nothing` |
+//!
 //! # How values travel
 //!
 //! Identifiers are `&'static str` from the declaration. The values of a row or change are bound as one JSON value, which
