@@ -488,11 +488,12 @@ fn batches_answer_as_one_by_one_in_few_statements(kit: &Kit) -> anyhow::Result<(
             updated.count() == 192 && matches!(answers.last(), Some(Ok(Update::Missing))),
             "{answers:?}"
         );
-        // A transaction leaves its number in the rows that it wrote last: here the one with the tags.
+        // A transaction leaves its number in the rows that it wrote last: here those with the tags, which come in one portion,
+        // or in a few where the batching task runs in between.
         let statements: i64 = sqlx::query_scalar("select count(distinct xmin::text) from example_users")
             .fetch_one(&pool)
             .await?;
-        ensure!(statements == 1, "64 rows were last written by {statements} statements");
+        ensure!(statements <= 4, "64 rows were last written by {statements} statements");
 
         let (reads, reading) = batch::reads::<User>(pool.clone());
         tokio::spawn(reading);
