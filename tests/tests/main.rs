@@ -14,6 +14,7 @@
 //! uses tickets of its own; servers that a test leaves stopped or paused are healed before the next one.
 
 mod admin;
+mod attributes;
 mod commit;
 mod crashes;
 mod direct;
@@ -55,6 +56,7 @@ const TOPICS: &[&[Test]] = &[
     servers::TESTS,
     zombies::TESTS,
     mechanisms::TESTS,
+    attributes::TESTS,
     two_phase::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

@@ -233,9 +233,15 @@ impl Worker {
             committing.await;
             Ok(())
         });
+        let (attributes, batching) = store::ticket_attributes::Access::new(pool.clone());
+        self.spawner.spawn("attributes", async move {
+            batching.await;
+            Ok(())
+        });
         let endpoint = objects::endpoint(
             committer,
             pool.clone(),
+            attributes,
             self.metrics.clone(),
             clock,
             self.config.serve.examples,

@@ -1,6 +1,7 @@
 //! The virtual objects: what Restate runs, one invocation at a time per key. Here is no SQL and no rule: an object takes a
 //! request, hands it to the store's committer and answers.
 
+mod attributes;
 mod body;
 mod examples;
 mod reaper;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error;
 use crate::metrics::Metrics;
+use crate::store::ticket_attributes::Access;
 use crate::store::{self, Committer};
 use reaper::Reaper;
 use ticket::Ticket;
@@ -37,12 +39,13 @@ pub const ARM: &str = "arm";
 pub fn endpoint(
     committer: Committer,
     pool: PgPool,
+    attributes: Access,
     metrics: Arc<Metrics>,
     now: fn() -> OffsetDateTime,
     with_examples: bool,
 ) -> Endpoint {
     let endpoint = Endpoint::builder()
-        .bind(Ticket::new(committer, pool.clone(), now))
+        .bind(Ticket::new(committer, pool.clone(), attributes, now))
         .bind(Reaper::new(pool.clone(), metrics));
     match with_examples {
         true => examples::bind(endpoint, pool).build(),

@@ -13,21 +13,29 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::again;
+use super::attributes::{self, Attributes, Describe, Described, Tag};
 use super::body::Body;
 use crate::domain::{self, State};
 use crate::error;
+use crate::store::ticket_attributes::Access;
 use crate::store::{self, Answer, Ask, Committer, Internal, Unit, Work};
 
 /// Sells one seat, one request after the other.
 pub(super) struct Ticket {
     committer: Committer,
     pool: PgPool,
+    attributes: Access,
     now: fn() -> OffsetDateTime,
 }
 
 impl Ticket {
-    pub(super) fn new(committer: Committer, pool: PgPool, now: fn() -> OffsetDateTime) -> Self {
-        Self { committer, pool, now }
+    pub(super) fn new(committer: Committer, pool: PgPool, attributes: Access, now: fn() -> OffsetDateTime) -> Self {
+        Self {
+            committer,
+            pool,
+            attributes,
+            now,
+        }
     }
 }
 
@@ -156,6 +164,26 @@ impl Ticket {
                 "there is no such ticket: it was never listed",
             )),
         }
+    }
+
+    /// Adds a tag to what readers are told of the ticket. One that is there stays as it is, so that a repeat adds nothing; no
+    /// decision and no outcome comes of it. It waits for no request in hand.
+    #[handler]
+    async fn tag(&self, ctx: SharedObjectContext<'_>, body: Body<Tag>) -> HandlerResult<()> {
+        attributes::tag(&self.attributes, &ticket_id(ctx.key())?, body.read()?).await
+    }
+
+    /// Describes the ticket to its readers, and answers what was written. With `from` it is written only if nobody has changed
+    /// it since; without, whatever it is now. A repeat changes nothing; no decision and no outcome comes of it.
+    #[handler]
+    async fn describe(&self, ctx: ObjectContext<'_>, body: Body<Describe>) -> HandlerResult<Json<Described>> {
+        attributes::describe(&self.attributes, &ticket_id(ctx.key())?, body.read()?).await
+    }
+
+    /// What readers are told of the ticket beside its state.
+    #[handler]
+    async fn attributes(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<Attributes>> {
+        attributes::get(&self.attributes, ticket_id(ctx.key())?).await
     }
 
     /// Ends a hold that is due; leaves any other as it is.

@@ -8,6 +8,7 @@ pub mod idempotency;
 pub mod mechanisms;
 pub mod outbox;
 pub mod settled_dead_letters;
+pub mod ticket_attributes;
 pub mod tickets;
 
 use std::time::Duration;

@@ -116,6 +116,11 @@ pub async fn only_changed_if_unmoved<T: Table>(
     difference(connection, loaded, wanted, true).await
 }
 
+/// The columns in which `wanted` differs from `loaded`: those that the two above write.
+pub fn changed_columns<T: Table>(loaded: &T, wanted: &T) -> Vec<&'static str> {
+    wanted.values().unlike(&loaded.values()).names().collect()
+}
+
 async fn difference<T: Table>(
     connection: &mut PgConnection,
     loaded: &T,

@@ -123,6 +123,11 @@ impl<T, E: Into<Json>> Column<T, Vec<E>> {
     pub fn append(&self, element: impl Into<E>) -> Change<T> {
         self.change(Operation::Append, Json::Array(vec![element.into().into()]))
     }
+
+    /// Puts an element at the array's end unless the array has it, in the database: safe to repeat.
+    pub fn include(&self, element: impl Into<E>) -> Change<T> {
+        self.change(Operation::Include, Json::Array(vec![element.into().into()]))
+    }
 }
 
 /// Columns with values.
@@ -142,6 +147,7 @@ enum Operation {
     Set,
     Add,
     Append,
+    Include,
 }
 
 impl<T> Values<T> {
@@ -213,6 +219,9 @@ impl<T: Table> Change<T> {
             Operation::Set => format!("{name} = n.{name}"),
             Operation::Add => format!("{name} = t.{name} + n.{name}"),
             Operation::Append => format!("{name} = t.{name} || n.{name}"),
+            Operation::Include => {
+                format!("{name} = t.{name} || case when t.{name} @> n.{name} then '{{}}' else n.{name} end")
+            }
         });
         let mark = T::MARKED.then(|| format!("version = t.version + 1, written_by = {by}"));
         sets.chain(mark).collect::<Vec<_>>().join(", ")

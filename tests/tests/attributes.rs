@@ -1,0 +1,163 @@
+//! What readers are told of a ticket beside its state: written by many at once, compared before it is written, and of no
+//! consequence for what is decided.
+
+use anyhow::ensure;
+use futures::future::try_join_all;
+use holdfast_tests::kit::Kit;
+use serde_json::{Value, json};
+
+use crate::support::{clean, told};
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    tags_of_many_callers_at_once_are_all_there_and_each_once,
+    a_description_is_written_where_it_changes_and_only_over_what_was_seen,
+    attributes_neither_raise_a_version_nor_tell_an_outcome,
+];
+
+fn tags_of_many_callers_at_once_are_all_there_and_each_once(kit: &Kit) -> anyhow::Result<()> {
+    const CALLERS: usize = 32;
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "attributes").start().await?;
+        // The first is on one ticket alone, the second on as many as callers; each caller comes twice.
+        for tickets in [1, CALLERS] {
+            let ticket = |caller: usize| format!("attributes/tags-{tickets}-{}", caller % tickets);
+            let callers = (0..CALLERS).chain(0..CALLERS);
+            let tags = callers.map(async |caller| {
+                let tag = json!({ "tag": format!("tag-{caller:02}") });
+                let (status, said) = call(kit, &ticket(caller), "tag", &tag).await?;
+                ensure!(status == 200, "{status} {said}");
+                anyhow::Ok(())
+            });
+            try_join_all(tags).await?;
+            let mut all = Vec::new();
+            for number in 0..tickets {
+                all.extend(attributes(kit, &ticket(number)).await?.2);
+            }
+            all.sort();
+            let wanted: Vec<_> = (0..CALLERS).map(|caller| format!("tag-{caller:02}")).collect();
+            ensure!(all == wanted, "{tickets} tickets: {all:?}");
+        }
+        worker.stop().await
+    })
+}
+
+fn a_description_is_written_where_it_changes_and_only_over_what_was_seen(kit: &Kit) -> anyhow::Result<()> {
+    const TICKET: &str = "attributes/described";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "attributes").start().await?;
+        let (status, _) = call(kit, TICKET, "attributes", &Value::Null).await?;
+        ensure!(status == 404, "{status}");
+        let applied = |fields: &[&str]| json!({ "status": "applied", "fields": fields });
+        let [unchanged, differs, gone] = ["unchanged", "differs", "gone"].map(|status| json!({ "status": status }));
+        let (balcony, east) = (json!({ "description": "balcony" }), json!({ "entrance": "east" }));
+        let both = json!({ "description": "stalls", "entrance": "east" });
+        // What is sent, and what must be answered.
+        let calls = [
+            (json!({ "from": {}, "to": balcony }), gone),
+            (json!({ "to": balcony }), applied(&["description"])),
+            (json!({ "to": balcony }), unchanged.clone()),
+            (json!({ "from": balcony, "to": balcony }), unchanged.clone()),
+            (
+                json!({ "from": balcony, "to": both }),
+                applied(&["description", "entrance"]),
+            ),
+            (json!({ "from": balcony, "to": both }), unchanged.clone()),
+            (json!({ "from": balcony, "to": { "description": "box" } }), differs),
+            // The description has changed since, which does not matter to who changes the entrance alone.
+            (
+                json!({ "from": both, "to": { "description": "" } }),
+                applied(&["description"]),
+            ),
+            (
+                json!({ "from": both, "to": { "entrance": "west" } }),
+                applied(&["entrance"]),
+            ),
+            (json!({ "to": east }), applied(&["entrance"])),
+        ];
+        for (body, wanted) in calls {
+            let (status, said) = call(kit, TICKET, "describe", &body).await?;
+            ensure!(status == 200 && said == wanted, "{body}: {status} {said}");
+        }
+        ensure!(attributes(kit, TICKET).await? == (String::new(), "east".to_owned(), vec![]));
+
+        let long = |length: usize| "x".repeat(length);
+        let refused = [
+            ("tag", json!({ "tag": "" }), "tags"),
+            ("tag", json!({ "tag": long(4_001) }), "tags"),
+            ("tag", json!({ "tag": "nul \0" }), "character"),
+            ("tag", json!({}), "tag"),
+            (
+                "describe",
+                json!({ "to": { "description": long(4_001) } }),
+                "description",
+            ),
+            ("describe", json!({ "to": { "entrance": long(256) } }), "entrance"),
+            (
+                "describe",
+                json!({ "from": east, "to": { "entrance": long(256) } }),
+                "entrance",
+            ),
+            ("describe", json!({ "to": { "tags": [] } }), "to"),
+        ];
+        for (handler, body, column) in refused {
+            let (status, said) = call(kit, TICKET, handler, &body).await?;
+            let message = said["message"].as_str().unwrap_or_default();
+            ensure!(
+                status == 400 && message.contains(column),
+                "{handler} {column}: {status} {said}"
+            );
+        }
+        for number in 0..100 {
+            call(kit, TICKET, "tag", &json!({ "tag": number.to_string() })).await?;
+        }
+        let (status, said) = call(kit, TICKET, "tag", &json!({ "tag": "one too many" })).await?;
+        ensure!(
+            status == 400 && said["message"].as_str().is_some_and(|text| text.contains("tags")),
+            "{said}"
+        );
+        ensure!(attributes(kit, TICKET).await?.2.len() == 100);
+        worker.stop().await
+    })
+}
+
+fn attributes_neither_raise_a_version_nor_tell_an_outcome(kit: &Kit) -> anyhow::Result<()> {
+    const TICKET: &str = "attributes/quiet";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "attributes").start().await?;
+        // They may be there before the ticket is listed.
+        call(kit, TICKET, "tag", &json!({ "tag": "early" })).await?;
+        let terms = json!({ "show": "proofs", "price": { "amount": 4_500, "currency": "EUR" } });
+        call(kit, TICKET, "list", &terms).await?;
+        call(kit, TICKET, "tag", &json!({ "tag": "late" })).await?;
+        call(kit, TICKET, "describe", &json!({ "to": { "description": "balcony" } })).await?;
+        let (_, ticket) = call(kit, TICKET, "get", &Value::Null).await?;
+        ensure!(ticket["version"] == 1, "{ticket}");
+        let tags = ["early", "late"].map(String::from).to_vec();
+        ensure!(attributes(kit, TICKET).await? == ("balcony".to_owned(), String::new(), tags));
+        clean(kit).await?;
+        told(kit, TICKET, 1).await?;
+        worker.stop().await
+    })
+}
+
+async fn call(kit: &Kit, ticket: &str, handler: &str, body: &Value) -> anyhow::Result<(u16, Value)> {
+    let path = format!("Ticket/{}/{handler}", ticket.replace('/', "%2F"));
+    if !body.is_null() {
+        return kit.stack.restate.call(&path, &[], body).await;
+    }
+    let response = reqwest::get(format!("{}/{path}", kit.stack.restate.ingress())).await?;
+    Ok((response.status().as_u16(), response.json().await?))
+}
+
+/// Description, entrance, tags.
+async fn attributes(kit: &Kit, ticket: &str) -> anyhow::Result<(String, String, Vec<String>)> {
+    let (status, said) = call(kit, ticket, "attributes", &Value::Null).await?;
+    ensure!(status == 200 && said["ticket"] == ticket, "{status} {said}");
+    let [description, entrance, tags] = ["description", "entrance", "tags"].map(|field| said[field].clone());
+    Ok((
+        serde_json::from_value(description)?,
+        serde_json::from_value(entrance)?,
+        serde_json::from_value(tags)?,
+    ))
+}

@@ -1,0 +1,117 @@
+//! A ticket's attributes: requests by HTTP to the Ticket object that no decision depends on.
+
+use std::sync::Arc;
+
+use holdfast_schemas::TicketId;
+use restate_sdk::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error;
+use crate::store::mechanisms::Error;
+use crate::store::ticket_attributes::{self, Access};
+
+/// Adds a tag.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tag {
+    tag: String,
+}
+
+/// Describes the ticket: writes what `to` names, as far as it changes.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Describe {
+    /// As the caller saw it; what is not named was empty. With it, nothing is written if somebody has changed since what
+    /// this changes.
+    #[serde(default)]
+    from: Option<Description>,
+    to: Description,
+}
+
+/// An empty text: none.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    #[serde(default)]
+    description: Option<String>,
+    #[serde(default)]
+    entrance: Option<String>,
+}
+
+impl From<Description> for ticket_attributes::Description {
+    fn from(Description { description, entrance }: Description) -> Self {
+        Self { description, entrance }
+    }
+}
+
+/// What came of a description.
+#[derive(Serialize, JsonSchema)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub(super) enum Described {
+    /// These fields were written.
+    Applied { fields: Vec<&'static str> },
+    /// The ticket is described so already, perhaps by an earlier try of the same request.
+    Unchanged,
+    /// Somebody else changed what this would have changed; nothing was written.
+    Differs,
+    /// Nothing is told of this ticket, so `from` cannot have been seen.
+    Gone,
+}
+
+/// What readers are told of a ticket beside its state.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Attributes {
+    ticket: TicketId,
+    description: String,
+    entrance: String,
+    /// Each once, in the order in which they came.
+    tags: Vec<String>,
+}
+
+pub(super) async fn tag(access: &Access, ticket: &TicketId, Tag { tag }: Tag) -> HandlerResult<()> {
+    access.tag(ticket, &tag).await.map_err(answer)
+}
+
+pub(super) async fn describe(
+    access: &Access,
+    ticket: &TicketId,
+    Describe { from, to }: Describe,
+) -> HandlerResult<Json<Described>> {
+    let from = from.map(ticket_attributes::Description::from);
+    let described = access.describe(ticket, from.as_ref(), &to.into()).await;
+    Ok(Json(match described.map_err(|error| answer(Arc::new(error)))? {
+        ticket_attributes::Described::Applied(fields) => Described::Applied { fields },
+        ticket_attributes::Described::Unchanged => Described::Unchanged,
+        ticket_attributes::Described::Differs => Described::Differs,
+        ticket_attributes::Described::Gone => Described::Gone,
+    }))
+}
+
+pub(super) async fn get(access: &Access, ticket: TicketId) -> HandlerResult<Json<Attributes>> {
+    let Some(found) = access.get(&ticket).await.map_err(answer)? else {
+        return Err(error::answer_caller(
+            404,
+            "nothing is told of this ticket: tag or describe it first",
+        ));
+    };
+    Ok(Json(Attributes {
+        ticket,
+        description: found.description,
+        entrance: found.entrance,
+        tags: found.tags,
+    }))
+}
+
+/// A value that the table does not take is the caller's to mend; everything else is tried again.
+fn answer(error: Arc<Error>) -> HandlerError {
+    let Error::Forbidden { constraint, .. } = &*error else {
+        return error::chain(&error).into();
+    };
+    let rule = constraint.as_deref().unwrap_or("a character that no text can hold");
+    let rule = rule.strip_prefix("ticket_attributes_").unwrap_or(rule);
+    error::answer_caller(
+        400,
+        format!("body: a value is against the rule `{rule}`; mend it and send it again"),
+    )
+}

@@ -1,0 +1,195 @@
+//! The ticket_attributes table: what readers are told of a ticket beside its state. No decision reads it, so what is written
+//! here neither raises the ticket's version nor tells an outcome. Written with three of the [`mechanisms`](super::mechanisms):
+//! an expression for the tags, compare-and-set and update only what changed for the rest.
+
+use std::sync::Arc;
+
+use holdfast_schemas::TicketId;
+use sqlx::PgPool;
+
+use super::mechanisms::batch::{self, Changes, Reads};
+use super::mechanisms::compare_and_set::{self, Changed};
+use super::mechanisms::insert::{self, Insert};
+use super::mechanisms::update::Update;
+use super::mechanisms::{Column, Error, Table, Values, read};
+
+/// A row.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Attributes {
+    ticket: String,
+    /// Empty: none.
+    pub description: String,
+    /// Empty: none.
+    pub entrance: String,
+    pub tags: Vec<String>,
+}
+
+impl Attributes {
+    pub const DESCRIPTION: Column<Attributes, String> = Column::new("description");
+    pub const ENTRANCE: Column<Attributes, String> = Column::new("entrance");
+    pub const TAGS: Column<Attributes, Vec<String>> = Column::new("tags");
+
+    /// Of a ticket of which nothing is told yet.
+    fn none(ticket: &TicketId) -> Self {
+        Self {
+            ticket: ticket.as_str().to_owned(),
+            description: String::new(),
+            entrance: String::new(),
+            tags: Vec::new(),
+        }
+    }
+
+    /// As these, and otherwise with what is described there.
+    fn described(&self, as_there: &Description) -> Self {
+        let Description { description, entrance } = as_there.clone();
+        Self {
+            description: description.unwrap_or_else(|| self.description.clone()),
+            entrance: entrance.unwrap_or_else(|| self.entrance.clone()),
+            ..self.clone()
+        }
+    }
+}
+
+impl Table for Attributes {
+    type Key = String;
+    const TABLE: &'static str = "ticket_attributes";
+    const KEY: &'static str = "ticket";
+    const COLUMNS: &'static [&'static str] = &["description", "entrance", "tags"];
+
+    fn key(&self) -> String {
+        self.ticket.clone()
+    }
+
+    fn values(&self) -> Values<Attributes> {
+        let description = Attributes::DESCRIPTION.is(self.description.as_str());
+        let entrance = Attributes::ENTRANCE.is(self.entrance.as_str());
+        description.and(entrance).and(Attributes::TAGS.is(self.tags.clone()))
+    }
+}
+
+/// What of a ticket's description is meant; what is not named is left alone.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    pub description: Option<String>,
+    pub entrance: Option<String>,
+}
+
+/// What came of a description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Described {
+    /// These columns were written.
+    Applied(Vec<&'static str>),
+    /// The ticket is described so already: by an earlier try of the same, by somebody else, or as it was seen.
+    Unchanged,
+    /// Somebody else changed what this would have changed; nothing was written.
+    Differs,
+    /// Nothing is told of this ticket, so nothing of it can have been seen.
+    Gone,
+}
+
+/// The table as many handlers at once reach it: reads, and tags, share statements.
+#[derive(Clone)]
+pub struct Access {
+    pool: PgPool,
+    reads: Reads<Attributes>,
+    changes: Changes<Attributes>,
+}
+
+impl Access {
+    /// And the task that must run for it; it ends when every handle is gone.
+    pub fn new(pool: PgPool) -> (Self, impl Future<Output = ()>) {
+        let (reads, reading) = batch::reads(pool.clone());
+        let (changes, changing) = batch::changes(pool.clone());
+        let task = async {
+            tokio::join!(reading, changing);
+        };
+        (Self { pool, reads, changes }, task)
+    }
+
+    pub async fn get(&self, ticket: &TicketId) -> Result<Option<Attributes>, Arc<Error>> {
+        self.reads.ask(ticket.as_str().to_owned()).await
+    }
+
+    /// Adds a tag without reading the others; one that is there stays as it is, so that the same may be asked again.
+    pub async fn tag(&self, ticket: &TicketId, tag: &str) -> Result<(), Arc<Error>> {
+        let first = Attributes {
+            tags: vec![tag.to_owned()],
+            ..Attributes::none(ticket)
+        };
+        // Rows are never deleted: who finds none, and then one of somebody else's, finds it in the next turn.
+        loop {
+            let change = Attributes::TAGS.include(tag);
+            if self.changes.ask((first.key(), change)).await? == Update::Updated {
+                return Ok(());
+            }
+            if insert::once(&self.pool, &first).await? == Insert::Inserted {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes those of the columns in `to` that change. With `from`, what the caller saw (what it does not name was empty),
+    /// nothing is written where somebody has changed one of them since.
+    pub async fn describe(
+        &self,
+        ticket: &TicketId,
+        from: Option<&Description>,
+        to: &Description,
+    ) -> Result<Described, Error> {
+        match from {
+            Some(from) => self.describe_seen(&Attributes::none(ticket).described(from), to).await,
+            None => self.describe_anyway(ticket, to).await,
+        }
+    }
+
+    async fn describe_seen(&self, seen: &Attributes, to: &Description) -> Result<Described, Error> {
+        let mut connection = self.acquire().await?;
+        let wanted = seen.described(to);
+        let changed = compare_and_set::only_changed_if_unmoved(&mut connection, seen, &wanted).await?;
+        if changed != Changed::Differs {
+            return Ok(changed.into());
+        }
+        // An earlier try whose answer was lost leaves what is wanted. Who wrote it cannot be told, and need not be.
+        let now = read::one::<Attributes>(&mut *connection, &seen.key()).await?;
+        let is_so = now.is_some_and(|now| now.described(to) == now);
+        Ok(if is_so {
+            Described::Unchanged
+        } else {
+            Described::Differs
+        })
+    }
+
+    async fn describe_anyway(&self, ticket: &TicketId, to: &Description) -> Result<Described, Error> {
+        let mut connection = self.acquire().await?;
+        loop {
+            let nothing = Attributes::none(ticket);
+            if let Some(now) = read::one::<Attributes>(&mut *connection, &nothing.key()).await? {
+                let changed = compare_and_set::only_changed(&mut connection, &now, &now.described(to)).await?;
+                return Ok(changed.into());
+            }
+            let first = nothing.described(to);
+            if insert::once(&mut *connection, &first).await? == Insert::Inserted {
+                return Ok(Described::Applied(compare_and_set::changed_columns(&nothing, &first)));
+            }
+        }
+    }
+
+    async fn acquire(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Error> {
+        let failed = |source| Error::Statement {
+            table: Attributes::TABLE,
+            source,
+        };
+        self.pool.acquire().await.map_err(failed)
+    }
+}
+
+impl From<Changed> for Described {
+    fn from(changed: Changed) -> Self {
+        match changed {
+            Changed::Changed(columns) => Described::Applied(columns),
+            Changed::Unchanged => Described::Unchanged,
+            Changed::Differs => Described::Differs,
+            Changed::Gone => Described::Gone,
+        }
+    }
+}
