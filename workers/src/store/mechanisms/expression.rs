@@ -14,7 +14,8 @@
 //! two such statements that lock the same rows in opposite order (a deadlock), one of which the database ends.
 //!
 //! **Crashes** Before or during: no row has changed. After, or with the answer lost: the repeat **appends again**, which only
-//! an idempotency key prevents ([`super::idempotency`]).
+//! an idempotency key prevents ([`super::idempotency`]). [`super::Column::include`] appends only what is not there, and may be
+//! repeated as long as nobody takes elements away.
 //!
 //! ```no_run
 //! # async fn example(pool: sqlx::PgPool) -> Result<(), holdfast::store::mechanisms::Error> {
