@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::identity::OutcomeId;
 use crate::moment::Moment;
-use crate::text::{EventId, Source, TicketId};
+use crate::text::{EventId, Source};
 use crate::version::Version;
-use crate::{Outcome, outcomes, reservations, topics};
+use crate::{Asked, Key, OUTCOME_SOURCE, Payment, Reservation, Told};
 
 /// One type in one version.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct Entry {
     /// The CloudEvents `type`.
     pub name: &'static str,
     pub topic: &'static str,
+    /// Whether it is an outcome.
+    pub told: bool,
     /// What it says, for people.
     pub description: String,
     /// The attributes of a CloudEvent of this type: name to JSON Schema.
@@ -24,19 +26,31 @@ pub struct Entry {
     pub data: Value,
 }
 
-/// What may be asked on [`topics::RESERVATIONS`].
+/// What may be asked, topic by topic.
 pub fn events() -> Vec<Entry> {
-    reservations::VERSIONS
-        .iter()
-        .map(|version| entry(version, topics::RESERVATIONS, asked()))
+    [asked::<Reservation>(), asked::<Payment>()].concat()
+}
+
+/// What is told, topic by topic.
+pub fn outcomes() -> Vec<Entry> {
+    [
+        told::<<Reservation as Asked>::Told>(),
+        told::<<Payment as Asked>::Told>(),
+    ]
+    .concat()
+}
+
+fn asked<A: Asked>() -> Vec<Entry> {
+    let versions = A::VERSIONS.iter();
+    versions
+        .map(|version| entry(version, A::TOPIC, false, attributes_asked::<A::Key>()))
         .collect()
 }
 
-/// What is told on [`topics::RESERVATIONS_OUTCOMES`].
-pub fn outcomes() -> Vec<Entry> {
-    outcomes::VERSIONS
-        .iter()
-        .map(|version| entry(version, topics::RESERVATIONS_OUTCOMES, told()))
+fn told<T: Told>() -> Vec<Entry> {
+    let versions = T::VERSIONS.iter();
+    versions
+        .map(|version| entry(version, T::TOPIC, true, attributes_told::<T::Key>()))
         .collect()
 }
 
@@ -44,7 +58,7 @@ impl Entry {
     /// JSON Schema (draft 7, which AsyncAPI tools read as well) of the whole CloudEvent in structured mode.
     pub fn schema(&self) -> Value {
         let optional = ["datacontenttype", "traceparent"].map(Value::from);
-        let told = self.topic == topics::RESERVATIONS_OUTCOMES;
+        let told = self.told;
         let mut required: Vec<_> = self.attributes.keys().map(|name| json!(name)).collect();
         required.retain(|name| told || !optional.contains(name));
         let mut properties = self.attributes.clone();
@@ -70,7 +84,7 @@ impl Entry {
     }
 }
 
-fn entry<T>(version: &Version<T>, topic: &'static str, mut attributes: Map<String, Value>) -> Entry {
+fn entry<T>(version: &Version<T>, topic: &'static str, told: bool, mut attributes: Map<String, Value>) -> Entry {
     let mut data = (version.schema)(generator()).to_value();
     let mut description = String::new();
     if let Some(members) = data.as_object_mut() {
@@ -84,13 +98,14 @@ fn entry<T>(version: &Version<T>, topic: &'static str, mut attributes: Map<Strin
     Entry {
         name: version.name,
         topic,
+        told,
         description,
         attributes,
         data,
     }
 }
 
-fn asked() -> Map<String, Value> {
+fn attributes_asked<K: Key>() -> Map<String, Value> {
     let source = described::<Source>("Who says it.");
     let id = described::<EventId>("Names the event, together with the source, for ever: a repeat has the same.");
     let time = "When it happened, by its producer; a repeat has the same. Years 1970 to 9999.";
@@ -99,7 +114,7 @@ fn asked() -> Map<String, Value> {
         "description": "application/json, or absent.",
         "pattern": "^application/json *(;.*)?$",
     });
-    let mut attributes = common(
+    let mut attributes = common::<K>(
         source,
         id,
         time,
@@ -109,11 +124,11 @@ fn asked() -> Map<String, Value> {
     attributes
 }
 
-fn told() -> Map<String, Value> {
-    let source = json!({ "const": Outcome::SOURCE });
+fn attributes_told<K: Key>() -> Map<String, Value> {
+    let source = json!({ "const": OUTCOME_SOURCE });
     let id = "Follows from the cause: the same outcome has the same id, however often it is computed.";
     let id = described::<OutcomeId>(id);
-    let mut attributes = common(
+    let mut attributes = common::<K>(
         source,
         id,
         "When it was decided.",
@@ -123,7 +138,7 @@ fn told() -> Map<String, Value> {
         ("datacontenttype", json!({ "const": "application/json" })),
         (
             "sequence",
-            count("Counts the outcomes of one subject without a gap, from 1; 0 when there is no such ticket."),
+            count("Counts the outcomes of one subject without a gap, from 1; 0 when there is no such subject."),
         ),
         (
             "generation",
@@ -142,7 +157,7 @@ fn told() -> Map<String, Value> {
     attributes
 }
 
-fn common(source: Value, id: Value, time: &str, trace: &str) -> Map<String, Value> {
+fn common<K: Key>(source: Value, id: Value, time: &str, trace: &str) -> Map<String, Value> {
     let traceparent = json!({
         "type": "string",
         "description": trace,
@@ -154,7 +169,7 @@ fn common(source: Value, id: Value, time: &str, trace: &str) -> Map<String, Valu
         ("id", id),
         (
             "subject",
-            described::<TicketId>("The ticket; the record's key as well."),
+            described::<K>(&format!("The {}; the record's key as well.", K::NAMES)),
         ),
         ("time", described::<Moment>(time)),
         ("traceparent", traceparent),

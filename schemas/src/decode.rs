@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 use crate::event::{Content, Event, Origin};
 use crate::moment;
 use crate::refusal::{DeadLetterReason, Refusal};
-use crate::reservations::{Reservation, VERSIONS};
-use crate::text::{Invalid, NUL, TicketId};
+use crate::stream::{Asked, Key};
+use crate::text::{Invalid, NUL};
 use crate::trace::Traceparent;
 use crate::version::{Object, Version};
 
@@ -27,13 +27,13 @@ pub struct Record<'a> {
     pub headers: Vec<(&'a str, Option<&'a [u8]>)>,
 }
 
-/// Decodes a record of a public topic.
+/// Decodes a record of the public topic on which `A` is asked.
 ///
 /// The content mode is structured if the content type says so, else binary if there is a header `ce_specversion`. A record
 /// with neither is taken as structured if its value looks like it, so that a plain console client can send events.
 /// A claimed origin is not believed: [`Event::origin`] is none.
-pub fn decode(record: &Record) -> Result<Event, Refusal> {
-    let key = key(record.key)?;
+pub fn decode<A: Asked>(record: &Record) -> Result<Event<A>, Refusal> {
+    let key: A::Key = key(record.key)?;
     let value = value(record.value)?;
     let headers = Headers(&record.headers);
     let event = match headers.content_mode()? {
@@ -57,7 +57,7 @@ pub fn decode(record: &Record) -> Result<Event, Refusal> {
 
 /// Decodes what a handler is given: `[` opens a record of the gate, events of one key each with its origin; `{` one event
 /// in structured mode, straight from a public topic.
-pub fn decode_delivery(value: &[u8]) -> Result<Vec<Event>, Refusal> {
+pub fn decode_delivery<A: Asked>(value: &[u8]) -> Result<Vec<Event<A>>, Refusal> {
     let text = utf8(value)?;
     if !text.trim_ascii_start().starts_with('[') {
         return Ok(vec![structured(text)?.check()?]);
@@ -74,7 +74,7 @@ fn refuse(reason: DeadLetterReason, detail: impl Into<String>) -> Refusal {
     Refusal::new(reason, detail)
 }
 
-fn key(key: Option<&[u8]>) -> Result<TicketId, Refusal> {
+fn key<K: Key>(key: Option<&[u8]>) -> Result<K, Refusal> {
     let bytes = key.ok_or_else(|| refuse(DeadLetterReason::KeyMissing, "key: missing; set it to the subject"))?;
     if bytes.is_empty() {
         return Err(refuse(DeadLetterReason::KeyEmpty, "key: empty; set it to the subject"));
@@ -85,7 +85,7 @@ fn key(key: Option<&[u8]>) -> Result<TicketId, Refusal> {
             "key: not UTF-8; write it with a string serializer",
         )
     })?;
-    TicketId::parse(key).map_err(|invalid| invalid_as(DeadLetterReason::KeyInvalid, "key", &invalid))
+    K::parse(key).map_err(|invalid| invalid_as(DeadLetterReason::KeyInvalid, "key", &invalid))
 }
 
 fn value(value: Option<&[u8]>) -> Result<&str, Refusal> {
@@ -297,7 +297,7 @@ impl Envelope<'_> {
         Err(refuse(DeadLetterReason::ContentMode, detail))
     }
 
-    fn check(self) -> Result<Event, Refusal> {
+    fn check<A: Asked>(self) -> Result<Event<A>, Refusal> {
         self.must_be_complete()?;
         must_equal(
             "specversion",
@@ -305,7 +305,7 @@ impl Envelope<'_> {
             |version| version == "1.0",
             "must be 1.0",
         )?;
-        let version = version(&text("type", &self.event_type)?)?;
+        let version = version::<A>(&text("type", &self.event_type)?)?;
         let is_json = |content_type: &str| media_type(content_type).eq_ignore_ascii_case("application/json");
         must_equal(
             "datacontenttype",
@@ -321,7 +321,7 @@ impl Envelope<'_> {
         }
         let source = parse("source", &self.source, str::parse)?;
         let id = parse("id", &self.id, str::parse)?;
-        let subject = parse("subject", &self.subject, TicketId::parse)?;
+        let subject = parse("subject", &self.subject, A::Key::parse)?;
         let time = parse("time", &self.time, moment::parse)?;
         // An invalid one is to be ignored, says W3C Trace Context.
         let traceparent = match &self.traceparent {
@@ -343,14 +343,14 @@ impl Envelope<'_> {
         ))
     }
 
-    fn check_with_origin(self) -> Result<Event, Refusal> {
+    fn check_with_origin<A: Asked>(self) -> Result<Event<A>, Refusal> {
         let origin = Origin {
             topic: text("origintopic", &self.origintopic)?.into_owned(),
             partition: number("originpartition", &self.originpartition)?,
             offset: number("originoffset", &self.originoffset)?,
             time: parse("origintime", &self.origintime, moment::parse)?,
         };
-        let mut event = self.check()?;
+        let mut event = self.check::<A>()?;
         event.origin = Some(origin);
         Ok(event)
     }
@@ -394,12 +394,12 @@ fn must_equal(
     }
 }
 
-fn version(name: &str) -> Result<&'static Version<Reservation>, Refusal> {
-    if let Some(version) = VERSIONS.iter().find(|version| version.name == name) {
+fn version<A: Asked>(name: &str) -> Result<&'static Version<A>, Refusal> {
+    if let Some(version) = A::VERSIONS.iter().find(|version| version.name == name) {
         return Ok(version);
     }
     let shown: String = name.chars().take(100).collect();
-    let known: Vec<_> = VERSIONS
+    let known: Vec<_> = A::VERSIONS
         .iter()
         .map(|version| version.name)
         .filter(|known| stem(known) == stem(name))
@@ -410,7 +410,7 @@ fn version(name: &str) -> Result<&'static Version<Reservation>, Refusal> {
             format!("type: {shown} is a version not known here; known: {}", known.join(", ")),
         )),
         false => {
-            let all: Vec<_> = VERSIONS.iter().map(|version| version.name).collect();
+            let all: Vec<_> = A::VERSIONS.iter().map(|version| version.name).collect();
             Err(refuse(
                 DeadLetterReason::UnknownType,
                 format!("type: {shown} is not known; known: {}", all.join(", ")),

@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::moment;
-use crate::reservations::Reservation;
-use crate::text::{EventId, Source, TicketId};
+use crate::stream::{Asked, Key};
+use crate::text::{EventId, Source};
 use crate::trace::Traceparent;
 
 /// An event. `(source, id)` names it; the same pair with another [`hash`](Self::hash) is another event that reuses the id.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct Event<A: Asked> {
     pub source: Source,
     pub id: EventId,
     /// When it happened, by its producer; UTC, in the years 1970 to 9999.
@@ -22,10 +22,10 @@ pub struct Event {
     /// The producer's trace, or one that follows from source and id.
     pub traceparent: Traceparent,
     /// What it is about: the key of its record.
-    pub subject: TicketId,
+    pub subject: A::Key,
     /// Where it lay on the public topic; none for what did not come through the gate.
     pub origin: Option<Origin>,
-    pub data: Reservation,
+    pub data: A,
     content: Content,
 }
 
@@ -39,7 +39,7 @@ pub struct Origin {
     pub time: OffsetDateTime,
 }
 
-impl Event {
+impl<A: Asked> Event<A> {
     /// An event that did not come from Kafka, in the newest version of its type. `time` is taken to the nearest one that can
     /// be written (years 1970 to 9999).
     pub fn new(
@@ -47,9 +47,9 @@ impl Event {
         id: EventId,
         time: OffsetDateTime,
         traceparent: Option<Traceparent>,
-        subject: TicketId,
-        data: Reservation,
-    ) -> Event {
+        subject: A::Key,
+        data: A,
+    ) -> Self {
         let (event_type, wire) = data.newest();
         let content = Content::new(event_type, &subject, wire);
         Self::assemble(source, id, moment::clamp(time), traceparent, subject, data, content)
@@ -60,12 +60,12 @@ impl Event {
         id: EventId,
         time: OffsetDateTime,
         traceparent: Option<Traceparent>,
-        subject: TicketId,
-        data: Reservation,
+        subject: A::Key,
+        data: A,
         content: Content,
-    ) -> Event {
+    ) -> Self {
         let traceparent = traceparent.unwrap_or_else(|| Traceparent::derive(source.as_str(), id.as_str()));
-        Event {
+        Self {
             source,
             id,
             time,
@@ -127,7 +127,7 @@ pub(crate) struct Content {
 
 impl Content {
     /// `data` must be canonical.
-    pub(crate) fn new(event_type: &'static str, subject: &TicketId, data: Box<RawValue>) -> Self {
+    pub(crate) fn new(event_type: &'static str, subject: &impl Key, data: Box<RawValue>) -> Self {
         let hash = RequestHash::of(event_type, subject, &data);
         Self { event_type, data, hash }
     }
@@ -153,7 +153,7 @@ impl RequestHash {
     }
 
     /// The hash of a request from within the product, by the same rule.
-    pub fn of_request(kind: &str, subject: &TicketId, data: &serde_json::Value) -> Self {
+    pub fn of_request(kind: &str, subject: &impl Key, data: &serde_json::Value) -> Self {
         let data = serde_json_canonicalizer::to_string(data).expect("JSON values have text keys");
         Self::of(
             kind,
@@ -163,7 +163,7 @@ impl RequestHash {
     }
 
     /// Canonical JSON orders members by name, and its parts are canonical: the whole is their concatenation.
-    fn of(event_type: &str, subject: &TicketId, data: &RawValue) -> Self {
+    fn of(event_type: &str, subject: &impl Key, data: &RawValue) -> Self {
         let subject = serde_json::to_string(subject).expect("a text can be written");
         let mut hash = Sha256::new();
         for part in [
@@ -215,10 +215,11 @@ struct Envelope<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reservations::Reservation;
     use serde_json::{Value, json};
     use time::macros::datetime;
 
-    fn requested(user: &str) -> Event {
+    fn requested(user: &str) -> Event<Reservation> {
         let data = Reservation::ReservationRequested {
             user: user.parse().unwrap(),
             hold_for: Some(60),

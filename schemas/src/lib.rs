@@ -3,8 +3,11 @@
 //! Pure: no clock, no I/O. Everything that enters is decoded here once ([`decode`], [`decode_delivery`]) into types that
 //! need no further check; everything that leaves is encoded here.
 
-// In reading order: what an event is, how one is decoded, what becomes of it; then what these are made of.
+// In reading order: what a stream is, what an event is, how one is decoded, what becomes of it; then what these are made of.
+mod stream;
+
 mod event;
+mod payments;
 mod reservations;
 
 mod decode;
@@ -31,9 +34,13 @@ pub use decode::{Record, decode, decode_delivery};
 pub use event::{Event, Origin, RequestHash};
 pub use identity::{HoldId, OutcomeId, hold_id, outcome_id};
 pub use iso_currency::Currency;
-pub use money::Price;
-pub use outcomes::{Outcome, RefusalReason, Reply, ReplyOutcome, Told};
+pub use money::{Credits, Price};
+pub use outcomes::{
+    OUTCOME_SOURCE, Outcome, ProfileField, RefusalReason, Reply, ReplyOutcome, TicketTold, UserRefusalReason, UserTold,
+};
+pub use payments::{Payment, ProfileValues};
 pub use refusal::{DeadLetterReason, Refusal};
 pub use reservations::Reservation;
-pub use text::{CheckoutId, EventId, Invalid, Seat, ShowId, Source, TicketId, UserId};
+pub use stream::{Asked, Key, Told};
+pub use text::{CheckoutId, Email, EventId, Invalid, Language, Name, Seat, ShowId, Source, TicketId, UserId};
 pub use trace::Traceparent;

@@ -107,6 +107,47 @@ impl JsonSchema for Price {
     }
 }
 
+/// An amount of a user's credits, each worth one minor unit of the currency that the installation chose. Never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Credits(i64);
+
+impl Credits {
+    /// The largest amount that one event may name.
+    pub const MAX: i64 = 1_000_000_000_000;
+
+    /// Fails when `amount` is not within 1 to [`Self::MAX`].
+    pub fn new(amount: i64) -> Result<Self, Invalid> {
+        match (1..=Self::MAX).contains(&amount) {
+            true => Ok(Self(amount)),
+            false => Err(Invalid::new(format!("must be 1 to {} credits", Self::MAX))),
+        }
+    }
+
+    pub fn amount(self) -> i64 {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Credits {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(number::whole(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Credits {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Credits".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "description": "An amount of credits.", "minimum": 1, "maximum": Self::MAX })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,28 +1,46 @@
-//! The outcomes on the topic `reservations.outcomes`: what became of what was asked.
+//! The outcomes: what became of what was asked.
 
-pub(crate) mod v1;
+mod tickets;
+mod users;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use crate::identity::{HoldId, OutcomeId};
+use crate::identity::OutcomeId;
 use crate::moment;
-use crate::money::Price;
-use crate::text::{CheckoutId, EventId, Invalid, Seat, ShowId, Source, TicketId, UserId};
+use crate::stream::Told;
+use crate::text::{EventId, Invalid, Source};
 use crate::trace::Traceparent;
-use crate::version::{Object, Version, Wire};
+use crate::version::{Object, Wire};
 
-pub use v1::RefusalReason;
+pub use tickets::{RefusalReason, TicketTold};
+pub use users::{ProfileField, UserRefusalReason, UserTold};
 
-/// One outcome, as the world is told it. Its `source` is always [`Outcome::SOURCE`].
+/// Declares the data of outcome types in one version.
+macro_rules! told {
+    ($told:ident; $($(#[$doc:meta])* $name:ident $type:literal { $($(#[$attribute:meta])* $field:ident: $kind:ty),* };)+) => {$(
+        $(#[$doc])*
+        #[derive(Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct $name { $($(#[$attribute])* pub(crate) $field: $kind),* }
+
+        impl crate::version::Wire for $name {
+            type Current = $told;
+            const TYPE: &'static str = $type;
+        }
+    )+};
+}
+pub(crate) use told;
+
+/// One outcome, as the world is told it. Its `source` is always [`OUTCOME_SOURCE`].
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
+pub struct Outcome<T: Told> {
     pub id: OutcomeId,
-    pub subject: TicketId,
+    pub subject: T::Key,
     pub time: OffsetDateTime,
-    /// Counts the outcomes of one subject without a gap; 0 for the refusal of a ticket that there is none of.
+    /// Counts the outcomes of one subject without a gap; 0 for a refusal where there is no such subject.
     pub sequence: i64,
     /// Rises when the database was put back; consumers order by generation, then sequence.
     pub generation: i64,
@@ -30,56 +48,8 @@ pub struct Outcome {
     pub causation_source: Source,
     pub causation_id: EventId,
     pub traceparent: Traceparent,
-    pub data: Told,
+    pub data: T,
 }
-
-/// What is told, in its current form, whichever version it came in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
-    /// The ticket is for sale, at these terms.
-    TicketListed {
-        show: ShowId,
-        seat: Option<Seat>,
-        price: Price,
-    },
-    /// The terms of the ticket are now these.
-    TicketChanged {
-        show: ShowId,
-        seat: Option<Seat>,
-        price: Price,
-    },
-    /// The ticket is held for the user until then.
-    TicketHeld {
-        user: UserId,
-        hold: HoldId,
-        until: OffsetDateTime,
-    },
-    /// The user gave the hold back; the ticket is for sale again.
-    TicketReleased { user: UserId, hold: HoldId },
-    /// The hold is over; the ticket is for sale again.
-    TicketExpired { user: UserId, hold: HoldId },
-    /// The ticket is the user's.
-    TicketSold { user: UserId, checkout: CheckoutId },
-    /// The sale is undone; the ticket is for sale again.
-    TicketReturned { user: UserId, checkout: CheckoutId },
-    /// The ticket is no longer for sale.
-    TicketWithdrawn,
-    /// A rule forbids what was asked; nothing changed.
-    ReservationRefused { reason: RefusalReason },
-}
-
-/// Every version that can be read; a new one is a module and a line.
-pub(crate) const VERSIONS: &[Version<Told>] = &[
-    Version::of::<v1::TicketListed>(),
-    Version::of::<v1::TicketChanged>(),
-    Version::of::<v1::TicketHeld>(),
-    Version::of::<v1::TicketReleased>(),
-    Version::of::<v1::TicketExpired>(),
-    Version::of::<v1::TicketSold>(),
-    Version::of::<v1::TicketReturned>(),
-    Version::of::<v1::TicketWithdrawn>(),
-    Version::of::<v1::ReservationRefused>(),
-];
 
 /// What one event was answered: kept with it, so that a repeat gets the same again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -97,8 +67,15 @@ pub struct ReplyOutcome {
     pub data: Value,
 }
 
+impl Reply {
+    /// Why the event was refused, if its last outcome says so.
+    pub fn refusal(&self) -> Option<&str> {
+        self.outcomes.last()?.data.get("reason")?.as_str()
+    }
+}
+
 impl ReplyOutcome {
-    pub fn new(told: &Told, sequence: i64) -> Self {
+    pub fn new(told: &impl Told, sequence: i64) -> Self {
         Self {
             outcome_type: told.outcome_type().to_owned(),
             sequence,
@@ -107,59 +84,21 @@ impl ReplyOutcome {
     }
 }
 
-impl Told {
-    /// The CloudEvents `type`, in the newest version.
-    pub fn outcome_type(&self) -> &'static str {
-        match self {
-            Self::TicketListed { .. } => v1::TicketListed::TYPE,
-            Self::TicketChanged { .. } => v1::TicketChanged::TYPE,
-            Self::TicketHeld { .. } => v1::TicketHeld::TYPE,
-            Self::TicketReleased { .. } => v1::TicketReleased::TYPE,
-            Self::TicketExpired { .. } => v1::TicketExpired::TYPE,
-            Self::TicketSold { .. } => v1::TicketSold::TYPE,
-            Self::TicketReturned { .. } => v1::TicketReturned::TYPE,
-            Self::TicketWithdrawn => v1::TicketWithdrawn::TYPE,
-            Self::ReservationRefused { .. } => v1::ReservationRefused::TYPE,
-        }
-    }
-
-    /// The data, in the newest version.
-    pub fn data(&self) -> Value {
-        match self.clone() {
-            Self::TicketListed { show, seat, price } => write(v1::TicketListed { show, seat, price }),
-            Self::TicketChanged { show, seat, price } => write(v1::TicketChanged { show, seat, price }),
-            Self::TicketHeld { user, hold, until } => write(v1::TicketHeld { user, hold, until }),
-            Self::TicketReleased { user, hold } => write(v1::TicketReleased { user, hold }),
-            Self::TicketExpired { user, hold } => write(v1::TicketExpired { user, hold }),
-            Self::TicketSold { user, checkout } => write(v1::TicketSold { user, checkout }),
-            Self::TicketReturned { user, checkout } => write(v1::TicketReturned { user, checkout }),
-            Self::TicketWithdrawn => write(v1::TicketWithdrawn {}),
-            Self::ReservationRefused { reason } => write(v1::ReservationRefused { reason }),
-        }
-    }
-
-    /// Reads the data of an outcome of this type, in whichever version.
-    pub fn read(outcome_type: &str, data: &str) -> Result<Told, Invalid> {
-        let version = VERSIONS.iter().find(|version| version.name == outcome_type);
-        let version = version.ok_or(Invalid::new("is an outcome of a type or version not known here"))?;
-        Ok((version.read)(data).map_err(Invalid::new)?.current)
-    }
-}
+/// The `source` of every outcome.
+pub const OUTCOME_SOURCE: &str = "holdfast";
 
 fn write<W: Wire>(wire: W) -> Value {
     serde_json::to_value(wire).expect("wire types have text keys and whole numbers, which JSON can always write")
 }
 
-impl Outcome {
-    pub const SOURCE: &str = "holdfast";
-
+impl<T: Told> Outcome<T> {
     /// A CloudEvent in structured mode.
     pub fn to_json(&self) -> Vec<u8> {
         let data = serde_json::value::to_raw_value(&self.data.data()).expect("JSON can be written");
         let envelope = Envelope {
             specversion: "1.0".to_owned(),
             id: self.id,
-            source: Self::SOURCE.to_owned(),
+            source: OUTCOME_SOURCE.to_owned(),
             outcome_type: self.data.outcome_type().to_owned(),
             subject: self.subject.clone(),
             time: self.time,
@@ -175,14 +114,14 @@ impl Outcome {
     }
 
     /// Reads what [`Self::to_json`] of this or an earlier release wrote.
-    pub fn from_json(json: &[u8]) -> Result<Outcome, Invalid> {
-        let Object::<Envelope>(envelope) =
+    pub fn from_json(json: &[u8]) -> Result<Self, Invalid> {
+        let Object::<Envelope<T::Key>>(envelope) =
             serde_json::from_slice(json).map_err(|error| Invalid::new(format!("is no outcome: {error}")))?;
-        if envelope.source != Self::SOURCE {
+        if envelope.source != OUTCOME_SOURCE {
             return Err(Invalid::new("is no outcome: source is not holdfast"));
         }
-        let data = Told::read(&envelope.outcome_type, envelope.data.get())?;
-        Ok(Outcome {
+        let data = T::read(&envelope.outcome_type, envelope.data.get())?;
+        Ok(Self {
             id: envelope.id,
             subject: envelope.subject,
             time: envelope.time,
@@ -197,13 +136,13 @@ impl Outcome {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Envelope {
+struct Envelope<K> {
     specversion: String,
     id: OutcomeId,
     source: String,
     #[serde(rename = "type")]
     outcome_type: String,
-    subject: TicketId,
+    subject: K,
     #[serde(with = "moment")]
     time: OffsetDateTime,
     sequence: i64,
@@ -223,7 +162,7 @@ mod tests {
     #[test]
     fn an_outcome_reads_back() {
         let time = datetime!(2030-01-31 19:30:00.123456 UTC);
-        let user: UserId = "ann".parse().unwrap();
+        let user: crate::UserId = "ann".parse().unwrap();
         let hold = crate::hold_id("shop", "1", "A-1");
         let outcome = Outcome {
             id: crate::outcome_id("shop", "1", "A-1", 0),
@@ -234,7 +173,7 @@ mod tests {
             causation_source: "shop".parse().unwrap(),
             causation_id: "1".parse().unwrap(),
             traceparent: Traceparent::derive("shop", "1"),
-            data: Told::TicketHeld {
+            data: TicketTold::TicketHeld {
                 user,
                 hold,
                 until: time,

@@ -7,8 +7,11 @@ use serde_json::value::RawValue;
 use crate::identity::HoldId;
 use crate::money::Price;
 use crate::number::MAX_SAFE;
-use crate::text::{Seat, ShowId, UserId};
-use crate::version::{Version, Wire, canonical};
+use crate::outcomes::TicketTold;
+use crate::stream::Asked;
+use crate::text::{Seat, ShowId, TicketId, UserId};
+use crate::topics;
+use crate::version::{Version, write};
 
 /// What is asked, in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,17 +30,19 @@ pub enum Reservation {
     ReservationReleased { user: UserId, hold: HoldId },
 }
 
-/// Every version that can be read; a new one is a module and a line.
-pub(crate) const VERSIONS: &[Version<Reservation>] = &[
-    Version::of::<v1::TicketListed>(),
-    Version::of::<v1::TicketWithdrawn>(),
-    Version::of::<v1::ReservationRequested>(),
-    Version::of::<v1::ReservationReleased>(),
-];
+impl Asked for Reservation {
+    type Key = TicketId;
+    type Told = TicketTold;
+    const TOPIC: &'static str = topics::RESERVATIONS;
+    const ADMITTED: &'static str = topics::RESERVATIONS_ADMITTED;
+    const VERSIONS: &'static [Version<Self>] = &[
+        Version::of::<v1::TicketListed>(),
+        Version::of::<v1::TicketWithdrawn>(),
+        Version::of::<v1::ReservationRequested>(),
+        Version::of::<v1::ReservationReleased>(),
+    ];
 
-impl Reservation {
-    /// Type and data in the newest version.
-    pub(crate) fn newest(&self) -> (&'static str, Box<RawValue>) {
+    fn newest(&self) -> (&'static str, Box<RawValue>) {
         match self.clone() {
             Self::TicketListed { show, seat, price } => write(v1::TicketListed { show, seat, price }),
             Self::TicketWithdrawn => write(v1::TicketWithdrawn {}),
@@ -49,8 +54,4 @@ impl Reservation {
             Self::ReservationReleased { user, hold } => write(v1::ReservationReleased { user, hold }),
         }
     }
-}
-
-fn write<W: Wire>(wire: W) -> (&'static str, Box<RawValue>) {
-    (W::TYPE, canonical(&wire))
 }

@@ -22,7 +22,7 @@ impl Invalid {
 pub(crate) const NUL: &str = "must not contain U+0000, which the database cannot store";
 
 macro_rules! text {
-    ($($(#[doc = $doc:literal])+ $name:ident, $max:literal;)+) => {$(
+    ($($(#[doc = $doc:literal])+ $name:ident, $max:literal $(, $is:ident, $pattern:literal)?;)+) => {$(
         $(#[doc = $doc])+
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String")]
@@ -32,9 +32,10 @@ macro_rules! text {
             /// The longest one, in bytes of UTF-8.
             pub const MAX_BYTES: usize = $max;
 
-            /// Fails when `text` is empty, longer than [`Self::MAX_BYTES`] or contains U+0000.
+            /// Fails when `text` is empty, longer than [`Self::MAX_BYTES`], contains U+0000, or is no such thing.
             pub fn parse(text: &str) -> Result<Self, Invalid> {
                 check(text, Self::MAX_BYTES)?;
+                $($is(text)?;)?
                 Ok(Self(text.to_owned()))
             }
 
@@ -48,6 +49,7 @@ macro_rules! text {
 
             fn try_from(text: String) -> Result<Self, Invalid> {
                 check(&text, Self::MAX_BYTES)?;
+                $($is(&text)?;)?
                 Ok(Self(text))
             }
         }
@@ -100,7 +102,7 @@ macro_rules! text {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                text_schema(concat!($($doc),+), Self::MAX_BYTES)
+                text_schema(concat!($($doc),+), Self::MAX_BYTES, [$($pattern,)? ANY][0])
             }
         }
     )+};
@@ -121,6 +123,37 @@ text! {
     CheckoutId, 255;
     /// Which seat, in words for people ("Stalls, row 4, seat 12").
     Seat, 1_000;
+    /// An address of electronic mail, in its plain form (`ann@example.org`).
+    Email, 254, is_email, "^[^\\u0000-\\u0020\\u007f@]+@[^\\u0000-\\u0020\\u007f@]+$";
+    /// What a person wants to be called.
+    Name, 1_000;
+    /// A language, as a tag of BCP 47 (`de`, `pt-BR`).
+    Language, 35, is_language, "^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$";
+}
+
+/// The pattern of any text.
+const ANY: &str = "^[^\\u0000]*$";
+
+fn is_email(text: &str) -> Result<(), Invalid> {
+    let plain = |part: &str| !part.is_empty() && !part.chars().any(|c| c <= ' ' || c == '\u{7f}' || c == '@');
+    match text.split_once('@') {
+        Some((local, domain)) if plain(local) && plain(domain) => Ok(()),
+        _ => Err(Invalid::new(
+            "must be one address of electronic mail, such as ann@example.org",
+        )),
+    }
+}
+
+fn is_language(text: &str) -> Result<(), Invalid> {
+    let mut subtags = text.split('-');
+    let language = subtags.next().unwrap_or_default();
+    let is_tag = (2..=8).contains(&language.len())
+        && language.bytes().all(|byte| byte.is_ascii_alphabetic())
+        && subtags.all(|tag| (1..=8).contains(&tag.len()) && tag.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    match is_tag {
+        true => Ok(()),
+        false => Err(Invalid::new("must be a tag of BCP 47, such as de or pt-BR")),
+    }
 }
 
 fn check(text: &str, max: usize) -> Result<(), Invalid> {
@@ -136,14 +169,14 @@ fn check(text: &str, max: usize) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn text_schema(description: &str, max: usize) -> Schema {
+fn text_schema(description: &str, max: usize, pattern: &str) -> Schema {
     json_schema!({
         "type": "string",
         "description": description.trim(),
         "$comment": format!("The bound is {max} bytes of UTF-8; maxLength counts characters"),
         "minLength": 1,
         "maxLength": max,
-        "pattern": "^[^\\u0000]*$",
+        "pattern": pattern,
     })
 }
 
@@ -168,6 +201,33 @@ mod tests {
         assert!(Seat::parse("row\u{0}4").is_err());
         for text in ["\u{1}", "\u{202e}4 wor", "\u{5d0}\u{5d1}", " ", "\n", "\u{10ffff}"] {
             assert_eq!(Seat::parse(text).unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn an_address_is_one_plain_address() {
+        assert!(Email::parse("ann@example.org").is_ok());
+        for text in [
+            "ann",
+            "@b",
+            "a@",
+            "a@b@c",
+            "a b@c",
+            "a@b\r\nBcc: c@d",
+            "a\u{7f}@b",
+            "<a@b> x",
+        ] {
+            assert!(Email::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_language_is_a_tag() {
+        for text in ["de", "pt-BR", "zh-Hant-TW"] {
+            assert!(Language::parse(text).is_ok(), "{text}");
+        }
+        for text in ["d", "de_DE", "-de", "de-", "d1", "de--DE"] {
+            assert!(Language::parse(text).is_err(), "{text}");
         }
     }
 

@@ -6,6 +6,12 @@ pub const RESERVATIONS: &str = "reservations";
 pub const RESERVATIONS_ADMITTED: &str = "reservations.admitted";
 /// Public, out: what became of the tickets, keyed by ticket.
 pub const RESERVATIONS_OUTCOMES: &str = "reservations.outcomes";
+/// Public, in: payment events, keyed by user.
+pub const PAYMENTS: &str = "payments";
+/// Internal: what the gate admitted, gathered by user.
+pub const PAYMENTS_ADMITTED: &str = "payments.admitted";
+/// Public, out: what became of the users, keyed by user.
+pub const PAYMENTS_OUTCOMES: &str = "payments.outcomes";
 /// Public, out: records that nobody can decide, with the reason.
 pub const DEAD_LETTERS: &str = "dead-letters";
 /// Internal: one partition, never written; its offsets carry the relay's state.

@@ -18,8 +18,8 @@ pub(crate) trait Wire: Serialize + DeserializeOwned + JsonSchema {
     const TYPE: &'static str;
 }
 
-/// How to read one version; one line of a table of all versions.
-pub(crate) struct Version<T> {
+/// How to read one version; one line of a table of all versions. Public in a private module: traits of the contract name it, nobody else can.
+pub struct Version<T> {
     pub(crate) name: &'static str,
     pub(crate) read: fn(&str) -> Result<Read<T>, String>,
     /// The schema of the data.
@@ -44,10 +44,20 @@ impl<T> Version<T> {
 }
 
 /// Data in canonical JSON (RFC 8785).
-pub(crate) fn canonical<W: Wire>(wire: &W) -> Box<RawValue> {
+fn canonical<W: Wire>(wire: &W) -> Box<RawValue> {
     serde_json_canonicalizer::to_string(wire)
         .and_then(RawValue::from_string)
         .expect("wire types have text keys and whole numbers, which JSON can always write")
+}
+
+/// A member that is an object, for `deserialize_with`.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Object::deserialize(from).map(|Object(value)| value)
+}
+
+/// Type and canonical data of what is written.
+pub(crate) fn write<W: Wire>(wire: W) -> (&'static str, Box<RawValue>) {
+    (W::TYPE, canonical(&wire))
 }
 
 fn read<W: Wire>(data: &str) -> Result<Read<W::Current>, String> {

@@ -6,7 +6,7 @@
 )]
 
 use holdfast_schemas::{
-    DeadLetterReason as Reason, Event, Origin, Price, Record, Refusal, Reservation, decode, decode_delivery,
+    DeadLetterReason as Reason, Origin, Price, Record, Refusal, Reservation, decode, decode_delivery,
 };
 use serde_json::{Value, json};
 use time::macros::datetime;
@@ -52,6 +52,8 @@ fn record<'a>(value: &'a [u8], headers: &[(&'a str, Option<&'a [u8]>)]) -> Recor
         headers: headers.to_vec(),
     }
 }
+
+type Event = holdfast_schemas::Event<Reservation>;
 
 fn structured(event: &Value) -> Result<Event, Refusal> {
     decode(&record(event.to_string().as_bytes(), &[CLOUDEVENTS]))
@@ -108,7 +110,7 @@ fn the_content_type_of_structured_mode_is_read_in_any_case() {
     ] {
         let header = ("Content-Type", Some(content_type.as_bytes()));
         assert!(
-            decode(&record(requested().to_string().as_bytes(), &[header])).is_ok(),
+            decode::<Reservation>(&record(requested().to_string().as_bytes(), &[header])).is_ok(),
             "{content_type}"
         );
     }
@@ -155,7 +157,7 @@ fn the_same_content_has_the_same_hash_however_it_is_spelled() {
     assert_ne!(*binary(r#"{"user":"ann","hold_for":61}"#, &[]).unwrap().hash(), hash);
     assert_ne!(*binary(r#"{"user":"ann"}"#, &[]).unwrap().hash(), hash);
     let value = with(requested(), "subject", json!("A-2")).to_string();
-    let elsewhere = decode(&Record {
+    let elsewhere = decode::<Reservation>(&Record {
         key: Some(b"A-2"),
         ..record(value.as_bytes(), &[])
     });
@@ -173,7 +175,7 @@ fn structured_mode_wins_over_binary_headers() {
         ("ce_specversion", Some(&b"1.0"[..])),
         ("ce_id", Some(b"another")),
     ];
-    let event = decode(&record(requested().to_string().as_bytes(), &headers));
+    let event = decode::<Reservation>(&record(requested().to_string().as_bytes(), &headers));
     assert_eq!(event.unwrap().id.as_str(), "1");
 }
 
@@ -212,9 +214,12 @@ fn a_delivery_is_one_event_or_a_list_with_origins() {
         "a claimed origin is not believed"
     );
     let bare = [b"[".to_vec(), one.to_json(), b"]".to_vec()].concat();
-    assert_eq!(decode_delivery(&bare).unwrap_err().reason, Reason::MissingAttribute);
+    assert_eq!(
+        decode_delivery::<Reservation>(&bare).unwrap_err().reason,
+        Reason::MissingAttribute
+    );
     for broken in [&b"["[..], b"", b"[{}", b"[[]]", b"[1]", b"{}", b"null", b"\xff"] {
-        assert!(decode_delivery(broken).is_err());
+        assert!(decode_delivery::<Reservation>(broken).is_err());
     }
 }
 

@@ -6,7 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use holdfast_schemas::{DeadLetter, Event, Origin, Outcome, Record, Traceparent, catalogue, decode, decode_delivery};
+use holdfast_schemas::{
+    Asked, DeadLetter, Event, Key, Origin, Outcome, Payment, Record, Reservation, Traceparent, catalogue, decode,
+    decode_delivery,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -56,22 +59,22 @@ proptest! {
 
     #[test]
     fn an_event_in_binary_mode_is_the_one_in_structured_mode(event in event()) {
-        let value = event.to_string();
-        let structured = decode(&Record { key: Some(KEY), value: Some(value.as_bytes()), headers: vec![STRUCTURED] });
-        let (headers, data) = in_binary_mode(&event);
-        let headers = headers.iter().map(|(name, value)| (name.as_str(), Some(value.as_bytes()))).collect();
-        let binary = decode(&Record { key: Some(KEY), value: Some(data.as_bytes()), headers });
-        prop_assert!(structured.is_ok(), "{:?}", structured);
-        prop_assert_eq!(structured, binary);
+        same_in_binary_mode::<Reservation>(&event)?;
+    }
+
+    #[test]
+    fn a_user_event_in_binary_mode_is_the_one_in_structured_mode(event in user_event()) {
+        same_in_binary_mode::<Payment>(&event)?;
     }
 
     #[test]
     fn what_is_written_is_valid_by_the_published_schema(event in event()) {
-        let value = event.to_string();
-        let event = decode(&Record { key: Some(KEY), value: Some(value.as_bytes()), headers: vec![] }).unwrap();
-        let entry = catalogue::events().into_iter().find(|entry| entry.name == event.event_type()).unwrap();
-        let written = serde_json::from_slice(&event.to_json()).unwrap();
-        prop_assert!(jsonschema::is_valid(&entry.schema(), &written), "{}", written);
+        written_is_valid::<Reservation>(&event)?;
+    }
+
+    #[test]
+    fn what_is_written_of_a_user_is_valid_by_the_published_schema(event in user_event()) {
+        written_is_valid::<Payment>(&event)?;
     }
 
     #[test]
@@ -82,10 +85,51 @@ proptest! {
     }
 }
 
+fn same_in_binary_mode<A: Asked>(event: &Value) -> Result<(), TestCaseError> {
+    let value = event.to_string();
+    let structured = decode::<A>(&Record {
+        key: Some(KEY),
+        value: Some(value.as_bytes()),
+        headers: vec![STRUCTURED],
+    });
+    let (headers, data) = in_binary_mode(event);
+    let headers = headers.iter();
+    let binary = decode(&Record {
+        key: Some(KEY),
+        value: Some(data.as_bytes()),
+        headers: headers
+            .map(|(name, value)| (name.as_str(), Some(value.as_bytes())))
+            .collect(),
+    });
+    prop_assert!(structured.is_ok(), "{:?}", structured);
+    prop_assert_eq!(structured, binary);
+    Ok(())
+}
+
+fn written_is_valid<A: Asked>(event: &Value) -> Result<(), TestCaseError> {
+    let value = event.to_string();
+    let event: Event<A> = decode(&Record {
+        key: Some(KEY),
+        value: Some(value.as_bytes()),
+        headers: vec![],
+    })
+    .unwrap();
+    let entries = catalogue::events().into_iter();
+    let entry = { entries }.find(|entry| entry.name == event.event_type()).unwrap();
+    let written = serde_json::from_slice(&event.to_json()).unwrap();
+    prop_assert!(jsonschema::is_valid(&entry.schema(), &written), "{}", written);
+    Ok(())
+}
+
 type Headers = [(String, Option<Vec<u8>>)];
 
 /// Gives the record to everything that decodes, and reads back whatever it gives.
 fn check(key: &Option<Vec<u8>>, value: &Option<Vec<u8>>, headers: &Headers) -> Result<(), TestCaseError> {
+    check_as::<Reservation>(key, value, headers)?;
+    check_as::<Payment>(key, value, headers)
+}
+
+fn check_as<A: Asked>(key: &Option<Vec<u8>>, value: &Option<Vec<u8>>, headers: &Headers) -> Result<(), TestCaseError> {
     let headers: Vec<_> = headers
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_deref()))
@@ -96,7 +140,7 @@ fn check(key: &Option<Vec<u8>>, value: &Option<Vec<u8>>, headers: &Headers) -> R
         let again = DeadLetter::from_headers(written.iter().map(|(name, value)| (*name, Some(value.as_bytes()))));
         prop_assert_eq!(again, Ok(letter));
     }
-    match decode(&Record {
+    match decode::<A>(&Record {
         key: key.as_deref(),
         value: value.as_deref(),
         headers,
@@ -105,19 +149,19 @@ fn check(key: &Option<Vec<u8>>, value: &Option<Vec<u8>>, headers: &Headers) -> R
         Err(refusal) => prop_assert!(refusal.detail.len() <= 1_000),
     }
     let Some(value) = value else { return Ok(()) };
-    if let Ok(events) = decode_delivery(value) {
+    if let Ok(events) = decode_delivery::<A>(value) {
         for event in &events {
             check_event(event)?;
         }
         check_gathered(events)?;
     }
-    if let Ok(outcome) = Outcome::from_json(value) {
+    if let Ok(outcome) = Outcome::<A::Told>::from_json(value) {
         prop_assert_eq!(Outcome::from_json(&outcome.to_json()), Ok(outcome));
     }
     Ok(())
 }
 
-fn check_event(event: &Event) -> Result<(), TestCaseError> {
+fn check_event<A: Asked>(event: &Event<A>) -> Result<(), TestCaseError> {
     let json = event.to_json();
     let key = Some(event.subject.as_str().as_bytes());
     let again = decode(&Record {
@@ -132,7 +176,7 @@ fn check_event(event: &Event) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn check_gathered(mut events: Vec<Event>) -> Result<(), TestCaseError> {
+fn check_gathered<A: Asked>(mut events: Vec<Event<A>>) -> Result<(), TestCaseError> {
     let time = OffsetDateTime::UNIX_EPOCH;
     for (offset, event) in events.iter_mut().enumerate() {
         let origin = || Origin {
@@ -249,6 +293,15 @@ fn mutated_members() -> impl Strategy<Value = Value> {
         "/data/price/amount",
         "/data/price/currency",
         "/data/until",
+        "/data/email",
+        "/data/name",
+        "/data/language",
+        "/data/to",
+        "/data/to/email",
+        "/data/was",
+        "/data/amount",
+        "/data/fields",
+        "/data/added",
         "/sequence",
         "/data/reason",
     ];
@@ -324,6 +377,36 @@ fn event() -> impl Strategy<Value = Value> {
             )
         }),
     ];
+    event_with(data)
+}
+
+/// The same of users.
+fn user_event() -> impl Strategy<Value = Value> {
+    let values = || {
+        let email = "[!-?A-~]{1,20}@[!-?A-~]{1,20}";
+        let language = "[a-z]{2,3}(-[A-Z]{2})?";
+        (
+            proptest::option::of(email),
+            proptest::option::of("[^\0]{1,60}"),
+            proptest::option::of(language),
+        )
+            .prop_map(|(email, name, language)| json!({"email": email, "name": name, "language": language}))
+    };
+    let data = prop_oneof![
+        values().prop_map(|mut values| {
+            if values["email"].is_null() {
+                values["email"] = json!("ann@example.org");
+            }
+            ("holdfast.user.registered.v1", values)
+        }),
+        (values(), values()).prop_map(|(to, was)| ("holdfast.profile.changed.v1", json!({"to": to, "was": was}))),
+        (1..=1_000_000_000_000_i64).prop_map(|amount| ("holdfast.credits.added.v1", json!({"amount": amount}))),
+    ];
+    event_with(data)
+}
+
+fn event_with(data: impl Strategy<Value = (&'static str, Value)>) -> impl Strategy<Value = Value> {
+    let text = || "[^\0]{1,60}";
     (text(), text(), 0_i64..253_402_300_800, data).prop_map(|(id, source, time, (event_type, data))| {
         let rfc3339 = time::format_description::well_known::Rfc3339;
         json!({

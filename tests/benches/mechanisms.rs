@@ -19,7 +19,7 @@ use holdfast::store::mechanisms::two_phase::{self, TransactionId};
 use holdfast::store::mechanisms::{compare_and_set, expression, insert, read, update, version};
 use holdfast_tests::kit::{self, Name, Stack};
 use serde_json::{Value, json};
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
@@ -202,7 +202,11 @@ impl Database {
         pool.close().await;
         stack.postgres.stop().await?;
         stack.postgres.start().await?;
-        let connect = async |url: String| PgPoolOptions::new().max_connections(40).connect(&url).await;
+        let connect = async |url: String| {
+            let options: PgConnectOptions = url.parse()?;
+            let options = options.options([("client_min_messages", "error")]);
+            PgPoolOptions::new().max_connections(40).connect_with(options).await
+        };
         let main = connect(stack.postgres.url()).await?;
         store::migrate(&main).await?;
         stack

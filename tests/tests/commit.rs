@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use futures::future::{join_all, try_join_all};
 use holdfast::config;
-use holdfast::domain::{self, Decision, Input, Ticket};
+use holdfast::domain::Ticket;
+use holdfast::domain::ticket::{Decision, Input, decide};
 use holdfast::metrics::Metrics;
 use holdfast::store::commit::Rules;
 use holdfast::store::{self, Answer, Committer, Unit, Work};
@@ -43,13 +44,13 @@ const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A database of its own and a committer on it.
 struct Bench {
     pool: PgPool,
-    committer: Committer,
+    committer: Committer<Ticket>,
     metrics: Arc<Metrics>,
 }
 
 impl Bench {
     async fn new(kit: &Kit) -> anyhow::Result<Bench> {
-        Self::fresh(kit).await?.with(domain::decide, 2_000).await
+        Self::fresh(kit).await?.with(decide, 2_000).await
     }
 
     /// An empty database, with the product's tables.
@@ -62,7 +63,7 @@ impl Bench {
         })
     }
 
-    async fn commit(&self, ticket: &str, work: Vec<Work>) -> Result<Vec<Answer>, store::Error> {
+    async fn commit(&self, ticket: &str, work: Vec<Work<Ticket>>) -> Result<Vec<Answer>, store::Error> {
         self.committer.commit(unit(ticket, work)).await
     }
 
@@ -81,7 +82,7 @@ impl Bench {
 
     /// Types and sequences of what was told about a ticket, in the order of the outbox.
     async fn told(&self, ticket: &str) -> anyhow::Result<Vec<(String, i64)>> {
-        let rows = sqlx::query("select type, version from change_log where ticket = $1 order by version")
+        let rows = sqlx::query("select type, version from ticket_change_log where ticket = $1 order by version")
             .bind(ticket)
             .fetch_all(&self.pool)
             .await?;
@@ -97,14 +98,15 @@ struct Database {
 }
 
 impl Database {
-    async fn with(&self, rules: Rules, batch_events: usize) -> anyhow::Result<Bench> {
+    async fn with(&self, rules: Rules<Ticket>, batch_events: usize) -> anyhow::Result<Bench> {
         self.through(&self.url, rules, batch_events).await
     }
 
-    async fn through(&self, url: &str, rules: Rules, batch_events: usize) -> anyhow::Result<Bench> {
+    async fn through(&self, url: &str, rules: Rules<Ticket>, batch_events: usize) -> anyhow::Result<Bench> {
         let metrics = Arc::new(Metrics::new()?);
         let settings = config::Database {
             url: url.to_owned().into(),
+            loyalty_url: None,
             pool_size: 4,
             acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
@@ -198,7 +200,7 @@ static OVERTAKE_GO: AtomicBool = AtomicBool::new(false);
 
 /// Decides, and lets the test do something before the decision is written.
 fn decide_slowly(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision {
-    let decision = domain::decide(ticket, input, now);
+    let decision = decide(ticket, input, now);
     OVERTAKE_DECIDED.store(true, Ordering::SeqCst);
     // Other tasks of the runtime go on meanwhile.
     tokio::task::block_in_place(|| {
@@ -219,7 +221,7 @@ async fn decided() -> anyhow::Result<()> {
 fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let database = Bench::fresh(kit).await?;
-        let quick = database.with(domain::decide, 2_000).await?;
+        let quick = database.with(decide, 2_000).await?;
         quick.listed(&["A"]).await?;
         let held = quick
             .commit("A", vec![Work::Delivered(reserve("r-ann", "A", "ann"))])
@@ -254,7 +256,7 @@ fn a_race_on_one_id_has_one_winner(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         // No row guards a ticket that was never listed: only the idempotency record's key does.
         let database = Bench::fresh(kit).await?;
-        let quick = database.with(domain::decide, 2_000).await?;
+        let quick = database.with(decide, 2_000).await?;
         for (again, ticket) in [("repeat", "nowhere"), ("other content", "elsewhere")] {
             reset_slow(false);
             let slow = database.with(decide_slowly, 2_000).await?;
@@ -281,7 +283,7 @@ fn no_plan_lets_a_locked_unit_write(kit: &Kit) -> anyhow::Result<()> {
         for plan in plans {
             let database = Bench::fresh(kit).await?;
             let options = if plan.is_empty() { String::new() } else { format!("?options={}", format!("-c {plan}").replace(' ', "%20").replace('=', "%3D")) };
-            let bench = database.through(&format!("{}{options}", database.url), domain::decide, 2_000).await?;
+            let bench = database.through(&format!("{}{options}", database.url), decide, 2_000).await?;
             let tickets: Vec<String> = (0..50).map(|number| format!("T-{number:02}")).collect();
             bench.listed(&tickets.iter().map(String::as_str).collect::<Vec<_>>()).await?;
 
@@ -299,14 +301,14 @@ fn no_plan_lets_a_locked_unit_write(kit: &Kit) -> anyhow::Result<()> {
                 })
                 .collect();
             until("all but the locked to be written", WITHIN, async || {
-                let written = bench.count("change_log").await.map_err(|error| error.to_string())?;
+                let written = bench.count("ticket_change_log").await.map_err(|error| error.to_string())?;
                 if written == 50 + 96 { Ok(()) } else { Err(format!("{written} changes under {plan:?}")) }
             })
             .await?;
             for table in ["idempotency_records", "outbox"] {
                 ensure!(bench.count(table).await? == 50 + 96, "{table} under {plan:?}");
             }
-            let locked = sqlx::query("select count(*) from change_log where ticket in ('T-07', 'T-23')").fetch_one(&bench.pool).await?;
+            let locked = sqlx::query("select count(*) from ticket_change_log where ticket in ('T-07', 'T-23')").fetch_one(&bench.pool).await?;
             ensure!(locked.get::<i64, _>(0) == 2, "a locked ticket was written under {plan:?}");
             other.rollback().await?;
             for answers in join_all(units).await {
@@ -358,7 +360,7 @@ fn a_locked_row_keeps_only_its_own_unit_waiting(kit: &Kit) -> anyhow::Result<()>
 
 fn an_oversized_unit_takes_several_statements_in_order(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let bench = Bench::fresh(kit).await?.with(domain::decide, 10).await?;
+        let bench = Bench::fresh(kit).await?.with(decide, 10).await?;
         let mut work = vec![Work::Delivered(list("l", "A"))];
         work.extend(
             (0..34).map(|number| Work::Delivered(reserve(&format!("r-{number}"), "A", &format!("user-{number}")))),
@@ -380,7 +382,7 @@ fn decide_or_panic(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -
     if let Input::Reserve { user, .. } = &input {
         assert!(user.as_str() != "breaker", "this user breaks the rules");
     }
-    domain::decide(ticket, input, now)
+    decide(ticket, input, now)
 }
 
 fn a_panic_ends_its_unit_alone(kit: &Kit) -> anyhow::Result<()> {
@@ -467,9 +469,9 @@ fn a_commit_whose_answer_was_lost_is_not_done_twice(kit: &Kit) -> anyhow::Result
         let database = Bench::fresh(kit).await?;
         let proxy = Proxy::start(kit.stack.postgres.address()).await?;
         let url = database.url.replace(&kit.stack.postgres.address(), &proxy.address());
-        let bench = database.through(&url, domain::decide, 2_000).await?;
+        let bench = database.through(&url, decide, 2_000).await?;
         // The server does what the statement says; its answer is thrown away and the connection is cut.
-        proxy.lose_answer_to("insert into change_log");
+        proxy.lose_answer_to("insert into ticket_change_log");
         let answers = bench.commit("A", vec![Work::Delivered(list("l", "A"))]).await?;
         ensure!(proxy.lost() == 1, "no answer was lost");
         ensure!(
@@ -506,8 +508,8 @@ fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result
         let bench = Bench::new(kit).await?;
         bench.listed(&["young", "unfinished", "old"]).await?;
         sqlx::raw_sql(
-            "update idempotency_records set aged_from = now() - interval '8 days' where ticket <> 'young';
-             update idempotency_records set written_at = now() - interval '8 days' where ticket = 'old'",
+            "update idempotency_records set aged_from = now() - interval '8 days' where key <> 'young';
+             update idempotency_records set written_at = now() - interval '8 days' where key = 'old'",
         )
         .execute(&bench.pool)
         .await?;
@@ -528,14 +530,14 @@ fn reset_slow(go: bool) {
     OVERTAKE_GO.store(go, Ordering::SeqCst);
 }
 
-fn unit(name: &str, work: Vec<Work>) -> Unit {
+fn unit(name: &str, work: Vec<Work<Ticket>>) -> Unit<Ticket> {
     Unit {
-        ticket: ticket(name),
+        key: ticket(name),
         work,
     }
 }
 
-fn list(id: &str, ticket: &str) -> Event {
+fn list(id: &str, ticket: &str) -> Event<Reservation> {
     let price = Price::parse(4_500, "EUR").expect("a price");
     event(
         id,
@@ -548,7 +550,7 @@ fn list(id: &str, ticket: &str) -> Event {
     )
 }
 
-fn reserve(id: &str, ticket: &str, name: &str) -> Event {
+fn reserve(id: &str, ticket: &str, name: &str) -> Event<Reservation> {
     event(
         id,
         ticket,
@@ -559,7 +561,7 @@ fn reserve(id: &str, ticket: &str, name: &str) -> Event {
     )
 }
 
-fn event(id: &str, name: &str, data: Reservation) -> Event {
+fn event(id: &str, name: &str, data: Reservation) -> Event<Reservation> {
     let source = "shop".parse().expect("a source");
     Event::new(source, id.parse().expect("an id"), now(), None, ticket(name), data)
 }

@@ -54,7 +54,13 @@ async fn every_point(kit: &Kit, prefix: &'static str, subcommand: &str) -> anyho
     workers.stop().await
 }
 
-async fn crash_and_repeat(kit: &Kit, worker: &mut Holdfast, subcommand: &str, point: Point) -> anyhow::Result<()> {
+/// The process of `subcommand` dies at the point; its successor does the step before it twice.
+pub(crate) async fn crash_and_repeat(
+    kit: &Kit,
+    worker: &mut Holdfast,
+    subcommand: &str,
+    point: Point,
+) -> anyhow::Result<()> {
     worker.kill()?;
     *worker = kit
         .stack

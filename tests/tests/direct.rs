@@ -45,6 +45,7 @@ fn events_taken_without_a_gate_take_effect_once_also_when_a_gate_follows(kit: &K
 
         // What `register` asks for, before the other path may be taken: the topic is drained.
         unsubscribe(kit, topics::RESERVATIONS).await?;
+        unsubscribe(kit, topics::PAYMENTS).await?;
         done(kit.stack.holdfast("register", "register")).await?;
         let gate = kit.stack.holdfast("gate", "gate").start().await?;
         until("the gate has read it all", DEADLINE, async || {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{DeadLetter, decode_delivery, topics};
+use holdfast_schemas::{DeadLetter, Reservation, decode_delivery, topics};
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kafka, Kit, until};
@@ -140,7 +140,7 @@ fn a_refused_record_keeps_its_bytes(kit: &Kit) -> anyhow::Result<()> {
 fn a_gate_whose_offsets_were_lost_stops_and_says_so(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let gate = Proof::begin(kit).await?;
-        gate.commit(&[(3, 1_000_000_000)])?;
+        gate.commit(topics::RESERVATIONS, &BTreeMap::from([(3, 1_000_000_000)]))?;
         let worker = gate.launch("gate").spawn()?;
         let status = worker.wait(ENDS_WITHIN).await?;
         let words = worker.last_words();
@@ -172,7 +172,7 @@ fn a_backlog_is_gathered_by_key(kit: &Kit) -> anyhow::Result<()> {
     })
 }
 
-/// One gate group of its own, which begins at the end of the public topic, and tickets of its own.
+/// One gate group of its own, which begins at the ends of the public topics, and tickets of its own.
 struct Proof<'a> {
     kit: &'a Kit,
     run: String,
@@ -185,15 +185,15 @@ impl<'a> Proof<'a> {
     async fn begin(kit: &'a Kit) -> anyhow::Result<Self> {
         create_topics(&kit.stack.kafka).await?;
         let run = Uuid::new_v4().simple().to_string();
-        let begin = ends(&kit.stack.kafka)?;
+        let begin = ends(&kit.stack.kafka, topics::RESERVATIONS)?;
         let proof = Self {
             kit,
             group: format!("proof.gate.{run}"),
             run,
             begin,
         };
-        let offsets: Vec<(i32, i64)> = proof.begin.iter().map(|(partition, end)| (*partition, *end)).collect();
-        proof.commit(&offsets)?;
+        proof.commit(topics::RESERVATIONS, &proof.begin)?;
+        proof.commit(topics::PAYMENTS, &ends(&kit.stack.kafka, topics::PAYMENTS)?)?;
         Ok(proof)
     }
 
@@ -202,11 +202,11 @@ impl<'a> Proof<'a> {
         launch.env("HOLDFAST_GATE_GROUP", &self.group)
     }
 
-    fn commit(&self, offsets: &[(i32, i64)]) -> anyhow::Result<()> {
+    fn commit(&self, topic: &str, offsets: &BTreeMap<i32, i64>) -> anyhow::Result<()> {
         let consumer: BaseConsumer = self.kit.stack.kafka.config().set("group.id", &self.group).create()?;
         let mut list = TopicPartitionList::new();
         for (partition, offset) in offsets {
-            list.add_partition_offset(topics::RESERVATIONS, *partition, Offset::Offset(*offset))?;
+            list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
         }
         Ok(consumer.commit(&list, CommitMode::Sync)?)
     }
@@ -238,7 +238,7 @@ impl<'a> Proof<'a> {
     /// Waits until the group has committed the end of every partition.
     async fn drained(&self) -> anyhow::Result<()> {
         until("the gate has read everything", DRAINED_WITHIN, async || {
-            let ends = ends(&self.kit.stack.kafka)?;
+            let ends = ends(&self.kit.stack.kafka, topics::RESERVATIONS)?;
             let consumer: BaseConsumer = self.kit.stack.kafka.config().set("group.id", &self.group).create()?;
             let mut list = TopicPartitionList::new();
             list.add_partition_range(topics::RESERVATIONS, 0, PARTITIONS - 1);
@@ -264,7 +264,7 @@ impl<'a> Proof<'a> {
         let mut admitted: HashMap<(i32, i64), usize> = HashMap::new();
         let mut last: HashMap<String, i64> = HashMap::new();
         for record in kafka.read(topics::RESERVATIONS_ADMITTED).await? {
-            for event in decode_delivery(&record.value.unwrap_or_default())? {
+            for event in decode_delivery::<Reservation>(&record.value.unwrap_or_default())? {
                 let origin = event.origin.context("an admitted event has no origin")?;
                 let first = admitted.entry((origin.partition, origin.offset)).or_default();
                 *first += 1;
@@ -279,7 +279,7 @@ impl<'a> Proof<'a> {
                 }
             }
         }
-        for (partition, end) in ends(kafka)? {
+        for (partition, end) in ends(kafka, topics::RESERVATIONS)? {
             for offset in self.begin[&partition]..end {
                 let place = (partition, offset);
                 ensure!(
@@ -295,22 +295,24 @@ impl<'a> Proof<'a> {
 }
 
 trait Letters {
-    /// The dead letters of the public topic, by origin.
+    /// The dead letters about reservations, by partition and offset of their origin.
     async fn read_letters(&self) -> anyhow::Result<HashMap<(i32, i64), Read>>;
 }
 
 impl Letters for Kafka {
     async fn read_letters(&self) -> anyhow::Result<HashMap<(i32, i64), Read>> {
-        let records = self.read(topics::DEAD_LETTERS).await?;
-        let letters = records.into_iter().map(|record| {
+        let mut letters = HashMap::new();
+        for record in self.read(topics::DEAD_LETTERS).await? {
             let headers = record
                 .headers
                 .iter()
                 .map(|(name, value)| (name.as_str(), Some(value.as_slice())));
             let origin = DeadLetter::from_headers(headers)?.origin;
-            Ok(((origin.partition, origin.offset), record))
-        });
-        letters.collect()
+            if origin.topic == topics::RESERVATIONS {
+                letters.insert((origin.partition, origin.offset), record);
+            }
+        }
+        Ok(letters)
     }
 }
 
@@ -323,11 +325,11 @@ fn sent(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(String, Vec<u8>)])
     }
 }
 
-fn ends(kafka: &Kafka) -> anyhow::Result<BTreeMap<i32, i64>> {
+fn ends(kafka: &Kafka, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
     let consumer: BaseConsumer = kafka.config().create()?;
     (0..PARTITIONS)
         .map(|partition| {
-            let (_, end) = consumer.fetch_watermarks(topics::RESERVATIONS, partition, Duration::from_secs(10))?;
+            let (_, end) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(10))?;
             Ok((partition, end))
         })
         .collect()
@@ -339,9 +341,12 @@ pub(crate) async fn create_topics(kafka: &Kafka) -> anyhow::Result<()> {
     let metadata = consumer.fetch_metadata(None, Duration::from_secs(10))?;
     for (name, partitions, bytes, log_append) in [
         (topics::RESERVATIONS, PARTITIONS, "1048576", true),
+        (topics::PAYMENTS, PARTITIONS, "1048576", true),
         (topics::RESERVATIONS_OUTCOMES, PARTITIONS, "1048576", true),
+        (topics::PAYMENTS_OUTCOMES, PARTITIONS, "1048576", true),
         (topics::DEAD_LETTERS, PARTITIONS, "4194304", true),
         (topics::RESERVATIONS_ADMITTED, PARTITIONS, "4194304", false),
+        (topics::PAYMENTS_ADMITTED, PARTITIONS, "4194304", false),
         (topics::RELAY_STATE, 1, "", false),
     ] {
         if metadata.topics().iter().any(|topic| topic.name() == name) {

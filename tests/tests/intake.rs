@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::DeadLetterReason as Reason;
-use holdfast_schemas::{Outcome, RefusalReason, Told, topics};
+use holdfast_schemas::{Outcome, RefusalReason, TicketTold, topics};
 use holdfast_tests::kit::Kit;
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::load::{now, timestamp};
@@ -215,7 +215,7 @@ fn odd_but_allowed_values_come_back_unchanged(kit: &Kit) -> anyhow::Result<()> {
         let outcomes = told(kit, "intake/odd/", records.len()).await?;
         for (number, text) in texts.iter().enumerate() {
             let key = format!("intake/odd/{number}/{text}");
-            let of_key: Vec<&Outcome> = outcomes
+            let of_key: Vec<&Outcome<TicketTold>> = outcomes
                 .iter()
                 .filter(|outcome| outcome.subject.as_str() == key)
                 .collect();
@@ -223,11 +223,11 @@ fn odd_but_allowed_values_come_back_unchanged(kit: &Kit) -> anyhow::Result<()> {
                 anyhow::bail!("{key:?}: {of_key:?}");
             };
             ensure!(
-                matches!(&listed.data, Told::TicketListed { seat: Some(seat), .. } if seat.as_str() == *text),
+                matches!(&listed.data, TicketTold::TicketListed { seat: Some(seat), .. } if seat.as_str() == *text),
                 "{listed:?}"
             );
             ensure!(
-                matches!(&held.data, Told::TicketHeld { user, .. } if user.as_str() == *text),
+                matches!(&held.data, TicketTold::TicketHeld { user, .. } if user.as_str() == *text),
                 "{held:?}"
             );
             ensure!(listed.causation_id.as_str() == format!("{key}/list"), "{listed:?}");
@@ -239,7 +239,7 @@ fn odd_but_allowed_values_come_back_unchanged(kit: &Kit) -> anyhow::Result<()> {
                 .find(|outcome| outcome.subject.as_str().ends_with(&format!("price/{spelt}")));
             let of_price = of_price.with_context(|| spelt)?;
             ensure!(
-                matches!(&of_price.data, Told::TicketListed { price, .. } if price.amount() == amount),
+                matches!(&of_price.data, TicketTold::TicketListed { price, .. } if price.amount() == amount),
                 "{of_price:?}"
             );
         }
@@ -269,7 +269,7 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
         send(kit, &events).await?;
 
         // A hold of one second is over soon, and its ticket has one more outcome.
-        let within_bounds = |outcome: &&Outcome| !matches!(outcome.data, Told::TicketExpired { .. });
+        let within_bounds = |outcome: &&Outcome<TicketTold>| !matches!(outcome.data, TicketTold::TicketExpired { .. });
         let outcomes = told(kit, "intake/rule/", events.len() + 1).await?;
         for (prefix, expected) in forbidden
             .iter()
@@ -288,7 +288,7 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
             .iter()
             .find(|outcome| outcome.subject.as_str() == "intake/rule/nowhere");
         let nowhere = nowhere.context("no outcome for an unknown ticket")?;
-        let unknown = Told::ReservationRefused {
+        let unknown = TicketTold::ReservationRefused {
             reason: RefusalReason::UnknownTicket,
         };
         ensure!(nowhere.data == unknown && nowhere.sequence == 0, "{nowhere:?}");

@@ -30,6 +30,7 @@ mod stack;
 mod support;
 mod traffic;
 mod two_phase;
+mod users;
 mod verify;
 mod workers;
 mod zombies;
@@ -58,6 +59,7 @@ const TOPICS: &[&[Test]] = &[
     mechanisms::TESTS,
     attributes::TESTS,
     two_phase::TESTS,
+    users::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,
 ];

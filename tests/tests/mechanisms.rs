@@ -873,6 +873,7 @@ async fn database(kit: &Kit) -> anyhow::Result<PgPool> {
 async fn connect(url: String) -> anyhow::Result<PgPool> {
     let settings = config::Database {
         url: url.into(),
+        loyalty_url: None,
         pool_size: 16,
         acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(10),

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::Output;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{Outcome, Told, topics};
+use holdfast_schemas::{Outcome, TicketTold, topics};
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use nix::sys::signal::{Signal, kill};
 use rdkafka::admin::AdminOptions;
@@ -298,8 +298,11 @@ fn register_repeats_itself_and_says_what_differs(kit: &Kit) -> anyhow::Result<()
         );
         for thing in [
             "topic reservations",
-            "topic dead-letters",
             "topic reservations.admitted",
+            "topic payments",
+            "topic payments.admitted",
+            "topic payments.outcomes",
+            "topic dead-letters",
             "group holdfast.gate",
         ] {
             ensure!(
@@ -326,6 +329,9 @@ fn register_repeats_itself_and_says_what_differs(kit: &Kit) -> anyhow::Result<()
             topics::RESERVATIONS,
             topics::RESERVATIONS_ADMITTED,
             topics::RESERVATIONS_OUTCOMES,
+            topics::PAYMENTS,
+            topics::PAYMENTS_ADMITTED,
+            topics::PAYMENTS_OUTCOMES,
         ] {
             let difference = format!("DIFFERS    topic {topic}: has 8 partitions, wanted 16");
             ensure!(
@@ -473,9 +479,9 @@ fn a_hold_expires_without_any_event_and_over_a_restart(kit: &Kit) -> anyhow::Res
 }
 
 /// Listed, held, and then expired: the same hold.
-fn has_expired(outcomes: &[Outcome]) -> anyhow::Result<()> {
+fn has_expired(outcomes: &[Outcome<TicketTold>]) -> anyhow::Result<()> {
     ensure!(verdicts(outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
-    let (Told::TicketHeld { hold: held, until, .. }, Told::TicketExpired { hold: expired, .. }) =
+    let (TicketTold::TicketHeld { hold: held, until, .. }, TicketTold::TicketExpired { hold: expired, .. }) =
         (&outcomes[1].data, &outcomes[2].data)
     else {
         anyhow::bail!("{outcomes:?}");

@@ -24,6 +24,7 @@ const CONNECTIONS: u32 = 2;
 async fn pool(kit: &Kit) -> anyhow::Result<PgPool> {
     let config = config::Database {
         url: kit.stack.postgres.url_of("postgres").into(),
+        loyalty_url: None,
         pool_size: CONNECTIONS,
         acquire_timeout: Duration::from_millis(300),
         statement_timeout: Duration::from_secs(2),

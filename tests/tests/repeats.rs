@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{DeadLetterReason, decode_delivery, topics};
+use holdfast_schemas::{DeadLetterReason, Reservation, Told, decode_delivery, topics};
 use holdfast_tests::kit::kafka::Sent;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use holdfast_tests::load::{now, timestamp};
@@ -237,7 +237,7 @@ fn a_second_subscription_of_the_admitted_topic_changes_nothing(kit: &Kit) -> any
         let admitted = kit.stack.kafka.read(topics::RESERVATIONS_ADMITTED).await?;
         let events = admitted.iter().map(|record| {
             let value = record.value.as_deref().context("an admitted record without a value")?;
-            anyhow::Ok(decode_delivery(value)?.len())
+            anyhow::Ok(decode_delivery::<Reservation>(value)?.len())
         });
         let events: usize = events.sum::<anyhow::Result<_>>()?;
         let subscriptions = format!("{}/subscriptions", kit.stack.restate.admin());
@@ -307,7 +307,7 @@ impl World {
             let count = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {table}")));
             count.fetch_one(&pool).await
         };
-        let (changes, records) = (count("change_log").await?, count("idempotency_records").await?);
+        let (changes, records) = (count("ticket_change_log").await?, count("idempotency_records").await?);
         pool.close().await;
         Ok(World {
             tickets: tickets.iter().map(|row| (row.get(0), row.get(1))).collect(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use holdfast_schemas::{DeadLetter, Outcome, dead_letter, topics};
+use holdfast_schemas::{DeadLetter, Outcome, TicketTold, Told, dead_letter, topics};
 use holdfast_tests::kit::kafka::{Read, Sent};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::{now, timestamp};
@@ -19,13 +19,13 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const SHOP: &str = "proofs-shop";
 
 /// A CloudEvent of `holdfast.<kind>.v1`. Its id must be unlike all others.
-pub(crate) fn event(id: &str, ticket: &str, kind: &str, data: Value) -> Value {
+pub(crate) fn event(id: &str, subject: &str, kind: &str, data: Value) -> Value {
     json!({
         "specversion": "1.0",
         "id": id,
         "source": SHOP,
         "type": format!("holdfast.{kind}.v1"),
-        "subject": ticket,
+        "subject": subject,
         "time": timestamp(now()),
         "data": data,
     })
@@ -74,8 +74,18 @@ pub(crate) async fn send(kit: &Kit, events: &[Value]) -> anyhow::Result<Vec<(i32
 }
 
 /// The outcomes so far of the tickets whose ids begin with `prefix`, those of one ticket in their order.
-pub(crate) async fn outcomes(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome>> {
-    let records = kit.stack.kafka.read(topics::RESERVATIONS_OUTCOMES).await?;
+pub(crate) async fn outcomes(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome<TicketTold>>> {
+    outcomes_of(kit, prefix).await
+}
+
+/// As [`outcomes`], once there are `count`; more are an error.
+pub(crate) async fn told(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome<TicketTold>>> {
+    told_of(kit, prefix, count).await
+}
+
+/// The outcomes so far of whatever has an id that begins with `prefix`, those of one key in their order.
+pub(crate) async fn outcomes_of<T: Told>(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome<T>>> {
+    let records = kit.stack.kafka.read(T::TOPIC).await?;
     let ours = records.iter().filter(|record| {
         record
             .key
@@ -89,10 +99,10 @@ pub(crate) async fn outcomes(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outc
     .collect()
 }
 
-/// As [`outcomes`], once there are `count`; more are an error.
-pub(crate) async fn told(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome>> {
+/// As [`outcomes_of`], once there are `count`; more are an error.
+pub(crate) async fn told_of<T: Told>(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome<T>>> {
     let outcomes = until(&format!("{count} outcomes of {prefix}"), DEADLINE, async || {
-        let outcomes = outcomes(kit, prefix).await?;
+        let outcomes = outcomes_of(kit, prefix).await?;
         ensure!(outcomes.len() >= count, "{} outcomes", outcomes.len());
         Ok(outcomes)
     })
@@ -102,13 +112,12 @@ pub(crate) async fn told(kit: &Kit, prefix: &str, count: usize) -> anyhow::Resul
 }
 
 /// `held`, or why it was refused.
-pub(crate) fn verdict(outcome: &Outcome) -> String {
-    let reason = &outcome.data.data()["reason"];
+pub(crate) fn verdict<T: Told>(outcome: &Outcome<T>) -> String {
     let verb = outcome.data.outcome_type().rsplit('.').nth(1).unwrap_or_default();
-    reason.as_str().unwrap_or(verb).to_owned()
+    outcome.data.refusal().unwrap_or(verb).to_owned()
 }
 
-pub(crate) fn verdicts(outcomes: &[Outcome]) -> Vec<String> {
+pub(crate) fn verdicts<T: Told>(outcomes: &[Outcome<T>]) -> Vec<String> {
     outcomes.iter().map(verdict).collect()
 }
 
@@ -131,10 +140,19 @@ impl Letter {
     }
 }
 
-/// The dead letters about the records at `places` of the public topic, by partition and offset, once each has one.
+/// The dead letters about the records at `places` of the reservations, by partition and offset, once each has one.
 pub(crate) async fn letters(kit: &Kit, places: &[(i32, i64)]) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
+    letters_about(kit, topics::RESERVATIONS, places).await
+}
+
+/// As [`letters`], of any public topic.
+pub(crate) async fn letters_about(
+    kit: &Kit,
+    topic: &str,
+    places: &[(i32, i64)],
+) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
     until("dead letters", DEADLINE, async || {
-        let mut letters = dead_letters(kit).await?;
+        let mut letters = dead_letters(kit, topic).await?;
         letters.retain(|place, _| places.contains(place));
         let missing: Vec<_> = places.iter().filter(|place| !letters.contains_key(place)).collect();
         ensure!(missing.is_empty(), "none about {missing:?}");
@@ -143,15 +161,17 @@ pub(crate) async fn letters(kit: &Kit, places: &[(i32, i64)]) -> anyhow::Result<
     .await
 }
 
-/// Every dead letter so far, by partition and offset of the record that it is about. There may be several copies of one.
-pub(crate) async fn dead_letters(kit: &Kit) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
-    let records = kit.stack.kafka.read(topics::DEAD_LETTERS).await?;
-    let letters = records.into_iter().map(|record| {
+/// Every dead letter so far about a topic, by partition and offset of its record. There may be several copies of one.
+async fn dead_letters(kit: &Kit, topic: &str) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
+    let mut letters = BTreeMap::new();
+    for record in kit.stack.kafka.read(topics::DEAD_LETTERS).await? {
         let headers = record.headers.iter();
         let says = DeadLetter::from_headers(headers.map(|(name, value)| (name.as_str(), Some(value.as_slice()))))?;
-        Ok(((says.origin.partition, says.origin.offset), Letter { says, record }))
-    });
-    letters.collect()
+        if says.origin.topic == topic {
+            letters.insert((says.origin.partition, says.origin.offset), Letter { says, record });
+        }
+    }
+    Ok(letters)
 }
 
 /// Waits until every record is accounted for; then `verify` must find every promise kept. Its counts.

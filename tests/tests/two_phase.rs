@@ -22,6 +22,8 @@ pub(crate) const TESTS: &[Test] = tests![
     a_database_that_cannot_prepare_is_refused,
 ];
 
+/// The other database of these proofs, not the one that the stack's workers use.
+const DATABASE: &str = "two_phase";
 /// What others prepared before this proof is left alone; ours is swept at once.
 const AT_ONCE: Duration = Duration::ZERO;
 
@@ -35,7 +37,7 @@ impl Databases {
     async fn new(kit: &Kit) -> anyhow::Result<Self> {
         done(kit.stack.holdfast("migrate", "migrate")).await?;
         let main = kit.stack.postgres.connect().await?;
-        let loyalty = kit.stack.postgres.copy_database("template1", "loyalty").await?;
+        let loyalty = kit.stack.postgres.copy_database("template1", DATABASE).await?;
         for (pool, table) in [
             (&main, "drop table if exists orders"),
             (&main, "create table orders (number bigint primary key)"),
@@ -60,7 +62,7 @@ impl Databases {
     }
 
     async fn decide(&self, transaction: &TransactionId, attempt: Uuid, number: i64) -> Result<Fate, Error> {
-        let here = async |here: &mut PgConnection| order(here, number).await;
+        let here = async |here: &mut PgConnection| order(here, number).await.map(|()| Fate::Committed);
         two_phase::decide(&self.main, transaction, attempt, here).await
     }
 
@@ -72,7 +74,8 @@ impl Databases {
     async fn state(&self) -> anyhow::Result<(i64, i64, i64)> {
         let orders = sqlx::query_scalar("select count(*) from orders").fetch_one(&self.main);
         let credits = sqlx::query_scalar("select credits from accounts").fetch_one(&self.loyalty);
-        let prepared = sqlx::query_scalar("select count(*) from pg_prepared_xacts").fetch_one(&self.loyalty);
+        let prepared = sqlx::query_scalar("select count(*) from pg_prepared_xacts where database = current_database()")
+            .fetch_one(&self.loyalty);
         Ok((orders.await?, credits.await?, prepared.await?))
     }
 
@@ -85,13 +88,13 @@ impl Databases {
     /// `false` ends every session of the other database and lets nobody in.
     async fn open_loyalty(&self, open: bool) -> anyhow::Result<()> {
         let statement = if open {
-            "alter database loyalty allow_connections true"
+            "alter database two_phase allow_connections true"
         } else {
-            "alter database loyalty allow_connections false"
+            "alter database two_phase allow_connections false"
         };
         sqlx::query(statement).execute(&self.main).await?;
         if !open {
-            sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'loyalty'")
+            sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'two_phase'")
                 .execute(&self.main)
                 .await?;
         }

@@ -77,7 +77,7 @@ fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
     let version = |version| format!("update tickets set version = {version} where ticket = '{ticket}'");
     let log = |version: i64, outcome: uuid::Uuid, told: &str, data: Value, source: &str, id: &str| {
         format!(
-            "insert into change_log (ticket, version, outcome, type, data, cause_source, cause_id, changed_at)
+            "insert into ticket_change_log (ticket, version, outcome, type, data, cause_source, cause_id, changed_at)
             select ticket, {version}, '{outcome}', 'holdfast.outcome.{told}.v1', '{data}', '{source}', '{id}', changed_at
             from tickets where ticket = '{ticket}'"
         )
@@ -112,7 +112,7 @@ fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
         (
             "a change lost",
             "lost",
-            vec![format!("delete from change_log where ticket = '{ticket}' and version = 3")],
+            vec![format!("delete from ticket_change_log where ticket = '{ticket}' and version = 3")],
         ),
         (
             "an event that took effect twice",
@@ -134,7 +134,7 @@ fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
                     'traceparent', '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01',
                     'datacontenttype', 'application/json', 'data', data
                 )::text, 'UTF8'), changed_at
-                from change_log cross join generate_series(1, 2) where ticket = '{ticket}' and version = 5",
+                from ticket_change_log cross join generate_series(1, 2) where ticket = '{ticket}' and version = 5",
                 topics::RESERVATIONS_OUTCOMES
             )],
         ),
@@ -151,7 +151,7 @@ fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
             "two live holds",
             "oversold",
             vec![format!(
-                "update change_log set type = 'holdfast.outcome.ticket.held.v1', data = '{other_hold}'
+                "update ticket_change_log set type = 'holdfast.outcome.ticket.held.v1', data = '{other_hold}'
                 where ticket = '{ticket}' and version = 3"
             )],
         ),
@@ -244,7 +244,7 @@ async fn verify(kit: &Kit, database: &str) -> anyhow::Result<(Option<i32>, Value
     Ok((status.code(), report))
 }
 
-fn event(id: &str, ticket: &str, data: Reservation) -> anyhow::Result<Event> {
+fn event(id: &str, ticket: &str, data: Reservation) -> anyhow::Result<Event<Reservation>> {
     const TIME: OffsetDateTime = datetime!(2100-01-01 00:00 UTC);
     Ok(Event::new(
         SHOP.parse()?,

@@ -17,10 +17,16 @@ use crate::config::{Cli, Command, Config, LogFormat, Process};
 use crate::lifecycle::{self, Lifecycle, Readiness, Spawner};
 use crate::metrics::Metrics;
 use crate::restate_admin::RestateAdmin;
-use crate::{admin, domain, gate, objects, register, relay, restate_admin, store, verify};
+use crate::store::credits::Loyalty;
+use crate::store::mechanisms::Error::CannotPrepare;
+use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify};
 
 /// How often idempotency records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// How often credits are looked for that a try prepared and left, and the age from which one counts as left.
+const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// How often the database is asked for any answer, and how long it may take.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -226,26 +232,36 @@ impl Worker {
         })?;
         let retention = self.config.database.idempotency_retention;
         let limits = self.config.serve.clone();
-        let (committer, committing) =
-            store::Committer::new(pool.clone(), domain::decide, limits, retention, self.metrics.clone());
-        // Ends when the objects have let go of the committer and nothing waits.
-        self.spawner.spawn("committer", async move {
-            committing.await;
-            Ok(())
-        });
-        let (attributes, batching) = store::ticket_attributes::Access::new(pool.clone());
-        self.spawner.spawn("attributes", async move {
-            batching.await;
-            Ok(())
-        });
-        let endpoint = objects::endpoint(
-            committer,
+        let (tickets, committing_tickets) = store::Committer::new(
             pool.clone(),
-            attributes,
+            domain::ticket::decide,
+            limits.clone(),
+            retention,
             self.metrics.clone(),
-            clock,
-            self.config.serve.examples,
         );
+        let (users, committing_users) = store::Committer::new(
+            pool.clone(),
+            domain::user::decide_without_loyalty,
+            limits,
+            retention,
+            self.metrics.clone(),
+        );
+        let (attributes, batching) = store::ticket_attributes::Access::new(pool.clone());
+        // They end when the objects have let go of them and nothing waits.
+        self.spawn_to_end("tickets", committing_tickets);
+        self.spawn_to_end("users", committing_users);
+        self.spawn_to_end("attributes", batching);
+        let tools = objects::Tools {
+            tickets,
+            users,
+            pool: pool.clone(),
+            attributes,
+            loyalty: self.spawn_loyalty(&pool)?,
+            retention,
+            metrics: self.metrics.clone(),
+            now: clock,
+        };
+        let endpoint = objects::endpoint(tools, self.config.serve.examples);
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("serve", async move {
             objects::serve(listener, endpoint, shutdown).await;
@@ -257,6 +273,32 @@ impl Worker {
             sweep(pool, admin, retention, self.metrics.clone(), self.spawner.shutdown()),
         );
         Ok(())
+    }
+
+    fn spawn_to_end(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawner.spawn(name, async move {
+            task.await;
+            Ok(())
+        });
+    }
+
+    /// Looks after the loyalty database, if there is one. It may be away for as long as it likes: only users with
+    /// credits on their way wait.
+    fn spawn_loyalty(&self, main: &PgPool) -> anyhow::Result<Option<Loyalty>> {
+        let database = &self.config.database;
+        let Some(url) = &database.loyalty_url else {
+            return Ok(None);
+        };
+        let other = store::pool(url, database)?;
+        let loyalty = Loyalty::new(main.clone(), other, database.idempotency_retention);
+        let (sweeping, metrics, shutdown) = (loyalty.clone(), self.metrics.clone(), self.spawner.shutdown());
+        self.spawner.spawn("loyalty", async move {
+            tokio::select! {
+                swept = sweep_credits(&sweeping, &metrics) => swept,
+                () = shutdown.cancelled() => Ok(()),
+            }
+        });
+        Ok(Some(loyalty))
     }
 
     /// Watches how much the engine has unfinished.
@@ -317,6 +359,27 @@ impl Worker {
         let running = run(self.metrics.clone(), self.spawner.shutdown());
         self.spawner
             .spawn(name, async move { running.await.map_err(Into::into) });
+    }
+}
+
+/// Ends prepared credits that no try goes on with. Refuses a loyalty database that cannot prepare.
+async fn sweep_credits(loyalty: &Loyalty, metrics: &Metrics) -> anyhow::Result<()> {
+    store::await_answer(loyalty.pool(), metrics).await;
+    let mut ticks = tokio::time::interval(SWEEP_CREDITS_EVERY);
+    loop {
+        ticks.tick().await;
+        let swept = match loyalty.check().await {
+            Err(error @ store::Error::Mechanism(CannotPrepare)) => {
+                return Err(error).context("the loyalty database (--loyalty-url, HOLDFAST_LOYALTY_URL)");
+            }
+            Err(error) => Err(error),
+            Ok(()) => loyalty.sweep(ABANDONED).await,
+        };
+        match swept {
+            Ok(0) => {}
+            Ok(ended) => tracing::warn!(ended, "prepared credits of tries that had gone were settled"),
+            Err(error) => tracing::warn!(error = error::chain(&error), "prepared credits are looked after later"),
+        }
     }
 }
 

@@ -200,6 +200,10 @@ pub struct Database {
         global = true
     )]
     pub url: SecretString,
+    /// The database that keeps the users' credits, likewise: its table `accounts` with the columns `user_id` and `credits`. Nothing
+    /// is added to it. Without it, credits are refused.
+    #[arg(long, env = "HOLDFAST_LOYALTY_URL", hide_env_values = true, global = true)]
+    pub loyalty_url: Option<SecretString>,
     /// Connections of one process.
     #[arg(long, env = "HOLDFAST_POOL_SIZE", default_value_t = 8, global = true)]
     pub pool_size: u32,
@@ -405,11 +409,16 @@ impl Config {
             "topic-retention",
             "give at least 1m",
         );
-        let url = Url::parse(database.url.expose_secret());
+        let is_postgres = |url: &SecretString| {
+            let url = Url::parse(url.expose_secret());
+            url.is_ok_and(|url| ["postgres", "postgresql"].contains(&url.scheme()))
+        };
+        let form = "give postgres://user:password@host:port/database";
+        require(is_postgres(&database.url), "database-url", form);
         require(
-            url.is_ok_and(|url| ["postgres", "postgresql"].contains(&url.scheme())),
-            "database-url",
-            "give postgres://user:password@host:port/database",
+            database.loyalty_url.as_ref().is_none_or(is_postgres),
+            "loyalty-url",
+            form,
         );
         for (flag, url) in [
             ("restate-admin", &self.restate.admin),

@@ -33,11 +33,17 @@ pub enum Point {
     ReaperFound,
     /// The Reaper has sent its expirations, its next turn is not scheduled.
     ReaperSent,
+    /// Credits are prepared in the loyalty database, nothing is decided.
+    CreditsPrepared,
+    /// Credits are decided and committed in the main database, the loyalty database still has them prepared.
+    CreditsDecided,
+    /// Credits are settled in the loyalty database, nobody has been told.
+    CreditsSettled,
 }
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 14] = [
+    pub const ALL: [Point; 17] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -52,6 +58,9 @@ impl Point {
         Point::RelayDeleted,
         Point::ReaperFound,
         Point::ReaperSent,
+        Point::CreditsPrepared,
+        Point::CreditsDecided,
+        Point::CreditsSettled,
     ];
 
     /// The name used in the environment, in logs and in the documentation.
@@ -71,6 +80,9 @@ impl Point {
             Point::RelayDeleted => "relay.deleted",
             Point::ReaperFound => "reaper.found",
             Point::ReaperSent => "reaper.sent",
+            Point::CreditsPrepared => "credits.prepared",
+            Point::CreditsDecided => "credits.decided",
+            Point::CreditsSettled => "credits.settled",
         }
     }
 }

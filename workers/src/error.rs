@@ -49,7 +49,11 @@ pub fn disposition(error: &store::Error) -> Disposition {
             Some((code, _)) if code.starts_with("22") => Disposition::Quarantine(Cause::Data),
             _ => Disposition::Retry,
         },
-        store::Error::Url(_) | store::Error::Migrate(_) | store::Error::Ended => Disposition::Retry,
+        store::Error::Url(_)
+        | store::Error::Migrate(_)
+        | store::Error::Moved
+        | store::Error::Mechanism(_)
+        | store::Error::Ended => Disposition::Retry,
     }
 }
 

@@ -41,14 +41,10 @@ pub enum Error {
         code: RDKafkaErrorCode,
     },
     #[error(
-        "the group {group} has no offset for partitions {partitions:?} of {topic}, and its gates are running: stop them, \
+        "the group {group} has no offset for {partitions}, and its gates are running: stop them, \
          register, and start them again"
     )]
-    GroupActive {
-        group: String,
-        topic: &'static str,
-        partitions: Vec<i32>,
-    },
+    GroupActive { group: String, partitions: String },
     #[error(transparent)]
     Admin(#[from] restate_admin::Error),
     #[error(

@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 
 /// Services whose unfinished invocations are work that waits, as a list for SQL. The Reaper is none of them: it always has
 /// its next turn before it.
-const KEYED_SERVICES: &str = "'Ticket'";
+const KEYED_SERVICES: &str = "'Ticket', 'User'";
 
 /// A client of one admin API.
 #[derive(Clone, Debug)]

@@ -3,11 +3,12 @@
 use std::fs;
 
 use holdfast_schemas::catalogue::{self, Entry};
-use holdfast_schemas::{DeadLetterReason, dead_letter, topics};
+use holdfast_schemas::topics::{DEAD_LETTERS, PAYMENTS, PAYMENTS_OUTCOMES, RESERVATIONS, RESERVATIONS_OUTCOMES};
+use holdfast_schemas::{DeadLetterReason, dead_letter};
 use serde_json::{Map, Value, json};
 
 /// The version of the contract: its last number is raised with every type or version that is added.
-const CONTRACT: &str = "1.0.0";
+const CONTRACT: &str = "1.0.1";
 
 pub(crate) fn document() -> Value {
     let (events, outcomes) = (catalogue::events(), catalogue::outcomes());
@@ -16,11 +17,15 @@ pub(crate) fn document() -> Value {
         .chain(&outcomes)
         .map(|entry| (entry.name.to_owned(), message(entry)));
     let messages: Map<_, _> = messages.chain([("deadLetter".to_owned(), dead_letter())]).collect();
-    let names = |entries: &[Entry]| entries.iter().map(|entry| entry.name).collect::<Vec<_>>();
-    let about_in =
-        "Reservation events. The gate takes records from any client and partitioner, in structured or binary mode.";
-    let about_out =
-        "What became of the tickets: in order of sequence for each, exactly once for read_committed consumers.";
+    let names = |topic| {
+        let entries = events.iter().chain(&outcomes);
+        entries
+            .filter(|entry| entry.topic == topic)
+            .map(|entry| entry.name)
+            .collect::<Vec<_>>()
+    };
+    let about_in = "The gate takes records from any client and partitioner, in structured or binary mode.";
+    let about_out = "in order of sequence for each, exactly once for read_committed consumers.";
     let about_dead =
         "Records that nobody can decide: their own key, value and headers, with the reason. At least once.";
     json!({
@@ -28,18 +33,24 @@ pub(crate) fn document() -> Value {
         "info": {
             "title": "Holdfast",
             "version": CONTRACT,
-            "description": "Events in, outcomes out: CloudEvents 1.0 on Kafka, keyed by ticket.",
+            "description": "Events in, outcomes out: CloudEvents 1.0 on Kafka, keyed by ticket or user.",
             "license": { "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0" },
         },
         "defaultContentType": "application/cloudevents+json",
         "channels": {
-            "reservations": channel(topics::RESERVATIONS, about_in, &names(&events)),
-            "reservationsOutcomes": channel(topics::RESERVATIONS_OUTCOMES, about_out, &names(&outcomes)),
-            "deadLetters": channel(topics::DEAD_LETTERS, about_dead, &["deadLetter"]),
+            "reservations": channel(RESERVATIONS, &format!("Reservation events. {about_in}"), &names(RESERVATIONS)),
+            "payments": channel(PAYMENTS, &format!("Payment events. {about_in}"), &names(PAYMENTS)),
+            "reservationsOutcomes":
+                channel(RESERVATIONS_OUTCOMES, &format!("What became of the tickets: {about_out}"), &names(RESERVATIONS_OUTCOMES)),
+            "paymentsOutcomes":
+                channel(PAYMENTS_OUTCOMES, &format!("What became of the users: {about_out}"), &names(PAYMENTS_OUTCOMES)),
+            "deadLetters": channel(DEAD_LETTERS, about_dead, &["deadLetter"]),
         },
         "operations": {
             "takeReservations": operation("receive", "reservations", "Decides each event once."),
-            "tellOutcomes": operation("send", "reservationsOutcomes", "Tells what was decided, refusals included."),
+            "takePayments": operation("receive", "payments", "Decides each event once."),
+            "tellReservationsOutcomes": operation("send", "reservationsOutcomes", "Tells what was decided, refusals included."),
+            "tellPaymentsOutcomes": operation("send", "paymentsOutcomes", "Tells what was decided, refusals included."),
             "refuseRecords": operation("send", "deadLetters", "Sets aside what cannot be decided."),
         },
         "components": { "messages": messages },

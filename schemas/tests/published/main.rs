@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use holdfast_schemas::catalogue::{self, Entry};
-use holdfast_schemas::{Event, Outcome, Record, decode, topics};
+use holdfast_schemas::{Asked, Event, Key, Outcome, Payment, Record, Reservation, decode, topics};
 use serde_json::{Value, json};
 
 const UPDATE: &str = "UPDATE=1 cargo test -p holdfast-schemas --test published";
@@ -96,13 +96,20 @@ fn entries() -> Vec<Entry> {
 
 /// The decoded fixture, in the form that is current; and its hash, which must never change.
 fn read_back(entry: &Entry, fixture: &[u8]) -> Value {
-    if entry.topic == topics::RESERVATIONS_OUTCOMES {
-        return json!({ "current": parsed(&Outcome::from_json(fixture).unwrap().to_json()) });
+    match entry.topic {
+        topics::RESERVATIONS | topics::RESERVATIONS_OUTCOMES => read_back_as::<Reservation>(entry, fixture),
+        _ => read_back_as::<Payment>(entry, fixture),
     }
-    let key = parsed(fixture)["subject"].as_str().unwrap().to_owned();
+}
+
+fn read_back_as<A: Asked>(entry: &Entry, fixture: &[u8]) -> Value {
+    if entry.told {
+        return json!({ "current": parsed(&Outcome::<A::Told>::from_json(fixture).unwrap().to_json()) });
+    }
+    let subject = A::Key::parse(parsed(fixture)["subject"].as_str().unwrap()).unwrap();
     let headers = vec![("content-type", Some(&b"application/cloudevents+json"[..]))];
-    let event = decode(&Record {
-        key: Some(key.as_bytes()),
+    let event: Event<A> = decode(&Record {
+        key: Some(subject.as_str().as_bytes()),
         value: Some(fixture),
         headers,
     })

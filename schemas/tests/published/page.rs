@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::fs;
 
 use holdfast_schemas::catalogue::{self, Entry};
-use holdfast_schemas::{DeadLetterReason, RefusalReason, dead_letter, topics};
+use holdfast_schemas::{
+    DeadLetterReason, Key, RefusalReason, TicketId, UserId, UserRefusalReason, dead_letter, topics,
+};
 use serde_json::{Map, Value};
 
 pub(crate) fn page() -> String {
@@ -27,11 +29,11 @@ const HEAD: &str = "\
 <!-- Generated: UPDATE=1 cargo test -p holdfast-schemas --test published -->
 
 Everything that is said on the public topics. Each message is a [CloudEvent 1.0](https://cloudevents.io); its key is the
-ticket, and so is its `subject`. The same as documents for tools: [JSON Schemas](../schemas/json),
+ticket, or the user, and so is its `subject`. The same as documents for tools: [JSON Schemas](../schemas/json),
 [AsyncAPI 3](../schemas/asyncapi.json).";
 
 const EVENTS: &str = "\
-What may be asked, on the topic `reservations`. Both content modes are taken:
+What may be asked, on the topics `reservations` and `payments`. Both content modes are taken:
 
 - **structured**: header `content-type: application/cloudevents+json`, the whole event as JSON in the value. A record without
   any headers is taken so as well, when its value is such an object.
@@ -47,8 +49,8 @@ U+0000. Texts are bounded in bytes of UTF-8. Whole numbers have at most 53 bits.
 Every event carries these attributes:";
 
 const OUTCOMES: &str = "\
-What became of it, on the topic `reservations.outcomes`, always in structured mode. Every decision is told, refusals too;
-outcomes of one ticket stand in the order of `sequence`. Whoever meets an `id` again may drop it.
+What became of it, on the topic with `.outcomes` to its name, always in structured mode. Every decision is told, refusals
+too; only a change that changes nothing has no outcome. Outcomes of one ticket, or one user, stand in the order of `sequence`. Whoever meets an `id` again may drop it.
 
 Every outcome carries these attributes:";
 
@@ -71,14 +73,22 @@ fn index(kind: &str, entries: &[Entry]) -> String {
         };
         writeln!(
             table,
-            "| [`{0}`](#{1}) | `{2}` | ticket | {fields} |",
+            "| [`{0}`](#{1}) | `{2}` | {3} | {fields} |",
             entry.name,
             anchor(entry.name),
-            entry.topic
+            entry.topic,
+            key(entry),
         )
         .unwrap();
     }
     table
+}
+
+fn key(entry: &Entry) -> &'static str {
+    match entry.topic {
+        topics::RESERVATIONS | topics::RESERVATIONS_OUTCOMES => TicketId::NAMES,
+        _ => UserId::NAMES,
+    }
 }
 
 fn attributes(of: &Entry) -> String {
@@ -88,7 +98,8 @@ fn attributes(of: &Entry) -> String {
         let meaning = match name.as_str() {
             "type" => "What it says: one of those below.",
             "specversion" => "The version of CloudEvents.",
-            "source" if of.topic == topics::RESERVATIONS_OUTCOMES => "Who says it.",
+            "source" if of.told => "Who says it.",
+            "subject" => "The ticket or the user; the record's key as well.",
             "datacontenttype" => "The kind of the data.",
             _ => attribute["description"].as_str().unwrap_or_default(),
         };
@@ -169,6 +180,9 @@ fn bounds(schema: &Value) -> String {
     if let (Some(min), Some(max)) = (schema.get("minimum"), schema.get("maximum")) {
         return format!("whole number, {min} to {max}");
     }
+    if schema["type"] == "array" {
+        return "a list".to_owned();
+    }
     match (
         schema["type"].clone(),
         schema["format"].as_str(),
@@ -188,6 +202,16 @@ fn refusals() -> String {
     let mut table = "| Reason | Meaning | What to do |\n| --- | --- | --- |\n".to_owned();
     for reason in RefusalReason::ALL {
         writeln!(table, "| `{reason}` | {} | {} |", reason.meaning(), reason.mend()).unwrap();
+    }
+    for reason in UserRefusalReason::ALL {
+        writeln!(
+            table,
+            "| `{}` | {} | {} |",
+            reason.as_str(),
+            reason.meaning(),
+            reason.mend()
+        )
+        .unwrap();
     }
     table
 }

@@ -11,10 +11,12 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User, chown};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::process;
 use super::server::Kind;
+use super::{fetch, process};
 
 const DATABASE: &str = "holdfast";
+/// Somebody else's database, which knows nothing of the product.
+const LOYALTY: &str = "loyalty";
 const OWNER: &str = "postgres";
 /// Where the data goes when the checkout lies where the other user cannot go. Survives a reboot, unlike /tmp.
 const ELSEWHERE: &str = "/var/tmp";
@@ -126,6 +128,11 @@ impl Postgres {
         self.url_of(DATABASE)
     }
 
+    /// Of the loyalty database.
+    pub fn loyalty_url(&self) -> String {
+        self.url_of(LOYALTY)
+    }
+
     /// The same server, another database.
     pub fn url_of(&self, database: &str) -> String {
         format!("postgres://{OWNER}@127.0.0.1:{}/{database}", self.port)
@@ -133,6 +140,31 @@ impl Postgres {
 
     pub async fn connect(&self) -> anyhow::Result<PgPool> {
         Ok(PgPool::connect(&self.url()).await?)
+    }
+
+    pub async fn connect_to_loyalty(&self) -> anyhow::Result<PgPool> {
+        Ok(PgPool::connect(&self.loyalty_url()).await?)
+    }
+
+    /// Makes the loyalty database with its table, unless they are there.
+    pub(super) async fn make_loyalty(&self) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.url()).await?;
+        let there: bool = sqlx::query_scalar("select exists (select 1 from pg_database where datname = $1)")
+            .bind(LOYALTY)
+            .fetch_one(&mut connection)
+            .await?;
+        if !there {
+            let create = sqlx::AssertSqlSafe(format!("create database {LOYALTY}"));
+            sqlx::query(create).execute(&mut connection).await?;
+        }
+        connection.close().await?;
+        let table = fetch::manifests().join("postgres/loyalty.sql");
+        let table = fs::read_to_string(&table).with_context(|| table.display().to_string())?;
+        let mut connection = PgConnection::connect(&self.loyalty_url()).await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(table))
+            .execute(&mut connection)
+            .await?;
+        Ok(connection.close().await?)
     }
 
     /// Makes the database `name` afresh, a copy of `of` as it is now. Nobody may be connected to `of`.

@@ -57,7 +57,8 @@ impl Stack {
             "starting Kafka, Restate and PostgreSQL; logs in {}",
             self.folder.display()
         );
-        tokio::try_join!(self.kafka.start(), self.restate.start(), self.postgres.start()).map(drop)
+        tokio::try_join!(self.kafka.start(), self.restate.start(), self.postgres.start())?;
+        self.postgres.make_loyalty().await
     }
 
     /// Makes all three answer again, whatever was done to them.

@@ -115,6 +115,7 @@ impl<'a> Launch<'a> {
         command
             .env("HOLDFAST_KAFKA", kafka.bootstrap())
             .env("HOLDFAST_DATABASE_URL", postgres.url())
+            .env("HOLDFAST_LOYALTY_URL", postgres.loyalty_url())
             .env("HOLDFAST_RESTATE_ADMIN", restate.admin())
             .env("HOLDFAST_RESTATE_INGRESS", restate.ingress())
             .env("HOLDFAST_SERVE_LISTEN", &serve)

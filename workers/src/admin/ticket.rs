@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use holdfast_schemas::{TicketId, Told};
+use holdfast_schemas::{TicketId, TicketTold, Told};
 use sqlx::PgPool;
 use time::format_description::well_known::Rfc3339;
 
@@ -90,7 +90,7 @@ fn described(ticket: &Ticket) -> anyhow::Result<[(&'static str, String); 6]> {
 }
 
 /// `held`, `refused`: the verb of the outcome's type.
-fn told(told: &Told) -> &'static str {
+fn told(told: &TicketTold) -> &'static str {
     let name = told.outcome_type().trim_start_matches("holdfast.outcome.");
     name.rsplit_once(".v").map_or(name, |(name, _)| name)
 }

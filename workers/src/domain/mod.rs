@@ -1,9 +1,13 @@
 //! The rules, pure: state and input in, decision out. No clock, no I/O, no randomness: time and ids are parameters.
 
+mod entity;
 mod history;
-mod ticket;
+pub mod ticket;
+pub mod user;
 
 #[cfg(test)]
 mod model;
 
-pub use ticket::{Decision, Hold, Input, Sale, State, Ticket, decide};
+pub use entity::{Decision, Entity, KeyOf, ToldOf};
+pub use ticket::{Hold, Sale, State, Ticket};
+pub use user::User;

@@ -1,11 +1,12 @@
 //! The rules a second time, as the table of ARCHITECTURE.md says them, and random lives of a ticket to compare the two.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, Told, UserId};
+use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketTold, UserId};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Decision, Input, State, Ticket, decide};
+use super::ticket::{Decision, Input, decide};
+use super::{State, Ticket};
 
 /// What a ticket in a state (column) answers to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
 /// `a if c else b` depends on whether user, hold or checkout fit.
@@ -159,18 +160,18 @@ fn fits(condition: &str, state: &State, input: &Input) -> bool {
     }
 }
 
-fn name(told: &Told) -> &'static str {
+fn name(told: &TicketTold) -> &'static str {
     match told {
-        Told::TicketListed { .. } => "listed",
-        Told::TicketChanged { .. } => "changed",
-        Told::TicketHeld { .. } => "held",
-        Told::TicketReleased { .. } => "released",
-        Told::TicketExpired { .. } => "expired",
-        Told::TicketSold { .. } => "sold",
-        Told::TicketReturned { .. } => "returned",
-        Told::TicketWithdrawn => "withdrawn",
+        TicketTold::TicketListed { .. } => "listed",
+        TicketTold::TicketChanged { .. } => "changed",
+        TicketTold::TicketHeld { .. } => "held",
+        TicketTold::TicketReleased { .. } => "released",
+        TicketTold::TicketExpired { .. } => "expired",
+        TicketTold::TicketSold { .. } => "sold",
+        TicketTold::TicketReturned { .. } => "returned",
+        TicketTold::TicketWithdrawn => "withdrawn",
         // A `!` tells a refusal from the outcome of the same name.
-        Told::ReservationRefused { reason } => match reason {
+        TicketTold::ReservationRefused { reason } => match reason {
             RefusalReason::Held => "held!",
             RefusalReason::Sold => "sold!",
             RefusalReason::Withdrawn => "withdrawn!",
@@ -180,7 +181,7 @@ fn name(told: &Told) -> &'static str {
 }
 
 /// The ticket is what its outcomes say, one after the other: whoever reads only outcomes knows it.
-fn told_alone(before: Option<&Ticket>, next: &Ticket, outcomes: &[Told]) -> Option<Ticket> {
+fn told_alone(before: Option<&Ticket>, next: &Ticket, outcomes: &[TicketTold]) -> Option<Ticket> {
     let first = next.version - outcomes.len() as i64 + 1;
     let told = outcomes.iter().cloned().zip(first..);
     told.fold(before.cloned(), |ticket, (told, version)| {

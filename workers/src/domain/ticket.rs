@@ -1,7 +1,16 @@
 //! The life of one ticket: listed, held, sold, returned, withdrawn.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, Seat, ShowId, Told, UserId};
+use holdfast_schemas::{
+    CheckoutId, EventId, HoldId, Price, RefusalReason, Reservation, Seat, ShowId, Source, TicketId, TicketTold, UserId,
+    hold_id,
+};
+use serde::Serialize;
 use time::{Duration, OffsetDateTime};
+
+use super::Entity;
+
+/// What an input does to a ticket.
+pub type Decision = super::Decision<Ticket>;
 
 /// How long a hold lives when the request does not say.
 const DEFAULT_HOLD: Duration = Duration::minutes(15);
@@ -48,7 +57,8 @@ pub struct Sale {
 }
 
 /// What can be asked of a ticket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Input {
     List {
         show: ShowId,
@@ -83,15 +93,29 @@ pub enum Input {
     },
 }
 
-/// What an input does to a ticket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// The ticket becomes `next` (absent: there is no row and there will be none), and the world is told, in this order.
-    Told { next: Option<Ticket>, outcomes: Vec<Told> },
-    /// An internal input that does not fit: no outcome, no new version.
-    Nothing,
-    /// An internal input that has taken effect before.
-    AlreadyDone,
+impl Entity for Ticket {
+    type Asked = Reservation;
+    type Input = Input;
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn changed_at(&self) -> OffsetDateTime {
+        self.changed_at
+    }
+
+    fn input(asked: Reservation, source: &Source, id: &EventId, key: &TicketId) -> Input {
+        match asked {
+            Reservation::TicketListed { show, seat, price } => Input::List { show, seat, price },
+            Reservation::TicketWithdrawn => Input::Withdraw,
+            Reservation::ReservationRequested { user, hold_for } => {
+                let hold = hold_id(source.as_str(), id.as_str(), key.as_str());
+                Input::Reserve { user, hold_for, hold }
+            }
+            Reservation::ReservationReleased { user, hold } => Input::Release { user, hold },
+        }
+    }
 }
 
 /// Decides one input. `now` is the moment of the decision and never earlier than the ticket's last change.
@@ -111,7 +135,7 @@ pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Dec
 fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { show, seat, price } => {
-            let outcome = Told::TicketListed {
+            let outcome = TicketTold::TicketListed {
                 show: show.clone(),
                 seat: seat.clone(),
                 price,
@@ -140,7 +164,7 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
 fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
-        Input::Withdraw => tell(ticket, State::Withdrawn, vec![Told::TicketWithdrawn], now),
+        Input::Withdraw => tell(ticket, State::Withdrawn, vec![TicketTold::TicketWithdrawn], now),
         Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![], now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
         Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
@@ -152,12 +176,15 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
         Input::List { .. } | Input::Withdraw => refuse(ticket, RefusalReason::Held, now),
         Input::Reserve { user, .. } if user == held.user => refuse(ticket, RefusalReason::AlreadyYours, now),
         Input::Reserve { .. } => refuse(ticket, RefusalReason::Held, now),
-        Input::Release { user, hold } if user == held.user && hold == held.id => {
-            tell(ticket, State::Available, vec![Told::TicketReleased { user, hold }], now)
-        }
+        Input::Release { user, hold } if user == held.user && hold == held.id => tell(
+            ticket,
+            State::Available,
+            vec![TicketTold::TicketReleased { user, hold }],
+            now,
+        ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotYourHold, now),
         Input::Sell { user, hold, checkout } if user == held.user && hold == held.id => {
-            let outcome = Told::TicketSold {
+            let outcome = TicketTold::TicketSold {
                 user: user.clone(),
                 checkout: checkout.clone(),
             };
@@ -169,7 +196,7 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
 
 /// The hold's moment has come: whatever is asked, the hold ends first.
 fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision {
-    let expired = Told::TicketExpired {
+    let expired = TicketTold::TicketExpired {
         user: due.user.clone(),
         hold: due.id,
     };
@@ -180,7 +207,12 @@ fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) ->
             vec![expired, refusal(RefusalReason::AlreadyListed)],
             now,
         ),
-        Input::Withdraw => tell(ticket, State::Withdrawn, vec![expired, Told::TicketWithdrawn], now),
+        Input::Withdraw => tell(
+            ticket,
+            State::Withdrawn,
+            vec![expired, TicketTold::TicketWithdrawn],
+            now,
+        ),
         Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![expired], now),
         Input::Release { .. } => tell(ticket, State::Available, vec![expired], now),
         Input::Expire { hold } if hold == due.id => tell(ticket, State::Available, vec![expired], now),
@@ -197,7 +229,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
         Input::Return { checkout } if checkout == sale.checkout => tell(
             ticket,
             State::Available,
-            vec![Told::TicketReturned {
+            vec![TicketTold::TicketReturned {
                 user: sale.user.clone(),
                 checkout,
             }],
@@ -210,7 +242,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
 fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { show, seat, price } => {
-            let outcome = Told::TicketListed {
+            let outcome = TicketTold::TicketListed {
                 show: show.clone(),
                 seat: seat.clone(),
                 price,
@@ -235,7 +267,7 @@ fn reserve(
     user: UserId,
     hold_for: Option<i64>,
     hold: HoldId,
-    before: Vec<Told>,
+    before: Vec<TicketTold>,
     now: OffsetDateTime,
 ) -> Decision {
     let seconds = hold_for.unwrap_or(DEFAULT_HOLD.whole_seconds());
@@ -245,7 +277,7 @@ fn reserve(
         return tell(ticket, State::Available, outcomes, now);
     }
     let until = now + Duration::seconds(seconds);
-    outcomes.push(Told::TicketHeld {
+    outcomes.push(TicketTold::TicketHeld {
         user: user.clone(),
         hold,
         until,
@@ -257,12 +289,12 @@ fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decisi
     tell(ticket, ticket.state.clone(), vec![refusal(reason)], now)
 }
 
-fn refusal(reason: RefusalReason) -> Told {
-    Told::ReservationRefused { reason }
+fn refusal(reason: RefusalReason) -> TicketTold {
+    TicketTold::ReservationRefused { reason }
 }
 
 /// Every outcome raises the version by one.
-fn tell(ticket: &Ticket, state: State, outcomes: Vec<Told>, now: OffsetDateTime) -> Decision {
+fn tell(ticket: &Ticket, state: State, outcomes: Vec<TicketTold>, now: OffsetDateTime) -> Decision {
     let version = ticket.version + outcomes.len() as i64;
     Decision::Told {
         next: Some(Ticket {

@@ -13,7 +13,7 @@ mod window;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_schemas::{DeadLetter, DeadLetterReason, Origin, Record, Refusal, topics};
+use holdfast_schemas::{Asked, DeadLetter, DeadLetterReason, Origin, Payment, Record, Refusal, Reservation, topics};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseRecord, Producer as _};
@@ -31,18 +31,26 @@ use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Producer};
 use crate::metrics::Metrics;
 
-/// Where the records of a public topic go.
+/// Where the records of a public topic go, and how they are read.
 #[derive(Debug)]
 pub struct Route {
     pub public: &'static str,
     pub admitted: &'static str,
+    read: window::Read,
+}
+
+impl Route {
+    const fn of<A: Asked>() -> Self {
+        Self {
+            public: A::TOPIC,
+            admitted: A::ADMITTED,
+            read: window::read::<A>,
+        }
+    }
 }
 
 /// Every public topic.
-pub const ROUTES: &[Route] = &[Route {
-    public: topics::RESERVATIONS,
-    admitted: topics::RESERVATIONS_ADMITTED,
-}];
+pub const ROUTES: &[Route] = &[Route::of::<Reservation>(), Route::of::<Payment>()];
 
 /// What the gate is given.
 #[derive(Debug, Clone)]
@@ -231,7 +239,7 @@ impl Gate {
     fn send_records(&mut self, gathered: &Gathered) -> Result<(), KafkaError> {
         for record in gathered.window.admitted() {
             let message = BaseRecord::with_opaque_to(record.topic, 0)
-                .key(record.key.as_str().as_bytes())
+                .key(record.key.as_bytes())
                 .payload(record.value.as_slice());
             kafka::send(&self.producer, message)?;
         }

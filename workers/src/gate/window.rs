@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use holdfast_schemas::{DeadLetter, DeadLetterReason, Event, Origin, Record, Refusal, TicketId, decode};
+use holdfast_schemas::{Asked, DeadLetter, DeadLetterReason, Key, Origin, Record, Refusal, decode};
 use time::OffsetDateTime;
 
 use super::Route;
@@ -32,7 +32,7 @@ pub(super) struct Window {
     retention: Duration,
     admitted: Vec<Admitted>,
     /// Where in `admitted` the next event of a key goes.
-    open: HashMap<(&'static str, TicketId), usize>,
+    open: HashMap<(&'static str, String), usize>,
     records: usize,
     bytes: usize,
     spans: Spans,
@@ -54,9 +54,19 @@ pub(super) struct Span {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
     pub topic: &'static str,
-    pub key: TicketId,
+    pub key: String,
     pub value: Vec<u8>,
     pub events: usize,
+}
+
+/// Reads a record: a clean event, as it goes on.
+pub(super) type Read = fn(&Record<'_>, &Origin, OffsetDateTime, Duration) -> Result<Clean, Refusal>;
+
+/// An event that was decoded and checked.
+#[derive(Debug)]
+pub(super) struct Clean {
+    key: String,
+    json: Vec<u8>,
 }
 
 /// What becomes of one record, beside its place in the window.
@@ -92,12 +102,11 @@ impl Window {
         self.cover(route.public, origin.partition, origin.offset);
         let event = record.and_then(|record| {
             self.bytes += size(&record);
-            young(decode(&record)?, &origin, now, self.retention)
+            (route.read)(&record, &origin, now, self.retention)
         });
         match event {
-            Ok(mut event) => {
-                event.origin = Some(origin);
-                self.admit(route.admitted, &event);
+            Ok(event) => {
+                self.admit(route.admitted, event);
                 Taken::Admitted
             }
             Err(Refusal { reason, detail }) => Taken::Refused(DeadLetter { reason, detail, origin }),
@@ -138,9 +147,8 @@ impl Window {
         span.next = offset + 1;
     }
 
-    fn admit(&mut self, topic: &'static str, event: &Event) {
-        let json = event.to_json();
-        let key = (topic, event.subject.clone());
+    fn admit(&mut self, topic: &'static str, Clean { key, json }: Clean) {
+        let key = (topic, key);
         if let Some(place) = self.open.get(&key)
             && self.admitted[*place].append(&json)
         {
@@ -152,7 +160,7 @@ impl Window {
 }
 
 impl Admitted {
-    fn new(topic: &'static str, key: TicketId, first: &[u8]) -> Self {
+    fn new(topic: &'static str, key: String, first: &[u8]) -> Self {
         let mut value = Vec::with_capacity(first.len() + 2);
         value.push(b'[');
         value.extend_from_slice(first);
@@ -185,34 +193,41 @@ fn size(record: &Record<'_>) -> usize {
     length(record.key) + length(record.value) + headers.sum::<usize>()
 }
 
-/// Refuses an event whose repeats are no longer recognised. Its age counts from the earlier of its own time and the
-/// broker's: a producer that repeats an id keeps its time.
-fn young(event: Event, origin: &Origin, now: OffsetDateTime, retention: Duration) -> Result<Event, Refusal> {
+/// Decodes a record as what `A` asks, and refuses an event whose repeats are no longer recognised. Its age counts from the
+/// earlier of its own time and the broker's: a producer that repeats an id keeps its time.
+pub(super) fn read<A: Asked>(
+    record: &Record<'_>,
+    origin: &Origin,
+    now: OffsetDateTime,
+    retention: Duration,
+) -> Result<Clean, Refusal> {
+    let mut event = decode::<A>(record)?;
     let aged_from = event.time.min(origin.time);
-    if now - aged_from <= retention {
-        return Ok(event);
+    if now - aged_from > retention {
+        let days = retention.as_secs_f64() / 86_400.0;
+        return Err(Refusal::new(
+            DeadLetterReason::TooOld,
+            format!(
+                "time: more than {days} days ago, by the event's time or the broker's; look up what became of the event, \
+                 then send it anew with a new id and time"
+            ),
+        ));
     }
-    let days = retention.as_secs_f64() / 86_400.0;
-    Err(Refusal::new(
-        DeadLetterReason::TooOld,
-        format!(
-            "time: more than {days} days ago, by the event's time or the broker's; look up what became of the event, \
-             then send it anew with a new id and time"
-        ),
-    ))
+    event.origin = Some(origin.clone());
+    Ok(Clean {
+        key: event.subject.as_str().to_owned(),
+        json: event.to_json(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use holdfast_schemas::decode_delivery;
+    use holdfast_schemas::{Payment, Reservation, decode_delivery};
     use time::macros::datetime;
 
     use super::*;
 
-    const ROUTE: Route = Route {
-        public: "reservations",
-        admitted: "reservations.admitted",
-    };
+    const ROUTE: Route = Route::of::<Reservation>();
     const NOW: OffsetDateTime = datetime!(2030-01-31 12:00 UTC);
     const BOUNDS: Bounds = Bounds {
         records: 10_000,
@@ -266,7 +281,7 @@ mod tests {
         }
         let keys: Vec<&str> = window.admitted().iter().map(|record| record.key.as_str()).collect();
         assert_eq!(keys, ["B", "A"]);
-        let events = decode_delivery(&window.admitted()[0].value).unwrap();
+        let events = decode_delivery::<Reservation>(&window.admitted()[0].value).unwrap();
         let offsets: Vec<i64> = events
             .iter()
             .map(|event| event.origin.as_ref().unwrap().offset)
@@ -286,7 +301,7 @@ mod tests {
         let offsets: Vec<i64> = window
             .admitted()
             .iter()
-            .flat_map(|record| decode_delivery(&record.value).unwrap())
+            .flat_map(|record| decode_delivery::<Reservation>(&record.value).unwrap())
             .map(|event| event.origin.unwrap().offset)
             .collect();
         assert!(offsets.is_sorted());
@@ -294,7 +309,7 @@ mod tests {
 
     #[test]
     fn an_admitted_record_is_never_larger_than_its_bound() {
-        let mut record = Admitted::new("t", "A".parse().unwrap(), &vec![b'1'; BYTES_PER_RECORD - 10]);
+        let mut record = Admitted::new("t", "A".to_owned(), &vec![b'1'; BYTES_PER_RECORD - 10]);
         assert!(record.append(b"1234567"));
         assert!(!record.append(b""));
         assert_eq!(record.value.len(), BYTES_PER_RECORD);
@@ -357,6 +372,23 @@ mod tests {
             });
             assert_eq!(fits.count(), taken, "{bounds:?}");
         }
+    }
+
+    #[test]
+    fn a_user_and_a_ticket_of_one_name_go_apart() {
+        let mut window = window();
+        request(&mut window, 0, "A");
+        let value = r#"{"specversion":"1.0","type":"holdfast.credits.added.v1","source":"shop","id":"1","subject":"A",
+            "time":"2030-01-31T11:59:00Z","data":{"amount":5}}"#;
+        let record = Record {
+            key: Some(b"A"),
+            value: Some(value.as_bytes()),
+            headers: vec![],
+        };
+        let taken = window.take(&Route::of::<Payment>(), origin(0, 1), Ok(record), NOW);
+        assert_eq!(taken, Taken::Admitted);
+        let topics: Vec<_> = window.admitted().iter().map(|record| record.topic).collect();
+        assert_eq!(topics, ["reservations.admitted", "payments.admitted"]);
     }
 
     #[test]

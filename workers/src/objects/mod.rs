@@ -4,10 +4,13 @@
 mod attributes;
 mod body;
 mod examples;
+mod intake;
 mod reaper;
 mod ticket;
+mod user;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use restate_sdk::http_server::HttpServer;
 use restate_sdk::prelude::{Endpoint, HandlerError};
@@ -16,16 +19,20 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::error;
 use crate::metrics::Metrics;
+use crate::store::credits::Loyalty;
 use crate::store::ticket_attributes::Access;
 use crate::store::{self, Committer};
+use crate::{domain, error};
 use reaper::Reaper;
 use ticket::Ticket;
+use user::User;
 
 /// The Ticket object's name.
 pub const TICKET: &str = "Ticket";
-/// The Ticket handler that takes what Kafka delivers.
+/// The User object's name.
+pub const USER: &str = "User";
+/// The handler of both that takes what Kafka delivers.
 pub const APPLY: &str = "apply";
 /// The Reaper object's name.
 pub const REAPER: &str = "Reaper";
@@ -34,18 +41,44 @@ pub const REAPER_SHARD: &str = "0";
 /// The Reaper handler that begins its turns.
 pub const ARM: &str = "arm";
 
-/// Every object, ready to be served. `now` is the time that events from HTTP carry; what is decided goes by the database's
-/// clock. The example handlers are served only where `with_examples` asks for them.
-pub fn endpoint(
-    committer: Committer,
-    pool: PgPool,
-    attributes: Access,
-    metrics: Arc<Metrics>,
-    now: fn() -> OffsetDateTime,
-    with_examples: bool,
-) -> Endpoint {
+/// What the objects work with.
+pub struct Tools {
+    pub tickets: Committer<domain::Ticket>,
+    pub users: Committer<domain::User>,
+    pub pool: PgPool,
+    pub attributes: Access,
+    /// Absent: credits are refused.
+    pub loyalty: Option<Loyalty>,
+    /// How long answers to events are kept.
+    pub retention: Duration,
+    pub metrics: Arc<Metrics>,
+    /// The time that events from HTTP carry; what is decided goes by the database's clock.
+    pub now: fn() -> OffsetDateTime,
+}
+
+/// Every object, ready to be served. The example handlers are served only where `with_examples` asks for them.
+pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
+    let Tools {
+        tickets,
+        users,
+        pool,
+        attributes,
+        loyalty,
+        retention,
+        metrics,
+        now,
+    } = tools;
+    let user = User {
+        committer: users,
+        pool: pool.clone(),
+        loyalty,
+        retention,
+        metrics: metrics.clone(),
+        now,
+    };
     let endpoint = Endpoint::builder()
-        .bind(Ticket::new(committer, pool.clone(), attributes, now))
+        .bind(Ticket::new(tickets, pool.clone(), attributes, now))
+        .bind(user)
         .bind(Reaper::new(pool.clone(), metrics));
     match with_examples {
         true => examples::bind(endpoint, pool).build(),

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_schemas::topics::{RESERVATIONS, RESERVATIONS_ADMITTED};
+use holdfast_schemas::{Asked, Payment, Reservation};
 use url::Url;
 
 use super::report::{Finding, Line};
 use super::{Error, Path, topics};
 use crate::config::Config;
-use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, TICKET};
+use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, TICKET, USER};
 use crate::restate_admin::{self, Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
 /// The name under which the engine knows our Kafka.
@@ -17,21 +17,46 @@ const CLUSTER: &str = "holdfast";
 /// Several nodes must not share one.
 const MEMBER: &str = "restate";
 
-/// The topic that the handlers take.
-fn source_topic(path: Path) -> &'static str {
-    match path {
-        Path::Gate => RESERVATIONS_ADMITTED,
-        Path::Direct => RESERVATIONS,
+/// Which object takes which events.
+struct Route {
+    object: &'static str,
+    public: &'static str,
+    admitted: &'static str,
+    /// The engine's Kafka consumer group.
+    group: &'static str,
+}
+
+impl Route {
+    const fn of<A: Asked>(object: &'static str, group: &'static str) -> Self {
+        Self {
+            object,
+            public: A::TOPIC,
+            admitted: A::ADMITTED,
+            group,
+        }
+    }
+
+    /// The topic that the handler takes.
+    fn source(&self, path: Path) -> &'static str {
+        match path {
+            Path::Gate => self.admitted,
+            Path::Direct => self.public,
+        }
+    }
+
+    /// One group for each path, since a subscription has its own members.
+    fn group(&self, path: Path) -> String {
+        match path {
+            Path::Gate => self.group.to_owned(),
+            Path::Direct => format!("{}.direct", self.group),
+        }
     }
 }
 
-/// The engine's Kafka consumer group: one for each path, since a subscription has its own members.
-fn group(path: Path) -> &'static str {
-    match path {
-        Path::Gate => "holdfast.ticket",
-        Path::Direct => "holdfast.ticket.direct",
-    }
-}
+const ROUTES: [Route; 2] = [
+    Route::of::<Reservation>(TICKET, "holdfast.ticket"),
+    Route::of::<Payment>(USER, "holdfast.user"),
+];
 
 pub(super) struct Engine {
     config: Config,
@@ -59,7 +84,9 @@ impl Engine {
     pub(super) async fn settle(&self, created: &[&str]) -> Result<Vec<Line>, Error> {
         let mut lines = vec![self.settle_cluster().await?];
         lines.extend(self.settle_deployment().await?);
-        lines.extend(self.settle_subscription(created).await?);
+        for route in &ROUTES {
+            lines.extend(self.settle_subscription(route, created).await?);
+        }
         lines.push(self.arm_reaper().await?);
         Ok(lines)
     }
@@ -141,7 +168,7 @@ impl Engine {
         let fits = |pinned: &Pinned| {
             let service = served.services.iter().find(|service| service.name == pinned.service);
             let exists = service.is_some_and(|service| service.handlers().contains(&pinned.handler.as_str()));
-            exists && pinned.service == TICKET
+            exists && ROUTES.iter().any(|route| route.object == pinned.service)
         };
         match self
             .admin
@@ -159,18 +186,18 @@ impl Engine {
         }
     }
 
-    async fn settle_subscription(&self, created: &[&str]) -> Result<Vec<Line>, Error> {
-        let source = format!("kafka://{CLUSTER}/{}", source_topic(self.path));
-        let sink = format!("service://{TICKET}/{APPLY}");
+    async fn settle_subscription(&self, route: &Route, created: &[&str]) -> Result<Vec<Line>, Error> {
+        let source = format!("kafka://{CLUSTER}/{}", route.source(self.path));
+        let sink = format!("service://{}/{APPLY}", route.object);
         let subscriptions = self.admin.subscriptions().await?.into_iter();
         let (ours, others): (Vec<_>, Vec<_>) = subscriptions
             .filter(|known| known.sink == sink)
             .partition(|known| known.source == source);
         let member = (self.admin.nodes().await? == 1).then_some(MEMBER);
-        let mut wanted = Options::new(group(self.path), member);
+        let mut wanted = Options::new(&route.group(self.path), member);
         let finding = match ours.first() {
             None => Finding::Created,
-            Some(known) => match self.outdated(known, &mut wanted, created).await? {
+            Some(known) => match self.outdated(route, known, &mut wanted, created).await? {
                 None => Finding::AsWanted,
                 Some(before) => Finding::Changed { before },
             },
@@ -190,11 +217,12 @@ impl Engine {
     /// Why a subscription must be made anew; then `wanted` is how.
     async fn outdated(
         &self,
+        route: &Route,
         known: &Subscription,
         wanted: &mut Options,
         created: &[&str],
     ) -> Result<Option<String>, Error> {
-        let topic = source_topic(self.path);
+        let topic = route.source(self.path);
         let have = Options(known.options.clone());
         let stale = created.contains(&topic) || !topics::fits(&self.config, have.get("group.id"), topic).await?;
         if stale {
@@ -300,10 +328,12 @@ fn another(known: Subscription) -> Line {
     )
 }
 
-/// An engine that gives up pauses the ticket until an operator comes, after an outage of an hour or so.
+/// An engine that gives up pauses the ticket or user until an operator comes, after an outage of an hour or so.
 fn gives_up(services: &[Service]) -> Option<Line> {
-    let ticket = services.iter().find(|service| service.name == TICKET)?;
-    let attempts = ticket.max_attempts()?;
+    let ours = services
+        .iter()
+        .filter(|service| ROUTES.iter().any(|route| route.object == service.name));
+    let attempts = ours.filter_map(Service::max_attempts).min()?;
     Some(Line::new(
         "Restate's retries",
         Finding::Differs {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use futures::executor::block_on;
-use holdfast_schemas::topics::{DEAD_LETTERS, RELAY_STATE, RESERVATIONS, RESERVATIONS_ADMITTED, RESERVATIONS_OUTCOMES};
+use holdfast_schemas::topics::{
+    DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_STATE, RESERVATIONS, RESERVATIONS_ADMITTED,
+    RESERVATIONS_OUTCOMES,
+};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -81,6 +84,8 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
     let mut topics = vec![
         public(topic(RESERVATIONS, kafka.public_record_bytes, sources)),
         public(topic(RESERVATIONS_OUTCOMES, kafka.public_record_bytes, moves)),
+        public(topic(PAYMENTS, kafka.public_record_bytes, sources)),
+        public(topic(PAYMENTS_OUTCOMES, kafka.public_record_bytes, moves)),
         public(topic(
             DEAD_LETTERS,
             kafka.admitted_record_bytes,
@@ -95,6 +100,7 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
     ];
     if path == Path::Gate {
         topics.push(topic(RESERVATIONS_ADMITTED, kafka.admitted_record_bytes, moves));
+        topics.push(topic(PAYMENTS_ADMITTED, kafka.admitted_record_bytes, moves));
     }
     topics
 }
@@ -249,13 +255,15 @@ impl Kafka {
         let consumer = self.consumer(group)?;
         let mut first = TopicPartitionList::new();
         let mut partitions = Vec::new();
-        for (partition, committed) in self.committed(&consumer, RESERVATIONS)? {
-            if committed.is_none() {
-                let (low, _) = self.bounds(&consumer, RESERVATIONS, partition)?;
-                first
-                    .add_partition_offset(RESERVATIONS, partition, Offset::Offset(low))
-                    .map_err(self.failed_to("list offsets"))?;
-                partitions.push(partition);
+        for topic in [RESERVATIONS, PAYMENTS] {
+            for (partition, committed) in self.committed(&consumer, topic)? {
+                if committed.is_none() {
+                    let (low, _) = self.bounds(&consumer, topic, partition)?;
+                    first
+                        .add_partition_offset(topic, partition, Offset::Offset(low))
+                        .map_err(self.failed_to("list offsets"))?;
+                    partitions.push(format!("{topic}/{partition}"));
+                }
             }
         }
         let what = format!("offsets of the group {group}");
@@ -266,8 +274,7 @@ impl Kafka {
             Ok(()) => Ok(Line::new(what, Finding::Created)),
             Err(error) if is_busy(&error) => Err(Error::GroupActive {
                 group: group.clone(),
-                topic: RESERVATIONS,
-                partitions,
+                partitions: partitions.join(", "),
             }),
             Err(error) => Err(self.failed_to("commit the gate's first offsets")(error)),
         }

@@ -1,7 +1,7 @@
-//! The change_log table: what each version of a ticket said, and which event caused it. Written by [`super::commit`] in the
+//! The change logs, one for each kind of row: what each version of a ticket said, and which event caused it. Written by [`super::commit`] in the
 //! statement that changes the ticket; never changed, never deleted.
 
-use holdfast_schemas::{TicketId, Told};
+use holdfast_schemas::{TicketId, TicketTold, Told};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
@@ -11,7 +11,7 @@ use super::Error;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub version: i64,
-    pub told: Told,
+    pub told: TicketTold,
     /// `source` and `id` of the event that caused it.
     pub cause: (String, String),
     pub changed_at: OffsetDateTime,
@@ -37,7 +37,7 @@ pub async fn of_ticket(pool: &PgPool, ticket: &TicketId, until: Until) -> Result
         Until::Time(time) => (None, Some(time)),
     };
     let rows = sqlx::query!(
-        "select version, type, data::text as \"data!\", cause_source, cause_id, changed_at from change_log
+        "select version, type, data::text as \"data!\", cause_source, cause_id, changed_at from ticket_change_log
          where ticket = $1 and ($2::bigint is null or version <= $2) and ($3::timestamptz is null or changed_at <= $3)
          order by version",
         ticket.as_str(),
@@ -48,8 +48,8 @@ pub async fn of_ticket(pool: &PgPool, ticket: &TicketId, until: Until) -> Result
     .await
     .map_err(Error::Read)?;
     let changes = rows.into_iter().map(|row| {
-        let told = Told::read(&row.r#type, &row.data).map_err(|invalid| Error::Row {
-            table: "change_log",
+        let told = TicketTold::read(&row.r#type, &row.data).map_err(|invalid| Error::Row {
+            table: "ticket_change_log",
             key: ticket.to_string(),
             what: format!("version {}: {invalid}", row.version),
         })?;

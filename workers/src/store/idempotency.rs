@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use holdfast_schemas::Reply;
-use sqlx::PgPool;
 use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
@@ -19,7 +19,7 @@ pub(super) struct Known {
 
 /// The records of a batch's events, by (source, id).
 pub(super) async fn read(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     sources: &[&str],
     ids: &[&str],
 ) -> Result<HashMap<(String, String), Known>, Error> {
@@ -30,7 +30,7 @@ pub(super) async fn read(
         sources as _,
         ids as _,
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await
     .map_err(Error::Read)?;
     Ok(rows

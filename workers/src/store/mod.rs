@@ -3,6 +3,7 @@
 
 pub mod change_log;
 pub mod commit;
+pub mod credits;
 pub mod examples;
 pub mod idempotency;
 pub mod mechanisms;
@@ -10,17 +11,19 @@ pub mod outbox;
 pub mod settled_dead_letters;
 pub mod ticket_attributes;
 pub mod tickets;
+pub mod together;
+pub mod users;
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 pub use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::config;
 use crate::metrics::Metrics;
-pub use commit::{Answer, Ask, Committer, Internal, Unit, Work};
+pub use commit::{Answer, Committer, Internal, Unit, Work};
 
 /// What can go wrong with the database, by operation.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,12 @@ pub enum Error {
     /// The rules panicked on this unit; the panic's own message is in the log.
     #[error("the decision panicked")]
     Panic,
+    /// A row was locked, or changed since it was read: nothing was written.
+    #[error("somebody else changes the same rows")]
+    Moved,
+    /// A mechanism failed.
+    #[error(transparent)]
+    Mechanism(#[from] mechanisms::Error),
     /// The committer ended with the process.
     #[error("the committer has ended")]
     Ended,
@@ -53,13 +62,17 @@ pub enum Error {
 /// # Errors
 /// Only a URL that cannot be read.
 pub async fn connect(config: &config::Database, metrics: &Metrics) -> Result<PgPool, Error> {
-    let options: PgConnectOptions = config.url.expose_secret().parse().map_err(Error::Url)?;
-    let address = format!(
-        "{}:{}/{}",
-        options.get_host(),
-        options.get_port(),
-        options.get_database().unwrap_or_default()
-    );
+    let pool = pool(&config.url, config)?;
+    await_answer(&pool, metrics).await;
+    Ok(pool)
+}
+
+/// A pool of sessions that carry our timeouts; none is opened yet.
+///
+/// # Errors
+/// Only a URL that cannot be read.
+pub fn pool(url: &SecretString, config: &config::Database) -> Result<PgPool, Error> {
+    let options: PgConnectOptions = url.expose_secret().parse().map_err(Error::Url)?;
     let milliseconds = |duration: Duration| duration.as_millis().to_string();
     let options = options.application_name("holdfast").options([
         ("statement_timeout", milliseconds(config.statement_timeout)),
@@ -69,19 +82,28 @@ pub async fn connect(config: &config::Database, metrics: &Metrics) -> Result<PgP
             milliseconds(config.idle_in_transaction_timeout),
         ),
         ("synchronous_commit", "on".to_owned()),
+        // A prepared transaction has left its session when the driver ends it there: no news.
+        ("client_min_messages", "error".to_owned()),
         // Our statements take arrays: one plan suits every length, and costs no planning. It is often made while the tables
         // are still empty, so it must go by index to stay right when they have grown.
         ("plan_cache_mode", "force_generic_plan".to_owned()),
         ("enable_seqscan", "off".to_owned()),
     ]);
-    let pool = PgPoolOptions::new()
+    Ok(PgPoolOptions::new()
         .max_connections(config.pool_size)
         .acquire_timeout(config.acquire_timeout)
-        .connect_lazy_with(options);
+        .connect_lazy_with(options))
+}
+
+/// Waits for the database for ever, with capped back-off, and says so.
+pub async fn await_answer(pool: &PgPool, metrics: &Metrics) {
+    let options = pool.connect_options();
+    let database = options.get_database().unwrap_or_default();
+    let address = format!("{}:{}/{database}", options.get_host(), options.get_port());
     let mut pauses = pauses();
     loop {
         match pool.acquire().await {
-            Ok(_) => return Ok(pool),
+            Ok(_) => return,
             Err(error) => {
                 metrics.retries.with_label_values(&["connect"]).inc();
                 tracing::warn!(%address, error = &error as &dyn std::error::Error, "waiting for Postgres");

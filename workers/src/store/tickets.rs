@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 
+use futures::future::BoxFuture;
 use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, TicketId, UserId};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Error;
+use super::commit::{Current, Gate, Stored, write_rows};
 use crate::domain::{Hold, Sale, State, Ticket};
 
 /// A row as the table has it.
-pub(super) struct Row {
-    pub(super) ticket: String,
+struct Row {
+    ticket: String,
     version: i64,
     show: String,
     seat: Option<String>,
@@ -89,14 +91,70 @@ pub async fn due(
     Ok((now, due))
 }
 
-/// The current rows of a batch, with the clock and the generation to decide by.
-pub(super) struct Current {
-    pub(super) now: OffsetDateTime,
-    pub(super) generation: i64,
-    pub(super) tickets: HashMap<String, Ticket>,
+/// The table's own columns, in a batch.
+#[derive(Default)]
+pub struct Columns<'a> {
+    show: Vec<Option<&'a str>>,
+    seat: Vec<Option<&'a str>>,
+    price_amount: Vec<Option<i64>>,
+    price_currency: Vec<Option<&'static str>>,
+    status: Vec<Option<&'static str>>,
+    hold: Vec<Option<Uuid>>,
+    holder: Vec<Option<&'a str>>,
+    held_until: Vec<Option<OffsetDateTime>>,
+    checkout: Vec<Option<&'a str>>,
 }
 
-pub(super) async fn read(pool: &PgPool, tickets: &[&str]) -> Result<Current, Error> {
+impl Stored for Ticket {
+    type Columns<'a> = Columns<'a>;
+
+    fn push<'a>(columns: &mut Columns<'a>, row: Option<&'a Ticket>) {
+        let (hold, holder, held_until, checkout) = match row.map(|row| &row.state) {
+            None | Some(State::Available | State::Withdrawn) => (None, None, None, None),
+            Some(State::Held(hold)) => (Some(hold.id), Some(&hold.user), Some(hold.until), None),
+            Some(State::Sold(sale)) => (Some(sale.hold), Some(&sale.user), None, Some(&sale.checkout)),
+        };
+        let seat = row.and_then(|row| row.seat.as_ref());
+        columns.show.push(row.map(|row| row.show.as_str()));
+        columns.seat.push(seat.map(|seat| seat.as_str()));
+        columns.price_amount.push(row.map(|row| row.price.amount()));
+        columns.price_currency.push(row.map(|row| row.price.currency().code()));
+        columns.status.push(row.map(|row| status(&row.state)));
+        columns.hold.push(hold.map(|hold| hold.0));
+        columns.holder.push(holder.map(|holder| holder.as_str()));
+        columns.held_until.push(held_until);
+        columns.checkout.push(checkout.map(|checkout| checkout.as_str()));
+    }
+
+    fn read<'c>(
+        connection: &'c mut PgConnection,
+        keys: &'c [&'c str],
+    ) -> BoxFuture<'c, Result<Current<Ticket>, Error>> {
+        Box::pin(read(connection, keys))
+    }
+
+    fn write<'c, 'a: 'c>(
+        connection: &'c mut PgConnection,
+        gate: &'c Gate<'a>,
+        columns: &'c Columns<'a>,
+    ) -> BoxFuture<'c, Result<Vec<i32>, Error>> {
+        Box::pin(async move {
+            write_rows!(
+                connection, gate,
+                table "tickets", key "ticket", log "ticket_change_log",
+                columns "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout",
+                parameters "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],
+            $35::timestamptz[], $36::text[]",
+                sets "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,
+            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout",
+                &columns.show, &columns.seat, &columns.price_amount, &columns.price_currency, &columns.status, &columns.hold,
+                &columns.holder, &columns.held_until, &columns.checkout
+            )
+        })
+    }
+}
+
+async fn read(connection: &mut PgConnection, tickets: &[&str]) -> Result<Current<Ticket>, Error> {
     let rows = sqlx::query!(
         r#"select clock.now as "now!", clock.generation as "generation!",
                   t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat, t.price_amount as "price_amount?",
@@ -106,13 +164,13 @@ pub(super) async fn read(pool: &PgPool, tickets: &[&str]) -> Result<Current, Err
            left join tickets t on t.ticket = any($1)"#,
         tickets as _,
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await
     .map_err(Error::Read)?;
     let mut current = Current {
         now: OffsetDateTime::UNIX_EPOCH,
         generation: 0,
-        tickets: HashMap::with_capacity(rows.len()),
+        rows: HashMap::with_capacity(rows.len()),
     };
     for row in rows {
         (current.now, current.generation) = (row.now, row.generation);
@@ -147,7 +205,7 @@ pub(super) async fn read(pool: &PgPool, tickets: &[&str]) -> Result<Current, Err
                 checkout: row.checkout,
                 changed_at,
             };
-            current.tickets.insert(ticket, parse(row)?);
+            current.rows.insert(ticket, parse(row)?);
         }
     }
     Ok(current)
@@ -199,7 +257,7 @@ fn parse_column<T, E: std::fmt::Display>(key: &str, parse: impl FnOnce() -> Resu
 }
 
 /// The name of a state in the status column.
-pub(super) fn status(state: &State) -> &'static str {
+fn status(state: &State) -> &'static str {
     match state {
         State::Available => "available",
         State::Held(_) => "held",

@@ -1,218 +1,40 @@
-//! One ticket's change log, replayed by a state machine of verify's own: can each step follow the one before, and does the
-//! table have the ticket where the last step left it?
+//! One key's change log, replayed by state machines of verify's own: can each step follow the one before, and does the table
+//! have the row where the last step left it?
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, Told, UserId};
+mod ticket;
+mod user;
+
+use holdfast_schemas::Asked;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
-/// A ticket, as far as its log was replayed.
-#[derive(Default)]
-pub(super) struct History {
-    terms: Option<Terms>,
-    state: State,
-    changed_at: Option<OffsetDateTime>,
-}
+use super::report::Promise;
+pub(super) use ticket::{Ticket, TicketRow};
+pub(super) use user::{User, UserRow};
 
-#[derive(Default, PartialEq, Eq)]
-struct Terms {
-    show: String,
-    seat: Option<String>,
-    amount: i64,
-    currency: String,
-}
+/// One key of a stream, as far as its log was replayed.
+pub(super) trait History: Default {
+    /// What is asked on the stream.
+    type Asked: Asked;
+    /// The row of its table.
+    type Row;
+    /// What is broken when a step cannot follow the last one, or the row is not where the log left it.
+    const BROKEN: Promise;
 
-#[derive(Default, Debug, PartialEq, Eq)]
-enum State {
-    #[default]
-    Unlisted,
-    Available,
-    Held {
-        user: UserId,
-        hold: HoldId,
-        until: OffsetDateTime,
-    },
-    Sold {
-        user: UserId,
-        /// None when the log sold a ticket that nobody held.
-        hold: Option<HoldId>,
-        checkout: CheckoutId,
-    },
-    Withdrawn,
-}
-
-/// A row of the table `tickets`.
-#[derive(Debug, Clone)]
-pub(super) struct TicketRow {
-    pub(super) show: String,
-    pub(super) seat: Option<String>,
-    pub(super) price_amount: i64,
-    pub(super) price_currency: String,
-    pub(super) status: String,
-    pub(super) hold: Option<Uuid>,
-    pub(super) holder: Option<String>,
-    pub(super) held_until: Option<OffsetDateTime>,
-    pub(super) checkout: Option<String>,
-    pub(super) changed_at: OffsetDateTime,
-}
-
-impl History {
     /// Takes the next step, `at` by the database's clock.
     ///
     /// # Errors
     /// Why the step cannot follow the last one. It is taken all the same, so that each fault is found once.
-    pub(super) fn apply(&mut self, told: Told, at: OffsetDateTime) -> Result<(), &'static str> {
-        self.changed_at = Some(at);
-        match told {
-            Told::TicketListed { show, seat, price } => self.listed(&show, seat.as_ref(), &price),
-            Told::TicketChanged { show, seat, price } => self.changed(&show, seat.as_ref(), &price),
-            Told::TicketHeld { user, hold, until } => self.held(user, hold, until),
-            Told::TicketReleased { user, hold } => self.released(&user, hold),
-            Told::TicketExpired { user, hold } => self.expired(&user, hold, at),
-            Told::TicketSold { user, checkout } => self.sold(user, checkout, at),
-            Told::TicketReturned { user, checkout } => self.returned(&user, &checkout),
-            Told::TicketWithdrawn => self.withdrawn(),
-            Told::ReservationRefused { .. } if self.state == State::Unlisted => {
-                Err("a refusal took a version of a ticket that was never listed")
-            }
-            Told::ReservationRefused { .. } => Ok(()),
-        }
-    }
+    fn apply(&mut self, told: ToldOf<Self>, at: OffsetDateTime) -> Result<(), &'static str>;
 
     /// Compares with the row of the table.
     ///
     /// # Errors
     /// Which column does not say what the log says.
-    pub(super) fn fits(&self, row: &TicketRow) -> Result<(), &'static str> {
-        let terms = Terms {
-            show: row.show.clone(),
-            seat: row.seat.clone(),
-            amount: row.price_amount,
-            currency: row.price_currency.clone(),
-        };
-        let (status, hold, holder, held_until, checkout) = match &self.state {
-            State::Unlisted => ("unlisted", None, None, None, None),
-            State::Available => ("available", None, None, None, None),
-            State::Withdrawn => ("withdrawn", None, None, None, None),
-            State::Held { user, hold, until } => ("held", Some(hold.as_uuid()), Some(user), Some(*until), None),
-            State::Sold { user, hold, checkout } => {
-                let hold = hold.map(|hold| hold.as_uuid());
-                ("sold", hold, Some(user), None, Some(checkout))
-            }
-        };
-        let same = [
-            ("status", row.status == status),
-            ("hold", row.hold == hold),
-            ("holder", row.holder.as_deref() == holder.map(UserId::as_str)),
-            ("held_until", row.held_until == held_until),
-            ("checkout", row.checkout.as_deref() == checkout.map(CheckoutId::as_str)),
-            ("show, seat or price", self.terms.as_ref() == Some(&terms)),
-            ("changed_at", self.changed_at == Some(row.changed_at)),
-        ];
-        match same.iter().find(|(_, same)| !same) {
-            Some((column, _)) => Err(column),
-            None => Ok(()),
-        }
-    }
+    fn fits(&self, row: &Self::Row) -> Result<(), &'static str>;
 
-    fn listed(&mut self, show: &ShowId, seat: Option<&Seat>, price: &Price) -> Result<(), &'static str> {
-        self.terms = Some(Terms::new(show, seat, price));
-        match std::mem::replace(&mut self.state, State::Available) {
-            State::Unlisted | State::Withdrawn => Ok(()),
-            State::Available => Err("listed although it was for sale already"),
-            State::Held { .. } => Err("listed although it was held"),
-            State::Sold { .. } => Err("listed although it was sold and not returned"),
-        }
-    }
-
-    fn changed(&mut self, show: &ShowId, seat: Option<&Seat>, price: &Price) -> Result<(), &'static str> {
-        self.terms = Some(Terms::new(show, seat, price));
-        match self.state {
-            State::Unlisted => Err("changed although it was never listed"),
-            _ => Ok(()),
-        }
-    }
-
-    fn held(&mut self, user: UserId, hold: HoldId, until: OffsetDateTime) -> Result<(), &'static str> {
-        match std::mem::replace(&mut self.state, State::Held { user, hold, until }) {
-            State::Available => Ok(()),
-            State::Held { .. } => Err("held although another hold was live: two live holds"),
-            State::Sold { .. } => Err("held although it was sold and not returned"),
-            State::Unlisted | State::Withdrawn => Err("held although it was not for sale"),
-        }
-    }
-
-    fn released(&mut self, by: &UserId, given_back: HoldId) -> Result<(), &'static str> {
-        match std::mem::replace(&mut self.state, State::Available) {
-            State::Held { user, hold, .. } if user == *by && hold == given_back => Ok(()),
-            State::Held { .. } => Err("released, but by another user or hold than the live one"),
-            _ => Err("released although nobody held it"),
-        }
-    }
-
-    fn expired(&mut self, of: &UserId, ended: HoldId, at: OffsetDateTime) -> Result<(), &'static str> {
-        match std::mem::replace(&mut self.state, State::Available) {
-            State::Held { user, hold, until } if user == *of && hold == ended => {
-                if at < until {
-                    Err("expired before the hold was due")
-                } else {
-                    Ok(())
-                }
-            }
-            State::Held { .. } => Err("expired, but another hold than the live one"),
-            _ => Err("expired although nobody held it"),
-        }
-    }
-
-    fn sold(&mut self, to: UserId, checkout: CheckoutId, at: OffsetDateTime) -> Result<(), &'static str> {
-        let (hold, verdict) = match &self.state {
-            State::Held { user, hold, until } if *user == to => {
-                let live = at < *until;
-                (
-                    Some(*hold),
-                    if live {
-                        Ok(())
-                    } else {
-                        Err("sold by a hold that was over")
-                    },
-                )
-            }
-            State::Held { .. } => (None, Err("sold to somebody other than the holder")),
-            State::Sold { .. } => (None, Err("sold twice without a return")),
-            _ => (None, Err("sold to somebody without a hold")),
-        };
-        self.state = State::Sold {
-            user: to,
-            hold,
-            checkout,
-        };
-        verdict
-    }
-
-    fn returned(&mut self, by: &UserId, undone: &CheckoutId) -> Result<(), &'static str> {
-        match std::mem::replace(&mut self.state, State::Available) {
-            State::Sold { user, checkout, .. } if user == *by && checkout == *undone => Ok(()),
-            State::Sold { .. } => Err("returned, but from another sale than the one that stood"),
-            _ => Err("returned although it was not sold"),
-        }
-    }
-
-    fn withdrawn(&mut self) -> Result<(), &'static str> {
-        match std::mem::replace(&mut self.state, State::Withdrawn) {
-            State::Available => Ok(()),
-            State::Held { .. } => Err("withdrawn although it was held"),
-            State::Sold { .. } => Err("withdrawn although it was sold"),
-            State::Unlisted | State::Withdrawn => Err("withdrawn although it was not for sale"),
-        }
-    }
+    /// Whether an event may be applied without an outcome. Nothing is left of it once its idempotency record was swept.
+    fn may_go_untold(asked: &Self::Asked) -> bool;
 }
 
-impl Terms {
-    fn new(show: &ShowId, seat: Option<&Seat>, price: &Price) -> Self {
-        Self {
-            show: show.as_str().to_owned(),
-            seat: seat.map(|seat| seat.as_str().to_owned()),
-            amount: price.amount(),
-            currency: price.currency().code().to_owned(),
-        }
-    }
-}
+/// What is told on a stream.
+pub(super) type ToldOf<H> = <<H as History>::Asked as Asked>::Told;

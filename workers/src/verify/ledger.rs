@@ -1,33 +1,33 @@
-//! What the database says happened, compared with itself and with what was told to the world.
+//! What the database says happened on one stream, compared with itself and with what was told to the world.
 //!
-//! Fed in this order: the change log with the tickets' rows, the idempotency records, the outbox, the outcome topic. Pure:
+//! Fed in this order: the change log with the table's rows, the idempotency records, the outbox, the outcome topic. Pure:
 //! no clock, no I/O. It keeps numbers and ids, no payload.
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use holdfast_schemas::{Outcome, OutcomeId, Told, outcome_id};
+use holdfast_schemas::{Asked, Key as _, Outcome, OutcomeId, Told, outcome_id};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::history::{History, TicketRow};
+use super::history::{History, ToldOf};
 use super::records::Shard;
 use super::report::{Promise, Report};
 
 #[derive(Default)]
-pub(super) struct Ledger {
+pub(super) struct Ledger<H: History> {
     keys: HashMap<Arc<[u8]>, Key>,
     /// By key.
     names: Vec<Arc<[u8]>>,
     /// By key.
     timelines: Vec<Timeline>,
-    /// The change log: the rows of one ticket side by side, by version.
+    /// The change log: the rows of one key side by side, by version.
     rows: Vec<Row>,
-    /// Refusals for tickets without a row, which no log has.
+    /// Refusals for keys without a row, which no log has.
     rowless: BTreeMap<OutcomeId, Rowless>,
     deeds: HashMap<Cause, Deed>,
-    replay: Option<Replay>,
+    replay: Option<Replay<H>>,
     /// The newest generation. What an older one told may be gone from a database that was put back.
     generation: i64,
 }
@@ -49,7 +49,7 @@ pub(super) struct Deed {
     pub(super) key: Key,
     /// None once the idempotency record was swept.
     pub(super) digest: Option<Digest>,
-    /// Sequence of its first outcome.
+    /// Sequence of its first outcome; none for an event without outcomes.
     pub(super) first: Option<i64>,
     pub(super) refused: bool,
     /// When it was written, in milliseconds.
@@ -68,12 +68,12 @@ pub(super) enum Seen {
     InSeveral,
 }
 
-/// One ticket's outcomes.
+/// One key's outcomes.
 #[derive(Default)]
 struct Timeline {
     first_row: usize,
     rows: usize,
-    /// The highest version that the log or the ticket's row names.
+    /// The highest version that the log or the table's row names.
     known: i64,
     partition: Option<i32>,
     generation: i64,
@@ -97,11 +97,11 @@ struct Rowless {
     waiting: bool,
 }
 
-/// The ticket whose log is being read.
-struct Replay {
-    ticket: String,
+/// The key whose log is being read.
+struct Replay<H> {
+    subject: String,
     key: Key,
-    history: History,
+    history: H,
     run: Option<Run>,
     row_at: Option<i64>,
 }
@@ -113,19 +113,20 @@ struct Run {
     place: u32,
 }
 
-/// A row of the change log, or of the tickets, or both where they have the same ticket and version.
-pub(super) struct Change {
-    pub(super) ticket: String,
+/// A row of the change log, or of the table, or both where they have the same key and version.
+pub(super) struct Change<H: History> {
+    /// The key, as a text.
+    pub(super) subject: String,
     pub(super) version: i64,
-    pub(super) entry: Option<Entry>,
-    pub(super) row: Option<TicketRow>,
+    pub(super) entry: Option<Entry<ToldOf<H>>>,
+    pub(super) row: Option<H::Row>,
 }
 
 /// What the change log says of one version.
-pub(super) struct Entry {
+pub(super) struct Entry<T> {
     pub(super) outcome: OutcomeId,
     /// None when it cannot be read.
-    pub(super) told: Option<Told>,
+    pub(super) told: Option<T>,
     pub(super) cause_source: String,
     pub(super) cause_id: String,
     pub(super) changed_at: OffsetDateTime,
@@ -135,7 +136,8 @@ pub(super) struct Entry {
 pub(super) struct Record {
     pub(super) source: String,
     pub(super) id: String,
-    pub(super) ticket: String,
+    /// The key, as a text.
+    pub(super) subject: String,
     pub(super) digest: Digest,
     /// The sequences of its outcomes.
     pub(super) outcomes: Vec<i64>,
@@ -187,7 +189,7 @@ pub(super) fn millis(time: OffsetDateTime) -> i64 {
     (time.unix_timestamp_nanos() / 1_000_000) as i64
 }
 
-impl Ledger {
+impl<H: History> Ledger<H> {
     pub(super) fn new(generation: i64) -> Self {
         Self {
             generation,
@@ -195,16 +197,20 @@ impl Ledger {
         }
     }
 
-    /// Takes the next row, by ticket and version; [`Self::end_of_changes`] after the last.
-    pub(super) fn change(&mut self, change: Change, report: &mut Report) {
-        if self.replay.as_ref().is_none_or(|replay| replay.ticket != change.ticket) {
+    /// Takes the next row, by key and version; [`Self::end_of_changes`] after the last.
+    pub(super) fn change(&mut self, change: Change<H>, report: &mut Report) {
+        if self
+            .replay
+            .as_ref()
+            .is_none_or(|replay| replay.subject != change.subject)
+        {
             self.end_of_changes(report);
         }
-        let mut replay = self.replay.take().unwrap_or_else(|| self.begin(change.ticket));
+        let mut replay = self.replay.take().unwrap_or_else(|| self.begin(change.subject));
         if let Some(entry) = change.entry {
             self.logged(&mut replay, change.version, entry, report);
             if let Some(Err(column)) = change.row.as_ref().map(|row| replay.history.fits(row)) {
-                report.broken(Promise::Oversold, &replay.ticket, || {
+                report.broken(H::BROKEN, &replay.subject, || {
                     let version = change.version;
                     format!("its row has another {column} than its change log at version {version}")
                 });
@@ -222,33 +228,33 @@ impl Ledger {
         let Some(replay) = self.replay.take() else { return };
         let known = self.timeline(replay.key).known;
         match replay.row_at {
-            None => report.broken(Promise::Oversold, &replay.ticket, || {
+            None => report.broken(H::BROKEN, &replay.subject, || {
                 format!("it has a change log up to version {known}, but no row")
             }),
-            Some(version) if version < known => report.broken(Promise::Oversold, &replay.ticket, || {
+            Some(version) if version < known => report.broken(H::BROKEN, &replay.subject, || {
                 format!("its row is at version {version}, but its change log goes on to {known}")
             }),
             Some(_) => {}
         }
     }
 
-    fn begin(&mut self, ticket: String) -> Replay {
-        let key = self.key(ticket.as_bytes());
+    fn begin(&mut self, subject: String) -> Replay<H> {
+        let key = self.key(subject.as_bytes());
         self.timelines[key.0 as usize].first_row = self.rows.len();
         Replay {
-            ticket,
+            subject,
             key,
-            history: History::default(),
+            history: H::default(),
             run: None,
             row_at: None,
         }
     }
 
-    fn logged(&mut self, replay: &mut Replay, version: i64, entry: Entry, report: &mut Report) {
+    fn logged(&mut self, replay: &mut Replay<H>, version: i64, entry: Entry<ToldOf<H>>, report: &mut Report) {
         let timeline = &mut self.timelines[replay.key.0 as usize];
         let missing = version - timeline.known - 1;
         if missing > 0 {
-            report.broken_times(Promise::Lost, missing.unsigned_abs(), &replay.ticket, || {
+            report.broken_times(Promise::Lost, missing.unsigned_abs(), &replay.subject, || {
                 format!("{missing} row(s) of its change log before version {version} are missing")
             });
         }
@@ -264,21 +270,21 @@ impl Ledger {
         self.caused(replay, version, &entry, report);
         match entry.told.map(|told| replay.history.apply(told, entry.changed_at)) {
             Some(Ok(())) => {}
-            Some(Err(why)) => report.broken(Promise::Oversold, &replay.ticket, || {
+            Some(Err(why)) => report.broken(H::BROKEN, &replay.subject, || {
                 format!("at version {version} of its change log it was {why}")
             }),
-            None => report.broken(Promise::Lost, &replay.ticket, || {
+            None => report.broken(Promise::Lost, &replay.subject, || {
                 format!("version {version} of its change log cannot be read")
             }),
         }
     }
 
     /// Checks that the event behind `entry` took effect nowhere else, and that the outcome has the id that follows from it.
-    fn caused(&mut self, replay: &mut Replay, version: i64, entry: &Entry, report: &mut Report) {
-        let (source, id, ticket) = (&entry.cause_source, &entry.cause_id, &replay.ticket);
+    fn caused(&mut self, replay: &mut Replay<H>, version: i64, entry: &Entry<ToldOf<H>>, report: &mut Report) {
+        let (source, id, subject) = (&entry.cause_source, &entry.cause_id, &replay.subject);
         let cause = Cause::of(source, id);
-        let refused = matches!(entry.told, Some(Told::ReservationRefused { .. }));
-        let expected = |place| outcome_id(source, id, ticket, place);
+        let refused = entry.told.as_ref().is_some_and(|told| told.refusal().is_some());
+        let expected = |place| outcome_id(source, id, subject, place);
         let run = replay.run.filter(|run| run.cause == cause);
         let again = run.is_some_and(|run| entry.outcome == expected(0) && entry.outcome != expected(run.place + 1));
         let run = match run {
@@ -305,7 +311,7 @@ impl Ledger {
             Slot::Occupied(slot) => {
                 let deed = slot.get();
                 let (before, at) = (name(&self.names, deed.key), deed.first.unwrap_or_default());
-                report.broken(Promise::Doubled, ticket, || {
+                report.broken(Promise::Doubled, subject, || {
                     format!(
                         "event {id:?} of {source:?} took effect at version {at} of {before:?} and again at {version}"
                     )
@@ -313,28 +319,30 @@ impl Ledger {
             }
         }
         if entry.outcome != expected(run.place) {
-            report.broken(Promise::Lost, ticket, || {
+            report.broken(Promise::Lost, subject, || {
                 let (found, expected) = (entry.outcome, expected(run.place));
                 format!("version {version} has outcome {found}; from event {id:?} of {source:?} follows {expected}")
             });
         }
     }
 
-    fn unlogged(&mut self, replay: &Replay, version: i64, report: &mut Report) {
+    fn unlogged(&mut self, replay: &Replay<H>, version: i64, report: &mut Report) {
         let timeline = &mut self.timelines[replay.key.0 as usize];
         let known = timeline.known;
         let missing = version.saturating_sub(known).max(1).unsigned_abs();
-        report.broken_times(Promise::Lost, missing, &replay.ticket, || {
+        report.broken_times(Promise::Lost, missing, &replay.subject, || {
             format!("its row is at version {version}, but its change log has no such version (it has {known})")
         });
         timeline.known = known.max(version);
     }
 
     pub(super) fn record(&mut self, record: Record, report: &mut Report) {
-        let Record { source, id, ticket, .. } = &record;
-        let key = self.key(ticket.as_bytes());
+        let Record {
+            source, id, subject, ..
+        } = &record;
+        let key = self.key(subject.as_bytes());
         for (place, &sequence) in (0..).zip(&record.outcomes) {
-            let expected = outcome_id(source, id, ticket, place);
+            let expected = outcome_id(source, id, subject, place);
             if sequence == 0 {
                 self.rowless.insert(
                     expected,
@@ -350,13 +358,20 @@ impl Ledger {
             match self.find(key, sequence) {
                 Found::Row(row) if self.rows[row].outcome == expected => {}
                 Found::Gap => {}
-                Found::Row(_) => report.broken(Promise::Lost, ticket, || {
+                Found::Row(_) => report.broken(Promise::Lost, subject, || {
                     format!("event {id:?} of {source:?} was answered with version {sequence}, which the log gives to another")
                 }),
-                Found::Beyond => report.broken(Promise::Lost, ticket, || {
+                Found::Beyond => report.broken(Promise::Lost, subject, || {
                     format!("event {id:?} of {source:?} was answered with version {sequence}, which the log does not have")
                 }),
             }
+        }
+        let cause = Cause::of(source, id);
+        let logged = self.deeds.get(&cause).and_then(|logged| logged.first);
+        if let (Some(version), []) = (logged, &record.outcomes[..]) {
+            report.broken(Promise::Lost, subject, || {
+                format!("event {id:?} of {source:?} was answered with nothing, but the log gives it version {version}")
+            });
         }
         let deed = Deed {
             key,
@@ -367,11 +382,11 @@ impl Ledger {
             seen: Seen::Nowhere,
             counted: false,
         };
-        self.deeds.insert(Cause::of(source, id), deed);
+        self.deeds.insert(cause, deed);
     }
 
     /// Takes an outcome that stood in the outbox.
-    pub(super) fn waiting(&mut self, outcome: &Outcome, report: &mut Report) {
+    pub(super) fn waiting(&mut self, outcome: &Outcome<ToldOf<H>>, report: &mut Report) {
         let key = self.key(outcome.subject.as_str().as_bytes());
         let waiting = if outcome.sequence == 0 {
             self.rowless.get_mut(&outcome.id).map(|rowless| &mut rowless.waiting)
@@ -407,11 +422,17 @@ impl Ledger {
     }
 
     /// Takes the next record of a partition of the outcome topic.
-    pub(super) fn told(&mut self, spot: Spot, record_key: Option<&[u8]>, outcome: &Outcome, report: &mut Report) {
-        let ticket = outcome.subject.as_str();
-        let key = self.key(ticket.as_bytes());
-        if record_key != Some(ticket.as_bytes()) {
-            report.broken(Promise::OutOfOrder, ticket, || {
+    pub(super) fn told(
+        &mut self,
+        spot: Spot,
+        record_key: Option<&[u8]>,
+        outcome: &Outcome<ToldOf<H>>,
+        report: &mut Report,
+    ) {
+        let subject = outcome.subject.as_str();
+        let key = self.key(subject.as_bytes());
+        if record_key != Some(subject.as_bytes()) {
+            report.broken(Promise::OutOfOrder, subject, || {
                 format!("the outcome at {spot} lies under another key than its subject")
             });
         }
@@ -428,11 +449,11 @@ impl Ledger {
             }
             Found::Row(row) if is_current => {
                 let logged = self.rows[row].outcome;
-                report.broken(Promise::Doubled, ticket, || {
+                report.broken(Promise::Doubled, subject, || {
                     format!("sequence {sequence} at {spot} is outcome {id}; the change log has {logged}")
                 });
             }
-            Found::Beyond if is_current && spot.before_snapshot => report.broken(Promise::Lost, ticket, || {
+            Found::Beyond if is_current && spot.before_snapshot => report.broken(Promise::Lost, subject, || {
                 format!("outcome {id} at {spot} tells of sequence {sequence}, which the database does not have")
             }),
             Found::Row(_) | Found::Gap | Found::Beyond => {}
@@ -440,7 +461,7 @@ impl Ledger {
         self.follows(spot, key, outcome, report);
     }
 
-    fn told_rowless(&mut self, spot: Spot, key: Key, outcome: &Outcome, report: &mut Report) {
+    fn told_rowless(&mut self, spot: Spot, key: Key, outcome: &Outcome<ToldOf<H>>, report: &mut Report) {
         let at = millis(outcome.time);
         let rowless = self.rowless.entry(outcome.id).or_insert(Rowless {
             key,
@@ -465,18 +486,18 @@ impl Ledger {
     }
 
     /// Checks the order of one key's outcomes: by generation, then by sequence. Gaps show as outcomes that were never told.
-    fn follows(&mut self, spot: Spot, key: Key, outcome: &Outcome, report: &mut Report) {
+    fn follows(&mut self, spot: Spot, key: Key, outcome: &Outcome<ToldOf<H>>, report: &mut Report) {
         let timeline = &mut self.timelines[key.0 as usize];
-        let (ticket, sequence) = (outcome.subject.as_str(), outcome.sequence);
+        let (subject, sequence) = (outcome.subject.as_str(), outcome.sequence);
         let partition = *timeline.partition.get_or_insert(spot.partition);
         if partition != spot.partition {
-            return report.broken(Promise::OutOfOrder, ticket, || {
+            return report.broken(Promise::OutOfOrder, subject, || {
                 format!("its outcomes lie in partition {partition} and, at {spot}, in another")
             });
         }
         let (generation, last) = (timeline.generation, timeline.last_told);
         if (outcome.generation, sequence) <= (generation, last) {
-            return report.broken(Promise::OutOfOrder, ticket, || {
+            return report.broken(Promise::OutOfOrder, subject, || {
                 format!("sequence {sequence} at {spot} comes after sequence {last} of generation {generation}")
             });
         }
@@ -489,21 +510,21 @@ impl Ledger {
     pub(super) fn end_of_outcomes(&self, eaten_up_to: Option<i64>, report: &mut Report) {
         let may_be_eaten = |at: i64| eaten_up_to.is_some_and(|eaten| at <= eaten);
         for (key, timeline) in (0..).map(Key).zip(&self.timelines) {
-            let ticket = name(&self.names, key);
+            let subject = name(&self.names, key);
             for row in &self.rows[timeline.first_row..][..timeline.rows] {
                 let (version, id) = (row.version, row.outcome);
                 let before_all = timeline.first_told.is_none_or(|first| version < first);
                 match (row.told, row.waiting) {
                     (true, _) => {}
                     (false, true) if version < timeline.last_told => {
-                        report.broken(Promise::OutOfOrder, &ticket, || {
+                        report.broken(Promise::OutOfOrder, &subject, || {
                             let last = timeline.last_told;
                             format!("sequence {version} waits in the outbox, but {last} is told already")
                         });
                     }
                     (false, true) => {}
                     (false, false) if before_all && may_be_eaten(row.at) => {}
-                    (false, false) => report.broken(Promise::Lost, &ticket, || {
+                    (false, false) => report.broken(Promise::Lost, &subject, || {
                         format!("outcome {id} (sequence {version}) is neither on the topic nor in the outbox")
                     }),
                 }
@@ -513,6 +534,18 @@ impl Ledger {
             if !rowless.told && !rowless.waiting && !may_be_eaten(rowless.at) {
                 report.broken(Promise::Lost, &name(&self.names, rowless.key), || {
                     format!("outcome {id} (a refusal, sequence 0) is neither on the topic nor in the outbox")
+                });
+            }
+        }
+    }
+
+    /// Checks that no event took effect on another stream too: its source and id name it once, whatever it is about.
+    pub(super) fn is_apart_from<O: History>(&self, other: &Ledger<O>, report: &mut Report) {
+        for (cause, deed) in &self.deeds {
+            if let Some(there) = other.deeds.get(cause) {
+                report.broken(Promise::Doubled, &self.name(deed.key), || {
+                    let (topic, there) = (O::Asked::TOPIC, other.name(there.key));
+                    format!("one of its events took effect on {there:?} of the topic {topic} too")
                 });
             }
         }
@@ -561,7 +594,7 @@ fn name(names: &[Arc<[u8]>], key: Key) -> String {
     String::from_utf8_lossy(&names[key.0 as usize]).into_owned()
 }
 
-fn twice(spot: Spot, outcome: &Outcome, report: &mut Report) {
+fn twice(spot: Spot, outcome: &Outcome<impl Told>, report: &mut Report) {
     let (id, sequence) = (outcome.id, outcome.sequence);
     report.broken(Promise::Doubled, outcome.subject.as_str(), || {
         format!("outcome {id} (sequence {sequence}) is told a second time at {spot}")

@@ -1,18 +1,21 @@
 //! Proves the promises from outside: that every record on the public topics is accounted for, that each event took effect
-//! once and each outcome is told once, both in order, and that no seat was sold twice.
+//! once and each outcome is told once, both in order, that no seat was sold twice, and that no credits went astray.
 //!
 //! It shares nothing with the code that it judges but the contract: it reads the topics, and the tables by statements of its
 //! own, and computes again what must follow. It works on a live system, by the order in which it looks:
 //!
-//! 1. the ends of the public topics, and of the outcome topic: the database must know all before them;
+//! 1. the ends of the public topics, and of the outcome topics: the database must know all before them;
 //! 2. the database, in one snapshot;
 //! 3. the outcome and dead-letter topics, up to ends that are taken now: the topics must have all that the snapshot has, as
 //!    far as it does not stand in the snapshot's outbox;
 //! 4. the public topics, up to the ends of step 1.
 //!
-//! Three files judge, without any I/O: [`ledger`] what the database says, by itself and beside the outcomes that were told,
-//! [`history`] the life of each ticket, [`records`] what became of the records. Two files read: [`snapshot`] and [`topics`].
+//! An event is one stream's, so each stream has a [`Book`], all by the same code. Four files judge, without any I/O: [`ledger`]
+//! what the database says, by itself and beside the outcomes that were told, [`history`] the life of each ticket and user,
+//! [`credits`] whether those were given as told, [`records`] what became of the records. Two files read: [`snapshot`] and
+//! [`topics`].
 
+mod credits;
 mod history;
 mod ledger;
 mod records;
@@ -20,8 +23,12 @@ mod report;
 mod snapshot;
 mod topics;
 
+use holdfast_schemas::{DeadLetter, topics as names};
+use time::OffsetDateTime;
+
 use crate::config;
 use crate::kafka::on_thread;
+use history::{History, Ticket, User};
 use ledger::Ledger;
 use records::Records;
 pub use report::{Offence, Promise, Report};
@@ -29,9 +36,15 @@ use topics::Topics;
 
 /// What is known in the course of one look.
 struct Look {
-    ledger: Ledger,
-    records: Records,
+    tickets: Book<Ticket>,
+    users: Book<User>,
     report: Report,
+}
+
+/// What is known of one stream.
+struct Book<H: History> {
+    ledger: Ledger<H>,
+    records: Records,
 }
 
 /// Verifies the whole system.
@@ -63,6 +76,37 @@ async fn look(kafka: &config::Kafka, database: &config::Database) -> anyhow::Res
         Ok(look.report)
     })
     .await?
+}
+
+impl Look {
+    fn new(generation: i64, swept_up_to: OffsetDateTime) -> Self {
+        Self {
+            tickets: Book::new(generation, swept_up_to),
+            users: Book::new(generation, swept_up_to),
+            report: Report::default(),
+        }
+    }
+
+    /// Gives a dead letter to the stream on whose public topic its origin lies, if there is one.
+    fn dead_letter(&mut self, letter: &DeadLetter) {
+        let origin = &letter.origin;
+        let (topic, records) = match origin.topic.as_str() {
+            names::RESERVATIONS => (names::RESERVATIONS, &mut self.tickets.records),
+            names::PAYMENTS => (names::PAYMENTS, &mut self.users.records),
+            _ => return,
+        };
+        records.dead_letter((topic, origin.partition), origin.offset, letter.reason);
+    }
+}
+
+impl<H: History> Book<H> {
+    /// `swept_up_to`: the age up to which idempotency records may be swept.
+    fn new(generation: i64, swept_up_to: OffsetDateTime) -> Self {
+        Self {
+            ledger: Ledger::new(generation),
+            records: Records::new(swept_up_to),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-//! The records of the public topics: each must be accounted for, and one key's events must have been taken in order.
+//! The records of a public topic: each must be accounted for, and one key's events must have been taken in order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use holdfast_schemas::{DeadLetterReason, Event};
 use time::OffsetDateTime;
 
+use super::history::History;
 use super::ledger::{Cause, Deed, Digest, Key, Ledger, Seen, digest, millis};
 use super::report::{Promise, Report};
 
@@ -30,6 +31,8 @@ struct Record {
     aged_from: i64,
     /// The broker's time, in milliseconds.
     at: i64,
+    /// Whether it may have been applied without an outcome.
+    may_be_untold: bool,
 }
 
 /// What accounts for a record.
@@ -73,12 +76,12 @@ impl Records {
     }
 
     /// Takes the next record of a partition. `time` is the broker's.
-    pub(super) fn record(
+    pub(super) fn record<H: History>(
         &mut self,
         shard: Shard,
         offset: i64,
         key: Option<Key>,
-        event: Option<&Event>,
+        event: Option<&Event<H::Asked>>,
         time: OffsetDateTime,
     ) {
         self.shards.entry(shard).or_default().push(Record {
@@ -90,12 +93,13 @@ impl Records {
             }),
             aged_from: millis(event.map_or(time, |event| event.time.min(time))),
             at: millis(time),
+            may_be_untold: event.is_some_and(|event| H::may_go_untold(&event.data)),
         });
     }
 
     /// Accounts for every record. What is `at` or before `eaten_up_to` (milliseconds) may have had a dead letter that went with
     /// the beginning of its topic.
-    pub(super) fn judge(&self, ledger: &mut Ledger, eaten_up_to: Option<i64>, report: &mut Report) {
+    pub(super) fn judge<H: History>(&self, ledger: &mut Ledger<H>, eaten_up_to: Option<i64>, report: &mut Report) {
         for (shard, records) in &self.shards {
             for record in records {
                 if let Standing::Decided(cause) = self.standing(*shard, record, ledger) {
@@ -114,7 +118,7 @@ impl Records {
         }
     }
 
-    fn standing(&self, shard: Shard, record: &Record, ledger: &Ledger) -> Standing {
+    fn standing<H: History>(&self, shard: Shard, record: &Record, ledger: &Ledger<H>) -> Standing {
         let letter = self.letters.get(&(shard, record.offset)).copied();
         let decided = record.event.filter(|(cause, digest)| {
             ledger.deed(*cause).is_some_and(|deed| match deed.digest {
@@ -130,12 +134,12 @@ impl Records {
         }
     }
 
-    fn account(
+    fn account<H: History>(
         &self,
         shard: Shard,
         record: &Record,
         progress: &mut Progress,
-        ledger: &mut Ledger,
+        ledger: &mut Ledger<H>,
         eaten_up_to: Option<i64>,
         report: &mut Report,
     ) {
@@ -152,8 +156,14 @@ impl Records {
                     &mut report.applied
                 };
                 *count += 1;
-                if self.took_effect_here(shard, record, deed) {
-                    let first = deed.first;
+                let (first, took_effect_here) = (deed.first, self.took_effect_here(shard, record, deed));
+                if first.is_none() && !record.may_be_untold {
+                    report.broken(Promise::Lost, &name(record.key, ledger), || {
+                        let ((topic, partition), offset) = (shard, record.offset);
+                        format!("record {topic}/{partition}/{offset} was answered with nothing")
+                    });
+                }
+                if took_effect_here {
                     progress.passed(shard, record, |_| true, ledger, report);
                     progress.in_order(shard, record, first, ledger, report);
                 }
@@ -170,12 +180,19 @@ impl Records {
                     report,
                 );
             }
-            Standing::Nothing if eaten_up_to.is_some_and(|eaten| record.at <= eaten) => report.out_of_scope += 1,
+            Standing::Nothing if self.trace_may_be_gone(record, eaten_up_to) => report.out_of_scope += 1,
             Standing::Nothing => progress.unaccounted.push(Unaccounted {
                 offset: record.offset,
                 decodable: record.event.is_some(),
             }),
         }
+    }
+
+    /// Whether all that could account for the record may be gone: a dead letter with the beginning of its topic, or the
+    /// idempotency record, which alone remembers an event without outcomes.
+    fn trace_may_be_gone(&self, record: &Record, eaten_up_to: Option<i64>) -> bool {
+        let letter_is_gone = eaten_up_to.is_some_and(|eaten| record.at <= eaten);
+        letter_is_gone || record.may_be_untold && record.aged_from <= self.swept_up_to
     }
 
     /// Whether it was this record that the event took effect by, and not an earlier one that is gone, or one in another
@@ -194,7 +211,7 @@ impl Progress {
         (topic, partition): Shard,
         record: &Record,
         must_have_been: impl Fn(&Unaccounted) -> bool,
-        ledger: &Ledger,
+        ledger: &Ledger<impl History>,
         report: &mut Report,
     ) {
         for lost in self.unaccounted.extract_if(.., |earlier| must_have_been(earlier)) {
@@ -208,13 +225,13 @@ impl Progress {
     }
 
     /// `record` took effect with the sequence `first`; the ones before it must have taken earlier ones. Several refusals of a
-    /// ticket that there was none of all have sequence 0.
+    /// key that had no row all have sequence 0.
     fn in_order(
         &mut self,
         (topic, partition): Shard,
         record: &Record,
         first: Option<i64>,
-        ledger: &Ledger,
+        ledger: &Ledger<impl History>,
         report: &mut Report,
     ) {
         let Some(sequence) = first else { return };
@@ -233,6 +250,6 @@ impl Progress {
     }
 }
 
-fn name(key: Option<Key>, ledger: &Ledger) -> String {
+fn name(key: Option<Key>, ledger: &Ledger<impl History>) -> String {
     key.map_or_else(|| "(none)".to_owned(), |key| ledger.name(key))
 }

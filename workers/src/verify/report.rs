@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct Report {
     /// Records on the public topics. Each is exactly one of the next seven, or lost.
     pub events: u64,
-    /// First records of events that changed something.
+    /// First records of events that no rule forbade, even if there was nothing to change.
     pub applied: u64,
     /// First records of events that a rule forbade.
     pub refused: u64,
@@ -22,12 +22,12 @@ pub struct Report {
     pub pending: u64,
     /// Records older than everything that could account for them: retention has removed it.
     pub out_of_scope: u64,
-    /// Events and outcomes.
+    /// Events, outcomes, credits, and what is missing in the life of a user.
     pub lost: u64,
-    /// Events and outcomes.
+    /// Events, outcomes and credits.
     pub doubled: u64,
     pub out_of_order: u64,
-    /// Steps in the life of a ticket that cannot follow the step before, and rows that are not where their log left them.
+    /// Steps in the life of a ticket that cannot follow the step before, and tickets that are not where their log left them.
     pub oversold: u64,
     /// The first offence against each promise.
     pub offences: Vec<Offence>,
@@ -39,7 +39,7 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Offence {
     pub promise: Promise,
-    /// The ticket, or the record's key.
+    /// The ticket or user, or the record's key.
     pub key: String,
     /// What is wrong, as a sentence.
     pub what: String,

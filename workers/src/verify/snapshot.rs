@@ -1,8 +1,9 @@
 //! The database, as one repeatable-read snapshot shows it. Rows are streamed; none is kept here.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures::TryStreamExt;
 use holdfast_schemas::{DeadLetter, Outcome, OutcomeId, Reply, Told, topics};
 use secrecy::ExposeSecret;
@@ -11,10 +12,9 @@ use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::Look;
-use super::history::TicketRow;
-use super::ledger::{Change, Entry, Ledger, Record, digest};
-use super::records::Records;
-use super::topics::shard;
+use super::credits::Credit;
+use super::history::{TicketRow, UserRow};
+use super::ledger::{Change, Entry, Record, digest};
 use crate::config;
 
 /// Reads everything that a look needs from the database.
@@ -25,9 +25,15 @@ pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
         .await
         .context("cannot begin a snapshot")?;
     let mut look = begin(&mut snapshot, config.idempotency_retention).await?;
-    changes(&mut snapshot, &mut look)
+    tickets(&mut snapshot, &mut look)
         .await
-        .context("cannot read the change log")?;
+        .context("cannot read the tickets and their change log")?;
+    users(&mut snapshot, &mut look)
+        .await
+        .context("cannot read the users and their change log")?;
+    credits(&mut snapshot, &mut look)
+        .await
+        .context("cannot read the attempts at giving credits")?;
     records(&mut snapshot, &mut look)
         .await
         .context("cannot read the idempotency records")?;
@@ -35,6 +41,7 @@ pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
         .await
         .context("cannot read the outbox")?;
     snapshot.rollback().await.context("cannot end the snapshot")?;
+    look.users.ledger.is_apart_from(&look.tickets.ledger, &mut look.report);
     Ok(look)
 }
 
@@ -60,23 +67,15 @@ async fn begin(snapshot: &mut Transaction<'_, Postgres>, retention: Duration) ->
             .fetch_one(&mut **snapshot)
             .await
             .context("cannot read the generation: was the database migrated (holdfast migrate)?")?;
-    Ok(Look {
-        ledger: Ledger::new(start.generation),
-        records: Records::new(start.now - retention),
-        report: super::Report::default(),
-    })
+    Ok(Look::new(start.generation, start.now - retention))
 }
 
-async fn changes(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/changes.sql").fetch(&mut **snapshot);
+async fn tickets(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/ticket_changes.sql").fetch(&mut **snapshot);
     while let Some(row) = rows.try_next().await? {
         let entry = row.outcome.map(|outcome| Entry {
             outcome: OutcomeId(outcome),
-            told: Told::read(
-                row.r#type.as_deref().unwrap_or_default(),
-                row.data.as_deref().unwrap_or_default(),
-            )
-            .ok(),
+            told: told(row.r#type.as_deref(), row.data.as_deref()),
             cause_source: row.cause_source.unwrap_or_default(),
             cause_id: row.cause_id.unwrap_or_default(),
             changed_at: row.changed_at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
@@ -94,20 +93,60 @@ async fn changes(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
             changed_at,
         });
         let change = Change {
-            ticket: row.ticket,
+            subject: row.ticket,
             version: row.version,
             entry,
             row: ticket,
         };
-        look.ledger.change(change, &mut look.report);
+        look.tickets.ledger.change(change, &mut look.report);
     }
-    look.ledger.end_of_changes(&mut look.report);
+    look.tickets.ledger.end_of_changes(&mut look.report);
+    Ok(())
+}
+
+async fn users(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/user_changes.sql").fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        let entry = row.outcome.map(|outcome| Entry {
+            outcome: OutcomeId(outcome),
+            told: told(row.r#type.as_deref(), row.data.as_deref()),
+            cause_source: row.cause_source.unwrap_or_default(),
+            cause_id: row.cause_id.unwrap_or_default(),
+            changed_at: row.changed_at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+        });
+        let change = Change {
+            subject: row.user_id,
+            version: row.version,
+            entry,
+            row: row.row_changed_at.map(|changed_at| UserRow { changed_at }),
+        };
+        look.users.ledger.change(change, &mut look.report);
+    }
+    look.users.ledger.end_of_changes(&mut look.report);
+    Ok(())
+}
+
+/// What a row of a change log tells, if that can be read.
+fn told<T: Told>(outcome_type: Option<&str>, data: Option<&str>) -> Option<T> {
+    T::read(outcome_type?, data?).ok()
+}
+
+async fn credits(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/credits.sql").fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        let credit = Credit {
+            transaction: row.transaction,
+            user: row.user_id,
+            commits: row.commits,
+        };
+        credit.judge(&mut look.report);
+    }
     Ok(())
 }
 
 async fn records(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query!(
-        r#"select source, id, ticket, hash, reply::text as "reply!", written_at from idempotency_records"#
+        r#"select source, id, topic, key, hash, reply::text as "reply!", written_at from idempotency_records"#
     )
     .fetch(&mut **snapshot);
     while let Some(row) = rows.try_next().await? {
@@ -118,45 +157,58 @@ async fn records(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
         let record = Record {
             source: row.source,
             id: row.id,
-            ticket: row.ticket,
+            subject: row.key,
             digest,
-            refused: reply
-                .outcomes
-                .iter()
-                .any(|outcome| outcome.outcome_type.starts_with(REFUSED)),
+            refused: reply.refusal().is_some(),
             outcomes: reply.outcomes.iter().map(|outcome| outcome.sequence).collect(),
             written_at: row.written_at,
         };
-        look.ledger.record(record, &mut look.report);
+        match row.topic.as_str() {
+            topics::RESERVATIONS => look.tickets.ledger.record(record, &mut look.report),
+            topics::PAYMENTS => look.users.ledger.record(record, &mut look.report),
+            topic => bail!(
+                "event {:?} of {:?} has the topic {topic:?}, which is none of Holdfast's",
+                record.id,
+                record.source
+            ),
+        }
     }
     Ok(())
 }
-
-/// What the type of a refusal begins with, in every version.
-const REFUSED: &str = "holdfast.outcome.reservation.refused.";
 
 async fn outbox(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query!(r#"select id, topic, headers::text as "headers!", value from outbox order by id"#)
         .fetch(&mut **snapshot);
     while let Some(row) = rows.try_next().await? {
         let unreadable = || format!("outbox row {} cannot be read", row.id);
-        if row.topic == topics::DEAD_LETTERS {
-            let headers: std::collections::BTreeMap<String, String> =
-                serde_json::from_str(&row.headers).with_context(unreadable)?;
-            let headers = headers
-                .iter()
-                .map(|(name, value)| (name.as_str(), Some(value.as_bytes())));
-            // One without an origin came by a direct subscription: nothing says which record it accounts for.
-            let letter = DeadLetter::from_headers(headers).ok();
-            if let Some(letter) = letter
-                && let Some(shard) = shard(&letter.origin)
-            {
-                look.records.dead_letter(shard, letter.origin.offset, letter.reason);
+        match row.topic.as_str() {
+            topics::DEAD_LETTERS => dead_letter(&row.headers, look).with_context(unreadable)?,
+            topics::RESERVATIONS_OUTCOMES => {
+                let outcome = Outcome::from_json(&row.value).with_context(unreadable)?;
+                look.tickets.ledger.waiting(&outcome, &mut look.report);
             }
-        } else {
-            let outcome = Outcome::from_json(&row.value).with_context(unreadable)?;
-            look.ledger.waiting(&outcome, &mut look.report);
+            topics::PAYMENTS_OUTCOMES => {
+                let outcome = Outcome::from_json(&row.value).with_context(unreadable)?;
+                look.users.ledger.waiting(&outcome, &mut look.report);
+            }
+            topic => bail!(
+                "outbox row {} is for {topic:?}, which is no topic of Holdfast's",
+                row.id
+            ),
         }
+    }
+    Ok(())
+}
+
+/// Takes a dead letter that stood in the outbox. One without an origin came by a direct subscription: nothing says which record
+/// it accounts for.
+fn dead_letter(headers: &str, look: &mut Look) -> serde_json::Result<()> {
+    let headers: BTreeMap<String, String> = serde_json::from_str(headers)?;
+    let headers = headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), Some(value.as_bytes())));
+    if let Ok(letter) = DeadLetter::from_headers(headers) {
+        look.dead_letter(&letter);
     }
     Ok(())
 }

@@ -1,66 +1,66 @@
 //! Each way to break a promise, done to a small set of facts that keeps them all.
 
 use holdfast_schemas::{
-    CheckoutId, DeadLetterReason, Event, HoldId, Outcome, OutcomeId, Price, RefusalReason, Reservation, ShowId, Source,
-    TicketId, Told, Traceparent, UserId, hold_id, outcome_id,
+    Asked, CheckoutId, Credits, DeadLetterReason, Event, HoldId, Key, Outcome, OutcomeId, Payment, Price, ProfileField,
+    ProfileValues, RefusalReason, Reservation, ShowId, Source, TicketTold, Told, Traceparent, UserId,
+    UserRefusalReason, UserTold, hold_id, outcome_id,
 };
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
-use super::history::TicketRow;
-use super::ledger::{Change, Entry, Ledger, Record, Spot, digest};
-use super::records::Records;
+use super::Book;
+use super::credits::Credit;
+use super::history::{History, Ticket, TicketRow, ToldOf, User, UserRow};
+use super::ledger::{Change, Entry, Record, Spot, digest};
 use super::report::{Promise, Report};
 
 const SHOP: &str = "shop";
 const NOON: OffsetDateTime = datetime!(2030-01-31 12:00 UTC);
 const RETENTION: Duration = Duration::days(7);
-const SHARD: (&str, i32) = ("reservations", 0);
 
-/// Everything that verify reads, for one partition of each topic.
-#[derive(Default)]
-struct World {
-    log: Vec<Logged>,
-    rows: Vec<(&'static str, i64, TicketRow)>,
-    answers: Vec<Answer>,
-    outbox: Vec<Outcome>,
-    told: Vec<Outcome>,
+/// Everything that verify reads of one stream, for one partition of each topic.
+struct World<H: History> {
+    log: Vec<Logged<ToldOf<H>>>,
+    rows: Vec<(&'static str, i64, H::Row)>,
+    answers: Vec<Answer<H::Asked>>,
+    outbox: Vec<Outcome<ToldOf<H>>>,
+    told: Vec<Outcome<ToldOf<H>>>,
     /// Outcomes told from this place on came after the snapshot.
     snapshot_at: Option<usize>,
-    sent: Vec<Sent>,
+    sent: Vec<Sent<H::Asked>>,
     letters: Vec<(i64, DeadLetterReason)>,
     beginning_is_gone: bool,
     outcomes_eaten_up_to: Option<i64>,
 }
 
 #[derive(Clone)]
-struct Logged {
-    ticket: &'static str,
+struct Logged<T> {
+    subject: &'static str,
     version: i64,
     outcome: OutcomeId,
-    told: Told,
+    told: T,
     cause: (String, String),
     at: OffsetDateTime,
 }
 
-struct Answer {
-    event: Event,
+struct Answer<A: Asked> {
+    event: Event<A>,
     outcomes: Vec<i64>,
     refused: bool,
     at: OffsetDateTime,
 }
 
 #[derive(Clone)]
-struct Sent {
+struct Sent<A: Asked> {
     offset: i64,
     key: &'static str,
-    event: Option<Event>,
+    event: Option<Event<A>>,
     at: OffsetDateTime,
 }
 
 /// A ticket that was listed, held by ann, refused to bob, given back by ann, and held by bob; and a request for a ticket
 /// that there is none of.
-fn world() -> World {
+fn world() -> World<Ticket> {
     let mut world = World::default();
     world.happens(
         "unlisted",
@@ -76,7 +76,7 @@ fn world() -> World {
         user: user("ann"),
         hold: hold("ann"),
     };
-    let released = Told::TicketReleased {
+    let released = TicketTold::TicketReleased {
         user: user("ann"),
         hold: hold("ann"),
     };
@@ -86,43 +86,90 @@ fn world() -> World {
     world
 }
 
-impl World {
+/// Ann was registered, changed, changed to what she was already, and given credits; bob's change is refused.
+fn users() -> World<User> {
+    let mut world = World::default();
+    world.happens("bob", "bob", change(), &[unknown()], 0);
+    world.happens("register", "ann", register(), &[UserTold::UserRegistered], 1);
+    world.happens("change", "ann", change(), &[changed(&[ProfileField::Name])], 2);
+    world.happens("again", "ann", change(), &[], 3);
+    world.happens("credits", "ann", add_credits(), &[credited()], 3);
+    let refused = UserTold::PaymentRefused {
+        reason: UserRefusalReason::AlreadyRegistered,
+    };
+    world.happens("register-2", "ann", register(), &[refused], 4);
+    world.rows.push(("ann", 4, UserRow { changed_at: NOON }));
+    world
+}
+
+/// Nothing has happened.
+impl<H: History> Default for World<H> {
+    fn default() -> Self {
+        Self {
+            log: Vec::new(),
+            rows: Vec::new(),
+            answers: Vec::new(),
+            outbox: Vec::new(),
+            told: Vec::new(),
+            snapshot_at: None,
+            sent: Vec::new(),
+            letters: Vec::new(),
+            beginning_is_gone: false,
+            outcomes_eaten_up_to: None,
+        }
+    }
+}
+
+impl World<Ticket> {
+    fn row(&mut self) -> &mut TicketRow {
+        &mut self.rows[0].2
+    }
+}
+
+impl<H: History<Row: Clone>> World<H> {
     /// An event is sent, decided and told.
-    fn happens(&mut self, id: &str, ticket: &'static str, data: Reservation, outcomes: &[Told], first: i64) {
-        let event = self.sends(id, ticket, data);
+    fn happens(&mut self, id: &str, subject: &'static str, data: H::Asked, outcomes: &[ToldOf<H>], first: i64) {
+        let event = self.sends(id, subject, data);
         let sequences: Vec<i64> = match first {
             0 => vec![0],
             _ => (first..).take(outcomes.len()).collect(),
         };
         for ((place, told), sequence) in (0..).zip(outcomes).zip(&sequences) {
-            self.tells((SHOP, id), place, ticket, told, *sequence);
+            self.tells((SHOP, id), place, subject, told, *sequence);
         }
         self.answers.push(Answer {
             event,
             outcomes: sequences,
-            refused: matches!(outcomes.last(), Some(Told::ReservationRefused { .. })),
+            refused: outcomes.last().is_some_and(|told| told.refusal().is_some()),
             at: NOON,
         });
     }
 
-    fn sends(&mut self, id: &str, ticket: &'static str, data: Reservation) -> Event {
-        let event = event(id, ticket, data);
-        self.send(ticket, Some(event.clone()));
+    fn sends(&mut self, id: &str, subject: &'static str, data: H::Asked) -> Event<H::Asked> {
+        let event = event(id, subject, data);
+        self.send(subject, Some(event.clone()));
         event
     }
 
-    fn send(&mut self, key: &'static str, event: Option<Event>) {
+    fn send(&mut self, key: &'static str, event: Option<Event<H::Asked>>) {
         let offset = self.sent.len() as i64;
         let at = NOON;
         self.sent.push(Sent { offset, key, event, at });
     }
 
-    /// Something other than a public record changes a ticket.
-    fn tells(&mut self, (source, id): (&str, &str), place: u32, ticket: &'static str, told: &Told, sequence: i64) {
-        let outcome = outcome_id(source, id, ticket, place);
+    /// Something other than a public record changes a row.
+    fn tells(
+        &mut self,
+        (source, id): (&str, &str),
+        place: u32,
+        subject: &'static str,
+        told: &ToldOf<H>,
+        sequence: i64,
+    ) {
+        let outcome = outcome_id(source, id, subject, place);
         if sequence > 0 {
             self.log.push(Logged {
-                ticket,
+                subject,
                 version: sequence,
                 outcome,
                 told: told.clone(),
@@ -132,7 +179,7 @@ impl World {
         }
         self.told.push(Outcome {
             id: outcome,
-            subject: key(ticket),
+            subject: key(subject),
             time: NOON,
             sequence,
             generation: 1,
@@ -143,23 +190,24 @@ impl World {
         });
     }
 
-    fn row(&mut self) -> &mut TicketRow {
-        &mut self.rows[0].2
-    }
-
     fn verify(&self) -> Report {
         let mut report = Report::default();
-        let mut ledger = Ledger::new(1);
-        let mut records = Records::new(NOON - RETENTION);
+        self.read(&mut report);
+        report
+    }
+
+    fn read(&self, report: &mut Report) -> Book<H> {
+        let mut book = Book::<H>::new(1, NOON - RETENTION);
+        let (ledger, records, shard) = (&mut book.ledger, &mut book.records, (H::Asked::TOPIC, 0));
         self.changes()
             .into_iter()
-            .for_each(|change| ledger.change(change, &mut report));
-        ledger.end_of_changes(&mut report);
+            .for_each(|change| ledger.change(change, report));
+        ledger.end_of_changes(report);
         for answer in &self.answers {
-            ledger.record(answer.as_record(), &mut report);
+            ledger.record(answer.as_record(), report);
         }
         for outcome in &self.outbox {
-            ledger.waiting(outcome, &mut report);
+            ledger.waiting(outcome, report);
         }
         for (offset, outcome) in self.told.iter().enumerate() {
             let spot = Spot {
@@ -167,33 +215,33 @@ impl World {
                 offset: offset as i64,
                 before_snapshot: self.snapshot_at.is_none_or(|end| offset < end),
             };
-            ledger.told(spot, Some(outcome.subject.as_str().as_bytes()), outcome, &mut report);
+            ledger.told(spot, Some(outcome.subject.as_str().as_bytes()), outcome, report);
         }
-        ledger.end_of_outcomes(self.outcomes_eaten_up_to, &mut report);
+        ledger.end_of_outcomes(self.outcomes_eaten_up_to, report);
         for (offset, reason) in &self.letters {
-            records.dead_letter(SHARD, *offset, *reason);
+            records.dead_letter(shard, *offset, *reason);
         }
         if self.beginning_is_gone {
-            records.beginning_is_gone(SHARD);
+            records.beginning_is_gone(shard);
         }
         for Sent { offset, key, event, at } in &self.sent {
             let key = ledger.key(key.as_bytes());
-            records.record(SHARD, *offset, Some(key), event.as_ref(), *at);
+            records.record::<H>(shard, *offset, Some(key), event.as_ref(), *at);
         }
-        records.judge(&mut ledger, None, &mut report);
-        report
+        records.judge(ledger, None, report);
+        book
     }
 
     /// As the database's full join has them.
-    fn changes(&self) -> Vec<Change> {
-        let mut changes: Vec<Change> = Vec::new();
+    fn changes(&self) -> Vec<Change<H>> {
+        let mut changes: Vec<Change<H>> = Vec::new();
         for logged in &self.log {
             let row = self
                 .rows
                 .iter()
-                .find(|(ticket, version, _)| (*ticket, *version) == (logged.ticket, logged.version));
+                .find(|(subject, version, _)| (*subject, *version) == (logged.subject, logged.version));
             changes.push(Change {
-                ticket: logged.ticket.to_owned(),
+                subject: logged.subject.to_owned(),
                 version: logged.version,
                 entry: Some(Entry {
                     outcome: logged.outcome,
@@ -205,30 +253,30 @@ impl World {
                 row: row.map(|(_, _, row)| row.clone()),
             });
         }
-        for (ticket, version, row) in &self.rows {
+        for (subject, version, row) in &self.rows {
             if !changes
                 .iter()
-                .any(|change| change.row.is_some() && change.ticket == *ticket)
+                .any(|change| change.row.is_some() && change.subject == *subject)
             {
                 changes.push(Change {
-                    ticket: (*ticket).to_owned(),
+                    subject: (*subject).to_owned(),
                     version: *version,
                     entry: None,
                     row: Some(row.clone()),
                 });
             }
         }
-        changes.sort_by(|a, b| (&a.ticket, a.version).cmp(&(&b.ticket, b.version)));
+        changes.sort_by(|a, b| (&a.subject, a.version).cmp(&(&b.subject, b.version)));
         changes
     }
 }
 
-impl Answer {
+impl<A: Asked> Answer<A> {
     fn as_record(&self) -> Record {
         Record {
             source: self.event.source.as_str().to_owned(),
             id: self.event.id.as_str().to_owned(),
-            ticket: self.event.subject.as_str().to_owned(),
+            subject: self.event.subject.as_str().to_owned(),
             digest: digest(self.event.hash().as_bytes()).unwrap(),
             outcomes: self.outcomes.clone(),
             refused: self.refused,
@@ -237,19 +285,19 @@ impl Answer {
     }
 }
 
-fn event(id: &str, ticket: &str, data: Reservation) -> Event {
+fn event<A: Asked>(id: &str, subject: &str, data: A) -> Event<A> {
     Event::new(
         SHOP.parse::<Source>().unwrap(),
         id.parse().unwrap(),
         NOON,
         None,
-        key(ticket),
+        key(subject),
         data,
     )
 }
 
-fn key(ticket: &str) -> TicketId {
-    ticket.parse().unwrap()
+fn key<K: Key>(subject: &str) -> K {
+    K::parse(subject).unwrap()
 }
 
 fn user(name: &str) -> UserId {
@@ -276,8 +324,8 @@ fn list() -> Reservation {
     }
 }
 
-fn listed() -> Told {
-    Told::TicketListed {
+fn listed() -> TicketTold {
+    TicketTold::TicketListed {
         show: show(),
         seat: None,
         price: price(),
@@ -291,24 +339,62 @@ fn reserve(by: &str) -> Reservation {
     }
 }
 
-fn held(by: &str, event: &str) -> Told {
-    Told::TicketHeld {
+fn held(by: &str, event: &str) -> TicketTold {
+    TicketTold::TicketHeld {
         user: user(by),
         hold: hold(event),
         until: NOON + Duration::minutes(15),
     }
 }
 
-fn sold(to: &str, checkout: &str) -> Told {
+fn sold(to: &str, checkout: &str) -> TicketTold {
     let checkout: CheckoutId = checkout.parse().unwrap();
-    Told::TicketSold {
+    TicketTold::TicketSold {
         user: user(to),
         checkout,
     }
 }
 
-fn refused(reason: RefusalReason) -> Told {
-    Told::ReservationRefused { reason }
+fn refused(reason: RefusalReason) -> TicketTold {
+    TicketTold::ReservationRefused { reason }
+}
+
+fn register() -> Payment {
+    Payment::UserRegistered {
+        email: "ann@example.org".parse().unwrap(),
+        name: None,
+        language: None,
+    }
+}
+
+fn change() -> Payment {
+    let to = ProfileValues {
+        name: Some("Ann".parse().unwrap()),
+        ..ProfileValues::default()
+    };
+    let was = ProfileValues::default();
+    Payment::ProfileChanged { to, was }
+}
+
+fn changed(fields: &[ProfileField]) -> UserTold {
+    let fields = fields.to_vec();
+    UserTold::ProfileChanged { fields }
+}
+
+fn add_credits() -> Payment {
+    let amount = Credits::new(5).unwrap();
+    Payment::CreditsAdded { amount }
+}
+
+fn credited() -> UserTold {
+    let added = Credits::new(5).unwrap();
+    UserTold::CreditsChanged { added }
+}
+
+fn unknown() -> UserTold {
+    UserTold::PaymentRefused {
+        reason: UserRefusalReason::UnknownUser,
+    }
 }
 
 fn row(status: &str, holder: Option<(&str, &str)>) -> TicketRow {
@@ -597,13 +683,13 @@ fn an_event_that_took_effect_twice_in_a_row_is_doubled() {
 #[test]
 fn an_event_may_have_two_outcomes() {
     let mut world = world();
-    let expired = Told::TicketExpired {
+    let expired = TicketTold::TicketExpired {
         user: user("bob"),
         hold: hold("bob-2"),
     };
     let later = NOON + Duration::minutes(15);
     let until = later + Duration::minutes(15);
-    let held = Told::TicketHeld {
+    let held = TicketTold::TicketHeld {
         user: user("eve"),
         hold: hold("eve"),
         until,
@@ -763,6 +849,137 @@ fn a_sale_to_somebody_without_the_hold_is_oversold() {
     world.row().checkout = Some("c-1".into());
     let what = only(&world.verify(), Promise::Oversold, "A-1");
     assert!(what.contains("other than the holder"), "{what}");
+}
+
+#[test]
+fn kept_promises_to_users_are_found_kept() {
+    let report = users().verify();
+    assert!(report.is_clean(), "{report}");
+    let counts = (report.events, report.applied, report.refused, report.repeats);
+    assert_eq!(counts, (6, 4, 2, 0));
+}
+
+#[test]
+fn an_event_that_changed_nothing_shows_that_what_came_before_was_taken() {
+    let mut world = users();
+    let unchanged = world.sent.remove(3);
+    world.sends("gone", "ann", change());
+    world.send("ann", unchanged.event);
+    only(&world.verify(), Promise::Lost, "ann");
+}
+
+#[test]
+fn an_event_that_changed_nothing_can_be_repeated() {
+    let mut world = users();
+    world.sends("again", "ann", change());
+    let report = world.verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.applied, report.repeats), (4, 1));
+}
+
+#[test]
+fn an_event_that_changed_nothing_leaves_no_trace_once_its_record_was_swept() {
+    let mut world = users();
+    world.answers.retain(|answer| answer.event.id.as_str() != "again");
+    only(&world.verify(), Promise::Lost, "ann");
+    world.answers.clear();
+    for sent in &mut world.sent {
+        sent.at = NOON - RETENTION - Duration::hours(1);
+    }
+    let report = world.verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.applied, report.refused, report.out_of_scope), (3, 2, 1));
+}
+
+#[test]
+fn only_a_change_of_a_profile_can_change_nothing() {
+    let mut world = users();
+    world.happens("nothing", "ann", add_credits(), &[], 5);
+    let what = only(&world.verify(), Promise::Lost, "ann");
+    assert!(what.contains("payments/0/6") && what.contains("nothing"), "{what}");
+}
+
+#[test]
+fn an_event_that_changed_something_was_answered_with_that() {
+    let mut world = users();
+    world.answers[2].outcomes.clear();
+    let what = only(&world.verify(), Promise::Lost, "ann");
+    assert!(what.contains("version 2"), "{what}");
+}
+
+#[test]
+fn a_step_that_cannot_follow_in_the_life_of_a_user_is_lost() {
+    let steps = [
+        (1, UserTold::UserRegistered, "a second time"),
+        (1, changed(&[]), "in no field"),
+        (0, changed(&[ProfileField::Name]), "changed although it was never"),
+        (0, credited(), "credits although it was never"),
+        (0, unknown(), "refused something although it was never"),
+    ];
+    for (place, told, why) in steps {
+        let mut world = users();
+        world.log[place].told = told;
+        let report = world.verify();
+        let offence = report.offence(Promise::Lost).unwrap_or_else(|| panic!("{report}"));
+        assert!(offence.key == "ann" && offence.what.contains(why), "{report}");
+        assert_eq!(report.oversold, 0, "{report}");
+    }
+}
+
+#[test]
+fn a_user_who_is_not_where_the_log_ends_is_lost() {
+    type Edit = fn(&mut World<User>);
+    let edits: [(&str, Edit); 4] = [
+        ("changed_at", |world| world.rows[0].2.changed_at += Duration::seconds(1)),
+        ("no row", |world| world.rows.clear()),
+        ("goes on to 4", |world| world.rows[0].1 = 3),
+        ("no such version", |world| world.rows[0].1 = 5),
+    ];
+    for (why, edit) in edits {
+        let mut world = users();
+        edit(&mut world);
+        let what = only(&world.verify(), Promise::Lost, "ann");
+        assert!(what.contains(why), "{what}");
+    }
+}
+
+#[test]
+fn an_outcome_of_a_user_that_was_never_told_is_lost() {
+    for (place, key) in [(0, "bob"), (3, "ann")] {
+        let mut world = users();
+        world.told.remove(place);
+        only(&world.verify(), Promise::Lost, key);
+    }
+}
+
+#[test]
+fn an_event_that_took_effect_on_both_streams_is_doubled() {
+    let (mut tickets, users) = (world(), users());
+    for (id, expected) in [("elsewhere", 0), ("change", 1)] {
+        tickets.happens(id, "Z-9", reserve("ann"), &[refused(RefusalReason::UnknownTicket)], 0);
+        let mut report = Report::default();
+        let (tickets, users) = (tickets.read(&mut report), users.read(&mut report));
+        users.ledger.is_apart_from(&tickets.ledger, &mut report);
+        assert_eq!(report.doubled, expected, "{report}");
+    }
+}
+
+#[test]
+fn credits_are_given_once_and_told() {
+    let credit = |user: Option<&str>, commits| {
+        let mut report = Report::default();
+        let credit = Credit {
+            transaction: "credits/1".to_owned(),
+            user: user.map(str::to_owned),
+            commits,
+        };
+        credit.judge(&mut report);
+        report
+    };
+    assert!(credit(Some("ann"), 1).is_clean());
+    only(&credit(Some("ann"), 0), Promise::Lost, "ann");
+    only(&credit(Some("ann"), 2), Promise::Doubled, "ann");
+    only(&credit(None, 1), Promise::Doubled, "credits/1");
 }
 
 #[test]

@@ -3,32 +3,30 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use holdfast_schemas::{self as schemas, DeadLetter, Origin, Outcome, topics};
+use holdfast_schemas::{self as schemas, Asked, DeadLetter, Outcome, Told, topics};
 use rdkafka::message::{BorrowedMessage, Message};
 use time::OffsetDateTime;
 
-use super::Look;
+use super::history::{History, Ticket, ToldOf, User};
 use super::ledger::{Spot, millis};
-use super::records::Shard;
+use super::report::Report;
+use super::{Book, Look};
 use crate::config;
 use crate::kafka::headers;
 use crate::kafka::reader::{Extent, Reader};
-
-/// The public topics, whose records must all be accounted for.
-const PUBLIC: [&str; 1] = [topics::RESERVATIONS];
 
 pub(super) struct Topics(Reader);
 
 /// What was on the topics before the snapshot was taken.
 pub(super) struct Before {
-    public: Vec<(&'static str, Extent)>,
-    outcomes: Extent,
+    tickets: Extents,
+    users: Extents,
 }
 
-/// The partition of a public topic in which a dead letter's origin lies, if it is one.
-pub(super) fn shard(origin: &Origin) -> Option<Shard> {
-    let topic = PUBLIC.into_iter().find(|topic| *topic == origin.topic)?;
-    Some((topic, origin.partition))
+/// What was on the topics of one stream.
+struct Extents {
+    public: Extent,
+    outcomes: Extent,
 }
 
 impl Topics {
@@ -38,22 +36,39 @@ impl Topics {
 
     /// Notes the ends that the snapshot, taken after this, must know all of.
     pub(super) fn before_snapshot(&self) -> anyhow::Result<Before> {
-        let public = PUBLIC.into_iter().map(|topic| Ok((topic, self.0.committed(topic)?)));
         Ok(Before {
-            public: public.collect::<anyhow::Result<_>>()?,
-            outcomes: self.0.committed(topics::RESERVATIONS_OUTCOMES)?,
+            tickets: self.extents::<Ticket>()?,
+            users: self.extents::<User>()?,
+        })
+    }
+
+    fn extents<H: History>(&self) -> anyhow::Result<Extents> {
+        Ok(Extents {
+            public: self.0.committed(H::Asked::TOPIC)?,
+            outcomes: self.0.committed(ToldOf::<H>::TOPIC)?,
         })
     }
 
     /// Reads the topics, after the snapshot, into `look`.
     pub(super) fn read(&self, before: &Before, look: &mut Look) -> anyhow::Result<()> {
         let letters_eaten = self.dead_letters(look)?;
-        let outcomes_eaten = self.outcomes(before, look)?;
-        look.ledger.end_of_outcomes(outcomes_eaten, &mut look.report);
-        for (topic, extent) in &before.public {
-            self.public(topic, extent, look)?;
-        }
-        look.records.judge(&mut look.ledger, letters_eaten, &mut look.report);
+        self.stream(&before.tickets, letters_eaten, &mut look.tickets, &mut look.report)?;
+        self.stream(&before.users, letters_eaten, &mut look.users, &mut look.report)
+    }
+
+    /// Reads the topics of one stream. What is at or before `letters_eaten` (milliseconds) may have had a dead letter that is
+    /// gone.
+    fn stream<H: History>(
+        &self,
+        before: &Extents,
+        letters_eaten: Option<i64>,
+        book: &mut Book<H>,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let outcomes_eaten = self.outcomes(&before.outcomes, book, report)?;
+        book.ledger.end_of_outcomes(outcomes_eaten, report);
+        self.public(&before.public, book, report)?;
+        book.records.judge(&mut book.ledger, letters_eaten, report);
         Ok(())
     }
 
@@ -64,11 +79,8 @@ impl Topics {
         self.0.each(topic, &extent, |message| {
             eaten.see(message);
             // What is no dead letter of Holdfast's accounts for nothing.
-            let letter = headers(message).and_then(|headers| DeadLetter::from_headers(headers).ok());
-            if let Some(letter) = letter
-                && let Some(shard) = shard(&letter.origin)
-            {
-                look.records.dead_letter(shard, letter.origin.offset, letter.reason);
+            if let Some(letter) = headers(message).and_then(|headers| DeadLetter::from_headers(headers).ok()) {
+                look.dead_letter(&letter);
             }
             anyhow::Ok(())
         })?;
@@ -76,8 +88,13 @@ impl Topics {
         Ok(eaten.up_to())
     }
 
-    fn outcomes(&self, before: &Before, look: &mut Look) -> anyhow::Result<Option<i64>> {
-        let topic = topics::RESERVATIONS_OUTCOMES;
+    fn outcomes<H: History>(
+        &self,
+        before: &Extent,
+        book: &mut Book<H>,
+        report: &mut Report,
+    ) -> anyhow::Result<Option<i64>> {
+        let topic = ToldOf::<H>::TOPIC;
         let extent = self.0.written(topic)?;
         let mut eaten = Eaten::of(&extent);
         self.0.each(topic, &extent, |message| {
@@ -85,35 +102,37 @@ impl Topics {
             let (partition, offset) = (message.partition(), message.offset());
             let outcome = Outcome::from_json(message.payload().unwrap_or_default())
                 .with_context(|| format!("the record {topic}/{partition}/{offset} cannot be read"))?;
-            let end = before.outcomes.get(&partition).map_or(0, |(_, end)| *end);
+            let end = before.get(&partition).map_or(0, |(_, end)| *end);
             let spot = Spot {
                 partition,
                 offset,
                 before_snapshot: offset < end,
             };
-            look.ledger.told(spot, message.key(), &outcome, &mut look.report);
+            book.ledger.told(spot, message.key(), &outcome, report);
             anyhow::Ok(())
         })?;
-        look.report.starts(topic, &extent);
+        report.starts(topic, &extent);
         Ok(eaten.up_to())
     }
 
-    fn public(&self, topic: &'static str, extent: &Extent, look: &mut Look) -> anyhow::Result<()> {
+    fn public<H: History>(&self, extent: &Extent, book: &mut Book<H>, report: &mut Report) -> anyhow::Result<()> {
+        let topic = H::Asked::TOPIC;
         for (partition, _) in extent.iter().filter(|(_, (earliest, _))| *earliest > 0) {
-            look.records.beginning_is_gone((topic, *partition));
+            book.records.beginning_is_gone((topic, *partition));
         }
         self.0.each(topic, extent, |message| {
             let event = headers(message).and_then(|headers| {
                 let (key, value) = (message.key(), message.payload());
                 schemas::decode(&schemas::Record { key, value, headers }).ok()
             });
-            let key = message.key().map(|key| look.ledger.key(key));
+            let key = message.key().map(|key| book.ledger.key(key));
             let shard = (topic, message.partition());
-            look.records
-                .record(shard, message.offset(), key, event.as_ref(), broker_time(message));
+            let time = broker_time(message);
+            book.records
+                .record::<H>(shard, message.offset(), key, event.as_ref(), time);
             anyhow::Ok(())
         })?;
-        look.report.starts(topic, extent);
+        report.starts(topic, extent);
         Ok(())
     }
 }

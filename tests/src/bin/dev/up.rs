@@ -21,6 +21,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         "restate_ingress": stack.restate.ingress(),
         "restate_admin": stack.restate.admin(),
         "postgres": stack.postgres.url(),
+        "loyalty": stack.postgres.loyalty_url(),
         "holdfast_http": holdfast.http,
     });
     let written = Addresses::write(&addresses)?;

@@ -5,29 +5,34 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use holdfast_schemas::{
-    DeadLetter, DeadLetterReason, Event, EventId, Origin, Outcome, Refusal, Reply, ReplyOutcome, RequestHash,
-    Reservation, Source, TicketId, Told, Traceparent, hold_id, outcome_id, topics,
+    Asked, DeadLetter, DeadLetterReason, Event, EventId, Key, Origin, Outcome, Refusal, Reply, ReplyOutcome,
+    RequestHash, Source, Told, Traceparent, outcome_id, topics,
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Answer, Rules, Work, aged_from};
-use crate::domain::{Decision, Input, Ticket};
-use crate::metrics::Metrics;
+use super::{Answer, Internal, Rules, Work, aged_from};
+use crate::domain::{Decision, Entity, KeyOf, ToldOf};
 use crate::store::Error;
 use crate::store::idempotency::Known;
-use crate::store::tickets::Current;
+
+/// The current rows of a batch by key, with the clock and the generation to decide by.
+pub struct Current<E> {
+    pub now: OffsetDateTime,
+    pub generation: i64,
+    pub rows: HashMap<String, E>,
+}
 
 /// What the first step read.
-pub(super) struct Read {
-    pub(super) current: Current,
+pub(super) struct Read<E> {
+    pub(super) current: Current<E>,
     pub(super) known: HashMap<(String, String), Known>,
 }
 
 /// Decides the units of one batch.
-pub(super) struct Deciding {
-    read: Read,
-    rules: Rules,
+pub(super) struct Deciding<E: Entity> {
+    read: Read<E>,
+    rules: Rules<E>,
     retention: Duration,
     /// Identities that earlier units of the batch record: a later unit that names one waits for the next round and meets the
     /// record, since the earlier unit may not pass.
@@ -35,14 +40,14 @@ pub(super) struct Deciding {
 }
 
 /// What became of one unit.
-pub(super) enum Decided {
-    Draft(Box<Draft>),
+pub(super) enum Decided<E: Entity> {
+    Draft(Box<Draft<E>>),
     Later,
     Failed(Error),
 }
 
-impl Deciding {
-    pub(super) fn new(read: Read, rules: Rules, retention: Duration) -> Self {
+impl<E: Entity> Deciding<E> {
+    pub(super) fn new(read: Read<E>, rules: Rules<E>, retention: Duration) -> Self {
         Self {
             read,
             rules,
@@ -51,7 +56,7 @@ impl Deciding {
         }
     }
 
-    pub(super) fn decide(&mut self, ticket: &TicketId, work: &[Work]) -> Decided {
+    pub(super) fn decide(&mut self, key: &KeyOf<E>, work: &[Work<E>]) -> Decided<E> {
         let waits = !self.recorded.is_empty()
             && work
                 .iter()
@@ -62,7 +67,7 @@ impl Deciding {
         }
         // A panic ends this unit, not the batch: the draft is dropped with everything it changed.
         let draft = catch_unwind(AssertUnwindSafe(|| {
-            let mut draft = Draft::new(ticket, &self.read, self.rules);
+            let mut draft = Draft::new(key, &self.read, self.rules);
             for work in work {
                 let answer = draft.add(work, &self.read, self.retention);
                 draft.answers.push(answer);
@@ -85,12 +90,12 @@ impl Deciding {
 }
 
 /// A decided unit: what is written if its row still has the version that was read, and what is answered then.
-pub(super) struct Draft {
-    rules: Rules,
-    pub(super) ticket: TicketId,
+pub(super) struct Draft<E: Entity> {
+    rules: Rules<E>,
+    pub(super) key: KeyOf<E>,
     pub(super) read_version: Option<i64>,
     /// The row after the unit; absent when there is no row and there will be none.
-    pub(super) row: Option<Ticket>,
+    pub(super) row: Option<E>,
     pub(super) decided_at: OffsetDateTime,
     generation: i64,
     pub(super) records: Vec<Record>,
@@ -133,16 +138,16 @@ struct Causation {
     traceparent: Traceparent,
 }
 
-impl Draft {
-    fn new(ticket: &TicketId, read: &Read, rules: Rules) -> Self {
-        let row = read.current.tickets.get(ticket.as_str()).cloned();
+impl<E: Entity> Draft<E> {
+    fn new(key: &KeyOf<E>, read: &Read<E>, rules: Rules<E>) -> Self {
+        let row = read.current.rows.get(key.as_str()).cloned();
         let decided_at = row
             .as_ref()
-            .map_or(read.current.now, |row| row.changed_at.max(read.current.now));
+            .map_or(read.current.now, |row| row.changed_at().max(read.current.now));
         Self {
             rules,
-            ticket: ticket.clone(),
-            read_version: row.as_ref().map(|row| row.version),
+            key: key.clone(),
+            read_version: row.as_ref().map(E::version),
             row,
             decided_at,
             generation: read.current.generation,
@@ -155,7 +160,7 @@ impl Draft {
 
     /// The version to write, when the row is new or has moved.
     pub(super) fn version(&self) -> Option<i64> {
-        let version = self.row.as_ref().map(|row| row.version);
+        let version = self.row.as_ref().map(E::version);
         version.filter(|_| version != self.read_version)
     }
 
@@ -164,7 +169,7 @@ impl Draft {
         self.version().is_none() && self.records.is_empty() && self.messages.is_empty()
     }
 
-    fn add(&mut self, work: &Work, read: &Read, retention: Duration) -> Answer {
+    fn add(&mut self, work: &Work<E>, read: &Read<E>, retention: Duration) -> Answer {
         match work {
             Work::Delivered(event) => {
                 if let Some(known) = self.known(read, event) {
@@ -184,38 +189,26 @@ impl Draft {
                 None => self.apply(event, self.decided_at),
             },
             Work::Refused { origin, refusal, value } => self.refuse(origin.as_ref(), refusal.clone(), value.clone()),
-            Work::Expire { hold } => {
-                let text = |text: String| text.parse().expect("hold ids make short ids");
-                let (source, id) = (REAPER.parse().expect("a source"), text(format!("{hold}/expire")));
-                let traceparent = Traceparent::derive(REAPER, &hold.to_string());
-                match self.decide(
-                    Input::Expire { hold: *hold },
-                    &Causation {
-                        source,
-                        id,
-                        traceparent,
-                    },
-                ) {
-                    Ok(reply) => Answer::Fresh(reply),
-                    Err(answer) => answer,
-                }
-            }
             Work::Internal(request) => {
-                match self.known_reply(read, &request.source, &request.id, &request.hash(&self.ticket)) {
+                match self.known_reply(read, &request.source, &request.id, &request.hash(&self.key)) {
                     Some(Some(reply)) => Answer::Repeat(reply),
                     Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
                     None => self.apply_internal(request),
                 }
             }
+            Work::Unrecorded(request) => match self.decide(request.input.clone(), &causation_of(request)) {
+                Ok(reply) => Answer::Fresh(reply),
+                Err(answer) => answer,
+            },
         }
     }
 
     /// What was answered to an event before: `Some(None)` means that its id was used for another content.
-    fn known(&self, read: &Read, event: &Event) -> Option<Option<Reply>> {
+    fn known(&self, read: &Read<E>, event: &Event<E::Asked>) -> Option<Option<Reply>> {
         self.known_reply(read, &event.source, &event.id, event.hash())
     }
 
-    fn known_reply(&self, read: &Read, source: &Source, id: &EventId, hash: &RequestHash) -> Option<Option<Reply>> {
+    fn known_reply(&self, read: &Read<E>, source: &Source, id: &EventId, hash: &RequestHash) -> Option<Option<Reply>> {
         let here = self
             .records
             .iter()
@@ -228,16 +221,8 @@ impl Draft {
         Some((known.hash == hash.as_bytes()).then(|| known.reply.clone()))
     }
 
-    fn apply(&mut self, event: &Event, aged_from: OffsetDateTime) -> Answer {
-        let input = match event.data.clone() {
-            Reservation::TicketListed { show, seat, price } => Input::List { show, seat, price },
-            Reservation::TicketWithdrawn => Input::Withdraw,
-            Reservation::ReservationRequested { user, hold_for } => {
-                let hold = hold_id(event.source.as_str(), event.id.as_str(), self.ticket.as_str());
-                Input::Reserve { user, hold_for, hold }
-            }
-            Reservation::ReservationReleased { user, hold } => Input::Release { user, hold },
-        };
+    fn apply(&mut self, event: &Event<E::Asked>, aged_from: OffsetDateTime) -> Answer {
+        let input = E::input(event.data.clone(), &event.source, &event.id, &self.key);
         let causation = Causation {
             source: event.source.clone(),
             id: event.id.clone(),
@@ -252,16 +237,11 @@ impl Draft {
         }
     }
 
-    fn apply_internal(&mut self, request: &super::Internal) -> Answer {
-        let traceparent = Traceparent::derive(request.source.as_str(), request.id.as_str());
-        let causation = Causation {
-            source: request.source.clone(),
-            id: request.id.clone(),
-            traceparent,
-        };
-        match self.decide(request.input(), &causation) {
+    fn apply_internal(&mut self, request: &Internal<E>) -> Answer {
+        let causation = causation_of(request);
+        match self.decide(request.input.clone(), &causation) {
             Ok(reply) => {
-                self.record(&causation, request.hash(&self.ticket), reply.clone(), self.decided_at);
+                self.record(&causation, request.hash(&self.key), reply.clone(), self.decided_at);
                 Answer::Fresh(reply)
             }
             Err(answer) => answer,
@@ -279,13 +259,13 @@ impl Draft {
     }
 
     /// Asks the rules, and notes row, change log and outcomes of what they say.
-    fn decide(&mut self, input: Input, causation: &Causation) -> Result<Reply, Answer> {
+    fn decide(&mut self, input: E::Input, causation: &Causation) -> Result<Reply, Answer> {
         let (next, outcomes) = match (self.rules)(self.row.as_ref(), input, self.decided_at) {
             Decision::Told { next, outcomes } => (next, outcomes),
             Decision::Nothing => return Err(Answer::Nothing),
             Decision::AlreadyDone => return Err(Answer::AlreadyDone),
         };
-        let before = self.row.as_ref().map_or(0, |row| row.version);
+        let before = self.row.as_ref().map_or(0, E::version);
         let mut reply = Reply {
             outcomes: Vec::with_capacity(outcomes.len()),
         };
@@ -298,11 +278,11 @@ impl Draft {
         Ok(reply)
     }
 
-    fn tell(&mut self, told: Told, sequence: i64, place: u32, causation: &Causation) {
+    fn tell(&mut self, told: ToldOf<E>, sequence: i64, place: u32, causation: &Causation) {
         let id = outcome_id(
             causation.source.as_str(),
             causation.id.as_str(),
-            self.ticket.as_str(),
+            self.key.as_str(),
             place,
         );
         if sequence > 0 {
@@ -317,7 +297,7 @@ impl Draft {
         }
         let outcome = Outcome {
             id,
-            subject: self.ticket.clone(),
+            subject: self.key.clone(),
             time: self.decided_at,
             sequence,
             generation: self.generation,
@@ -327,7 +307,7 @@ impl Draft {
             data: told,
         };
         self.messages.push(Message {
-            topic: topics::RESERVATIONS_OUTCOMES,
+            topic: ToldOf::<E>::TOPIC,
             id: id.0,
             headers: OUTCOME_HEADERS.to_owned(),
             value: outcome.to_json(),
@@ -335,7 +315,7 @@ impl Draft {
     }
 
     /// An event that is not decided goes to the dead letters as it was normalised; its origin says where the original lies.
-    fn dead_letter(&mut self, event: &Event, refusal: Refusal) -> Answer {
+    fn dead_letter(&mut self, event: &Event<E::Asked>, refusal: Refusal) -> Answer {
         self.refuse(event.origin.as_ref(), refusal, event.to_json())
     }
 
@@ -364,7 +344,7 @@ impl Draft {
                 String::new()
             }
         };
-        let id = outcome_id(topics::DEAD_LETTERS, &place, self.ticket.as_str(), 0);
+        let id = outcome_id(topics::DEAD_LETTERS, &place, self.key.as_str(), 0);
         let headers = serde_json::Value::Object(headers).to_string();
         self.messages.push(Message {
             topic: topics::DEAD_LETTERS,
@@ -374,46 +354,20 @@ impl Draft {
         });
         Answer::DeadLettered(reason)
     }
-
-    /// Counts what was committed.
-    pub(super) fn count(&self, metrics: &Metrics) {
-        for answer in &self.answers {
-            let name = match answer {
-                Answer::Fresh(reply) => count_fresh(reply, metrics),
-                Answer::Repeat(_) => "repeat",
-                Answer::DeadLettered(reason) => {
-                    metrics.serve_dead_letters.with_label_values(&[reason.as_str()]).inc();
-                    "dead_letter"
-                }
-                Answer::Nothing | Answer::AlreadyDone => "nothing",
-            };
-            metrics.events.with_label_values(&[name]).inc();
-        }
-    }
 }
 
-/// The source that outcomes of the Reaper's expirations name as their cause.
-const REAPER: &str = "holdfast/Reaper";
 const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
 const OUTCOME_HEADERS: &str = r#"{"content-type":"application/cloudevents+json; charset=UTF-8"}"#;
 
-/// An event whose last outcome is a refusal is refused, by that reason.
-fn count_fresh(reply: &Reply, metrics: &Metrics) -> &'static str {
-    let last = reply
-        .outcomes
-        .last()
-        .and_then(|outcome| outcome.data.get("reason"))
-        .and_then(|reason| reason.as_str());
-    match last {
-        Some(reason) => {
-            metrics.refusals.with_label_values(&[reason]).inc();
-            "refused"
-        }
-        None => "applied",
+fn causation_of<E: Entity>(request: &Internal<E>) -> Causation {
+    Causation {
+        source: request.source.clone(),
+        id: request.id.clone(),
+        traceparent: Traceparent::derive(request.source.as_str(), request.id.as_str()),
     }
 }
 
-fn id_reused(event: &Event) -> Refusal {
+fn id_reused<A: Asked>(event: &Event<A>) -> Refusal {
     Refusal {
         reason: DeadLetterReason::IdReused,
         detail: format!(

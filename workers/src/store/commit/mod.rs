@@ -1,4 +1,4 @@
-//! The one way in which events change the database. Handlers hand over units; one committer per database writes whatever is
+//! The one way in which events change the database. Handlers hand over units; one committer per table writes whatever is
 //! waiting in one statement (group commit): alone, a unit waits for nobody; under load, batches grow.
 //!
 //! A batch goes through three steps: read the rows and the known answers, decide event by event, write everything gated by the
@@ -12,11 +12,9 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{
-    CheckoutId, DeadLetterReason, Event, EventId, HoldId, Origin, Refusal, Reply, RequestHash, Source, TicketId, UserId,
-};
+use holdfast_schemas::{Asked, DeadLetterReason, Event, EventId, Key, Origin, Refusal, Reply, RequestHash, Source};
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -24,60 +22,51 @@ use tokio::time::Instant;
 use super::{Error, pauses};
 use crate::config;
 use crate::crash::{self, Point};
-use crate::domain::{Decision, Input, Ticket};
+use crate::domain::{Decision, Entity, KeyOf};
 use crate::error::{self, Disposition};
 use crate::metrics::Metrics;
+pub use draft::Current;
 use draft::Draft;
+pub use write::Stored;
+pub(super) use write::{Gate, write_rows};
 
-/// An ordered list of work for one ticket.
+/// An ordered list of work for one entity.
 #[derive(Clone, Debug)]
-pub struct Unit {
-    pub ticket: TicketId,
-    pub work: Vec<Work>,
+pub struct Unit<E: Entity> {
+    pub key: KeyOf<E>,
+    pub work: Vec<Work<E>>,
 }
 
-/// One thing to do to a ticket.
+/// One thing to do to an entity.
 #[derive(Clone, Debug)]
-pub enum Work {
+pub enum Work<E: Entity> {
     /// An event from Kafka: what cannot be decided becomes a dead letter.
-    Delivered(Event),
+    Delivered(Event<E::Asked>),
     /// An event from HTTP: what cannot be decided is answered to the caller.
-    Asked(Event),
+    Asked(Event<E::Asked>),
     /// A record that only the handler saw (subscribed without a gate) and that cannot be taken.
     Refused {
         origin: Option<Origin>,
         refusal: Refusal,
         value: Vec<u8>,
     },
-    /// End this hold if it is due. Leaves no idempotency record: the hold id makes it safe to repeat.
-    Expire { hold: HoldId },
     /// A request from within, such as a checkout's.
-    Internal(Internal),
+    Internal(Internal<E>),
+    /// A request from within that is safe to repeat by itself, such as the end of a hold, named by its id: it leaves no
+    /// idempotency record.
+    Unrecorded(Internal<E>),
 }
 
 /// A request from within. Source and id make it the same when it is repeated.
 #[derive(Clone, Debug)]
-pub struct Internal {
+pub struct Internal<E: Entity> {
     pub source: Source,
     pub id: EventId,
-    pub ask: Ask,
+    pub input: E::Input,
 }
 
-/// What is asked from within.
-#[derive(Clone, Debug)]
-pub enum Ask {
-    /// Sell what is held.
-    Sell {
-        user: UserId,
-        hold: HoldId,
-        checkout: CheckoutId,
-    },
-    /// Give back what was sold.
-    Return { checkout: CheckoutId },
-}
-
-/// The rules that decide: `domain::decide`, and in a proof whatever breaks the committer.
-pub type Rules = fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision;
+/// The rules that decide, such as `domain::ticket::decide`; in a proof whatever breaks the committer.
+pub type Rules<E> = fn(Option<&E>, <E as Entity>::Input, OffsetDateTime) -> Decision<E>;
 
 /// What came of one piece of work.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,13 +84,19 @@ pub enum Answer {
 }
 
 /// Hands units to the committer task.
-#[derive(Clone)]
-pub struct Committer {
-    queue: mpsc::Sender<Request>,
+pub struct Committer<E: Entity> {
+    queue: mpsc::Sender<Request<E>>,
 }
 
-struct Request {
-    unit: Unit,
+impl<E: Entity> Clone for Committer<E> {
+    fn clone(&self) -> Self {
+        let queue = self.queue.clone();
+        Self { queue }
+    }
+}
+
+struct Request<E: Entity> {
+    unit: Unit<E>,
     /// Work of the unit that is done, in order; a large unit takes several rounds.
     answers: Vec<Answer>,
     reply: oneshot::Sender<Result<Vec<Answer>, Error>>,
@@ -115,12 +110,12 @@ const QUEUE: usize = 20_000;
 /// The longest pause before a unit that met a locked or moved row goes round again.
 const LONGEST_ROUND: Duration = Duration::from_millis(200);
 
-impl Committer {
+impl<E: Stored> Committer<E> {
     /// The handle, and the task that must run for it to answer. The task ends when every handle is gone
     /// and nothing waits.
     pub fn new(
         pool: PgPool,
-        rules: Rules,
+        rules: Rules<E>,
         limits: config::Serve,
         retention: Duration,
         metrics: Arc<Metrics>,
@@ -134,6 +129,7 @@ impl Committer {
             metrics,
             requests,
             waiting: VecDeque::new(),
+            counted: 0,
         };
         (Self { queue }, task.run())
     }
@@ -144,7 +140,7 @@ impl Committer {
     /// # Errors
     /// The unit breaks the worker itself ([`Error::Panic`], [`Error::Row`], [`Error::Write`] with a data error or a violated
     /// constraint), or the process is ending.
-    pub async fn commit(&self, unit: Unit) -> Result<Vec<Answer>, Error> {
+    pub async fn commit(&self, unit: Unit<E>) -> Result<Vec<Answer>, Error> {
         let (reply, answer) = oneshot::channel();
         let request = Request {
             unit,
@@ -158,17 +154,19 @@ impl Committer {
     }
 }
 
-struct Task {
+struct Task<E: Stored> {
     pool: PgPool,
-    rules: Rules,
+    rules: Rules<E>,
     limits: config::Serve,
     retention: Duration,
     metrics: Arc<Metrics>,
-    requests: mpsc::Receiver<Request>,
-    waiting: VecDeque<Request>,
+    requests: mpsc::Receiver<Request<E>>,
+    waiting: VecDeque<Request<E>>,
+    /// How many of them the metric has.
+    counted: i64,
 }
 
-impl Task {
+impl<E: Stored> Task<E> {
     async fn run(mut self) {
         while self.gather().await {
             let batch = self.take_batch();
@@ -183,7 +181,10 @@ impl Task {
                 self.waiting.push_back(request);
             }
             self.waiting.retain(|request| !request.reply.is_closed());
-            self.metrics.commit_waiting.set(self.waiting.len() as i64);
+            // Several committers share the gauge.
+            let waiting = self.waiting.len() as i64;
+            self.metrics.commit_waiting.add(waiting - self.counted);
+            self.counted = waiting;
             match self.waiting.iter().map(|request| request.not_before).min() {
                 Some(earliest) if earliest <= Instant::now() => return true,
                 Some(earliest) => tokio::select! {
@@ -199,7 +200,7 @@ impl Task {
     }
 
     /// Takes from the front what fits one statement, at most one unit per key, and leaves the rest in order.
-    fn take_batch(&mut self) -> Vec<Request> {
+    fn take_batch(&mut self) -> Vec<Request<E>> {
         let now = Instant::now();
         let mut keys = HashSet::new();
         let (mut batch, mut left) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()));
@@ -209,7 +210,7 @@ impl Task {
             let fits = batch.is_empty()
                 || (events + more_events <= self.limits.batch_events && bytes + more_bytes <= self.limits.batch_bytes);
             // The key is noted even when its unit is left, so that later units of the key stay behind it.
-            if keys.insert(request.unit.ticket.clone()) && request.not_before <= now && fits {
+            if keys.insert(request.unit.key.clone()) && request.not_before <= now && fits {
                 events += more_events;
                 bytes += more_bytes;
                 batch.push(request);
@@ -222,7 +223,7 @@ impl Task {
     }
 
     /// Commits a batch in one statement. When that statement fails, each of its units is sent alone.
-    async fn commit_batch(&mut self, batch: Vec<Request>) {
+    async fn commit_batch(&mut self, batch: Vec<Request<E>>) {
         let Err((batch, error)) = self.attempt(batch).await else {
             return;
         };
@@ -257,7 +258,7 @@ impl Task {
     }
 
     /// One round: read, decide, write. Answers what was written and lets the rest go round again.
-    async fn attempt(&mut self, batch: Vec<Request>) -> Result<(), (Vec<Request>, Error)> {
+    async fn attempt(&mut self, batch: Vec<Request<E>>) -> Result<(), (Vec<Request<E>>, Error)> {
         let started = Instant::now();
         let mut read = self.read(&batch).await;
         if crash::again(Point::ServeRead) {
@@ -278,7 +279,7 @@ impl Task {
         let mut deciding = draft::Deciding::new(known, self.rules, self.retention);
         for request in batch {
             let work = request.next_work(&self.limits);
-            match deciding.decide(&request.unit.ticket, work) {
+            match deciding.decide(&request.unit.key, work) {
                 draft::Decided::Draft(draft) => decided.push((request, *draft)),
                 draft::Decided::Later => again.push(request),
                 draft::Decided::Failed(error) => self.fail(request, error),
@@ -318,45 +319,31 @@ impl Task {
         Ok(())
     }
 
-    async fn read(&self, batch: &[Request]) -> Result<draft::Read, Error> {
-        let tickets: Vec<&str> = batch.iter().map(|request| request.unit.ticket.as_str()).collect();
-        let (mut sources, mut ids) = (Vec::new(), Vec::new());
-        for (source, id) in batch
+    async fn read(&self, batch: &[Request<E>]) -> Result<draft::Read<E>, Error> {
+        let mut connection = self.pool.acquire().await.map_err(Error::Read)?;
+        let units = batch
             .iter()
-            .flat_map(|request| request.next_work(&self.limits))
-            .filter_map(Work::identity)
-        {
-            sources.push(source.as_str());
-            ids.push(id.as_str());
-        }
-        let current = super::tickets::read(&self.pool, &tickets).await?;
-        let known = if ids.is_empty() {
-            Default::default()
-        } else {
-            super::idempotency::read(&self.pool, &sources, &ids).await?
-        };
-        Ok(draft::Read { current, known })
+            .map(|request| (&request.unit.key, request.next_work(&self.limits)));
+        read(&mut connection, units).await
     }
 
-    async fn write(&self, decided: &[(Request, Draft)]) -> Result<HashSet<i32>, Error> {
-        let drafts = decided
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, draft))| !draft.writes_nothing());
-        let statement: write::Statement<'_> = drafts.map(|(place, (_, draft))| (place as i32, draft)).collect();
+    async fn write(&self, decided: &[(Request<E>, Draft<E>)]) -> Result<HashSet<i32>, Error> {
+        let drafts = decided.iter().map(|(_, draft)| draft);
+        let statement: write::Statement<'_, E> = (0..).zip(drafts).collect();
         if statement.is_empty() {
             return Ok(HashSet::new());
         }
-        let passed = statement.execute(&self.pool).await?;
+        let mut connection = self.pool.acquire().await.map_err(Error::Write)?;
+        let passed = statement.execute(&mut connection).await?;
         if crash::again(Point::ServeWritten) {
-            let repeated = statement.execute(&self.pool).await;
+            let repeated = statement.execute(&mut connection).await;
             tracing::info!(?repeated, "the write was repeated on purpose");
         }
         Ok(passed)
     }
 
-    fn answer(&mut self, mut request: Request, draft: Draft) {
-        draft.count(&self.metrics);
+    fn answer(&mut self, mut request: Request<E>, draft: Draft<E>) {
+        count(&draft.answers, &self.metrics);
         request.answers.extend(draft.answers);
         request.rounds = 0;
         if request.answers.len() < request.unit.work.len() {
@@ -367,21 +354,21 @@ impl Task {
     }
 
     /// Answers a unit that breaks the worker: its invocation tries again later.
-    fn fail(&self, request: Request, error: Error) {
+    fn fail(&self, request: Request<E>, error: Error) {
         if let Disposition::Quarantine(cause) = error::disposition(&error) {
             self.metrics
                 .quarantine_candidates
                 .with_label_values(&[cause.as_str()])
                 .inc();
         }
-        tracing::error!(ticket = %request.unit.ticket, error = error::chain(&error), "a unit cannot be committed");
+        tracing::error!(key = %request.unit.key, error = error::chain(&error), "a unit cannot be committed");
         if request.reply.send(Err(error)).is_err() {
             tracing::debug!("the unit's invocation had gone: its next attempt meets the same error");
         }
     }
 
     /// Lets units go round again after a short pause that grows with their rounds.
-    fn go_round(&mut self, requests: Vec<Request>) {
+    fn go_round(&mut self, requests: Vec<Request<E>>) {
         let mut requests = requests;
         for request in &mut requests {
             request.rounds += 1;
@@ -392,7 +379,7 @@ impl Task {
     }
 
     /// Puts requests back before all others, in their order.
-    fn put_back(&mut self, requests: Vec<Request>) {
+    fn put_back(&mut self, requests: Vec<Request<E>>) {
         for request in requests.into_iter().rev() {
             self.waiting.push_front(request);
         }
@@ -412,9 +399,89 @@ impl Task {
     }
 }
 
-impl Request {
+/// Decides units on the caller's connection, at most one of each key, and writes what was decided there: in the caller's
+/// transaction, if there is one. What it did is to be counted ([`count`]) once that is committed.
+///
+/// # Errors
+/// [`Error::Moved`] when a row of the units was locked or changed since it was read: the transaction must not be committed. And
+/// whatever [`Committer::commit`] fails with.
+pub async fn within<E: Stored>(
+    connection: &mut PgConnection,
+    rules: Rules<E>,
+    retention: Duration,
+    units: &[Unit<E>],
+) -> Result<Vec<Vec<Answer>>, Error> {
+    let known = read(connection, units.iter().map(|unit| (&unit.key, &unit.work[..]))).await?;
+    let mut deciding = draft::Deciding::new(known, rules, retention);
+    let mut drafts = Vec::with_capacity(units.len());
+    for unit in units {
+        match deciding.decide(&unit.key, &unit.work) {
+            draft::Decided::Draft(draft) => drafts.push(*draft),
+            draft::Decided::Later => return Err(Error::Moved),
+            draft::Decided::Failed(error) => return Err(error),
+        }
+    }
+    {
+        let statement: write::Statement<'_, E> = (0..).zip(&drafts).collect();
+        if !statement.is_empty() && statement.execute(connection).await?.len() < statement.units() {
+            return Err(Error::Moved);
+        }
+    }
+    Ok(drafts.into_iter().map(|draft| draft.answers).collect())
+}
+
+/// The first step: the rows of the units, and what was answered to their work before.
+async fn read<'a, E: Stored>(
+    connection: &mut PgConnection,
+    units: impl Iterator<Item = (&'a KeyOf<E>, &'a [Work<E>])>,
+) -> Result<draft::Read<E>, Error> {
+    let (mut keys, mut sources, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+    for (key, work) in units {
+        keys.push(key.as_str());
+        for (source, id) in work.iter().filter_map(Work::identity) {
+            sources.push(source.as_str());
+            ids.push(id.as_str());
+        }
+    }
+    let current = E::read(connection, &keys).await?;
+    let known = if ids.is_empty() {
+        Default::default()
+    } else {
+        super::idempotency::read(connection, &sources, &ids).await?
+    };
+    Ok(draft::Read { current, known })
+}
+
+/// Counts what was committed.
+pub fn count(answers: &[Answer], metrics: &Metrics) {
+    for answer in answers {
+        let name = match answer {
+            Answer::Fresh(reply) => count_fresh(reply, metrics),
+            Answer::Repeat(_) => "repeat",
+            Answer::DeadLettered(reason) => {
+                metrics.serve_dead_letters.with_label_values(&[reason.as_str()]).inc();
+                "dead_letter"
+            }
+            Answer::Nothing | Answer::AlreadyDone => "nothing",
+        };
+        metrics.events.with_label_values(&[name]).inc();
+    }
+}
+
+/// An event whose last outcome is a refusal is refused, by that reason.
+fn count_fresh(reply: &Reply, metrics: &Metrics) -> &'static str {
+    match reply.refusal() {
+        Some(reason) => {
+            metrics.refusals.with_label_values(&[reason]).inc();
+            "refused"
+        }
+        None => "applied",
+    }
+}
+
+impl<E: Entity> Request<E> {
     /// The work of the next round: as much as one statement may take.
-    fn next_work(&self, limits: &config::Serve) -> &[Work] {
+    fn next_work(&self, limits: &config::Serve) -> &[Work<E>] {
         let left = &self.unit.work[self.answers.len()..];
         let mut bytes = 0;
         let fitting = left.iter().take(limits.batch_events).take_while(|work| {
@@ -430,13 +497,13 @@ impl Request {
     }
 }
 
-impl Work {
+impl<E: Entity> Work<E> {
     /// Source and id of what leaves an idempotency record.
     fn identity(&self) -> Option<(&Source, &EventId)> {
         match self {
             Work::Delivered(event) | Work::Asked(event) => Some((&event.source, &event.id)),
             Work::Internal(request) => Some((&request.source, &request.id)),
-            Work::Expire { .. } | Work::Refused { .. } => None,
+            Work::Unrecorded(_) | Work::Refused { .. } => None,
         }
     }
 
@@ -445,34 +512,20 @@ impl Work {
         match self {
             Work::Delivered(event) | Work::Asked(event) => event.size(),
             Work::Refused { value, .. } => value.len(),
-            Work::Expire { .. } | Work::Internal(_) => 256,
+            Work::Unrecorded(_) | Work::Internal(_) => 256,
         }
     }
 }
 
-impl Internal {
-    fn input(&self) -> Input {
-        match self.ask.clone() {
-            Ask::Sell { user, hold, checkout } => Input::Sell { user, hold, checkout },
-            Ask::Return { checkout } => Input::Return { checkout },
-        }
-    }
-
+impl<E: Entity> Internal<E> {
     /// Tells the same request from another one under the same id.
-    fn hash(&self, ticket: &TicketId) -> RequestHash {
-        match &self.ask {
-            Ask::Sell { user, hold, checkout } => RequestHash::of_request(
-                "sell",
-                ticket,
-                &json!({"user": user, "hold": hold, "checkout": checkout}),
-            ),
-            Ask::Return { checkout } => RequestHash::of_request("return", ticket, &json!({"checkout": checkout})),
-        }
+    fn hash(&self, key: &KeyOf<E>) -> RequestHash {
+        RequestHash::of_request("internal", key, &json!(self.input))
     }
 }
 
 /// The moment from which an event ages: the earlier of its own time and its broker's.
-fn aged_from(event: &Event) -> OffsetDateTime {
+fn aged_from<A: Asked>(event: &Event<A>) -> OffsetDateTime {
     event
         .origin
         .as_ref()

@@ -2,169 +2,142 @@
 
 use std::collections::HashSet;
 
-use holdfast_schemas::TicketId;
-use sqlx::PgPool;
+use futures::future::BoxFuture;
+use holdfast_schemas::{Asked, Key};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::draft::Draft;
-use crate::domain::State;
+use super::draft::{Current, Draft};
+use crate::domain::Entity;
 use crate::store::Error;
-use crate::store::tickets::status;
+
+/// An entity with a table of its own.
+pub trait Stored: Entity {
+    /// The table's own columns, each a list with an element for each unit.
+    type Columns<'a>: Default + Send + Sync;
+
+    /// Adds an element to each column: of the row as it shall be, or nulls where there shall be none or no other.
+    fn push<'a>(columns: &mut Self::Columns<'a>, row: Option<&'a Self>);
+
+    /// The rows with these keys, as far as there are any, and the clock.
+    fn read<'c>(connection: &'c mut PgConnection, keys: &'c [&'c str]) -> BoxFuture<'c, Result<Current<Self>, Error>>;
+
+    /// Sends the statement, by [`write_rows`]. Answers the ordinals of the units that were written.
+    fn write<'c, 'a: 'c>(
+        connection: &'c mut PgConnection,
+        gate: &'c Gate<'a>,
+        columns: &'c Self::Columns<'a>,
+    ) -> BoxFuture<'c, Result<Vec<i32>, Error>>;
+}
 
 /// The statement's parameters, column by column. `ordinal` names a unit's place in the batch and gates everything.
+pub(super) struct Statement<'a, E: Stored> {
+    gate: Gate<'a>,
+    columns: E::Columns<'a>,
+}
+
+/// What is written beside the rows themselves, and whether: the same for every table.
 #[derive(Default)]
-pub(super) struct Statement<'a> {
-    unit: Units<'a>,
-    record: Records<'a>,
-    change: Changes<'a>,
-    message: Messages<'a>,
+pub struct Gate<'a> {
+    pub(in crate::store) unit: Units<'a>,
+    pub(in crate::store) record: Records<'a>,
+    pub(in crate::store) change: Changes<'a>,
+    pub(in crate::store) message: Messages<'a>,
 }
 
 #[derive(Default)]
-struct Units<'a> {
-    ordinal: Vec<i32>,
-    ticket: Vec<&'a str>,
-    read_version: Vec<Option<i64>>,
-    version: Vec<Option<i64>>,
-    show: Vec<Option<&'a str>>,
-    seat: Vec<Option<&'a str>>,
-    price_amount: Vec<Option<i64>>,
-    price_currency: Vec<Option<&'static str>>,
-    status: Vec<Option<&'static str>>,
-    hold: Vec<Option<Uuid>>,
-    holder: Vec<Option<&'a str>>,
-    held_until: Vec<Option<OffsetDateTime>>,
-    checkout: Vec<Option<&'a str>>,
-    decided_at: Vec<OffsetDateTime>,
-    records: Vec<i32>,
-    changes: Vec<i32>,
-    messages: Vec<i32>,
+pub(in crate::store) struct Units<'a> {
+    pub(in crate::store) ordinal: Vec<i32>,
+    pub(in crate::store) key: Vec<&'a str>,
+    pub(in crate::store) read_version: Vec<Option<i64>>,
+    pub(in crate::store) version: Vec<Option<i64>>,
+    pub(in crate::store) decided_at: Vec<OffsetDateTime>,
+    pub(in crate::store) records: Vec<i32>,
+    pub(in crate::store) changes: Vec<i32>,
+    pub(in crate::store) messages: Vec<i32>,
 }
 
 #[derive(Default)]
-struct Records<'a> {
-    ordinal: Vec<i32>,
-    source: Vec<&'a str>,
-    id: Vec<&'a str>,
-    hash: Vec<&'a [u8]>,
-    reply: Vec<String>,
-    aged_from: Vec<OffsetDateTime>,
+pub(in crate::store) struct Records<'a> {
+    pub(in crate::store) ordinal: Vec<i32>,
+    pub(in crate::store) source: Vec<&'a str>,
+    pub(in crate::store) id: Vec<&'a str>,
+    pub(in crate::store) topic: Vec<&'static str>,
+    pub(in crate::store) hash: Vec<&'a [u8]>,
+    pub(in crate::store) reply: Vec<String>,
+    pub(in crate::store) aged_from: Vec<OffsetDateTime>,
 }
 
 #[derive(Default)]
-struct Changes<'a> {
-    ordinal: Vec<i32>,
-    version: Vec<i64>,
-    outcome: Vec<Uuid>,
-    outcome_type: Vec<&'static str>,
-    data: Vec<&'a str>,
-    source: Vec<&'a str>,
-    id: Vec<&'a str>,
+pub(in crate::store) struct Changes<'a> {
+    pub(in crate::store) ordinal: Vec<i32>,
+    pub(in crate::store) version: Vec<i64>,
+    pub(in crate::store) outcome: Vec<Uuid>,
+    pub(in crate::store) outcome_type: Vec<&'static str>,
+    pub(in crate::store) data: Vec<&'a str>,
+    pub(in crate::store) source: Vec<&'a str>,
+    pub(in crate::store) id: Vec<&'a str>,
 }
 
 #[derive(Default)]
-struct Messages<'a> {
-    ordinal: Vec<i32>,
-    topic: Vec<&'static str>,
-    id: Vec<Uuid>,
-    headers: Vec<&'a str>,
-    value: Vec<&'a [u8]>,
+pub(in crate::store) struct Messages<'a> {
+    pub(in crate::store) ordinal: Vec<i32>,
+    pub(in crate::store) topic: Vec<&'static str>,
+    pub(in crate::store) id: Vec<Uuid>,
+    pub(in crate::store) headers: Vec<&'a str>,
+    pub(in crate::store) value: Vec<&'a [u8]>,
 }
 
-impl<'a> FromIterator<(i32, &'a Draft)> for Statement<'a> {
-    fn from_iter<I: IntoIterator<Item = (i32, &'a Draft)>>(drafts: I) -> Self {
-        let mut statement = Self::default();
-        for (ordinal, draft) in drafts {
-            statement.unit.push(ordinal, draft);
-            statement.record.push(ordinal, draft);
-            statement.change.push(ordinal, draft);
-            statement.message.push(ordinal, draft);
+impl<'a, E: Stored> FromIterator<(i32, &'a Draft<E>)> for Statement<'a, E> {
+    /// Leaves out what writes nothing.
+    fn from_iter<I: IntoIterator<Item = (i32, &'a Draft<E>)>>(drafts: I) -> Self {
+        let mut statement = Self {
+            gate: Gate::default(),
+            columns: E::Columns::default(),
+        };
+        for (ordinal, draft) in drafts.into_iter().filter(|(_, draft)| !draft.writes_nothing()) {
+            let Gate {
+                unit,
+                record,
+                change,
+                message,
+            } = &mut statement.gate;
+            unit.push(ordinal, draft);
+            record.push(ordinal, draft);
+            change.push(ordinal, draft);
+            message.push(ordinal, draft);
+            let row = draft.row.as_ref().filter(|_| draft.version().is_some());
+            E::push(&mut statement.columns, row);
         }
         statement
     }
 }
 
-impl Statement<'_> {
+impl<E: Stored> Statement<'_, E> {
     pub(super) fn is_empty(&self) -> bool {
-        self.unit.ordinal.is_empty()
+        self.units() == 0
+    }
+
+    pub(super) fn units(&self) -> usize {
+        self.gate.unit.ordinal.len()
     }
 
     /// Sends the statement. Answers the ordinals of the units that were written; the others met a locked or moved row.
-    pub(super) async fn execute(&self, pool: &PgPool) -> Result<HashSet<i32>, Error> {
-        let Self {
-            unit,
-            record,
-            change,
-            message,
-        } = self;
-        let written = sqlx::query_file!(
-            "src/store/commit/write.sql",
-            &unit.ordinal,
-            &unit.ticket as _,
-            &unit.read_version as _,
-            &unit.version as _,
-            &unit.show as _,
-            &unit.seat as _,
-            &unit.price_amount as _,
-            &unit.price_currency as _,
-            &unit.status as _,
-            &unit.hold as _,
-            &unit.holder as _,
-            &unit.held_until as _,
-            &unit.checkout as _,
-            &unit.decided_at,
-            &unit.records,
-            &unit.changes,
-            &unit.messages,
-            &record.ordinal,
-            &record.source as _,
-            &record.id as _,
-            &record.hash as _,
-            &record.reply,
-            &record.aged_from,
-            &change.ordinal,
-            &change.version,
-            &change.outcome,
-            &change.outcome_type as _,
-            &change.data as _,
-            &change.source as _,
-            &change.id as _,
-            &message.ordinal,
-            &message.topic as _,
-            &message.id,
-            &message.headers as _,
-            &message.value as _,
-        )
-        .fetch_one(pool)
-        .await
-        .map_err(Error::Write)?;
-        Ok(written.passed.into_iter().collect())
+    pub(super) async fn execute(&self, connection: &mut PgConnection) -> Result<HashSet<i32>, Error> {
+        Ok(E::write(connection, &self.gate, &self.columns)
+            .await?
+            .into_iter()
+            .collect())
     }
 }
 
 impl<'a> Units<'a> {
-    fn push(&mut self, ordinal: i32, draft: &'a Draft) {
-        let row = draft.row.as_ref().filter(|_| draft.version().is_some());
-        let (hold, holder, held_until, checkout) = match row.map(|row| &row.state) {
-            None | Some(State::Available | State::Withdrawn) => (None, None, None, None),
-            Some(State::Held(hold)) => (Some(hold.id), Some(&hold.user), Some(hold.until), None),
-            Some(State::Sold(sale)) => (Some(sale.hold), Some(&sale.user), None, Some(&sale.checkout)),
-        };
+    fn push<E: Entity>(&mut self, ordinal: i32, draft: &'a Draft<E>) {
         self.ordinal.push(ordinal);
-        self.ticket.push(TicketId::as_str(&draft.ticket));
+        self.key.push(draft.key.as_str());
         self.read_version.push(draft.read_version);
         self.version.push(draft.version());
-        self.show.push(row.map(|row| row.show.as_str()));
-        self.seat
-            .push(row.and_then(|row| row.seat.as_ref()).map(|seat| seat.as_str()));
-        self.price_amount.push(row.map(|row| row.price.amount()));
-        self.price_currency.push(row.map(|row| row.price.currency().code()));
-        self.status.push(row.map(|row| status(&row.state)));
-        self.hold.push(hold.map(|hold| hold.0));
-        self.holder.push(holder.map(|holder| holder.as_str()));
-        self.held_until.push(held_until);
-        self.checkout.push(checkout.map(|checkout| checkout.as_str()));
         self.decided_at.push(draft.decided_at);
         self.records.push(draft.records.len() as i32);
         self.changes.push(draft.changes.len() as i32);
@@ -173,11 +146,12 @@ impl<'a> Units<'a> {
 }
 
 impl<'a> Records<'a> {
-    fn push(&mut self, ordinal: i32, draft: &'a Draft) {
+    fn push<E: Entity>(&mut self, ordinal: i32, draft: &'a Draft<E>) {
         for record in &draft.records {
             self.ordinal.push(ordinal);
             self.source.push(record.source.as_str());
             self.id.push(record.id.as_str());
+            self.topic.push(E::Asked::TOPIC);
             self.hash.push(record.hash.as_bytes());
             self.reply.push(serde_json::json!(record.reply).to_string());
             self.aged_from.push(record.aged_from);
@@ -186,7 +160,7 @@ impl<'a> Records<'a> {
 }
 
 impl<'a> Changes<'a> {
-    fn push(&mut self, ordinal: i32, draft: &'a Draft) {
+    fn push<E: Entity>(&mut self, ordinal: i32, draft: &'a Draft<E>) {
         for change in &draft.changes {
             self.ordinal.push(ordinal);
             self.version.push(change.version);
@@ -200,7 +174,7 @@ impl<'a> Changes<'a> {
 }
 
 impl<'a> Messages<'a> {
-    fn push(&mut self, ordinal: i32, draft: &'a Draft) {
+    fn push<E: Entity>(&mut self, ordinal: i32, draft: &'a Draft<E>) {
         for message in &draft.messages {
             self.ordinal.push(ordinal);
             self.topic.push(message.topic);
@@ -210,3 +184,131 @@ impl<'a> Messages<'a> {
         }
     }
 }
+
+/// The statement for one table, put together from literals so that it is checked when the program is built. Everything is gated
+/// by the unit's ordinal, never by its key: a unit passes when its row is locked and still has the version that was read, when
+/// its new row was inserted by this statement, or when it has no row and makes none. Units that do not pass write nothing and
+/// are not named in the answer.
+///
+/// `columns` names the table's own columns, `parameters` their arrays from `$28` on, `sets` how an update takes them from `u`.
+macro_rules! write_rows {
+    (
+        $connection:expr, $gate:expr,
+        table $table:literal, key $key:literal, log $log:literal,
+        columns $columns:literal, parameters $parameters:literal, sets $sets:literal,
+        $($column:expr),+ $(,)?
+    ) => {
+        sqlx::query!(
+            "with unit as materialized (
+    select *
+    from unnest(
+        $1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
+        " + $parameters + "
+    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, " + $columns + ")
+),
+locked as materialized (
+    select u.ordinal
+    from unit u join " + $table + " t on t." + $key + " = u.key and t.version = u.read_version
+    order by t." + $key + "
+    for no key update of t skip locked
+),
+inserted as (
+    insert into " + $table + " (" + $key + ", version, changed_at, " + $columns + ")
+    select key, version, decided_at, " + $columns + "
+    from unit
+    where read_version is null and version is not null
+    order by key
+    on conflict do nothing
+    returning " + $key + " as key
+),
+passed as materialized (
+    select ordinal from locked
+    union all
+    select u.ordinal from unit u join inserted i on i.key = u.key
+    union all
+    select ordinal from unit where read_version is null and version is null
+),
+updated as (
+    update " + $table + " t
+    set version = u.version, changed_at = u.decided_at, " + $sets + "
+    from unit u join passed p on p.ordinal = u.ordinal
+    where t." + $key + " = u.key and t.version = u.read_version and u.version is not null
+    returning 1
+),
+recorded as (
+    insert into idempotency_records (source, id, topic, key, hash, reply, aged_from, written_at)
+    select r.source, r.id, r.topic, u.key, r.hash, r.reply::json, r.aged_from, u.decided_at
+    from unnest($9::int[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::timestamptz[])
+             as r (ordinal, source, id, topic, hash, reply, aged_from)
+         join passed p on p.ordinal = r.ordinal
+         join unit u on u.ordinal = r.ordinal
+    returning 1
+),
+logged as (
+    insert into " + $log + " (" + $key + ", version, outcome, type, data, cause_source, cause_id, changed_at)
+    select u.key, c.version, c.outcome, c.type, c.data::json, c.cause_source, c.cause_id, u.decided_at
+    from unnest($16::int[], $17::bigint[], $18::uuid[], $19::text[], $20::text[], $21::text[], $22::text[])
+             with ordinality as c (ordinal, version, outcome, type, data, cause_source, cause_id, place)
+         join passed p on p.ordinal = c.ordinal
+         join unit u on u.ordinal = c.ordinal
+    order by c.place
+    returning 1
+),
+queued as (
+    insert into outbox (topic, key, message, headers, value, written_at)
+    select m.topic, u.key, m.message, m.headers::json, m.value, u.decided_at
+    from unnest($23::int[], $24::text[], $25::uuid[], $26::text[], $27::bytea[])
+             with ordinality as m (ordinal, topic, message, headers, value, place)
+         join passed p on p.ordinal = m.ordinal
+         join unit u on u.ordinal = m.ordinal
+    order by m.place
+    returning 1
+),
+meant as (
+    select count(u.version) as rows, sum(u.records) as records, sum(u.changes) as changes, sum(u.messages) as messages
+    from unit u join passed p on p.ordinal = u.ordinal
+)
+select
+    array(select ordinal from passed) as \"passed!\",
+    check_rows('" + $table + "', m.rows, (select count(*) from inserted) + (select count(*) from updated))
+        and check_rows('idempotency_records', coalesce(m.records, 0), (select count(*) from recorded))
+        and check_rows('" + $log + "', coalesce(m.changes, 0), (select count(*) from logged))
+        and check_rows('outbox', coalesce(m.messages, 0), (select count(*) from queued))
+        and pg_notify('outbox', '') is not null as \"written!\"
+from meant m",
+            &$gate.unit.ordinal,
+            &$gate.unit.key as _,
+            &$gate.unit.read_version as _,
+            &$gate.unit.version as _,
+            &$gate.unit.decided_at,
+            &$gate.unit.records,
+            &$gate.unit.changes,
+            &$gate.unit.messages,
+            &$gate.record.ordinal,
+            &$gate.record.source as _,
+            &$gate.record.id as _,
+            &$gate.record.topic as _,
+            &$gate.record.hash as _,
+            &$gate.record.reply,
+            &$gate.record.aged_from,
+            &$gate.change.ordinal,
+            &$gate.change.version,
+            &$gate.change.outcome,
+            &$gate.change.outcome_type as _,
+            &$gate.change.data as _,
+            &$gate.change.source as _,
+            &$gate.change.id as _,
+            &$gate.message.ordinal,
+            &$gate.message.topic as _,
+            &$gate.message.id,
+            &$gate.message.headers as _,
+            &$gate.message.value as _,
+            $($column as _),+
+        )
+        .fetch_one($connection)
+        .await
+        .map(|written| written.passed)
+        .map_err(crate::store::Error::Write)
+    };
+}
+pub(in crate::store) use write_rows;

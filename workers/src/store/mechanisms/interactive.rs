@@ -220,6 +220,12 @@ impl Transaction {
         self.note(done)
     }
 
+    /// For a closure that finds by itself that somebody else was quicker: failing with this, it is called anew.
+    pub fn overtaken(&mut self) -> Error {
+        self.failed.get_or_insert(Failure::Conflict);
+        Error::Conflict(sqlx::Error::RowNotFound)
+    }
+
     /// Whether the database still takes statements: one that failed unseen has ended the transaction.
     async fn check_raw(&mut self) {
         if self.raw && self.failed.is_none() && sqlx::query("select 1").execute(&mut *self.sql).await.is_err() {

@@ -101,7 +101,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// By SQLSTATE. Classes 22 (data) and 23 (constraint) are about the value, 40 (rollback) is about somebody else.
+    /// By SQLSTATE. Classes 22 (data) and 23 (constraint) and what a trigger raises (P0001) are about the value, 40 (rollback) is about somebody else.
     /// Source: PostgreSQL, appendix A.
     fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Self {
         move |source| {
@@ -109,7 +109,7 @@ impl Error {
             let code = database.and_then(|error| error.code());
             match code.as_deref() {
                 Some(code) if code.starts_with("40") => Error::Conflict(source),
-                Some(code) if code.starts_with("22") || code.starts_with("23") => Error::Forbidden {
+                Some(code) if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Error::Forbidden {
                     table,
                     constraint: database.and_then(|error| error.constraint()).map(str::to_owned),
                     source,

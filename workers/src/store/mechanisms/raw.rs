@@ -45,6 +45,11 @@ use sqlx::PgExecutor;
 use super::table::{row, sql};
 use super::{Error, Table};
 
+/// Own SQL, whose errors are told apart as those of the tools. `table` names it in errors.
+pub async fn run<R>(table: &'static str, work: impl Future<Output = Result<R, sqlx::Error>>) -> Result<R, Error> {
+    work.await.map_err(Error::of(table))
+}
+
 /// Every row by key, as they come: memory holds a few of them at a time. Keeps its connection until it ends or is dropped.
 pub fn stream<'c, T: Table>(executor: impl PgExecutor<'c> + 'c) -> BoxStream<'c, Result<T, Error>> {
     let text = format!("select {} from {} t order by t.{}", row::<T>(), T::TABLE, T::KEY);

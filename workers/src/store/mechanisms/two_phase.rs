@@ -6,7 +6,11 @@
 //!
 //! 1. other: `begin`, the caller's statements, `prepare transaction 'holdfast:<transaction>:<attempt>'`
 //! 2. main: `begin`, the caller's statements, `insert into two_phase_attempts (…, 'committed')`, `commit`
-//! 3. other: `commit prepared`, or `rollback prepared` when the insert found that another attempt was quicker
+//! 3. other: `commit prepared`, or `rollback prepared` when the insert found that another attempt was quicker, or when what was
+//!    read in 2 decided against it
+//!
+//! The sweep ends what its own role prepared. Two installations that use one other database need a role each: by the rows of
+//! its own main database, each would abort what the other one does.
 //!
 //! Each try has an attempt id of its own. So a try that slept through its successor's whole life and prepares once more finds
 //! another attempt committed, and rolls back what it prepared: one name for all of them could not tell the two apart.
@@ -109,6 +113,7 @@ pub async fn run<E: From<Error>>(
         return Ok(Outcome::Before);
     }
     prepare(other, transaction, attempt, there).await?;
+    let here = async |main: &mut PgConnection| here(main).await.map(|()| Fate::Committed);
     let fate = decide(main, transaction, attempt, here).await?;
     settle(other, transaction, attempt, fate).await?;
     match fate {
@@ -139,13 +144,14 @@ pub async fn prepare<E: From<Error>>(
     Ok(())
 }
 
-/// The second step: the row that binds the attempt, and statements in the main database, in one transaction. The fate is
-/// [`Fate::Aborted`] when the sweeper or another attempt was quicker; nothing is changed here then.
+/// The second step: the row that binds the attempt, and statements in the main database, in one transaction. What they read
+/// may decide against the other database's part: then they answer [`Fate::Aborted`], and what they wrote stands alone. The
+/// fate is [`Fate::Aborted`] as well when the sweeper or another attempt was quicker; then they were not executed at all.
 pub async fn decide<E: From<Error>>(
     main: &PgPool,
     transaction: &TransactionId,
     attempt: Uuid,
-    here: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
+    here: impl AsyncFnOnce(&mut PgConnection) -> Result<Fate, E>,
 ) -> Result<Fate, E> {
     let mut work = main.begin().await.map_err(Error::of(ATTEMPTS))?;
     // First, so that of two attempts the later one waits here and changes nothing.
@@ -160,9 +166,19 @@ pub async fn decide<E: From<Error>>(
     if bound.rows_affected() == 0 {
         return Ok(Fate::Aborted);
     }
-    here(&mut work).await?;
+    let fate = here(&mut work).await?;
+    if fate == Fate::Aborted {
+        sqlx::query!(
+            "update two_phase_attempts set fate = 'aborted' where transaction = $1 and attempt = $2",
+            transaction.as_str(),
+            attempt,
+        )
+        .execute(&mut *work)
+        .await
+        .map_err(Error::of(ATTEMPTS))?;
+    }
     work.commit().await.map_err(Error::of(ATTEMPTS))?;
-    Ok(Fate::Committed)
+    Ok(fate)
 }
 
 /// The third step: ends the prepared transaction as its fate says. Safe to repeat: one that is gone was ended so before,
@@ -191,26 +207,51 @@ const UNDEFINED_OBJECT: &str = "42704";
 /// the main database first, and only then rolled back. So age is a hint, never a verdict: an attempt that is merely slow finds
 /// itself aborted and changes nothing. Answers how many were ended.
 pub async fn sweep(main: &PgPool, other: &PgPool, age: Duration) -> Result<usize, Error> {
+    sweep_named(main, other, age, PREFIX.to_owned()).await
+}
+
+/// Ends what earlier tries at one transaction left behind, whatever their age: for the next try, which would wait for their
+/// locks. Answers how many were ended.
+pub async fn sweep_tries(main: &PgPool, other: &PgPool, transaction: &TransactionId) -> Result<usize, Error> {
+    sweep_named(
+        main,
+        other,
+        Duration::ZERO,
+        format!("{PREFIX}:{}", transaction.as_str()),
+    )
+    .await
+}
+
+async fn sweep_named(main: &PgPool, other: &PgPool, age: Duration, named: String) -> Result<usize, Error> {
     let names: Vec<String> = sqlx::query_scalar(
         "select gid from pg_prepared_xacts
-         where database = current_database() and prepared <= clock_timestamp() - make_interval(secs => $1)
+         where database = current_database() and owner = current_user and prepared <= clock_timestamp() - make_interval(secs => $1)
+           and starts_with(gid, $2 || ':')
          order by prepared",
     )
     .bind(age.as_secs_f64())
+    .bind(named)
     .fetch_all(other)
     .await
     .map_err(Error::of(PREPARED))?;
-    let mut ended = 0;
+    let (mut ended, mut failed) = (0, None);
     for (transaction, attempt) in names.iter().filter_map(|name| parse(name)) {
-        let fate = abort(main, &transaction, attempt).await?;
-        settle(other, &transaction, attempt, fate).await?;
-        ended += 1;
+        match end(main, other, &transaction, attempt).await {
+            Ok(()) => ended += 1,
+            // One that cannot be ended keeps nobody else from it.
+            Err(error) => drop(failed.get_or_insert(error)),
+        }
     }
-    Ok(ended)
+    failed.map_or(Ok(ended), Err)
+}
+
+async fn end(main: &PgPool, other: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<(), Error> {
+    let fate = abort(main, transaction, attempt).await?;
+    settle(other, transaction, attempt, fate).await
 }
 
 /// Aborts an attempt, unless its fate is decided. Its fate.
-async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<Fate, Error> {
+pub async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<Fate, Error> {
     sqlx::query!(
         "insert into two_phase_attempts (transaction, attempt, fate) values ($1, $2, 'aborted') on conflict do nothing",
         transaction.as_str(),
@@ -234,7 +275,7 @@ async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Res
 }
 
 /// The attempt that was committed, if one was.
-async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<Uuid>, Error> {
+pub async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<Uuid>, Error> {
     sqlx::query_scalar!(
         "select attempt from two_phase_attempts where transaction = $1 and fate = 'committed'",
         transaction.as_str(),

@@ -1,4 +1,4 @@
--- The change log, and each ticket's row beside the log row of the same version; a ticket's row that fits none stands alone.
+-- The tickets' change log, and each ticket's row beside the log row of the same version; a ticket's row that fits none stands alone.
 select
     ticket         as "ticket!",
     version        as "version!",
@@ -18,6 +18,6 @@ select
     t.held_until   as "held_until?",
     t.checkout     as "checkout?",
     t.changed_at   as "row_changed_at?"
-from change_log l
+from ticket_change_log l
 full join tickets t using (ticket, version)
 order by ticket, version

@@ -6,28 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::Told;
+use super::TicketTold;
 use crate::identity::HoldId;
 use crate::money::Price;
+use crate::outcomes::told;
 use crate::reasons::reasons;
 use crate::text::{CheckoutId, Invalid, Seat, ShowId, UserId};
-use crate::version::Wire;
 
-macro_rules! told {
-    ($($(#[$doc:meta])* $name:ident $type:literal { $($(#[$attribute:meta])* $field:ident: $kind:ty),* };)+) => {$(
-        $(#[$doc])*
-        #[derive(Serialize, Deserialize, JsonSchema)]
-        #[serde(deny_unknown_fields)]
-        pub(crate) struct $name { $($(#[$attribute])* pub(crate) $field: $kind),* }
-
-        impl Wire for $name {
-            type Current = Told;
-            const TYPE: &'static str = $type;
-        }
-    )+};
-}
-
-told! {
+told! { TicketTold;
     /// The ticket is for sale, at these terms.
     TicketListed "holdfast.outcome.ticket.listed.v1" {
         show: ShowId,
@@ -91,55 +77,55 @@ impl fmt::Display for RefusalReason {
     }
 }
 
-impl From<TicketListed> for Told {
+impl From<TicketListed> for TicketTold {
     fn from(TicketListed { show, seat, price }: TicketListed) -> Self {
         Self::TicketListed { show, seat, price }
     }
 }
 
-impl From<TicketChanged> for Told {
+impl From<TicketChanged> for TicketTold {
     fn from(TicketChanged { show, seat, price }: TicketChanged) -> Self {
         Self::TicketChanged { show, seat, price }
     }
 }
 
-impl From<TicketHeld> for Told {
+impl From<TicketHeld> for TicketTold {
     fn from(TicketHeld { user, hold, until }: TicketHeld) -> Self {
         Self::TicketHeld { user, hold, until }
     }
 }
 
-impl From<TicketReleased> for Told {
+impl From<TicketReleased> for TicketTold {
     fn from(TicketReleased { user, hold }: TicketReleased) -> Self {
         Self::TicketReleased { user, hold }
     }
 }
 
-impl From<TicketExpired> for Told {
+impl From<TicketExpired> for TicketTold {
     fn from(TicketExpired { user, hold }: TicketExpired) -> Self {
         Self::TicketExpired { user, hold }
     }
 }
 
-impl From<TicketSold> for Told {
+impl From<TicketSold> for TicketTold {
     fn from(TicketSold { user, checkout }: TicketSold) -> Self {
         Self::TicketSold { user, checkout }
     }
 }
 
-impl From<TicketReturned> for Told {
+impl From<TicketReturned> for TicketTold {
     fn from(TicketReturned { user, checkout }: TicketReturned) -> Self {
         Self::TicketReturned { user, checkout }
     }
 }
 
-impl From<TicketWithdrawn> for Told {
+impl From<TicketWithdrawn> for TicketTold {
     fn from(TicketWithdrawn {}: TicketWithdrawn) -> Self {
         Self::TicketWithdrawn
     }
 }
 
-impl From<ReservationRefused> for Told {
+impl From<ReservationRefused> for TicketTold {
     fn from(ReservationRefused { reason }: ReservationRefused) -> Self {
         Self::ReservationRefused { reason }
     }

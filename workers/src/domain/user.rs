@@ -1,0 +1,309 @@
+//! A user: a profile that changes, and credits that another database keeps.
+
+use holdfast_schemas::{
+    Credits, Email, EventId, Language, Name, Payment, ProfileField, ProfileValues, Source, UserId, UserRefusalReason,
+    UserTold,
+};
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::{Decision, Entity};
+
+/// A user who was registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Sequence of the user's newest outcome.
+    pub version: i64,
+    pub email: Email,
+    pub name: Option<Name>,
+    pub language: Option<Language>,
+    /// Moment of the last change; no decision is taken at an earlier one.
+    pub changed_at: OffsetDateTime,
+}
+
+/// What can be asked of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    Register {
+        email: Email,
+        name: Option<Name>,
+        language: Option<Language>,
+    },
+    /// Compare and set: nothing is changed unless the profile has the values that `was` names, and only what differs from `to`.
+    Change { to: ProfileValues, was: ProfileValues },
+    /// The credits are prepared in the loyalty database; they are added there if this is told.
+    AddCredits { amount: Credits },
+}
+
+impl Entity for User {
+    type Asked = Payment;
+    type Input = Input;
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn changed_at(&self) -> OffsetDateTime {
+        self.changed_at
+    }
+
+    fn input(asked: Payment, _: &Source, _: &EventId, _: &UserId) -> Input {
+        match asked {
+            Payment::UserRegistered { email, name, language } => Input::Register { email, name, language },
+            Payment::ProfileChanged { to, was } => Input::Change { to, was },
+            Payment::CreditsAdded { amount } => Input::AddCredits { amount },
+        }
+    }
+}
+
+/// Decides one input. `now` is the moment of the decision and never earlier than the user's last change.
+pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decision<User> {
+    match (user, input) {
+        (None, Input::Register { email, name, language }) => {
+            let next = User {
+                version: 1,
+                email,
+                name,
+                language,
+                changed_at: now,
+            };
+            Decision::Told {
+                next: Some(next),
+                outcomes: vec![UserTold::UserRegistered],
+            }
+        }
+        (None, Input::Change { .. } | Input::AddCredits { .. }) => Decision::Told {
+            next: None,
+            outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
+        },
+        (Some(user), Input::Register { .. }) => refuse(user, UserRefusalReason::AlreadyRegistered, now),
+        (Some(user), Input::Change { to, was }) => change(user, to, was, now),
+        (Some(user), Input::AddCredits { amount }) => {
+            tell(user.clone(), UserTold::CreditsChanged { added: amount }, now)
+        }
+    }
+}
+
+/// As [`decide`], where there is no loyalty database.
+pub fn decide_without_loyalty(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decision<User> {
+    decide_refusing(user, input, now, UserRefusalReason::NoLoyalty)
+}
+
+/// As [`decide`], when the loyalty database does not take the credits.
+pub fn decide_loyalty_refuses(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decision<User> {
+    decide_refusing(user, input, now, UserRefusalReason::LoyaltyRefuses)
+}
+
+/// As [`decide`], when the credits were added before: should their answer be gone, there is no other.
+pub fn decide_added_already(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decision<User> {
+    match input {
+        Input::AddCredits { .. } => Decision::AlreadyDone,
+        input => decide(user, input, now),
+    }
+}
+
+fn decide_refusing(
+    user: Option<&User>,
+    input: Input,
+    now: OffsetDateTime,
+    credits: UserRefusalReason,
+) -> Decision<User> {
+    match (user, input) {
+        (Some(user), Input::AddCredits { .. }) => refuse(user, credits, now),
+        (user, input) => decide(user, input, now),
+    }
+}
+
+fn change(user: &User, to: ProfileValues, was: ProfileValues, now: OffsetDateTime) -> Decision<User> {
+    let differs = was.email.is_some_and(|was| was != user.email)
+        || was.name.is_some_and(|was| Some(was) != user.name)
+        || was.language.is_some_and(|was| Some(was) != user.language);
+    if differs {
+        return refuse(user, UserRefusalReason::ProfileDiffers, now);
+    }
+    let next = User {
+        email: to.email.unwrap_or_else(|| user.email.clone()),
+        name: to.name.or_else(|| user.name.clone()),
+        language: to.language.or_else(|| user.language.clone()),
+        ..user.clone()
+    };
+    let changed = [
+        (ProfileField::Email, next.email != user.email),
+        (ProfileField::Name, next.name != user.name),
+        (ProfileField::Language, next.language != user.language),
+    ];
+    let fields: Vec<_> = changed
+        .iter()
+        .filter(|(_, changed)| *changed)
+        .map(|(field, _)| *field)
+        .collect();
+    if fields.is_empty() {
+        return Decision::Told {
+            next: Some(next),
+            outcomes: vec![],
+        };
+    }
+    tell(next, UserTold::ProfileChanged { fields }, now)
+}
+
+fn refuse(user: &User, reason: UserRefusalReason, now: OffsetDateTime) -> Decision<User> {
+    tell(user.clone(), refusal(reason), now)
+}
+
+fn refusal(reason: UserRefusalReason) -> UserTold {
+    UserTold::PaymentRefused { reason }
+}
+
+/// Every outcome raises the version by one.
+fn tell(user: User, outcome: UserTold, now: OffsetDateTime) -> Decision<User> {
+    Decision::Told {
+        next: Some(User {
+            version: user.version + 1,
+            changed_at: now,
+            ..user
+        }),
+        outcomes: vec![outcome],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::Duration;
+
+    use super::*;
+
+    /// Every field of a profile, by number; the second spelling of the rules works on these.
+    type Fields = [Option<u8>; 3];
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Register(Fields),
+        Change { to: Fields, was: Fields },
+        Credits(i64),
+    }
+
+    fn values([email, name, language]: Fields) -> ProfileValues {
+        ProfileValues {
+            email: email.map(|n| format!("u{n}@example.org").parse().unwrap()),
+            name: name.map(|n| format!("u{n}").parse().unwrap()),
+            language: language.map(|n| ["de", "en", "fr"][usize::from(n)].parse().unwrap()),
+        }
+    }
+
+    fn fields() -> impl Strategy<Value = Fields> {
+        [
+            prop::option::of(0..3_u8),
+            prop::option::of(0..3_u8),
+            prop::option::of(0..3_u8),
+        ]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            fields().prop_map(Step::Register),
+            (fields(), fields()).prop_map(|(to, was)| Step::Change { to, was }),
+            (1..100_i64).prop_map(Step::Credits),
+        ]
+    }
+
+    /// What is expected of a step, and the profile after it.
+    fn expected(profile: Option<Fields>, step: &Step) -> (Option<Fields>, Vec<&'static str>) {
+        match (profile, step) {
+            (None, Step::Register([email, name, language])) => {
+                (Some([email.or(Some(0)), *name, *language]), vec!["registered"])
+            }
+            (None, _) => (None, vec!["unknown_user"]),
+            (Some(_), Step::Register(_)) => (profile, vec!["already_registered"]),
+            (Some(_), Step::Credits(_)) => (profile, vec!["credits"]),
+            (Some(now), Step::Change { to, was }) => {
+                if (0..3).any(|place| was[place].is_some() && was[place] != now[place]) {
+                    return (profile, vec!["profile_differs"]);
+                }
+                let next = [0, 1, 2].map(|place| to[place].or(now[place]));
+                let outcomes = if next == now { vec![] } else { vec!["changed"] };
+                (Some(next), outcomes)
+            }
+        }
+    }
+
+    fn name(told: &UserTold) -> &'static str {
+        match told {
+            UserTold::UserRegistered => "registered",
+            UserTold::ProfileChanged { .. } => "changed",
+            UserTold::CreditsChanged { .. } => "credits",
+            UserTold::PaymentRefused { reason } => reason.as_str(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_life_of_a_user_follows_the_rules(steps in prop::collection::vec(step(), 1..20)) {
+            let mut now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
+            let (mut user, mut profile) = (None::<User>, None);
+            for step in steps {
+                now += Duration::seconds(1);
+                let input = match &step {
+                    Step::Register(fields) => {
+                        let ProfileValues { email, name, language } = values(*fields);
+                        let email = email.unwrap_or_else(|| "u0@example.org".parse().unwrap());
+                        Input::Register { email, name, language }
+                    }
+                    Step::Change { to, was } => Input::Change { to: values(*to), was: values(*was) },
+                    Step::Credits(amount) => Input::AddCredits { amount: Credits::new(*amount).unwrap() },
+                };
+                let (after, outcomes) = expected(profile, &step);
+                let Decision::Told { next, outcomes: told } = decide(user.as_ref(), input.clone(), now) else {
+                    return Err(TestCaseError::fail("every event is decided"));
+                };
+                prop_assert_eq!(told.iter().map(name).collect::<Vec<_>>(), outcomes, "{:?} on {:?}", input, user);
+                let version = user.as_ref().map_or(0, |user| user.version);
+                if let Some(next) = &next {
+                    prop_assert_eq!(next.version, version + told.len() as i64);
+                    let has = ProfileValues {
+                        email: Some(next.email.clone()),
+                        name: next.name.clone(),
+                        language: next.language.clone(),
+                    };
+                    prop_assert_eq!(Some(has), after.map(values));
+                }
+                (user, profile) = (next, after);
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_loyalty_database_credits_are_refused_and_all_else_goes_on() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let register = Input::Register {
+            email: "ann@example.org".parse().unwrap(),
+            name: None,
+            language: None,
+        };
+        let Decision::Told { next, .. } = decide_without_loyalty(None, register, now) else {
+            panic!("nothing was told");
+        };
+        let credits = Input::AddCredits {
+            amount: Credits::new(5).unwrap(),
+        };
+        for (decision, reason) in [
+            (
+                decide_without_loyalty(next.as_ref(), credits.clone(), now),
+                UserRefusalReason::NoLoyalty,
+            ),
+            (
+                decide_loyalty_refuses(next.as_ref(), credits.clone(), now),
+                UserRefusalReason::LoyaltyRefuses,
+            ),
+            (
+                decide_loyalty_refuses(None, credits, now),
+                UserRefusalReason::UnknownUser,
+            ),
+        ] {
+            assert!(matches!(decision, Decision::Told { outcomes, .. } if outcomes == [refusal(reason)]));
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! How work reaches an object: what Kafka delivers, and what is asked by HTTP, as events of one key.
+
+use holdfast_schemas::{
+    DeadLetterReason, Event, EventId, Key, Origin, Refusal, Reply, Source, Traceparent, decode_delivery,
+};
+use restate_sdk::prelude::*;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::{Entity, KeyOf, Ticket, User};
+use crate::error;
+use crate::store::{Answer, Unit, Work};
+
+/// An entity with a virtual object.
+pub(super) trait Object: Entity {
+    /// The object's name.
+    const NAME: &'static str;
+}
+
+impl Object for Ticket {
+    const NAME: &'static str = super::TICKET;
+}
+
+impl Object for User {
+    const NAME: &'static str = super::USER;
+}
+
+/// The work that a delivery holds: events, and in their place what cannot be taken, each on its way to the dead letters.
+///
+/// # Errors
+/// Answers the caller with 400 when nobody could find the record again: it has no origin.
+pub(super) fn delivered<E: Object>(ctx: &ObjectContext<'_>, raw: &[u8]) -> HandlerResult<Unit<E>> {
+    let origin = delivered_from(ctx.headers());
+    decode_for(ctx.key(), raw, origin).map_err(|refusal| error::answer_caller(400, refusal.to_string()))
+}
+
+fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Result<Unit<E>, Refusal> {
+    let decoded = KeyOf::<E>::parse(key)
+        .map_err(|invalid| Refusal::new(key_reason(key), format!("key: {invalid}")))
+        .and_then(|key| Ok((key, decode_delivery::<E::Asked>(raw)?)));
+    match (decoded, origin) {
+        (Ok((key, events)), origin) => {
+            let work = events.into_iter().map(|event| belongs(event, &key, origin.as_ref()));
+            Ok(Unit {
+                work: work.collect::<Result<_, _>>()?,
+                key,
+            })
+        }
+        (Err(refusal), Some(origin)) => Ok(Unit {
+            key: fitting(key),
+            work: vec![Work::Refused {
+                origin: Some(origin),
+                refusal,
+                value: raw.to_vec(),
+            }],
+        }),
+        (Err(refusal), None) => Err(refusal),
+    }
+}
+
+/// The event, if it is about the key at which it arrived. What came without a gate lay where the delivery did.
+fn belongs<E: Entity>(
+    mut event: Event<E::Asked>,
+    key: &KeyOf<E>,
+    delivery: Option<&Origin>,
+) -> Result<Work<E>, Refusal> {
+    event.origin = event.origin.or_else(|| delivery.cloned());
+    if event.subject == *key {
+        return Ok(Work::Delivered(event));
+    }
+    let mend = DeadLetterReason::KeyMismatch.mend();
+    let refusal = Refusal::new(
+        DeadLetterReason::KeyMismatch,
+        format!("subject: differs from the key. {mend}"),
+    );
+    match &event.origin {
+        Some(_) => Ok(Work::Refused {
+            origin: event.origin.clone(),
+            refusal,
+            value: event.to_json(),
+        }),
+        None => Err(refusal),
+    }
+}
+
+fn key_reason(key: &str) -> DeadLetterReason {
+    match key {
+        "" => DeadLetterReason::KeyEmpty,
+        _ if key.contains('\0') => DeadLetterReason::NulCharacter,
+        _ => DeadLetterReason::KeyInvalid,
+    }
+}
+
+/// A key under which the dead letter of an unusable key can be stored; its origin leads to the key as it was.
+fn fitting<K: Key>(key: &str) -> K {
+    let end = key.floor_char_boundary(K::MAX_BYTES);
+    let text: String = key[..end].chars().map(|c| if c == '\0' { '_' } else { c }).collect();
+    K::parse(&text).unwrap_or_else(|_| K::parse("_").expect("one character is an id"))
+}
+
+/// Where Kafka had the record of this invocation; none for one that came by HTTP.
+fn delivered_from(headers: &restate_sdk::prelude::HeaderMap) -> Option<Origin> {
+    let text = |name: &str| headers.get(name).map(String::as_str);
+    let milliseconds: i128 = text("kafka.timestamp")?.parse().ok()?;
+    Some(Origin {
+        topic: text("kafka.topic")?.to_owned(),
+        partition: text("kafka.partition")?.parse().ok()?,
+        offset: text("kafka.offset")?.parse().ok()?,
+        time: OffsetDateTime::from_unix_timestamp_nanos(milliseconds * 1_000_000).ok()?,
+    })
+}
+
+/// A request by HTTP, as an event.
+pub(super) fn asked<E: Object>(
+    ctx: &ObjectContext<'_>,
+    handler: &str,
+    data: E::Asked,
+    now: OffsetDateTime,
+) -> HandlerResult<Unit<E>> {
+    let key = key::<KeyOf<E>>(ctx.key())?;
+    let (source, id) = identity::<E>(ctx, handler)?;
+    let traceparent = ctx.headers().get("traceparent").map(String::as_str);
+    let traceparent = traceparent.and_then(|text| Traceparent::parse(text).ok());
+    let event = Event::new(source, id, now, traceparent, key.clone(), data);
+    Ok(Unit {
+        key,
+        work: vec![Work::Asked(event)],
+    })
+}
+
+/// What a request by HTTP is answered.
+pub(super) fn answered(answer: Answer) -> HandlerResult<Json<Reply>> {
+    match answer {
+        Answer::Fresh(reply) | Answer::Repeat(reply) => Ok(Json(reply)),
+        Answer::DeadLettered(DeadLetterReason::IdReused) => Err(id_reused()),
+        Answer::DeadLettered(reason) => Err(error::answer_caller(400, reason.meaning())),
+        Answer::Nothing | Answer::AlreadyDone => Ok(Json(Reply { outcomes: Vec::new() })),
+    }
+}
+
+/// The same key for another request.
+pub(super) fn id_reused() -> HandlerError {
+    error::answer_caller(
+        409,
+        "header idempotency-key: another request to this handler had the same key; choose a new one",
+    )
+}
+
+/// What makes a request by HTTP the same when it is sent again: the invocation's id, which Restate makes of handler, key and
+/// `idempotency-key` (the header itself it keeps). Without one every request is a new one.
+pub(super) fn identity<E: Object>(ctx: &ObjectContext<'_>, handler: &str) -> HandlerResult<(Source, EventId)> {
+    let id = EventId::parse(ctx.invocation_id()).map_err(|invalid| invalid.to_string())?;
+    Ok((source(E::NAME, ctx.key(), handler), id))
+}
+
+/// Names object, key and handler in at most 255 bytes: a key that is too long for that stands as a UUID made of it.
+fn source(object: &str, key: &str, handler: &str) -> Source {
+    let short = |key: &str| Source::parse(&format!("restate:{object}/{key}/{handler}"));
+    short(key)
+        .or_else(|_| short(&Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes()).to_string()))
+        .expect("a UUID and a handler's name fit")
+}
+
+/// The key in the address.
+pub(super) fn key<K: Key>(key: &str) -> HandlerResult<K> {
+    K::parse(key)
+        .map_err(|invalid| error::answer_caller(400, format!("the {}'s id in the address: {invalid}", K::NAMES)))
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_schemas::{Reservation, TicketId};
+
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin {
+            topic: "reservations".to_owned(),
+            partition: 3,
+            offset: 7,
+            time: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn event(ticket: &str, origin: Option<Origin>) -> Event<Reservation> {
+        let (source, id) = (Source::parse("shop").unwrap(), EventId::parse("1").unwrap());
+        let (time, ticket) = (OffsetDateTime::UNIX_EPOCH, TicketId::parse(ticket).unwrap());
+        let mut event = Event::new(source, id, time, None, ticket, Reservation::TicketWithdrawn);
+        event.origin = origin;
+        event
+    }
+
+    fn gathered(events: &[Event<Reservation>]) -> Vec<u8> {
+        let events: Vec<_> = events.iter().map(Event::to_json).collect();
+        [b"[", &events.join(&b',')[..], b"]"].concat()
+    }
+
+    #[test]
+    fn a_gathered_event_keeps_the_origin_that_the_gate_gave_it() {
+        let public = Origin {
+            topic: "public".to_owned(),
+            ..origin()
+        };
+        let raw = gathered(&[event("A-1", Some(public.clone()))]);
+        let unit = decode_for::<Ticket>("A-1", &raw, Some(origin())).unwrap();
+        assert!(matches!(&unit.work[..], [Work::Delivered(event)] if event.origin == Some(public)));
+    }
+
+    #[test]
+    fn an_event_without_a_gate_lay_where_its_delivery_did() {
+        let raw = event("A-1", None).to_json();
+        let unit = decode_for::<Ticket>("A-1", &raw, Some(origin())).unwrap();
+        assert!(matches!(&unit.work[..], [Work::Delivered(event)] if event.origin == Some(origin())));
+    }
+
+    #[test]
+    fn a_stranger_among_the_events_goes_to_the_dead_letters_and_the_others_go_on() {
+        let raw = gathered(&[event("A-1", Some(origin())), event("B-2", Some(origin()))]);
+        let unit = decode_for::<Ticket>("A-1", &raw, Some(origin())).unwrap();
+        assert!(matches!(
+            &unit.work[..],
+            [Work::Delivered(_), Work::Refused { refusal, .. }] if refusal.reason == DeadLetterReason::KeyMismatch
+        ));
+    }
+
+    #[test]
+    fn what_cannot_be_taken_from_kafka_becomes_a_dead_letter() {
+        let long = "k".repeat(256);
+        for (key, raw, reason) in [
+            ("A-1", &b"garbage"[..], DeadLetterReason::Undecodable),
+            ("A-1", b"", DeadLetterReason::Undecodable),
+            ("", b"{}", DeadLetterReason::KeyEmpty),
+            ("a\0b", b"{}", DeadLetterReason::NulCharacter),
+            (&long, b"{}", DeadLetterReason::KeyInvalid),
+        ] {
+            let unit = decode_for::<Ticket>(key, raw, Some(origin())).unwrap();
+            assert!(
+                matches!(&unit.work[..], [Work::Refused { refusal, value, .. }] if refusal.reason == reason && value == raw),
+                "{key:?} {raw:?}: {unit:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_taken_by_http_is_told_to_the_caller() {
+        assert!(decode_for::<Ticket>("A-1", b"garbage", None).is_err());
+        assert!(decode_for::<Ticket>("A-1", &event("B-2", None).to_json(), None).is_err());
+    }
+
+    #[test]
+    fn the_source_of_a_request_names_handler_and_ticket_and_fits() {
+        assert_eq!(source("Ticket", "A-1", "list").as_str(), "restate:Ticket/A-1/list");
+        let (long, other) = ("k".repeat(255), "l".repeat(255));
+        assert_eq!(source("Ticket", &long, "list"), source("Ticket", &long, "list"));
+        assert_ne!(source("Ticket", &long, "list"), source("Ticket", &other, "list"));
+    }
+}

@@ -1,0 +1,311 @@
+//! The User object: its key is the user's id. Events from Kafka and requests by HTTP take the same way into the database;
+//! those that add credits change the loyalty database as well.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use holdfast_schemas::{
+    Credits, Email, EventId, HoldId, Language, Name, Payment, ProfileValues, Reply, TicketId, TicketTold, Told, UserId,
+    hold_id,
+};
+use restate_sdk::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::body::Body;
+use super::{again, intake};
+use crate::domain;
+use crate::domain::ticket::{self, Input};
+use crate::error::{self, Disposition};
+use crate::metrics::Metrics;
+use crate::store::credits::Loyalty;
+use crate::store::together::{self, Together};
+use crate::store::{self, Answer, Committer, Internal, PgPool, Unit, Work};
+
+/// Keeps one user, one request after the other.
+pub(super) struct User {
+    pub(super) committer: Committer<domain::User>,
+    pub(super) pool: PgPool,
+    pub(super) loyalty: Option<Loyalty>,
+    pub(super) retention: std::time::Duration,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) now: fn() -> OffsetDateTime,
+}
+
+/// The most tickets that can be held together.
+const TOGETHER: usize = 100;
+
+/// Makes the user known.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Register {
+    email: Email,
+    #[serde(default)]
+    name: Option<Name>,
+    #[serde(default)]
+    language: Option<Language>,
+}
+
+/// Changes the profile, where it differs.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ChangeProfile {
+    to: ProfileValues,
+    /// Nothing is changed unless the profile has these values.
+    #[serde(default)]
+    was: ProfileValues,
+}
+
+/// Adds credits.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct AddCredits {
+    amount: Credits,
+}
+
+/// Holds several tickets for the user, all or none.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct HoldTogether {
+    tickets: Vec<TicketId>,
+    /// Seconds, 1 to 86400; without it 900.
+    #[serde(default)]
+    hold_for: Option<i64>,
+}
+
+/// What came of holding tickets together.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum HeldTogether {
+    /// All of them, in the order asked for.
+    Held(Vec<Held>),
+    /// None of them; these are those that a rule forbids.
+    Refused(Vec<NotHeld>),
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Held {
+    ticket: TicketId,
+    hold: HoldId,
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String")]
+    until: OffsetDateTime,
+    /// The ticket's version with the hold.
+    version: i64,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct NotHeld {
+    ticket: TicketId,
+    reason: String,
+}
+
+// No handler keeps a journal: each is one write that may be repeated.
+#[restate_sdk::object(
+    name = "User",
+    lazy_state,
+    journal_retention = "0s",
+    idempotency_retention = "0s",
+    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
+)]
+impl User {
+    /// Takes what Kafka delivers: events of one user that the gate gathered, or one event straight from a public topic.
+    #[handler]
+    async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
+        let unit = intake::delivered(&ctx, &raw)?;
+        self.commit(unit).await.map(drop)
+    }
+
+    /// Makes the user known.
+    #[handler]
+    async fn register(&self, ctx: ObjectContext<'_>, body: Body<Register>) -> HandlerResult<Json<Reply>> {
+        let Register { email, name, language } = body.read()?;
+        let data = Payment::UserRegistered { email, name, language };
+        self.ask(&ctx, "register", data).await
+    }
+
+    /// Changes the profile, where it differs.
+    #[handler(name = "changeProfile")]
+    async fn change_profile(&self, ctx: ObjectContext<'_>, body: Body<ChangeProfile>) -> HandlerResult<Json<Reply>> {
+        let ChangeProfile { to, was } = body.read()?;
+        self.ask(&ctx, "changeProfile", Payment::ProfileChanged { to, was })
+            .await
+    }
+
+    /// Adds credits.
+    #[handler(name = "addCredits")]
+    async fn add_credits(&self, ctx: ObjectContext<'_>, body: Body<AddCredits>) -> HandlerResult<Json<Reply>> {
+        let AddCredits { amount } = body.read()?;
+        self.ask(&ctx, "addCredits", Payment::CreditsAdded { amount }).await
+    }
+
+    /// Holds several tickets for the user, all or none.
+    #[handler(name = "holdTogether")]
+    async fn hold_together(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<HoldTogether>,
+    ) -> HandlerResult<Json<HeldTogether>> {
+        let HoldTogether { tickets, hold_for } = body.read()?;
+        let units = self.holds(&ctx, &tickets, hold_for)?;
+        let together = together::commit_all(&self.pool, ticket::decide, self.retention, &units, &self.metrics).await;
+        Ok(Json(match together.map_err(|error| self.failed(error))? {
+            Together::IdReused => return Err(intake::id_reused()),
+            Together::All(replies) => {
+                let held = tickets.into_iter().zip(replies).map(Held::of);
+                HeldTogether::Held(held.collect::<HandlerResult<_>>()?)
+            }
+            Together::Refused(reasons) => {
+                let refused = tickets.into_iter().zip(reasons);
+                let refused = refused.filter_map(|(ticket, reason)| {
+                    Some(NotHeld {
+                        ticket,
+                        reason: reason?,
+                    })
+                });
+                HeldTogether::Refused(refused.collect())
+            }
+        }))
+    }
+
+    /// The user as they are, without waiting for requests in hand.
+    #[handler]
+    async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
+        let user = intake::key::<UserId>(ctx.key())?;
+        match store::users::get(&self.pool, &user).await.map_err(again)? {
+            Some(found) => Ok(Json(View::new(user, found))),
+            None => Err(error::answer_caller(
+                404,
+                "there is no such user: they were never registered",
+            )),
+        }
+    }
+}
+
+impl User {
+    /// Decides a request by HTTP and answers its caller.
+    async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: Payment) -> HandlerResult<Json<Reply>> {
+        let unit = intake::asked(ctx, handler, data, (self.now)())?;
+        let answer = self.commit(unit).await?.into_iter().next();
+        intake::answered(answer.expect("every piece of work is answered"))
+    }
+
+    /// Commits work in order; what adds credits by itself, the rest together.
+    async fn commit(&self, unit: Unit<domain::User>) -> HandlerResult<Vec<Answer>> {
+        let Some(loyalty) = &self.loyalty else {
+            return self.committer.commit(unit).await.map_err(again);
+        };
+        let Unit { key, work } = unit;
+        let mut answers = Vec::with_capacity(work.len());
+        for work in work.chunk_by(|one, next| !Loyalty::concerns(one) && !Loyalty::concerns(next)) {
+            let unit = Unit {
+                key: key.clone(),
+                work: work.to_vec(),
+            };
+            if work.iter().any(Loyalty::concerns) {
+                let answer = loyalty.commit(&unit, Uuid::new_v4()).await;
+                let answer = answer.map_err(|error| self.failed(error))?;
+                store::commit::count(std::slice::from_ref(&answer), &self.metrics);
+                answers.push(answer);
+            } else {
+                answers.extend(self.committer.commit(unit).await.map_err(again)?);
+            }
+        }
+        Ok(answers)
+    }
+
+    /// What the committer counts of an error by itself.
+    fn failed(&self, error: store::Error) -> HandlerError {
+        if let Disposition::Quarantine(cause) = error::disposition(&error) {
+            self.metrics
+                .quarantine_candidates
+                .with_label_values(&[cause.as_str()])
+                .inc();
+        }
+        again(error)
+    }
+
+    /// A request for each ticket, whose id follows from this one's, and whose hold from all that is asked: so that another
+    /// request under the same idempotency key is noticed.
+    fn holds(
+        &self,
+        ctx: &ObjectContext<'_>,
+        tickets: &[TicketId],
+        hold_for: Option<i64>,
+    ) -> HandlerResult<Vec<Unit<domain::Ticket>>> {
+        let user = intake::key::<UserId>(ctx.key())?;
+        let different: HashSet<_> = tickets.iter().collect();
+        if !(1..=TOGETHER).contains(&tickets.len()) || different.len() < tickets.len() {
+            let what = format!("tickets: name 1 to {TOGETHER} tickets, each once");
+            return Err(error::answer_caller(400, what));
+        }
+        let (source, id) = intake::identity::<domain::User>(ctx, "holdTogether")?;
+        let asked = serde_json::to_vec(&(tickets, hold_for))?;
+        let asked = Uuid::new_v5(&Uuid::NAMESPACE_OID, &asked).to_string();
+        let units = tickets.iter().enumerate().map(|(place, ticket)| {
+            let id = EventId::parse(&format!("{id}/hold/{place}")).map_err(|invalid| invalid.to_string())?;
+            let hold = hold_id(id.as_str(), &asked, ticket.as_str());
+            let input = Input::Reserve {
+                user: user.clone(),
+                hold_for,
+                hold,
+            };
+            let source = source.clone();
+            Ok(Unit {
+                key: ticket.clone(),
+                work: vec![Work::Internal(Internal { source, id, input })],
+            })
+        });
+        units.collect()
+    }
+}
+
+impl Held {
+    /// The last outcome of a ticket that is held tells of the hold.
+    fn of((ticket, reply): (TicketId, Reply)) -> HandlerResult<Self> {
+        let last = reply.outcomes.last();
+        let told = last.map(|last| {
+            (
+                last.sequence,
+                TicketTold::read(&last.outcome_type, &last.data.to_string()),
+            )
+        });
+        match told {
+            Some((version, Ok(TicketTold::TicketHeld { hold, until, .. }))) => Ok(Self {
+                ticket,
+                hold,
+                until,
+                version,
+            }),
+            _ => Err(format!("the reply of {ticket} tells of no hold").into()),
+        }
+    }
+}
+
+/// A user as readers see them. The loyalty database has the credits.
+#[derive(Serialize, JsonSchema)]
+struct View {
+    user: UserId,
+    /// Equals the `sequence` of the user's newest outcome.
+    version: i64,
+    email: Email,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<Name>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    language: Option<Language>,
+}
+
+impl View {
+    fn new(user: UserId, found: domain::User) -> Self {
+        Self {
+            user,
+            version: found.version,
+            email: found.email,
+            name: found.name,
+            language: found.language,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Credits, which the loyalty database keeps: it may be somebody else's, so nothing is added to it but the credits themselves.
+//! An event that adds credits is committed by two-phase commit: prepared there, decided and recorded here, then settled there.
+//! So its one statement there takes effect exactly once, and only if the event was applied here.
+
+use std::time::Duration;
+
+use holdfast_schemas::{Credits, Payment, UserId, outcome_id};
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::Error;
+use super::commit::{self, Answer, Rules, Unit, Work};
+use super::mechanisms;
+use super::mechanisms::two_phase::{self, Fate, TransactionId};
+use crate::crash::{self, Point};
+use crate::domain::User;
+use crate::domain::user;
+
+/// Both databases.
+#[derive(Clone)]
+pub struct Loyalty {
+    main: PgPool,
+    other: PgPool,
+    retention: Duration,
+}
+
+/// What an event adds.
+struct Added {
+    user: UserId,
+    amount: Credits,
+    transaction: TransactionId,
+}
+
+impl Loyalty {
+    /// `retention`: how long answers to events are kept.
+    pub fn new(main: PgPool, other: PgPool, retention: Duration) -> Self {
+        Self { main, other, retention }
+    }
+
+    /// Whether this work is to be committed here and not by the committer.
+    pub fn concerns(work: &Work<User>) -> bool {
+        added(work).is_some()
+    }
+
+    /// Commits one event that adds credits. `attempt` must be new for each try.
+    ///
+    /// # Errors
+    /// One of the databases does not answer, or another try was quicker: to be tried again.
+    pub async fn commit(&self, unit: &Unit<User>, attempt: Uuid) -> Result<Answer, Error> {
+        let Some(added) = unit.work.first().and_then(added) else {
+            return self.decide(user::decide_without_loyalty, unit).await;
+        };
+        let transaction = &added.transaction;
+        two_phase::sweep_tries(&self.main, &self.other, transaction).await?;
+        if let Some(committed) = two_phase::committed(&self.main, transaction).await? {
+            two_phase::settle(&self.other, transaction, committed, Fate::Committed).await?;
+            // All that is left is the answer.
+            return self.decide(user::decide_added_already, unit).await;
+        }
+        if let Err(error) = self.prepare(&added, attempt).await {
+            let mechanisms::Error::Forbidden { constraint, .. } = &error else {
+                return Err(error.into());
+            };
+            tracing::warn!(user = %added.user, constraint, "the loyalty database does not take the credits");
+            return self.decide(user::decide_loyalty_refuses, unit).await;
+        }
+        crash::here(Point::CreditsPrepared);
+        if crash::again(Point::CreditsPrepared) {
+            two_phase::sweep_tries(&self.main, &self.other, transaction).await?;
+            self.prepare(&added, attempt).await?;
+        }
+        let (fate, answer) = self.decide_prepared(unit, transaction, attempt).await?;
+        crash::here(Point::CreditsDecided);
+        two_phase::settle(&self.other, transaction, attempt, fate).await?;
+        if crash::again(Point::CreditsDecided) || crash::again(Point::CreditsSettled) {
+            two_phase::settle(&self.other, transaction, attempt, fate).await?;
+        }
+        crash::here(Point::CreditsSettled);
+        answer.ok_or(Error::Moved)
+    }
+
+    async fn prepare(&self, added: &Added, attempt: Uuid) -> Result<(), mechanisms::Error> {
+        two_phase::prepare(
+            &self.other,
+            &added.transaction,
+            attempt,
+            async |other: &mut PgConnection| {
+                mechanisms::raw::run(
+                    "accounts",
+                    sqlx::query(
+                        "insert into accounts as a (user_id, credits) values ($1, $2)
+                     on conflict (user_id) do update set credits = a.credits + excluded.credits",
+                    )
+                    .bind(added.user.as_str())
+                    .bind(added.amount.amount())
+                    .execute(other),
+                )
+                .await
+                .map(drop)
+            },
+        )
+        .await
+    }
+
+    /// Decides what is prepared. No answer: another try was quicker. An error leaves nothing prepared, as far as the databases
+    /// can be reached.
+    async fn decide_prepared(
+        &self,
+        unit: &Unit<User>,
+        transaction: &TransactionId,
+        attempt: Uuid,
+    ) -> Result<(Fate, Option<Answer>), Error> {
+        let mut answer = None;
+        let decided = two_phase::decide::<Error>(&self.main, transaction, attempt, async |main: &mut PgConnection| {
+            let found = first(commit::within(main, user::decide, self.retention, std::slice::from_ref(unit)).await?);
+            let applied = matches!(&found, Answer::Fresh(reply) if reply.refusal().is_none());
+            answer = Some(found);
+            Ok(if applied { Fate::Committed } else { Fate::Aborted })
+        })
+        .await;
+        match decided {
+            Ok(fate) => Ok((fate, answer)),
+            Err(error) => {
+                // Nobody knows whether a commit whose answer was lost took effect: the row says.
+                let fate = two_phase::abort(&self.main, transaction, attempt).await?;
+                two_phase::settle(&self.other, transaction, attempt, fate).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Decides an event that changes nothing in the loyalty database, or did so before.
+    async fn decide(&self, rules: Rules<User>, unit: &Unit<User>) -> Result<Answer, Error> {
+        let mut main = self.main.begin().await.map_err(Error::Write)?;
+        let answers = commit::within(&mut main, rules, self.retention, std::slice::from_ref(unit)).await?;
+        main.commit().await.map_err(Error::Write)?;
+        Ok(first(answers))
+    }
+
+    /// Ends what tries of other processes left behind, if it is older than `age`. Answers how many were ended.
+    pub async fn sweep(&self, age: Duration) -> Result<usize, Error> {
+        Ok(two_phase::sweep(&self.main, &self.other, age).await?)
+    }
+
+    /// Whether the loyalty database can prepare.
+    ///
+    /// # Errors
+    /// It cannot, or does not answer.
+    pub async fn check(&self) -> Result<(), Error> {
+        Ok(two_phase::check(&self.other).await?)
+    }
+
+    pub fn pool(&self) -> &PgPool {
+        &self.other
+    }
+}
+
+/// The transaction is named by the outcome that tells of it.
+fn added(work: &Work<User>) -> Option<Added> {
+    let (Work::Delivered(event) | Work::Asked(event)) = work else {
+        return None;
+    };
+    let Payment::CreditsAdded { amount } = event.data else {
+        return None;
+    };
+    let outcome = outcome_id(event.source.as_str(), event.id.as_str(), event.subject.as_str(), 0);
+    Some(Added {
+        user: event.subject.clone(),
+        amount,
+        transaction: TransactionId::parse(&format!("credits/{outcome}")).expect("a short plain name"),
+    })
+}
+
+fn first(answers: Vec<Vec<Answer>>) -> Answer {
+    let answer = answers.into_iter().flatten().next();
+    answer.expect("every piece of work is answered")
+}

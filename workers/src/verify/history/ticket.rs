@@ -1,0 +1,222 @@
+//! A ticket: whose it may be after whom.
+
+use holdfast_schemas::{CheckoutId, HoldId, Price, Reservation, Seat, ShowId, TicketTold, UserId};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::History;
+use crate::verify::report::Promise;
+
+/// A ticket, as far as its log was replayed.
+#[derive(Default)]
+pub(in crate::verify) struct Ticket {
+    terms: Option<Terms>,
+    state: State,
+    changed_at: Option<OffsetDateTime>,
+}
+
+#[derive(Default, PartialEq, Eq)]
+struct Terms {
+    show: String,
+    seat: Option<String>,
+    amount: i64,
+    currency: String,
+}
+
+#[derive(Default, Debug, PartialEq, Eq)]
+enum State {
+    #[default]
+    Unlisted,
+    Available,
+    Held {
+        user: UserId,
+        hold: HoldId,
+        until: OffsetDateTime,
+    },
+    Sold {
+        user: UserId,
+        /// None when the log sold a ticket that nobody held.
+        hold: Option<HoldId>,
+        checkout: CheckoutId,
+    },
+    Withdrawn,
+}
+
+/// A row of the table `tickets`.
+#[derive(Debug, Clone)]
+pub(in crate::verify) struct TicketRow {
+    pub(in crate::verify) show: String,
+    pub(in crate::verify) seat: Option<String>,
+    pub(in crate::verify) price_amount: i64,
+    pub(in crate::verify) price_currency: String,
+    pub(in crate::verify) status: String,
+    pub(in crate::verify) hold: Option<Uuid>,
+    pub(in crate::verify) holder: Option<String>,
+    pub(in crate::verify) held_until: Option<OffsetDateTime>,
+    pub(in crate::verify) checkout: Option<String>,
+    pub(in crate::verify) changed_at: OffsetDateTime,
+}
+
+impl History for Ticket {
+    type Asked = Reservation;
+    type Row = TicketRow;
+    const BROKEN: Promise = Promise::Oversold;
+
+    fn apply(&mut self, told: TicketTold, at: OffsetDateTime) -> Result<(), &'static str> {
+        self.changed_at = Some(at);
+        match told {
+            TicketTold::TicketListed { show, seat, price } => self.listed(&show, seat.as_ref(), &price),
+            TicketTold::TicketChanged { show, seat, price } => self.changed(&show, seat.as_ref(), &price),
+            TicketTold::TicketHeld { user, hold, until } => self.held(user, hold, until),
+            TicketTold::TicketReleased { user, hold } => self.released(&user, hold),
+            TicketTold::TicketExpired { user, hold } => self.expired(&user, hold, at),
+            TicketTold::TicketSold { user, checkout } => self.sold(user, checkout, at),
+            TicketTold::TicketReturned { user, checkout } => self.returned(&user, &checkout),
+            TicketTold::TicketWithdrawn => self.withdrawn(),
+            TicketTold::ReservationRefused { .. } if self.state == State::Unlisted => {
+                Err("a refusal took a version of a ticket that was never listed")
+            }
+            TicketTold::ReservationRefused { .. } => Ok(()),
+        }
+    }
+
+    fn fits(&self, row: &TicketRow) -> Result<(), &'static str> {
+        let terms = Terms {
+            show: row.show.clone(),
+            seat: row.seat.clone(),
+            amount: row.price_amount,
+            currency: row.price_currency.clone(),
+        };
+        let (status, hold, holder, held_until, checkout) = match &self.state {
+            State::Unlisted => ("unlisted", None, None, None, None),
+            State::Available => ("available", None, None, None, None),
+            State::Withdrawn => ("withdrawn", None, None, None, None),
+            State::Held { user, hold, until } => ("held", Some(hold.as_uuid()), Some(user), Some(*until), None),
+            State::Sold { user, hold, checkout } => {
+                let hold = hold.map(|hold| hold.as_uuid());
+                ("sold", hold, Some(user), None, Some(checkout))
+            }
+        };
+        let same = [
+            ("status", row.status == status),
+            ("hold", row.hold == hold),
+            ("holder", row.holder.as_deref() == holder.map(UserId::as_str)),
+            ("held_until", row.held_until == held_until),
+            ("checkout", row.checkout.as_deref() == checkout.map(CheckoutId::as_str)),
+            ("show, seat or price", self.terms.as_ref() == Some(&terms)),
+            ("changed_at", self.changed_at == Some(row.changed_at)),
+        ];
+        match same.iter().find(|(_, same)| !same) {
+            Some((column, _)) => Err(column),
+            None => Ok(()),
+        }
+    }
+
+    fn may_go_untold(_: &Reservation) -> bool {
+        false
+    }
+}
+
+impl Ticket {
+    fn listed(&mut self, show: &ShowId, seat: Option<&Seat>, price: &Price) -> Result<(), &'static str> {
+        self.terms = Some(Terms::new(show, seat, price));
+        match std::mem::replace(&mut self.state, State::Available) {
+            State::Unlisted | State::Withdrawn => Ok(()),
+            State::Available => Err("listed although it was for sale already"),
+            State::Held { .. } => Err("listed although it was held"),
+            State::Sold { .. } => Err("listed although it was sold and not returned"),
+        }
+    }
+
+    fn changed(&mut self, show: &ShowId, seat: Option<&Seat>, price: &Price) -> Result<(), &'static str> {
+        self.terms = Some(Terms::new(show, seat, price));
+        match self.state {
+            State::Unlisted => Err("changed although it was never listed"),
+            _ => Ok(()),
+        }
+    }
+
+    fn held(&mut self, user: UserId, hold: HoldId, until: OffsetDateTime) -> Result<(), &'static str> {
+        match std::mem::replace(&mut self.state, State::Held { user, hold, until }) {
+            State::Available => Ok(()),
+            State::Held { .. } => Err("held although another hold was live: two live holds"),
+            State::Sold { .. } => Err("held although it was sold and not returned"),
+            State::Unlisted | State::Withdrawn => Err("held although it was not for sale"),
+        }
+    }
+
+    fn released(&mut self, by: &UserId, given_back: HoldId) -> Result<(), &'static str> {
+        match std::mem::replace(&mut self.state, State::Available) {
+            State::Held { user, hold, .. } if user == *by && hold == given_back => Ok(()),
+            State::Held { .. } => Err("released, but by another user or hold than the live one"),
+            _ => Err("released although nobody held it"),
+        }
+    }
+
+    fn expired(&mut self, of: &UserId, ended: HoldId, at: OffsetDateTime) -> Result<(), &'static str> {
+        match std::mem::replace(&mut self.state, State::Available) {
+            State::Held { user, hold, until } if user == *of && hold == ended => {
+                if at < until {
+                    Err("expired before the hold was due")
+                } else {
+                    Ok(())
+                }
+            }
+            State::Held { .. } => Err("expired, but another hold than the live one"),
+            _ => Err("expired although nobody held it"),
+        }
+    }
+
+    fn sold(&mut self, to: UserId, checkout: CheckoutId, at: OffsetDateTime) -> Result<(), &'static str> {
+        let (hold, verdict) = match &self.state {
+            State::Held { user, hold, until } if *user == to => {
+                let live = at < *until;
+                (
+                    Some(*hold),
+                    if live {
+                        Ok(())
+                    } else {
+                        Err("sold by a hold that was over")
+                    },
+                )
+            }
+            State::Held { .. } => (None, Err("sold to somebody other than the holder")),
+            State::Sold { .. } => (None, Err("sold twice without a return")),
+            _ => (None, Err("sold to somebody without a hold")),
+        };
+        self.state = State::Sold {
+            user: to,
+            hold,
+            checkout,
+        };
+        verdict
+    }
+
+    fn returned(&mut self, by: &UserId, undone: &CheckoutId) -> Result<(), &'static str> {
+        match std::mem::replace(&mut self.state, State::Available) {
+            State::Sold { user, checkout, .. } if user == *by && checkout == *undone => Ok(()),
+            State::Sold { .. } => Err("returned, but from another sale than the one that stood"),
+            _ => Err("returned although it was not sold"),
+        }
+    }
+
+    fn withdrawn(&mut self) -> Result<(), &'static str> {
+        match std::mem::replace(&mut self.state, State::Withdrawn) {
+            State::Available => Ok(()),
+            State::Held { .. } => Err("withdrawn although it was held"),
+            State::Sold { .. } => Err("withdrawn although it was sold"),
+            State::Unlisted | State::Withdrawn => Err("withdrawn although it was not for sale"),
+        }
+    }
+}
+
+impl Terms {
+    fn new(show: &ShowId, seat: Option<&Seat>, price: &Price) -> Self {
+        Self {
+            show: show.as_str().to_owned(),
+            seat: seat.map(|seat| seat.as_str().to_owned()),
+            amount: price.amount(),
+            currency: price.currency().code().to_owned(),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! A user: registered once, then changed. No outcome says what a profile has, so of the row only the clock can be compared.
+
+use holdfast_schemas::{Payment, UserTold};
+use time::OffsetDateTime;
+
+use super::History;
+use crate::verify::report::Promise;
+
+/// A user, as far as the log was replayed.
+#[derive(Default)]
+pub(in crate::verify) struct User {
+    registered: bool,
+    changed_at: Option<OffsetDateTime>,
+}
+
+/// A row of the table `users`, as far as its log speaks of it.
+#[derive(Debug, Clone)]
+pub(in crate::verify) struct UserRow {
+    pub(in crate::verify) changed_at: OffsetDateTime,
+}
+
+impl History for User {
+    type Asked = Payment;
+    type Row = UserRow;
+    const BROKEN: Promise = Promise::Lost;
+
+    fn apply(&mut self, told: UserTold, at: OffsetDateTime) -> Result<(), &'static str> {
+        self.changed_at = Some(at);
+        let known = std::mem::replace(&mut self.registered, true);
+        match told {
+            UserTold::UserRegistered if known => Err("registered a second time"),
+            UserTold::UserRegistered => Ok(()),
+            UserTold::ProfileChanged { .. } if !known => Err("changed although it was never registered"),
+            UserTold::ProfileChanged { fields } if fields.is_empty() => Err("changed, but in no field"),
+            UserTold::CreditsChanged { .. } if !known => Err("given credits although it was never registered"),
+            UserTold::PaymentRefused { .. } if !known => Err("refused something although it was never registered"),
+            UserTold::ProfileChanged { .. } | UserTold::CreditsChanged { .. } | UserTold::PaymentRefused { .. } => {
+                Ok(())
+            }
+        }
+    }
+
+    fn fits(&self, row: &UserRow) -> Result<(), &'static str> {
+        match self.changed_at == Some(row.changed_at) {
+            true => Ok(()),
+            false => Err("changed_at"),
+        }
+    }
+
+    /// A profile may have had all the new values already.
+    fn may_go_untold(asked: &Payment) -> bool {
+        matches!(asked, Payment::ProfileChanged { .. })
+    }
+}

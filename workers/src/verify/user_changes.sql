@@ -1,0 +1,14 @@
+-- The users' change log, and each user's row beside the log row of the same version; a user's row that fits none stands alone.
+select
+    user_id        as "user_id!",
+    version        as "version!",
+    l.outcome      as "outcome?",
+    l.type         as "type?",
+    l.data::text   as "data?",
+    l.cause_source as "cause_source?",
+    l.cause_id     as "cause_id?",
+    l.changed_at   as "changed_at?",
+    u.changed_at   as "row_changed_at?"
+from user_change_log l
+full join users u using (user_id, version)
+order by user_id, version
