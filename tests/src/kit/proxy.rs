@@ -1,25 +1,49 @@
-//! A way to Postgres that can be cut at the worst moment.
+//! A way to Postgres that can be stopped or cut at the worst moment.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// Passes everything on, until it is told to lose an answer. Dropping it cuts every connection.
+/// Passes everything on, until it is told to stop somewhere. Dropping it lets nobody in any more.
 pub struct Proxy {
     address: String,
     state: Arc<State>,
     accepting: AbortHandle,
 }
 
+/// On which side of the server's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The server has not heard of the request.
+    Before,
+    /// The server has worked it off; its answer is on the way.
+    After,
+}
+
+/// What happens to the first request that holds the text.
+struct Plan {
+    text: String,
+    side: Side,
+    then: Then,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Cut,
+    Wait,
+}
+
 #[derive(Default)]
 struct State {
-    /// The text in a request whose answer is lost.
-    marker: Mutex<Option<String>>,
+    plan: Mutex<Option<Plan>>,
+    stopped: watch::Sender<bool>,
+    cuts: watch::Sender<u32>,
     lost: AtomicU32,
 }
 
@@ -55,12 +79,34 @@ impl Proxy {
 
     /// Loses the answer to the next request that holds `text`: the server works it off, then the connection is cut.
     pub fn lose_answer_to(&self, text: &str) {
-        *self.state.marker.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned());
+        self.state.plan(text, Side::After, Then::Cut);
     }
 
     /// How many answers were lost.
     pub fn lost(&self) -> u32 {
         self.state.lost.load(Ordering::SeqCst)
+    }
+
+    /// Stops the next request that holds `text`, or its answer, until [`Proxy::go_on`] or [`Proxy::cut`].
+    pub fn stop_at(&self, text: &str, side: Side) {
+        self.state.plan(text, side, Then::Wait);
+    }
+
+    /// Waits until something is stopped.
+    pub async fn stopped(&self) {
+        // The sender lives as long as this proxy.
+        drop(self.state.stopped.subscribe().wait_for(|stopped| *stopped).await);
+    }
+
+    /// Lets what is stopped go on.
+    pub fn go_on(&self) {
+        self.state.stopped.send_replace(false);
+    }
+
+    /// Cuts every connection that there is; what is stopped is lost.
+    pub fn cut(&self) {
+        self.state.cuts.send_modify(|cuts| *cuts += 1);
+        self.go_on();
     }
 }
 
@@ -70,46 +116,83 @@ impl Drop for Proxy {
     }
 }
 
+impl State {
+    fn plan(&self, text: &str, side: Side, then: Then) {
+        let text = text.to_owned();
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(Plan { text, side, then });
+    }
+
+    /// On which side of this request to stop.
+    fn side_of(&self, request: &[u8]) -> Option<Side> {
+        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let Plan { text, side, .. } = plan.as_ref()?;
+        let holds = request.windows(text.len()).any(|part| part == text.as_bytes());
+        holds.then_some(*side)
+    }
+
+    /// Carries the plan out. Whether to pass on what was stopped.
+    async fn carry_out(&self) -> bool {
+        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match plan.map(|plan| plan.then) {
+            Some(Then::Cut) => {
+                self.lost.fetch_add(1, Ordering::SeqCst);
+                false
+            }
+            Some(Then::Wait) => {
+                self.stopped.send_replace(true);
+                self.stopped.subscribe().wait_for(|stopped| !stopped).await.is_ok()
+            }
+            None => true,
+        }
+    }
+}
+
 async fn pass(client: TcpStream, server: TcpStream, state: Arc<State>) {
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    let marked = Arc::new(AtomicU32::new(0));
+    let mut cuts = state.cuts.subscribe();
+    let marked = AtomicBool::new(false);
     tokio::select! {
+        biased;
+        _ = cuts.changed() => {}
         () = requests(from_client, to_server, &state, &marked) => {}
         () = answers(from_server, to_client, &state, &marked) => {}
     }
 }
 
-/// Statements are sent by text once per connection and by name afterwards, so the first marked text marks its connection.
-async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, state: &State, marked: &AtomicU32) {
+/// Statements are sent by text once per connection and by name afterwards, so the first text of a plan marks its connection.
+async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, state: &State, marked: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = client.read(&mut buffer).await {
-        if let Some(marker) = &*state.marker.lock().unwrap_or_else(PoisonError::into_inner) {
-            let holds = buffer[..length]
-                .windows(marker.len())
-                .any(|part| part == marker.as_bytes());
-            marked.fetch_or(u32::from(holds), Ordering::SeqCst);
-        }
-        if server.write_all(&buffer[..length]).await.is_err() {
+        let request = &buffer[..length];
+        let pass_on = match state.side_of(request) {
+            Some(Side::Before) => state.carry_out().await,
+            Some(Side::After) => {
+                marked.store(true, Ordering::SeqCst);
+                true
+            }
+            None => true,
+        };
+        if !pass_on || server.write_all(request).await.is_err() {
             return;
         }
     }
 }
 
-async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, state: &State, marked: &AtomicU32) {
+async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, state: &State, marked: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = server.read(&mut buffer).await {
-        // A data row, or the tag of a write, tells that the statement was executed; ready-for-query after it, that it was
-        // committed.
         let answer = &buffer[..length];
-        let tagged = |tag: &[u8]| answer.windows(tag.len()).any(|part| part == tag);
-        let executed = answer.contains(&b'D') || tagged(b"INSERT 0 ") || tagged(b"COMMIT\0");
-        if marked.load(Ordering::SeqCst) != 0 && executed && answer.ends_with(b"Z\0\0\0\x05I") {
-            *state.marker.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            state.lost.fetch_add(1, Ordering::SeqCst);
-            return;
-        }
-        if client.write_all(answer).await.is_err() {
+        let stop = is_executed(answer) && marked.swap(false, Ordering::SeqCst);
+        if (stop && !state.carry_out().await) || client.write_all(answer).await.is_err() {
             return;
         }
     }
+}
+
+/// Whether this says that a statement was executed, and ready-for-query after it, that its transaction was committed or is
+/// open.
+fn is_executed(answer: &[u8]) -> bool {
+    let complete = |part: &[u8]| matches!(part, [b'C', 0, 0, 0, length] if *length > 4);
+    let ready = |status: u8| answer.ends_with(&[b'Z', 0, 0, 0, 5, status]);
+    answer.windows(5).any(complete) && (ready(b'I') || ready(b'T'))
 }
