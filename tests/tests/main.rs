@@ -18,6 +18,7 @@ mod attributes;
 mod commit;
 mod crashes;
 mod direct;
+mod faults;
 mod gate;
 mod intake;
 mod mechanisms;
@@ -60,6 +61,7 @@ const TOPICS: &[&[Test]] = &[
     attributes::TESTS,
     two_phase::TESTS,
     users::TESTS,
+    faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,
 ];

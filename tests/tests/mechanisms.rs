@@ -113,6 +113,10 @@ fn a_value_that_the_table_forbids_changes_nothing(kit: &Kit) -> anyhow::Result<(
         forbidden(versioned, "name_length")?;
         let changed = compare_and_set::only_changed(&mut connection, &ann, &too_long).await;
         forbidden(changed, "name_length")?;
+        let swapped = compare_and_set::explicit(&mut connection, &ann.user_id, &User::CREDITS.is(7), &long).await;
+        forbidden(swapped, "name_length")?;
+        let all = [ann.user_id.clone(), "nobody".to_owned()];
+        forbidden(expression::apply_to_all(&pool, &all, &long).await, "name_length")?;
         let put = interactive::transact(&pool, Attempts(3), async |transaction| transaction.put(&too_long).await);
         forbidden(put.await, "name_length")?;
         let once = KEYS.once(&mut connection, "key", &(), DAY, async |transaction| {
@@ -693,7 +697,7 @@ async fn abort_while_blocked(
 }
 
 /// Waits until no transaction of this database is open.
-async fn none_open(pool: &PgPool) -> anyhow::Result<()> {
+pub(crate) async fn none_open(pool: &PgPool) -> anyhow::Result<()> {
     let transactions = "select count(*) from pg_stat_activity
          where datname = current_database() and xact_start is not null and pid <> pg_backend_pid()";
     until("open transactions to end", WITHIN, async || {
@@ -870,7 +874,7 @@ async fn database(kit: &Kit) -> anyhow::Result<PgPool> {
     connect(kit.stack.postgres.url_of("mechanisms")).await
 }
 
-async fn connect(url: String) -> anyhow::Result<PgPool> {
+pub(crate) async fn connect(url: String) -> anyhow::Result<PgPool> {
     let settings = config::Database {
         url: url.into(),
         loyalty_url: None,
@@ -905,7 +909,7 @@ impl Proxied {
 }
 
 /// Waits until a session of this database waits for a lock.
-async fn blocked(pool: &PgPool) -> anyhow::Result<()> {
+pub(crate) async fn blocked(pool: &PgPool) -> anyhow::Result<()> {
     until("a session to wait for a lock", WITHIN, async || {
         let waits =
             "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
@@ -916,7 +920,7 @@ async fn blocked(pool: &PgPool) -> anyhow::Result<()> {
     .await
 }
 
-fn user(name: &str, credits: i64) -> User {
+pub(crate) fn user(name: &str, credits: i64) -> User {
     User {
         user_id: name.to_owned(),
         name: "Name".to_owned(),

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast::store::mechanisms::Error;
+use holdfast::store;
 use holdfast::store::mechanisms::two_phase::{self, Fate, Outcome, TransactionId};
+use holdfast::store::mechanisms::{Error, insert};
 use holdfast_tests::kit::Kit;
+use holdfast_tests::kit::proxy::Proxy;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::workers::done;
-use crate::{Test, tests};
+use crate::{Test, mechanisms, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     both_databases_change_once_whatever_step_ends_early,
@@ -18,7 +20,9 @@ pub(crate) const TESTS: &[Test] = tests![
     a_slow_try_that_was_swept_changes_nothing_and_the_next_one_does,
     what_was_prepared_outlives_a_kill_and_is_settled_by_its_row,
     the_other_database_may_be_away_at_any_step,
+    the_other_database_may_be_away_longer_than_every_timeout,
     a_closure_that_fails_leaves_nothing_in_either_database,
+    a_value_that_one_database_forbids_changes_neither,
     a_database_that_cannot_prepare_is_refused,
 ];
 
@@ -247,6 +251,40 @@ fn the_other_database_may_be_away_at_any_step(kit: &Kit) -> anyhow::Result<()> {
     })
 }
 
+fn the_other_database_may_be_away_longer_than_every_timeout(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut databases = Databases::new(kit).await?;
+        let address = kit.stack.postgres.address();
+        let mut proxy = Proxy::start(address.clone()).await?;
+        let url = kit.stack.postgres.url_of(DATABASE).replace(&address, &proxy.address());
+        databases.loyalty = mechanisms::connect(url).await?;
+
+        // Each call gives up by its own timeout, before and after the point at which the main database has decided.
+        let (undecided, decided, attempt) = (id(0)?, id(1)?, Uuid::new_v4());
+        databases.prepare(&decided, attempt).await?;
+        proxy.refuse().await;
+        ensure!(databases.decide(&decided, attempt, 1).await? == Fate::Committed);
+        let run = async |transaction, number| databases.run(transaction, Uuid::new_v4(), number).await;
+        let (first, second, swept) = tokio::join!(run(&undecided, 0), run(&decided, 1), databases.sweep());
+        for away in [first.map(drop), second.map(drop), swept.map(drop)] {
+            ensure!(timed_out(&away), "{away:?}");
+        }
+
+        proxy.admit().await?;
+        ensure!(run(&decided, 1).await? == Outcome::Before);
+        ensure!(run(&undecided, 0).await? == Outcome::Now);
+        databases.expect(2, 2).await
+    })
+}
+
+/// Nobody let us in for as long as the pool waits.
+fn timed_out(result: &Result<(), Error>) -> bool {
+    let Err(Error::Statement { source, .. }) = result else {
+        return false;
+    };
+    matches!(source, sqlx::Error::PoolTimedOut)
+}
+
 fn a_closure_that_fails_leaves_nothing_in_either_database(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let databases = Databases::new(kit).await?;
@@ -261,6 +299,26 @@ fn a_closure_that_fails_leaves_nothing_in_either_database(kit: &Kit) -> anyhow::
         let here = two_phase::run(main, loyalty, &id(0)?, Uuid::new_v4(), fails, spend).await;
         ensure!(matches!(here, Err(Error::Statement { .. })), "{here:?}");
         databases.sweep().await?;
+        databases.expect(0, 0).await
+    })
+}
+
+fn a_value_that_one_database_forbids_changes_neither(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        let (main, loyalty) = (&databases.main, &databases.loyalty);
+        store::migrate(loyalty).await?;
+        let too_long = mechanisms::user(&"k".repeat(256), 0);
+        let forbidden = async |there: &mut PgConnection| insert::once(there, &too_long).await.map(drop);
+        let here = async |here: &mut PgConnection| order(here, 0).await;
+        let told = two_phase::run(main, loyalty, &id(0)?, Uuid::new_v4(), here, forbidden).await;
+        ensure!(matches!(told, Err(Error::Forbidden { .. })), "{told:?}");
+        databases.expect(0, 0).await?;
+
+        // The other one has prepared by then: the sweeper rolls it back.
+        let told = two_phase::run(main, loyalty, &id(1)?, Uuid::new_v4(), forbidden, spend).await;
+        ensure!(matches!(told, Err(Error::Forbidden { .. })), "{told:?}");
+        ensure!(databases.sweep().await? == 1);
         databases.expect(0, 0).await
     })
 }

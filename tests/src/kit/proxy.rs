@@ -8,13 +8,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 /// Passes everything on, until it is told to stop somewhere. Dropping it lets nobody in any more.
 pub struct Proxy {
     address: String,
+    server: String,
     state: Arc<State>,
-    accepting: AbortHandle,
+    accepting: JoinHandle<()>,
 }
 
 /// On which side of the server's work.
@@ -55,22 +56,28 @@ impl Proxy {
             .context("no port for the proxy")?;
         let address = listener.local_addr()?.to_string();
         let state = Arc::new(State::default());
-        let accepted = state.clone();
-        let accepting = tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (state, server) = (accepted.clone(), server.clone());
-                tokio::spawn(async move {
-                    if let Ok(server) = TcpStream::connect(&server).await {
-                        pass(client, server, state).await;
-                    }
-                });
-            }
-        });
+        let accepting = tokio::spawn(accept(listener, server.clone(), state.clone()));
         Ok(Proxy {
             address,
+            server,
             state,
-            accepting: accepting.abort_handle(),
+            accepting,
         })
+    }
+
+    /// As if the server were gone: cuts every connection, and refuses new ones until [`Proxy::admit`].
+    pub async fn refuse(&mut self) {
+        self.accepting.abort();
+        // Until it has ended, the port is open.
+        drop((&mut self.accepting).await);
+        self.cut();
+    }
+
+    /// Lets clients in again, by the same port.
+    pub async fn admit(&mut self) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(&self.address).await.context(self.address())?;
+        self.accepting = tokio::spawn(accept(listener, self.server.clone(), self.state.clone()));
+        Ok(())
     }
 
     pub fn address(&self) -> String {
@@ -139,11 +146,25 @@ impl State {
                 false
             }
             Some(Then::Wait) => {
+                let cuts = *self.cuts.borrow();
                 self.stopped.send_replace(true);
-                self.stopped.subscribe().wait_for(|stopped| !stopped).await.is_ok()
+                drop(self.stopped.subscribe().wait_for(|stopped| !stopped).await);
+                // A cut lets go too, and may come before anybody waits for it here.
+                *self.cuts.borrow() == cuts
             }
             None => true,
         }
+    }
+}
+
+async fn accept(listener: TcpListener, server: String, state: Arc<State>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let (state, server) = (state.clone(), server.clone());
+        tokio::spawn(async move {
+            if let Ok(server) = TcpStream::connect(&server).await {
+                pass(client, server, state).await;
+            }
+        });
     }
 }
 
