@@ -20,6 +20,8 @@
 //! A durable engine calls a handler again when it has not seen its end; the statement may have taken effect. Each page says
 //! what the repeat does. Reads, absolute updates, versioned updates and idempotency keys may be repeated as they are; a
 //! relative update, an expression and a bare compare-and-set may not: put them under an idempotency key.
+//! "During" a statement is for the server to say: it finishes what it has begun for a caller that dies or is aborted, and that
+//! counts as after. Within a transaction nothing counts before its COMMIT.
 //! `tests/tests/faults.rs` holds every way to commit to its page: cut off, aborted, and with the database killed.
 //!
 //! A statement needs no journalled step (`ctx.run`) of its own: where the write is safe to repeat the journal adds only its
