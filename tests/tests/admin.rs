@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{dead_letter, hold_id, topics};
+use holdfast_schemas::{UserTold, dead_letter, hold_id, topics};
 use holdfast_tests::kit::kafka::{Read, Sent};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::{now, timestamp};
 use serde_json::json;
 use sqlx::Row;
 
-use crate::support::{SHOP, event, listed, requested, send, told};
+use crate::support::{SHOP, event, listed, pay, requested, send, told, told_of};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_dead_letter_from_serve_is_replayed_as_it_was_sent,
     a_refused_outbox_row_is_listed_retried_and_dropped,
     a_ticket_is_shown_as_it_is_and_as_it_was,
+    a_user_is_shown_as_they_are_and_as_they_were_without_their_profile,
 ];
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -228,6 +229,54 @@ fn a_ticket_is_shown_as_it_is_and_as_it_was(kit: &Kit) -> anyhow::Result<()> {
             "give a moment such as",
         )
         .await?;
+        worker.stop().await
+    })
+}
+
+fn a_user_is_shown_as_they_are_and_as_they_were_without_their_profile(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "admin/user";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "admin").start().await?;
+        let ann = json!({ "email": "ann@example.org", "name": "Ann" });
+        let credits = |id: &str, amount: i64| event(id, USER, "credits.added", json!({ "amount": amount }));
+        let first = [
+            event("admin/registered", USER, "user.registered", ann.clone()),
+            credits("admin/credits", 30),
+        ];
+        pay(kit, &first).await?;
+        let given = told_of::<UserTold>(kit, USER, 2).await?;
+        let between = timestamp(now());
+        let second = [
+            event("admin/again", USER, "user.registered", ann),
+            event(
+                "admin/changed",
+                USER,
+                "profile.changed",
+                json!({ "to": { "name": "Anna" } }),
+            ),
+            credits("admin/more", 12),
+        ];
+        pay(kit, &second).await?;
+        told_of::<UserTold>(kit, USER, 5).await?;
+
+        let before = timestamp(given[0].time - Duration::from_millis(1));
+        for (arguments, credits, changes) in [
+            (&[][..], "credits   42 given", 5),
+            (&["--as-of", "4"], "credits   30 given", 4),
+            (&["--as-of", "1"], "credits   0 given", 1),
+            (&["--at", &between], "credits   30 given", 2),
+        ] {
+            let shown = done(kit, &[&["user", "show", USER], arguments].concat()).await?;
+            let told = shown.lines().filter(|line| line.contains("proofs-shop admin/")).count();
+            ensure!(shown.contains(credits) && told == changes, "{arguments:?}: {shown}");
+            ensure!(!shown.contains("Ann") && !shown.contains("ann@"), "{shown}");
+        }
+        for command in [
+            &["user", "show", USER, "--at", &before][..],
+            &["user", "show", "admin/none"],
+        ] {
+            refused(kit, command, "was never registered, or not yet").await?;
+        }
         worker.stop().await
     })
 }

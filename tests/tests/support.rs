@@ -67,10 +67,19 @@ pub(crate) fn header(name: &str, value: &str) -> (String, Vec<u8>) {
     (name.to_owned(), value.as_bytes().to_vec())
 }
 
-/// Sends events in structured mode; where each lies.
+/// Sends events to the reservations in structured mode; where each lies.
 pub(crate) async fn send(kit: &Kit, events: &[Value]) -> anyhow::Result<Vec<(i32, i64)>> {
+    send_to(kit, topics::RESERVATIONS, events).await
+}
+
+/// As [`send`], to the payments.
+pub(crate) async fn pay(kit: &Kit, events: &[Value]) -> anyhow::Result<Vec<(i32, i64)>> {
+    send_to(kit, topics::PAYMENTS, events).await
+}
+
+async fn send_to(kit: &Kit, topic: &str, events: &[Value]) -> anyhow::Result<Vec<(i32, i64)>> {
     let records: Vec<Sent> = events.iter().map(structured).collect();
-    kit.stack.kafka.send(topics::RESERVATIONS, &records).await
+    kit.stack.kafka.send(topic, &records).await
 }
 
 /// The outcomes so far of the tickets whose ids begin with `prefix`, those of one ticket in their order.

@@ -18,7 +18,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::crashes::crash_and_repeat;
 use crate::support::{
-    DEADLINE, binary, clean, event, letters, letters_about, listed, outcomes_of, requested, send, structured, told_of,
+    DEADLINE, binary, clean, event, letters, letters_about, listed, outcomes_of, pay, requested, send, structured,
+    told_of,
 };
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -658,12 +659,6 @@ fn given(amount: i64) -> anyhow::Result<UserTold> {
 /// One outcome of a reply.
 fn answer(sequence: i64, told: &UserTold) -> Value {
     json!({ "type": told.outcome_type(), "sequence": sequence, "data": told.data() })
-}
-
-/// Sends payment events in structured mode.
-async fn pay(kit: &Kit, events: &[Value]) -> anyhow::Result<()> {
-    let records: Vec<Sent> = events.iter().map(structured).collect();
-    kit.stack.kafka.send(topics::PAYMENTS, &records).await.map(drop)
 }
 
 /// Calls an object's handler through the ingress.

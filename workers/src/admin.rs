@@ -1,6 +1,6 @@
-//! What an operator can look at and settle: dead letters, outbox rows that Kafka refused, and tickets.
+//! What an operator can look at and settle: dead letters, outbox rows that Kafka refused, and the history of tickets and users.
 
-mod ticket;
+mod history;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use sqlx::PgPool;
 
 use crate::config::{self, Config};
+use crate::domain;
 use crate::kafka::dead_letters::{self, Copied, Letter};
 use crate::kafka::on_thread;
 use crate::metrics::Metrics;
@@ -40,14 +41,20 @@ pub async fn run(command: &config::Admin, config: &Config) -> anyhow::Result<()>
                 settled(*id, outbox::discard(&pool, *id).await?, "deleted: it is never told")
             }
         },
-        config::Admin::Ticket(config::Ticket::Show { ticket, at, as_of }) => {
-            let until = match (at, as_of) {
-                (Some(at), _) => Until::Time(*at),
-                (None, Some(version)) => Until::Version(*version),
-                (None, None) => Until::Now,
-            };
-            ticket::show(&pool, ticket, until).await
+        config::Admin::Ticket(config::Ticket::Show { ticket, state }) => {
+            history::show::<domain::Ticket>(&pool, ticket, until(state)).await
         }
+        config::Admin::User(config::User::Show { user, state }) => {
+            history::show::<domain::User>(&pool, user, until(state)).await
+        }
+    }
+}
+
+fn until(state: &config::State) -> Until {
+    match (state.at, state.as_of) {
+        (Some(at), _) => Until::Time(at),
+        (None, Some(version)) => Until::Version(version),
+        (None, None) => Until::Now,
     }
 }
 

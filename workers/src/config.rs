@@ -100,6 +100,9 @@ pub enum Admin {
     /// Tickets, now and earlier.
     #[command(subcommand)]
     Ticket(Ticket),
+    /// Users, now and earlier.
+    #[command(subcommand)]
+    User(User),
 }
 
 /// Commands on tickets.
@@ -108,13 +111,31 @@ pub enum Ticket {
     /// Show what the ticket is, or was, and every change up to then.
     Show {
         ticket: String,
-        /// As it was at this moment by the database's clock, such as 2030-01-31T19:30:00Z.
-        #[arg(long, value_parser = moment, conflicts_with = "as_of")]
-        at: Option<OffsetDateTime>,
-        /// As of this version.
-        #[arg(long, value_name = "VERSION")]
-        as_of: Option<i64>,
+        #[command(flatten)]
+        state: State,
     },
+}
+
+/// Commands on users.
+#[derive(Subcommand, Debug, Clone)]
+pub enum User {
+    /// Show since when the user is known, the credits given, and every change up to then. The profile's values are in no log.
+    Show {
+        user: String,
+        #[command(flatten)]
+        state: State,
+    },
+}
+
+/// Which state of something that has a change log; without either, the newest.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct State {
+    /// As it was at this moment by the database's clock, such as 2030-01-31T19:30:00Z.
+    #[arg(long, value_name = "TIME", value_parser = moment, conflicts_with = "as_of")]
+    pub at: Option<OffsetDateTime>,
+    /// As of this version.
+    #[arg(long, value_name = "VERSION")]
+    pub as_of: Option<i64>,
 }
 
 /// Commands on dead letters. An origin is written `topic/partition/offset`.

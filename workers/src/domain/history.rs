@@ -1,13 +1,29 @@
-//! A ticket as it was: its state follows from what was told of it.
+//! Tickets and users as they were: what follows from what was told of them.
 
-use holdfast_schemas::TicketTold;
+use holdfast_schemas::{TicketTold, UserTold};
 use time::OffsetDateTime;
 
-use super::{Hold, Sale, State, Ticket};
+use super::{Entity, Hold, Sale, State, Ticket, ToldOf, User};
 
-impl Ticket {
-    /// The ticket once one more outcome was told of it; none when that outcome cannot follow.
-    pub fn after(before: Option<Ticket>, told: TicketTold, version: i64, changed_at: OffsetDateTime) -> Option<Ticket> {
+/// What was told of an entity, put together again.
+pub trait History: Entity {
+    /// What is known of the entity from that alone.
+    type Was;
+
+    /// The same once one more outcome was told of it; none when that outcome cannot follow.
+    fn after(
+        before: Option<Self::Was>,
+        told: ToldOf<Self>,
+        version: i64,
+        changed_at: OffsetDateTime,
+    ) -> Option<Self::Was>;
+}
+
+impl History for Ticket {
+    /// Outcomes tell everything of a ticket.
+    type Was = Ticket;
+
+    fn after(before: Option<Ticket>, told: TicketTold, version: i64, changed_at: OffsetDateTime) -> Option<Ticket> {
         let (show, seat, price, state) = match (told, before) {
             (TicketTold::TicketListed { show, seat, price }, _) => (show, seat, price, State::Available),
             (TicketTold::TicketChanged { show, seat, price }, Some(before)) => (show, seat, price, before.state),
@@ -41,4 +57,37 @@ fn state_after(told: TicketTold, state: State) -> Option<State> {
         (TicketTold::ReservationRefused { .. }, state) => state,
         _ => return None,
     })
+}
+
+/// A user as far as outcomes tell. They carry no personal data: of the profile only that, and in which fields, it changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AsTold {
+    pub version: i64,
+    pub registered_at: OffsetDateTime,
+    /// All that were given so far. The loyalty database knows what is left of them.
+    pub credits: i64,
+    pub changed_at: OffsetDateTime,
+}
+
+impl History for User {
+    type Was = AsTold;
+
+    fn after(before: Option<AsTold>, told: UserTold, version: i64, changed_at: OffsetDateTime) -> Option<AsTold> {
+        let (registered_at, credits) = match (told, before) {
+            (UserTold::UserRegistered, None) => (changed_at, 0),
+            (UserTold::CreditsChanged { added }, Some(before)) => {
+                (before.registered_at, before.credits.saturating_add(added.amount()))
+            }
+            (UserTold::ProfileChanged { .. } | UserTold::PaymentRefused { .. }, Some(before)) => {
+                (before.registered_at, before.credits)
+            }
+            (UserTold::UserRegistered, Some(_)) | (_, None) => return None,
+        };
+        Some(AsTold {
+            version,
+            registered_at,
+            credits,
+            changed_at,
+        })
+    }
 }

@@ -9,5 +9,6 @@ pub mod user;
 mod model;
 
 pub use entity::{Decision, Entity, KeyOf, ToldOf};
+pub use history::{AsTold, History};
 pub use ticket::{Hold, Sale, State, Ticket};
 pub use user::User;

@@ -6,7 +6,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::ticket::{Decision, Input, decide};
-use super::{State, Ticket};
+use super::{History, State, Ticket};
 
 /// What a ticket in a state (column) answers to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
 /// `a if c else b` depends on whether user, hold or checkout fit.

@@ -173,6 +173,7 @@ mod tests {
     use time::Duration;
 
     use super::*;
+    use crate::domain::{AsTold, History};
 
     /// Every field of a profile, by number; the second spelling of the rules works on these.
     type Fields = [Option<u8>; 3];
@@ -244,6 +245,7 @@ mod tests {
         fn every_life_of_a_user_follows_the_rules(steps in prop::collection::vec(step(), 1..20)) {
             let mut now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
             let (mut user, mut profile) = (None::<User>, None);
+            let (mut as_told, mut given) = (None, 0);
             for step in steps {
                 now += Duration::seconds(1);
                 let input = match &step {
@@ -263,6 +265,12 @@ mod tests {
                 let version = user.as_ref().map_or(0, |user| user.version);
                 if let Some(next) = &next {
                     prop_assert_eq!(next.version, version + told.len() as i64);
+                    as_told = told.into_iter().fold(as_told, |before, told| User::after(before, told, next.version, now));
+                    if let Step::Credits(amount) = step {
+                        given += amount;
+                    }
+                    let AsTold { version, credits, changed_at, .. } = as_told.clone().unwrap();
+                    prop_assert_eq!((version, credits, changed_at), (next.version, given, next.changed_at));
                     let has = ProfileValues {
                         email: Some(next.email.clone()),
                         name: next.name.clone(),

@@ -1,23 +1,23 @@
-//! The change logs, one for each kind of row: what each version of a ticket said, and which event caused it. Written by [`super::commit`] in the
-//! statement that changes the ticket; never changed, never deleted.
+//! The change logs, one for each kind of row: what each version said, and which event caused it. Written by [`super::commit`] in
+//! the statement that changes the row; never changed, never deleted.
 
-use holdfast_schemas::{TicketId, TicketTold, Told};
-use sqlx::PgPool;
+use holdfast_schemas::Told;
 use time::OffsetDateTime;
 
 use super::Error;
+use crate::domain::{Entity, ToldOf};
 
-/// One version of a ticket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+/// One version of an entity.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change<E: Entity> {
     pub version: i64,
-    pub told: TicketTold,
+    pub told: ToldOf<E>,
     /// `source` and `id` of the event that caused it.
     pub cause: (String, String),
     pub changed_at: OffsetDateTime,
 }
 
-/// Up to which of a ticket's changes.
+/// Up to which of an entity's changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     Now,
@@ -26,39 +26,65 @@ pub enum Until {
     Time(OffsetDateTime),
 }
 
-/// A ticket's changes, oldest first.
-///
-/// # Errors
-/// [`Error::Read`]; [`Error::Row`] for a row that no release wrote.
-pub async fn of_ticket(pool: &PgPool, ticket: &TicketId, until: Until) -> Result<Vec<Change>, Error> {
-    let (version, time) = match until {
-        Until::Now => (None, None),
-        Until::Version(version) => (Some(version), None),
-        Until::Time(time) => (None, Some(time)),
-    };
-    let rows = sqlx::query!(
-        "select version, type, data::text as \"data!\", cause_source, cause_id, changed_at from ticket_change_log
-         where ticket = $1 and ($2::bigint is null or version <= $2) and ($3::timestamptz is null or changed_at <= $3)
-         order by version",
-        ticket.as_str(),
-        version,
-        time,
-    )
-    .fetch_all(pool)
-    .await
-    .map_err(Error::Read)?;
-    let changes = rows.into_iter().map(|row| {
-        let told = TicketTold::read(&row.r#type, &row.data).map_err(|invalid| Error::Row {
-            table: "ticket_change_log",
-            key: ticket.to_string(),
-            what: format!("version {}: {invalid}", row.version),
+impl Until {
+    /// The last version, or the last moment, where one is named.
+    pub(super) fn bounds(self) -> (Option<i64>, Option<OffsetDateTime>) {
+        match self {
+            Until::Now => (None, None),
+            Until::Version(version) => (Some(version), None),
+            Until::Time(time) => (None, Some(time)),
+        }
+    }
+}
+
+/// A row as every log has it.
+pub(super) struct Row {
+    pub(super) version: i64,
+    pub(super) outcome_type: String,
+    pub(super) data: String,
+    pub(super) cause_source: String,
+    pub(super) cause_id: String,
+    pub(super) changed_at: OffsetDateTime,
+}
+
+impl Row {
+    /// # Errors
+    /// [`Error::Row`] for a row of the table `log` that no release wrote.
+    pub(super) fn parse<E: Entity>(self, log: &'static str, key: &str) -> Result<Change<E>, Error> {
+        let told = ToldOf::<E>::read(&self.outcome_type, &self.data).map_err(|invalid| Error::Row {
+            table: log,
+            key: key.to_owned(),
+            what: format!("version {}: {invalid}", self.version),
         })?;
         Ok(Change {
-            version: row.version,
+            version: self.version,
             told,
-            cause: (row.cause_source, row.cause_id),
-            changed_at: row.changed_at,
+            cause: (self.cause_source, self.cause_id),
+            changed_at: self.changed_at,
         })
-    });
-    changes.collect()
+    }
 }
+
+/// Reads one table's log, oldest first, by a statement put together from literals so that it is checked when the program is built.
+macro_rules! read_changes {
+    ($pool:expr, $key:expr, $until:expr, log $log:literal, key $column:literal) => {{
+        let (version, time) = $until.bounds();
+        let rows = sqlx::query_as!(
+            crate::store::change_log::Row,
+            "select version, type as outcome_type, data::text as \"data!\", cause_source, cause_id, changed_at from "
+                + $log
+                + " where "
+                + $column
+                + " = $1 and ($2::bigint is null or version <= $2) and ($3::timestamptz is null or changed_at <= $3)
+                   order by version",
+            $key,
+            version,
+            time,
+        )
+        .fetch_all($pool)
+        .await
+        .map_err(crate::store::Error::Read)?;
+        rows.into_iter().map(|row| row.parse($log, $key)).collect()
+    }};
+}
+pub(super) use read_changes;

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Error;
+use super::change_log::{Change, Until, read_changes};
 use super::commit::{Current, Gate, Stored, write_rows};
 use crate::domain::{Hold, Sale, State, Ticket};
 
@@ -151,6 +152,14 @@ impl Stored for Ticket {
                 &columns.holder, &columns.held_until, &columns.checkout
             )
         })
+    }
+
+    fn changes<'c>(
+        pool: &'c PgPool,
+        key: &'c TicketId,
+        until: Until,
+    ) -> BoxFuture<'c, Result<Vec<Change<Ticket>>, Error>> {
+        Box::pin(async move { read_changes!(pool, key.as_str(), until, log "ticket_change_log", key "ticket") })
     }
 }
 

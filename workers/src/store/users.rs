@@ -8,6 +8,7 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
+use super::change_log::{Change, Until, read_changes};
 use super::commit::{Current, Gate, Stored, write_rows};
 use crate::domain::User;
 
@@ -72,6 +73,10 @@ impl Stored for User {
                 &columns.email, &columns.name, &columns.language
             )
         })
+    }
+
+    fn changes<'c>(pool: &'c PgPool, key: &'c UserId, until: Until) -> BoxFuture<'c, Result<Vec<Change<User>>, Error>> {
+        Box::pin(async move { read_changes!(pool, key.as_str(), until, log "user_change_log", key "user_id") })
     }
 }
 

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 
 use futures::future::BoxFuture;
 use holdfast_schemas::{Asked, Key};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::draft::{Current, Draft};
-use crate::domain::Entity;
+use crate::domain::{Entity, KeyOf};
 use crate::store::Error;
+use crate::store::change_log::{Change, Until};
 
 /// An entity with a table of its own.
 pub trait Stored: Entity {
@@ -29,6 +30,13 @@ pub trait Stored: Entity {
         gate: &'c Gate<'a>,
         columns: &'c Self::Columns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>>;
+
+    /// What the entity's change log says, oldest first, by [`read_changes`](crate::store::change_log).
+    fn changes<'c>(
+        pool: &'c PgPool,
+        key: &'c KeyOf<Self>,
+        until: Until,
+    ) -> BoxFuture<'c, Result<Vec<Change<Self>>, Error>>;
 }
 
 /// The statement's parameters, column by column. `ordinal` names a unit's place in the batch and gates everything.

@@ -1,0 +1,125 @@
+//! Tickets and users for an operator: what each is or was, and how it came to be so.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use holdfast_schemas::{Key, Told};
+use sqlx::PgPool;
+use time::format_description::well_known::Rfc3339;
+
+use super::readable;
+use crate::domain::{AsTold, History, KeyOf, State, Ticket, User};
+use crate::store::change_log::{Change, Until};
+use crate::store::commit::Stored;
+
+/// What can be shown as its change log tells.
+pub(super) trait Shown: Stored + History {
+    /// What happens to it first.
+    const BEGUN: &'static str;
+
+    /// Names, each shorter than ten characters, with values.
+    fn described(was: &Self::Was) -> anyhow::Result<Vec<(&'static str, String)>>;
+}
+
+/// Prints what has this key as of `until`, and every change up to then.
+pub(super) async fn show<E: Shown>(pool: &PgPool, key: &str, until: Until) -> anyhow::Result<()> {
+    let names = KeyOf::<E>::NAMES;
+    let key = KeyOf::<E>::parse(key).with_context(|| format!("{key:?} is no {names} id"))?;
+    let changes = E::changes(pool, &key, until).await?;
+    let Some(was) = as_of::<E>(&changes)? else {
+        let begun = E::BEGUN;
+        bail!("{key} was never {begun}, or not yet: look at a later moment, or check the id");
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for (name, value) in E::described(&was)? {
+        writeln!(out, "{name:<10}{}", readable(value.as_bytes()))?;
+    }
+    writeln!(
+        out,
+        "\n{:>7} {:<30} {:<22} {:<40} DATA",
+        "VERSION", "CHANGED AT", "TOLD", "CAUSE"
+    )?;
+    for change in &changes {
+        let (source, id) = &change.cause;
+        let cause = readable(format!("{source} {id}").as_bytes());
+        let changed_at = change.changed_at.format(&Rfc3339)?;
+        let data = readable(change.told.data().to_string().as_bytes());
+        writeln!(
+            out,
+            "{:>7} {changed_at:<30} {:<22} {cause:<40} {data}",
+            change.version,
+            told(&change.told)
+        )?;
+    }
+    out.flush().context("cannot print")
+}
+
+fn as_of<E: Shown>(changes: &[Change<E>]) -> anyhow::Result<Option<E::Was>> {
+    let mut was = None;
+    for Change {
+        version,
+        told,
+        changed_at,
+        ..
+    } in changes
+    {
+        let next = E::after(was, told.clone(), *version, *changed_at);
+        was = Some(
+            next.with_context(|| format!("version {version} of the change log does not follow from those before"))?,
+        );
+    }
+    Ok(was)
+}
+
+/// `ticket.held`, `payment.refused`: noun and verb of the outcome's type.
+fn told(told: &impl Told) -> &'static str {
+    let name = told.outcome_type().trim_start_matches("holdfast.outcome.");
+    name.rsplit_once(".v").map_or(name, |(name, _)| name)
+}
+
+impl Shown for Ticket {
+    const BEGUN: &'static str = "listed";
+
+    fn described(ticket: &Ticket) -> anyhow::Result<Vec<(&'static str, String)>> {
+        let state = match &ticket.state {
+            State::Available => "available".to_owned(),
+            State::Withdrawn => "withdrawn".to_owned(),
+            State::Held(hold) => format!(
+                "held by {} until {}, hold {}",
+                hold.user,
+                hold.until.format(&Rfc3339)?,
+                hold.id
+            ),
+            State::Sold(sale) => format!(
+                "sold to {} by checkout {}, hold {}",
+                sale.user, sale.checkout, sale.hold
+            ),
+        };
+        let price = format!(
+            "{} minor units of {}",
+            ticket.price.amount(),
+            ticket.price.currency().code()
+        );
+        Ok(vec![
+            ("state", state),
+            ("version", ticket.version.to_string()),
+            ("changed", ticket.changed_at.format(&Rfc3339)?),
+            ("show", ticket.show.to_string()),
+            ("seat", ticket.seat.as_ref().map_or("-".to_owned(), ToString::to_string)),
+            ("price", price),
+        ])
+    }
+}
+
+impl Shown for User {
+    const BEGUN: &'static str = "registered";
+
+    fn described(user: &AsTold) -> anyhow::Result<Vec<(&'static str, String)>> {
+        Ok(vec![
+            ("since", user.registered_at.format(&Rfc3339)?),
+            ("version", user.version.to_string()),
+            ("changed", user.changed_at.format(&Rfc3339)?),
+            ("credits", format!("{} given", user.credits)),
+        ])
+    }
+}
