@@ -178,7 +178,7 @@ fn a_refused_outbox_row_is_listed_retried_and_dropped(kit: &Kit) -> anyhow::Resu
 }
 
 /// Runs a command that must succeed; what it printed.
-async fn done(kit: &Kit, command: &[&str]) -> anyhow::Result<String> {
+pub(crate) async fn done(kit: &Kit, command: &[&str]) -> anyhow::Result<String> {
     let output = admin(kit, command).await?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(
@@ -207,10 +207,10 @@ fn a_ticket_is_shown_as_it_is_and_as_it_was(kit: &Kit) -> anyhow::Result<()> {
 
         let first = timestamp(held[0].time - Duration::from_millis(1));
         for (arguments, state, changes) in [
-            (&[][..], "state     available", 3),
-            (&["--as-of", "2"], "state     held by ann until", 2),
-            (&["--as-of", "1"], "state     available", 1),
-            (&["--at", &between], "state     held by ann until", 2),
+            (&[][..], "state       available", 3),
+            (&["--as-of", "2"], "state       held by ann until", 2),
+            (&["--as-of", "1"], "state       available", 1),
+            (&["--at", &between], "state       held by ann until", 2),
         ] {
             let shown = done(kit, &[&["ticket", "show", TICKET], arguments].concat()).await?;
             let told = shown.lines().filter(|line| line.contains("proofs-shop admin/")).count();
@@ -261,10 +261,10 @@ fn a_user_is_shown_as_they_are_and_as_they_were_without_their_profile(kit: &Kit)
 
         let before = timestamp(given[0].time - Duration::from_millis(1));
         for (arguments, credits, changes) in [
-            (&[][..], "credits   42 given", 5),
-            (&["--as-of", "4"], "credits   30 given", 4),
-            (&["--as-of", "1"], "credits   0 given", 1),
-            (&["--at", &between], "credits   30 given", 2),
+            (&[][..], "credits     42 given", 5),
+            (&["--as-of", "4"], "credits     30 given", 4),
+            (&["--as-of", "1"], "credits     0 given", 1),
+            (&["--at", &between], "credits     30 given", 2),
         ] {
             let shown = done(kit, &[&["user", "show", USER], arguments].concat()).await?;
             let told = shown.lines().filter(|line| line.contains("proofs-shop admin/")).count();
@@ -282,7 +282,7 @@ fn a_user_is_shown_as_they_are_and_as_they_were_without_their_profile(kit: &Kit)
 }
 
 /// Runs a command that must fail, and say why.
-async fn refused(kit: &Kit, command: &[&str], why: &str) -> anyhow::Result<()> {
+pub(crate) async fn refused(kit: &Kit, command: &[&str], why: &str) -> anyhow::Result<()> {
     let output = admin(kit, command).await?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(

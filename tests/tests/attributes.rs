@@ -4,14 +4,17 @@
 use anyhow::ensure;
 use futures::future::try_join_all;
 use holdfast_tests::kit::Kit;
+use holdfast_tests::load::{now, timestamp};
 use serde_json::{Value, json};
 
+use crate::admin::{done, refused};
 use crate::support::{clean, told};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     tags_of_many_callers_at_once_are_all_there_and_each_once,
     a_description_is_written_where_it_changes_and_only_over_what_was_seen,
+    each_change_of_attributes_is_in_their_log_once_and_shown_as_it_was,
     attributes_neither_raise_a_version_nor_tell_an_outcome,
 ];
 
@@ -37,6 +40,10 @@ fn tags_of_many_callers_at_once_are_all_there_and_each_once(kit: &Kit) -> anyhow
             all.sort();
             let wanted: Vec<_> = (0..CALLERS).map(|caller| format!("tag-{caller:02}")).collect();
             ensure!(all == wanted, "{tickets} tickets: {all:?}");
+            for number in 0..tickets {
+                let items = items(kit, &ticket(number)).await?;
+                ensure!(items.len() == CALLERS / tickets, "{tickets} tickets: {items:?}");
+            }
         }
         worker.stop().await
     })
@@ -121,6 +128,92 @@ fn a_description_is_written_where_it_changes_and_only_over_what_was_seen(kit: &K
     })
 }
 
+fn each_change_of_attributes_is_in_their_log_once_and_shown_as_it_was(kit: &Kit) -> anyhow::Result<()> {
+    const TICKET: &str = "attributes/logged";
+    const SHOW: &[&str] = &["ticket", "attributes", TICKET];
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "attributes").start().await?;
+        refused(kit, SHOW, "nothing was told of attributes/logged").await?;
+        let described = json!({ "description": "stalls", "entrance": "east" });
+        // What is sent, and what the log has of it: nothing where nothing changes.
+        let calls = [
+            (
+                "tag",
+                json!({ "tag": "gold" }),
+                Some(json!({ "description": "", "entrance": "", "tags": ["gold"] })),
+            ),
+            ("tag", json!({ "tag": "gold" }), None),
+            (
+                "describe",
+                json!({ "to": { "description": "box" } }),
+                Some(json!({ "description": "box" })),
+            ),
+            ("describe", json!({ "to": { "description": "box" } }), None),
+            ("describe", json!({ "from": {}, "to": { "description": "pit" } }), None),
+            (
+                "describe",
+                json!({ "from": { "description": "box" }, "to": described }),
+                Some(described.clone()),
+            ),
+            (
+                "describe",
+                json!({ "from": { "description": "box" }, "to": described }),
+                None,
+            ),
+            (
+                "tag",
+                json!({ "tag": "quiet" }),
+                Some(json!({ "tags": ["gold", "quiet"] })),
+            ),
+            ("tag", json!({ "tag": "" }), None),
+        ];
+        let mut logged = Vec::new();
+        let mut after_two = String::new();
+        for (handler, body, item) in calls {
+            call(kit, TICKET, handler, &body).await?;
+            logged.extend(item);
+            let items = items(kit, TICKET).await?;
+            ensure!(items == logged, "{handler} {body}: {items:?}");
+            let (_, said) = call(kit, TICKET, "attributes", &Value::Null).await?;
+            ensure!(said["version"] == logged.len(), "{handler} {body}: {said}");
+            if logged.len() == 2 {
+                after_two = timestamp(now());
+            }
+        }
+        let (new, first, second) = (
+            [
+                "version     4",
+                "description stalls",
+                "entrance    east",
+                "tags        gold, quiet",
+            ],
+            [
+                "version     1",
+                "description \n",
+                "entrance    \n",
+                "tags        gold\n",
+            ],
+            [
+                "version     2",
+                "description box",
+                "entrance    \n",
+                "tags        gold\n",
+            ],
+        );
+        for (arguments, lines) in [
+            (&[][..], new),
+            (&["--as-of", "1"], first),
+            (&["--as-of", "2"], second),
+            (&["--at", &after_two], second),
+        ] {
+            let shown = done(kit, &[SHOW, arguments].concat()).await?;
+            ensure!(lines.iter().all(|line| shown.contains(line)), "{arguments:?}: {shown}");
+        }
+        refused(kit, &[SHOW, &["--at", "2020-01-01T00:00:00Z"]].concat(), "or not yet").await?;
+        worker.stop().await
+    })
+}
+
 fn attributes_neither_raise_a_version_nor_tell_an_outcome(kit: &Kit) -> anyhow::Result<()> {
     const TICKET: &str = "attributes/quiet";
     kit.block_on(async {
@@ -148,6 +241,17 @@ async fn call(kit: &Kit, ticket: &str, handler: &str, body: &Value) -> anyhow::R
     }
     let response = reqwest::get(format!("{}/{path}", kit.stack.restate.ingress())).await?;
     Ok((response.status().as_u16(), response.json().await?))
+}
+
+/// What the log has of a ticket's attributes, one item for each version from 1 on.
+async fn items(kit: &Kit, ticket: &str) -> anyhow::Result<Vec<Value>> {
+    let pool = kit.stack.postgres.connect().await?;
+    let select = "select version, data from ticket_attributes_change_log where ticket = $1 order by version";
+    let items: Vec<(i64, Value)> = sqlx::query_as(select).bind(ticket).fetch_all(&pool).await?;
+    pool.close().await;
+    let (versions, items): (Vec<_>, Vec<_>) = items.into_iter().unzip();
+    ensure!(versions.iter().copied().eq((1..).take(items.len())), "{versions:?}");
+    Ok(items)
 }
 
 /// Description, entrance, tags.

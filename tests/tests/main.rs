@@ -15,6 +15,7 @@
 
 mod admin;
 mod attributes;
+mod change_log;
 mod commit;
 mod crashes;
 mod direct;
@@ -58,6 +59,7 @@ const TOPICS: &[&[Test]] = &[
     servers::TESTS,
     zombies::TESTS,
     mechanisms::TESTS,
+    change_log::TESTS,
     attributes::TESTS,
     two_phase::TESTS,
     users::TESTS,

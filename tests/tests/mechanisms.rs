@@ -867,7 +867,7 @@ async fn get(kit: &Kit, path: &str) -> anyhow::Result<(u16, Value)> {
 }
 
 /// An empty database with the product's tables, by the product's own pool.
-async fn database(kit: &Kit) -> anyhow::Result<PgPool> {
+pub(crate) async fn database(kit: &Kit) -> anyhow::Result<PgPool> {
     let pool = kit.stack.postgres.copy_database("template1", "mechanisms").await?;
     store::migrate(&pool).await?;
     pool.close().await;

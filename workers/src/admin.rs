@@ -44,6 +44,9 @@ pub async fn run(command: &config::Admin, config: &Config) -> anyhow::Result<()>
         config::Admin::Ticket(config::Ticket::Show { ticket, state }) => {
             history::show::<domain::Ticket>(&pool, ticket, until(state)).await
         }
+        config::Admin::Ticket(config::Ticket::Attributes { ticket, state }) => {
+            history::attributes(&pool, ticket, until(state)).await
+        }
         config::Admin::User(config::User::Show { user, state }) => {
             history::show::<domain::User>(&pool, user, until(state)).await
         }

@@ -114,6 +114,12 @@ pub enum Ticket {
         #[command(flatten)]
         state: State,
     },
+    /// Show the ticket's attributes as they are, or were, and every change up to then. They have versions of their own.
+    Attributes {
+        ticket: String,
+        #[command(flatten)]
+        state: State,
+    },
 }
 
 /// Commands on users.

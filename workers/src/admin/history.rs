@@ -1,9 +1,9 @@
-//! Tickets and users for an operator: what each is or was, and how it came to be so.
+//! Tickets, their attributes, and users for an operator: what each is or was, and how it came to be so.
 
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use holdfast_schemas::{Key, Told};
+use holdfast_schemas::{Key, TicketId, Told};
 use sqlx::PgPool;
 use time::format_description::well_known::Rfc3339;
 
@@ -11,32 +11,30 @@ use super::readable;
 use crate::domain::{AsTold, History, KeyOf, State, Ticket, User};
 use crate::store::change_log::{Change, Until};
 use crate::store::commit::Stored;
+use crate::store::ticket_attributes;
 
 /// What can be shown as its change log tells.
 pub(super) trait Shown: Stored + History {
     /// What happens to it first.
     const BEGUN: &'static str;
 
-    /// Names, each shorter than ten characters, with values.
+    /// Names, each of at most eleven characters, with values.
     fn described(was: &Self::Was) -> anyhow::Result<Vec<(&'static str, String)>>;
 }
 
 /// Prints what has this key as of `until`, and every change up to then.
 pub(super) async fn show<E: Shown>(pool: &PgPool, key: &str, until: Until) -> anyhow::Result<()> {
-    let names = KeyOf::<E>::NAMES;
-    let key = KeyOf::<E>::parse(key).with_context(|| format!("{key:?} is no {names} id"))?;
+    let key = parse::<KeyOf<E>>(key)?;
     let changes = E::changes(pool, &key, until).await?;
     let Some(was) = as_of::<E>(&changes)? else {
         let begun = E::BEGUN;
         bail!("{key} was never {begun}, or not yet: look at a later moment, or check the id");
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    for (name, value) in E::described(&was)? {
-        writeln!(out, "{name:<10}{}", readable(value.as_bytes()))?;
-    }
+    print(&mut out, &E::described(&was)?)?;
     writeln!(
         out,
-        "\n{:>7} {:<30} {:<22} {:<40} DATA",
+        "{:>7} {:<30} {:<22} {:<40} DATA",
         "VERSION", "CHANGED AT", "TOLD", "CAUSE"
     )?;
     for change in &changes {
@@ -52,6 +50,40 @@ pub(super) async fn show<E: Shown>(pool: &PgPool, key: &str, until: Until) -> an
         )?;
     }
     out.flush().context("cannot print")
+}
+
+/// Prints a ticket's attributes as of `until`, and every change up to then.
+pub(super) async fn attributes(pool: &PgPool, ticket: &str, until: Until) -> anyhow::Result<()> {
+    let ticket = parse::<TicketId>(ticket)?;
+    let Some((was, items)) = ticket_attributes::history(pool, &ticket, until).await? else {
+        bail!("nothing was told of {ticket} beside its state, or not yet: look at a later moment, or check the id");
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let described = [
+        ("version", was.version.to_string()),
+        ("description", was.description),
+        ("entrance", was.entrance),
+        ("tags", was.tags.join(", ")),
+    ];
+    print(&mut out, &described)?;
+    writeln!(out, "{:>7} {:<30} DATA", "VERSION", "CHANGED AT")?;
+    for item in &items {
+        let changed_at = item.changed_at.format(&Rfc3339)?;
+        let data = readable(item.data.to_string().as_bytes());
+        writeln!(out, "{:>7} {changed_at:<30} {data}", item.version)?;
+    }
+    out.flush().context("cannot print")
+}
+
+fn parse<K: Key>(key: &str) -> anyhow::Result<K> {
+    K::parse(key).with_context(|| format!("{key:?} is no {} id", K::NAMES))
+}
+
+fn print(out: &mut impl Write, described: &[(&'static str, String)]) -> std::io::Result<()> {
+    for (name, value) in described {
+        writeln!(out, "{name:<12}{}", readable(value.as_bytes()))?;
+    }
+    writeln!(out)
 }
 
 fn as_of<E: Shown>(changes: &[Change<E>]) -> anyhow::Result<Option<E::Was>> {

@@ -63,6 +63,8 @@ pub(super) enum Described {
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Attributes {
     ticket: TicketId,
+    /// Counts the changes of what follows; it has nothing to do with the ticket's own version.
+    version: i64,
     description: String,
     entrance: String,
     /// Each once, in the order in which they came.
@@ -97,6 +99,7 @@ pub(super) async fn get(access: &Access, ticket: TicketId) -> HandlerResult<Json
     };
     Ok(Json(Attributes {
         ticket,
+        version: found.version,
         description: found.description,
         entrance: found.entrance,
         tags: found.tags,

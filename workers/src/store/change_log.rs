@@ -5,6 +5,7 @@ use holdfast_schemas::Told;
 use time::OffsetDateTime;
 
 use super::Error;
+pub use super::mechanisms::log::Until;
 use crate::domain::{Entity, ToldOf};
 
 /// One version of an entity.
@@ -15,26 +16,6 @@ pub struct Change<E: Entity> {
     /// `source` and `id` of the event that caused it.
     pub cause: (String, String),
     pub changed_at: OffsetDateTime,
-}
-
-/// Up to which of an entity's changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Until {
-    Now,
-    Version(i64),
-    /// By the database's clock.
-    Time(OffsetDateTime),
-}
-
-impl Until {
-    /// The last version, or the last moment, where one is named.
-    pub(super) fn bounds(self) -> (Option<i64>, Option<OffsetDateTime>) {
-        match self {
-            Until::Now => (None, None),
-            Until::Version(version) => (Some(version), None),
-            Until::Time(time) => (None, Some(time)),
-        }
-    }
 }
 
 /// A row as every log has it.

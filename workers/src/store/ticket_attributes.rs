@@ -1,6 +1,7 @@
 //! The ticket_attributes table: what readers are told of a ticket beside its state. No decision reads it, so what is written
-//! here neither raises the ticket's version nor tells an outcome. Written with three of the [`mechanisms`](super::mechanisms):
-//! an expression for the tags, compare-and-set and update only what changed for the rest.
+//! here neither raises the ticket's version nor tells an outcome: it has versions, and a change log, of its own. Written with
+//! three of the [`mechanisms`](super::mechanisms): an expression for the tags, compare-and-set and update only what changed for
+//! the rest.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use sqlx::PgPool;
 use super::mechanisms::batch::{self, Changes, Reads};
 use super::mechanisms::compare_and_set::{self, Changed};
 use super::mechanisms::insert::{self, Insert};
+use super::mechanisms::log::{self, Item, Until};
 use super::mechanisms::update::Update;
 use super::mechanisms::{Column, Error, Table, Values, read};
 
@@ -22,6 +24,8 @@ pub struct Attributes {
     /// Empty: none.
     pub entrance: String,
     pub tags: Vec<String>,
+    /// Counts the changes.
+    pub version: i64,
 }
 
 impl Attributes {
@@ -36,6 +40,7 @@ impl Attributes {
             description: String::new(),
             entrance: String::new(),
             tags: Vec::new(),
+            version: 0,
         }
     }
 
@@ -55,6 +60,7 @@ impl Table for Attributes {
     const TABLE: &'static str = "ticket_attributes";
     const KEY: &'static str = "ticket";
     const COLUMNS: &'static [&'static str] = &["description", "entrance", "tags"];
+    const LOG: Option<&'static str> = Some("ticket_attributes_change_log");
 
     fn key(&self) -> String {
         self.ticket.clone()
@@ -65,6 +71,15 @@ impl Table for Attributes {
         let entrance = Attributes::ENTRANCE.is(self.entrance.as_str());
         description.and(entrance).and(Attributes::TAGS.is(self.tags.clone()))
     }
+}
+
+/// A ticket's attributes as they were, and each change up to then; none when nothing was told of it yet.
+pub async fn history(pool: &PgPool, ticket: &TicketId, until: Until) -> Result<Option<(Attributes, Vec<Item>)>, Error> {
+    let key = ticket.as_str().to_owned();
+    let items = log::items::<Attributes>(pool, &key, until).await?;
+    let Some(last) = items.last() else { return Ok(None) };
+    let was = log::as_of(pool, &key, Until::Version(last.version)).await?;
+    Ok(was.map(|was| (was, items)))
 }
 
 /// What of a ticket's description is meant; what is not named is left alone.

@@ -135,12 +135,12 @@ type Changing<T> = Request<(<T as Table>::Key, Change<T>), Update>;
 
 /// The requests that go with the first one: its spelling, each key once; and those that are left, in order.
 fn take_statement<T: Table>(waiting: Vec<Changing<T>>) -> (Vec<Changing<T>>, Vec<Changing<T>>) {
-    let spelling = waiting.first().map(|request| request.ask.1.sql("null"));
+    let spelling = waiting.first().map(|request| request.ask.1.sets("null"));
     let mut keys = HashSet::new();
     waiting.into_iter().partition(|request| {
         let (key, change) = &request.ask;
         // The key is noted even when its change is left, so that later changes of the key stay behind it.
-        keys.insert(key.clone()) && Some(change.sql("null")) == spelling
+        keys.insert(key.clone()) && Some(change.sets("null")) == spelling
     })
 }
 
@@ -176,11 +176,9 @@ async fn change_at_once<T: Table>(pool: &PgPool, requests: &[Changing<T>]) -> Re
     let Some(Request { ask: (_, first), .. }) = requests.first() else {
         return Ok(HashSet::new());
     };
-    let (table, key, sets) = (T::TABLE, T::KEY, first.sql("null"));
-    let text = format!(
-        "update {table} t set {sets} from jsonb_populate_recordset(null::{table}, $1) n
-         where t.{key} = n.{key} returning t.{key}"
-    );
+    let (table, key) = (T::TABLE, T::KEY);
+    let from = format!("jsonb_populate_recordset(null::{table}, $1) n");
+    let text = first.update("null", &from, &format!("t.{key} = n.{key}"));
     let rows = requests.iter().map(|Request { ask: (key, change), .. }| {
         let mut row = change.json();
         row[T::KEY] = key.clone().into();

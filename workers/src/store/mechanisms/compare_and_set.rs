@@ -18,6 +18,7 @@
 //! update example_users t set name = n.name, version = t.version + 1, written_by = null
 //! from jsonb_populate_record(null::example_users, $2) n, jsonb_populate_record(null::example_users, $3) o
 //! where t.user_id = $1 and (t.name) is not distinct from (o.name)
+//! returning t.user_id
 //! ```
 //!
 //! **Errors** [`Error::Forbidden`] for a value that the table does not take.
@@ -148,17 +149,14 @@ async fn swap<T: Table>(
     old: Option<&Values<T>>,
     change: &Change<T>,
 ) -> Result<Swap, Error> {
-    let (table, key_column, sets) = (T::TABLE, T::KEY, change.sql("null"));
+    let (table, key_column) = (T::TABLE, T::KEY);
     let columns: Vec<_> = old.into_iter().flat_map(Values::names).collect();
     let unmoved = match (list("t", &columns), list("o", &columns)) {
         (now, _) if now.is_empty() => String::new(),
         (now, old) => format!("and ({now}) is not distinct from ({old})"),
     };
-    let text = format!(
-        "update {table} t set {sets}
-         from jsonb_populate_record(null::{table}, $2) n, jsonb_populate_record(null::{table}, $3) o
-         where t.{key_column} = $1 {unmoved}"
-    );
+    let from = format!("jsonb_populate_record(null::{table}, $2) n, jsonb_populate_record(null::{table}, $3) o");
+    let text = change.update("null", &from, &format!("t.{key_column} = $1 {unmoved}"));
     let updated = sqlx::query(sql(text))
         .bind(key.clone())
         .bind(Json(change.json()))

@@ -42,11 +42,9 @@ pub async fn apply_to_all<T: Table>(
     keys: &[T::Key],
     change: &Change<T>,
 ) -> Result<HashSet<T::Key>, Error> {
-    let (table, key, sets) = (T::TABLE, T::KEY, change.sql("null"));
-    let text = format!(
-        "update {table} t set {sets} from jsonb_populate_record(null::{table}, $2) n
-         where t.{key} = any($1) returning t.{key}"
-    );
+    let (table, key) = (T::TABLE, T::KEY);
+    let from = format!("jsonb_populate_record(null::{table}, $2) n");
+    let text = change.update("null", &from, &format!("t.{key} = any($1)"));
     let changed: Vec<T::Key> = sqlx::query_scalar(sql(text))
         .bind(keys.to_vec())
         .bind(Json(change.json()))

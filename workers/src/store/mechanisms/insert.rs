@@ -9,7 +9,7 @@
 //! ```sql
 //! insert into example_users as t (user_id, ..., version, inserted_by, written_by)
 //! select n.user_id, ..., 0, $2, $2 from jsonb_populate_record(null::example_users, $1) n
-//! on conflict (user_id) do update set user_id = t.user_id where t.inserted_by = $2
+//! on conflict (user_id) do update set user_id = t.user_id where t.inserted_by = $2 returning t.user_id
 //! ```
 //!
 //! **Errors** [`Error::Forbidden`] for a row that the table does not take.
@@ -32,7 +32,7 @@
 use sqlx::PgExecutor;
 use sqlx::types::Json;
 
-use super::table::{list, sql};
+use super::table::{list, logged, sql};
 use super::{Error, Table};
 
 /// Whose row is there now.
@@ -72,11 +72,12 @@ async fn insert<T: Table>(
     } else {
         ("", "")
     };
-    let text = format!(
+    let write = format!(
         "insert into {table} as t ({columns}{marks})
          select {values}{by} from jsonb_populate_record(null::{table}, $1) n
          on conflict ({key}) do update set {key} = t.{key} where {mine}"
     );
+    let text = logged::<T>(&write, T::COLUMNS, &format!("t.{key}"));
     let mut query = sqlx::query(sql(text)).bind(Json(row_json(row)));
     if T::MARKED {
         query = query.bind(attempt);

@@ -55,7 +55,7 @@ use sqlx::{PgConnection, PgPool, PgTransaction};
 
 pub use super::Error;
 use super::insert::row_json;
-use super::table::{list, row, sql};
+use super::table::{has_version, list, logged, row, sql};
 use super::{Table, read};
 
 /// How often the closure is called at most; at least once.
@@ -84,7 +84,7 @@ pub struct Written {
 /// What was done to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// It is as it was put, with this version if its table is marked.
+    /// It is as it was put, with this version if its table has versions.
     Put {
         version: Option<i64>,
     },
@@ -200,6 +200,12 @@ impl Transaction {
 
     /// Deletes the row, if there is one.
     pub async fn delete<T: Table>(&mut self, key: &T::Key) -> Result<(), Error> {
+        const {
+            assert!(
+                T::LOG.is_none(),
+                "in the log of a row that is deleted, versions would begin anew"
+            )
+        };
         let text = format!("delete from {} where {} = $1", T::TABLE, T::KEY);
         let query = sqlx::query(sql(text)).bind(key.clone());
         let deleted = query.execute(&mut *self.sql).await.map_err(Error::of(T::TABLE));
@@ -264,23 +270,23 @@ fn put<T: Table>() -> String {
         .map(|name| format!("{name} = excluded.{name}"))
         .collect();
     let sets = sets.join(", ");
-    let (mark, zero, raise, version) = if T::MARKED {
-        (
-            ", version",
-            ", 0",
-            ", version = t.version + 1, written_by = null",
-            "t.version",
-        )
-    } else {
-        ("", "", "", "null::bigint")
+    let (mark, zero, raise) = match (T::MARKED, T::LOG) {
+        (true, _) => (", version", ", 0", ", version = t.version + 1, written_by = null"),
+        (false, Some(_)) => ("", "", ", version = t.version + 1"),
+        (false, None) => ("", "", ""),
     };
-    format!(
+    let version = if has_version::<T>() {
+        "t.version"
+    } else {
+        "null::bigint"
+    };
+    let write = format!(
         "insert into {table} as t ({columns}{mark})
          select {values}{zero} from jsonb_populate_record(null::{table}, $1) n
          on conflict ({key}) do update set {sets}{raise}
-         where ({now}) is distinct from ({new})
-         returning {version}"
-    )
+         where ({now}) is distinct from ({new})"
+    );
+    logged::<T>(&write, T::COLUMNS, version)
 }
 
 /// Growing pauses, with chance in them so that those who met do not meet again: one less than the attempts.

@@ -13,6 +13,7 @@
 //! | many callers at once, few statements | [`batch`] |
 //! | several rows, reads decide writes, all or nothing | [`interactive`] |
 //! | two databases, both or neither | [`two_phase`] |
+//! | what a row was, earlier | [`log`] |
 //! | my own SQL; a large table as a stream | [`raw`] |
 //!
 //! # A call that is repeated
@@ -53,6 +54,7 @@ pub mod expression;
 pub mod idempotency;
 pub mod insert;
 pub mod interactive;
+pub mod log;
 pub mod raw;
 pub mod read;
 mod table;

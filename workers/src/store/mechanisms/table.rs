@@ -51,6 +51,8 @@ pub trait Table: for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static {
     /// inserted, raised by every update through these tools), `inserted_by text` and `written_by text`. Its rows are read
     /// with their `version`.
     const MARKED: bool = false;
+    /// The table's change log, which every tool then writes in the statement that changes a row ([`super::log`]).
+    const LOG: Option<&'static str> = None;
 
     fn key(&self) -> Self::Key;
     /// The values of [`Table::COLUMNS`].
@@ -213,19 +215,66 @@ impl<T: Table> Change<T> {
         Json::Object(all.collect())
     }
 
-    /// The `set` list of an update of `t` from the values `n`. `by` is the SQL of the attempt that a marked row gets.
-    pub(super) fn sql(&self, by: &'static str) -> String {
-        let sets = self.all.iter().map(|(name, operation, _)| match operation {
-            Operation::Set => format!("{name} = n.{name}"),
-            Operation::Add => format!("{name} = t.{name} + n.{name}"),
-            Operation::Append => format!("{name} = t.{name} || n.{name}"),
-            Operation::Include => {
-                format!("{name} = t.{name} || case when t.{name} @> n.{name} then '{{}}' else n.{name} end")
-            }
-        });
-        let mark = T::MARKED.then(|| format!("version = t.version + 1, written_by = {by}"));
-        sets.chain(mark).collect::<Vec<_>>().join(", ")
+    /// Updates the rows of `t` that `which` names with the values `n`, which come `from` somewhere, and answers their keys. `by`
+    /// is the SQL of the attempt that a marked row gets.
+    pub(super) fn update(&self, by: &'static str, from: &str, which: &str) -> String {
+        let (table, sets) = (T::TABLE, self.sets(by));
+        let write = format!("update {table} t set {sets} from {from} where {which}");
+        logged::<T>(&write, &self.names(), &format!("t.{}", T::KEY))
     }
+
+    /// The `set` list of that update.
+    pub(super) fn sets(&self, by: &'static str) -> String {
+        let (names, values) = (
+            self.names(),
+            self.all.iter().map(|(name, operation, _)| operation.sql(name)),
+        );
+        let values: Vec<_> = values.collect();
+        let version = match (T::MARKED, T::LOG) {
+            (true, _) => Some(format!("version = t.version + 1, written_by = {by}")),
+            (false, Some(_)) => {
+                let (now, new) = (list("t", &names), values.join(", "));
+                Some(format!("version = t.version + (({now}) is distinct from ({new}))::int"))
+            }
+            (false, None) => None,
+        };
+        let sets = names
+            .iter()
+            .zip(&values)
+            .map(|(name, value)| format!("{name} = {value}"));
+        sets.chain(version).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Operation {
+    /// The new value of this column.
+    fn sql(self, name: &'static str) -> String {
+        match self {
+            Operation::Set => format!("n.{name}"),
+            Operation::Add => format!("t.{name} + n.{name}"),
+            Operation::Append => format!("t.{name} || n.{name}"),
+            Operation::Include => format!("t.{name} || case when t.{name} @> n.{name} then '{{}}' else n.{name} end"),
+        }
+    }
+}
+
+/// Lets a statement that writes these columns of `t` answer something of each row. Where the table has a change log, versions
+/// that it has not yet go there in the same statement.
+pub(super) fn logged<T: Table>(write: &str, columns: &[&'static str], answer: &str) -> String {
+    let Some(log) = T::LOG else {
+        return format!("{write} returning {answer}");
+    };
+    let key = T::KEY;
+    let data: Vec<_> = columns.iter().map(|name| format!("'{name}', t.{name}")).collect();
+    let data = data.join(", ");
+    format!(
+        "with written as ({write} returning t.{key}, t.version, jsonb_build_object({data}) as data),
+         logged as (
+             insert into {log} ({key}, version, data, changed_at) select {key}, version, data, clock_timestamp() from written
+             on conflict ({key}, version) do nothing
+         )
+         select {answer} from written t"
+    )
 }
 
 /// The columns of a list, each behind its table's alias: `t.name, t.credits`.
@@ -236,8 +285,12 @@ pub(super) fn list(alias: &'static str, names: &[&'static str]) -> String {
 
 /// What is read of a row of `t`.
 pub(super) fn row<T: Table>() -> String {
-    let version: &[_] = if T::MARKED { &["version"] } else { &[] };
+    let version: &[_] = if has_version::<T>() { &["version"] } else { &[] };
     list("t", &[&[T::KEY], T::COLUMNS, version].concat())
+}
+
+pub(super) const fn has_version<T: Table>() -> bool {
+    T::MARKED || T::LOG.is_some()
 }
 
 /// The only place where a text becomes SQL. It is put together from `&'static str`s of this folder and of declarations.

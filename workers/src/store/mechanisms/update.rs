@@ -7,7 +7,7 @@
 //!
 //! ```sql
 //! update example_users t set credits = t.credits + n.credits, version = t.version + 1, written_by = null
-//! from jsonb_populate_record(null::example_users, $2) n where t.user_id = $1
+//! from jsonb_populate_record(null::example_users, $2) n where t.user_id = $1 returning t.user_id
 //! ```
 //!
 //! **Errors** [`Error::Forbidden`] for a value that the table does not take.
@@ -41,11 +41,9 @@ pub enum Update {
 
 /// Changes the row, whatever it is now.
 pub async fn apply<T: Table>(executor: impl PgExecutor<'_>, key: &T::Key, change: &Change<T>) -> Result<Update, Error> {
-    let (table, sets) = (T::TABLE, change.sql("null"));
-    let text = format!(
-        "update {table} t set {sets} from jsonb_populate_record(null::{table}, $2) n where t.{} = $1",
-        T::KEY
-    );
+    let (table, key_column) = (T::TABLE, T::KEY);
+    let from = format!("jsonb_populate_record(null::{table}, $2) n");
+    let text = change.update("null", &from, &format!("t.{key_column} = $1"));
     let updated = sqlx::query(sql(text))
         .bind(key.clone())
         .bind(Json(change.json()))

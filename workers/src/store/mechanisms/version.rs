@@ -7,7 +7,8 @@
 //!
 //! ```sql
 //! update example_users t set credits = n.credits, version = t.version + 1, written_by = $4
-//! from jsonb_populate_record(null::example_users, $2) n where t.user_id = $1 and t.version = $3;
+//! from jsonb_populate_record(null::example_users, $2) n where t.user_id = $1 and t.version = $3
+//! returning t.user_id;
 //! select version, written_by = $4 from example_users where user_id = $1
 //! ```
 //!
@@ -71,12 +72,9 @@ pub async fn update<T: Table>(
     change: &Change<T>,
 ) -> Result<Versioned, Error> {
     const { assert!(T::MARKED, "only a marked table has versions") };
-    let (table, sets) = (T::TABLE, change.sql("$4"));
-    let text = format!(
-        "update {table} t set {sets} from jsonb_populate_record(null::{table}, $2) n
-         where t.{} = $1 and t.version = $3",
-        T::KEY
-    );
+    let (table, key_column) = (T::TABLE, T::KEY);
+    let from = format!("jsonb_populate_record(null::{table}, $2) n");
+    let text = change.update("$4", &from, &format!("t.{key_column} = $1 and t.version = $3"));
     let updated = sqlx::query(sql(text))
         .bind(key.clone())
         .bind(Json(change.json()))
