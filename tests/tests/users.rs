@@ -33,6 +33,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_bad_payment_record_is_put_aside_and_the_next_one_goes_on,
     a_user_is_asked_by_http_as_by_events,
     tickets_are_held_together_or_not_at_all,
+    a_request_to_hold_together_has_one_answer_for_ever_refused_or_not,
     whoever_wins_one_of_the_tickets_that_many_want_together_wins_all,
 ];
 
@@ -533,6 +534,64 @@ fn tickets_are_held_together_or_not_at_all(kit: &Kit) -> anyhow::Result<()> {
                 "{body}: {status}: {text}"
             );
         }
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+fn a_request_to_hold_together_has_one_answer_for_ever_refused_or_not(kit: &Kit) -> anyhow::Result<()> {
+    const ANN: &str = "users-once-ann";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "users").start().await?;
+        let tickets = ["users/once/a", "users/once/b"];
+        send(kit, &tickets.map(|ticket| listed(ticket, ticket))).await?;
+        for ticket in tickets {
+            is_listed(kit, ticket).await?;
+        }
+        let ask = async |key: &str, tickets: &[&str]| {
+            let body = json!({ "tickets": tickets });
+            call(kit, &[("idempotency-key", key)], "User", ANN, "holdTogether", &body).await
+        };
+        let ask_ticket = async |ticket: &str, handler: &str, body: Value| {
+            let (status, reply) = call(kit, &[], "Ticket", ticket, handler, &body).await?;
+            ensure!(status == 200, "{ticket} {handler}: {status}: {reply}");
+            anyhow::Ok(reply["outcomes"][0]["data"].clone())
+        };
+        let all_are = async |status: &str| {
+            for ticket in tickets {
+                let (_, said) = view(kit, "Ticket", ticket).await?;
+                ensure!(said["status"] == status, "{status}: {said}");
+            }
+            anyhow::Ok(())
+        };
+
+        let bobs = ask_ticket(tickets[1], "reserve", json!({ "user": "bob" })).await?;
+        let refused = (200, json!({ "refused": [{ "ticket": tickets[1], "reason": "held" }] }));
+        ensure!(ask("users-once-1", &tickets).await? == refused);
+        ask_ticket(tickets[1], "release", json!({ "user": "bob", "hold": bobs["hold"] })).await?;
+        // Somebody may have gone by the answer: what comes late, of the same request, changes nothing.
+        let again = ask("users-once-1", &tickets).await?;
+        ensure!(again == refused, "{again:?} is not {refused:?}");
+        all_are("available").await?;
+        let (status, other) = ask("users-once-1", &tickets[..1]).await?;
+        ensure!(status == 409, "{status}: {other}");
+
+        let held = ask("users-once-2", &tickets).await?;
+        let holds = held.1["held"].as_array().with_context(|| format!("{held:?}"))?;
+        all_are("held").await?;
+        for hold in holds {
+            let ticket = hold["ticket"].as_str().unwrap_or_default();
+            ask_ticket(ticket, "release", json!({ "user": ANN, "hold": hold["hold"] })).await?;
+        }
+        let again = ask("users-once-2", &tickets).await?;
+        ensure!(again == held, "{again:?} is not {held:?}");
+        all_are("available").await?;
+
+        let pool = kit.stack.postgres.connect().await?;
+        let select = "select count(*) from idempotency_records where topic = 'payments' and key = $1";
+        let records: i64 = sqlx::query_scalar(select).bind(ANN).fetch_one(&pool).await?;
+        pool.close().await;
+        ensure!(records == 2, "{records} records of two requests");
         clean(kit).await?;
         worker.stop().await
     })

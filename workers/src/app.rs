@@ -257,7 +257,6 @@ impl Worker {
             pool: pool.clone(),
             attributes,
             loyalty: self.spawn_loyalty(&pool)?,
-            retention,
             metrics: self.metrics.clone(),
             now: clock,
         };

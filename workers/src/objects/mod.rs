@@ -10,7 +10,6 @@ mod ticket;
 mod user;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use restate_sdk::http_server::HttpServer;
 use restate_sdk::prelude::{Endpoint, HandlerError};
@@ -49,8 +48,6 @@ pub struct Tools {
     pub attributes: Access,
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
-    /// How long answers to events are kept.
-    pub retention: Duration,
     pub metrics: Arc<Metrics>,
     /// The time that events from HTTP carry; what is decided goes by the database's clock.
     pub now: fn() -> OffsetDateTime,
@@ -64,7 +61,6 @@ pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
         pool,
         attributes,
         loyalty,
-        retention,
         metrics,
         now,
     } = tools;
@@ -72,7 +68,6 @@ pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
         committer: users,
         pool: pool.clone(),
         loyalty,
-        retention,
         metrics: metrics.clone(),
         now,
     };

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    Credits, Email, EventId, HoldId, Language, Name, Payment, ProfileValues, Reply, TicketId, TicketTold, Told, UserId,
-    hold_id,
+    Credits, Email, HoldId, Language, Name, Payment, ProfileValues, Reply, TicketId, TicketTold, Told, UserId, hold_id,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -22,15 +21,15 @@ use crate::domain::ticket::{self, Input};
 use crate::error::{self, Disposition};
 use crate::metrics::Metrics;
 use crate::store::credits::Loyalty;
+use crate::store::mechanisms::idempotency::Once;
 use crate::store::together::{self, Together};
-use crate::store::{self, Answer, Committer, Internal, PgPool, Unit, Work};
+use crate::store::{self, Answer, Committer, PgPool, Unit};
 
 /// Keeps one user, one request after the other.
 pub(super) struct User {
     pub(super) committer: Committer<domain::User>,
     pub(super) pool: PgPool,
     pub(super) loyalty: Option<Loyalty>,
-    pub(super) retention: std::time::Duration,
     pub(super) metrics: Arc<Metrics>,
     pub(super) now: fn() -> OffsetDateTime,
 }
@@ -150,25 +149,12 @@ impl User {
         body: Body<HoldTogether>,
     ) -> HandlerResult<Json<HeldTogether>> {
         let HoldTogether { tickets, hold_for } = body.read()?;
-        let units = self.holds(&ctx, &tickets, hold_for)?;
-        let together = together::commit_all(&self.pool, ticket::decide, self.retention, &units, &self.metrics).await;
-        Ok(Json(match together.map_err(|error| self.failed(error))? {
-            Together::IdReused => return Err(intake::id_reused()),
-            Together::All(replies) => {
-                let held = tickets.into_iter().zip(replies).map(Held::of);
-                HeldTogether::Held(held.collect::<HandlerResult<_>>()?)
-            }
-            Together::Refused(reasons) => {
-                let refused = tickets.into_iter().zip(reasons);
-                let refused = refused.filter_map(|(ticket, reason)| {
-                    Some(NotHeld {
-                        ticket,
-                        reason: reason?,
-                    })
-                });
-                HeldTogether::Refused(refused.collect())
-            }
-        }))
+        let request = holds(&ctx, &tickets, hold_for)?;
+        let answered = together::commit_all(&self.pool, ticket::decide, &request, &self.metrics).await;
+        match answered.map_err(|error| self.failed(error))? {
+            Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets, together).map(Json),
+            Once::Reused => Err(intake::id_reused()),
+        }
     }
 
     /// The user as they are, without waiting for requests in hand.
@@ -227,39 +213,53 @@ impl User {
         }
         again(error)
     }
+}
 
-    /// A request for each ticket, whose id follows from this one's, and whose hold from all that is asked: so that another
-    /// request under the same idempotency key is noticed.
-    fn holds(
-        &self,
-        ctx: &ObjectContext<'_>,
-        tickets: &[TicketId],
-        hold_for: Option<i64>,
-    ) -> HandlerResult<Vec<Unit<domain::Ticket>>> {
-        let user = intake::key::<UserId>(ctx.key())?;
-        let different: HashSet<_> = tickets.iter().collect();
-        if !(1..=TOGETHER).contains(&tickets.len()) || different.len() < tickets.len() {
-            let what = format!("tickets: name 1 to {TOGETHER} tickets, each once");
-            return Err(error::answer_caller(400, what));
-        }
-        let (source, id) = intake::identity::<domain::User>(ctx, "holdTogether")?;
-        let asked = serde_json::to_vec(&(tickets, hold_for))?;
-        let asked = Uuid::new_v5(&Uuid::NAMESPACE_OID, &asked).to_string();
-        let units = tickets.iter().enumerate().map(|(place, ticket)| {
-            let id = EventId::parse(&format!("{id}/hold/{place}")).map_err(|invalid| invalid.to_string())?;
-            let hold = hold_id(id.as_str(), &asked, ticket.as_str());
-            let input = Input::Reserve {
-                user: user.clone(),
-                hold_for,
-                hold,
-            };
-            let source = source.clone();
-            Ok(Unit {
-                key: ticket.clone(),
-                work: vec![Work::Internal(Internal { source, id, input })],
-            })
-        });
-        units.collect()
+/// To hold each of these tickets for the user whose object this is.
+fn holds(
+    ctx: &ObjectContext<'_>,
+    tickets: &[TicketId],
+    hold_for: Option<i64>,
+) -> HandlerResult<together::Request<domain::User, domain::Ticket>> {
+    let owner = intake::key::<UserId>(ctx.key())?;
+    let different: HashSet<_> = tickets.iter().collect();
+    if !(1..=TOGETHER).contains(&tickets.len()) || different.len() < tickets.len() {
+        let what = format!("tickets: name 1 to {TOGETHER} tickets, each once");
+        return Err(error::answer_caller(400, what));
+    }
+    let (source, id) = intake::identity::<domain::User>(ctx, "holdTogether")?;
+    let parts = tickets.iter().map(|ticket| {
+        let input = Input::Reserve {
+            user: owner.clone(),
+            hold_for,
+            hold: hold_id(source.as_str(), id.as_str(), ticket.as_str()),
+        };
+        (ticket.clone(), input)
+    });
+    Ok(together::Request {
+        parts: parts.collect(),
+        owner,
+        source,
+        id,
+    })
+}
+
+impl HeldTogether {
+    fn of(tickets: Vec<TicketId>, together: Together) -> HandlerResult<Self> {
+        let tickets = tickets.into_iter();
+        Ok(match together {
+            Together::All(replies) => Self::Held(tickets.zip(replies).map(Held::of).collect::<HandlerResult<_>>()?),
+            Together::Refused(reasons) => {
+                let refused = tickets.zip(reasons);
+                let refused = refused.filter_map(|(ticket, reason)| {
+                    Some(NotHeld {
+                        ticket,
+                        reason: reason?,
+                    })
+                });
+                Self::Refused(refused.collect())
+            }
+        })
     }
 }
 

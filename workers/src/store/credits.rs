@@ -171,7 +171,7 @@ fn added(work: &Work<User>) -> Option<Added> {
     })
 }
 
-fn first(answers: Vec<Vec<Answer>>) -> Answer {
-    let answer = answers.into_iter().flatten().next();
+fn first(answers: Vec<Answer>) -> Answer {
+    let answer = answers.into_iter().next();
     answer.expect("every piece of work is answered")
 }

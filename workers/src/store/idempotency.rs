@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use holdfast_schemas::Reply;
+use holdfast_schemas::{EventId, Reply, RequestHash, Source};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
+use super::mechanisms::idempotency::Once;
 
 /// An answer given before.
 #[derive(Clone)]
@@ -45,6 +48,69 @@ pub(super) async fn read(
             )
         })
         .collect())
+}
+
+/// What a request that is recorded as a whole was answered; `None` when it has not been yet.
+pub(super) async fn find<R: DeserializeOwned>(pool: &PgPool, request: &Whole<'_>) -> Result<Option<Once<R>>, Error> {
+    let (source, id) = (request.source.as_str(), request.id.as_str());
+    let known = sqlx::query!(
+        r#"select hash, reply::text as "reply!" from idempotency_records where source = $1 and id = $2"#,
+        source,
+        id,
+    )
+    .fetch_optional(pool)
+    .await
+    .map_err(Error::Read)?;
+    let Some(known) = known else { return Ok(None) };
+    if known.hash != request.hash.as_bytes() {
+        return Ok(Some(Once::Reused));
+    }
+    let kept: Kept<R> = serde_json::from_str(&known.reply).map_err(|error| Error::Row {
+        table: "idempotency_records",
+        key: format!("{source} {id}"),
+        what: error.to_string(),
+    })?;
+    Ok(Some(Once::Repeat(kept.answer)))
+}
+
+/// Records a request as a whole, in the transaction that does it. Recorded meanwhile by somebody else, it fails by the primary key.
+pub(super) async fn keep(
+    connection: &mut PgConnection,
+    request: &Whole<'_>,
+    answer: impl Serialize,
+) -> Result<(), sqlx::Error> {
+    let reply = serde_json::to_string(&Kept { outcomes: [], answer });
+    sqlx::query!(
+        "insert into idempotency_records (source, id, topic, key, hash, reply, aged_from, written_at)
+         select $1, $2, $3, $4, $5, $6::text::json, now, now from (select clock_timestamp() as now) clock",
+        request.source.as_str(),
+        request.id.as_str(),
+        request.topic,
+        request.key,
+        request.hash.as_bytes(),
+        reply.map_err(|error| sqlx::Error::Encode(error.into()))?,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// A request with one record, although it concerns several rows.
+pub(super) struct Whole<'a> {
+    pub(super) source: &'a Source,
+    pub(super) id: &'a EventId,
+    /// On which such requests are asked.
+    pub(super) topic: &'static str,
+    /// Whose request it is.
+    pub(super) key: &'a str,
+    pub(super) hash: RequestHash,
+}
+
+/// Its reply. Read as a [`Reply`] it has no outcomes: those of its parts are told in the name of the parts.
+#[derive(Serialize, Deserialize)]
+struct Kept<R> {
+    outcomes: [(); 0],
+    answer: R,
 }
 
 /// Rows that one sweep deletes at most.

@@ -1,104 +1,151 @@
-//! Several entities at once, all or none: their rows are read, decided and written in one interactive transaction. Whoever
-//! changes one of the rows meanwhile makes it begin anew on fresh rows.
+//! One request about several entities, all or none: their rows are read, decided and written in one interactive transaction, and
+//! with them what is answered, a refusal too. Whoever changes one of the rows meanwhile makes it begin anew on fresh rows.
 
 use std::time::Duration;
 
-use holdfast_schemas::Reply;
+use holdfast_schemas::{Asked, EventId, Key, Reply, RequestHash, Source};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
 
 use super::Error;
-use super::commit::{self, Answer, Rules, Stored, Unit};
-use super::mechanisms;
+use super::commit::{self, Answer, Decisions, Internal, Rules, Stored, Unit, Work};
+use super::idempotency::{self, Whole};
+use super::mechanisms::idempotency::Once;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
+use crate::domain::{Entity, KeyOf};
 use crate::metrics::Metrics;
 
 /// How often the transaction begins anew when others change the same rows, before its caller is told to come again.
 const ATTEMPTS: Attempts = Attempts(30);
 
+/// What an owner `O` asks of several `E`. Source and id make it the same when it is repeated.
+pub struct Request<O: Entity, E: Entity> {
+    pub owner: KeyOf<O>,
+    pub source: Source,
+    pub id: EventId,
+    /// Of different keys.
+    pub parts: Vec<(KeyOf<E>, E::Input)>,
+}
+
 /// What came of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Together {
-    /// Everything took effect, now or by an earlier try; the replies stand in the order of the units.
+    /// Everything took effect; the replies stand in the order of the parts.
     All(Vec<Reply>),
-    /// Nothing was written: the id of one of the requests was used before for another one.
-    IdReused,
-    /// Nothing was written. The reason of each unit that a rule forbids, in the order of the units.
+    /// Nothing was changed. The reason of each part that a rule forbids, in the order of the parts.
     Refused(Vec<Option<String>>),
 }
 
-/// Commits units of one request each, of different keys: all of them, or none when a rule forbids one.
+/// Does all that is asked, or nothing when a rule forbids a part of it; asked again, it is answered as before.
 ///
 /// # Errors
-/// The database does not answer, or others change the same rows all the time.
-pub async fn commit_all<E: Stored>(
+/// The database does not answer, others change the same rows all the time, or another call of the same request was quicker: to be
+/// tried again.
+pub async fn commit_all<O: Entity, E: Stored>(
     pool: &PgPool,
     rules: Rules<E>,
-    retention: Duration,
-    units: &[Unit<E>],
+    request: &Request<O, E>,
     metrics: &Metrics,
-) -> Result<Together, Error> {
-    let closure = async |transaction: &mut Transaction| {
-        let answers = decide(transaction, rules, retention, units).await?;
-        let answers: Vec<_> = answers.into_iter().flatten().collect();
-        if answers.iter().any(|answer| matches!(answer, Answer::DeadLettered(_))) {
-            return Err(Stop::IdReused);
-        }
-        let refusals: Vec<_> = answers.iter().map(refusal).collect();
-        match refusals.iter().any(Option::is_some) {
-            true => Err(Stop::Refused(refusals)),
-            false => Ok(answers),
-        }
-    };
-    match interactive::transact(pool, ATTEMPTS, closure).await {
-        Ok(committed) => {
-            commit::count(&committed.value, metrics);
-            Ok(Together::All(committed.value.into_iter().filter_map(reply).collect()))
-        }
-        Err(Stop::IdReused) => Ok(Together::IdReused),
-        Err(Stop::Refused(refusals)) => Ok(Together::Refused(refusals)),
-        Err(Stop::Failed(error)) => Err(error),
+) -> Result<Once<Together>, Error> {
+    // Not within the transaction: SERIALIZABLE would take requests whose records lie side by side for rivals.
+    if let Some(known) = idempotency::find(pool, &request.whole()).await? {
+        metrics.events.with_label_values(&["repeat"]).inc();
+        return Ok(known);
     }
+    let units = request.units();
+    let closure = async |transaction: &mut Transaction| commit(transaction, rules, request, &units).await;
+    let (together, answers) = interactive::transact(pool, ATTEMPTS, closure).await?.value;
+    commit::count(&answers, metrics);
+    Ok(Once::Fresh(together))
 }
 
-/// Why the closure does not end with everything written.
-enum Stop {
-    IdReused,
-    Refused(Vec<Option<String>>),
-    Failed(Error),
-}
-
-impl From<mechanisms::Error> for Stop {
-    fn from(error: mechanisms::Error) -> Self {
-        Stop::Failed(error.into())
-    }
-}
-
-async fn decide<E: Stored>(
+/// As [`commit_all`], within the caller's transaction and for the first time. Answers what is to be counted once that is committed, too.
+async fn commit<O: Entity, E: Stored>(
     transaction: &mut Transaction,
     rules: Rules<E>,
-    retention: Duration,
+    request: &Request<O, E>,
     units: &[Unit<E>],
-) -> Result<Vec<Vec<Answer>>, Stop> {
-    let within = async |connection: &mut PgConnection| match commit::within(connection, rules, retention, units).await {
-        Err(Error::Read(error) | Error::Write(error)) => Err(error),
-        other => Ok(other),
+) -> Result<(Together, Vec<Answer>), Error> {
+    let decisions = step(transaction, async |connection| {
+        // No event among the parts that could be too old.
+        commit::decide(connection, rules, Duration::MAX, units).await
+    });
+    let decisions: Decisions<E> = decisions.await?;
+    let refusals: Vec<_> = decisions.answers().map(refusal).collect();
+    let (together, answers) = if refusals.iter().any(Option::is_some) {
+        let refused = decisions.into_answers().into_iter();
+        let refused = refused.filter(|answer| refusal(answer).is_some());
+        (Together::Refused(refusals), refused.collect())
+    } else {
+        step(transaction, async |connection| decisions.write(connection).await).await?;
+        let answers = decisions.into_answers();
+        (Together::All(answers.iter().map(reply).collect()), answers)
     };
-    match transaction.raw("the rows of the units", within).await? {
-        Ok(answers) => Ok(answers),
+    let keep = async |connection: &mut PgConnection| idempotency::keep(connection, &request.whole(), &together).await;
+    transaction.raw("idempotency_records", keep).await?;
+    Ok((together, answers))
+}
+
+/// A step of the committer within the transaction.
+async fn step<R>(
+    transaction: &mut Transaction,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error>,
+) -> Result<R, Error> {
+    let within = async |connection: &mut PgConnection| match work(connection).await {
+        Err(Error::Read(error) | Error::Write(error)) => Err(error),
+        done => Ok(done),
+    };
+    match transaction.raw("(the rows of a request)", within).await? {
         Err(Error::Moved) => Err(transaction.overtaken().into()),
-        Err(error) => Err(Stop::Failed(error)),
+        done => done,
     }
 }
 
-/// What a unit was answered; none when a request from within does not fit.
-fn reply(answer: Answer) -> Option<Reply> {
+impl<O: Entity, E: Entity> Request<O, E> {
+    fn whole(&self) -> Whole<'_> {
+        Whole {
+            source: &self.source,
+            id: &self.id,
+            topic: O::Asked::TOPIC,
+            key: self.owner.as_str(),
+            hash: RequestHash::of_request("together", &self.owner, &json!(self.parts)),
+        }
+    }
+
+    /// Each part under an id of its own: an event has outcomes of one key.
+    fn units(&self) -> Vec<Unit<E>> {
+        let parts = self.parts.iter().enumerate();
+        let units = parts.map(|(place, (key, input))| Unit {
+            key: key.clone(),
+            work: vec![Work::Unrecorded(Internal {
+                source: self.source.clone(),
+                id: part(&self.id, place),
+                input: input.clone(),
+            })],
+        });
+        units.collect()
+    }
+}
+
+/// Names request and place in at most 255 bytes: what is too long for that stands as a UUID made of it.
+fn part(id: &EventId, place: usize) -> EventId {
+    let name = format!("{id}/{place}");
+    EventId::parse(&name)
+        .or_else(|_| EventId::parse(&Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()))
+        .expect("a UUID is a short id")
+}
+
+fn reply(answer: &Answer) -> Reply {
     match answer {
-        Answer::Fresh(reply) | Answer::Repeat(reply) => Some(reply),
-        Answer::AlreadyDone => Some(Reply { outcomes: Vec::new() }),
-        Answer::Nothing | Answer::DeadLettered(_) => None,
+        Answer::Fresh(reply) | Answer::Repeat(reply) => reply.clone(),
+        Answer::AlreadyDone | Answer::Nothing | Answer::DeadLettered(_) => Reply { outcomes: Vec::new() },
     }
 }
 
+/// Why a part is not done, if it is not.
 fn refusal(answer: &Answer) -> Option<String> {
     match answer {
         Answer::Fresh(reply) | Answer::Repeat(reply) => reply.refusal().map(str::to_owned),

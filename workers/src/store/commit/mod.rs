@@ -52,8 +52,8 @@ pub enum Work<E: Entity> {
     },
     /// A request from within, such as a checkout's.
     Internal(Internal<E>),
-    /// A request from within that is safe to repeat by itself, such as the end of a hold, named by its id: it leaves no
-    /// idempotency record.
+    /// A request from within that leaves no idempotency record: it is safe to repeat by itself, such as the end of a hold, named
+    /// by its id, or it is part of one that is recorded as a whole.
     Unrecorded(Internal<E>),
 }
 
@@ -410,7 +410,22 @@ pub async fn within<E: Stored>(
     rules: Rules<E>,
     retention: Duration,
     units: &[Unit<E>],
-) -> Result<Vec<Vec<Answer>>, Error> {
+) -> Result<Vec<Answer>, Error> {
+    let decisions = decide(connection, rules, retention, units).await?;
+    decisions.write(connection).await?;
+    Ok(decisions.into_answers())
+}
+
+/// Decides units on the caller's connection, at most one of each key, and writes nothing yet.
+///
+/// # Errors
+/// As [`within`].
+pub async fn decide<E: Stored>(
+    connection: &mut PgConnection,
+    rules: Rules<E>,
+    retention: Duration,
+    units: &[Unit<E>],
+) -> Result<Decisions<E>, Error> {
     let known = read(connection, units.iter().map(|unit| (&unit.key, &unit.work[..]))).await?;
     let mut deciding = draft::Deciding::new(known, rules, retention);
     let mut drafts = Vec::with_capacity(units.len());
@@ -421,13 +436,33 @@ pub async fn within<E: Stored>(
             draft::Decided::Failed(error) => return Err(error),
         }
     }
-    {
-        let statement: write::Statement<'_, E> = (0..).zip(&drafts).collect();
+    Ok(Decisions(drafts))
+}
+
+/// What was decided and, unless [`Decisions::write`] was called, is not so yet.
+pub struct Decisions<E: Entity>(Vec<Draft<E>>);
+
+impl<E: Stored> Decisions<E> {
+    /// Writes all of it on the connection on which it was decided.
+    ///
+    /// # Errors
+    /// As [`within`].
+    pub async fn write(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let statement: write::Statement<'_, E> = (0..).zip(&self.0).collect();
         if !statement.is_empty() && statement.execute(connection).await?.len() < statement.units() {
             return Err(Error::Moved);
         }
+        Ok(())
     }
-    Ok(drafts.into_iter().map(|draft| draft.answers).collect())
+
+    /// What each piece of work is answered, in order.
+    pub fn into_answers(self) -> Vec<Answer> {
+        self.0.into_iter().flat_map(|draft| draft.answers).collect()
+    }
+
+    pub fn answers(&self) -> impl Iterator<Item = &Answer> {
+        self.0.iter().flat_map(|draft| &draft.answers)
+    }
 }
 
 /// The first step: the rows of the units, and what was answered to their work before.
