@@ -12,6 +12,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::body::Body;
+use super::intake;
 use crate::error;
 use crate::store::examples::{KEYS, User};
 use crate::store::mechanisms::idempotency::{DAY, Once};
@@ -67,7 +68,10 @@ impl Simple {
     /// The user's credits, or null. Read once per invocation: every retry goes by the same value.
     #[handler(name = "durableRead")]
     async fn durable_read(&self, ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Option<i64>>> {
-        let credits = ctx.run(|| credits(&self.pool, user)).name("read credits").await?;
+        let credits = ctx
+            .run(|| look(&self.pool, user, |user| user.credits))
+            .name("read credits")
+            .await?;
         if credits.0 == Some(0) {
             tracing::info!("an example user has no credits: every retry takes this branch again");
         }
@@ -129,7 +133,7 @@ impl Keyed {
     #[handler(name = "updateConditional")]
     async fn update_conditional(&self, ctx: ObjectContext<'_>, Json(add): Json<i64>) -> HandlerResult<Json<i64>> {
         let user = ctx.key().to_owned();
-        let read = ctx.run(|| credits_and_version(&self.pool, user.clone()));
+        let read = ctx.run(|| look(&self.pool, user.clone(), |user| (user.credits, user.version)));
         let Json(Some((credits, read))) = read.name("read credits, version").await? else {
             return Err(no_such_user());
         };
@@ -193,10 +197,7 @@ impl Idempotency {
         client.expire_idempotency_key(Json(key)).send_after(DAY + SKEW);
         match once {
             Once::Fresh(credits) | Once::Repeat(credits) => Ok(Json(credits)),
-            Once::Reused => Err(error::answer_caller(
-                409,
-                "header idempotency-key: another request to this handler had the same key; choose a new one",
-            )),
+            Once::Reused => Err(intake::id_reused()),
         }
     }
 
@@ -245,18 +246,14 @@ enum Found {
 }
 
 async fn find(pool: &PgPool, user: String) -> HandlerResult<Json<Found>> {
+    let Json(found) = look(pool, user, Found::Row).await?;
+    Ok(Json(found.unwrap_or(Found::Nothing("(row not found)"))))
+}
+
+/// What is asked of a user's row, if there is one.
+async fn look<R>(pool: &PgPool, user: String, asked: fn(User) -> R) -> HandlerResult<Json<Option<R>>> {
     let found = read::one(pool, &user).await.map_err(answer)?;
-    Ok(Json(found.map_or(Found::Nothing("(row not found)"), Found::Row)))
-}
-
-async fn credits(pool: &PgPool, user: String) -> HandlerResult<Json<Option<i64>>> {
-    let found = read::one::<User>(pool, &user).await.map_err(answer)?;
-    Ok(Json(found.map(|user| user.credits)))
-}
-
-async fn credits_and_version(pool: &PgPool, user: String) -> HandlerResult<Json<Option<(i64, i64)>>> {
-    let found = read::one::<User>(pool, &user).await.map_err(answer)?;
-    Ok(Json(found.map(|user| (user.credits, user.version))))
+    Ok(Json(found.map(asked)))
 }
 
 async fn add_once(pool: &PgPool, key: String, request: AddCredits) -> HandlerResult<Json<Once<Option<i64>>>> {

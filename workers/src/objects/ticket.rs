@@ -157,7 +157,7 @@ impl Ticket {
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
         let ticket = intake::key::<TicketId>(ctx.key())?;
-        let found = store::tickets::get(&self.pool, &ticket).await.map_err(again)?;
+        let found = store::get::<domain::Ticket>(&self.pool, &ticket).await.map_err(again)?;
         match found {
             Some(found) => Ok(Json(View::new(ticket, found))),
             None => Err(error::answer_caller(

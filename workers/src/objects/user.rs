@@ -161,7 +161,7 @@ impl User {
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
         let user = intake::key::<UserId>(ctx.key())?;
-        match store::users::get(&self.pool, &user).await.map_err(again)? {
+        match store::get::<domain::User>(&self.pool, &user).await.map_err(again)? {
             Some(found) => Ok(Json(View::new(user, found))),
             None => Err(error::answer_caller(
                 404,

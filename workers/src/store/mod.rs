@@ -23,7 +23,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::config;
 use crate::metrics::Metrics;
-pub use commit::{Answer, Committer, Internal, Unit, Work};
+pub use commit::{Answer, Committer, Internal, Unit, Work, get};
 
 /// What can go wrong with the database, by operation.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,5 @@
 //! The tickets table.
 
-use std::collections::HashMap;
-
 use futures::future::BoxFuture;
 use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, TicketId, UserId};
 use sqlx::{PgConnection, PgPool};
@@ -10,37 +8,25 @@ use uuid::Uuid;
 
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
-use super::commit::{Current, Gate, Stored, write_rows};
+use super::commit::{Current, Found, Gate, Stored, write_rows};
 use crate::domain::{Hold, Sale, State, Ticket};
 
-/// A row as the table has it.
+/// A row of the table, if there is one, beside the clock and the generation.
 struct Row {
-    ticket: String,
-    version: i64,
-    show: String,
+    now: OffsetDateTime,
+    generation: i64,
+    ticket: Option<String>,
+    version: Option<i64>,
+    show: Option<String>,
     seat: Option<String>,
-    price_amount: i64,
-    price_currency: String,
-    status: String,
+    price_amount: Option<i64>,
+    price_currency: Option<String>,
+    status: Option<String>,
     hold: Option<Uuid>,
     holder: Option<String>,
     held_until: Option<OffsetDateTime>,
     checkout: Option<String>,
-    changed_at: OffsetDateTime,
-}
-
-/// A plain read: it never waits for writers and may be older than a write in flight.
-pub async fn get(pool: &PgPool, ticket: &TicketId) -> Result<Option<Ticket>, Error> {
-    let row = sqlx::query_as!(
-        Row,
-        "select ticket, version, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, changed_at
-         from tickets where ticket = $1",
-        ticket.as_str(),
-    )
-    .fetch_optional(pool)
-    .await
-    .map_err(Error::Read)?;
-    row.map(parse).transpose()
+    changed_at: Option<OffsetDateTime>,
 }
 
 /// A hold whose moment has come.
@@ -131,7 +117,20 @@ impl Stored for Ticket {
         connection: &'c mut PgConnection,
         keys: &'c [&'c str],
     ) -> BoxFuture<'c, Result<Current<Ticket>, Error>> {
-        Box::pin(read(connection, keys))
+        Box::pin(async move {
+            let rows = sqlx::query_as!(
+                Row,
+                r#"select clock.now as "now!", clock.generation as "generation!",
+                          t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat,
+                          t.price_amount as "price_amount?", t.price_currency as "price_currency?", t.status as "status?",
+                          t.hold, t.holder, t.held_until, t.checkout, t.changed_at as "changed_at?"
+                   from (select clock_timestamp() as now, (select max(generation) from generations) as generation) clock
+                   left join tickets t on t.ticket = any($1)"#,
+                keys as _,
+            );
+            let rows = rows.fetch_all(connection).await.map_err(Error::Read)?;
+            Current::of(rows, |row| (row.now, row.generation), parse)
+        })
     }
 
     fn write<'c, 'a: 'c>(
@@ -163,66 +162,28 @@ impl Stored for Ticket {
     }
 }
 
-async fn read(connection: &mut PgConnection, tickets: &[&str]) -> Result<Current<Ticket>, Error> {
-    let rows = sqlx::query!(
-        r#"select clock.now as "now!", clock.generation as "generation!",
-                  t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat, t.price_amount as "price_amount?",
-                  t.price_currency as "price_currency?", t.status as "status?", t.hold, t.holder, t.held_until, t.checkout,
-                  t.changed_at as "changed_at?"
-           from (select clock_timestamp() as now, (select max(generation) from generations) as generation) clock
-           left join tickets t on t.ticket = any($1)"#,
-        tickets as _,
+fn parse(row: Row) -> Result<Found<Ticket>, Error> {
+    let (
+        Some(key),
+        Some(version),
+        Some(show),
+        Some(price_amount),
+        Some(price_currency),
+        Some(status),
+        Some(changed_at),
+    ) = (
+        row.ticket,
+        row.version,
+        row.show,
+        row.price_amount,
+        row.price_currency,
+        row.status,
+        row.changed_at,
     )
-    .fetch_all(connection)
-    .await
-    .map_err(Error::Read)?;
-    let mut current = Current {
-        now: OffsetDateTime::UNIX_EPOCH,
-        generation: 0,
-        rows: HashMap::with_capacity(rows.len()),
+    else {
+        return Ok(None);
     };
-    for row in rows {
-        (current.now, current.generation) = (row.now, row.generation);
-        if let (
-            Some(ticket),
-            Some(version),
-            Some(show),
-            Some(price_amount),
-            Some(price_currency),
-            Some(status),
-            Some(changed_at),
-        ) = (
-            row.ticket,
-            row.version,
-            row.show,
-            row.price_amount,
-            row.price_currency,
-            row.status,
-            row.changed_at,
-        ) {
-            let row = Row {
-                ticket: ticket.clone(),
-                version,
-                show,
-                seat: row.seat,
-                price_amount,
-                price_currency,
-                status,
-                hold: row.hold,
-                holder: row.holder,
-                held_until: row.held_until,
-                checkout: row.checkout,
-                changed_at,
-            };
-            current.rows.insert(ticket, parse(row)?);
-        }
-    }
-    Ok(current)
-}
-
-fn parse(row: Row) -> Result<Ticket, Error> {
-    let key = row.ticket;
-    let state = match (row.status.as_str(), row.hold, row.holder, row.held_until, row.checkout) {
+    let state = match (status.as_str(), row.hold, row.holder, row.held_until, row.checkout) {
         ("available", None, None, None, None) => State::Available,
         ("withdrawn", None, None, None, None) => State::Withdrawn,
         ("held", Some(hold), Some(user), Some(until), None) => State::Held(Hold {
@@ -244,17 +205,18 @@ fn parse(row: Row) -> Result<Ticket, Error> {
             });
         }
     };
-    Ok(Ticket {
-        version: row.version,
-        show: parse_column(&key, || ShowId::try_from(row.show))?,
+    let ticket = Ticket {
+        version,
+        show: parse_column(&key, || ShowId::try_from(show))?,
         seat: row
             .seat
             .map(|seat| parse_column(&key, || Seat::try_from(seat)))
             .transpose()?,
-        price: parse_column(&key, || Price::parse(row.price_amount, &row.price_currency))?,
+        price: parse_column(&key, || Price::parse(price_amount, &price_currency))?,
         state,
-        changed_at: row.changed_at,
-    })
+        changed_at,
+    };
+    Ok(Some((key, ticket)))
 }
 
 fn parse_column<T, E: std::fmt::Display>(key: &str, parse: impl FnOnce() -> Result<T, E>) -> Result<T, Error> {

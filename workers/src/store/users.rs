@@ -1,7 +1,5 @@
 //! The users table.
 
-use std::collections::HashMap;
-
 use futures::future::BoxFuture;
 use holdfast_schemas::{Email, Language, Name, UserId};
 use sqlx::{PgConnection, PgPool};
@@ -9,30 +7,19 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
-use super::commit::{Current, Gate, Stored, write_rows};
+use super::commit::{Current, Found, Gate, Stored, write_rows};
 use crate::domain::User;
 
-/// A row as the table has it.
+/// A row of the table, if there is one, beside the clock and the generation.
 struct Row {
-    user_id: String,
-    version: i64,
-    email: String,
+    now: OffsetDateTime,
+    generation: i64,
+    user_id: Option<String>,
+    version: Option<i64>,
+    email: Option<String>,
     name: Option<String>,
     language: Option<String>,
-    changed_at: OffsetDateTime,
-}
-
-/// A plain read: it never waits for writers and may be older than a write in flight.
-pub async fn get(pool: &PgPool, user: &UserId) -> Result<Option<User>, Error> {
-    let row = sqlx::query_as!(
-        Row,
-        "select user_id, version, email, name, language, changed_at from users where user_id = $1",
-        user.as_str(),
-    )
-    .fetch_optional(pool)
-    .await
-    .map_err(Error::Read)?;
-    row.map(parse).transpose()
+    changed_at: Option<OffsetDateTime>,
 }
 
 /// The table's own columns, in a batch.
@@ -55,7 +42,19 @@ impl Stored for User {
     }
 
     fn read<'c>(connection: &'c mut PgConnection, keys: &'c [&'c str]) -> BoxFuture<'c, Result<Current<User>, Error>> {
-        Box::pin(read(connection, keys))
+        Box::pin(async move {
+            let rows = sqlx::query_as!(
+                Row,
+                r#"select clock.now as "now!", clock.generation as "generation!",
+                          u.user_id as "user_id?", u.version as "version?", u.email as "email?", u.name, u.language,
+                          u.changed_at as "changed_at?"
+                   from (select clock_timestamp() as now, (select max(generation) from generations) as generation) clock
+                   left join users u on u.user_id = any($1)"#,
+                keys as _,
+            );
+            let rows = rows.fetch_all(connection).await.map_err(Error::Read)?;
+            Current::of(rows, |row| (row.now, row.generation), parse)
+        })
     }
 
     fn write<'c, 'a: 'c>(
@@ -80,51 +79,20 @@ impl Stored for User {
     }
 }
 
-async fn read(connection: &mut PgConnection, users: &[&str]) -> Result<Current<User>, Error> {
-    let rows = sqlx::query!(
-        r#"select clock.now as "now!", clock.generation as "generation!",
-                  u.user_id as "user_id?", u.version as "version?", u.email as "email?", u.name, u.language,
-                  u.changed_at as "changed_at?"
-           from (select clock_timestamp() as now, (select max(generation) from generations) as generation) clock
-           left join users u on u.user_id = any($1)"#,
-        users as _,
-    )
-    .fetch_all(connection)
-    .await
-    .map_err(Error::Read)?;
-    let mut current = Current {
-        now: OffsetDateTime::UNIX_EPOCH,
-        generation: 0,
-        rows: HashMap::with_capacity(rows.len()),
+fn parse(row: Row) -> Result<Found<User>, Error> {
+    let (Some(key), Some(version), Some(email), Some(changed_at)) =
+        (row.user_id, row.version, row.email, row.changed_at)
+    else {
+        return Ok(None);
     };
-    for row in rows {
-        (current.now, current.generation) = (row.now, row.generation);
-        if let (Some(user_id), Some(version), Some(email), Some(changed_at)) =
-            (row.user_id, row.version, row.email, row.changed_at)
-        {
-            let row = Row {
-                user_id: user_id.clone(),
-                version,
-                email,
-                name: row.name,
-                language: row.language,
-                changed_at,
-            };
-            current.rows.insert(user_id, parse(row)?);
-        }
-    }
-    Ok(current)
-}
-
-fn parse(row: Row) -> Result<User, Error> {
     let wrong = |what: String| Error::Row {
         table: "users",
-        key: row.user_id.clone(),
+        key: key.clone(),
         what,
     };
-    Ok(User {
-        version: row.version,
-        email: Email::try_from(row.email).map_err(|invalid| wrong(format!("email {invalid}")))?,
+    let user = User {
+        version,
+        email: Email::try_from(email).map_err(|invalid| wrong(format!("email {invalid}")))?,
         name: row
             .name
             .map(Name::try_from)
@@ -135,6 +103,7 @@ fn parse(row: Row) -> Result<User, Error> {
             .map(Language::try_from)
             .transpose()
             .map_err(|invalid| wrong(format!("language {invalid}")))?,
-        changed_at: row.changed_at,
-    })
+        changed_at,
+    };
+    Ok(Some((key, user)))
 }

@@ -23,6 +23,26 @@ pub struct Current<E> {
     pub rows: HashMap<String, E>,
 }
 
+/// One of the table's rows, by key; none in the row of a statement that found none.
+pub(in crate::store) type Found<E> = Option<(String, E)>;
+
+impl<E> Current<E> {
+    /// From a statement's rows: each has the clock and the generation, and one of the table's rows if there is any.
+    pub(in crate::store) fn of<R>(
+        rows: Vec<R>,
+        clock: fn(&R) -> (OffsetDateTime, i64),
+        parse: fn(R) -> Result<Found<E>, Error>,
+    ) -> Result<Self, Error> {
+        let (now, generation) = rows.first().map_or((OffsetDateTime::UNIX_EPOCH, 0), clock);
+        let rows = rows.into_iter().filter_map(|row| parse(row).transpose());
+        Ok(Self {
+            now,
+            generation,
+            rows: rows.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 /// What the first step read.
 pub(super) struct Read<E> {
     pub(super) current: Current<E>,

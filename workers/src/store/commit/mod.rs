@@ -27,6 +27,7 @@ use crate::error::{self, Disposition};
 use crate::metrics::Metrics;
 pub use draft::Current;
 use draft::Draft;
+pub(super) use draft::Found;
 pub use write::Stored;
 pub(super) use write::{Gate, write_rows};
 
@@ -397,6 +398,13 @@ impl<E: Stored> Task<E> {
             }
         }
     }
+}
+
+/// A plain read: it never waits for writers and may be older than a write in flight.
+pub async fn get<E: Stored>(pool: &PgPool, key: &KeyOf<E>) -> Result<Option<E>, Error> {
+    let mut connection = pool.acquire().await.map_err(Error::Read)?;
+    let mut current = E::read(&mut connection, &[key.as_str()]).await?;
+    Ok(current.rows.remove(key.as_str()))
 }
 
 /// Decides units on the caller's connection, at most one of each key, and writes what was decided there: in the caller's
