@@ -18,7 +18,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::crashes::crash_and_repeat;
 use crate::support::{
-    DEADLINE, binary, clean, event, letters, letters_about, listed, outcomes_of, requested, send, structured, told_of,
+    DEADLINE, binary, clean, event, letters, letters_about, listed, outcomes_of, requested, send, structured, told,
+    told_of, verdicts,
 };
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -32,6 +33,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_bad_payment_record_is_put_aside_and_the_next_one_goes_on,
     a_user_is_asked_by_http_as_by_events,
     tickets_are_held_together_or_not_at_all,
+    tickets_are_held_together_once_whatever_step_dies_or_is_repeated,
     whoever_wins_one_of_the_tickets_that_many_want_together_wins_all,
 ];
 
@@ -534,6 +536,47 @@ fn tickets_are_held_together_or_not_at_all(kit: &Kit) -> anyhow::Result<()> {
         }
         clean(kit).await?;
         worker.stop().await
+    })
+}
+
+fn tickets_are_held_together_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "users-cut-short";
+    kit.block_on(async {
+        let mut workers = Workers::start(kit).await?;
+        for point in [Point::TogetherWritten, Point::TogetherCommitted] {
+            let prefix = format!("users/{}/", point.name());
+            let tickets = ["a", "b", "c"].map(|name| format!("{prefix}{name}"));
+            let list: Vec<_> = tickets.iter().map(|ticket| listed(ticket, ticket)).collect();
+            send(kit, &list).await?;
+            for ticket in &tickets {
+                is_listed(kit, ticket).await?;
+            }
+
+            // The engine calls the successor of the worker that died, until one answers.
+            let (key, body) = ([("idempotency-key", point.name())], json!({ "tickets": tickets }));
+            let hold = async || call(kit, &key, "User", USER, "holdTogether", &body).await;
+            let round = crash_and_repeat(kit, &mut workers.serve, "serve", point);
+            let (status, reply) = tokio::try_join!(round, hold()).with_context(|| point.name())?.1;
+            let held = reply["held"]
+                .as_array()
+                .map(|held| held.iter().map(|held| held["ticket"].clone()));
+            ensure!(
+                status == 200 && held.is_some_and(|held| held.eq(tickets.clone())),
+                "{status}: {reply}"
+            );
+            ensure!(
+                hold().await? == (200, reply),
+                "{}: the repeat was answered otherwise",
+                point.name()
+            );
+            ensure!(workers.serve.runs(), "{}: ended while it repeated a step", point.name());
+            for ticket in &tickets {
+                let outcomes = told(kit, ticket, 2).await?;
+                ensure!(verdicts(&outcomes) == ["listed", "held"], "{outcomes:?}");
+            }
+        }
+        clean(kit).await?;
+        workers.stop().await
     })
 }
 

@@ -10,6 +10,7 @@ use super::Error;
 use super::commit::{self, Answer, Rules, Stored, Unit};
 use super::mechanisms;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
+use crate::crash::{self, Point};
 use crate::metrics::Metrics;
 
 /// How often the transaction begins anew when others change the same rows, before its caller is told to come again.
@@ -38,19 +39,29 @@ pub async fn commit_all<E: Stored>(
     metrics: &Metrics,
 ) -> Result<Together, Error> {
     let closure = async |transaction: &mut Transaction| {
-        let answers = decide(transaction, rules, retention, units).await?;
-        let answers: Vec<_> = answers.into_iter().flatten().collect();
+        let mut answers = decide(transaction, rules, retention, units).await?;
+        if crash::again(Point::TogetherWritten) {
+            answers = decide(transaction, rules, retention, units).await?;
+        }
         if answers.iter().any(|answer| matches!(answer, Answer::DeadLettered(_))) {
             return Err(Stop::IdReused);
         }
         let refusals: Vec<_> = answers.iter().map(refusal).collect();
         match refusals.iter().any(Option::is_some) {
             true => Err(Stop::Refused(refusals)),
-            false => Ok(answers),
+            false => {
+                crash::here(Point::TogetherWritten);
+                Ok(answers)
+            }
         }
     };
-    match interactive::transact(pool, ATTEMPTS, closure).await {
+    let mut together = interactive::transact(pool, ATTEMPTS, closure).await;
+    if crash::again(Point::TogetherCommitted) {
+        together = interactive::transact(pool, ATTEMPTS, closure).await;
+    }
+    match together {
         Ok(committed) => {
+            crash::here(Point::TogetherCommitted);
             commit::count(&committed.value, metrics);
             Ok(Together::All(committed.value.into_iter().filter_map(reply).collect()))
         }
@@ -78,13 +89,13 @@ async fn decide<E: Stored>(
     rules: Rules<E>,
     retention: Duration,
     units: &[Unit<E>],
-) -> Result<Vec<Vec<Answer>>, Stop> {
+) -> Result<Vec<Answer>, Stop> {
     let within = async |connection: &mut PgConnection| match commit::within(connection, rules, retention, units).await {
         Err(Error::Read(error) | Error::Write(error)) => Err(error),
         other => Ok(other),
     };
     match transaction.raw("the rows of the units", within).await? {
-        Ok(answers) => Ok(answers),
+        Ok(answers) => Ok(answers.into_iter().flatten().collect()),
         Err(Error::Moved) => Err(transaction.overtaken().into()),
         Err(error) => Err(Stop::Failed(error)),
     }
