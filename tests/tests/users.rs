@@ -10,6 +10,7 @@ use futures::future::try_join_all;
 use holdfast::crash::Point;
 use holdfast_schemas::{Credits, DeadLetterReason, ProfileField, Told, UserRefusalReason, UserTold, topics};
 use holdfast_tests::kit::kafka::{Sent, send_with};
+use holdfast_tests::kit::proxy::Proxy;
 use holdfast_tests::kit::{Kit, until};
 use rdkafka::producer::FutureProducer;
 use serde_json::{Value, json};
@@ -30,6 +31,7 @@ pub(crate) const TESTS: &[Test] = tests![
     credits_of_an_unknown_user_are_refused_and_given_to_nobody,
     credits_that_the_loyalty_database_does_not_take_are_refused_and_later_ones_go_on,
     credits_agree_in_both_databases_whatever_step_dies_or_is_repeated,
+    a_loyalty_database_that_is_away_keeps_nobody_waiting_but_who_gets_credits,
     a_bad_payment_record_is_put_aside_and_the_next_one_goes_on,
     a_user_is_asked_by_http_as_by_events,
     tickets_are_held_together_or_not_at_all,
@@ -220,6 +222,50 @@ fn credits_agree_in_both_databases_whatever_step_dies_or_is_repeated(kit: &Kit) 
         clean(kit).await?;
         workers.stop().await
     })
+}
+
+fn a_loyalty_database_that_is_away_keeps_nobody_waiting_but_who_gets_credits(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "users/away/ann";
+    const OTHER: &str = "users/away/bob";
+    kit.block_on(async {
+        let address = kit.stack.postgres.address();
+        let mut proxy = Proxy::start(address.clone()).await?;
+        let url = kit.stack.postgres.loyalty_url().replace(&address, &proxy.address());
+        let worker = kit.stack.holdfast("run", "users").env("HOLDFAST_LOYALTY_URL", &url);
+        let worker = worker.env("HOLDFAST_ACQUIRE_TIMEOUT", "300ms").start().await?;
+        pay(kit, &[registered("users/away/1", USER), added("users/away/2", USER, 7)]).await?;
+        has_credits(kit, USER, 7).await?;
+
+        proxy.refuse().await;
+        pay(kit, &[added("users/away/3", USER, 8)]).await?;
+        until("several tries have given up", DEADLINE, async || {
+            let tries = invocation(kit, USER).await?["retry_count"].as_u64();
+            ensure!(tries >= Some(4), "{tries:?} tries");
+            anyhow::Ok(())
+        })
+        .await?;
+        pay(kit, &[registered("users/away/4", OTHER)]).await?;
+        told_of::<UserTold>(kit, OTHER, 1).await?;
+        told_of::<UserTold>(kit, USER, 2).await?;
+
+        proxy.admit().await?;
+        told_of::<UserTold>(kit, USER, 3).await?;
+        has_credits(kit, USER, 15).await?;
+        none_prepared(kit).await?;
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+/// The one unfinished invocation of a user.
+async fn invocation(kit: &Kit, user: &str) -> anyhow::Result<Value> {
+    let question = format!(
+        "select id, retry_count from sys_invocation
+         where target_service_name = 'User' and target_service_key = '{user}' and status <> 'completed'"
+    );
+    let mut found = kit.stack.restate.sql(&question).await?;
+    ensure!(found.len() == 1, "not one invocation: {found:?}");
+    Ok(found.remove(0))
 }
 
 /// Credits that keep being given while something is broken.
