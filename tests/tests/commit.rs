@@ -107,6 +107,7 @@ impl Database {
         let settings = config::Database {
             url: url.to_owned().into(),
             loyalty_url: None,
+            credits_abandoned_after: Duration::from_secs(60),
             pool_size: 4,
             acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),

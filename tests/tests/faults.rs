@@ -46,9 +46,24 @@ enum Way {
 enum Fault {
     /// The connection is cut on this side of the request that holds this text.
     Cut(Side, &'static str),
-    /// The calling task is aborted while its statement waits for a lock.
+    /// It ends so while its statement waits for a lock in this database.
+    Waiting(Place, End),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Main,
+    /// Of two-phase commit alone.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// The connection is cut.
+    Cut,
+    /// The calling task is aborted.
     Aborted,
-    /// The database is killed while the statement waits for a lock.
+    /// The database is killed.
     Killed,
 }
 
@@ -96,8 +111,9 @@ const SETTLE: &str = "commit prepared";
 const AT_ONCE: &[(Fault, usize)] = &[
     (Fault::Cut(Side::Before, STATEMENT), 0),
     (Fault::Cut(Side::After, STATEMENT), 1),
-    (Fault::Aborted, 1),
-    (Fault::Killed, 0),
+    (Fault::Waiting(Place::Main, End::Cut), 1),
+    (Fault::Waiting(Place::Main, End::Aborted), 1),
+    (Fault::Waiting(Place::Main, End::Killed), 0),
 ];
 
 const AT_COMMIT: &[(Fault, usize)] = &[
@@ -105,8 +121,9 @@ const AT_COMMIT: &[(Fault, usize)] = &[
     (Fault::Cut(Side::After, STATEMENT), 0),
     (Fault::Cut(Side::Before, COMMIT), 0),
     (Fault::Cut(Side::After, COMMIT), 1),
-    (Fault::Aborted, 0),
-    (Fault::Killed, 0),
+    (Fault::Waiting(Place::Main, End::Cut), 0),
+    (Fault::Waiting(Place::Main, End::Aborted), 0),
+    (Fault::Waiting(Place::Main, End::Killed), 0),
 ];
 
 /// Once the sweeper has been there.
@@ -121,8 +138,12 @@ const IN_TWO_PHASES: &[(Fault, usize)] = &[
     (Fault::Cut(Side::After, COMMIT), 1),
     (Fault::Cut(Side::Before, SETTLE), 1),
     (Fault::Cut(Side::After, SETTLE), 1),
-    (Fault::Aborted, 0),
-    (Fault::Killed, 0),
+    (Fault::Waiting(Place::Other, End::Cut), 0),
+    (Fault::Waiting(Place::Other, End::Aborted), 0),
+    (Fault::Waiting(Place::Other, End::Killed), 0),
+    (Fault::Waiting(Place::Main, End::Cut), 0),
+    (Fault::Waiting(Place::Main, End::Aborted), 0),
+    (Fault::Waiting(Place::Main, End::Killed), 0),
 ];
 
 impl Way {
@@ -230,15 +251,16 @@ async fn pay_once(transaction: &mut Transaction, key: &String) -> Result<bool, E
 }
 
 fn a_cut_connection_leaves_nothing_or_one_effect_and_the_repeat_what_its_page_says(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(every_way(kit, |fault| matches!(fault, Fault::Cut(..))))
+    let cut = |fault: &Fault| matches!(fault, Fault::Cut(..) | Fault::Waiting(_, End::Cut));
+    kit.block_on(every_way(kit, cut))
 }
 
 fn an_aborted_task_leaves_nothing_or_one_effect_and_the_repeat_what_its_page_says(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(every_way(kit, |fault| matches!(fault, Fault::Aborted)))
+    kit.block_on(every_way(kit, |fault| matches!(fault, Fault::Waiting(_, End::Aborted))))
 }
 
 fn a_killed_database_leaves_nothing_and_the_repeat_one_effect(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(every_way(kit, |fault| matches!(fault, Fault::Killed)))
+    kit.block_on(every_way(kit, |fault| matches!(fault, Fault::Waiting(_, End::Killed))))
 }
 
 async fn every_way(kit: &Kit, chosen: fn(&Fault) -> bool) -> anyhow::Result<()> {
@@ -283,6 +305,13 @@ impl Databases {
             other: pool(OTHER).await?,
         })
     }
+
+    fn of(&self, place: Place) -> &PgPool {
+        match place {
+            Place::Main => &self.main,
+            Place::Other => &self.other,
+        }
+    }
 }
 
 /// One way under one fault, with rows that are nobody else's.
@@ -308,8 +337,7 @@ impl Case<'_> {
         let caller = Databases::at(self.kit, &proxy.address()).await?;
         match fault {
             Fault::Cut(side, text) => self.cut(&caller, &proxy, side, text).await?,
-            Fault::Aborted => self.abort(&caller).await?,
-            Fault::Killed => self.kill(&caller).await?,
+            Fault::Waiting(place, end) => self.end_while_it_waits(&caller, &proxy, place, end).await?,
         }
         self.expect(stands).await.context("after the fault")?;
 
@@ -338,29 +366,36 @@ impl Case<'_> {
         Ok(())
     }
 
-    async fn abort(&self, caller: &Databases) -> anyhow::Result<()> {
-        let lock = self.lock().await?;
+    async fn end_while_it_waits(
+        &self,
+        caller: &Databases,
+        proxy: &Proxy,
+        place: Place,
+        end: End,
+    ) -> anyhow::Result<()> {
+        let (pool, postgres) = (self.databases.of(place), &self.kit.stack.postgres);
+        let lock = self.lock(pool).await?;
         let call = self.call(caller);
-        blocked(&self.databases.main).await?;
-        call.abort();
-        ensure!(call.await.is_err_and(|error| error.is_cancelled()));
+        blocked(pool).await?;
+        match end {
+            End::Cut => proxy.cut(),
+            End::Aborted => call.abort(),
+            End::Killed => postgres.kill()?,
+        }
+        match call.await {
+            Ok(told) => ensure!(told.is_err(), "it was told {told:?}"),
+            Err(error) => ensure!(error.is_cancelled(), "{error}"),
+        }
+        if let End::Killed = end {
+            drop(lock);
+            return postgres.start().await;
+        }
         Ok(lock.rollback().await?)
     }
 
-    async fn kill(&self, caller: &Databases) -> anyhow::Result<()> {
-        let lock = self.lock().await?;
-        let call = self.call(caller);
-        blocked(&self.databases.main).await?;
-        self.kit.stack.postgres.kill()?;
-        let told = call.await?;
-        ensure!(told.is_err(), "it was told {told:?}");
-        drop(lock);
-        self.kit.stack.postgres.start().await
-    }
-
     /// A session that holds the row; or has inserted it, where there was none.
-    async fn lock(&self) -> anyhow::Result<PgTransaction<'static>> {
-        let mut lock = self.databases.main.begin().await?;
+    async fn lock(&self, pool: &PgPool) -> anyhow::Result<PgTransaction<'static>> {
+        let mut lock = pool.begin().await?;
         insert::once_by(&mut *lock, &user(&self.key, 0), "theirs").await?;
         Ok(lock)
     }

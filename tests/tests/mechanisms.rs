@@ -878,6 +878,7 @@ pub(crate) async fn connect(url: String) -> anyhow::Result<PgPool> {
     let settings = config::Database {
         url: url.into(),
         loyalty_url: None,
+        credits_abandoned_after: Duration::from_secs(60),
         pool_size: 16,
         acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(10),

@@ -73,6 +73,11 @@ fn a_wrong_setting_is_named_with_its_mend_before_any_socket_opens(kit: &Kit) -> 
                 "--idempotency-retention (HOLDFAST_IDEMPOTENCY_RETENTION): give at least 1m",
             ),
             (
+                "HOLDFAST_CREDITS_ABANDONED_AFTER",
+                "0s",
+                "--credits-abandoned-after (HOLDFAST_CREDITS_ABANDONED_AFTER): give at least 1s",
+            ),
+            (
                 "HOLDFAST_LOG_FILTER",
                 "=!",
                 "--log-filter (HOLDFAST_LOG_FILTER): give directives",

@@ -25,6 +25,7 @@ async fn pool(kit: &Kit) -> anyhow::Result<PgPool> {
     let config = config::Database {
         url: kit.stack.postgres.url_of("postgres").into(),
         loyalty_url: None,
+        credits_abandoned_after: Duration::from_secs(60),
         pool_size: CONNECTIONS,
         acquire_timeout: Duration::from_millis(300),
         statement_timeout: Duration::from_secs(2),

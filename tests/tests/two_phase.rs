@@ -7,7 +7,7 @@ use holdfast::store;
 use holdfast::store::mechanisms::two_phase::{self, Fate, Outcome, TransactionId};
 use holdfast::store::mechanisms::{Error, insert};
 use holdfast_tests::kit::Kit;
-use holdfast_tests::kit::proxy::Proxy;
+use holdfast_tests::kit::proxy::{Proxy, Side};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = tests![
     the_other_database_may_be_away_at_any_step,
     the_other_database_may_be_away_longer_than_every_timeout,
     a_closure_that_fails_leaves_nothing_in_either_database,
+    a_decision_that_is_cut_off_leaves_nothing_prepared,
     a_value_that_one_database_forbids_changes_neither,
     a_database_that_cannot_prepare_is_refused,
 ];
@@ -67,7 +68,7 @@ impl Databases {
 
     async fn decide(&self, transaction: &TransactionId, attempt: Uuid, number: i64) -> Result<Fate, Error> {
         let here = async |here: &mut PgConnection| order(here, number).await.map(|()| Fate::Committed);
-        two_phase::decide(&self.main, transaction, attempt, here).await
+        two_phase::decide(&self.main, &self.loyalty, transaction, attempt, here).await
     }
 
     async fn sweep(&self) -> Result<usize, Error> {
@@ -152,16 +153,8 @@ fn both_databases_change_once_whatever_step_ends_early(kit: &Kit) -> anyhow::Res
                     let ended = databases.sweep().await?;
                     ensure!(ended == usize::from(steps == 1 || steps == 2), "{ended} swept");
                 }
-                if steps == 1 && !swept {
-                    // The orphan still holds its locks: the next try fails without a trace, until somebody sweeps.
-                    let blocked = databases.run(&transaction, second, number).await;
-                    ensure!(
-                        matches!(blocked, Err(Error::Statement { .. } | Error::Conflict(_))),
-                        "{blocked:?}"
-                    );
-                    databases.sweep().await?;
-                }
-                let outcome = databases.run(&transaction, Uuid::new_v4(), number).await?;
+                // What nobody has swept holds its locks, but the next try ends it first.
+                let outcome = databases.run(&transaction, second, number).await?;
                 let expected = if steps >= 2 { Outcome::Before } else { Outcome::Now };
                 ensure!(outcome == expected, "{outcome:?}");
                 let again = databases.run(&transaction, Uuid::new_v4(), number).await?;
@@ -247,7 +240,29 @@ fn the_other_database_may_be_away_at_any_step(kit: &Kit) -> anyhow::Result<()> {
         ensure!(matches!(away, Err(Error::Statement { .. })), "{away:?}");
         databases.open_loyalty(true).await?;
         ensure!(databases.run(&transaction, Uuid::new_v4(), 0).await? == Outcome::Before);
-        databases.expect(1, 1).await
+        databases.expect(1, 1).await?;
+
+        // What a decision that failed cannot end any more is ended by the next try.
+        let (transaction, (main, loyalty)) = (id(1)?, (&databases.main, &databases.loyalty));
+        let here = async |_: &mut PgConnection| {
+            databases.open_loyalty(false).await.expect("the main database answers");
+            Err(failed(sqlx::Error::RowNotFound))
+        };
+        let told = two_phase::run(main, loyalty, &transaction, Uuid::new_v4(), here, spend).await;
+        ensure!(
+            matches!(
+                &told,
+                Err(Error::Statement {
+                    source: sqlx::Error::RowNotFound,
+                    ..
+                })
+            ),
+            "{told:?}"
+        );
+        databases.open_loyalty(true).await?;
+        ensure!(databases.state().await? == (1, 1, 1));
+        ensure!(databases.run(&transaction, Uuid::new_v4(), 1).await? == Outcome::Now);
+        databases.expect(2, 2).await
     })
 }
 
@@ -298,8 +313,45 @@ fn a_closure_that_fails_leaves_nothing_in_either_database(kit: &Kit) -> anyhow::
         databases.expect(0, 0).await?;
         let here = two_phase::run(main, loyalty, &id(0)?, Uuid::new_v4(), fails, spend).await;
         ensure!(matches!(here, Err(Error::Statement { .. })), "{here:?}");
-        databases.sweep().await?;
         databases.expect(0, 0).await
+    })
+}
+
+fn a_decision_that_is_cut_off_leaves_nothing_prepared(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        let address = kit.stack.postgres.address();
+        let proxy = Proxy::start(address.clone()).await?;
+        let by_proxy = Databases {
+            main: mechanisms::connect(kit.stack.postgres.url().replace(&address, &proxy.address())).await?,
+            loyalty: databases.loyalty.clone(),
+        };
+        let (decide, commit) = ("insert into two_phase_attempts", "COMMIT");
+        let cuts = [
+            (decide, Side::Before, Outcome::Now),
+            (decide, Side::After, Outcome::Now),
+            (commit, Side::Before, Outcome::Now),
+            (commit, Side::After, Outcome::Before),
+        ];
+        for (number, (text, side, then)) in (0..).zip(cuts) {
+            let transaction = id(number)?;
+            proxy.stop_at(text, side);
+            let cut = async {
+                proxy.stopped().await;
+                proxy.cut();
+            };
+            let told = async {
+                let (told, ()) = tokio::join!(by_proxy.run(&transaction, Uuid::new_v4(), number), cut);
+                ensure!(told.is_err(), "it was told {told:?}");
+                let stand = number + i64::from(then == Outcome::Before);
+                databases.expect(stand, stand).await?;
+                let again = databases.run(&transaction, Uuid::new_v4(), number).await?;
+                ensure!(again == then, "{again:?}");
+                databases.expect(number + 1, number + 1).await
+            };
+            told.await.with_context(|| format!("{side:?} {text}"))?;
+        }
+        Ok(())
     })
 }
 
@@ -315,10 +367,9 @@ fn a_value_that_one_database_forbids_changes_neither(kit: &Kit) -> anyhow::Resul
         ensure!(matches!(told, Err(Error::Forbidden { .. })), "{told:?}");
         databases.expect(0, 0).await?;
 
-        // The other one has prepared by then: the sweeper rolls it back.
+        // The other one has prepared by then: that is rolled back.
         let told = two_phase::run(main, loyalty, &id(1)?, Uuid::new_v4(), forbidden, spend).await;
         ensure!(matches!(told, Err(Error::Forbidden { .. })), "{told:?}");
-        ensure!(databases.sweep().await? == 1);
         databases.expect(0, 0).await
     })
 }

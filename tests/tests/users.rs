@@ -8,18 +8,23 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::crash::Point;
-use holdfast_schemas::{Credits, DeadLetterReason, ProfileField, Told, UserRefusalReason, UserTold, topics};
+use holdfast::store::mechanisms::two_phase::{self, TransactionId};
+use holdfast_schemas::{
+    Credits, DeadLetterReason, ProfileField, Told, UserRefusalReason, UserTold, outcome_id, topics,
+};
 use holdfast_tests::kit::kafka::{Sent, send_with};
+use holdfast_tests::kit::proxy::Proxy;
 use holdfast_tests::kit::{Kit, until};
 use rdkafka::producer::FutureProducer;
 use serde_json::{Value, json};
-use sqlx::Row;
+use sqlx::{PgConnection, Row};
 use tokio::time::{MissedTickBehavior, interval};
+use uuid::Uuid;
 
 use crate::crashes::crash_and_repeat;
 use crate::support::{
-    DEADLINE, binary, clean, event, letters, letters_about, listed, outcomes_of, pay, requested, send, structured,
-    told_of,
+    DEADLINE, SHOP, binary, clean, event, letters, letters_about, listed, outcomes_of, pay, requested, send,
+    structured, told, told_of, verdicts,
 };
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -30,10 +35,14 @@ pub(crate) const TESTS: &[Test] = tests![
     credits_of_an_unknown_user_are_refused_and_given_to_nobody,
     credits_that_the_loyalty_database_does_not_take_are_refused_and_later_ones_go_on,
     credits_agree_in_both_databases_whatever_step_dies_or_is_repeated,
+    credits_that_a_dead_worker_left_prepared_are_ended_without_a_next_try,
+    credits_that_a_dead_worker_decided_are_given_without_a_next_try,
+    a_loyalty_database_that_is_away_keeps_nobody_waiting_but_who_gets_credits,
     a_bad_payment_record_is_put_aside_and_the_next_one_goes_on,
     a_user_is_asked_by_http_as_by_events,
     tickets_are_held_together_or_not_at_all,
     a_request_to_hold_together_has_one_answer_for_ever_refused_or_not,
+    tickets_are_held_together_once_whatever_step_dies_or_is_repeated,
     whoever_wins_one_of_the_tickets_that_many_want_together_wins_all,
 ];
 
@@ -219,6 +228,128 @@ fn credits_agree_in_both_databases_whatever_step_dies_or_is_repeated(kit: &Kit) 
         }
         clean(kit).await?;
         workers.stop().await
+    })
+}
+
+fn credits_that_a_dead_worker_left_prepared_are_ended_without_a_next_try(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "users/orphan";
+    kit.block_on(async {
+        let (main, loyalty) = tokio::try_join!(kit.stack.postgres.connect(), kit.stack.postgres.connect_to_loyalty())?;
+        // As `store::credits` names it. Nobody asks for this outcome again, and what is prepared outlives its session.
+        let outcome = outcome_id(SHOP, "users/orphan/1", USER, 0);
+        let (transaction, attempt) = (TransactionId::parse(&format!("credits/{outcome}"))?, Uuid::new_v4());
+        let give = async |loyalty: &mut PgConnection| {
+            let insert = sqlx::query("insert into accounts (user_id, credits) values ($1, 5)").bind(USER);
+            insert.execute(loyalty).await.map(drop).context("the account")
+        };
+        two_phase::prepare(&loyalty, &transaction, attempt, give).await?;
+
+        let worker = kit
+            .stack
+            .holdfast("run", "users")
+            .env("HOLDFAST_CREDITS_ABANDONED_AFTER", "1s");
+        let worker = worker.start().await?;
+        none_prepared(kit).await?;
+        let fate: String =
+            sqlx::query_scalar("select fate from two_phase_attempts where transaction = $1 and attempt = $2")
+                .bind(transaction.as_str())
+                .bind(attempt)
+                .fetch_one(&main)
+                .await?;
+        ensure!(fate == "aborted", "its row says that it was {fate}");
+        ensure!(all_balances(kit, USER).await?.is_empty(), "they were given");
+        tokio::join!(main.close(), loyalty.close());
+
+        // It holds no lock any more.
+        pay(
+            kit,
+            &[registered("users/orphan/2", USER), added("users/orphan/3", USER, 7)],
+        )
+        .await?;
+        has_credits(kit, USER, 7).await?;
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+fn credits_that_a_dead_worker_decided_are_given_without_a_next_try(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "users/decided";
+    kit.block_on(async {
+        let mut workers = Workers::start(kit).await?;
+        pay(kit, &[registered("users/decided/1", USER)]).await?;
+        told_of::<UserTold>(kit, USER, 1).await?;
+        workers.serve.stop().await?;
+        let serve = || kit.stack.holdfast("serve", "serve");
+        let dying = serve().env("HOLDFAST_CRASH", Point::CreditsDecided.name()).spawn()?;
+        let dies = async {
+            let status = dying.wait(Gifts::WITHIN).await?;
+            ensure!(!status.success(), "{status}");
+            give_up(kit, USER).await
+        };
+        let body = json!({ "amount": 9 });
+        let ((), (status, _)) = tokio::try_join!(dies, call(kit, &[], "User", USER, "addCredits", &body))?;
+        ensure!(status != 200, "it was answered");
+
+        workers.serve = serve().env("HOLDFAST_CREDITS_ABANDONED_AFTER", "1s").start().await?;
+        has_credits(kit, USER, 9).await?;
+        let outcomes = told_of::<UserTold>(kit, USER, 2).await?;
+        ensure!(outcomes[1].data == given(9)?, "{outcomes:?}");
+        none_prepared(kit).await?;
+        clean(kit).await?;
+        workers.stop().await
+    })
+}
+
+/// Makes the engine forget what it is about to ask of the user.
+async fn give_up(kit: &Kit, user: &str) -> anyhow::Result<()> {
+    let invocation = &invocation(kit, user).await?["id"];
+    let id = invocation.as_str().context("an invocation without an id")?;
+    let url = format!("{}/invocations/{id}/kill", kit.stack.restate.admin());
+    reqwest::Client::new().patch(url).send().await?.error_for_status()?;
+    Ok(())
+}
+
+/// The one unfinished invocation of a user.
+async fn invocation(kit: &Kit, user: &str) -> anyhow::Result<Value> {
+    let question = format!(
+        "select id, retry_count from sys_invocation
+         where target_service_name = 'User' and target_service_key = '{user}' and status <> 'completed'"
+    );
+    let mut found = kit.stack.restate.sql(&question).await?;
+    ensure!(found.len() == 1, "not one invocation: {found:?}");
+    Ok(found.remove(0))
+}
+
+fn a_loyalty_database_that_is_away_keeps_nobody_waiting_but_who_gets_credits(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "users/away/ann";
+    const OTHER: &str = "users/away/bob";
+    kit.block_on(async {
+        let address = kit.stack.postgres.address();
+        let mut proxy = Proxy::start(address.clone()).await?;
+        let url = kit.stack.postgres.loyalty_url().replace(&address, &proxy.address());
+        let worker = kit.stack.holdfast("run", "users").env("HOLDFAST_LOYALTY_URL", &url);
+        let worker = worker.env("HOLDFAST_ACQUIRE_TIMEOUT", "300ms").start().await?;
+        pay(kit, &[registered("users/away/1", USER), added("users/away/2", USER, 7)]).await?;
+        has_credits(kit, USER, 7).await?;
+
+        proxy.refuse().await;
+        pay(kit, &[added("users/away/3", USER, 8)]).await?;
+        until("several tries have given up", DEADLINE, async || {
+            let tries = invocation(kit, USER).await?["retry_count"].as_u64();
+            ensure!(tries >= Some(4), "{tries:?} tries");
+            anyhow::Ok(())
+        })
+        .await?;
+        pay(kit, &[registered("users/away/4", OTHER)]).await?;
+        told_of::<UserTold>(kit, OTHER, 1).await?;
+        told_of::<UserTold>(kit, USER, 2).await?;
+
+        proxy.admit().await?;
+        told_of::<UserTold>(kit, USER, 3).await?;
+        has_credits(kit, USER, 15).await?;
+        none_prepared(kit).await?;
+        clean(kit).await?;
+        worker.stop().await
     })
 }
 
@@ -594,6 +725,47 @@ fn a_request_to_hold_together_has_one_answer_for_ever_refused_or_not(kit: &Kit) 
         ensure!(records == 2, "{records} records of two requests");
         clean(kit).await?;
         worker.stop().await
+    })
+}
+
+fn tickets_are_held_together_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "users-cut-short";
+    kit.block_on(async {
+        let mut workers = Workers::start(kit).await?;
+        for point in [Point::TogetherWritten, Point::TogetherCommitted] {
+            let prefix = format!("users/{}/", point.name());
+            let tickets = ["a", "b", "c"].map(|name| format!("{prefix}{name}"));
+            let list: Vec<_> = tickets.iter().map(|ticket| listed(ticket, ticket)).collect();
+            send(kit, &list).await?;
+            for ticket in &tickets {
+                is_listed(kit, ticket).await?;
+            }
+
+            // The engine calls the successor of the worker that died, until one answers.
+            let (key, body) = ([("idempotency-key", point.name())], json!({ "tickets": tickets }));
+            let hold = async || call(kit, &key, "User", USER, "holdTogether", &body).await;
+            let round = crash_and_repeat(kit, &mut workers.serve, "serve", point);
+            let (status, reply) = tokio::try_join!(round, hold()).with_context(|| point.name())?.1;
+            let held = reply["held"]
+                .as_array()
+                .map(|held| held.iter().map(|held| held["ticket"].clone()));
+            ensure!(
+                status == 200 && held.is_some_and(|held| held.eq(tickets.clone())),
+                "{status}: {reply}"
+            );
+            ensure!(
+                hold().await? == (200, reply),
+                "{}: the repeat was answered otherwise",
+                point.name()
+            );
+            ensure!(workers.serve.runs(), "{}: ended while it repeated a step", point.name());
+            for ticket in &tickets {
+                let outcomes = told(kit, ticket, 2).await?;
+                ensure!(verdicts(&outcomes) == ["listed", "held"], "{outcomes:?}");
+            }
+        }
+        clean(kit).await?;
+        workers.stop().await
     })
 }
 

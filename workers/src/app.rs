@@ -24,9 +24,8 @@ use crate::{admin, domain, error, gate, objects, register, relay, restate_admin,
 /// How often idempotency records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
-/// How often credits are looked for that a try prepared and left, and the age from which one counts as left.
+/// How often credits are looked for that a try prepared and left behind.
 const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
-const ABANDONED: Duration = Duration::from_secs(60);
 
 /// How often the database is asked for any answer, and how long it may take.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -290,10 +289,11 @@ impl Worker {
         };
         let other = store::pool(url, database)?;
         let loyalty = Loyalty::new(main.clone(), other, database.idempotency_retention);
-        let (sweeping, metrics, shutdown) = (loyalty.clone(), self.metrics.clone(), self.spawner.shutdown());
+        let (sweeping, age) = (loyalty.clone(), database.credits_abandoned_after);
+        let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
         self.spawner.spawn("loyalty", async move {
             tokio::select! {
-                swept = sweep_credits(&sweeping, &metrics) => swept,
+                swept = sweep_credits(&sweeping, age, &metrics) => swept,
                 () = shutdown.cancelled() => Ok(()),
             }
         });
@@ -361,8 +361,8 @@ impl Worker {
     }
 }
 
-/// Ends prepared credits that no try goes on with. Refuses a loyalty database that cannot prepare.
-async fn sweep_credits(loyalty: &Loyalty, metrics: &Metrics) -> anyhow::Result<()> {
+/// Ends prepared credits of this age, which no try goes on with. Refuses a loyalty database that cannot prepare.
+async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> anyhow::Result<()> {
     store::await_answer(loyalty.pool(), metrics).await;
     let mut ticks = tokio::time::interval(SWEEP_CREDITS_EVERY);
     loop {
@@ -372,7 +372,7 @@ async fn sweep_credits(loyalty: &Loyalty, metrics: &Metrics) -> anyhow::Result<(
                 return Err(error).context("the loyalty database (--loyalty-url, HOLDFAST_LOYALTY_URL)");
             }
             Err(error) => Err(error),
-            Ok(()) => loyalty.sweep(ABANDONED).await,
+            Ok(()) => loyalty.sweep(age).await,
         };
         match swept {
             Ok(0) => {}

@@ -231,6 +231,10 @@ pub struct Database {
     /// is added to it. Without it, credits are refused.
     #[arg(long, env = "HOLDFAST_LOYALTY_URL", hide_env_values = true, global = true)]
     pub loyalty_url: Option<SecretString>,
+    /// Age from which credits that a try prepared there count as left behind, and are ended as the row of the try says. A try
+    /// that is merely slower is aborted by that, and made again.
+    #[arg(long, env = "HOLDFAST_CREDITS_ABANDONED_AFTER", default_value = "60s", value_parser = humantime::parse_duration, global = true)]
+    pub credits_abandoned_after: Duration,
     /// Connections of one process.
     #[arg(long, env = "HOLDFAST_POOL_SIZE", default_value_t = 8, global = true)]
     pub pool_size: u32,
@@ -446,6 +450,11 @@ impl Config {
             database.loyalty_url.as_ref().is_none_or(is_postgres),
             "loyalty-url",
             form,
+        );
+        require(
+            database.credits_abandoned_after >= Duration::from_secs(1),
+            "credits-abandoned-after",
+            "give at least 1s: a shorter one ends tries that are under way",
         );
         for (flag, url) in [
             ("restate-admin", &self.restate.admin),

@@ -39,11 +39,15 @@ pub enum Point {
     CreditsDecided,
     /// Credits are settled in the loyalty database, nobody has been told.
     CreditsSettled,
+    /// Tickets to be held together are all written in their transaction, which is not committed.
+    TogetherWritten,
+    /// The transaction in which tickets are held together is committed, nobody has been told.
+    TogetherCommitted,
 }
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 17] = [
+    pub const ALL: [Point; 19] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -61,6 +65,8 @@ impl Point {
         Point::CreditsPrepared,
         Point::CreditsDecided,
         Point::CreditsSettled,
+        Point::TogetherWritten,
+        Point::TogetherCommitted,
     ];
 
     /// The name used in the environment, in logs and in the documentation.
@@ -83,6 +89,8 @@ impl Point {
             Point::CreditsPrepared => "credits.prepared",
             Point::CreditsDecided => "credits.decided",
             Point::CreditsSettled => "credits.settled",
+            Point::TogetherWritten => "together.written",
+            Point::TogetherCommitted => "together.committed",
         }
     }
 }

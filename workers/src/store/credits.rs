@@ -51,9 +51,7 @@ impl Loyalty {
             return self.decide(user::decide_without_loyalty, unit).await;
         };
         let transaction = &added.transaction;
-        two_phase::sweep_tries(&self.main, &self.other, transaction).await?;
-        if let Some(committed) = two_phase::committed(&self.main, transaction).await? {
-            two_phase::settle(&self.other, transaction, committed, Fate::Committed).await?;
+        if two_phase::done_before(&self.main, &self.other, transaction).await? {
             // All that is left is the answer.
             return self.decide(user::decide_added_already, unit).await;
         }
@@ -66,7 +64,7 @@ impl Loyalty {
         }
         crash::here(Point::CreditsPrepared);
         if crash::again(Point::CreditsPrepared) {
-            two_phase::sweep_tries(&self.main, &self.other, transaction).await?;
+            two_phase::done_before(&self.main, &self.other, transaction).await?;
             self.prepare(&added, attempt).await?;
         }
         let (fate, answer) = self.decide_prepared(unit, transaction, attempt).await?;
@@ -102,8 +100,7 @@ impl Loyalty {
         .await
     }
 
-    /// Decides what is prepared. No answer: another try was quicker. An error leaves nothing prepared, as far as the databases
-    /// can be reached.
+    /// Decides what is prepared. No answer: another try was quicker.
     async fn decide_prepared(
         &self,
         unit: &Unit<User>,
@@ -111,22 +108,14 @@ impl Loyalty {
         attempt: Uuid,
     ) -> Result<(Fate, Option<Answer>), Error> {
         let mut answer = None;
-        let decided = two_phase::decide::<Error>(&self.main, transaction, attempt, async |main: &mut PgConnection| {
+        let here = async |main: &mut PgConnection| {
             let found = first(commit::within(main, user::decide, self.retention, std::slice::from_ref(unit)).await?);
             let applied = matches!(&found, Answer::Fresh(reply) if reply.refusal().is_none());
             answer = Some(found);
-            Ok(if applied { Fate::Committed } else { Fate::Aborted })
-        })
-        .await;
-        match decided {
-            Ok(fate) => Ok((fate, answer)),
-            Err(error) => {
-                // Nobody knows whether a commit whose answer was lost took effect: the row says.
-                let fate = two_phase::abort(&self.main, transaction, attempt).await?;
-                two_phase::settle(&self.other, transaction, attempt, fate).await?;
-                Err(error)
-            }
-        }
+            Ok::<_, Error>(if applied { Fate::Committed } else { Fate::Aborted })
+        };
+        let fate = two_phase::decide(&self.main, &self.other, transaction, attempt, here).await?;
+        Ok((fate, answer))
     }
 
     /// Decides an event that changes nothing in the loyalty database, or did so before.

@@ -14,6 +14,7 @@ use super::commit::{self, Answer, Decisions, Internal, Rules, Stored, Unit, Work
 use super::idempotency::{self, Whole};
 use super::mechanisms::idempotency::Once;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
+use crate::crash::{self, Point};
 use crate::domain::{Entity, KeyOf};
 use crate::metrics::Metrics;
 
@@ -58,7 +59,13 @@ pub async fn commit_all<O: Entity, E: Stored>(
     let units = request.units();
     let closure = async |transaction: &mut Transaction| commit(transaction, rules, request, &units).await;
     let (together, answers) = interactive::transact(pool, ATTEMPTS, closure).await?.value;
+    crash::here(Point::TogetherCommitted);
     commit::count(&answers, metrics);
+    if crash::again(Point::TogetherCommitted)
+        && let Some(known) = idempotency::find(pool, &request.whole()).await?
+    {
+        return Ok(known);
+    }
     Ok(Once::Fresh(together))
 }
 
@@ -81,6 +88,11 @@ async fn commit<O: Entity, E: Stored>(
         (Together::Refused(refusals), refused.collect())
     } else {
         step(transaction, async |connection| decisions.write(connection).await).await?;
+        if crash::again(Point::TogetherWritten) {
+            // Its rows are not as they were read: the transaction begins anew.
+            step(transaction, async |connection| decisions.write(connection).await).await?;
+        }
+        crash::here(Point::TogetherWritten);
         let answers = decisions.into_answers();
         (Together::All(answers.iter().map(reply).collect()), answers)
     };

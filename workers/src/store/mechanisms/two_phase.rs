@@ -4,23 +4,26 @@
 //! Only the other database prepares. What it prepared is bound to commit or roll back by a row in `two_phase_attempts` of the
 //! main database, which is written in the same transaction as the changes here. The other database needs no table of ours.
 //!
-//! 1. other: `begin`, the caller's statements, `prepare transaction 'holdfast:<transaction>:<attempt>'`
+//! 1. other: what earlier tries left is ended ([`done_before`]); `begin`, the caller's statements,
+//!    `prepare transaction 'holdfast:<transaction>:<attempt>'`
 //! 2. main: `begin`, the caller's statements, `insert into two_phase_attempts (…, 'committed')`, `commit`
 //! 3. other: `commit prepared`, or `rollback prepared` when the insert found that another attempt was quicker, or when what was
-//!    read in 2 decided against it
+//!    read in 2 decided against it. When 2 failed, the attempt is aborted by its row, and ended as the row then says
 //!
 //! The sweep ends what its own role prepared. Two installations that use one other database need a role each: by the rows of
 //! its own main database, each would abort what the other one does.
 //!
 //! Each try has an attempt id of its own. So a try that slept through its successor's whole life and prepares once more finds
-//! another attempt committed, and rolls back what it prepared: one name for all of them could not tell the two apart.
+//! another attempt committed, and rolls back what it prepared: one name for all of them could not tell the two apart. A try
+//! takes what it finds prepared for its transaction for left behind, so whoever calls lets one try run at a time, as the engine
+//! does: two at once would end each other.
 //!
 //! | it ends | what stands | who goes on |
 //! | --- | --- | --- |
 //! | before or during 1 | nothing | the next try |
-//! | after 1 | a prepared transaction that holds its locks | the next try prepares anew and waits for those locks; [`sweep`] aborts the orphan |
-//! | during the commit of 2, answer lost | both or nothing of 2 | the next try finds the row, or begins anew |
-//! | after 2 | a prepared transaction bound to commit | [`sweep`] commits it; the next try answers [`Outcome::Before`] |
+//! | after 1 | a prepared transaction that holds its locks | the next try, or [`sweep`], aborts it; the next try prepares anew |
+//! | during the commit of 2, answer lost | both or nothing of 2 | the try itself ends what it prepared as the row says; the next try finds the row, or begins anew |
+//! | after 2 | a prepared transaction bound to commit | the next try, or [`sweep`], commits it; the next try answers [`Outcome::Before`] |
 //! | during 3, answer lost | it is done or not | `commit prepared` is not idempotent: a second one answers 42704, as after a rollback. Only the row tells which it was |
 //!
 //! **Errors** The closures' own; [`Error::Swept`] when the sweeper took a slow try for an orphan. Nothing is known then but what
@@ -108,13 +111,12 @@ pub async fn run<E: From<Error>>(
     here: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
     there: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
 ) -> Result<Outcome, E> {
-    if let Some(committed) = committed(main, transaction).await? {
-        settle(other, transaction, committed, Fate::Committed).await?;
+    if done_before(main, other, transaction).await? {
         return Ok(Outcome::Before);
     }
     prepare(other, transaction, attempt, there).await?;
     let here = async |main: &mut PgConnection| here(main).await.map(|()| Fate::Committed);
-    let fate = decide(main, transaction, attempt, here).await?;
+    let fate = decide(main, other, transaction, attempt, here).await?;
     settle(other, transaction, attempt, fate).await?;
     match fate {
         Fate::Committed => Ok(Outcome::Now),
@@ -123,6 +125,18 @@ pub async fn run<E: From<Error>>(
             None => Err(Error::Swept.into()),
         },
     }
+}
+
+/// Ends what earlier tries left, whatever its age: the next one would wait for its locks. Whether one of them was committed:
+/// then nothing is left to do.
+pub async fn done_before(main: &PgPool, other: &PgPool, transaction: &TransactionId) -> Result<bool, Error> {
+    let named = format!("{PREFIX}:{}", transaction.as_str());
+    sweep_named(main, other, Duration::ZERO, named).await?;
+    let Some(committed) = committed(main, transaction).await? else {
+        return Ok(false);
+    };
+    settle(other, transaction, committed, Fate::Committed).await?;
+    Ok(true)
 }
 
 /// The first step: statements in the other database, prepared.
@@ -147,7 +161,28 @@ pub async fn prepare<E: From<Error>>(
 /// The second step: the row that binds the attempt, and statements in the main database, in one transaction. What they read
 /// may decide against the other database's part: then they answer [`Fate::Aborted`], and what they wrote stands alone. The
 /// fate is [`Fate::Aborted`] as well when the sweeper or another attempt was quicker; then they were not executed at all.
+///
+/// # Errors
+/// The statements', and the database's. Nothing stays prepared then, as far as the databases can be reached.
 pub async fn decide<E: From<Error>>(
+    main: &PgPool,
+    other: &PgPool,
+    transaction: &TransactionId,
+    attempt: Uuid,
+    here: impl AsyncFnOnce(&mut PgConnection) -> Result<Fate, E>,
+) -> Result<Fate, E> {
+    let decided = bind(main, transaction, attempt, here).await;
+    if decided.is_err() {
+        // Nobody knows whether a COMMIT whose answer was lost took effect: the row says.
+        if let Err(error) = end(main, other, transaction, attempt).await {
+            let (transaction, error) = (transaction.as_str(), &error as &dyn std::error::Error);
+            tracing::warn!(transaction, %attempt, error, "an attempt stays prepared until the next try or the sweep");
+        }
+    }
+    decided
+}
+
+async fn bind<E: From<Error>>(
     main: &PgPool,
     transaction: &TransactionId,
     attempt: Uuid,
@@ -210,18 +245,6 @@ pub async fn sweep(main: &PgPool, other: &PgPool, age: Duration) -> Result<usize
     sweep_named(main, other, age, PREFIX.to_owned()).await
 }
 
-/// Ends what earlier tries at one transaction left behind, whatever their age: for the next try, which would wait for their
-/// locks. Answers how many were ended.
-pub async fn sweep_tries(main: &PgPool, other: &PgPool, transaction: &TransactionId) -> Result<usize, Error> {
-    sweep_named(
-        main,
-        other,
-        Duration::ZERO,
-        format!("{PREFIX}:{}", transaction.as_str()),
-    )
-    .await
-}
-
 async fn sweep_named(main: &PgPool, other: &PgPool, age: Duration, named: String) -> Result<usize, Error> {
     let names: Vec<String> = sqlx::query_scalar(
         "select gid from pg_prepared_xacts
@@ -251,7 +274,7 @@ async fn end(main: &PgPool, other: &PgPool, transaction: &TransactionId, attempt
 }
 
 /// Aborts an attempt, unless its fate is decided. Its fate.
-pub async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<Fate, Error> {
+async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<Fate, Error> {
     sqlx::query!(
         "insert into two_phase_attempts (transaction, attempt, fate) values ($1, $2, 'aborted') on conflict do nothing",
         transaction.as_str(),
@@ -275,7 +298,7 @@ pub async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) ->
 }
 
 /// The attempt that was committed, if one was.
-pub async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<Uuid>, Error> {
+async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<Uuid>, Error> {
     sqlx::query_scalar!(
         "select attempt from two_phase_attempts where transaction = $1 and fate = 'committed'",
         transaction.as_str(),
