@@ -51,6 +51,20 @@ pub async fn commit_all<O: Entity, E: Stored>(
     request: &Request<O, E>,
     metrics: &Metrics,
 ) -> Result<Once<Together>, Error> {
+    let mut done = known_or_new(pool, rules, request, metrics).await?;
+    if crash::again(Point::TogetherCommitted) {
+        done = known_or_new(pool, rules, request, metrics).await?;
+    }
+    crash::here(Point::TogetherCommitted);
+    Ok(done)
+}
+
+async fn known_or_new<O: Entity, E: Stored>(
+    pool: &PgPool,
+    rules: Rules<E>,
+    request: &Request<O, E>,
+    metrics: &Metrics,
+) -> Result<Once<Together>, Error> {
     // Not within the transaction: SERIALIZABLE would take requests whose records lie side by side for rivals.
     if let Some(known) = idempotency::find(pool, &request.whole()).await? {
         metrics.events.with_label_values(&["repeat"]).inc();
@@ -59,13 +73,7 @@ pub async fn commit_all<O: Entity, E: Stored>(
     let units = request.units();
     let closure = async |transaction: &mut Transaction| commit(transaction, rules, request, &units).await;
     let (together, answers) = interactive::transact(pool, ATTEMPTS, closure).await?.value;
-    crash::here(Point::TogetherCommitted);
     commit::count(&answers, metrics);
-    if crash::again(Point::TogetherCommitted)
-        && let Some(known) = idempotency::find(pool, &request.whole()).await?
-    {
-        return Ok(known);
-    }
     Ok(Once::Fresh(together))
 }
 
