@@ -9,7 +9,7 @@ DEV = $(TARGET)/debug/dev
 export SQLX_OFFLINE = true
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test dev check bench sqlx tools
+.PHONY: help demo test conformance dev check bench sqlx tools
 
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -22,6 +22,10 @@ test: tools check ## All tests, on real servers; TEST=word picks those of the pr
 	$(BUILD)
 	$(DEV) sqlx --check
 	$(CARGO) test --workspace --test main -- $(TEST)
+
+conformance: tools ## The payment provider's adapter against servers that others wrote; needs Go and Python
+	@deploy/local/tools conformance
+	$(CARGO) test --workspace --test conformance
 
 dev: tools ## Hold the stack open with `holdfast run` on it; addresses in .dev/stack.json
 	$(BUILD)

@@ -36,11 +36,15 @@ pub use identity::{HoldId, OutcomeId, hold_id, outcome_id};
 pub use iso_currency::Currency;
 pub use money::{Credits, Price};
 pub use outcomes::{
-    OUTCOME_SOURCE, Outcome, ProfileField, RefusalReason, Reply, ReplyOutcome, TicketTold, UserRefusalReason, UserTold,
+    CheckoutFailure, OUTCOME_SOURCE, Outcome, ProfileField, RefusalReason, Reply, ReplyOutcome, TicketTold,
+    UserRefusalReason, UserTold,
 };
-pub use payments::{Payment, ProfileValues};
+pub use payments::{DisputeStatus, Payment, ProfileValues};
 pub use refusal::{DeadLetterReason, Refusal};
 pub use reservations::Reservation;
 pub use stream::{Asked, Key, Told};
-pub use text::{CheckoutId, Email, EventId, Invalid, Language, Name, Seat, ShowId, Source, TicketId, UserId};
+pub use text::{
+    CheckoutId, DeclineCode, DisputeId, Email, EventId, Invalid, Language, Name, PaymentId, PaymentMethod, Seat,
+    ShowId, Source, TicketId, UserId,
+};
 pub use trace::Traceparent;

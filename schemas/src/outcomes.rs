@@ -16,7 +16,7 @@ use crate::trace::Traceparent;
 use crate::version::{Object, Wire};
 
 pub use tickets::{RefusalReason, TicketTold};
-pub use users::{ProfileField, UserRefusalReason, UserTold};
+pub use users::{CheckoutFailure, ProfileField, UserRefusalReason, UserTold};
 
 /// Declares the data of outcome types in one version.
 macro_rules! told {
@@ -70,7 +70,10 @@ pub struct ReplyOutcome {
 impl Reply {
     /// Why the event was refused, if its last outcome says so.
     pub fn refusal(&self) -> Option<&str> {
-        self.outcomes.last()?.data.get("reason")?.as_str()
+        let last = self.outcomes.last()?;
+        last.outcome_type
+            .contains(".refused.")
+            .then(|| last.data.get("reason")?.as_str())?
     }
 }
 

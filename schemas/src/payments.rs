@@ -5,12 +5,16 @@ pub(crate) mod v1;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::money::Credits;
+use crate::money::{Credits, Price};
 use crate::outcomes::UserTold;
 use crate::stream::Asked;
-use crate::text::{Email, Language, Name, UserId};
+use crate::text::{
+    CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, TicketId, UserId,
+};
 use crate::topics;
 use crate::version::{Version, write};
+
+pub use v1::DisputeStatus;
 
 /// What is asked, in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,46 @@ pub enum Payment {
     ProfileChanged { to: ProfileValues, was: ProfileValues },
     /// The user gets credits.
     CreditsAdded { amount: Credits },
+    /// The user buys tickets that they hold, at the prices of the holds.
+    CheckoutRequested {
+        checkout: CheckoutId,
+        payment_method: Option<PaymentMethod>,
+        credits: Option<Credits>,
+        /// Absent: those in the user's cart.
+        tickets: Option<Vec<TicketId>>,
+    },
+    /// From the payment provider: the money of a checkout is set aside.
+    PaymentAuthorized {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        amount: Price,
+    },
+    /// From the payment provider: the money of a checkout is taken.
+    PaymentCaptured {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        amount: Price,
+    },
+    /// From the payment provider: a payment came to nothing.
+    PaymentFailed {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        code: DeclineCode,
+    },
+    /// From the payment provider: so much of a payment was given back, all in all.
+    PaymentRefunded {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        refunded: Price,
+    },
+    /// From the payment provider: the customer's bank wants a payment back.
+    PaymentDisputed {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        dispute: DisputeId,
+        amount: Price,
+        status: DisputeStatus,
+    },
 }
 
 /// Some fields of a profile, by value; an absent one is not meant.
@@ -55,6 +99,12 @@ impl Asked for Payment {
         Version::of::<v1::UserRegistered>(),
         Version::of::<v1::ProfileChanged>(),
         Version::of::<v1::CreditsAdded>(),
+        Version::of::<v1::CheckoutRequested>(),
+        Version::of::<v1::PaymentAuthorized>(),
+        Version::of::<v1::PaymentCaptured>(),
+        Version::of::<v1::PaymentFailed>(),
+        Version::of::<v1::PaymentRefunded>(),
+        Version::of::<v1::PaymentDisputed>(),
     ];
 
     fn newest(&self) -> (&'static str, Box<RawValue>) {
@@ -62,6 +112,66 @@ impl Asked for Payment {
             Self::UserRegistered { email, name, language } => write(v1::UserRegistered { email, name, language }),
             Self::ProfileChanged { to, was } => write(v1::ProfileChanged { to, was }),
             Self::CreditsAdded { amount } => write(v1::CreditsAdded { amount }),
+            Self::CheckoutRequested {
+                checkout,
+                payment_method,
+                credits,
+                tickets,
+            } => write(v1::CheckoutRequested {
+                checkout,
+                payment_method,
+                credits,
+                tickets,
+            }),
+            Self::PaymentAuthorized {
+                checkout,
+                payment,
+                amount,
+            } => write(v1::PaymentAuthorized {
+                checkout,
+                payment,
+                amount,
+            }),
+            Self::PaymentCaptured {
+                checkout,
+                payment,
+                amount,
+            } => write(v1::PaymentCaptured {
+                checkout,
+                payment,
+                amount,
+            }),
+            Self::PaymentFailed {
+                checkout,
+                payment,
+                code,
+            } => write(v1::PaymentFailed {
+                checkout,
+                payment,
+                code,
+            }),
+            Self::PaymentRefunded {
+                checkout,
+                payment,
+                refunded,
+            } => write(v1::PaymentRefunded {
+                checkout,
+                payment,
+                refunded,
+            }),
+            Self::PaymentDisputed {
+                checkout,
+                payment,
+                dispute,
+                amount,
+                status,
+            } => write(v1::PaymentDisputed {
+                checkout,
+                payment,
+                dispute,
+                amount,
+                status,
+            }),
         }
     }
 }

@@ -22,7 +22,7 @@ impl Invalid {
 pub(crate) const NUL: &str = "must not contain U+0000, which the database cannot store";
 
 macro_rules! text {
-    ($($(#[doc = $doc:literal])+ $name:ident, $max:literal $(, $is:ident, $pattern:literal)?;)+) => {$(
+    ($($(#[doc = $doc:literal])+ $name:ident, $max:literal $(, $is:ident, $pattern:expr)?;)+) => {$(
         $(#[doc = $doc])+
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String")]
@@ -121,6 +121,14 @@ text! {
     ShowId, 255;
     /// One checkout, by the id that its asker gave.
     CheckoutId, 255;
+    /// One payment, by the id that the payment provider gave. Never a card's number.
+    PaymentId, 255, is_visible, VISIBLE;
+    /// How a user pays: a token of the payment provider, such as `pm_card_visa`. Never a card's number.
+    PaymentMethod, 255, is_visible, VISIBLE;
+    /// One dispute of a payment, by the id that the payment provider gave.
+    DisputeId, 255, is_visible, VISIBLE;
+    /// Why a payment failed, in the payment provider's own code (`insufficient_funds`).
+    DeclineCode, 255, is_visible, VISIBLE;
     /// Which seat, in words for people ("Stalls, row 4, seat 12").
     Seat, 1_000;
     /// An address of electronic mail, in its plain form (`ann@example.org`).
@@ -153,6 +161,19 @@ fn is_language(text: &str) -> Result<(), Invalid> {
     match is_tag {
         true => Ok(()),
         false => Err(Invalid::new("must be a tag of BCP 47, such as de or pt-BR")),
+    }
+}
+
+/// Visible characters of ASCII, one of them other than a dot: `.` and `..` mean something else in an address.
+const VISIBLE: &str = "^[!-~]*[!-\\-/-~][!-~]*$";
+
+fn is_visible(text: &str) -> Result<(), Invalid> {
+    let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic()) && text.bytes().any(|byte| byte != b'.');
+    match is_visible {
+        true => Ok(()),
+        false => Err(Invalid::new(
+            "must have only visible characters of ASCII, not dots alone",
+        )),
     }
 }
 

@@ -98,11 +98,16 @@ struct Database {
 }
 
 impl Database {
-    async fn with(&self, rules: Rules<Ticket>, batch_events: usize) -> anyhow::Result<Bench> {
+    async fn with(&self, rules: impl Rules<Ticket> + 'static, batch_events: usize) -> anyhow::Result<Bench> {
         self.through(&self.url, rules, batch_events).await
     }
 
-    async fn through(&self, url: &str, rules: Rules<Ticket>, batch_events: usize) -> anyhow::Result<Bench> {
+    async fn through(
+        &self,
+        url: &str,
+        rules: impl Rules<Ticket> + 'static,
+        batch_events: usize,
+    ) -> anyhow::Result<Bench> {
         let metrics = Arc::new(Metrics::new()?);
         let settings = config::Database {
             url: url.to_owned().into(),

@@ -80,6 +80,11 @@ pub(crate) async fn crash_and_repeat(
         .env("HOLDFAST_REPEAT", point.name())
         .start()
         .await?;
+    done_again(worker, point).await
+}
+
+/// Returns once the process has done the step before the point again.
+pub(crate) async fn done_again(worker: &Holdfast, point: Point) -> anyhow::Result<()> {
     until("the step is done again", REACHED_WITHIN, async || {
         let log = std::fs::read_to_string(worker.log())?;
         let repeated = |line: &str| line.contains("the step before it is done again") && line.contains(point.name());

@@ -16,6 +16,7 @@
 mod admin;
 mod attributes;
 mod change_log;
+mod checkout;
 mod commit;
 mod crashes;
 mod direct;
@@ -25,6 +26,7 @@ mod intake;
 mod mechanisms;
 mod operate;
 mod pool;
+mod provider;
 mod relay;
 mod repeats;
 mod servers;
@@ -47,6 +49,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const TOPICS: &[&[Test]] = &[
     stack::TESTS,
     pool::TESTS,
+    provider::TESTS,
     commit::TESTS,
     direct::TESTS,
     gate::TESTS,
@@ -63,6 +66,7 @@ const TOPICS: &[&[Test]] = &[
     attributes::TESTS,
     two_phase::TESTS,
     users::TESTS,
+    checkout::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

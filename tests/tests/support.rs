@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail, ensure};
 use holdfast_schemas::{DeadLetter, Outcome, TicketTold, Told, dead_letter, topics};
 use holdfast_tests::kit::kafka::{Read, Sent};
+use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::{now, timestamp};
 use rdkafka::admin::{AdminOptions, AlterConfig, ConfigSource, ResourceSpecifier};
@@ -185,8 +186,13 @@ async fn dead_letters(kit: &Kit, topic: &str) -> anyhow::Result<BTreeMap<(i32, i
 
 /// Waits until every record is accounted for; then `verify` must find every promise kept. Its counts.
 pub(crate) async fn clean(kit: &Kit) -> anyhow::Result<Value> {
+    clean_by(|| kit.stack.holdfast("verify", "verify")).await
+}
+
+/// As [`clean`], by this `verify`.
+pub(crate) async fn clean_by<'a>(verify: impl Fn() -> Launch<'a>) -> anyhow::Result<Value> {
     let (kept, report) = until("every record is accounted for", DEADLINE, async || {
-        let verify = kit.stack.holdfast("verify", "verify").arg("--json").output().await?;
+        let verify = verify().arg("--json").output().await?;
         let report: Value = serde_json::from_slice(&verify.stdout)
             .with_context(|| String::from_utf8_lossy(&verify.stderr).into_owned())?;
         ensure!(!verify.status.success() || report["pending"] == 0, "{report}");

@@ -865,7 +865,7 @@ fn orders(tickets: &[String; 4]) -> impl Iterator<Item = Vec<String>> {
     each_once.map(|places| places.map(|place| tickets[place].clone()).into())
 }
 
-fn registered(id: &str, user: &str) -> Value {
+pub(crate) fn registered(id: &str, user: &str) -> Value {
     event(id, user, "user.registered", json!({ "email": "ann@example.org" }))
 }
 
@@ -873,7 +873,7 @@ fn changed(id: &str, user: &str, data: Value) -> Value {
     event(id, user, "profile.changed", data)
 }
 
-fn added(id: &str, user: &str, amount: i64) -> Value {
+pub(crate) fn added(id: &str, user: &str, amount: i64) -> Value {
     event(id, user, "credits.added", json!({ "amount": amount }))
 }
 
@@ -893,7 +893,7 @@ fn answer(sequence: i64, told: &UserTold) -> Value {
 }
 
 /// Calls an object's handler through the ingress.
-async fn call(
+pub(crate) async fn call(
     kit: &Kit,
     headers: &[(&str, &str)],
     object: &str,
@@ -906,7 +906,7 @@ async fn call(
 }
 
 /// An object as readers see it.
-async fn view(kit: &Kit, object: &str, key: &str) -> anyhow::Result<(u16, Value)> {
+pub(crate) async fn view(kit: &Kit, object: &str, key: &str) -> anyhow::Result<(u16, Value)> {
     let path = format!("{object}/{}/get", key.replace('/', "%2F"));
     let response = reqwest::get(format!("{}/{path}", kit.stack.restate.ingress())).await?;
     Ok((response.status().as_u16(), response.json().await?))
@@ -922,7 +922,7 @@ async fn is_listed(kit: &Kit, ticket: &str) -> anyhow::Result<()> {
 }
 
 /// Credits by user, of those whose ids begin with `prefix`.
-async fn all_balances(kit: &Kit, prefix: &str) -> anyhow::Result<BTreeMap<String, i64>> {
+pub(crate) async fn all_balances(kit: &Kit, prefix: &str) -> anyhow::Result<BTreeMap<String, i64>> {
     let pool = kit.stack.postgres.connect_to_loyalty().await?;
     let rows = sqlx::query("select user_id, credits from accounts where starts_with(user_id, $1)")
         .bind(prefix)
@@ -933,7 +933,7 @@ async fn all_balances(kit: &Kit, prefix: &str) -> anyhow::Result<BTreeMap<String
 }
 
 /// Waits until the loyalty database has what was told; more is never there.
-async fn has_credits(kit: &Kit, user: &str, credits: i64) -> anyhow::Result<()> {
+pub(crate) async fn has_credits(kit: &Kit, user: &str, credits: i64) -> anyhow::Result<()> {
     until("the credits that were told", DEADLINE, async || {
         let balance = all_balances(kit, user).await?.get(user).copied();
         ensure!(balance == Some(credits), "{user} has {balance:?} of {credits}");
@@ -943,7 +943,7 @@ async fn has_credits(kit: &Kit, user: &str, credits: i64) -> anyhow::Result<()> 
 }
 
 /// Waits until nothing is left prepared in the loyalty database.
-async fn none_prepared(kit: &Kit) -> anyhow::Result<()> {
+pub(crate) async fn none_prepared(kit: &Kit) -> anyhow::Result<()> {
     let pool = kit.stack.postgres.connect_to_loyalty().await?;
     until("nothing is left prepared", Gifts::WITHIN, async || {
         let prepared: Vec<String> =

@@ -3,21 +3,29 @@
 //! The last module of all: its last test leaves a record on the outcome topic that does not belong there.
 
 use std::process::Output;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{Event, Price, Reservation, hold_id, outcome_id, topics};
+use holdfast::config;
+use holdfast::metrics::Metrics;
+use holdfast::provider::{Order, Provider};
+use holdfast_schemas::{Currency, Event, Price, Reservation, hold_id, outcome_id, topics};
 use holdfast_tests::kit::kafka::Sent;
+use holdfast_tests::kit::provider::{self, Simulator};
+use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, until};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 use time::OffsetDateTime;
 use time::macros::datetime;
 
+use crate::checkout::Shop;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     verify_catches_and_names_each_corruption_of_a_copy,
+    verify_catches_and_names_money_that_went_astray,
     verify_catches_and_names_an_outcome_told_twice,
 ];
 
@@ -49,6 +57,55 @@ fn verify_catches_and_names_each_corruption_of_a_copy(kit: &Kit) -> anyhow::Resu
     })
 }
 
+fn verify_catches_and_names_money_that_went_astray(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "verify/money").await?;
+        let (checkout, ticket, user) = (shop.id("order"), shop.tickets(1).await?.remove(0), shop.user.clone());
+        shop.buys("order", &ticket, 500).await?;
+        shop.close().await?;
+        let (status, report) = verify(kit, "holdfast").await?;
+        ensure!(status == Some(0) && report["stuck"] == 0, "{report}");
+        for (what, statements) in money_corruptions(&checkout) {
+            let copy = kit.stack.postgres.copy_database("holdfast", "verify_money").await?;
+            corrupt(&copy, &statements).await.with_context(|| what.to_owned())?;
+            copy.close().await;
+            let (status, report) = verify(kit, "verify_money").await?;
+            ensure!(status == Some(1), "{what}: ended with {status:?}: {report}");
+            let key = named(&report, "money_mismatch").with_context(|| format!("{what}: {report}"))?;
+            let is_movement = uuid::Uuid::parse_str(&key).is_ok();
+            ensure!(
+                is_movement || [&checkout, &ticket, &user].contains(&&key),
+                "{what}: {report}"
+            );
+        }
+
+        // Another provider's books: it never took the money, and sets some aside for a checkout that has ended.
+        let other = Simulator::start().await?;
+        let settings = config::Provider {
+            url: Some(other.url().parse()?),
+            key: Some(provider::KEY.to_owned().into()),
+            timeout: DEADLINE,
+        };
+        let adapter = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;
+        let order = Order {
+            checkout: &checkout.parse()?,
+            user: &user.parse()?,
+            amount: 1,
+            currency: Currency::from_code("EUR").context("no euro")?,
+            method: "pm_card_visa",
+        };
+        let payment = adapter.create(&order).await?;
+        adapter.authorise(&payment.id, order.checkout).await?;
+        let compare = kit.stack.holdfast("verify", "verify").arg("--json");
+        let compare = compare.env("HOLDFAST_PROVIDER_URL", &other.url());
+        let (status, report) = judged(compare.env("HOLDFAST_PROVIDER_KEY", provider::KEY)).await?;
+        ensure!(status == Some(1), "ended with {status:?}: {report}");
+        ensure!(named(&report, "open_authorisations")? == checkout, "{report}");
+        ensure!(report["money_mismatch"].as_u64() > Some(0), "{report}");
+        Ok(())
+    })
+}
+
 fn verify_catches_and_names_an_outcome_told_twice(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let ticket = "verify-topic";
@@ -70,6 +127,78 @@ fn verify_catches_and_names_an_outcome_told_twice(kit: &Kit) -> anyhow::Result<(
         ensure!(table.contains(ticket), "{table}");
         Ok(())
     })
+}
+
+/// The key of the offence against this promise.
+fn named(report: &Value, promise: &str) -> anyhow::Result<String> {
+    let offences = report["offences"].as_array().into_iter().flatten();
+    let mut named = offences.filter(|offence| offence["promise"] == promise);
+    let key = named.next().and_then(|offence| offence["key"].as_str());
+    key.map(str::to_owned).context("no such offence")
+}
+
+/// What each corruption of a completed checkout's money is, and how it is done.
+fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
+    let of = format!("where checkout = '{checkout}'");
+    let copied = format!(
+        "with doubled as (select gen_random_uuid() as movement)
+         insert into ledger (movement, checkout, kind, account, amount, currency)
+         select d.movement, checkout, kind, account, amount, currency from ledger l, doubled d {of} and kind = 'capture'"
+    );
+    vec![
+        (
+            "a line lost",
+            vec![format!(
+                "delete from ledger {of} and kind = 'capture' and account = 'sales'"
+            )],
+        ),
+        (
+            "a capture lost",
+            vec![format!("delete from ledger {of} and kind = 'capture'")],
+        ),
+        ("a capture doubled", vec![copied]),
+        (
+            "spent credits lost",
+            vec![format!("delete from ledger {of} and kind = 'credit'")],
+        ),
+        (
+            "too little taken",
+            vec![format!(
+                "update ledger set amount = amount - sign(amount) {of} and kind = 'capture'"
+            )],
+        ),
+        ("a checkout lost", vec![format!("delete from checkouts {of}")]),
+        (
+            "money kept of what failed",
+            vec![format!(
+                "update checkouts set state = 'failed', failure = 'abandoned', sold_at = null {of}"
+            )],
+        ),
+        (
+            "a refund that was not told",
+            vec![format!("update checkouts set refunded = 1 {of}")],
+        ),
+        (
+            "an outcome lost",
+            vec![format!(
+                "delete from user_change_log where data ->> 'checkout' = '{checkout}' and type like '%.completed.%'"
+            )],
+        ),
+        (
+            "a ticket of another checkout",
+            vec![format!("update tickets set checkout = 'another' {of}")],
+        ),
+        (
+            "a ticket sold to somebody else",
+            vec![format!("update tickets set holder = 'another' {of}")],
+        ),
+        (
+            "a wrong count of tickets bought",
+            vec![format!(
+                "update purchases set tickets = tickets + 1 where user_id = (select user_id from checkouts {of})"
+            )],
+        ),
+    ]
 }
 
 /// What each corruption is, the promise it breaks, and how it is done.
@@ -233,11 +362,11 @@ async fn outcomes(kit: &Kit, ticket: &str) -> anyhow::Result<Vec<Vec<u8>>> {
 /// The exit code and what was printed.
 async fn verify(kit: &Kit, database: &str) -> anyhow::Result<(Option<i32>, Value)> {
     let url = kit.stack.postgres.url_of(database);
-    let verify = kit
-        .stack
-        .holdfast("verify", "verify")
-        .arg("--json")
-        .env("HOLDFAST_DATABASE_URL", &url);
+    let verify = kit.stack.holdfast("verify", "verify").arg("--json");
+    judged(verify.env("HOLDFAST_DATABASE_URL", &url)).await
+}
+
+async fn judged(verify: Launch<'_>) -> anyhow::Result<(Option<i32>, Value)> {
     let Output { status, stdout, stderr } = verify.output().await?;
     let report =
         serde_json::from_slice(&stdout).with_context(|| format!("{status}: {}", String::from_utf8_lossy(&stderr)))?;

@@ -1,5 +1,7 @@
-//! What an operator can look at and settle: dead letters, outbox rows that Kafka refused, and the history of tickets and users.
+//! What an operator can look at and settle: dead letters, outbox rows that Kafka refused, checkouts, and the history of tickets
+//! and users.
 
+mod checkout;
 mod history;
 
 use std::collections::HashSet;
@@ -9,6 +11,7 @@ use std::io::Write;
 use anyhow::{Context, anyhow, bail};
 use futures::TryStreamExt;
 use sqlx::PgPool;
+use time::OffsetDateTime;
 
 use crate::config::{self, Config};
 use crate::domain;
@@ -23,9 +26,10 @@ use crate::store::{self, outbox};
 ///
 /// # Errors
 /// In words for the operator: what was not found or not done, and why.
-pub async fn run(command: &config::Admin, config: &Config) -> anyhow::Result<()> {
+pub async fn run(command: &config::Admin, config: &Config, now: fn() -> OffsetDateTime) -> anyhow::Result<()> {
     let pool = store::connect(&config.database, &Metrics::new()?).await?;
     match command {
+        config::Admin::Checkout(command) => checkout::run(command, config, pool, now).await,
         config::Admin::DeadLetters(command) => match command {
             config::DeadLetters::List => list(&config.kafka, &pool).await,
             config::DeadLetters::Show { origin } => show(&config.kafka, &pool, &place(origin)?).await,

@@ -13,9 +13,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::checkout::{self, Driver};
 use crate::config::{Cli, Command, Config, LogFormat, Process};
 use crate::lifecycle::{self, Lifecycle, Readiness, Spawner};
 use crate::metrics::Metrics;
+use crate::provider::Provider;
 use crate::restate_admin::RestateAdmin;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
@@ -75,7 +77,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             });
         }
         Command::Verify { json } => {
-            let report = verify::run(&config.kafka, &config.database).await?;
+            let provider = Provider::new(&config.provider, Arc::new(Metrics::new()?))?;
+            let report = verify::run(&config.kafka, &config.database, provider.as_ref()).await?;
             say(&if json {
                 serde_json::to_string(&report)?
             } else {
@@ -87,7 +90,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Command::Admin(command) => admin::run(&command, &config).await?,
+        Command::Admin(command) => admin::run(&command, &config, clock).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -245,6 +248,9 @@ impl Worker {
             retention,
             self.metrics.clone(),
         );
+        let loyalty = self.spawn_loyalty(&pool)?;
+        let driver = Driver::new(&self.config, &pool, loyalty.clone(), &self.metrics, clock)?;
+        self.spawn_checkouts(driver.clone())?;
         let (attributes, batching) = store::ticket_attributes::Access::new(pool.clone());
         // They end when the objects have let go of them and nothing waits.
         self.spawn_to_end("tickets", committing_tickets);
@@ -255,7 +261,8 @@ impl Worker {
             users,
             pool: pool.clone(),
             attributes,
-            loyalty: self.spawn_loyalty(&pool)?,
+            loyalty,
+            driver,
             metrics: self.metrics.clone(),
             now: clock,
         };
@@ -298,6 +305,21 @@ impl Worker {
             }
         });
         Ok(Some(loyalty))
+    }
+
+    /// Looks after checkouts that no workflow takes further.
+    fn spawn_checkouts(&self, driver: Driver) -> anyhow::Result<()> {
+        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
+        let idle = self.config.checkout.abandoned_after;
+        let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
+        self.spawner.spawn("checkouts", async move {
+            tokio::select! {
+                () = checkout::look_after(driver, admin, idle, metrics) => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
+        Ok(())
     }
 
     /// Watches how much the engine has unfinished.

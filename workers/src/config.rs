@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use holdfast_schemas::Currency;
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -44,6 +45,10 @@ fn naming_the_variable(mut error: clap::Error) -> clap::Error {
 
 fn moment(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "give a moment such as 2030-01-31T19:30:00Z".to_owned())
+}
+
+fn currency(code: &str) -> Result<Currency, String> {
+    Currency::from_code(code).ok_or_else(|| "give a code of ISO 4217 in capitals, such as EUR".to_owned())
 }
 
 /// The variable that says the same as a flag.
@@ -103,6 +108,25 @@ pub enum Admin {
     /// Users, now and earlier.
     #[command(subcommand)]
     User(User),
+    /// Checkouts.
+    #[command(subcommand)]
+    Checkout(CheckoutCommand),
+}
+
+/// Commands on checkouts.
+#[derive(Subcommand, Debug, Clone)]
+pub enum CheckoutCommand {
+    /// List the checkouts that are stuck: the payment provider does not say how their payments stand.
+    List,
+    /// Show one checkout.
+    Show { checkout: String },
+    /// Ask the payment provider again and take the checkout to its end.
+    Settle {
+        checkout: String,
+        /// Give money and seats back, whatever could still come of it.
+        #[arg(long)]
+        give_back: bool,
+    },
 }
 
 /// Commands on tickets.
@@ -182,7 +206,11 @@ pub struct Config {
     #[command(flatten)]
     pub serve: Serve,
     #[command(flatten)]
+    pub checkout: Checkout,
+    #[command(flatten)]
     pub relay: Relay,
+    #[command(flatten)]
+    pub provider: Provider,
     #[command(flatten)]
     pub process: Process,
 }
@@ -343,6 +371,23 @@ pub struct Serve {
     pub examples: bool,
 }
 
+/// What buyers may do, and when an operator is asked for.
+#[derive(Args, Debug, Clone)]
+pub struct Checkout {
+    /// Most tickets of one show that one user may have; without it there is no limit.
+    #[arg(long, env = "HOLDFAST_SHOW_LIMIT", global = true)]
+    pub show_limit: Option<i32>,
+    /// The currency that credits pay, one minor unit each.
+    #[arg(long, env = "HOLDFAST_CREDITS_CURRENCY", default_value = "EUR", value_parser = currency, global = true)]
+    pub credits_currency: Currency,
+    /// How long the payment provider may leave it unknown how a payment stands before the checkout counts as stuck.
+    #[arg(long, env = "HOLDFAST_STUCK_AFTER", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
+    pub stuck_after: Duration,
+    /// How long a checkout that no workflow takes further is left alone before it is given up.
+    #[arg(long, env = "HOLDFAST_ABANDONED_AFTER", default_value = "1m", value_parser = humantime::parse_duration, global = true)]
+    pub abandoned_after: Duration,
+}
+
 /// How the relay batches.
 #[derive(Args, Debug, Clone)]
 pub struct Relay {
@@ -354,6 +399,30 @@ pub struct Relay {
         global = true
     )]
     pub batch: usize,
+}
+
+/// Who moves money, and how long its answers may take.
+#[derive(Args, Debug, Clone)]
+pub struct Provider {
+    /// The payment provider's API, as Stripe serves it. Without it, checkouts that need money are refused.
+    #[arg(
+        id = "provider-url",
+        long = "provider-url",
+        env = "HOLDFAST_PROVIDER_URL",
+        global = true
+    )]
+    pub url: Option<Url>,
+    /// The secret key for that API. One account serves one installation: payments are found by the checkout's id.
+    #[arg(
+        long = "provider-key",
+        env = "HOLDFAST_PROVIDER_KEY",
+        hide_env_values = true,
+        global = true
+    )]
+    pub key: Option<SecretString>,
+    /// Longest time one call may take; after that its fate is unknown, and asked about.
+    #[arg(long = "provider-timeout", env = "HOLDFAST_PROVIDER_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
+    pub timeout: Duration,
 }
 
 /// What every process has: a name, an HTTP port for operators, logs, a time to drain.
@@ -511,6 +580,29 @@ impl Config {
             "relay-batch",
             "give 1 to 1000: more ids do not fit beside a Kafka offset",
         );
+        let provider = &self.provider;
+        require(
+            (provider.url.as_ref()).is_none_or(|url| {
+                ["http", "https"].contains(&url.scheme()) && url.password().is_none() && url.query().is_none()
+            }),
+            "provider-url",
+            "give https://host, without a password or a query: the secret is --provider-key",
+        );
+        require(
+            provider.url.is_some() == provider.key.is_some(),
+            "provider-key",
+            "give it together with --provider-url (HOLDFAST_PROVIDER_URL), or neither",
+        );
+        require(
+            (provider.key.as_ref()).is_none_or(|key| is_a_word(key.expose_secret())),
+            "provider-key",
+            "give the key alone, without spaces or line ends",
+        );
+        require(
+            (Duration::from_millis(100)..=Duration::from_secs(120)).contains(&provider.timeout),
+            "provider-timeout",
+            "give 100ms to 2m",
+        );
         require(
             !process.instance.is_empty() && process.instance.len() <= 200,
             "instance",
@@ -532,6 +624,10 @@ fn bootstrap_is_well_formed(bootstrap: &str) -> bool {
                 .rsplit_once(':')
                 .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         })
+}
+
+fn is_a_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn host_name() -> String {
@@ -573,8 +669,30 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_has_an_address_and_a_key_or_neither() {
+        let provider = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
+        let (url, key) = ("--provider-url", "--provider-key");
+        assert_eq!(provider(&[url, "https://pay.example", key, "sk_1"]), Ok(()));
+        assert_eq!(provider(&[url, "https://pay.example"]), Err("provider-key"));
+        assert_eq!(provider(&[key, "sk_1"]), Err("provider-key"));
+        assert_eq!(
+            provider(&[url, "https://pay.example", key, "sk_1\n"]),
+            Err("provider-key")
+        );
+        for wrong in [
+            "ftp://pay.example",
+            "https://a:b@pay.example",
+            "https://pay.example?key=1",
+        ] {
+            assert_eq!(provider(&[url, wrong, key, "sk_1"]), Err("provider-url"), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_password_is_never_printed() {
         let config = config(&["--database-url", "postgres://holdfast:sesame@db/holdfast"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+        let config = self::config(&["--provider-url", "https://pay.example", "--provider-key", "sk_sesame"]);
         assert!(!format!("{config:?}").contains("sesame"));
     }
 }

@@ -43,11 +43,29 @@ pub enum Point {
     TogetherWritten,
     /// The transaction in which tickets are held together is committed, nobody has been told.
     TogetherCommitted,
+    /// A checkout is opened and committed, its workflow is not started.
+    CheckoutOpened,
+    /// The payment provider is about to be called for the first time; that is noted.
+    CheckoutCalled,
+    /// The payment provider has made a payment, nothing of it is noted.
+    CheckoutCreated,
+    /// The payment provider has set the money aside, or not; nothing of it is noted.
+    CheckoutAuthorised,
+    /// The seats are sold and committed, the money is not taken.
+    CheckoutSold,
+    /// The payment provider has taken the money, nothing of it is noted.
+    CheckoutCaptured,
+    /// A checkout is completed and committed, nobody has been told.
+    CheckoutCompleted,
+    /// The payment provider has given back what it had, nothing of it is noted.
+    CheckoutGivenBack,
+    /// A checkout has failed and that is committed, nobody has been told.
+    CheckoutFailed,
 }
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 19] = [
+    pub const ALL: [Point; 28] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -67,6 +85,15 @@ impl Point {
         Point::CreditsSettled,
         Point::TogetherWritten,
         Point::TogetherCommitted,
+        Point::CheckoutOpened,
+        Point::CheckoutCalled,
+        Point::CheckoutCreated,
+        Point::CheckoutAuthorised,
+        Point::CheckoutSold,
+        Point::CheckoutCaptured,
+        Point::CheckoutCompleted,
+        Point::CheckoutGivenBack,
+        Point::CheckoutFailed,
     ];
 
     /// The name used in the environment, in logs and in the documentation.
@@ -91,6 +118,15 @@ impl Point {
             Point::CreditsSettled => "credits.settled",
             Point::TogetherWritten => "together.written",
             Point::TogetherCommitted => "together.committed",
+            Point::CheckoutOpened => "checkout.opened",
+            Point::CheckoutCalled => "checkout.called",
+            Point::CheckoutCreated => "checkout.created",
+            Point::CheckoutAuthorised => "checkout.authorised",
+            Point::CheckoutSold => "checkout.sold",
+            Point::CheckoutCaptured => "checkout.captured",
+            Point::CheckoutCompleted => "checkout.completed",
+            Point::CheckoutGivenBack => "checkout.given_back",
+            Point::CheckoutFailed => "checkout.failed",
         }
     }
 }

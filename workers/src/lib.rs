@@ -10,9 +10,12 @@ pub mod metrics;
 pub mod gate;
 pub mod kafka;
 
+pub mod checkout;
 pub mod domain;
 pub mod objects;
 pub mod store;
+
+pub mod provider;
 
 pub mod relay;
 

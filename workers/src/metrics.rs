@@ -100,6 +100,14 @@ metrics! {
     /// Holds that the Reaper found due and sent an expiration for.
     reaper_sent: IntCounter = "holdfast_reaper_expirations_total";
 
+    /// Checkouts that have not ended, by state: opened, created, waiting, authorised, sold, undoing, stuck.
+    checkouts: IntGaugeVec = "holdfast_checkouts" ["state"];
+    /// Seconds since the checkout that has waited longest in a state was last taken a step further, by state.
+    checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state"];
+    /// Calls to the payment provider, by call (create, authorise, get, find, capture, cancel, refund) and answer: ok, declined,
+    /// unknown, misconfigured, not_found, conflict.
+    provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call", "answer"];
+
     /// Rows that the relay brought to Kafka.
     relay_rows: IntCounter = "holdfast_relay_rows_total";
     /// Rows in one Kafka transaction of the relay.

@@ -1,7 +1,7 @@
 //! Restate's admin API, typed: deployments, Kafka clusters, subscriptions, and questions in SQL about invocations. Here too:
 //! the poller that tells the gate how much work the engine has not finished.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -323,6 +323,21 @@ impl RestateAdmin {
             .map(|text| OffsetDateTime::parse(&text, &Rfc3339))
             .transpose()
             .map_err(|error| self.unknown(path, serde::de::Error::custom(error)))
+    }
+
+    /// The checkouts whose workflow has not ended.
+    pub async fn live_checkouts(&self) -> Result<HashSet<String>, Error> {
+        #[derive(Deserialize)]
+        struct Row {
+            checkout: String,
+        }
+        let rows = self
+            .query::<Row>(
+                "select target_service_key as checkout from sys_invocation_status \
+                 where status <> 'completed' and target_service_name = 'Checkout' and target_handler_name = 'run'",
+            )
+            .await?;
+        Ok(rows.into_iter().map(|row| row.checkout).collect())
     }
 
     /// Asks a question in SQL.

@@ -29,9 +29,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ),
     ("restate_sdk::", &["objects/", "app.rs", "error.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
+    ("hyper::", &["provider/"]),
+    ("rustls::", &["provider/"]),
     ("prometheus::", &["metrics.rs"]),
     ("std::env::", &["crash.rs"]),
-    ("TerminalError", &["error.rs"]),
+    ("TerminalError::", &["error.rs"]),
 ];
 
 /// Modules that never import each other: gate, objects and relay meet only in topics and tables, and the rules know nobody.
@@ -39,7 +41,8 @@ const STRANGERS: &[(&str, &[&str])] = &[
     (
         "domain/",
         &[
-            "store", "kafka", "gate", "objects", "relay", "metrics", "config", "error", "verify", "admin", "register",
+            "store", "kafka", "gate", "objects", "relay", "provider", "metrics", "config", "error", "verify", "admin",
+            "register",
         ],
     ),
     (
@@ -61,6 +64,12 @@ const STRANGERS: &[(&str, &[&str])] = &[
     (
         "objects/",
         &["kafka", "gate", "relay", "verify", "admin", "register", "app"],
+    ),
+    (
+        "provider/",
+        &[
+            "store", "kafka", "gate", "objects", "relay", "verify", "admin", "register", "app", "domain",
+        ],
     ),
     (
         "verify/",

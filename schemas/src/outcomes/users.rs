@@ -5,13 +5,14 @@ mod v1;
 use serde_json::Value;
 
 use super::write;
-use crate::money::Credits;
+use crate::money::{Credits, Price};
+use crate::payments::DisputeStatus;
 use crate::stream::Told;
-use crate::text::UserId;
+use crate::text::{CheckoutId, DeclineCode, DisputeId, PaymentId, TicketId, UserId};
 use crate::topics;
 use crate::version::{Version, Wire};
 
-pub use v1::{ProfileField, UserRefusalReason};
+pub use v1::{CheckoutFailure, ProfileField, UserRefusalReason};
 
 /// What is told, in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,41 @@ pub enum UserTold {
     ProfileChanged { fields: Vec<ProfileField> },
     /// The user has so many credits more.
     CreditsChanged { added: Credits },
+    /// The user buys these tickets: their prices stand, and nobody else gets them meanwhile.
+    CheckoutOpened {
+        checkout: CheckoutId,
+        tickets: Vec<TicketId>,
+        total: Price,
+        credits: Option<Credits>,
+    },
+    /// The tickets are the user's, and paid.
+    CheckoutCompleted {
+        checkout: CheckoutId,
+        total: Price,
+        credits: Option<Credits>,
+        payment: Option<PaymentId>,
+    },
+    /// The checkout came to nothing: no money was kept, no ticket sold.
+    CheckoutFailed {
+        checkout: CheckoutId,
+        reason: CheckoutFailure,
+        code: Option<DeclineCode>,
+    },
+    /// Nobody knows what became of the payment: an operator is asked for.
+    CheckoutStuck { checkout: CheckoutId },
+    /// Money of a completed checkout was given back; with all of it the tickets.
+    PaymentRefunded {
+        checkout: CheckoutId,
+        amount: Price,
+        full: bool,
+    },
+    /// The customer's bank wants money back, or has decided.
+    PaymentDisputed {
+        checkout: CheckoutId,
+        dispute: DisputeId,
+        amount: Price,
+        status: DisputeStatus,
+    },
     /// A rule forbids what was asked; nothing changed.
     PaymentRefused { reason: UserRefusalReason },
 }
@@ -33,6 +69,12 @@ impl Told for UserTold {
         Version::of::<v1::UserRegistered>(),
         Version::of::<v1::ProfileChanged>(),
         Version::of::<v1::CreditsChanged>(),
+        Version::of::<v1::CheckoutOpened>(),
+        Version::of::<v1::CheckoutCompleted>(),
+        Version::of::<v1::CheckoutFailed>(),
+        Version::of::<v1::CheckoutStuck>(),
+        Version::of::<v1::PaymentRefunded>(),
+        Version::of::<v1::PaymentDisputed>(),
         Version::of::<v1::PaymentRefused>(),
     ];
 
@@ -41,6 +83,12 @@ impl Told for UserTold {
             Self::UserRegistered => v1::UserRegistered::TYPE,
             Self::ProfileChanged { .. } => v1::ProfileChanged::TYPE,
             Self::CreditsChanged { .. } => v1::CreditsChanged::TYPE,
+            Self::CheckoutOpened { .. } => v1::CheckoutOpened::TYPE,
+            Self::CheckoutCompleted { .. } => v1::CheckoutCompleted::TYPE,
+            Self::CheckoutFailed { .. } => v1::CheckoutFailed::TYPE,
+            Self::CheckoutStuck { .. } => v1::CheckoutStuck::TYPE,
+            Self::PaymentRefunded { .. } => v1::PaymentRefunded::TYPE,
+            Self::PaymentDisputed { .. } => v1::PaymentDisputed::TYPE,
             Self::PaymentRefused { .. } => v1::PaymentRefused::TYPE,
         }
     }
@@ -50,6 +98,42 @@ impl Told for UserTold {
             Self::UserRegistered => write(v1::UserRegistered {}),
             Self::ProfileChanged { fields } => write(v1::ProfileChanged { fields }),
             Self::CreditsChanged { added } => write(v1::CreditsChanged { added }),
+            Self::CheckoutOpened {
+                checkout,
+                tickets,
+                total,
+                credits,
+            } => write(v1::CheckoutOpened {
+                checkout,
+                tickets,
+                total,
+                credits,
+            }),
+            Self::CheckoutCompleted {
+                checkout,
+                total,
+                credits,
+                payment,
+            } => write(v1::CheckoutCompleted {
+                checkout,
+                total,
+                credits,
+                payment,
+            }),
+            Self::CheckoutFailed { checkout, reason, code } => write(v1::CheckoutFailed { checkout, reason, code }),
+            Self::CheckoutStuck { checkout } => write(v1::CheckoutStuck { checkout }),
+            Self::PaymentRefunded { checkout, amount, full } => write(v1::PaymentRefunded { checkout, amount, full }),
+            Self::PaymentDisputed {
+                checkout,
+                dispute,
+                amount,
+                status,
+            } => write(v1::PaymentDisputed {
+                checkout,
+                dispute,
+                amount,
+                status,
+            }),
             Self::PaymentRefused { reason } => write(v1::PaymentRefused { reason }),
         }
     }

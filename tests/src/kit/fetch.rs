@@ -38,6 +38,25 @@ pub fn servers() -> anyhow::Result<Servers> {
     })
 }
 
+/// The binary of stripe-mock.
+pub fn stripe_mock() -> anyhow::Result<PathBuf> {
+    Ok(alone("stripe-mock", "go.sum", go)?.join("bin/stripe-mock"))
+}
+
+/// The Python that knows localstripe.
+pub fn localstripe() -> anyhow::Result<PathBuf> {
+    Ok(alone("localstripe", "requirements.txt", pip)?.join("venv/bin/python"))
+}
+
+/// As [`installed`], while no other kit of this checkout fetches.
+fn alone(name: &str, pin: &str, install: fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+    let store = dev_folder().join("servers");
+    fs::create_dir_all(&store)?;
+    let alone = File::create(store.join("lock"))?;
+    alone.lock()?;
+    installed(&store, name, pin, install)
+}
+
 pub fn manifests() -> PathBuf {
     checkout().join("deploy/local")
 }
@@ -81,6 +100,25 @@ fn npm(folder: &Path) -> anyhow::Result<()> {
     npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
         .current_dir(folder);
     process::output(npm).map(drop)
+}
+
+fn go(folder: &Path) -> anyhow::Result<()> {
+    let mut go = Command::new("go");
+    go.args(["install", "-buildvcs=false", "tool"])
+        .env("GOBIN", folder.join("bin"))
+        .current_dir(folder);
+    process::output(go).map(drop)
+}
+
+/// The environment is moved afterwards: its Python works there, its scripts do not.
+fn pip(folder: &Path) -> anyhow::Result<()> {
+    let mut venv = Command::new("python3");
+    venv.args(["-m", "venv", "venv"]).current_dir(folder);
+    process::output(venv)?;
+    let mut pip = Command::new(folder.join("venv/bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "-r", "requirements.txt"])
+        .current_dir(folder);
+    process::output(pip).map(drop)
 }
 
 /// A package cannot hold links; PostgreSQL's lists those that its libraries need.

@@ -21,10 +21,12 @@ pub mod kafka;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod provider;
 pub mod proxy;
 pub mod restate;
 pub mod server;
 pub mod stack;
+pub mod third_party;
 pub mod wait;
 pub mod worker;
 
@@ -41,6 +43,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
+use provider::Simulator;
+
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use restate::Restate;
@@ -55,19 +59,24 @@ pub const INTERRUPTED: u8 = 130;
 /// A running stack, with the one runtime that everything asynchronous about it uses.
 pub struct Kit {
     pub stack: Stack,
+    pub provider: Simulator,
     runtime: Runtime,
 }
 
 impl Kit {
-    /// Returns once all three servers answer.
+    /// Returns once all three servers answer, and the payment provider's simulator.
     pub fn start(name: Name) -> anyhow::Result<Kit> {
         let runtime = Runtime::new()?;
-        let stack = runtime.block_on(async {
+        let (stack, provider) = runtime.block_on(async {
             let stack = Stack::open(name).await?;
             stack.start().await?;
-            anyhow::Ok(stack)
+            anyhow::Ok((stack, Simulator::start().await?))
         })?;
-        Ok(Kit { stack, runtime })
+        Ok(Kit {
+            stack,
+            provider,
+            runtime,
+        })
     }
 
     pub fn block_on<F: Future>(&self, work: F) -> F::Output {

@@ -78,10 +78,8 @@ impl History for User {
             (UserTold::CreditsChanged { added }, Some(before)) => {
                 (before.registered_at, before.credits.saturating_add(added.amount()))
             }
-            (UserTold::ProfileChanged { .. } | UserTold::PaymentRefused { .. }, Some(before)) => {
-                (before.registered_at, before.credits)
-            }
             (UserTold::UserRegistered, Some(_)) | (_, None) => return None,
+            (_, Some(before)) => (before.registered_at, before.credits),
         };
         Some(AsTold {
             version,

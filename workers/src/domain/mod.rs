@@ -1,5 +1,6 @@
 //! The rules, pure: state and input in, decision out. No clock, no I/O, no randomness: time and ids are parameters.
 
+pub mod checkout;
 mod entity;
 mod history;
 pub mod ticket;

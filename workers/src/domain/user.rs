@@ -34,6 +34,12 @@ pub enum Input {
     Change { to: ProfileValues, was: ProfileValues },
     /// The credits are prepared in the loyalty database; they are added there if this is told.
     AddCredits { amount: Credits },
+    /// Buy tickets. Decided with the rows of tickets and checkouts, by [`telling`].
+    CheckOut,
+    /// What the payment provider says of a payment. Decided with the row of its checkout, by [`telling`].
+    Hear,
+    /// Internal: a checkout has come so far. Decided by [`telling`].
+    Progress,
 }
 
 impl Entity for User {
@@ -53,6 +59,12 @@ impl Entity for User {
             Payment::UserRegistered { email, name, language } => Input::Register { email, name, language },
             Payment::ProfileChanged { to, was } => Input::Change { to, was },
             Payment::CreditsAdded { amount } => Input::AddCredits { amount },
+            Payment::CheckoutRequested { .. } => Input::CheckOut,
+            Payment::PaymentAuthorized { .. }
+            | Payment::PaymentCaptured { .. }
+            | Payment::PaymentFailed { .. }
+            | Payment::PaymentRefunded { .. }
+            | Payment::PaymentDisputed { .. } => Input::Hear,
         }
     }
 }
@@ -73,6 +85,7 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
                 outcomes: vec![UserTold::UserRegistered],
             }
         }
+        (_, Input::CheckOut | Input::Hear | Input::Progress) => Decision::Nothing,
         (None, Input::Change { .. } | Input::AddCredits { .. }) => Decision::Told {
             next: None,
             outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
@@ -82,6 +95,24 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
         (Some(user), Input::AddCredits { amount }) => {
             tell(user.clone(), UserTold::CreditsChanged { added: amount }, now)
         }
+    }
+}
+
+/// Rules that tell the user what was decided elsewhere, whatever the input.
+pub fn telling(told: Vec<UserTold>) -> impl Fn(Option<&User>, Input, OffsetDateTime) -> Decision<User> {
+    move |user, _, now| match user {
+        None => Decision::Told {
+            next: None,
+            outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
+        },
+        Some(user) => Decision::Told {
+            next: Some(User {
+                version: user.version + told.len() as i64,
+                changed_at: if told.is_empty() { user.changed_at } else { now },
+                ..user.clone()
+            }),
+            outcomes: told.clone(),
+        },
     }
 }
 
@@ -235,6 +266,7 @@ mod tests {
             UserTold::ProfileChanged { .. } => "changed",
             UserTold::CreditsChanged { .. } => "credits",
             UserTold::PaymentRefused { reason } => reason.as_str(),
+            _ => "told elsewhere",
         }
     }
 

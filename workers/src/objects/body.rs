@@ -17,6 +17,16 @@ pub(super) struct Body<T> {
     expected: PhantomData<fn() -> T>,
 }
 
+impl<T: serde::Serialize> Body<T> {
+    /// For a request from one object to another.
+    pub(super) fn of(value: &T) -> Result<Self, HandlerError> {
+        Ok(Self {
+            bytes: serde_json::to_vec(value)?.into(),
+            expected: PhantomData,
+        })
+    }
+}
+
 impl<T: DeserializeOwned> Body<T> {
     /// The value; no body at all counts as an empty object.
     ///

@@ -3,6 +3,8 @@
 
 mod attributes;
 mod body;
+mod cart;
+mod checkout;
 mod examples;
 mod intake;
 mod reaper;
@@ -18,11 +20,13 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkout::Driver;
 use crate::metrics::Metrics;
 use crate::store::credits::Loyalty;
 use crate::store::ticket_attributes::Access;
 use crate::store::{self, Committer};
 use crate::{domain, error};
+use checkout::Checkout;
 use reaper::Reaper;
 use ticket::Ticket;
 use user::User;
@@ -48,6 +52,7 @@ pub struct Tools {
     pub attributes: Access,
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
+    pub driver: Driver,
     pub metrics: Arc<Metrics>,
     /// The time that events from HTTP carry; what is decided goes by the database's clock.
     pub now: fn() -> OffsetDateTime,
@@ -61,6 +66,7 @@ pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
         pool,
         attributes,
         loyalty,
+        driver,
         metrics,
         now,
     } = tools;
@@ -68,12 +74,14 @@ pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
         committer: users,
         pool: pool.clone(),
         loyalty,
+        driver: driver.clone(),
         metrics: metrics.clone(),
         now,
     };
     let endpoint = Endpoint::builder()
         .bind(Ticket::new(tickets, pool.clone(), attributes, now))
         .bind(user)
+        .bind(Checkout::new(driver))
         .bind(Reaper::new(pool.clone(), metrics));
     match with_examples {
         true => examples::bind(endpoint, pool).build(),

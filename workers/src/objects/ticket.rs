@@ -59,50 +59,27 @@ struct List {
 struct Withdraw {}
 
 /// Holds the ticket for a user.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Reserve {
-    user: UserId,
+pub(super) struct Reserve {
+    pub(super) user: UserId,
     /// Seconds, 1 to 86400; without it 900.
-    #[serde(default)]
-    hold_for: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) hold_for: Option<i64>,
 }
 
 /// Gives a hold back.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Release {
-    user: UserId,
-    hold: HoldId,
+pub(super) struct Release {
+    pub(super) user: UserId,
+    pub(super) hold: HoldId,
 }
 
 /// From the Reaper: end this hold if it is due.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Expire {
     pub(super) hold: HoldId,
-}
-
-/// From a checkout: sell what this user holds.
-#[derive(Serialize, Deserialize)]
-struct Sell {
-    user: UserId,
-    hold: HoldId,
-    checkout: CheckoutId,
-}
-
-/// From a checkout that is undone: the ticket is for sale again.
-#[derive(Serialize, Deserialize)]
-struct GiveBack {
-    checkout: CheckoutId,
-}
-
-/// What a request from within came to.
-#[derive(Serialize, Deserialize)]
-enum Settled {
-    /// It is done, now or earlier.
-    Done,
-    /// It does not fit the ticket; nothing was written.
-    No,
 }
 
 // No handler keeps a journal: each is one write that may be repeated. The answer to an `idempotency-key` is kept by the
@@ -202,20 +179,6 @@ impl Ticket {
         };
         self.commit_one(unit).await.map(drop)
     }
-
-    /// Sells a held ticket.
-    #[handler(ingress_private)]
-    async fn sell(&self, ctx: ObjectContext<'_>, Json(sell): Json<Sell>) -> HandlerResult<Json<Settled>> {
-        let Sell { user, hold, checkout } = sell;
-        self.settle(&ctx, "sell", Input::Sell { user, hold, checkout }).await
-    }
-
-    /// Takes a sold ticket back.
-    #[handler(name = "return", ingress_private)]
-    async fn give_back(&self, ctx: ObjectContext<'_>, Json(back): Json<GiveBack>) -> HandlerResult<Json<Settled>> {
-        let GiveBack { checkout } = back;
-        self.settle(&ctx, "return", Input::Return { checkout }).await
-    }
 }
 
 impl Ticket {
@@ -223,19 +186,6 @@ impl Ticket {
     async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: Reservation) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, handler, data, (self.now)())?;
         intake::answered(self.commit_one(unit).await?)
-    }
-
-    /// Decides a request from within.
-    async fn settle(&self, ctx: &ObjectContext<'_>, handler: &str, input: Input) -> HandlerResult<Json<Settled>> {
-        let (source, id) = intake::identity::<domain::Ticket>(ctx, handler)?;
-        let unit = Unit {
-            key: intake::key(ctx.key())?,
-            work: vec![Work::Internal(Internal { source, id, input })],
-        };
-        Ok(Json(match self.commit_one(unit).await? {
-            Answer::Fresh(_) | Answer::Repeat(_) | Answer::AlreadyDone => Settled::Done,
-            Answer::Nothing | Answer::DeadLettered(_) => Settled::No,
-        }))
     }
 
     async fn commit_one(&self, unit: Unit<domain::Ticket>) -> HandlerResult<Answer> {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    Credits, Email, HoldId, Language, Name, Payment, ProfileValues, Reply, TicketId, TicketTold, Told, UserId, hold_id,
+    CheckoutId, Credits, Email, HoldId, Language, Name, Payment, ProfileValues, Reply, TicketId, TicketTold, Told,
+    UserId, UserRefusalReason, UserTold, hold_id,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -15,21 +16,28 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::body::Body;
+use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, ExpireTicket, RemoveTicket};
+use super::checkout::CheckoutClient;
+use super::ticket::{Release, Reserve, TicketClient};
 use super::{again, intake};
+use crate::checkout::Driver;
+use crate::crash::{self, Point};
 use crate::domain;
 use crate::domain::ticket::{self, Input};
 use crate::error::{self, Disposition};
 use crate::metrics::Metrics;
+use crate::store::buying;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::idempotency::Once;
 use crate::store::together::{self, Together};
-use crate::store::{self, Answer, Committer, PgPool, Unit};
+use crate::store::{self, Answer, Committer, PgPool, Unit, Work};
 
 /// Keeps one user, one request after the other.
 pub(super) struct User {
     pub(super) committer: Committer<domain::User>,
     pub(super) pool: PgPool,
     pub(super) loyalty: Option<Loyalty>,
+    pub(super) driver: Driver,
     pub(super) metrics: Arc<Metrics>,
     pub(super) now: fn() -> OffsetDateTime,
 }
@@ -115,7 +123,7 @@ impl User {
     #[handler]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw)?;
-        self.commit(unit).await.map(drop)
+        self.commit(&ctx, unit).await.map(drop)
     }
 
     /// Makes the user known.
@@ -150,11 +158,106 @@ impl User {
     ) -> HandlerResult<Json<HeldTogether>> {
         let HoldTogether { tickets, hold_for } = body.read()?;
         let request = holds(&ctx, &tickets, hold_for)?;
-        let answered = together::commit_all(&self.pool, ticket::decide, &request, &self.metrics).await;
+        let answered = together::commit_all(&self.pool, &ticket::decide, &request, &self.metrics).await;
         match answered.map_err(|error| self.failed(error))? {
             Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets, together).map(Json),
             Once::Reused => Err(intake::id_reused()),
         }
+    }
+
+    /// Puts a ticket into the cart: the Ticket object holds it for the user.
+    #[handler(name = "addTicket")]
+    async fn add_ticket(&self, ctx: ObjectContext<'_>, body: Body<AddTicket>) -> HandlerResult<Json<Added>> {
+        let AddTicket { ticket, hold_for } = body.read()?;
+        let user = intake::key::<UserId>(ctx.key())?;
+        let mut cart = cart(&ctx).await?;
+        let tickets = cart.tickets();
+        let buying = &self.driver.buying;
+        let over = ctx.run(|| async { buying.would_exceed(&user, &ticket, &tickets).await.map_err(again) });
+        if over.name("limit").await? {
+            let reason = UserRefusalReason::ShowLimit.as_str().to_owned();
+            return Ok(Json(Added::Refused { ticket, reason }));
+        }
+        let reserve = Body::of(&Reserve { user, hold_for })?;
+        let reserved = ctx
+            .object_client::<TicketClient>(ticket.as_str())
+            .reserve(reserve)
+            .call();
+        let added = Added::of(ticket, &reserved.await?.into_inner())?;
+        if let Added::Added { ticket, hold, .. } = &added {
+            cart.add(ticket.clone(), *hold);
+            ctx.set(CART, Json(cart));
+            let expire = Json(ExpireTicket {
+                ticket: ticket.clone(),
+                hold: *hold,
+            });
+            let this = ctx.object_client::<UserClient>(ctx.key());
+            this.expire_ticket(expire).send_after(cart::lifetime(hold_for));
+        }
+        Ok(Json(added))
+    }
+
+    /// Takes a ticket out of the cart: its hold is released.
+    #[handler(name = "removeTicket")]
+    async fn remove_ticket(&self, ctx: ObjectContext<'_>, body: Body<RemoveTicket>) -> HandlerResult<Json<Reply>> {
+        let RemoveTicket { ticket } = body.read()?;
+        let mut cart = cart(&ctx).await?;
+        let Some(entry) = cart.find(&ticket).cloned() else {
+            return Err(error::answer_caller(404, "the ticket is not in the cart"));
+        };
+        let release = Body::of(&Release {
+            user: intake::key(ctx.key())?,
+            hold: entry.hold,
+        })?;
+        let released = ctx
+            .object_client::<TicketClient>(ticket.as_str())
+            .release(release)
+            .call();
+        let reply = released.await?;
+        cart.0.retain(|other| *other != entry);
+        ctx.set(CART, Json(cart));
+        Ok(reply)
+    }
+
+    /// Takes a ticket whose hold has ended out of the cart. The hold itself is ended by the Reaper.
+    #[handler(name = "expireTicket", ingress_private)]
+    async fn expire_ticket(&self, ctx: ObjectContext<'_>, Json(expire): Json<ExpireTicket>) -> HandlerResult<()> {
+        let ExpireTicket { ticket, hold } = expire;
+        let mut cart = cart(&ctx).await?;
+        cart.0.retain(|entry| entry.ticket != ticket || entry.hold != hold);
+        ctx.set(CART, Json(cart));
+        Ok(())
+    }
+
+    /// The cart: the tickets in it that the user still holds, without waiting for requests in hand.
+    #[handler]
+    async fn cart(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<cart::View>> {
+        let entries = ctx.get::<Json<Entries>>(CART).await?;
+        let entries = entries.map(Json::into_inner).unwrap_or_default();
+        let user = intake::key::<UserId>(ctx.key())?;
+        cart::view(&self.pool, &user, entries, (self.now)()).await.map(Json)
+    }
+
+    /// Buys tickets that the user holds: answers once the checkout is open. `Checkout/{id}` tells how it ends.
+    #[handler]
+    async fn checkout(&self, ctx: ObjectContext<'_>, body: Body<CheckOut>) -> HandlerResult<Json<Reply>> {
+        let CheckOut {
+            checkout,
+            payment_method,
+            credits,
+            tickets,
+        } = body.read()?;
+        let checkout = match checkout {
+            Some(checkout) => checkout,
+            None => CheckoutId::parse(ctx.invocation_id()).map_err(|invalid| invalid.to_string())?,
+        };
+        let data = Payment::CheckoutRequested {
+            checkout,
+            payment_method,
+            credits,
+            tickets,
+        };
+        self.ask(&ctx, "checkout", data).await
     }
 
     /// The user as they are, without waiting for requests in hand.
@@ -175,32 +278,67 @@ impl User {
     /// Decides a request by HTTP and answers its caller.
     async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: Payment) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, handler, data, (self.now)())?;
-        let answer = self.commit(unit).await?.into_iter().next();
+        let answer = self.commit(ctx, unit).await?.into_iter().next();
         intake::answered(answer.expect("every piece of work is answered"))
     }
 
-    /// Commits work in order; what adds credits by itself, the rest together.
-    async fn commit(&self, unit: Unit<domain::User>) -> HandlerResult<Vec<Answer>> {
-        let Some(loyalty) = &self.loyalty else {
-            return self.committer.commit(unit).await.map_err(again);
-        };
+    /// Commits work in order; what adds credits or is about a checkout by itself, the rest together.
+    async fn commit(&self, ctx: &ObjectContext<'_>, unit: Unit<domain::User>) -> HandlerResult<Vec<Answer>> {
         let Unit { key, work } = unit;
         let mut answers = Vec::with_capacity(work.len());
-        for work in work.chunk_by(|one, next| !Loyalty::concerns(one) && !Loyalty::concerns(next)) {
-            let unit = Unit {
+        for work in work.chunk_by(|one, next| self.is_plain(one) && self.is_plain(next)) {
+            let unit = || Unit {
                 key: key.clone(),
                 work: work.to_vec(),
             };
-            if work.iter().any(Loyalty::concerns) {
-                let answer = loyalty.commit(&unit, Uuid::new_v4()).await;
-                let answer = answer.map_err(|error| self.failed(error))?;
-                store::commit::count(std::slice::from_ref(&answer), &self.metrics);
-                answers.push(answer);
-            } else {
-                answers.extend(self.committer.commit(unit).await.map_err(again)?);
+            match (&work[0], &self.loyalty) {
+                (one, _) if buying::concerned(one).is_some() => answers.push(self.buy(ctx, &key, one).await?),
+                (one, Some(loyalty)) if Loyalty::concerns(one) => {
+                    let answer = loyalty.commit(&unit(), Uuid::new_v4()).await;
+                    let answer = answer.map_err(|error| self.failed(error))?;
+                    store::commit::count(std::slice::from_ref(&answer), &self.metrics);
+                    answers.push(answer);
+                }
+                _ => answers.extend(self.committer.commit(unit()).await.map_err(again)?),
             }
         }
         Ok(answers)
+    }
+
+    fn is_plain(&self, work: &Work<domain::User>) -> bool {
+        buying::concerned(work).is_none() && !(self.loyalty.is_some() && Loyalty::concerns(work))
+    }
+
+    /// Commits what is about a checkout, and has its workflow take it further: sent again with each repeat, it is taken once.
+    async fn buy(&self, ctx: &ObjectContext<'_>, user: &UserId, work: &Work<domain::User>) -> HandlerResult<Answer> {
+        let mut cart = cart(ctx).await?;
+        let buying = &self.driver.buying;
+        let committed = buying.commit(user, work, &cart.tickets()).await;
+        let answer = committed.map_err(|error| self.failed(error))?;
+        crash::here(Point::CheckoutOpened);
+        if crash::again(Point::CheckoutOpened) {
+            let repeated = buying.commit(user, work, &cart.tickets()).await;
+            tracing::info!(?repeated, "the event was committed again on purpose");
+        }
+        let (Answer::Fresh(reply) | Answer::Repeat(reply)) = &answer else {
+            return Ok(answer);
+        };
+        let (Some(checkout), None) = (buying::concerned(work), reply.refusal()) else {
+            return Ok(answer);
+        };
+        let workflow = ctx.workflow_client::<CheckoutClient>(checkout.as_str());
+        if !buying::opens(work) {
+            workflow.hear().send();
+            return Ok(answer);
+        }
+        workflow.run().send();
+        let told = reply.outcomes.last();
+        let told = told.map(|told| UserTold::read(&told.outcome_type, &told.data.to_string()));
+        if let Some(Ok(UserTold::CheckoutOpened { tickets, .. })) = told {
+            cart.0.retain(|entry| !tickets.contains(&entry.ticket));
+            ctx.set(CART, Json(cart));
+        }
+        Ok(answer)
     }
 
     /// What the committer counts of an error by itself.
@@ -261,6 +399,11 @@ impl HeldTogether {
             }
         })
     }
+}
+
+async fn cart(ctx: &ObjectContext<'_>) -> HandlerResult<Entries> {
+    let entries = ctx.get::<Json<Entries>>(CART).await?;
+    Ok(entries.map(Json::into_inner).unwrap_or_default())
 }
 
 impl Held {

@@ -48,19 +48,19 @@ impl Loyalty {
     /// One of the databases does not answer, or another try was quicker: to be tried again.
     pub async fn commit(&self, unit: &Unit<User>, attempt: Uuid) -> Result<Answer, Error> {
         let Some(added) = unit.work.first().and_then(added) else {
-            return self.decide(user::decide_without_loyalty, unit).await;
+            return self.decide(&user::decide_without_loyalty, unit).await;
         };
         let transaction = &added.transaction;
         if two_phase::done_before(&self.main, &self.other, transaction).await? {
             // All that is left is the answer.
-            return self.decide(user::decide_added_already, unit).await;
+            return self.decide(&user::decide_added_already, unit).await;
         }
         if let Err(error) = self.prepare(&added, attempt).await {
             let mechanisms::Error::Forbidden { constraint, .. } = &error else {
                 return Err(error.into());
             };
             tracing::warn!(user = %added.user, constraint, "the loyalty database does not take the credits");
-            return self.decide(user::decide_loyalty_refuses, unit).await;
+            return self.decide(&user::decide_loyalty_refuses, unit).await;
         }
         crash::here(Point::CreditsPrepared);
         if crash::again(Point::CreditsPrepared) {
@@ -75,6 +75,36 @@ impl Loyalty {
         }
         crash::here(Point::CreditsSettled);
         answer.ok_or(Error::Moved)
+    }
+
+    /// Changes a user's credits by `by` together with a change in the main database, or neither. `here` decides; the credits
+    /// that it finds prepared are never below 0. `attempt` must be new for each try.
+    ///
+    /// # Errors
+    /// One of the databases does not answer, or another try was quicker: to be tried again.
+    pub(super) async fn change(
+        &self,
+        transaction: &TransactionId,
+        attempt: Uuid,
+        user: &UserId,
+        by: i64,
+        here: impl AsyncFnOnce(&mut PgConnection) -> Result<Fate, Error>,
+    ) -> Result<Changed, Error> {
+        if two_phase::done_before(&self.main, &self.other, transaction).await? {
+            return Ok(Changed::Before);
+        }
+        let there = async |other: &mut PgConnection| add(other, user, by).await;
+        match two_phase::prepare(&self.other, transaction, attempt, there).await {
+            Ok(()) => {}
+            Err(Spend::Missing) => return Ok(Changed::Missing),
+            Err(Spend::Failed(error)) => return Err(error.into()),
+        }
+        crash::here(Point::CreditsPrepared);
+        let fate = two_phase::decide::<Error>(&self.main, &self.other, transaction, attempt, here).await?;
+        crash::here(Point::CreditsDecided);
+        two_phase::settle(&self.other, transaction, attempt, fate).await?;
+        crash::here(Point::CreditsSettled);
+        Ok(Changed::Decided)
     }
 
     async fn prepare(&self, added: &Added, attempt: Uuid) -> Result<(), mechanisms::Error> {
@@ -109,7 +139,7 @@ impl Loyalty {
     ) -> Result<(Fate, Option<Answer>), Error> {
         let mut answer = None;
         let here = async |main: &mut PgConnection| {
-            let found = first(commit::within(main, user::decide, self.retention, std::slice::from_ref(unit)).await?);
+            let found = first(commit::within(main, &user::decide, self.retention, std::slice::from_ref(unit)).await?);
             let applied = matches!(&found, Answer::Fresh(reply) if reply.refusal().is_none());
             answer = Some(found);
             Ok::<_, Error>(if applied { Fate::Committed } else { Fate::Aborted })
@@ -119,7 +149,7 @@ impl Loyalty {
     }
 
     /// Decides an event that changes nothing in the loyalty database, or did so before.
-    async fn decide(&self, rules: Rules<User>, unit: &Unit<User>) -> Result<Answer, Error> {
+    async fn decide(&self, rules: &dyn Rules<User>, unit: &Unit<User>) -> Result<Answer, Error> {
         let mut main = self.main.begin().await.map_err(Error::Write)?;
         let answers = commit::within(&mut main, rules, self.retention, std::slice::from_ref(unit)).await?;
         main.commit().await.map_err(Error::Write)?;
@@ -142,6 +172,35 @@ impl Loyalty {
     pub fn pool(&self) -> &PgPool {
         &self.other
     }
+}
+
+/// What became of a change of credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Changed {
+    /// What `here` decided stands.
+    Decided,
+    /// An earlier try had done all of it.
+    Before,
+    /// The user has fewer credits than were to be taken; nothing was done.
+    Missing,
+}
+
+/// Why credits were not prepared.
+enum Spend {
+    Missing,
+    Failed(mechanisms::Error),
+}
+
+impl From<mechanisms::Error> for Spend {
+    fn from(error: mechanisms::Error) -> Self {
+        Spend::Failed(error)
+    }
+}
+
+async fn add(other: &mut PgConnection, user: &UserId, by: i64) -> Result<(), Spend> {
+    let query = sqlx::query("update accounts set credits = credits + $2 where user_id = $1 and credits + $2 >= 0");
+    let added = mechanisms::raw::run("accounts", query.bind(user.as_str()).bind(by).execute(other)).await?;
+    (added.rows_affected() > 0).then_some(()).ok_or(Spend::Missing)
 }
 
 /// The transaction is named by the outcome that tells of it.

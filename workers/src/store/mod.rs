@@ -1,13 +1,17 @@
 //! Postgres: the only place with SQL, beside what `verify` reads. One file per table, free functions over a pool or connection.
 //! `mechanisms` are tools for tables of your own.
 
+pub mod buying;
 pub mod change_log;
+pub mod checkouts;
 pub mod commit;
 pub mod credits;
 pub mod examples;
 pub mod idempotency;
+mod ledger;
 pub mod mechanisms;
 pub mod outbox;
+mod purchases;
 pub mod settled_dead_letters;
 pub mod ticket_attributes;
 pub mod tickets;

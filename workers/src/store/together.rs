@@ -47,7 +47,7 @@ pub enum Together {
 /// tried again.
 pub async fn commit_all<O: Entity, E: Stored>(
     pool: &PgPool,
-    rules: Rules<E>,
+    rules: &dyn Rules<E>,
     request: &Request<O, E>,
     metrics: &Metrics,
 ) -> Result<Once<Together>, Error> {
@@ -61,7 +61,7 @@ pub async fn commit_all<O: Entity, E: Stored>(
 
 async fn known_or_new<O: Entity, E: Stored>(
     pool: &PgPool,
-    rules: Rules<E>,
+    rules: &dyn Rules<E>,
     request: &Request<O, E>,
     metrics: &Metrics,
 ) -> Result<Once<Together>, Error> {
@@ -80,7 +80,7 @@ async fn known_or_new<O: Entity, E: Stored>(
 /// As [`commit_all`], within the caller's transaction and for the first time. Answers what is to be counted once that is committed, too.
 async fn commit<O: Entity, E: Stored>(
     transaction: &mut Transaction,
-    rules: Rules<E>,
+    rules: &dyn Rules<E>,
     request: &Request<O, E>,
     units: &[Unit<E>],
 ) -> Result<(Together, Vec<Answer>), Error> {
@@ -109,8 +109,8 @@ async fn commit<O: Entity, E: Stored>(
     Ok((together, answers))
 }
 
-/// A step of the committer within the transaction.
-async fn step<R>(
+/// A step of the committer within the transaction; rows that moved meanwhile make it begin anew.
+pub(super) async fn step<R>(
     transaction: &mut Transaction,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error>,
 ) -> Result<R, Error> {

@@ -8,28 +8,33 @@
 //! 2. the database, in one snapshot;
 //! 3. the outcome and dead-letter topics, up to ends that are taken now: the topics must have all that the snapshot has, as
 //!    far as it does not stand in the snapshot's outbox;
-//! 4. the public topics, up to the ends of step 1.
+//! 4. the payments at the provider, where one is given: they must have the money of every checkout that had ended;
+//! 5. the public topics, up to the ends of step 1.
 //!
-//! An event is one stream's, so each stream has a [`Book`], all by the same code. Four files judge, without any I/O: [`ledger`]
+//! An event is one stream's, so each stream has a [`Book`], all by the same code. Five files judge, without any I/O: [`ledger`]
 //! what the database says, by itself and beside the outcomes that were told, [`history`] the life of each ticket and user,
-//! [`credits`] whether those were given as told, [`records`] what became of the records. Two files read: [`snapshot`] and
-//! [`topics`].
+//! [`credits`] whether those were given as told, [`payments`] whether the provider has the money that it should have,
+//! [`records`] what became of the records. Two files read: [`snapshot`] and [`topics`].
 
 mod credits;
 mod history;
 mod ledger;
+mod payments;
 mod records;
 mod report;
 mod snapshot;
 mod topics;
 
+use anyhow::Context;
 use holdfast_schemas::{DeadLetter, topics as names};
 use time::OffsetDateTime;
 
 use crate::config;
 use crate::kafka::on_thread;
+use crate::provider::Provider;
 use history::{History, Ticket, User};
 use ledger::Ledger;
+use payments::Payments;
 use records::Records;
 pub use report::{Offence, Promise, Report};
 use topics::Topics;
@@ -38,6 +43,7 @@ use topics::Topics;
 struct Look {
     tickets: Book<Ticket>,
     users: Book<User>,
+    payments: Payments,
     report: Report,
 }
 
@@ -53,17 +59,25 @@ struct Book<H: History> {
 /// second look finds too is reported.
 ///
 /// # Errors
-/// Kafka or Postgres cannot be read, or hold what no release ever wrote.
-pub async fn run(kafka: &config::Kafka, database: &config::Database) -> anyhow::Result<Report> {
-    let first = look(kafka, database).await?;
+/// Kafka, Postgres or the provider cannot be read, or hold what no release ever wrote.
+pub async fn run(
+    kafka: &config::Kafka,
+    database: &config::Database,
+    provider: Option<&Provider>,
+) -> anyhow::Result<Report> {
+    let first = look(kafka, database, provider).await?;
     if first.is_clean() {
         return Ok(first);
     }
     tracing::info!("a promise looks broken: looking again");
-    look(kafka, database).await
+    look(kafka, database, provider).await
 }
 
-async fn look(kafka: &config::Kafka, database: &config::Database) -> anyhow::Result<Report> {
+async fn look(
+    kafka: &config::Kafka,
+    database: &config::Database,
+    provider: Option<&Provider>,
+) -> anyhow::Result<Report> {
     let topics = Topics::connect(kafka)?;
     let (topics, before) = on_thread("verify", move || {
         let before = topics.before_snapshot();
@@ -71,6 +85,11 @@ async fn look(kafka: &config::Kafka, database: &config::Database) -> anyhow::Res
     })
     .await??;
     let mut look = snapshot::read(database).await?;
+    if let Some(provider) = provider {
+        look.compare(provider)
+            .await
+            .context("cannot read the payments at the provider")?;
+    }
     on_thread("verify", move || {
         topics.read(&before, &mut look)?;
         Ok(look.report)
@@ -83,8 +102,20 @@ impl Look {
         Self {
             tickets: Book::new(generation, swept_up_to),
             users: Book::new(generation, swept_up_to),
+            payments: Payments::default(),
             report: Report::default(),
         }
+    }
+
+    async fn compare(&mut self, provider: &Provider) -> anyhow::Result<()> {
+        let Self { payments, report, .. } = self;
+        if let Some(since) = payments.since {
+            provider
+                .each(since, &mut |payment| payments.hear(payment, report))
+                .await?;
+        }
+        payments.judge(report);
+        Ok(())
     }
 
     /// Gives a dead letter to the stream on whose public topic its origin lies, if there is one.

@@ -29,6 +29,12 @@ pub struct Report {
     pub out_of_order: u64,
     /// Steps in the life of a ticket that cannot follow the step before, and tickets that are not where their log left them.
     pub oversold: u64,
+    /// Checkouts whose money, credits and seats do not agree.
+    pub money_mismatch: u64,
+    /// Payments that the provider still has open although their checkouts have ended; only where a provider is set.
+    pub open_authorisations: u64,
+    /// Checkouts for which an operator is asked: that breaks no promise.
+    pub stuck: u64,
     /// The first offence against each promise.
     pub offences: Vec<Offence>,
     /// The earliest offsets, by topic and partition; what lay before them was not looked at.
@@ -53,6 +59,8 @@ pub enum Promise {
     Doubled,
     OutOfOrder,
     Oversold,
+    MoneyMismatch,
+    OpenAuthorisations,
 }
 
 impl Report {
@@ -83,6 +91,8 @@ impl Report {
             Promise::Doubled => &mut self.doubled,
             Promise::OutOfOrder => &mut self.out_of_order,
             Promise::Oversold => &mut self.oversold,
+            Promise::MoneyMismatch => &mut self.money_mismatch,
+            Promise::OpenAuthorisations => &mut self.open_authorisations,
         };
         let is_first = *count == 0;
         *count = count.saturating_add(times);
@@ -111,8 +121,11 @@ impl fmt::Display for Report {
             ("doubled", self.doubled),
             ("out of order", self.out_of_order),
             ("oversold", self.oversold),
+            ("money mismatch", self.money_mismatch),
+            ("open authorisations", self.open_authorisations),
+            ("stuck", self.stuck),
         ] {
-            writeln!(f, "{name:<14}{count:>12}")?;
+            writeln!(f, "{name:<20}{count:>12}")?;
         }
         for offence in &self.offences {
             writeln!(f, "{}: key {:?}: {}", offence.promise, offence.key, offence.what)?;
@@ -144,6 +157,8 @@ impl fmt::Display for Promise {
             Promise::Doubled => "doubled",
             Promise::OutOfOrder => "out of order",
             Promise::Oversold => "oversold",
+            Promise::MoneyMismatch => "money mismatch",
+            Promise::OpenAuthorisations => "open authorisations",
         })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
-use holdfast_schemas::{DeadLetter, Outcome, OutcomeId, Reply, Told, topics};
+use holdfast_schemas::{CheckoutId, DeadLetter, Outcome, OutcomeId, Reply, Told, topics};
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
@@ -15,6 +15,7 @@ use super::Look;
 use super::credits::Credit;
 use super::history::{TicketRow, UserRow};
 use super::ledger::{Change, Entry, Record, digest};
+use super::report::Promise;
 use crate::config;
 
 /// Reads everything that a look needs from the database.
@@ -34,6 +35,9 @@ pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
     credits(&mut snapshot, &mut look)
         .await
         .context("cannot read the attempts at giving credits")?;
+    money(&mut snapshot, &mut look)
+        .await
+        .context("cannot read the checkouts and the ledger")?;
     records(&mut snapshot, &mut look)
         .await
         .context("cannot read the idempotency records")?;
@@ -140,6 +144,31 @@ async fn credits(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
             commits: row.commits,
         };
         credit.judge(&mut look.report);
+    }
+    Ok(())
+}
+
+/// What does not agree is found by the statement itself. A checkout that is stuck breaks no promise: it says that nobody knows.
+async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/money.sql").fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        look.report.broken(Promise::MoneyMismatch, &row.key, || row.what);
+    }
+    drop(rows);
+    let stuck = sqlx::query_scalar!(r#"select count(*) as "stuck!" from checkouts where stuck_at is not null"#);
+    look.report.stuck = u64::try_from(stuck.fetch_one(&mut **snapshot).await?)?;
+    let mut rows = sqlx::query!(
+        r#"select c.checkout, c.called_at as "called_at!", c.ended_at is not null as "ended!",
+                  coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund')), 0)::bigint as "kept!"
+           from checkouts c
+           left join ledger l on l.checkout = c.checkout and l.account = 'provider'
+           where c.called_at is not null
+           group by c.checkout"#
+    )
+    .fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        let checkout = CheckoutId::parse(&row.checkout).context("the id of a checkout cannot be read")?;
+        look.payments.book(checkout, row.called_at, row.ended, row.kept);
     }
     Ok(())
 }

@@ -912,9 +912,9 @@ fn a_step_that_cannot_follow_in_the_life_of_a_user_is_lost() {
     let steps = [
         (1, UserTold::UserRegistered, "a second time"),
         (1, changed(&[]), "in no field"),
-        (0, changed(&[ProfileField::Name]), "changed although it was never"),
-        (0, credited(), "credits although it was never"),
-        (0, unknown(), "refused something although it was never"),
+        (0, changed(&[ProfileField::Name]), "told of before it was registered"),
+        (0, credited(), "told of before it was registered"),
+        (0, unknown(), "told of before it was registered"),
     ];
     for (place, told, why) in steps {
         let mut world = users();

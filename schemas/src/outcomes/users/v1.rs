@@ -4,9 +4,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::UserTold;
-use crate::money::Credits;
+use crate::money::{Credits, Price};
 use crate::outcomes::told;
+use crate::payments::DisputeStatus;
 use crate::reasons::reasons;
+use crate::text::{CheckoutId, DeclineCode, DisputeId, Invalid, PaymentId, TicketId};
 
 told! { UserTold;
     /// The user is known.
@@ -15,6 +17,49 @@ told! { UserTold;
     ProfileChanged "holdfast.outcome.profile.changed.v1" { fields: Vec<ProfileField> };
     /// The user has so many credits more.
     CreditsChanged "holdfast.outcome.credits.changed.v1" { added: Credits };
+    /// The user buys these tickets: their prices stand, and nobody else gets them meanwhile.
+    CheckoutOpened "holdfast.outcome.checkout.opened.v1" {
+        checkout: CheckoutId,
+        tickets: Vec<TicketId>,
+        /// What the tickets cost together.
+        total: Price,
+        /// The part of it that credits pay.
+        #[serde(default, skip_serializing_if = "Option::is_none")] credits: Option<Credits>
+    };
+    /// The tickets are the user's, and paid.
+    CheckoutCompleted "holdfast.outcome.checkout.completed.v1" {
+        checkout: CheckoutId,
+        /// What the tickets cost together.
+        total: Price,
+        /// The part of it that credits paid.
+        #[serde(default, skip_serializing_if = "Option::is_none")] credits: Option<Credits>,
+        /// The payment of the rest, if there was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")] payment: Option<PaymentId>
+    };
+    /// The checkout came to nothing: no money was kept, no ticket sold.
+    CheckoutFailed "holdfast.outcome.checkout.failed.v1" {
+        checkout: CheckoutId,
+        reason: CheckoutFailure,
+        /// What the payment provider says to it.
+        #[serde(default, skip_serializing_if = "Option::is_none")] code: Option<DeclineCode>
+    };
+    /// Nobody knows what became of the payment: an operator is asked for.
+    CheckoutStuck "holdfast.outcome.checkout.stuck.v1" { checkout: CheckoutId };
+    /// Money of a completed checkout was given back; with all of it the tickets.
+    PaymentRefunded "holdfast.outcome.payment.refunded.v1" {
+        checkout: CheckoutId,
+        /// So much this time.
+        amount: Price,
+        /// Whether nothing is left: then the tickets are for sale again.
+        full: bool
+    };
+    /// The customer's bank wants money back, or has decided.
+    PaymentDisputed "holdfast.outcome.payment.disputed.v1" {
+        checkout: CheckoutId,
+        dispute: DisputeId,
+        amount: Price,
+        status: DisputeStatus
+    };
     /// A rule forbids what was asked; nothing changed.
     PaymentRefused "holdfast.outcome.payment.refused.v1" { reason: UserRefusalReason };
 }
@@ -40,6 +85,45 @@ reasons! {
     ProfileDiffers "profile_differs": "The profile has other values than `was` names.", "Look at the profile, and ask again with what it says now.";
     NoLoyalty "no_loyalty": "There is no loyalty database to keep credits in.", "Set `--loyalty-url` (HOLDFAST_LOYALTY_URL).";
     LoyaltyRefuses "loyalty_refuses": "The loyalty database does not take the amount.", "Look at its constraints; the log names the one.";
+    UnknownCheckout "unknown_checkout": "The user has no such checkout.", "Mend the checkout's id, or the key.";
+    CheckoutIdUsed "checkout_id_used": "A checkout with this id was opened before.", "Give each checkout an id of its own.";
+    EmptyCart "empty_cart": "There is nothing to buy.", "Hold tickets first, by the cart or by `reservation.requested`.";
+    TicketTwice "ticket_twice": "A ticket is named twice.", "Name each ticket once.";
+    TooManyTickets "too_many_tickets": "A checkout takes no more than 100 tickets.", "Ask for several checkouts.";
+    NotYourHold "not_your_hold": "The user does not hold one of the tickets, or not any more.", "Hold it again, or leave it out.";
+    CheckoutUnderWay "checkout_under_way": "One of the tickets is being bought by another checkout.", "Wait for that checkout's outcome.";
+    CurrenciesDiffer "currencies_differ": "The tickets have prices in several currencies.", "Ask for a checkout for each currency.";
+    TotalTooHigh "total_too_high": "The prices together are more than 10^12 minor units.", "Ask for several checkouts.";
+    ShowLimit "show_limit": "The user would have more tickets of a show than one user may.", "Leave some out.";
+    CreditsTooMany "credits_too_many": "More credits are to be spent than the tickets cost.", "Spend fewer.";
+    CreditsCurrency "credits_currency": "Credits cannot pay for tickets of this currency.", "Leave the credits out.";
+    NoPaymentMethod "no_payment_method": "Something is left to pay, but no payment method is named.", "Name one in `payment_method`.";
+    NoProvider "no_provider": "There is no payment provider to pay by.", "Set `--provider-url` (HOLDFAST_PROVIDER_URL).";
+}
+
+reasons! {
+    /// Why a checkout came to nothing.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    #[schemars(inline)]
+    CheckoutFailure
+    Declined "declined": "The payment provider declined the payment.", "Pay in another way; `code` says what the provider gave as its reason.";
+    NotConfirmed "not_confirmed": "The customer did not confirm the payment before the holds ended.", "Try again.";
+    SeatsGone "seats_gone": "One of the tickets was no longer the user's to buy.", "Hold other tickets.";
+    ShowLimitReached "show_limit_reached": "The user would have more tickets of a show than one user may.", "Leave some out.";
+    CreditsMissing "credits_missing": "The user had fewer credits than were to be spent.", "Spend fewer.";
+    NotCaptured "not_captured": "The payment provider did not hand over money that it had set aside.", "Try again.";
+    Cancelled "cancelled": "It was cancelled.", "Try again.";
+    Abandoned "abandoned": "It was killed, or its state was lost.", "Try again.";
+    Misconfigured "misconfigured": "The payment provider does not take our requests.", "Look at the log; mend the settings of the provider.";
+    Settled "settled": "An operator gave it up.", "Ask the operator.";
+}
+
+impl CheckoutFailure {
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let found = Self::ALL.iter().find(|reason| reason.as_str() == text);
+        found.copied().ok_or(Invalid::new("is no reason for a failure"))
+    }
 }
 
 impl From<UserRegistered> for UserTold {
@@ -63,5 +147,77 @@ impl From<CreditsChanged> for UserTold {
 impl From<PaymentRefused> for UserTold {
     fn from(PaymentRefused { reason }: PaymentRefused) -> Self {
         Self::PaymentRefused { reason }
+    }
+}
+
+impl From<CheckoutOpened> for UserTold {
+    fn from(
+        CheckoutOpened {
+            checkout,
+            tickets,
+            total,
+            credits,
+        }: CheckoutOpened,
+    ) -> Self {
+        Self::CheckoutOpened {
+            checkout,
+            tickets,
+            total,
+            credits,
+        }
+    }
+}
+
+impl From<CheckoutCompleted> for UserTold {
+    fn from(
+        CheckoutCompleted {
+            checkout,
+            total,
+            credits,
+            payment,
+        }: CheckoutCompleted,
+    ) -> Self {
+        Self::CheckoutCompleted {
+            checkout,
+            total,
+            credits,
+            payment,
+        }
+    }
+}
+
+impl From<CheckoutFailed> for UserTold {
+    fn from(CheckoutFailed { checkout, reason, code }: CheckoutFailed) -> Self {
+        Self::CheckoutFailed { checkout, reason, code }
+    }
+}
+
+impl From<CheckoutStuck> for UserTold {
+    fn from(CheckoutStuck { checkout }: CheckoutStuck) -> Self {
+        Self::CheckoutStuck { checkout }
+    }
+}
+
+impl From<PaymentRefunded> for UserTold {
+    fn from(PaymentRefunded { checkout, amount, full }: PaymentRefunded) -> Self {
+        Self::PaymentRefunded { checkout, amount, full }
+    }
+}
+
+impl From<PaymentDisputed> for UserTold {
+    fn from(
+        PaymentDisputed {
+            checkout,
+            dispute,
+            amount,
+            status,
+        }: PaymentDisputed,
+    ) -> Self {
+        Self::PaymentDisputed {
+            checkout,
+            dispute,
+            amount,
+            status,
+        }
     }
 }

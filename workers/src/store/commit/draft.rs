@@ -50,9 +50,9 @@ pub(super) struct Read<E> {
 }
 
 /// Decides the units of one batch.
-pub(super) struct Deciding<E: Entity> {
+pub(super) struct Deciding<'r, E: Entity> {
     read: Read<E>,
-    rules: Rules<E>,
+    rules: &'r dyn Rules<E>,
     retention: Duration,
     /// Identities that earlier units of the batch record: a later unit that names one waits for the next round and meets the
     /// record, since the earlier unit may not pass.
@@ -66,8 +66,8 @@ pub(super) enum Decided<E: Entity> {
     Failed(Error),
 }
 
-impl<E: Entity> Deciding<E> {
-    pub(super) fn new(read: Read<E>, rules: Rules<E>, retention: Duration) -> Self {
+impl<'r, E: Entity> Deciding<'r, E> {
+    pub(super) fn new(read: Read<E>, rules: &'r dyn Rules<E>, retention: Duration) -> Self {
         Self {
             read,
             rules,
@@ -87,9 +87,9 @@ impl<E: Entity> Deciding<E> {
         }
         // A panic ends this unit, not the batch: the draft is dropped with everything it changed.
         let draft = catch_unwind(AssertUnwindSafe(|| {
-            let mut draft = Draft::new(key, &self.read, self.rules);
+            let mut draft = Draft::new(key, &self.read);
             for work in work {
-                let answer = draft.add(work, &self.read, self.retention);
+                let answer = draft.add(work, self);
                 draft.answers.push(answer);
             }
             draft
@@ -111,7 +111,6 @@ impl<E: Entity> Deciding<E> {
 
 /// A decided unit: what is written if its row still has the version that was read, and what is answered then.
 pub(super) struct Draft<E: Entity> {
-    rules: Rules<E>,
     pub(super) key: KeyOf<E>,
     pub(super) read_version: Option<i64>,
     /// The row after the unit; absent when there is no row and there will be none.
@@ -159,13 +158,12 @@ struct Causation {
 }
 
 impl<E: Entity> Draft<E> {
-    fn new(key: &KeyOf<E>, read: &Read<E>, rules: Rules<E>) -> Self {
+    fn new(key: &KeyOf<E>, read: &Read<E>) -> Self {
         let row = read.current.rows.get(key.as_str()).cloned();
         let decided_at = row
             .as_ref()
             .map_or(read.current.now, |row| row.changed_at().max(read.current.now));
         Self {
-            rules,
             key: key.clone(),
             read_version: row.as_ref().map(E::version),
             row,
@@ -189,7 +187,8 @@ impl<E: Entity> Draft<E> {
         self.version().is_none() && self.records.is_empty() && self.messages.is_empty()
     }
 
-    fn add(&mut self, work: &Work<E>, read: &Read<E>, retention: Duration) -> Answer {
+    fn add(&mut self, work: &Work<E>, deciding: &Deciding<'_, E>) -> Answer {
+        let Deciding { read, retention, .. } = deciding;
         match work {
             Work::Delivered(event) => {
                 if let Some(known) = self.known(read, event) {
@@ -198,28 +197,30 @@ impl<E: Entity> Draft<E> {
                         None => self.dead_letter(event, id_reused(event)),
                     };
                 }
-                if self.decided_at - aged_from(event) > retention {
-                    return self.dead_letter(event, too_old(retention));
+                if self.decided_at - aged_from(event) > *retention {
+                    return self.dead_letter(event, too_old(*retention));
                 }
-                self.apply(event, aged_from(event))
+                self.apply(event, aged_from(event), deciding.rules)
             }
             Work::Asked(event) => match self.known(read, event) {
                 Some(Some(reply)) => Answer::Repeat(reply),
                 Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
-                None => self.apply(event, self.decided_at),
+                None => self.apply(event, self.decided_at, deciding.rules),
             },
             Work::Refused { origin, refusal, value } => self.refuse(origin.as_ref(), refusal.clone(), value.clone()),
             Work::Internal(request) => {
                 match self.known_reply(read, &request.source, &request.id, &request.hash(&self.key)) {
                     Some(Some(reply)) => Answer::Repeat(reply),
                     Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
-                    None => self.apply_internal(request),
+                    None => self.apply_internal(request, deciding.rules),
                 }
             }
-            Work::Unrecorded(request) => match self.decide(request.input.clone(), &causation_of(request)) {
-                Ok(reply) => Answer::Fresh(reply),
-                Err(answer) => answer,
-            },
+            Work::Unrecorded(request) => {
+                match self.decide(request.input.clone(), &causation_of(request), deciding.rules) {
+                    Ok(reply) => Answer::Fresh(reply),
+                    Err(answer) => answer,
+                }
+            }
         }
     }
 
@@ -241,14 +242,14 @@ impl<E: Entity> Draft<E> {
         Some((known.hash == hash.as_bytes()).then(|| known.reply.clone()))
     }
 
-    fn apply(&mut self, event: &Event<E::Asked>, aged_from: OffsetDateTime) -> Answer {
+    fn apply(&mut self, event: &Event<E::Asked>, aged_from: OffsetDateTime, rules: &dyn Rules<E>) -> Answer {
         let input = E::input(event.data.clone(), &event.source, &event.id, &self.key);
         let causation = Causation {
             source: event.source.clone(),
             id: event.id.clone(),
             traceparent: event.traceparent.clone(),
         };
-        match self.decide(input, &causation) {
+        match self.decide(input, &causation, rules) {
             Ok(reply) => {
                 self.record(&causation, *event.hash(), reply.clone(), aged_from);
                 Answer::Fresh(reply)
@@ -257,9 +258,9 @@ impl<E: Entity> Draft<E> {
         }
     }
 
-    fn apply_internal(&mut self, request: &Internal<E>) -> Answer {
+    fn apply_internal(&mut self, request: &Internal<E>, rules: &dyn Rules<E>) -> Answer {
         let causation = causation_of(request);
-        match self.decide(request.input.clone(), &causation) {
+        match self.decide(request.input.clone(), &causation, rules) {
             Ok(reply) => {
                 self.record(&causation, request.hash(&self.key), reply.clone(), self.decided_at);
                 Answer::Fresh(reply)
@@ -279,8 +280,8 @@ impl<E: Entity> Draft<E> {
     }
 
     /// Asks the rules, and notes row, change log and outcomes of what they say.
-    fn decide(&mut self, input: E::Input, causation: &Causation) -> Result<Reply, Answer> {
-        let (next, outcomes) = match (self.rules)(self.row.as_ref(), input, self.decided_at) {
+    fn decide(&mut self, input: E::Input, causation: &Causation, rules: &dyn Rules<E>) -> Result<Reply, Answer> {
+        let (next, outcomes) = match rules(self.row.as_ref(), input, self.decided_at) {
             Decision::Told { next, outcomes } => (next, outcomes),
             Decision::Nothing => return Err(Answer::Nothing),
             Decision::AlreadyDone => return Err(Answer::AlreadyDone),

@@ -66,8 +66,11 @@ pub struct Internal<E: Entity> {
     pub input: E::Input,
 }
 
-/// The rules that decide, such as `domain::ticket::decide`; in a proof whatever breaks the committer.
-pub type Rules<E> = fn(Option<&E>, <E as Entity>::Input, OffsetDateTime) -> Decision<E>;
+/// The rules that decide, such as `domain::ticket::decide`, or a closure that knows of other rows; in a proof whatever breaks
+/// the committer.
+pub trait Rules<E: Entity>: Fn(Option<&E>, E::Input, OffsetDateTime) -> Decision<E> + Send + Sync {}
+
+impl<E: Entity, F: Fn(Option<&E>, E::Input, OffsetDateTime) -> Decision<E> + Send + Sync> Rules<E> for F {}
 
 /// What came of one piece of work.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +119,7 @@ impl<E: Stored> Committer<E> {
     /// and nothing waits.
     pub fn new(
         pool: PgPool,
-        rules: Rules<E>,
+        rules: impl Rules<E> + 'static,
         limits: config::Serve,
         retention: Duration,
         metrics: Arc<Metrics>,
@@ -124,7 +127,7 @@ impl<E: Stored> Committer<E> {
         let (queue, requests) = mpsc::channel(QUEUE);
         let task = Task {
             pool,
-            rules,
+            rules: Box::new(rules),
             limits,
             retention,
             metrics,
@@ -157,7 +160,7 @@ impl<E: Stored> Committer<E> {
 
 struct Task<E: Stored> {
     pool: PgPool,
-    rules: Rules<E>,
+    rules: Box<dyn Rules<E>>,
     limits: config::Serve,
     retention: Duration,
     metrics: Arc<Metrics>,
@@ -277,7 +280,7 @@ impl<E: Stored> Task<E> {
 
         let mut decided = Vec::with_capacity(batch.len());
         let mut again = Vec::new();
-        let mut deciding = draft::Deciding::new(known, self.rules, self.retention);
+        let mut deciding = draft::Deciding::new(known, &*self.rules, self.retention);
         for request in batch {
             let work = request.next_work(&self.limits);
             match deciding.decide(&request.unit.key, work) {
@@ -415,7 +418,7 @@ pub async fn get<E: Stored>(pool: &PgPool, key: &KeyOf<E>) -> Result<Option<E>, 
 /// whatever [`Committer::commit`] fails with.
 pub async fn within<E: Stored>(
     connection: &mut PgConnection,
-    rules: Rules<E>,
+    rules: &dyn Rules<E>,
     retention: Duration,
     units: &[Unit<E>],
 ) -> Result<Vec<Answer>, Error> {
@@ -430,7 +433,7 @@ pub async fn within<E: Stored>(
 /// As [`within`].
 pub async fn decide<E: Stored>(
     connection: &mut PgConnection,
-    rules: Rules<E>,
+    rules: &dyn Rules<E>,
     retention: Duration,
     units: &[Unit<E>],
 ) -> Result<Decisions<E>, Error> {

@@ -1,0 +1,503 @@
+//! The simulated provider's books: payments, what may happen to them, every movement of money, and the events that tell it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::load::now;
+
+/// A refused request: HTTP status and `error`.
+pub(super) struct Refused {
+    pub(super) status: u16,
+    pub(super) error: Value,
+    /// The request was taken up before it was refused, so that its answer is kept for its key.
+    pub(super) kept: bool,
+}
+
+pub(super) type Answer = Result<Value, Refused>;
+
+/// A form or a query, in order.
+pub(super) type Fields = [(String, String)];
+
+#[derive(Default)]
+pub(super) struct Books {
+    pub(super) payments: Vec<Payment>,
+    pub(super) ledger: Vec<Movement>,
+    /// What webhooks have to tell, oldest first.
+    pub(super) events: Vec<Value>,
+    ids: u64,
+}
+
+/// One payment, as the provider knows it. Amounts are minor units.
+#[derive(Clone, Debug)]
+pub struct Payment {
+    pub id: String,
+    pub checkout: String,
+    pub status: Status,
+    pub amount: i64,
+    pub currency: String,
+    pub captured: i64,
+    pub refunded: i64,
+    charge: Option<String>,
+    method: Option<String>,
+    failure: Option<String>,
+    metadata: BTreeMap<String, String>,
+    created: i64,
+    dispute: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    RequiresPaymentMethod,
+    RequiresConfirmation,
+    RequiresAction,
+    RequiresCapture,
+    Canceled,
+    Succeeded,
+}
+
+/// Money that moved, or was set aside or let go of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Movement {
+    pub payment: String,
+    pub checkout: String,
+    pub kind: Kind,
+    pub amount: i64,
+    pub currency: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Authorised,
+    Released,
+    Captured,
+    Refunded,
+    /// Taken back by the customer's bank.
+    Disputed,
+    /// Given back after a dispute was won.
+    Reinstated,
+}
+
+impl Kind {
+    /// 1 where the shop gets the amount, -1 where it gives it, 0 where nothing changes hands.
+    pub fn sign(self) -> i64 {
+        match self {
+            Kind::Authorised | Kind::Released => 0,
+            Kind::Captured | Kind::Reinstated => 1,
+            Kind::Refunded | Kind::Disputed => -1,
+        }
+    }
+}
+
+impl Status {
+    fn as_str(self) -> &'static str {
+        match self {
+            Status::RequiresPaymentMethod => "requires_payment_method",
+            Status::RequiresConfirmation => "requires_confirmation",
+            Status::RequiresAction => "requires_action",
+            Status::RequiresCapture => "requires_capture",
+            Status::Canceled => "canceled",
+            Status::Succeeded => "succeeded",
+        }
+    }
+}
+
+impl Books {
+    pub(super) fn create(&mut self, fields: &Fields) -> Answer {
+        const KNOWN: &[&str] = &[
+            "amount",
+            "currency",
+            "capture_method",
+            "payment_method",
+            "payment_method_types[]",
+        ];
+        only(KNOWN, fields)?;
+        let amount = field(fields, "amount").and_then(|text| text.parse().ok());
+        let amount: i64 = amount.ok_or_else(|| invalid("parameter_invalid_integer", "amount"))?;
+        if amount < 1 {
+            return Err(invalid("amount_too_small", "amount"));
+        }
+        if amount > 99_999_999 {
+            return Err(invalid("amount_too_large", "amount"));
+        }
+        let currency = field(fields, "currency").unwrap_or_default();
+        if currency.len() != 3 {
+            return Err(invalid("parameter_invalid", "currency"));
+        }
+        if field(fields, "capture_method") != Some("manual") {
+            return Err(invalid("parameter_invalid", "capture_method"));
+        }
+        let method = field(fields, "payment_method").map(String::from);
+        if method.as_ref().is_some_and(|method| !method.starts_with("pm_card_")) {
+            return Err(invalid("resource_missing", "payment_method"));
+        }
+        let metadata = fields.iter().filter_map(|(name, value)| {
+            let name = name.strip_prefix("metadata[")?.strip_suffix(']')?;
+            Some((name.to_owned(), value.clone()))
+        });
+        let metadata: BTreeMap<_, _> = metadata.collect();
+        let id = self.id("pi");
+        let payment = Payment {
+            id,
+            checkout: metadata.get("checkout").cloned().unwrap_or_default(),
+            status: match method {
+                Some(_) => Status::RequiresConfirmation,
+                None => Status::RequiresPaymentMethod,
+            },
+            amount,
+            currency: currency.to_owned(),
+            captured: 0,
+            refunded: 0,
+            charge: None,
+            method,
+            failure: None,
+            metadata,
+            created: now().unix_timestamp(),
+            dispute: None,
+        };
+        let told = payment.tell();
+        self.payments.push(payment);
+        Ok(told)
+    }
+
+    /// `decline` is a reason to decline whatever the card.
+    pub(super) fn confirm(&mut self, id: &str, decline: Option<&str>) -> Answer {
+        let payment = self.at(id, &[Status::RequiresConfirmation], "confirm")?;
+        let method = payment.method.clone().unwrap_or_default();
+        match decline.or_else(|| declined_card(&method)) {
+            Some(reason) => Err(self.decline(id, reason)),
+            None if method.contains("authenticationRequired") => {
+                Ok(self.change(id, "payment_intent.requires_action", |payment| {
+                    payment.status = Status::RequiresAction;
+                }))
+            }
+            None => Ok(self.authorise(id)),
+        }
+    }
+
+    /// The customer did, or failed to do, what the bank asked for.
+    pub(super) fn authenticate(&mut self, id: &str, success: bool) -> Answer {
+        self.at(id, &[Status::RequiresAction], "authenticate")?;
+        match success {
+            true => Ok(self.authorise(id)),
+            false => Err(self.decline(id, "authentication_failed")),
+        }
+    }
+
+    pub(super) fn capture(&mut self, id: &str) -> Answer {
+        let amount = self.at(id, &[Status::RequiresCapture], "capture")?.amount;
+        self.book(id, Kind::Captured, amount);
+        Ok(self.change(id, "payment_intent.succeeded", |payment| {
+            payment.status = Status::Succeeded;
+            payment.captured = payment.amount;
+        }))
+    }
+
+    pub(super) fn cancel(&mut self, id: &str) -> Answer {
+        let open = [
+            Status::RequiresPaymentMethod,
+            Status::RequiresConfirmation,
+            Status::RequiresAction,
+            Status::RequiresCapture,
+        ];
+        let (status, amount) = {
+            let payment = self.at(id, &open, "cancel")?;
+            (payment.status, payment.amount)
+        };
+        if status == Status::RequiresCapture {
+            self.book(id, Kind::Released, amount);
+        }
+        Ok(self.change(id, "payment_intent.canceled", |payment| {
+            payment.status = Status::Canceled;
+        }))
+    }
+
+    /// `amount`: all that is left when none.
+    pub(super) fn refund(&mut self, id: &str, amount: Option<i64>) -> Answer {
+        let payment = self.find(id)?;
+        if payment.status != Status::Succeeded {
+            return Err(taken_up(json!({
+                "type": "invalid_request_error",
+                "message": "This PaymentIntent does not have a successful charge to refund.",
+            })));
+        }
+        let left = payment.captured - payment.refunded;
+        let amount = amount.unwrap_or(left);
+        if left == 0 {
+            let error = json!({ "type": "invalid_request_error", "code": "charge_already_refunded" });
+            return Err(taken_up(error));
+        }
+        if payment.dispute.is_some() {
+            let error = json!({ "type": "invalid_request_error", "code": "charge_disputed" });
+            return Err(taken_up(error));
+        }
+        if amount < 1 || amount > left {
+            return Err(invalid("amount_too_large", "amount"));
+        }
+        let currency = payment.currency.clone();
+        self.book(id, Kind::Refunded, amount);
+        let payment = self.payment(id);
+        payment.refunded += amount;
+        let charge = payment.tell_charge();
+        self.announce("charge.refunded", charge);
+        let refund = self.id("re");
+        Ok(json!({
+            "id": refund, "object": "refund", "amount": amount, "currency": currency,
+            "payment_intent": id, "status": "succeeded",
+        }))
+    }
+
+    pub(super) fn retrieve(&self, id: &str) -> Answer {
+        Ok(self.find(id)?.tell())
+    }
+
+    /// Newest first.
+    pub(super) fn list(&self, fields: &Fields) -> Answer {
+        only(&["limit", "created[gte]", "starting_after"], fields)?;
+        let number =
+            |name| field(fields, name).map(|text| text.parse::<i64>().map_err(|_| invalid("parameter_invalid", name)));
+        let since = number("created[gte]").transpose()?.unwrap_or(0);
+        let limit = usize::try_from(number("limit").transpose()?.unwrap_or(10)).unwrap_or(0);
+        if !(1..=100).contains(&limit) {
+            return Err(invalid("parameter_invalid", "limit"));
+        }
+        let mut listed: Vec<&Payment> = self
+            .payments
+            .iter()
+            .rev()
+            .filter(|payment| payment.created >= since)
+            .collect();
+        if let Some(last) = field(fields, "starting_after") {
+            let place = listed.iter().position(|payment| payment.id == last);
+            let place = place.ok_or_else(|| invalid("resource_missing", "starting_after"))?;
+            listed.drain(..=place);
+        }
+        let page: Vec<Value> = listed.iter().take(limit).map(|payment| payment.tell()).collect();
+        Ok(json!({ "object": "list", "data": page, "has_more": listed.len() > limit, "url": "/v1/payment_intents" }))
+    }
+
+    /// The customer's bank takes the money back until the dispute is closed.
+    pub(super) fn dispute(&mut self, id: &str) -> Answer {
+        let left = {
+            let payment = self.at(id, &[Status::Succeeded], "dispute")?;
+            payment.captured - payment.refunded
+        };
+        let dispute = self.id("du");
+        self.payment(id).dispute = Some(dispute);
+        self.book(id, Kind::Disputed, left);
+        let told = self.payment(id).tell_dispute("needs_response", left);
+        self.announce("charge.dispute.created", told.clone());
+        self.announce("charge.dispute.funds_withdrawn", told.clone());
+        Ok(told)
+    }
+
+    pub(super) fn close_dispute(&mut self, id: &str, won: bool) -> Answer {
+        let taken = self.ledger.iter().rev();
+        let mut taken = taken.filter(|movement| movement.payment == id && movement.kind == Kind::Disputed);
+        let amount = taken.next().map_or(0, |movement| movement.amount);
+        let payment = self.at(id, &[Status::Succeeded], "dispute")?;
+        let told = payment.tell_dispute(if won { "won" } else { "lost" }, amount);
+        if won {
+            self.book(id, Kind::Reinstated, amount);
+            self.announce("charge.dispute.funds_reinstated", told.clone());
+            self.payment(id).dispute = None;
+        }
+        self.announce("charge.dispute.closed", told.clone());
+        Ok(told)
+    }
+
+    fn authorise(&mut self, id: &str) -> Value {
+        let amount = self.payment(id).amount;
+        let charge = self.id("ch");
+        self.book(id, Kind::Authorised, amount);
+        self.change(id, "payment_intent.amount_capturable_updated", |payment| {
+            payment.status = Status::RequiresCapture;
+            payment.charge = Some(charge);
+            payment.failure = None;
+        })
+    }
+
+    fn decline(&mut self, id: &str, reason: &str) -> Refused {
+        let told = self.change(id, "payment_intent.payment_failed", |payment| {
+            payment.status = Status::RequiresPaymentMethod;
+            payment.method = None;
+            payment.failure = Some(reason.to_owned());
+        });
+        let mut error = decline_error(reason);
+        error["payment_intent"] = told;
+        Refused {
+            status: 402,
+            error,
+            kept: true,
+        }
+    }
+
+    fn change(&mut self, id: &str, event: &str, change: impl FnOnce(&mut Payment)) -> Value {
+        let payment = self.payment(id);
+        change(payment);
+        let told = payment.tell();
+        let mut object = told.clone();
+        // In an event nothing is expanded.
+        object["latest_charge"] = json!(payment.charge);
+        self.announce(event, object);
+        told
+    }
+
+    fn announce(&mut self, kind: &str, object: Value) {
+        let id = self.id("evt");
+        self.events.push(json!({
+            "id": id, "object": "event", "type": kind, "created": now().unix_timestamp(), "livemode": false,
+            "data": { "object": object },
+        }));
+    }
+
+    fn book(&mut self, id: &str, kind: Kind, amount: i64) {
+        let payment = self.payment(id);
+        let movement = Movement {
+            payment: payment.id.clone(),
+            checkout: payment.checkout.clone(),
+            kind,
+            amount,
+            currency: payment.currency.clone(),
+        };
+        self.ledger.push(movement);
+    }
+
+    /// One that is known to be there.
+    fn payment(&mut self, id: &str) -> &mut Payment {
+        let payment = self.payments.iter_mut().find(|payment| payment.id == id);
+        payment.expect("it was found before")
+    }
+
+    fn find(&self, id: &str) -> Result<&Payment, Refused> {
+        let payment = self.payments.iter().find(|payment| payment.id == id);
+        payment.ok_or_else(|| Refused {
+            status: 404,
+            error: json!({
+                "type": "invalid_request_error", "code": "resource_missing", "param": "intent",
+                "message": format!("No such payment_intent: '{id}'"),
+            }),
+            kept: false,
+        })
+    }
+
+    fn at(&self, id: &str, allowed: &[Status], verb: &str) -> Result<&Payment, Refused> {
+        let payment = self.find(id)?;
+        if allowed.contains(&payment.status) {
+            return Ok(payment);
+        }
+        let status = payment.status.as_str();
+        Err(taken_up(json!({
+            "type": "invalid_request_error", "code": "payment_intent_unexpected_state", "payment_intent": payment.tell(),
+            "message": format!("You cannot {verb} this PaymentIntent because it has a status of {status}."),
+        })))
+    }
+
+    fn id(&mut self, prefix: &str) -> String {
+        self.ids += 1;
+        format!("{prefix}_{:012}", self.ids)
+    }
+}
+
+impl Payment {
+    fn tell(&self) -> Value {
+        json!({
+            "id": self.id,
+            "object": "payment_intent",
+            "status": self.status.as_str(),
+            "amount": self.amount,
+            "amount_capturable": if self.status == Status::RequiresCapture { self.amount } else { 0 },
+            "amount_received": self.captured,
+            "capture_method": "manual",
+            "client_secret": format!("{}_secret", self.id),
+            "created": self.created,
+            "currency": self.currency,
+            "last_payment_error": self.failure.as_deref().map(decline_error),
+            "latest_charge": self.charge.as_ref().map(|_| self.tell_charge()),
+            "livemode": false,
+            "metadata": self.metadata,
+            "next_action": (self.status == Status::RequiresAction).then(|| json!({ "type": "use_stripe_sdk" })),
+            "payment_method": self.method,
+        })
+    }
+
+    fn tell_charge(&self) -> Value {
+        json!({
+            "id": self.charge,
+            "object": "charge",
+            "amount": self.amount,
+            "amount_captured": self.captured,
+            "amount_refunded": self.refunded,
+            "captured": self.captured > 0,
+            "currency": self.currency,
+            "disputed": self.dispute.is_some(),
+            "metadata": self.metadata,
+            "payment_intent": self.id,
+            "refunded": self.captured > 0 && self.refunded == self.captured,
+        })
+    }
+
+    fn tell_dispute(&self, status: &str, amount: i64) -> Value {
+        json!({
+            "id": self.dispute,
+            "object": "dispute",
+            "amount": amount,
+            "charge": self.charge,
+            "currency": self.currency,
+            "metadata": {},
+            "payment_intent": self.id,
+            "reason": "fraudulent",
+            "status": status,
+        })
+    }
+}
+
+/// The cards that Stripe's page on testing names: what their bank says.
+fn declined_card(method: &str) -> Option<&'static str> {
+    let (_, kind) = method.split_once("chargeDeclined")?;
+    Some(match kind {
+        "InsufficientFunds" => "insufficient_funds",
+        "LostCard" => "lost_card",
+        "ExpiredCard" => "expired_card",
+        _ => "generic_decline",
+    })
+}
+
+fn decline_error(reason: &str) -> Value {
+    let (code, decline_code) = match reason {
+        "expired_card" => ("expired_card", None),
+        "authentication_failed" => ("payment_intent_authentication_failure", None),
+        reason => ("card_declined", Some(reason)),
+    };
+    json!({ "type": "card_error", "code": code, "decline_code": decline_code, "message": "Your card was declined." })
+}
+
+fn field<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+    let found = fields.iter().find(|(key, _)| key == name);
+    found.map(|(_, value)| value.as_str())
+}
+
+/// Everything may be expanded, and have metadata where it is made.
+pub(super) fn only(known: &[&str], fields: &Fields) -> Result<(), Refused> {
+    let is_known = |name: &str| known.contains(&name) || name == "expand[]" || name.starts_with("metadata[");
+    match fields.iter().find(|(name, _)| !is_known(name)) {
+        Some((name, _)) => Err(invalid("parameter_unknown", name)),
+        None => Ok(()),
+    }
+}
+
+fn invalid(code: &str, param: &str) -> Refused {
+    Refused {
+        status: 400,
+        error: json!({ "type": "invalid_request_error", "code": code, "param": param }),
+        kept: false,
+    }
+}
+
+fn taken_up(error: Value) -> Refused {
+    Refused {
+        status: 400,
+        error,
+        kept: true,
+    }
+}

@@ -1,0 +1,502 @@
+//! A payment provider that moves no money: the part of Stripe's API over HTTP that Holdfast speaks, with books that a test can
+//! read, and with every fault on demand.
+//!
+//! Like Stripe it keeps the answer to each `Idempotency-Key`, failures included, and gives it again; refuses a key that comes
+//! back with other parameters (400), or while its first request is under way (409).
+
+mod books;
+mod webhooks;
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use url::form_urlencoded;
+
+use super::process::lock;
+use books::{Answer, Books, Refused};
+pub use books::{Kind, Movement, Payment, Status};
+pub use webhooks::{Delivery, sign};
+
+/// The secret key that it asks for.
+pub const KEY: &str = "sk_test_simulator";
+
+/// Dropping it ends it.
+pub struct Simulator {
+    address: SocketAddr,
+    state: Arc<State>,
+    accepting: JoinHandle<()>,
+    delivering: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What is asked for, in the words of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    Create,
+    Confirm,
+    Capture,
+    Cancel,
+    Refund,
+    Retrieve,
+    List,
+}
+
+impl Call {
+    pub const ALL: [Call; 7] = [
+        Call::Create,
+        Call::Confirm,
+        Call::Capture,
+        Call::Cancel,
+        Call::Refund,
+        Call::Retrieve,
+        Call::List,
+    ];
+}
+
+/// What goes wrong with one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The bank says no, for this reason. Only confirming can be declined.
+    Decline(&'static str),
+    /// The connection is cut before anything is done.
+    RequestLost,
+    /// It is done, and the connection is cut.
+    AnswerLost,
+    /// It is done, and what comes back is no payment.
+    Garbled,
+    /// It is done, and the answer comes after this long.
+    Slow(Duration),
+    /// 409: something else is under way with this payment.
+    Busy,
+    /// 429.
+    TooMany,
+    /// 500, kept for the key.
+    Broken { done: bool },
+    /// 503, not kept.
+    Unavailable,
+}
+
+/// A request as it arrived, for asking somebody else the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub method: Method,
+    /// With the query.
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+#[derive(Default)]
+struct State {
+    books: Mutex<Books>,
+    keys: Mutex<HashMap<String, Kept>>,
+    faults: Mutex<Faults>,
+    asked: Mutex<Vec<Asked>>,
+    webhooks: Mutex<webhooks::Queue>,
+    /// Something happened that webhooks tell.
+    news: Notify,
+}
+
+/// The answer to the first request with a key; none while it is under way.
+struct Kept {
+    request: String,
+    answer: Option<(u16, Value)>,
+}
+
+#[derive(Default)]
+struct Faults {
+    away: bool,
+    plans: Vec<Plan>,
+    rates: Vec<(Fault, u32)>,
+    seed: u64,
+    /// Requests so far, by call and checkout, so that chance does not depend on who comes first.
+    counts: HashMap<(Call, String), u64>,
+}
+
+struct Plan {
+    call: Call,
+    checkout: Option<String>,
+    fault: Fault,
+    times: u32,
+}
+
+impl Simulator {
+    /// Listens on a free port.
+    pub async fn start() -> anyhow::Result<Simulator> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port")?;
+        let address = listener.local_addr()?;
+        let state = Arc::new(State::default());
+        let accepting = tokio::spawn(accept(listener, state.clone()));
+        Ok(Simulator {
+            address,
+            state,
+            accepting,
+            delivering: Mutex::default(),
+        })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next `times` such requests go wrong; for one checkout, or for any.
+    pub fn fail(&self, call: Call, checkout: Option<&str>, fault: Fault, times: u32) {
+        lock(&self.state.faults).plans.push(Plan {
+            call,
+            checkout: checkout.map(String::from),
+            fault,
+            times,
+        });
+    }
+
+    /// From now on, each of these happens to so many requests in a thousand, the same ones for the same seed.
+    pub fn fail_at_random(&self, seed: u64, per_mille: &[(Fault, u32)]) {
+        let mut faults = lock(&self.state.faults);
+        (faults.seed, faults.rates) = (seed, per_mille.to_vec());
+    }
+
+    /// Nothing that was planned goes wrong any more.
+    pub fn heal(&self) {
+        *lock(&self.state.faults) = Faults::default();
+    }
+
+    /// As if it could not be reached, until it is told otherwise.
+    pub fn away(&self, away: bool) {
+        lock(&self.state.faults).away = away;
+    }
+
+    /// As a day later.
+    pub fn forget_keys(&self) {
+        lock(&self.state.keys).clear();
+    }
+
+    pub fn payments(&self) -> Vec<Payment> {
+        lock(&self.state.books).payments.clone()
+    }
+
+    pub fn payments_of(&self, checkout: &str) -> Vec<Payment> {
+        let mut payments = self.payments();
+        payments.retain(|payment| payment.checkout == checkout);
+        payments
+    }
+
+    /// Every movement so far, oldest first.
+    pub fn ledger(&self) -> Vec<Movement> {
+        lock(&self.state.books).ledger.clone()
+    }
+
+    /// The movements of one checkout.
+    pub fn movements(&self, checkout: &str) -> Vec<(Kind, i64)> {
+        let ledger = self.ledger().into_iter();
+        let ours = ledger.filter(|movement| movement.checkout == checkout);
+        ours.map(|movement| (movement.kind, movement.amount)).collect()
+    }
+
+    /// Payments whose amount is set aside and neither taken nor let go of.
+    pub fn open_authorisations(&self) -> Vec<Payment> {
+        let mut payments = self.payments();
+        payments.retain(|payment| payment.status == Status::RequiresCapture);
+        payments
+    }
+
+    /// Everything that was asked so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        lock(&self.state.asked).clone()
+    }
+
+    /// The customer did, or failed to do, what the bank asked for.
+    pub fn authenticate(&self, payment: &str, success: bool) -> anyhow::Result<()> {
+        match self.change(|books| books.authenticate(payment, success)) {
+            Err(refused) if success || refused.status != 402 => Err(anyhow!("{}", refused.error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The operator gives back a part by hand, past Holdfast.
+    pub fn refund(&self, payment: &str, amount: i64) -> anyhow::Result<()> {
+        self.by_hand(|books| books.refund(payment, Some(amount)))
+    }
+
+    /// The provider lets go of what was set aside for too long.
+    pub fn expire(&self, payment: &str) -> anyhow::Result<()> {
+        self.by_hand(|books| books.cancel(payment))
+    }
+
+    /// The customer's bank takes the money back.
+    pub fn dispute(&self, payment: &str) -> anyhow::Result<()> {
+        self.by_hand(|books| books.dispute(payment))
+    }
+
+    pub fn close_dispute(&self, payment: &str, won: bool) -> anyhow::Result<()> {
+        self.by_hand(|books| books.close_dispute(payment, won))
+    }
+
+    fn by_hand(&self, change: impl FnOnce(&mut Books) -> Answer) -> anyhow::Result<()> {
+        self.change(change)
+            .map(drop)
+            .map_err(|refused| anyhow!("{}", refused.error))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Books) -> Answer) -> Answer {
+        self.state.change(change)
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        if let Some(delivering) = lock(&self.delivering).take() {
+            delivering.abort();
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let state = state.clone();
+        let service = service_fn(move |request| answer(request, state.clone()));
+        tokio::spawn(async move {
+            // A connection that a fault cuts ends with that error.
+            drop(
+                http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await,
+            );
+        });
+    }
+}
+
+/// An error cuts the connection. The work goes on when the client has hung up.
+async fn answer(request: Request<Incoming>, state: Arc<State>) -> io::Result<Response<Full<Bytes>>> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let asked = Asked {
+        method: head.method,
+        path: head.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        headers: head.headers,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    lock(&state.asked).push(asked.clone());
+    tokio::spawn(async move { state.answer(&asked).await })
+        .await
+        .map_err(io::Error::other)?
+}
+
+type Told = (u16, Value, bool);
+
+impl State {
+    async fn answer(&self, asked: &Asked) -> io::Result<Response<Full<Bytes>>> {
+        let request = match Parsed::new(asked) {
+            Ok(request) => request,
+            Err(refused) => return respond((refused.status, json!({ "error": refused.error }), false)),
+        };
+        let fault = lock(&self.faults).next(request.call, &self.checkout_of(&request));
+        let told = match fault {
+            Some(Fault::RequestLost) => return Err(io::ErrorKind::ConnectionReset.into()),
+            Some(Fault::Busy) => refusal(409, "lock_timeout"),
+            Some(Fault::TooMany) => refusal(429, "rate_limit"),
+            Some(Fault::Unavailable) => refusal(503, "api_error"),
+            fault => self.once(asked, &request, fault).await,
+        };
+        match fault {
+            Some(Fault::AnswerLost) => Err(io::ErrorKind::ConnectionReset.into()),
+            Some(Fault::Garbled) => respond((told.0, json!("{"), told.2)),
+            _ => respond(told),
+        }
+    }
+
+    /// Does what was asked, unless its key says that it was done.
+    async fn once(&self, asked: &Asked, request: &Parsed, fault: Option<Fault>) -> Told {
+        let key = asked.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+        let Some(key) = key.filter(|_| asked.method == Method::POST) else {
+            let (status, body, _) = self.perform(request, fault);
+            slow(fault).await;
+            return (status, body, false);
+        };
+        let fingerprint = format!("{} {}", asked.path, asked.body);
+        {
+            let mut keys = lock(&self.keys);
+            match keys.get(key) {
+                Some(kept) if kept.request != fingerprint => {
+                    return refusal_of(400, "idempotency_error", "idempotency_error");
+                }
+                Some(Kept { answer: None, .. }) => return refusal(409, "idempotency_key_in_use"),
+                Some(Kept {
+                    answer: Some((status, body)),
+                    ..
+                }) => return (*status, body.clone(), true),
+                None => {}
+            }
+            let request = fingerprint;
+            keys.insert(key.to_owned(), Kept { request, answer: None });
+        }
+        let (status, body, kept) = self.perform(request, fault);
+        slow(fault).await;
+        let mut keys = lock(&self.keys);
+        match keys.get_mut(key) {
+            Some(entry) if kept => entry.answer = Some((status, body.clone())),
+            _ => drop(keys.remove(key)),
+        }
+        (status, body, false)
+    }
+
+    /// Status, body, and whether the answer is kept for its key.
+    fn perform(&self, request: &Parsed, fault: Option<Fault>) -> Told {
+        let broken = || json!({ "error": { "type": "api_error", "message": "An unknown error occurred" } });
+        if fault == Some(Fault::Broken { done: false }) {
+            return (500, broken(), true);
+        }
+        let Parsed { call, id, fields } = request;
+        let answer = self.change(|books| match call {
+            Call::Create => books.create(fields),
+            Call::Confirm => books::only(&[], fields).and_then(|()| match fault {
+                Some(Fault::Decline(reason)) => books.confirm(id, Some(reason)),
+                _ => books.confirm(id, None),
+            }),
+            Call::Capture => books::only(&[], fields).and_then(|()| books.capture(id)),
+            Call::Cancel => books::only(&[], fields).and_then(|()| books.cancel(id)),
+            Call::Refund => books::only(&["payment_intent"], fields).and_then(|()| books.refund(id, None)),
+            Call::Retrieve => books.retrieve(id),
+            Call::List => books.list(fields),
+        });
+        match answer {
+            _ if fault == Some(Fault::Broken { done: true }) => (500, broken(), true),
+            Ok(body) => (200, body, true),
+            Err(Refused { status, error, kept }) => (status, json!({ "error": error }), kept),
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Books) -> Answer) -> Answer {
+        let mut books = lock(&self.books);
+        let answer = change(&mut books);
+        let events = std::mem::take(&mut books.events);
+        if !events.is_empty() {
+            lock(&self.webhooks).push(events);
+            self.news.notify_one();
+        }
+        answer
+    }
+
+    fn checkout_of(&self, request: &Parsed) -> String {
+        let named = request.fields.iter().find(|(name, _)| name == "metadata[checkout]");
+        if let Some((_, checkout)) = named {
+            return checkout.clone();
+        }
+        let books = lock(&self.books);
+        let payment = books.payments.iter().find(|payment| payment.id == request.id);
+        payment.map_or_else(String::new, |payment| payment.checkout.clone())
+    }
+}
+
+impl Faults {
+    fn next(&mut self, call: Call, checkout: &str) -> Option<Fault> {
+        if self.away {
+            return Some(Fault::RequestLost);
+        }
+        let meets = |plan: &&mut Plan| {
+            plan.times > 0 && plan.call == call && plan.checkout.as_deref().is_none_or(|only| only == checkout)
+        };
+        if let Some(plan) = self.plans.iter_mut().find(meets) {
+            plan.times -= 1;
+            return Some(plan.fault);
+        }
+        let count = self.counts.entry((call, checkout.to_owned())).or_default();
+        *count += 1;
+        let mut hasher = DefaultHasher::new();
+        (self.seed, call, checkout, *count).hash(&mut hasher);
+        let mut drawn = u32::try_from(hasher.finish() % 1_000).unwrap_or(u32::MAX);
+        for (fault, rate) in &self.rates {
+            match drawn.checked_sub(*rate) {
+                None => return Some(*fault),
+                Some(rest) => drawn = rest,
+            }
+        }
+        None
+    }
+}
+
+/// A request that can be understood.
+struct Parsed {
+    call: Call,
+    /// Of the payment; empty where there is none yet.
+    id: String,
+    fields: Vec<(String, String)>,
+}
+
+impl Parsed {
+    fn new(asked: &Asked) -> Result<Parsed, Refused> {
+        let refused = |status, message: &str| Refused {
+            status,
+            error: json!({ "type": "invalid_request_error", "message": message }),
+            kept: false,
+        };
+        let authorized = asked.headers.get("authorization");
+        if authorized.is_none_or(|header| header != &format!("Bearer {KEY}")) {
+            return Err(refused(401, "Invalid API Key provided"));
+        }
+        let (path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
+        let form = if asked.method == Method::POST {
+            &asked.body
+        } else {
+            query
+        };
+        let fields: Vec<(String, String)> = form_urlencoded::parse(form.as_bytes()).into_owned().collect();
+        let path: Vec<&str> = path.split('/').skip(1).collect();
+        let (call, id) = match (asked.method.as_str(), path.as_slice()) {
+            ("POST", ["v1", "payment_intents"]) => (Call::Create, ""),
+            ("GET", ["v1", "payment_intents"]) => (Call::List, ""),
+            ("GET", ["v1", "payment_intents", id]) => (Call::Retrieve, *id),
+            ("POST", ["v1", "payment_intents", id, "confirm"]) => (Call::Confirm, *id),
+            ("POST", ["v1", "payment_intents", id, "capture"]) => (Call::Capture, *id),
+            ("POST", ["v1", "payment_intents", id, "cancel"]) => (Call::Cancel, *id),
+            ("POST", ["v1", "refunds"]) => {
+                let intent = fields.iter().find(|(name, _)| name == "payment_intent");
+                (Call::Refund, intent.map_or("", |(_, id)| id))
+            }
+            _ => return Err(refused(404, "Unrecognized request URL")),
+        };
+        let id = id.to_owned();
+        Ok(Parsed { call, id, fields })
+    }
+}
+
+async fn slow(fault: Option<Fault>) {
+    if let Some(Fault::Slow(pause)) = fault {
+        sleep(pause).await;
+    }
+}
+
+fn refusal(status: u16, code: &str) -> Told {
+    refusal_of(status, "invalid_request_error", code)
+}
+
+fn refusal_of(status: u16, kind: &str, code: &str) -> Told {
+    (status, json!({ "error": { "type": kind, "code": code } }), false)
+}
+
+fn respond((status, body, replayed): Told) -> io::Result<Response<Full<Bytes>>> {
+    let mut response = Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, "application/json")
+        .header("request-id", "req_simulated");
+    if replayed {
+        response = response.header("idempotent-replayed", "true");
+    }
+    response.body(Full::from(body.to_string())).map_err(io::Error::other)
+}

@@ -1,0 +1,848 @@
+//! Buying: a cart, a checkout, the seats and the money, all or nothing, whatever the provider answers and whoever dies.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures::future::try_join_all;
+use holdfast::crash::Point;
+use holdfast_schemas::{Outcome, TicketTold, Told, UserTold};
+use holdfast_tests::kit::provider::{self, Call, Fault, Kind, Simulator};
+use holdfast_tests::kit::worker::Launch;
+use holdfast_tests::kit::{Holdfast, Kit, until};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::crashes::done_again;
+use crate::support::{DEADLINE, clean, clean_by, event, outcomes_of, pay, told_of};
+use crate::users::{added, call, has_credits, none_prepared, registered, view};
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    credits_alone_buy_a_cart,
+    a_card_pays_once_and_the_seats_are_sold,
+    a_declined_card_leaves_the_seats_free_and_no_money_moved,
+    what_a_rule_forbids_opens_no_checkout,
+    whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither,
+    a_customer_who_must_confirm_is_waited_for_until_the_hold_ends,
+    a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not,
+    a_payment_of_unknown_fate_is_stuck_until_an_operator_settles_it,
+    a_cancelled_or_killed_checkout_gives_everything_back,
+    a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_come,
+    checkouts_end_once_whatever_step_dies_or_is_repeated,
+];
+
+const CARD: &str = "pm_card_visa";
+const DECLINED: &str = "pm_card_visa_chargeDeclined";
+const CONFIRMED: &str = "pm_card_authenticationRequired";
+/// What a ticket costs here, in cents of EUR.
+const PRICE: i64 = 2_500;
+
+fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "checkout/credits";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "checkout").start().await?;
+        let given = added("checkout/credits/2", USER, 100);
+        pay(kit, &[registered("checkout/credits/1", USER), given]).await?;
+        has_credits(kit, USER, 100).await?;
+        let tickets = ["a", "b"].map(|name| format!("checkout/credits/{name}"));
+        list(kit, &tickets, 40).await?;
+        fill(kit, USER, &tickets, None).await?;
+        let cart = look(kit, USER, "cart").await?;
+        ensure!(cart["tickets"].as_array().map(Vec::len) == Some(2), "{cart}");
+        // The rest cannot be paid: there is no provider.
+        let reply = check_out(kit, USER, json!({ "checkout": "checkout/credits/none", "credits": 79 })).await?;
+        ensure!(reason(&reply) == "no_provider", "{reply}");
+        check_out(
+            kit,
+            USER,
+            json!({ "checkout": "checkout/credits/order", "credits": 80 }),
+        )
+        .await?;
+        ends(kit, "checkout/credits/order", "completed").await?;
+        let told = told_of::<UserTold>(kit, USER, 5).await?;
+        ensure!(
+            matches!(&told[4].data, UserTold::CheckoutCompleted { total, .. } if total.amount() == 80),
+            "{told:?}"
+        );
+        sold(kit, &tickets).await?;
+        let cart = look(kit, USER, "cart").await?;
+        ensure!(cart["tickets"] == json!([]), "{cart}");
+        has_credits(kit, USER, 20).await?;
+        none_prepared(kit).await?;
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+fn a_card_pays_once_and_the_seats_are_sold(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/card").await?;
+        let tickets = shop.tickets(3).await?;
+        fill(kit, &shop.user, &tickets, None).await?;
+        let body = json!({ "checkout": shop.id("order"), "payment_method": CARD });
+        let first = call(
+            kit,
+            &[("idempotency-key", "checkout-card")],
+            "User",
+            &shop.user,
+            "checkout",
+            &body,
+        )
+        .await?;
+        let again = call(
+            kit,
+            &[("idempotency-key", "checkout-card")],
+            "User",
+            &shop.user,
+            "checkout",
+            &body,
+        )
+        .await?;
+        ensure!(first.0 == 200 && first == again, "{first:?} {again:?}");
+        ends(kit, &shop.id("order"), "completed").await?;
+        // Asked again under another key it is the same checkout; with another content it is refused.
+        let reply = check_out(kit, &shop.user, body).await?;
+        ensure!(reason(&reply).is_empty(), "{reply}");
+        let other = json!({ "checkout": shop.id("order"), "payment_method": DECLINED });
+        let reply = check_out(kit, &shop.user, other).await?;
+        ensure!(reason(&reply) == "checkout_id_used", "{reply}");
+
+        sold(kit, &tickets).await?;
+        shop.paid("order", 3 * PRICE)?;
+        let told = told_of::<UserTold>(kit, &shop.user, 4).await?;
+        ensure!(
+            verbs(&told) == ["registered", "opened", "completed", "refused"],
+            "{told:?}"
+        );
+        shop.close().await
+    })
+}
+
+fn a_declined_card_leaves_the_seats_free_and_no_money_moved(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/declined").await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, None).await?;
+        // By Kafka, from the cart.
+        let data = json!({ "checkout": shop.id("order"), "payment_method": DECLINED });
+        pay(kit, &[event(&shop.id("asked"), &shop.user, "checkout.requested", data)]).await?;
+        let ended = ends(kit, &shop.id("order"), "failed").await?;
+        ensure!(ended["reason"] == "declined" && ended["code"].is_string(), "{ended}");
+        free(kit, &tickets).await?;
+        shop.paid("order", 0)?;
+        let told = told_of::<UserTold>(kit, &shop.user, 3).await?;
+        ensure!(verbs(&told) == ["registered", "opened", "failed"], "{told:?}");
+        shop.close().await
+    })
+}
+
+fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/rules").await?;
+        let tickets = shop.tickets(4).await?;
+        let (user, dear, other) = (&shop.user, shop.id("dear"), shop.id("dollars"));
+        list_at(
+            kit,
+            &dear,
+            json!({ "amount": 1_000_000_000_000_i64, "currency": "EUR" }),
+        )
+        .await?;
+        list_at(kit, &other, json!({ "amount": PRICE, "currency": "USD" })).await?;
+        fill(
+            kit,
+            user,
+            &[tickets.clone(), vec![dear.clone(), other.clone()]].concat(),
+            None,
+        )
+        .await?;
+        let stranger = shop.id("stranger");
+        pay(kit, &[registered(&shop.id("stranger"), &stranger)]).await?;
+        told_of::<UserTold>(kit, &stranger, 1).await?;
+        let (one, card) = (&tickets[0], CARD);
+        let many: Vec<_> = (0..101).map(|number| format!("{one}/{number}")).collect();
+        for (who, body, expected) in [
+            (user, json!({ "tickets": [], "payment_method": card }), "empty_cart"),
+            (&stranger, json!({ "payment_method": card }), "empty_cart"),
+            (
+                user,
+                json!({ "tickets": [one, one], "payment_method": card }),
+                "ticket_twice",
+            ),
+            (
+                user,
+                json!({ "tickets": many, "payment_method": card }),
+                "too_many_tickets",
+            ),
+            (
+                &stranger,
+                json!({ "tickets": [one], "payment_method": card }),
+                "not_your_hold",
+            ),
+            (
+                user,
+                json!({ "tickets": ["checkout/nowhere"], "payment_method": card }),
+                "not_your_hold",
+            ),
+            (
+                user,
+                json!({ "tickets": [one, other], "payment_method": card }),
+                "currencies_differ",
+            ),
+            (
+                user,
+                json!({ "tickets": [one, dear], "payment_method": card }),
+                "total_too_high",
+            ),
+            (
+                user,
+                json!({ "tickets": [one], "credits": PRICE + 1 }),
+                "credits_too_many",
+            ),
+            (
+                user,
+                json!({ "tickets": [other], "credits": 1, "payment_method": card }),
+                "credits_currency",
+            ),
+            (user, json!({ "tickets": [one], "credits": 1 }), "no_payment_method"),
+            (
+                &shop.id("nobody"),
+                json!({ "tickets": [one], "payment_method": card }),
+                "unknown_user",
+            ),
+        ] {
+            let reply = check_out(kit, who, body.clone()).await?;
+            ensure!(reason(&reply) == expected, "{body}: {reply}");
+        }
+        // More credits than the user has are found out when they are to be spent.
+        check_out(
+            kit,
+            user,
+            json!({ "checkout": shop.id("poor"), "tickets": [one], "credits": PRICE }),
+        )
+        .await?;
+        let ended = ends(kit, &shop.id("poor"), "failed").await?;
+        ensure!(ended["reason"] == "credits_missing", "{ended}");
+        free(kit, &tickets[..1]).await?;
+
+        // Two checkouts of one cart at once: one is refused.
+        let ask = |name: &str| json!({ "checkout": shop.id(name), "tickets": tickets[1..], "payment_method": card });
+        let (first, second) =
+            tokio::try_join!(check_out(kit, user, ask("first")), check_out(kit, user, ask("second")))?;
+        let mut reasons = [reason(&first), reason(&second)];
+        reasons.sort();
+        ensure!(
+            reasons[0].is_empty() && ["checkout_under_way", "not_your_hold"].contains(&reasons[1].as_str()),
+            "{reasons:?}"
+        );
+        sold(kit, &tickets[1..]).await?;
+        shop.close().await
+    })
+}
+
+fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/faults").await?;
+        let faults = [
+            Fault::RequestLost,
+            Fault::AnswerLost,
+            Fault::Garbled,
+            Fault::Busy,
+            Fault::TooMany,
+            Fault::Unavailable,
+            Fault::Slow(Duration::from_secs(4)),
+            Fault::Decline("insufficient_funds"),
+        ];
+        let calls = [Call::Create, Call::Confirm, Call::Capture];
+        let mut names = Vec::new();
+        for (place, fault) in faults.iter().enumerate() {
+            for (other, call) in calls.iter().enumerate() {
+                let name = format!("order-{place}-{other}");
+                // The provider declines nothing but what takes the money.
+                if !matches!(fault, Fault::Decline(_)) || matches!(call, Call::Confirm) {
+                    shop.simulator.fail(*call, Some(&shop.id(&name)), *fault, 2);
+                    names.push((name, matches!(fault, Fault::Decline(_))));
+                }
+            }
+        }
+        let tickets = shop.tickets(names.len()).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for ((name, _), ticket) in names.iter().zip(&tickets) {
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+        }
+        for ((name, declined), ticket) in names.iter().zip(&tickets) {
+            let (state, money) = if *declined { ("failed", 0) } else { ("completed", PRICE) };
+            ends(kit, &shop.id(name), state).await.with_context(|| name.clone())?;
+            shop.paid(name, money).with_context(|| name.clone())?;
+            let ticket = std::slice::from_ref(ticket);
+            if *declined {
+                free(kit, ticket).await
+            } else {
+                sold(kit, ticket).await
+            }
+            .with_context(|| name.clone())?;
+        }
+        // When the money is given back, answers are lost as well.
+        for call in [Call::Cancel, Call::Retrieve] {
+            shop.simulator.fail(call, None, Fault::AnswerLost, 2);
+        }
+        let gone = shop.tickets_named("gone", 1).await?;
+        fill(kit, &shop.user, &gone, None).await?;
+        let body = json!({ "checkout": shop.id("gone"), "credits": 1, "payment_method": CARD });
+        check_out(kit, &shop.user, body).await?;
+        let ended = ends(kit, &shop.id("gone"), "failed").await?;
+        ensure!(ended["reason"] == "credits_missing", "{ended}");
+        shop.paid("gone", 0)?;
+        shop.close().await
+    })
+}
+
+fn a_customer_who_must_confirm_is_waited_for_until_the_hold_ends(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/confirm").await?;
+        let tickets = shop.tickets(3).await?;
+        for (ticket, hold_for) in tickets.iter().zip([600, 600, 5]) {
+            fill(kit, &shop.user, std::slice::from_ref(ticket), Some(hold_for)).await?;
+        }
+        for (name, ticket) in ["yes", "no", "never"].iter().zip(&tickets) {
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CONFIRMED });
+            check_out(kit, &shop.user, body).await?;
+        }
+        for (name, success, state) in [("yes", true, "completed"), ("no", false, "failed")] {
+            reaches(kit, &shop.id(name), "waiting").await?;
+            let payment = shop.payment(name)?;
+            shop.simulator.authenticate(&payment, success)?;
+            let (kind, data) = match success {
+                true => (
+                    "authorized",
+                    json!({ "amount": { "amount": PRICE, "currency": "EUR" } }),
+                ),
+                false => ("failed", json!({ "code": "authentication_required" })),
+            };
+            shop.tell(name, kind, data).await?;
+            ends(kit, &shop.id(name), state).await?;
+        }
+        let ended = ends(kit, &shop.id("never"), "failed").await?;
+        ensure!(ended["reason"] == "not_confirmed", "{ended}");
+        sold(kit, &tickets[..1]).await?;
+        free(kit, &tickets[1..]).await?;
+        for (name, money) in [("yes", PRICE), ("no", 0), ("never", 0)] {
+            shop.paid(name, money)?;
+        }
+        shop.close().await
+    })
+}
+
+fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/late").await?;
+        let rival = shop.id("rival");
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(2)).await?;
+        for (name, ticket) in ["free", "taken"].iter().zip(&tickets) {
+            shop.simulator
+                .fail(Call::Confirm, Some(&shop.id(name)), Fault::AnswerLost, 1);
+            shop.simulator
+                .fail(Call::Retrieve, Some(&shop.id(name)), Fault::Unavailable, 9);
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+        }
+        free(kit, &tickets).await?;
+        let reserve = json!({ "user": rival });
+        let (status, reply) = call(kit, &[], "Ticket", &tickets[1], "reserve", &reserve).await?;
+        ensure!(status == 200 && reason(&reply).is_empty(), "{status}: {reply}");
+        shop.simulator.heal();
+        ends(kit, &shop.id("free"), "completed").await?;
+        let ended = ends(kit, &shop.id("taken"), "failed").await?;
+        ensure!(ended["reason"] == "seats_gone", "{ended}");
+        sold(kit, &tickets[..1]).await?;
+        let (_, taken) = view(kit, "Ticket", &tickets[1]).await?;
+        ensure!(taken["status"] == "held" && taken["user"] == *rival, "{taken}");
+        shop.paid("free", PRICE)?;
+        shop.paid("taken", 0)?;
+        shop.close().await
+    })
+}
+
+fn a_payment_of_unknown_fate_is_stuck_until_an_operator_settles_it(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/stuck", &[("HOLDFAST_STUCK_AFTER", "2s")]).await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        let names = ["goes-on", "gives-back"];
+        for (name, ticket) in names.iter().zip(&tickets) {
+            shop.simulator
+                .fail(Call::Capture, Some(&shop.id(name)), Fault::AnswerLost, 1_000);
+            shop.simulator
+                .fail(Call::Retrieve, Some(&shop.id(name)), Fault::Unavailable, 1_000);
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+        }
+        for name in names {
+            until("the checkout is stuck", DEADLINE, async || {
+                let (_, view) = view(kit, "Checkout", &shop.id(name)).await?;
+                ensure!(view["stuck"] == true, "{view}");
+                Ok(())
+            })
+            .await?;
+        }
+        until("stuck checkouts are counted", DEADLINE, async || {
+            let stuck = shop.worker.metric(r#"holdfast_checkouts{state="stuck"}"#).await?;
+            ensure!(stuck == Some(2.0), "{stuck:?}");
+            Ok(())
+        })
+        .await?;
+        shop.simulator.heal();
+        for (name, more, state, money) in [
+            ("goes-on", &[][..], "completed", PRICE),
+            ("gives-back", &["--give-back"], "failed", 0),
+        ] {
+            let settle = shop.launch("admin").arg("checkout").arg("settle").arg(&shop.id(name));
+            let settle = more.iter().fold(settle, |settle, argument| settle.arg(argument));
+            let output = settle.output().await?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success() && said.contains(state), "{said}");
+            ends(kit, &shop.id(name), state).await?;
+            shop.paid(name, money)?;
+        }
+        shop.close().await
+    })
+}
+
+fn a_cancelled_or_killed_checkout_gives_everything_back(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/killed", &[("HOLDFAST_ABANDONED_AFTER", "2s")]).await?;
+        let calls = [Call::Create, Call::Confirm, Call::Capture];
+        let tickets = shop.tickets(2 * calls.len() + 2).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        let mut checkouts = Vec::new();
+        for (place, (how, call)) in ["cancel", "kill"]
+            .iter()
+            .flat_map(|how| calls.iter().map(move |call| (*how, Some(*call))).chain([(*how, None)]))
+            .enumerate()
+        {
+            let name = format!("{how}-{place}");
+            let method = match call {
+                Some(call) => {
+                    shop.simulator
+                        .fail(call, Some(&shop.id(&name)), Fault::Unavailable, 1_000);
+                    CARD
+                }
+                None => CONFIRMED,
+            };
+            let body = json!({ "checkout": shop.id(&name), "tickets": [tickets[place]], "payment_method": method });
+            check_out(kit, &shop.user, body).await?;
+            let state = match call {
+                Some(Call::Create) => "opened",
+                Some(Call::Confirm) => "created",
+                Some(_) => "sold",
+                None => "waiting",
+            };
+            reaches(kit, &shop.id(&name), state)
+                .await
+                .with_context(|| name.clone())?;
+            end_invocation(kit, &shop.id(&name), how).await?;
+            checkouts.push(name);
+        }
+        shop.simulator.heal();
+        for name in &checkouts {
+            let ended = ends(kit, &shop.id(name), "failed")
+                .await
+                .with_context(|| name.clone())?;
+            let expected = if name.starts_with("cancel") {
+                "cancelled"
+            } else {
+                "abandoned"
+            };
+            ensure!(ended["reason"] == expected, "{ended}");
+            shop.paid(name, 0)?;
+        }
+        free(kit, &tickets).await?;
+        shop.close().await
+    })
+}
+
+fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_come(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/after").await?;
+        pay(kit, &[added(&shop.id("credits"), &shop.user, 1_000)]).await?;
+        has_credits(kit, &shop.user, 1_000).await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for (name, ticket) in ["refunded", "disputed"].iter().zip(&tickets) {
+            let body = json!({
+                "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD, "credits": 500,
+            });
+            check_out(kit, &shop.user, body).await?;
+            ends(kit, &shop.id(name), "completed").await?;
+        }
+        has_credits(kit, &shop.user, 0).await?;
+        let money = |amount: i64| json!({ "amount": amount, "currency": "EUR" });
+        // A part leaves the seat; the rest returns it, and the credits. Old news and repeats change nothing.
+        shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
+            .await?;
+        shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
+            .await?;
+        reads(kit, &shop.user, "refunded", 1).await?;
+        sold(kit, &tickets).await?;
+        shop.tell("refunded", "refunded", json!({ "refunded": money(2_000) }))
+            .await?;
+        shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
+            .await?;
+        ends(kit, &shop.id("refunded"), "refunded").await?;
+        free(kit, &tickets[..1]).await?;
+        has_credits(kit, &shop.user, 500).await?;
+        reads(kit, &shop.user, "refunded", 2).await?;
+
+        let dispute = |status: &str| json!({ "dispute": "dp_1", "amount": money(2_000), "status": status });
+        for status in ["lost", "opened", "lost"] {
+            shop.tell("disputed", "disputed", dispute(status)).await?;
+        }
+        reads(kit, &shop.user, "disputed", 1).await?;
+        sold(kit, &tickets[1..]).await?;
+        // Words about a checkout that is not the user's are refused; words about one that has ended change nothing.
+        shop.tell("nowhere", "captured", json!({ "amount": money(1) })).await?;
+        shop.tell("disputed", "failed", json!({ "code": "late" })).await?;
+        reads(kit, &shop.user, "refused", 1).await?;
+        shop.close().await
+    })
+}
+
+fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut shop = Shop::open_with(kit, "checkout/crash", &[("HOLDFAST_ABANDONED_AFTER", "30s")]).await?;
+        let points = Point::ALL
+            .into_iter()
+            .filter(|point| point.name().starts_with("checkout."));
+        for (round, point) in points.enumerate() {
+            let name = |kind: &str, number: usize| format!("{round}-{kind}-{number}");
+            let tickets = shop.tickets_named(&round.to_string(), 12).await?;
+            fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+            // Each round has checkouts that are paid and some that are declined, for both ways to end.
+            let asked = tickets.iter().enumerate().map(|(number, ticket)| {
+                let method = if number % 3 == 2 { DECLINED } else { CARD };
+                let id = shop.id(&name("order", number));
+                let body = json!({ "checkout": id, "tickets": [ticket], "payment_method": method });
+                event(&format!("{id}/asked"), &shop.user, "checkout.requested", body)
+            });
+            let asked: Vec<_> = asked.collect();
+            shop.crash_and_repeat(point, &asked)
+                .await
+                .with_context(|| point.name())?;
+            for (number, ticket) in tickets.iter().enumerate() {
+                let declined = number % 3 == 2;
+                let (state, money) = if declined { ("failed", 0) } else { ("completed", PRICE) };
+                let order = name("order", number);
+                ends(kit, &shop.id(&order), state)
+                    .await
+                    .with_context(|| format!("{}: {order}", point.name()))?;
+                shop.paid(&order, money).with_context(|| point.name())?;
+                let ticket = std::slice::from_ref(ticket);
+                if declined {
+                    free(kit, ticket).await
+                } else {
+                    sold(kit, ticket).await
+                }
+                .with_context(|| point.name())?;
+            }
+        }
+        shop.close().await
+    })
+}
+
+/// A worker with a payment provider of its own, and one user.
+pub(crate) struct Shop<'a> {
+    kit: &'a Kit,
+    name: &'static str,
+    pub(crate) user: String,
+    simulator: &'a Simulator,
+    environment: Vec<(String, String)>,
+    worker: Holdfast,
+}
+
+impl<'a> Shop<'a> {
+    pub(crate) async fn open(kit: &'a Kit, name: &'static str) -> anyhow::Result<Self> {
+        Self::open_with(kit, name, &[]).await
+    }
+
+    async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let simulator = &kit.provider;
+        simulator.heal();
+        let mut environment = vec![
+            ("HOLDFAST_PROVIDER_URL".to_owned(), simulator.url()),
+            ("HOLDFAST_PROVIDER_KEY".to_owned(), provider::KEY.to_owned()),
+            ("HOLDFAST_PROVIDER_TIMEOUT".to_owned(), "2s".to_owned()),
+        ];
+        environment.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        let worker = dress(kit.stack.holdfast("run", "checkout"), &environment)
+            .start()
+            .await?;
+        let user = format!("{name}/ann");
+        pay(kit, &[registered(&format!("{name}/register"), &user)]).await?;
+        told_of::<UserTold>(kit, &user, 1).await?;
+        Ok(Self {
+            kit,
+            name,
+            user,
+            simulator,
+            environment,
+            worker,
+        })
+    }
+
+    pub(crate) fn id(&self, name: &str) -> String {
+        format!("{}/{name}", self.name)
+    }
+
+    /// The worker dies at the point while it takes these events; its successor does the step before it twice.
+    async fn crash_and_repeat(&mut self, point: Point, events: &[Value]) -> anyhow::Result<()> {
+        self.worker.kill()?;
+        pay(self.kit, events).await?;
+        self.worker = self.launch("run").env("HOLDFAST_CRASH", point.name()).spawn()?;
+        let status = self.worker.wait(DEADLINE).await?;
+        ensure!(
+            status.signal() == Some(Signal::SIGABRT as i32),
+            "{status}\n{}",
+            self.worker.last_words()
+        );
+        self.worker = self.launch("run").env("HOLDFAST_REPEAT", point.name()).start().await?;
+        done_again(&self.worker, point).await
+    }
+
+    fn launch(&self, subcommand: &str) -> Launch<'a> {
+        dress(self.kit.stack.holdfast(subcommand, "checkout"), &self.environment)
+    }
+
+    /// New tickets, listed.
+    pub(crate) async fn tickets(&self, count: usize) -> anyhow::Result<Vec<String>> {
+        self.tickets_named("seat", count).await
+    }
+
+    async fn tickets_named(&self, name: &str, count: usize) -> anyhow::Result<Vec<String>> {
+        let tickets: Vec<_> = (0..count).map(|number| self.id(&format!("{name}-{number}"))).collect();
+        list(self.kit, &tickets, PRICE).await?;
+        Ok(tickets)
+    }
+
+    /// The user buys a ticket for so many credits and the rest by card.
+    pub(crate) async fn buys(&self, checkout: &str, ticket: &str, credits: i64) -> anyhow::Result<()> {
+        pay(
+            self.kit,
+            &[added(&self.id(&format!("{checkout}/credits")), &self.user, credits)],
+        )
+        .await?;
+        has_credits(self.kit, &self.user, credits).await?;
+        fill(self.kit, &self.user, &[ticket.to_owned()], None).await?;
+        let body = json!({ "checkout": self.id(checkout), "credits": credits, "payment_method": CARD });
+        check_out(self.kit, &self.user, body).await?;
+        ends(self.kit, &self.id(checkout), "completed").await.map(drop)
+    }
+
+    /// The provider's id of the payment of a checkout.
+    fn payment(&self, checkout: &str) -> anyhow::Result<String> {
+        let payments = self.simulator.payments_of(&self.id(checkout));
+        Ok(payments.first().context("the provider has no such payment")?.id.clone())
+    }
+
+    /// The provider says something about a checkout.
+    async fn tell(&self, checkout: &str, kind: &str, mut data: Value) -> anyhow::Result<()> {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        data["checkout"] = json!(self.id(checkout));
+        data["payment"] = json!(self.payment(checkout).unwrap_or("pi_none".to_owned()));
+        let told = event(
+            &self.id(&format!("event-{number}")),
+            &self.user,
+            &format!("payment.{kind}"),
+            data,
+        );
+        pay(self.kit, &[told]).await.map(drop)
+    }
+
+    /// What the provider's books have of a checkout is this much money, and nothing is set aside any more.
+    fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
+        let movements = self.simulator.movements(&self.id(checkout));
+        let mut sums: BTreeMap<&str, i64> = BTreeMap::new();
+        for (kind, amount) in &movements {
+            let name = match kind {
+                Kind::Authorised => "authorised",
+                Kind::Released => "released",
+                Kind::Captured => "captured",
+                Kind::Refunded => "refunded",
+                Kind::Disputed | Kind::Reinstated => "disputed",
+            };
+            *sums.entry(name).or_default() += amount.abs();
+        }
+        let sum = |name: &str| sums.get(name).copied().unwrap_or(0);
+        ensure!(sum("captured") - sum("refunded") == money, "{checkout}: {movements:?}");
+        let open = self.simulator.open_authorisations();
+        let id = self.id(checkout);
+        ensure!(
+            !open.iter().any(|payment| payment.checkout == id),
+            "{checkout}: {movements:?}"
+        );
+        Ok(())
+    }
+
+    /// Every promise is kept.
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        none_prepared(self.kit).await?;
+        let report = clean_by(|| self.launch("verify")).await?;
+        ensure!(report["stuck"] == 0, "{report}");
+        self.worker.stop().await
+    }
+}
+
+fn dress<'a>(launch: Launch<'a>, environment: &[(String, String)]) -> Launch<'a> {
+    environment
+        .iter()
+        .fold(launch, |launch, (name, value)| launch.env(name, value))
+}
+
+/// Lists tickets at a price in cents of EUR, and waits until they are.
+async fn list(kit: &Kit, tickets: &[String], cents: i64) -> anyhow::Result<()> {
+    let price = json!({ "amount": cents, "currency": "EUR" });
+    try_join_all(tickets.iter().map(|ticket| list_at(kit, ticket, price.clone()))).await?;
+    Ok(())
+}
+
+async fn list_at(kit: &Kit, ticket: &str, price: Value) -> anyhow::Result<()> {
+    let body = json!({ "show": "proofs", "price": price });
+    let (status, reply) = call(kit, &[], "Ticket", ticket, "list", &body).await?;
+    ensure!(status == 200 && reason(&reply).is_empty(), "{status}: {reply}");
+    Ok(())
+}
+
+/// Puts tickets into the user's cart.
+async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) -> anyhow::Result<()> {
+    for ticket in tickets {
+        let body = match hold_for {
+            Some(seconds) => json!({ "ticket": ticket, "hold_for": seconds }),
+            None => json!({ "ticket": ticket }),
+        };
+        let (status, added) = call(kit, &[], "User", user, "addTicket", &body).await?;
+        ensure!(
+            status == 200 && added["added"]["ticket"] == **ticket,
+            "{status}: {added}"
+        );
+    }
+    Ok(())
+}
+
+async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
+    let (status, reply) = call(kit, &[], "User", user, "checkout", &body).await?;
+    ensure!(status == 200, "{status}: {reply}");
+    Ok(reply)
+}
+
+/// Why the last outcome of a reply refuses; empty when it does not.
+fn reason(reply: &Value) -> String {
+    let outcomes = reply["outcomes"].as_array();
+    let last = outcomes.and_then(|outcomes| outcomes.last());
+    let refused = last.filter(|last| last["type"].as_str().is_some_and(|name| name.contains(".refused.")));
+    refused
+        .and_then(|last| last["data"]["reason"].as_str())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+async fn look(kit: &Kit, user: &str, handler: &str) -> anyhow::Result<Value> {
+    let path = format!("User/{}/{handler}", user.replace('/', "%2F"));
+    let response = reqwest::get(format!("{}/{path}", kit.stack.restate.ingress())).await?;
+    Ok(response.error_for_status()?.json().await?)
+}
+
+/// The checkout, once it is in this state.
+async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
+    until(&format!("{checkout} is {state}"), DEADLINE, async || {
+        let (_, view) = view(kit, "Checkout", checkout).await?;
+        ensure!(view["state"] == state, "{view}");
+        Ok(view)
+    })
+    .await
+}
+
+/// The checkout, once it has ended, which it must in this state.
+async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
+    let ended = until(&format!("{checkout} has ended"), DEADLINE, async || {
+        let (status, view) = view(kit, "Checkout", checkout).await?;
+        let state = view["state"].as_str().with_context(|| format!("{status}: {view}"))?;
+        ensure!(["completed", "refunded", "failed"].contains(&state), "{view}");
+        Ok(view)
+    })
+    .await?;
+    if state == "refunded" {
+        return reaches(kit, checkout, state).await;
+    }
+    ensure!(ended["state"] == state, "{ended}");
+    Ok(ended)
+}
+
+/// Each of the tickets was sold once, and is still.
+async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+    for ticket in tickets {
+        reads_as(kit, ticket, "sold").await?;
+        until("the sale is told", DEADLINE, async || {
+            let told = outcomes_of::<TicketTold>(kit, ticket).await?;
+            let told = told.iter().filter(|told| told.subject.as_str() == ticket);
+            let told: Vec<_> = told.map(|told| told.data.outcome_type()).collect();
+            let sales = told.iter().filter(|told| told.contains(".sold."));
+            ensure!(sales.count() == 1, "{ticket}: {told:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+    for ticket in tickets {
+        reads_as(kit, ticket, "available").await?;
+    }
+    Ok(())
+}
+
+async fn reads_as(kit: &Kit, ticket: &str, status: &str) -> anyhow::Result<()> {
+    until(&format!("{ticket} is {status}"), DEADLINE, async || {
+        let (_, view) = view(kit, "Ticket", ticket).await?;
+        ensure!(view["status"] == status, "{view}");
+        Ok(())
+    })
+    .await
+}
+
+/// The user was told so many outcomes with this verb, once the relay is quiet.
+async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Result<()> {
+    clean(kit).await?;
+    let told = outcomes_of::<UserTold>(kit, user).await?;
+    let found = verbs(&told).into_iter().filter(|other| other == verb).count();
+    ensure!(found == count, "{found} {verb}: {told:?}");
+    Ok(())
+}
+
+fn verbs(told: &[Outcome<UserTold>]) -> Vec<String> {
+    let verb = |told: &Outcome<UserTold>| told.data.outcome_type().rsplit('.').nth(1).map(str::to_owned);
+    told.iter().filter_map(verb).collect()
+}
+
+/// Cancels or kills a checkout's workflow in the engine.
+async fn end_invocation(kit: &Kit, checkout: &str, how: &str) -> anyhow::Result<()> {
+    let query = format!(
+        "select id from sys_invocation where target_service_name = 'Checkout' and target_service_key = '{checkout}' \
+         and target_handler_name = 'run' and status <> 'completed'"
+    );
+    let rows = kit.stack.restate.sql(&query).await?;
+    let id = rows
+        .first()
+        .and_then(|row| row["id"].as_str())
+        .context("no such workflow")?
+        .to_owned();
+    let url = format!("{}/invocations/{id}/{how}", kit.stack.restate.admin());
+    reqwest::Client::new().patch(url).send().await?.error_for_status()?;
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! The payment provider's adapter against servers that others wrote: `stripe-mock`, which holds every request against Stripe's
+//! published description, and `localstripe`, which keeps the states of payments. `make conformance` fetches and starts them.
+
+#[path = "provider/conversation.rs"]
+mod conversation;
+#[path = "provider/receiver.rs"]
+mod receiver;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use holdfast::metrics::Metrics;
+use holdfast::provider::Provider;
+use holdfast::provider::webhook::What;
+use holdfast_schemas::CheckoutId;
+use holdfast_schemas::PaymentId;
+use holdfast_tests::kit::provider::{Asked, KEY, Simulator};
+use holdfast_tests::kit::third_party::{LocalStripe, ThirdParties};
+use holdfast_tests::kit::{self, log_to_stderr, until};
+use tokio::runtime::Runtime;
+use tracing::error;
+
+use conversation::{Buyer, Card, EXACT, Party, TALKS, hold, settings};
+use receiver::{Receiver, SECRET};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn main() -> ExitCode {
+    log_to_stderr();
+    match kit::run_to_end(|| Runtime::new()?.block_on(run())) {
+        Ok(Some(Ok(()))) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::from(kit::INTERRUPTED),
+        Ok(Some(Err(error))) | Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> anyhow::Result<()> {
+    let asked = every_request().await?;
+    let others = ThirdParties::start().await?;
+    described(&others.stripe_mock.url(), &asked)
+        .await
+        .context("stripe-mock")?;
+    // Its certificate is its own.
+    let stranger = provider(&others.stripe_mock.secure_url(), KEY)?;
+    let answer = stranger.create(&Buyer::new("stranger", "pm_card_visa")?.order()).await;
+    let seen = answer.map_err(|error| holdfast::error::chain(&error));
+    ensure!(
+        seen.as_ref().is_err_and(|seen| seen.contains("certificate")),
+        "{seen:?}"
+    );
+    println!(
+        "stripe-mock: {} requests are as Stripe describes them, and its answers are understood",
+        asked.len()
+    );
+    let localstripe = &*others.localstripe;
+    let receiver = Receiver::start(0).await?;
+    localstripe.webhooks_to(&receiver.url(), SECRET).await?;
+    hold(&provider(&localstripe.url(), KEY)?, localstripe, TALKS)
+        .await
+        .context("localstripe")?;
+    // Each is told a second later.
+    for talk in ["talk-captured-and-given-back", "talk-proved"] {
+        until("localstripe tells what was captured", PATIENCE, async || {
+            let events = receiver.events()?;
+            let told = events.iter().any(|event| {
+                let checkout = event.checkout.as_ref().map(CheckoutId::as_str);
+                checkout == Some(talk) && matches!(event.what, What::Captured { .. })
+            });
+            ensure!(told, "{talk} is not among {events:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    println!(
+        "localstripe: {} talks went as expected, and its signed events are understood",
+        TALKS.len()
+    );
+    Ok(())
+}
+
+fn provider(url: &str, key: &str) -> anyhow::Result<Provider> {
+    let provider = Provider::new(&settings(url, key, PATIENCE)?, Arc::new(Metrics::new()?))?;
+    provider.context("no provider")
+}
+
+/// All that the adapter can ask, by having the whole conversation with the simulator, and a search of two pages.
+async fn every_request() -> anyhow::Result<Vec<Asked>> {
+    let simulator = Simulator::start().await?;
+    let provider = provider(&simulator.url(), KEY)?;
+    hold(&provider, &simulator, TALKS).await?;
+    hold(&provider, &simulator, EXACT).await?;
+    let buyer = Buyer::new("found", "pm_card_visa")?;
+    for other in 0..100 {
+        let other = Buyer::new(&format!("other-{other}"), "pm_card_visa")?;
+        provider.create(&other.order()).await?;
+    }
+    provider.find(&buyer.checkout, holdfast_tests::load::now()).await?;
+    Ok(simulator.asked())
+}
+
+/// Every request is taken, and every kind of answer is read.
+async fn described(url: &str, asked: &[Asked]) -> anyhow::Result<()> {
+    let client = reqwest::Client::new();
+    for asked in asked {
+        let mut request = client.request(asked.method.clone(), format!("{url}{}", asked.path));
+        for name in ["authorization", "stripe-version", "content-type", "idempotency-key"] {
+            if let Some(value) = asked.headers.get(name) {
+                request = request.header(name, value);
+            }
+        }
+        let answer = request.body(asked.body.clone()).send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        ensure!(
+            status.is_success(),
+            "{} {} {}: {status} {text}",
+            asked.method,
+            asked.path,
+            asked.body
+        );
+    }
+    let provider = provider(url, KEY)?;
+    let buyer = Buyer::new("described", "pm_card_visa")?;
+    let payment = provider.create(&buyer.order()).await?;
+    provider.get(&payment.id).await?;
+    provider
+        .cancel(&payment.id, &buyer.checkout)
+        .await
+        .map(drop)
+        .or_else(unmoved)?;
+    provider.find(&buyer.checkout, holdfast_tests::load::now()).await?;
+    Ok(())
+}
+
+/// It keeps no state: whatever step was taken, the payment has not moved.
+fn unmoved(error: holdfast::provider::Error) -> anyhow::Result<()> {
+    ensure!(error.to_string().contains("it was done"), "{error:?}");
+    Ok(())
+}
+
+impl Party for LocalStripe {
+    async fn card(&self, card: Card) -> anyhow::Result<String> {
+        match card {
+            Card::Good => Ok("pm_card_visa".into()),
+            Card::Declined => Ok("pm_card_chargeCustomerFail".into()),
+            Card::Asks => {
+                let fields =
+                    "type=card&card[number]=4000002500003155&card[exp_month]=12&card[exp_year]=2030&card[cvc]=123";
+                let made = self.post("payment_methods", fields).await?;
+                let id = made["id"].as_str().ok_or_else(|| anyhow!("{made}"))?;
+                Ok(id.to_owned())
+            }
+        }
+    }
+
+    async fn customer(&self, payment: &PaymentId, success: bool) -> anyhow::Result<()> {
+        let path = format!("payment_intents/{payment}");
+        let secret = self.get(&path).await?["client_secret"].as_str().map(String::from);
+        let fields = format!("client_secret={}&success={success}", secret.context("no secret")?);
+        self.post(&format!("{path}/_authenticate"), &fields).await.map(drop)
+    }
+}

@@ -1,0 +1,442 @@
+//! The payment provider: what the adapter says and understands, and that no fault makes a payment twice or loses its fate.
+
+mod conversation;
+mod receiver;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use holdfast::metrics::Metrics;
+use holdfast::provider::webhook::{Dispute, What};
+use holdfast::provider::{Error, Payment, Provider, State};
+use holdfast_schemas::{CheckoutId, Currency, PaymentId};
+use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, Kind, Simulator};
+use holdfast_tests::kit::{Kit, until};
+use holdfast_tests::load::now;
+
+use crate::support::DEADLINE;
+use crate::{Test, tests};
+use conversation::{AMOUNT, Buyer, EXACT, TALKS, hold, settings};
+use receiver::{Receiver, SECRET};
+
+pub(crate) const TESTS: &[Test] = tests![
+    the_simulator_answers_as_real_servers_do,
+    whatever_breaks_in_whichever_call_there_is_one_payment_and_its_fate_can_be_asked,
+    a_failure_that_the_provider_repeats_does_not_hold_up_a_step,
+    a_call_that_is_still_under_way_is_not_made_twice,
+    a_payment_is_found_among_many_after_its_key_is_forgotten,
+    what_no_repetition_mends_is_said_at_once,
+    under_faults_at_random_the_books_agree_to_the_last_cent,
+    what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged,
+];
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn provider(simulator: &Simulator, patience: Duration) -> anyhow::Result<(Provider, Arc<Metrics>)> {
+    let metrics = Arc::new(Metrics::new()?);
+    let settings = settings(&simulator.url(), KEY, patience)?;
+    let provider = Provider::new(&settings, metrics.clone())?;
+    Ok((provider.context("no provider")?, metrics))
+}
+
+fn the_simulator_answers_as_real_servers_do(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        hold(&provider, &simulator, TALKS).await?;
+        hold(&provider, &simulator, EXACT).await?;
+        let open = simulator.open_authorisations();
+        ensure!(open.is_empty(), "{open:?}");
+        Ok(())
+    })
+}
+
+/// A step of a checkout, and how far its payment is before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Create,
+    Authorise,
+    Capture,
+    Cancel,
+    Refund,
+}
+
+impl Step {
+    fn call(self) -> Call {
+        match self {
+            Step::Create => Call::Create,
+            Step::Authorise => Call::Confirm,
+            Step::Capture => Call::Capture,
+            Step::Cancel => Call::Cancel,
+            Step::Refund => Call::Refund,
+        }
+    }
+
+    fn goal(self) -> State {
+        match self {
+            Step::Create => State::Unconfirmed,
+            Step::Authorise => State::Authorized,
+            Step::Capture | Step::Refund => State::Captured,
+            Step::Cancel => State::Canceled,
+        }
+    }
+}
+
+const SALE: &[Step] = &[Step::Create, Step::Authorise, Step::Capture, Step::Refund];
+const LET_GO: &[Step] = &[Step::Create, Step::Authorise, Step::Cancel];
+
+const SOLD: &[(Kind, i64)] = &[
+    (Kind::Authorised, AMOUNT),
+    (Kind::Captured, AMOUNT),
+    (Kind::Refunded, AMOUNT),
+];
+const RELEASED: &[(Kind, i64)] = &[(Kind::Authorised, AMOUNT), (Kind::Released, AMOUNT)];
+
+const FAULTS: &[Fault] = &[
+    Fault::RequestLost,
+    Fault::AnswerLost,
+    Fault::Garbled,
+    Fault::Slow(Duration::from_millis(600)),
+    Fault::Busy,
+    Fault::TooMany,
+    Fault::Broken { done: false },
+    Fault::Broken { done: true },
+    Fault::Unavailable,
+];
+
+async fn take(provider: &Provider, buyer: &Buyer, step: Step, id: Option<&PaymentId>) -> Result<Payment, Error> {
+    let checkout = &buyer.checkout;
+    match (step, id) {
+        (Step::Authorise, Some(id)) => provider.authorise(id, checkout).await,
+        (Step::Capture, Some(id)) => provider.capture(id, checkout).await,
+        (Step::Cancel, Some(id)) => provider.cancel(id, checkout).await,
+        (Step::Refund, Some(id)) => provider.refund(id, checkout).await,
+        _ => provider.create(&buyer.order()).await,
+    }
+}
+
+/// Takes the step again and again while its fate is unknown; nothing else may be wrong.
+async fn persist(provider: &Provider, buyer: &Buyer, step: Step, id: Option<&PaymentId>) -> anyhow::Result<Payment> {
+    until(&format!("{step:?} has its answer"), DEADLINE, async || {
+        match take(provider, buyer, step, id).await {
+            Err(error @ Error::Unknown { .. }) => Err(error),
+            answer => Ok(answer),
+        }
+    })
+    .await?
+    .with_context(|| format!("{step:?}"))
+}
+
+fn whatever_breaks_in_whichever_call_there_is_one_payment_and_its_fate_can_be_asked(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, Duration::from_millis(300))?;
+        for (steps, movements) in [(SALE, SOLD), (LET_GO, RELEASED)] {
+            for (place, broken) in steps.iter().enumerate() {
+                for fault in FAULTS {
+                    let checkout = format!("broken-{}-{place}-{fault:?}", steps.len());
+                    let broken = (*broken, *fault);
+                    let run = under_fault(&simulator, &provider, &checkout, steps, broken).await;
+                    run.with_context(|| checkout.clone())?;
+                    let payments = simulator.payments_of(&checkout);
+                    // A failure that is kept for the key bars making the payment, and nothing was made.
+                    let made = broken != (Step::Create, Fault::Broken { done: false });
+                    ensure!(payments.len() == usize::from(made), "{checkout}: {payments:?}");
+                    let moved = simulator.movements(&checkout);
+                    ensure!(moved == if made { movements } else { &[] }, "{checkout}: {moved:?}");
+                }
+            }
+        }
+        let buyer = Buyer::new("looked-for", "pm_card_visa")?;
+        let made = provider.create(&buyer.order()).await?;
+        for fault in FAULTS {
+            simulator.fail(Call::Retrieve, Some("looked-for"), *fault, 1);
+            let answer = provider.get(&made.id).await;
+            ensure!(matches!(answer, Err(Error::Unknown { .. })), "{fault:?}: {answer:?}");
+            simulator.fail(Call::List, None, *fault, 1);
+            let answer = provider.find(&buyer.checkout, now()).await;
+            ensure!(matches!(answer, Err(Error::Unknown { .. })), "{fault:?}: {answer:?}");
+        }
+        ensure!(provider.get(&made.id).await? == made, "it has changed");
+        Ok(())
+    })
+}
+
+/// Takes the steps; the one that breaks is asked about before it is taken again.
+async fn under_fault(
+    simulator: &Simulator,
+    provider: &Provider,
+    checkout: &str,
+    steps: &[Step],
+    (broken, fault): (Step, Fault),
+) -> anyhow::Result<()> {
+    let buyer = Buyer::new(checkout, "pm_card_visa")?;
+    let since = now();
+    let mut id = None;
+    for step in steps {
+        if *step == broken {
+            simulator.fail(step.call(), Some(checkout), fault, 1);
+            let answer = take(provider, &buyer, *step, id.as_ref()).await;
+            // What a refund answers is not read: the payment is.
+            let told = (*step, fault) == (Step::Refund, Fault::Garbled) && answer.is_ok();
+            ensure!(
+                told || matches!(answer, Err(Error::Unknown { .. })),
+                "{step:?}: {answer:?}"
+            );
+            let fate = match &id {
+                Some(id) => Some(provider.get(id).await?),
+                None => provider.find(&buyer.checkout, since).await?,
+            };
+            let truth = simulator.payments_of(checkout).first().cloned();
+            let told = fate
+                .as_ref()
+                .map(|fate| (fate.id.as_str(), fate.captured, fate.refunded));
+            let known = truth
+                .as_ref()
+                .map(|truth| (truth.id.as_str(), truth.captured, truth.refunded));
+            ensure!(told == known, "{fate:?} is told of {truth:?}");
+            if let (Step::Create, Fault::Broken { done }) = (step, fault) {
+                // The key repeats the failure for a day: what was made is found, and used.
+                let again = provider.create(&buyer.order()).await;
+                ensure!(matches!(again, Err(Error::Unknown { .. })), "{again:?}");
+                match (done, fate) {
+                    (true, Some(fate)) => id = Some(fate.id),
+                    (false, None) => return Ok(()),
+                    (_, fate) => bail!("{fate:?}"),
+                }
+                continue;
+            }
+        }
+        let payment = persist(provider, &buyer, *step, id.as_ref()).await?;
+        ensure!(payment.state == step.goal(), "{step:?}: {payment:?}");
+        id = Some(payment.id);
+    }
+    Ok(())
+}
+
+fn a_failure_that_the_provider_repeats_does_not_hold_up_a_step(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, metrics) = provider(&simulator, PATIENCE)?;
+        let buyer = Buyer::new("repeated-failure", "pm_card_visa")?;
+        let id = provider.create(&buyer.order()).await?.id;
+        provider.authorise(&id, &buyer.checkout).await?;
+        simulator.fail(Call::Capture, None, Fault::Broken { done: false }, 1);
+        let first = provider.capture(&id, &buyer.checkout).await;
+        ensure!(matches!(first, Err(Error::Unknown { .. })), "{first:?}");
+        let second = provider.capture(&id, &buyer.checkout).await?;
+        ensure!(second.state == State::Captured, "{second:?}");
+        let text = String::from_utf8(metrics.render()?)?;
+        for line in [
+            r#"holdfast_provider_calls_total{answer="unknown",call="capture"} 1"#,
+            r#"holdfast_provider_calls_total{answer="ok",call="capture"} 1"#,
+        ] {
+            ensure!(text.contains(line), "{text}");
+        }
+        Ok(())
+    })
+}
+
+fn a_call_that_is_still_under_way_is_not_made_twice(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, Duration::from_millis(200))?;
+        let buyer = Buyer::new("under-way", "pm_card_visa")?;
+        simulator.fail(Call::Create, None, Fault::Slow(Duration::from_secs(1)), 1);
+        let late = provider.create(&buyer.order()).await;
+        ensure!(
+            late.as_ref()
+                .is_err_and(|error| error.to_string().contains("no answer within")),
+            "{late:?}"
+        );
+        let busy = provider.create(&buyer.order()).await;
+        ensure!(
+            busy.as_ref().is_err_and(|error| error.to_string().contains("409")),
+            "{busy:?}"
+        );
+        let made = persist(&provider, &buyer, Step::Create, None).await?;
+        let payments = simulator.payments();
+        ensure!(
+            payments.len() == 1 && payments[0].id == made.id.as_str(),
+            "{payments:?}"
+        );
+        Ok(())
+    })
+}
+
+fn a_payment_is_found_among_many_after_its_key_is_forgotten(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        let (since, lost) = (now(), Buyer::new("found", "pm_card_visa")?);
+        simulator.fail(Call::Create, Some("found"), Fault::AnswerLost, 1);
+        let answer = provider.create(&lost.order()).await;
+        ensure!(matches!(answer, Err(Error::Unknown { .. })), "{answer:?}");
+        // More than two pages of others.
+        for other in 0..201 {
+            provider
+                .create(&Buyer::new(&format!("other-{other}"), "pm_card_visa")?.order())
+                .await?;
+        }
+        simulator.forget_keys();
+        let found = provider
+            .find(&lost.checkout, since)
+            .await?
+            .context("it was not found")?;
+        ensure!(found.checkout.as_ref() == Some(&lost.checkout), "{found:?}");
+        let never = provider.find(&CheckoutId::parse("never")?, since).await?;
+        ensure!(never.is_none(), "{never:?}");
+        let later = provider
+            .find(&lost.checkout, since + Duration::from_secs(3_600))
+            .await?;
+        ensure!(later.is_none(), "{later:?}");
+        // Made twice after all, the one with money on it counts.
+        let twin = provider.create(&lost.order()).await?;
+        provider.authorise(&twin.id, &lost.checkout).await?;
+        let found = provider
+            .find(&lost.checkout, since)
+            .await?
+            .context("it was not found")?;
+        ensure!(found.id == twin.id && found.state == State::Authorized, "{found:?}");
+        Ok(())
+    })
+}
+
+fn what_no_repetition_mends_is_said_at_once(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        let unknown = PaymentId::parse("pi_none")?;
+        let buyer = Buyer::new("at-once", "pm_card_visa")?;
+        for answer in [
+            provider.get(&unknown).await,
+            provider.capture(&unknown, &buyer.checkout).await,
+            provider.refund(&unknown, &buyer.checkout).await,
+        ] {
+            ensure!(matches!(answer, Err(Error::NotFound { .. })), "{answer:?}");
+        }
+        let nobodys = provider.create(&Buyer::new("nobodys-card", "nonsense")?.order()).await;
+        ensure!(matches!(nobodys, Err(Error::Declined { .. })), "{nobodys:?}");
+        for amount in [0, 100_000_000] {
+            let mut order = buyer.order();
+            order.amount = amount;
+            let answer = provider.create(&order).await;
+            ensure!(matches!(answer, Err(Error::Declined { .. })), "{amount}: {answer:?}");
+        }
+        for (url, key) in [
+            (simulator.url(), "sk_wrong"),
+            (format!("{}/other", simulator.url()), KEY),
+        ] {
+            let wrong = Provider::new(&settings(&url, key, PATIENCE)?, Arc::new(Metrics::new()?))?;
+            let answer = wrong.context("no provider")?.create(&buyer.order()).await;
+            let error = answer.err().context("it was taken")?;
+            ensure!(matches!(error, Error::Misconfigured { .. }), "{error:?}");
+            ensure!(!format!("{error:?}").contains(key), "{error:?}");
+        }
+        simulator.away(true);
+        let away = provider.create(&buyer.order()).await;
+        ensure!(matches!(away, Err(Error::Unknown { .. })), "{away:?}");
+        Ok(())
+    })
+}
+
+fn under_faults_at_random_the_books_agree_to_the_last_cent(kit: &Kit) -> anyhow::Result<()> {
+    const RATES: &[(Fault, u32)] = &[
+        (Fault::RequestLost, 30),
+        (Fault::AnswerLost, 60),
+        (Fault::Garbled, 15),
+        (Fault::Busy, 30),
+        (Fault::TooMany, 30),
+        (Fault::Unavailable, 30),
+    ];
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        simulator.fail_at_random(7, RATES);
+        for number in 0..40 {
+            let checkout = format!("random-{number}");
+            let buyer = Buyer::new(&checkout, "pm_card_visa")?;
+            let (steps, movements) = if number % 3 == 0 {
+                (LET_GO, RELEASED)
+            } else {
+                (SALE, SOLD)
+            };
+            let mut id = None;
+            for step in steps {
+                id = Some(persist(&provider, &buyer, *step, id.as_ref()).await?.id);
+            }
+            let moved = simulator.movements(&checkout);
+            ensure!(moved == movements, "{checkout}: {moved:?}");
+        }
+        let payments = simulator.payments();
+        ensure!(payments.len() == 40, "{} payments", payments.len());
+        ensure!(simulator.open_authorisations().is_empty(), "something is left open");
+        Ok(())
+    })
+}
+
+fn what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let (simulator, receiver) = (Simulator::start().await?, Receiver::start(1).await?);
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        let buyer = Buyer::new("told", "pm_card_visa")?;
+        let id = provider.create(&buyer.order()).await?.id;
+        provider.authorise(&id, &buyer.checkout).await?;
+        provider.capture(&id, &buyer.checkout).await?;
+        simulator.refund(id.as_str(), 500)?;
+        simulator.dispute(id.as_str())?;
+        simulator.close_dispute(id.as_str(), true)?;
+        simulator.refund(id.as_str(), AMOUNT - 500)?;
+
+        simulator.webhooks_to(&receiver.url(), SECRET);
+        ensure!(
+            simulator.deliver(Delivery::InOrder).await.is_err(),
+            "nothing was refused"
+        );
+        // The one that was refused comes last, and then again with everything else.
+        simulator.deliver(Delivery::InOrder).await?;
+        let first = receiver.events()?;
+        ensure!(simulator.untold().is_empty(), "{:?}", simulator.untold());
+        simulator.deliver_again().await?;
+        let all = receiver.events()?;
+        let again: Vec<_> = all[first.len()..].iter().map(|event| &event.id).collect();
+        let told: Vec<_> = first.iter().map(|event| &event.id).collect();
+        ensure!(told == again, "{told:?}, then {again:?}");
+
+        let what: Vec<_> = first.iter().map(|event| event.what.clone()).collect();
+        let (amount, currency) = (AMOUNT, Currency::EUR);
+        let disputed = |dispute| What::Disputed {
+            amount: amount - 500,
+            currency,
+            dispute,
+        };
+        let expected = [
+            What::Captured { amount, currency },
+            What::Refunded {
+                total: 500,
+                currency,
+                full: false,
+            },
+            disputed(Dispute::Open),
+            disputed(Dispute::Open),
+            disputed(Dispute::Won),
+            What::Refunded {
+                total: amount,
+                currency,
+                full: true,
+            },
+            What::Authorized { amount, currency },
+        ];
+        ensure!(what == expected, "{what:?}");
+        ensure!(first.iter().all(|event| event.payment == id), "{first:?}");
+        ensure!(first[0].checkout.as_ref() == Some(&buyer.checkout), "{first:?}");
+        let net: i64 = simulator
+            .movements("told")
+            .iter()
+            .map(|(kind, amount)| kind.sign() * amount)
+            .sum();
+        ensure!(net == 0, "{net}");
+        Ok(())
+    })
+}

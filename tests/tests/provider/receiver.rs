@@ -1,0 +1,102 @@
+//! Takes webhooks as Holdfast would: each must be signed, and be understood.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use holdfast::provider::webhook::{self, Event};
+use holdfast_tests::load::now;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// What the sender has to sign with.
+pub(crate) const SECRET: &str = "whsec_proofs";
+
+/// Dropping it ends it.
+pub(crate) struct Receiver {
+    address: String,
+    state: Arc<State>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    refuse: AtomicU32,
+    /// What was acknowledged, those of interest.
+    events: Mutex<Vec<Result<Event, String>>>,
+}
+
+impl Receiver {
+    /// Does not acknowledge the first `refuse` that come.
+    pub(crate) async fn start(refuse: u32) -> anyhow::Result<Receiver> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (address, state) = (listener.local_addr()?.to_string(), Arc::new(State::default()));
+        state.refuse.store(refuse, Ordering::SeqCst);
+        let taking = state.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let state = taking.clone();
+                let service = service_fn(move |request| take(request, state.clone()));
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Ok(Receiver {
+            address,
+            state,
+            accepting,
+        })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Everything so far, in the order of arrival. An error when one was not signed or not understood.
+    pub(crate) fn events(&self) -> anyhow::Result<Vec<Event>> {
+        let events = self.state.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events
+            .iter()
+            .cloned()
+            .collect::<Result<_, _>>()
+            .map_err(anyhow::Error::msg)
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn take(request: Request<Incoming>, state: Arc<State>) -> io::Result<Response<Full<Bytes>>> {
+    let less = |left: u32| left.checked_sub(1);
+    let refused = state
+        .refuse
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+        .is_ok();
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let signature = head
+        .headers
+        .get("stripe-signature")
+        .and_then(|value| value.to_str().ok());
+    let tolerance = time::Duration::minutes(5);
+    let event = webhook::verify(signature.unwrap_or_default(), &body, SECRET, now(), tolerance)
+        .and_then(|()| webhook::read(&body))
+        .map_err(|error| format!("{error}: {signature:?}"));
+    if !refused {
+        let mut events = state.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.extend(event.transpose());
+    }
+    let status = if refused { 503 } else { 200 };
+    Response::builder()
+        .status(status)
+        .body(Full::default())
+        .map_err(io::Error::other)
+}

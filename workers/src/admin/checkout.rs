@@ -1,0 +1,120 @@
+//! Checkouts for an operator: which are stuck, how one stands, and how it is settled.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use holdfast_schemas::{CheckoutFailure, CheckoutId, Credits, PaymentId};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::readable;
+use crate::checkout::{Driver, Progress};
+use crate::config::{CheckoutCommand, Config};
+use crate::domain::checkout::{Checkout, State};
+use crate::metrics::Metrics;
+use crate::store::credits::Loyalty;
+use crate::store::{self, checkouts};
+
+pub(super) async fn run(
+    command: &CheckoutCommand,
+    config: &Config,
+    pool: PgPool,
+    now: fn() -> OffsetDateTime,
+) -> anyhow::Result<()> {
+    let text = match command {
+        CheckoutCommand::List => list(&pool).await?,
+        CheckoutCommand::Show { checkout } => show(&find(&pool, checkout).await?)?,
+        CheckoutCommand::Settle { checkout, give_back } => {
+            let id = find(&pool, checkout).await?.id;
+            settle(config, &pool, &id, *give_back, now).await?;
+            show(&find(&pool, checkout).await?)?
+        }
+    };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print")
+}
+
+async fn list(pool: &PgPool) -> anyhow::Result<String> {
+    let stuck = checkouts::stuck(pool).await?;
+    let mut text = format!("{:<12} CHECKOUT\n", "STATE");
+    for (checkout, state) in &stuck {
+        writeln!(text, "{state:<12} {}", readable(checkout.as_bytes()))?;
+    }
+    writeln!(text, "{} stuck", stuck.len())?;
+    Ok(text)
+}
+
+async fn find(pool: &PgPool, checkout: &str) -> anyhow::Result<Checkout> {
+    let id = CheckoutId::parse(checkout).with_context(|| format!("{checkout:?} is no checkout id"))?;
+    let found = checkouts::get(pool, &id).await?;
+    found.with_context(|| format!("{checkout:?} was never opened: check the id"))
+}
+
+/// Takes the checkout to its end, as its workflow would.
+async fn settle(
+    config: &Config,
+    pool: &PgPool,
+    id: &CheckoutId,
+    give_back: bool,
+    now: fn() -> OffsetDateTime,
+) -> anyhow::Result<()> {
+    let database = &config.database;
+    let other = database.loyalty_url.as_ref().map(|url| store::pool(url, database));
+    let loyalty = other
+        .transpose()?
+        .map(|other| Loyalty::new(pool.clone(), other, database.idempotency_retention));
+    let driver = Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now)?;
+    driver.resume(id).await?;
+    if give_back {
+        driver.give_up(id, CheckoutFailure::Settled).await?;
+    }
+    match driver.drive(id, true).await.context("not settled")? {
+        Progress::Ended => Ok(()),
+        Progress::Waits(until) => bail!(
+            "not settled: it waits for the customer until {}",
+            until.format(&Rfc3339)?
+        ),
+        Progress::Stuck => bail!("not settled: the payment provider still does not say how the payment stands"),
+    }
+}
+
+fn show(checkout: &Checkout) -> anyhow::Result<String> {
+    let (total, currency) = (checkout.total.amount(), checkout.currency().code());
+    let failure = match &checkout.state {
+        State::Undoing(failure) | State::Failed(failure) => {
+            let code = failure.code.as_ref().map(|code| format!(" ({code})"));
+            format!("{}{}", failure.reason.as_str(), code.unwrap_or_default())
+        }
+        _ => "none".to_owned(),
+    };
+    let mut text = String::new();
+    for (name, value) in [
+        ("checkout", checkout.id.to_string()),
+        ("user", checkout.user.to_string()),
+        ("state", checkouts::name(&checkout.state).to_owned()),
+        ("stuck", if checkout.stuck { "yes" } else { "no" }.to_owned()),
+        ("failure", failure),
+        ("total", format!("{total} {currency} (minor units)")),
+        ("credits", checkout.credits.map_or(0, Credits::amount).to_string()),
+        ("refunded", checkout.refunded.to_string()),
+        (
+            "payment",
+            checkout.payment.as_ref().map_or("none", PaymentId::as_str).to_owned(),
+        ),
+        ("until", checkout.until.format(&Rfc3339)?),
+    ] {
+        writeln!(text, "{name:<10}{}", readable(value.as_bytes()))?;
+    }
+    for line in &checkout.lines {
+        let price = line.price.amount();
+        writeln!(
+            text,
+            "{:<10}{} {price}",
+            "ticket",
+            readable(line.ticket.as_str().as_bytes())
+        )?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,454 @@
+//! Takes checkouts further: reads what is to be done next, asks the payment provider where money is meant, and writes what came
+//! of it. All that counts lies in the checkout's row, so that anybody may go on with it, several at once, and after any crash.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::crash::{self, Point};
+use crate::domain::checkout::{Checkout, Failure, State, Step, Terms};
+use crate::error;
+use crate::metrics::Metrics;
+use crate::provider::{self, Order, Payment, Provider};
+use crate::restate_admin::RestateAdmin;
+use crate::store::buying::{Buying, undoing};
+use crate::store::credits::Loyalty;
+use crate::store::{self, PgPool, checkouts};
+
+/// How often checkouts are looked for that nobody takes further.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Takes checkouts further.
+#[derive(Clone)]
+pub struct Driver {
+    pub buying: Buying,
+    pub provider: Option<Provider>,
+    /// How long the provider may leave a payment's fate unknown before an operator is asked for.
+    pub stuck_after: Duration,
+    pub now: fn() -> OffsetDateTime,
+}
+
+/// How far a checkout was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It waits for the provider's word until then.
+    Waits(OffsetDateTime),
+    /// An operator is asked for.
+    Stuck,
+    Ended,
+}
+
+/// Why a checkout was not taken further: to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no checkout {0:?}")]
+    NoCheckout(String),
+    #[error("there is no payment provider: set --provider-url (HOLDFAST_PROVIDER_URL)")]
+    NoProvider,
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Provider(#[from] provider::Error),
+}
+
+impl Driver {
+    /// By the settings. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// No client of the payment provider can be made.
+    pub fn new(
+        config: &Config,
+        main: &PgPool,
+        loyalty: Option<Loyalty>,
+        metrics: &Arc<Metrics>,
+        now: fn() -> OffsetDateTime,
+    ) -> Result<Self, provider::Error> {
+        let provider = Provider::new(&config.provider, metrics.clone())?;
+        let terms = Terms {
+            provider: provider.is_some(),
+            credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
+            show_limit: config.checkout.show_limit,
+        };
+        let buying = Buying {
+            main: main.clone(),
+            loyalty,
+            terms,
+            retention: config.database.idempotency_retention,
+            metrics: metrics.clone(),
+        };
+        Ok(Self {
+            buying,
+            provider,
+            stuck_after: config.checkout.stuck_after,
+            now,
+        })
+    }
+
+    /// Takes a checkout as far as it goes without waiting. `heard`: the provider has said something, so a payment that waits is
+    /// looked at.
+    ///
+    /// # Errors
+    /// A server does not answer, or the provider does not say how the payment stands.
+    pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<Progress, Error> {
+        loop {
+            let checkout = self.find(id).await?;
+            if checkout.stuck {
+                return Ok(Progress::Stuck);
+            }
+            let step = match checkout.next((self.now)()) {
+                Step::End => return Ok(Progress::Ended),
+                Step::Wait(until) if !heard => return Ok(Progress::Waits(until)),
+                Step::Wait(_) => Step::Look,
+                step => step,
+            };
+            heard = false;
+            self.take(&step, &checkout).await?;
+            if let Some(point) = point(&step) {
+                crash::here(point);
+                if crash::again(point) {
+                    self.take(&step, &checkout).await?;
+                }
+            }
+        }
+    }
+
+    /// Gives a checkout up that has not ended; what it set aside, sold or spent is given back by the next drive.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn give_up(&self, id: &CheckoutId, reason: CheckoutFailure) -> Result<(), Error> {
+        loop {
+            let checkout = self.find(id).await?;
+            let may = !matches!(
+                checkout.state,
+                State::Undoing(_) | State::Completed | State::Refunded | State::Failed(_)
+            );
+            let next = Checkout {
+                stuck: false,
+                ..undoing(&checkout, reason.into())
+            };
+            if !may || self.buying.advance(&checkout, &next).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sets a checkout going again that is stuck.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
+        let checkout = self.find(id).await?;
+        let next = Checkout {
+            stuck: false,
+            unknown_since: None,
+            ..checkout.clone()
+        };
+        if checkout.stuck {
+            self.buying.advance(&checkout, &next).await?;
+        }
+        Ok(())
+    }
+
+    async fn find(&self, id: &CheckoutId) -> Result<Checkout, Error> {
+        let found = checkouts::get(&self.buying.main, id).await?;
+        found.ok_or_else(|| Error::NoCheckout(id.to_string()))
+    }
+
+    async fn take(&self, step: &Step, checkout: &Checkout) -> Result<(), Error> {
+        match step {
+            Step::Create if checkout.called_at.is_none() => self.call(checkout).await,
+            Step::Create => self.create(checkout).await,
+            Step::Find => self.look_up(checkout).await,
+            Step::Authorise => self.authorise(checkout).await,
+            Step::Look => self.look(checkout).await,
+            Step::Sell => Ok(self.buying.sell(checkout, Uuid::new_v4()).await?),
+            Step::Capture => self.capture(checkout).await,
+            Step::Complete => Ok(self.buying.complete(checkout).await?),
+            Step::GiveBack => self.give_back(checkout).await,
+            Step::Fail => Ok(self.buying.fail(checkout, 0, Uuid::new_v4()).await?),
+            Step::ReturnCredits => Ok(self.buying.return_credits(checkout, Uuid::new_v4()).await?),
+            Step::Wait(_) | Step::End => Ok(()),
+        }
+    }
+
+    /// Notes that the provider is about to be called.
+    async fn call(&self, checkout: &Checkout) -> Result<(), Error> {
+        let next = Checkout {
+            called_at: Some((self.now)()),
+            ..checkout.clone()
+        };
+        self.advance(checkout, &next).await
+    }
+
+    async fn create(&self, checkout: &Checkout) -> Result<(), Error> {
+        let order = Order {
+            checkout: &checkout.id,
+            user: &checkout.user,
+            amount: checkout.due(),
+            currency: checkout.currency(),
+            method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
+        };
+        let provider = self.provider()?;
+        let mut answer = provider.create(&order).await;
+        crash::here(Point::CheckoutCreated);
+        if crash::again(Point::CheckoutCreated) {
+            answer = provider.create(&order).await;
+        }
+        match answer {
+            Ok(payment) => self.created(checkout, payment.id).await,
+            Err(error) => self.did_not(checkout, error).await,
+        }
+    }
+
+    async fn look_up(&self, checkout: &Checkout) -> Result<(), Error> {
+        match self.found(checkout).await {
+            Ok(Some(payment)) => self.created(checkout, payment.id).await,
+            Ok(None) => self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
+            Err(error) => self.did_not(checkout, error).await,
+        }
+    }
+
+    /// The payment that was made for this checkout, whichever answer was lost.
+    async fn found(&self, checkout: &Checkout) -> Result<Option<Payment>, provider::Error> {
+        let (Some(provider), Some(called_at)) = (&self.provider, checkout.called_at) else {
+            return Ok(None);
+        };
+        match &checkout.payment {
+            Some(payment) => match provider.get(payment).await {
+                Ok(payment) => Ok(Some(payment)),
+                Err(provider::Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
+            },
+            // The clocks of the provider and ours may differ.
+            None => provider.find(&checkout.id, called_at - time::Duration::hours(1)).await,
+        }
+    }
+
+    async fn created(&self, checkout: &Checkout, payment: PaymentId) -> Result<(), Error> {
+        let next = Checkout {
+            state: State::Created,
+            payment: Some(payment),
+            unknown_since: None,
+            ..checkout.clone()
+        };
+        self.advance(checkout, &next).await
+    }
+
+    async fn authorise(&self, checkout: &Checkout) -> Result<(), Error> {
+        let Some(payment) = &checkout.payment else {
+            return self.look_up(checkout).await;
+        };
+        let provider = self.provider()?;
+        let mut answer = provider.authorise(payment, &checkout.id).await;
+        crash::here(Point::CheckoutAuthorised);
+        if crash::again(Point::CheckoutAuthorised) {
+            answer = provider.authorise(payment, &checkout.id).await;
+        }
+        match answer {
+            Ok(payment) => self.stands(checkout, &payment).await,
+            // It was authorised before, by a call whose answer was lost.
+            Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
+            Err(error) => self.did_not(checkout, error).await,
+        }
+    }
+
+    async fn look(&self, checkout: &Checkout) -> Result<(), Error> {
+        match self.found(checkout).await {
+            Ok(Some(payment)) => self.stands(checkout, &payment).await,
+            Ok(None) => self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
+            Err(error) => self.did_not(checkout, error).await,
+        }
+    }
+
+    /// Goes by how the payment stands.
+    async fn stands(&self, checkout: &Checkout, payment: &Payment) -> Result<(), Error> {
+        let in_time = (self.now)() < checkout.until;
+        let state = match payment.state {
+            provider::State::Authorized | provider::State::Captured => State::Authorised,
+            provider::State::ActionRequired | provider::State::Processing if in_time => State::Waiting,
+            provider::State::Unconfirmed if payment.failure.is_some() => {
+                return self.undo(checkout, declined(payment.failure.as_deref())).await;
+            }
+            _ => return self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
+        };
+        if state == checkout.state {
+            return Ok(());
+        }
+        let next = Checkout {
+            state,
+            unknown_since: None,
+            ..checkout.clone()
+        };
+        self.advance(checkout, &next).await
+    }
+
+    async fn capture(&self, checkout: &Checkout) -> Result<(), Error> {
+        let Some(payment) = &checkout.payment else {
+            return self.undo(checkout, CheckoutFailure::NotCaptured.into()).await;
+        };
+        let provider = self.provider()?;
+        let mut answer = provider.capture(payment, &checkout.id).await;
+        crash::here(Point::CheckoutCaptured);
+        if crash::again(Point::CheckoutCaptured) {
+            answer = provider.capture(payment, &checkout.id).await;
+        }
+        match answer {
+            Ok(_) => Ok(self.buying.complete(checkout).await?),
+            Err(
+                provider::Error::Conflict { .. } | provider::Error::NotFound { .. } | provider::Error::Declined { .. },
+            ) => self.undo(checkout, CheckoutFailure::NotCaptured.into()).await,
+            Err(error) => self.unknown(checkout, error).await,
+        }
+    }
+
+    /// Has the provider give back what it set aside or took, then frees the seats.
+    async fn give_back(&self, checkout: &Checkout) -> Result<(), Error> {
+        let mut given_back = self.given_back(checkout).await;
+        crash::here(Point::CheckoutGivenBack);
+        if crash::again(Point::CheckoutGivenBack) {
+            given_back = self.given_back(checkout).await;
+        }
+        match given_back {
+            Ok(captured) => Ok(self.buying.fail(checkout, captured, Uuid::new_v4()).await?),
+            Err(error) => self.unknown(checkout, error).await,
+        }
+    }
+
+    /// How much the provider had taken, now that it has given everything back.
+    async fn given_back(&self, checkout: &Checkout) -> Result<i64, provider::Error> {
+        let (Some(provider), Some(payment)) = (&self.provider, self.found(checkout).await?) else {
+            return Ok(0);
+        };
+        let payment = match payment.state {
+            provider::State::Canceled => payment,
+            provider::State::Captured => provider.refund(&payment.id, &checkout.id).await?,
+            _ => provider.cancel(&payment.id, &checkout.id).await?,
+        };
+        Ok(payment.captured)
+    }
+
+    /// The provider did not do what it was asked for before any money was set aside.
+    async fn did_not(&self, checkout: &Checkout, error: provider::Error) -> Result<(), Error> {
+        match error {
+            provider::Error::Declined { reason } => self.undo(checkout, declined(Some(&reason))).await,
+            provider::Error::Misconfigured { .. } | provider::Error::NotFound { .. } => {
+                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
+                self.undo(checkout, CheckoutFailure::Misconfigured.into()).await
+            }
+            error => self.unknown(checkout, error).await,
+        }
+    }
+
+    /// Notes that nobody knows how the payment stands; after a while an operator is asked for.
+    async fn unknown(&self, checkout: &Checkout, error: provider::Error) -> Result<(), Error> {
+        let now = (self.now)();
+        match checkout.unknown_since {
+            Some(since) if now - since > self.stuck_after => {
+                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a checkout is stuck");
+                self.buying.stick(checkout).await?;
+                Ok(())
+            }
+            Some(_) => Err(error.into()),
+            None => {
+                let next = Checkout {
+                    unknown_since: Some(now),
+                    ..checkout.clone()
+                };
+                self.advance(checkout, &next).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn undo(&self, checkout: &Checkout, failure: Failure) -> Result<(), Error> {
+        self.advance(checkout, &undoing(checkout, failure)).await
+    }
+
+    /// Whether somebody else took a step instead shows when the row is read again.
+    async fn advance(&self, from: &Checkout, to: &Checkout) -> Result<(), Error> {
+        self.buying.advance(from, to).await?;
+        Ok(())
+    }
+
+    fn provider(&self) -> Result<&Provider, Error> {
+        self.provider.as_ref().ok_or(Error::NoProvider)
+    }
+}
+
+fn declined(code: Option<&str>) -> Failure {
+    Failure {
+        reason: CheckoutFailure::Declined,
+        code: code.and_then(|code| DeclineCode::parse(code).ok()),
+    }
+}
+
+/// The crash point after a step.
+fn point(step: &Step) -> Option<Point> {
+    match step {
+        Step::Create => Some(Point::CheckoutCalled),
+        Step::Sell => Some(Point::CheckoutSold),
+        Step::Capture | Step::Complete => Some(Point::CheckoutCompleted),
+        Step::GiveBack | Step::Fail => Some(Point::CheckoutFailed),
+        _ => None,
+    }
+}
+
+/// Looks after checkouts that no live workflow takes further, for ever: each is given up, unless it was being undone or only owes
+/// credits, and taken to its end. `idle`: how long nobody has taken a step of it.
+pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration, metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = count(&driver, &metrics).await {
+            tracing::warn!(error = error::chain(&error), "checkouts are counted later");
+        }
+        if let Err(error) = look_once(&driver, &admin, idle).await {
+            tracing::warn!(error = %error, "checkouts that nobody takes further are looked after later");
+        }
+    }
+}
+
+async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> anyhow::Result<()> {
+    let unfinished = checkouts::unfinished(&driver.buying.main, idle).await?;
+    if unfinished.is_empty() {
+        return Ok(());
+    }
+    let live: HashSet<String> = admin.live_checkouts().await?;
+    for id in unfinished.iter().filter(|id| !live.contains(id.as_str())) {
+        tracing::warn!(checkout = %id, "nobody takes this checkout further: it is given up");
+        if let Err(error) = abandon(driver, id).await {
+            tracing::warn!(checkout = %id, error = error::chain(&error), "the checkout is looked after later");
+        }
+    }
+    Ok(())
+}
+
+async fn abandon(driver: &Driver, id: &CheckoutId) -> Result<(), Error> {
+    driver.give_up(id, CheckoutFailure::Abandoned).await?;
+    driver.drive(id, false).await.map(drop)
+}
+
+async fn count(driver: &Driver, metrics: &Metrics) -> Result<(), store::Error> {
+    let counts = checkouts::counts(&driver.buying.main).await?;
+    metrics.checkouts.reset();
+    metrics.checkout_oldest_seconds.reset();
+    for checkouts::Count {
+        state,
+        checkouts,
+        oldest_seconds,
+    } in counts
+    {
+        metrics.checkouts.with_label_values(&[&state]).set(checkouts);
+        metrics
+            .checkout_oldest_seconds
+            .with_label_values(&[&state])
+            .set(oldest_seconds as i64);
+    }
+    Ok(())
+}

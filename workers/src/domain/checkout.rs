@@ -1,0 +1,334 @@
+//! A checkout: tickets that a user holds become theirs and are paid, or nothing happens. Each step is decided here, from what
+//! stands in the checkout's row alone; each may be done again.
+//!
+//! The money is set aside first, then the seats are sold, then the money is taken: should the seats be gone meanwhile, what was
+//! set aside is given back without a charge (Stripe: "place a hold on a payment method").
+
+use std::collections::HashSet;
+
+use holdfast_schemas::{
+    CheckoutFailure, CheckoutId, Credits, Currency, DeclineCode, HoldId, PaymentId, PaymentMethod, Price, Seat, ShowId,
+    TicketId, UserId, UserRefusalReason,
+};
+use time::{Duration, OffsetDateTime};
+
+use super::ticket::Input;
+use super::{State as TicketState, Ticket};
+
+/// The most tickets that one checkout takes.
+pub const MOST_TICKETS: usize = 100;
+
+/// How long the provider is asked again under the same idempotency key: it keeps keys for 24 hours (Stripe). Later a payment is
+/// looked up, never made again.
+const KEY_LIVES: Duration = Duration::hours(23);
+
+/// A checkout that was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkout {
+    pub id: CheckoutId,
+    /// Raised by every step.
+    pub version: i64,
+    pub user: UserId,
+    pub lines: Vec<Line>,
+    /// The held prices together.
+    pub total: Price,
+    /// The part of the total that credits pay.
+    pub credits: Option<Credits>,
+    pub method: Option<PaymentMethod>,
+    pub state: State,
+    /// When the first of the holds ends.
+    pub until: OffsetDateTime,
+    /// Just before the first call to the payment provider.
+    pub called_at: Option<OffsetDateTime>,
+    pub payment: Option<PaymentId>,
+    /// Since when the provider has not said how the payment stands.
+    pub unknown_since: Option<OffsetDateTime>,
+    /// Whether an operator is asked for.
+    pub stuck: bool,
+    /// Whether the seats are sold and the credits spent.
+    pub sold: bool,
+    /// Given back of what was captured, in minor units.
+    pub refunded: i64,
+}
+
+/// One ticket of a checkout, as it was held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub ticket: TicketId,
+    pub hold: HoldId,
+    pub show: ShowId,
+    pub seat: Option<Seat>,
+    pub price: Price,
+}
+
+/// How far a checkout has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Prices and seats stand; the provider may have been asked for a payment.
+    Opened,
+    /// The provider knows the payment; no money moves yet.
+    Created,
+    /// The customer must confirm the payment (3-D Secure).
+    Waiting,
+    /// The money is set aside.
+    Authorised,
+    /// The seats are sold and the credits spent; the money is to be taken.
+    Sold,
+    /// Whatever was set aside, taken, sold or spent is to be given back.
+    Undoing(Failure),
+    /// Paid and sold.
+    Completed,
+    /// Paid and sold, then given back wholly; credits that were spent are to be given back as well.
+    Refunded,
+    /// It came to nothing.
+    Failed(Failure),
+}
+
+/// Why a checkout came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: CheckoutFailure,
+    /// What the provider says to it.
+    pub code: Option<DeclineCode>,
+}
+
+impl From<CheckoutFailure> for Failure {
+    fn from(reason: CheckoutFailure) -> Self {
+        Self { reason, code: None }
+    }
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Ask the provider for a payment, under the same key however often.
+    Create,
+    /// The provider's key may have been forgotten: look whether it made a payment.
+    Find,
+    /// Ask the provider to set the money aside.
+    Authorise,
+    /// Ask the provider how the payment stands.
+    Look,
+    /// Wait for the provider's word until then.
+    Wait(OffsetDateTime),
+    /// Sell the seats and spend the credits.
+    Sell,
+    /// Ask the provider for the money.
+    Capture,
+    /// Tell that it is done.
+    Complete,
+    /// Have the provider give back what it set aside or took.
+    GiveBack,
+    /// Free the seats, give the credits back and tell that it failed.
+    Fail,
+    /// Give back credits that paid for seats that were returned.
+    ReturnCredits,
+    /// Nothing.
+    End,
+}
+
+impl Checkout {
+    /// What is left to pay when the credits are spent, in minor units of the total's currency.
+    pub fn due(&self) -> i64 {
+        self.total.amount() - self.credits.map_or(0, Credits::amount)
+    }
+
+    pub fn currency(&self) -> Currency {
+        self.total.currency()
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self.next(OffsetDateTime::UNIX_EPOCH), Step::End)
+    }
+
+    /// What is to be done next, if the provider has given back what it had.
+    pub fn next(&self, now: OffsetDateTime) -> Step {
+        let key_lives = self.called_at.is_none_or(|called| now - called < KEY_LIVES);
+        match &self.state {
+            State::Opened if self.due() == 0 => Step::Sell,
+            State::Opened if key_lives => Step::Create,
+            State::Opened => Step::Find,
+            State::Created => Step::Authorise,
+            State::Waiting if now < self.until => Step::Wait(self.until),
+            State::Waiting => Step::Look,
+            State::Authorised => Step::Sell,
+            State::Sold if self.due() == 0 => Step::Complete,
+            State::Sold => Step::Capture,
+            State::Undoing(_) if self.called_at.is_some() => Step::GiveBack,
+            State::Undoing(_) => Step::Fail,
+            State::Refunded if self.sold && self.credits.is_some() => Step::ReturnCredits,
+            State::Completed | State::Refunded | State::Failed(_) => Step::End,
+        }
+    }
+}
+
+/// What is asked of a checkout that is to be opened.
+pub struct Wish<'a> {
+    pub id: &'a CheckoutId,
+    pub user: &'a UserId,
+    pub tickets: &'a [TicketId],
+    pub credits: Option<Credits>,
+    pub method: Option<&'a PaymentMethod>,
+}
+
+/// What the installation offers.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Whether there is a payment provider.
+    pub provider: bool,
+    /// The currency that credits can pay, if there is a loyalty database.
+    pub credits: Option<Currency>,
+    /// The most tickets of one show that one user may have.
+    pub show_limit: Option<i32>,
+}
+
+/// Opens a checkout of tickets that the user holds, at the prices of the holds. `ticket` finds the row of a ticket, `bought` how
+/// many tickets of a show the user has bought before.
+///
+/// # Errors
+/// The rule that forbids it.
+pub fn open<'t>(
+    wish: &Wish<'_>,
+    terms: Terms,
+    ticket: impl Fn(&TicketId) -> Option<&'t Ticket>,
+    bought: impl Fn(&ShowId) -> i32,
+    now: OffsetDateTime,
+) -> Result<Checkout, UserRefusalReason> {
+    use UserRefusalReason as No;
+    let different: HashSet<_> = wish.tickets.iter().collect();
+    match wish.tickets.len() {
+        0 => return Err(No::EmptyCart),
+        count if different.len() < count => return Err(No::TicketTwice),
+        count if count > MOST_TICKETS => return Err(No::TooManyTickets),
+        _ => {}
+    }
+    let held = wish.tickets.iter().map(|id| {
+        let found = ticket(id).ok_or(No::NotYourHold)?;
+        let TicketState::Held(hold) = &found.state else {
+            return Err(No::NotYourHold);
+        };
+        if hold.user != *wish.user || hold.until <= now {
+            return Err(No::NotYourHold);
+        }
+        let line = Line {
+            ticket: id.clone(),
+            hold: hold.id,
+            show: found.show.clone(),
+            seat: found.seat.clone(),
+            price: found.price,
+        };
+        Ok((line, hold.until))
+    });
+    let held: Vec<(Line, OffsetDateTime)> = held.collect::<Result<_, _>>()?;
+    let until = held.iter().map(|(_, until)| *until).min().ok_or(No::EmptyCart)?;
+    let lines: Vec<Line> = held.into_iter().map(|(line, _)| line).collect();
+    let total = total(&lines)?;
+    let over = |limit: i32| {
+        shows(&lines)
+            .into_iter()
+            .any(|(show, count)| bought(show) + count > limit)
+    };
+    if terms.show_limit.is_some_and(over) {
+        return Err(No::ShowLimit);
+    }
+    if let Some(credits) = wish.credits {
+        match terms.credits {
+            None => return Err(No::NoLoyalty),
+            Some(currency) if currency != total.currency() => return Err(No::CreditsCurrency),
+            Some(_) if credits.amount() > total.amount() => return Err(No::CreditsTooMany),
+            Some(_) => {}
+        }
+    }
+    let checkout = Checkout {
+        id: wish.id.clone(),
+        version: 1,
+        user: wish.user.clone(),
+        lines,
+        total,
+        credits: wish.credits,
+        method: wish.method.cloned(),
+        state: State::Opened,
+        until,
+        called_at: None,
+        payment: None,
+        unknown_since: None,
+        stuck: false,
+        sold: false,
+        refunded: 0,
+    };
+    match checkout.due() {
+        0 => Ok(checkout),
+        _ if !terms.provider => Err(No::NoProvider),
+        _ if checkout.method.is_none() => Err(No::NoPaymentMethod),
+        _ => Ok(checkout),
+    }
+}
+
+fn total(lines: &[Line]) -> Result<Price, UserRefusalReason> {
+    let currency = lines.first().ok_or(UserRefusalReason::EmptyCart)?.price.currency();
+    if lines.iter().any(|line| line.price.currency() != currency) {
+        return Err(UserRefusalReason::CurrenciesDiffer);
+    }
+    // At most 100 prices of at most 10^12 each: far from the bounds of the type.
+    let sum = lines.iter().map(|line| line.price.amount()).sum();
+    Price::new(sum, currency).map_err(|_| UserRefusalReason::TotalTooHigh)
+}
+
+/// How many tickets of each show, in order.
+pub fn shows(lines: &[Line]) -> Vec<(&ShowId, i32)> {
+    let mut shows: Vec<(&ShowId, i32)> = Vec::new();
+    for line in lines {
+        match shows.iter_mut().find(|(show, _)| *show == &line.show) {
+            Some((_, count)) => *count += 1,
+            None => shows.push((&line.show, 1)),
+        }
+    }
+    shows
+}
+
+/// What sells one ticket of a checkout: the hold still stands, or it has ended and nobody else has the ticket, at the same price:
+/// then it is held anew. None when it cannot be sold any more. `anew` is the id of the new hold.
+pub fn sale(
+    checkout: &Checkout,
+    line: &Line,
+    ticket: Option<&Ticket>,
+    anew: HoldId,
+    now: OffsetDateTime,
+) -> Option<Vec<Input>> {
+    let ticket = ticket?;
+    let sell = |hold| Input::Sell {
+        user: checkout.user.clone(),
+        hold,
+        checkout: checkout.id.clone(),
+    };
+    let again = || {
+        let hold = Input::Reserve {
+            user: checkout.user.clone(),
+            hold_for: None,
+            hold: anew,
+        };
+        (ticket.price == line.price).then(|| vec![hold, sell(anew)])
+    };
+    match &ticket.state {
+        TicketState::Held(hold) if now < hold.until => {
+            (hold.id == line.hold && hold.user == checkout.user).then(|| vec![sell(hold.id)])
+        }
+        TicketState::Held(_) | TicketState::Available => again(),
+        TicketState::Sold(_) | TicketState::Withdrawn => None,
+    }
+}
+
+/// What frees one ticket of a checkout that failed: the hold is released, or the sale returned. None when it is no longer the
+/// checkout's.
+pub fn freeing(checkout: &Checkout, line: &Line, ticket: Option<&Ticket>, now: OffsetDateTime) -> Option<Input> {
+    match &ticket?.state {
+        TicketState::Held(hold) if hold.id == line.hold && now < hold.until => Some(Input::Release {
+            user: checkout.user.clone(),
+            hold: line.hold,
+        }),
+        TicketState::Sold(sale) if sale.checkout == checkout.id => Some(Input::Return {
+            checkout: checkout.id.clone(),
+        }),
+        _ => None,
+    }
+}

@@ -1,0 +1,158 @@
+//! A user's cart: the tickets that the user holds and means to buy, by id and hold. Prices, owners and ends of holds are never kept
+//! here: they come from the holds themselves.
+
+use holdfast_schemas::{CheckoutId, Credits, HoldId, PaymentMethod, Price, Reply, TicketId, TicketTold, Told, UserId};
+use restate_sdk::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use time::OffsetDateTime;
+
+use crate::domain::{State, Ticket};
+use crate::store::{self, PgPool};
+
+use super::again;
+
+/// State: the cart, an [`Entries`].
+pub(super) const CART: &str = "cart";
+
+/// The tickets in the cart, in the order in which they were added.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Entries(pub(super) Vec<Entry>);
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub(super) ticket: TicketId,
+    pub(super) hold: HoldId,
+}
+
+impl Entries {
+    pub(super) fn tickets(&self) -> Vec<TicketId> {
+        self.0.iter().map(|entry| entry.ticket.clone()).collect()
+    }
+
+    pub(super) fn add(&mut self, ticket: TicketId, hold: HoldId) {
+        self.0.retain(|entry| entry.ticket != ticket);
+        self.0.push(Entry { ticket, hold });
+    }
+
+    pub(super) fn find(&self, ticket: &TicketId) -> Option<&Entry> {
+        self.0.iter().find(|entry| entry.ticket == *ticket)
+    }
+}
+
+/// Puts a ticket into the cart: it is held for the user.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddTicket {
+    pub(super) ticket: TicketId,
+    /// Seconds, 1 to 86400; without it 900.
+    #[serde(default)]
+    pub(super) hold_for: Option<i64>,
+}
+
+/// Takes a ticket out of the cart: its hold is released.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RemoveTicket {
+    pub(super) ticket: TicketId,
+}
+
+/// From the cart to itself: this hold has ended.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ExpireTicket {
+    pub(super) ticket: TicketId,
+    pub(super) hold: HoldId,
+}
+
+/// Buys the tickets in the cart.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CheckOut {
+    /// An id that was never used before; without it one is made of the request.
+    #[serde(default)]
+    pub(super) checkout: Option<CheckoutId>,
+    #[serde(default)]
+    pub(super) payment_method: Option<PaymentMethod>,
+    /// So many credits are spent as part of the price.
+    #[serde(default)]
+    pub(super) credits: Option<Credits>,
+    /// Without it, all tickets in the cart.
+    #[serde(default)]
+    pub(super) tickets: Option<Vec<TicketId>>,
+}
+
+/// What came of putting a ticket into the cart.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Added {
+    /// It is held for the user.
+    Added {
+        ticket: TicketId,
+        hold: HoldId,
+        #[serde(with = "time::serde::rfc3339")]
+        #[schemars(with = "String")]
+        until: OffsetDateTime,
+    },
+    /// A rule forbids it.
+    Refused { ticket: TicketId, reason: String },
+}
+
+impl Added {
+    /// What the ticket answered.
+    pub(super) fn of(ticket: TicketId, reply: &Reply) -> HandlerResult<Self> {
+        if let Some(reason) = reply.refusal() {
+            let reason = reason.to_owned();
+            return Ok(Self::Refused { ticket, reason });
+        }
+        let told = reply.outcomes.last();
+        let told = told.map(|told| TicketTold::read(&told.outcome_type, &told.data.to_string()));
+        match told {
+            Some(Ok(TicketTold::TicketHeld { hold, until, .. })) => Ok(Self::Added { ticket, hold, until }),
+            _ => Err(format!("the reply of {ticket} tells of no hold").into()),
+        }
+    }
+}
+
+/// The cart as its user sees it.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct View {
+    tickets: Vec<Item>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Item {
+    ticket: TicketId,
+    hold: HoldId,
+    price: Price,
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String")]
+    until: OffsetDateTime,
+}
+
+/// The entries whose holds stand, with what the holds say.
+pub(super) async fn view(pool: &PgPool, user: &UserId, entries: Entries, now: OffsetDateTime) -> HandlerResult<View> {
+    let mut tickets = Vec::with_capacity(entries.0.len());
+    for Entry { ticket, hold } in entries.0 {
+        let found = store::get::<Ticket>(pool, &ticket).await.map_err(again)?;
+        let Some(found) = found else { continue };
+        if let State::Held(held) = found.state
+            && held.id == hold
+            && held.user == *user
+            && held.until > now
+        {
+            tickets.push(Item {
+                ticket,
+                hold,
+                price: found.price,
+                until: held.until,
+            });
+        }
+    }
+    Ok(View { tickets })
+}
+
+/// From now until a hold that was asked for so many seconds has ended for certain.
+pub(super) fn lifetime(hold_for: Option<i64>) -> Duration {
+    Duration::from_secs(hold_for.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(900))
+}

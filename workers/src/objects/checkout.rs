@@ -1,0 +1,187 @@
+//! The Checkout workflow: its key is the checkout's id. It takes the checkout to its end while its user goes on with other things.
+//! What it does lies in the checkout's row, not in its journal: killed, forgotten or upgraded, somebody else goes on from there.
+
+use holdfast_schemas::{CheckoutFailure, CheckoutId, Credits, DeclineCode, PaymentId, Price, TicketId, UserId};
+use restate_sdk::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use time::OffsetDateTime;
+
+use crate::checkout::{Driver, Progress};
+use crate::domain;
+use crate::domain::checkout::State;
+use crate::error;
+use crate::store::checkouts;
+
+use super::again;
+
+/// Takes one checkout to its end.
+pub(super) struct Checkout {
+    driver: Driver,
+}
+
+impl Checkout {
+    pub(super) fn new(driver: Driver) -> Self {
+        Self { driver }
+    }
+}
+
+/// Kept once the provider has said something, so that a workflow that waits goes on at once.
+const HEARD: &str = "heard";
+
+/// Pause before a checkout that is stuck is looked at again: an operator may have set it going.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// How far it was taken; kept in the journal.
+#[derive(Serialize, Deserialize)]
+enum Taken {
+    Ended,
+    /// Look again after so many milliseconds.
+    Waits(u64),
+}
+
+#[restate_sdk::workflow(
+    name = "Checkout",
+    journal_retention = "1h",
+    workflow_completion_retention = "1d",
+    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
+)]
+impl Checkout {
+    /// Takes the checkout to its end and answers how it ended. Cancelled, it gives everything back first.
+    #[handler]
+    async fn run(&self, ctx: WorkflowContext<'_>) -> HandlerResult<Json<View>> {
+        let id = id(ctx.key())?;
+        match self.follow(&ctx, &id, true).await {
+            Ok(()) => {}
+            // Only a cancellation ends a step for good.
+            Err(_) => {
+                ctx.run(|| self.give_up(&id)).name("give up").await?;
+                self.follow(&ctx, &id, false).await?;
+            }
+        }
+        let view = ctx.run(|| self.view(&id)).name("end").await?;
+        Ok(view)
+    }
+
+    /// The provider has said something about the payment.
+    #[handler(ingress_private)]
+    async fn hear(&self, ctx: SharedWorkflowContext<'_>) -> HandlerResult<()> {
+        let id = id(ctx.key())?;
+        ctx.run(|| self.drive(&id, true)).name("drive").await?;
+        if ctx.peek_promise::<()>(HEARD).await?.is_none() {
+            ctx.resolve_promise(HEARD, ());
+        }
+        Ok(())
+    }
+
+    /// The checkout as it is, whether its workflow lives or not.
+    #[handler]
+    async fn get(&self, ctx: SharedWorkflowContext<'_>) -> HandlerResult<Json<View>> {
+        self.view(&id(ctx.key())?).await
+    }
+}
+
+impl Checkout {
+    /// Follows the checkout to its end.
+    async fn follow(&self, ctx: &WorkflowContext<'_>, id: &CheckoutId, may_wait: bool) -> Result<(), TerminalError> {
+        let mut listens = may_wait;
+        loop {
+            let taken = ctx.run(|| self.drive(id, false)).name("drive").await?;
+            let Taken::Waits(pause) = taken.into_inner() else {
+                return Ok(());
+            };
+            let pause = Duration::from_millis(pause);
+            if !listens {
+                ctx.sleep(pause.min(PAUSE)).await?;
+                continue;
+            }
+            listens = false;
+            restate_sdk::select! {
+                heard = ctx.promise::<()>(HEARD) => heard?,
+                slept = ctx.sleep(pause) => slept?,
+            };
+        }
+    }
+
+    async fn drive(&self, id: &CheckoutId, heard: bool) -> HandlerResult<Json<Taken>> {
+        let progress = self.driver.drive(id, heard).await;
+        let progress = progress.map_err(|error| HandlerError::from(error::chain(&error)))?;
+        Ok(Json(match progress {
+            Progress::Ended => Taken::Ended,
+            Progress::Stuck => Taken::Waits(PAUSE.as_millis() as u64),
+            Progress::Waits(until) => {
+                let pause = (until - (self.driver.now)()).whole_milliseconds();
+                Taken::Waits(u64::try_from(pause).unwrap_or(0) + 1)
+            }
+        }))
+    }
+
+    async fn give_up(&self, id: &CheckoutId) -> HandlerResult<()> {
+        let given_up = self.driver.give_up(id, CheckoutFailure::Cancelled).await;
+        given_up.map_err(|error| error::chain(&error).into())
+    }
+
+    async fn view(&self, id: &CheckoutId) -> HandlerResult<Json<View>> {
+        match checkouts::get(&self.driver.buying.main, id).await.map_err(again)? {
+            Some(found) => Ok(Json(View::new(found))),
+            None => Err(error::answer_caller(
+                404,
+                "there is no such checkout: it was never opened",
+            )),
+        }
+    }
+}
+
+fn id(key: &str) -> HandlerResult<CheckoutId> {
+    CheckoutId::parse(key)
+        .map_err(|invalid| error::answer_caller(400, format!("the checkout's id in the address: {invalid}")))
+}
+
+/// A checkout as readers see it.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub(super) struct View {
+    checkout: CheckoutId,
+    user: UserId,
+    /// opened, created, waiting, authorised, sold, undoing, completed, refunded or failed.
+    state: String,
+    /// An operator is asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stuck: bool,
+    tickets: Vec<TicketId>,
+    total: Price,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    credits: Option<Credits>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payment: Option<PaymentId>,
+    /// The customer must have confirmed the payment by then.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String")]
+    until: OffsetDateTime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<CheckoutFailure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    code: Option<DeclineCode>,
+}
+
+impl View {
+    fn new(found: domain::checkout::Checkout) -> Self {
+        let failure = match &found.state {
+            State::Undoing(failure) | State::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        };
+        Self {
+            state: checkouts::name(&found.state).to_owned(),
+            stuck: found.stuck,
+            tickets: found.lines.into_iter().map(|line| line.ticket).collect(),
+            checkout: found.id,
+            user: found.user,
+            total: found.total,
+            credits: found.credits,
+            payment: found.payment,
+            until: found.until,
+            reason: failure.as_ref().map(|failure| failure.reason),
+            code: failure.and_then(|failure| failure.code),
+        }
+    }
+}

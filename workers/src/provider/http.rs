@@ -1,0 +1,74 @@
+//! One HTTP exchange: an answer in time, or the reason why there is none. TLS trusts what the system trusts (its certificate
+//! store, or the file that `SSL_CERT_FILE` names).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, Response};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::timeout;
+use url::Url;
+
+/// The longest answer that is read: a page of 100 payments has about 300 KiB.
+const MOST_BYTES: usize = 16 << 20;
+
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A pool of connections, and how long it waits for one answer.
+pub(super) struct Http {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    patience: Duration,
+}
+
+/// Why there is no answer. Whether the request arrived is not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Silence {
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    #[error("the exchange broke off")]
+    Broken(#[source] Cause),
+}
+
+impl Http {
+    /// For requests to `url` and below.
+    pub(super) fn new(url: &Url, patience: Duration) -> Result<Self, Cause> {
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions()?;
+        // Without TLS a machine without certificates will do.
+        let config = match url.scheme() {
+            "https" => config.with_native_roots()?,
+            _ => config.with_root_certificates(RootCertStore::empty()),
+        };
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(patience));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config.with_no_client_auth())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { client, patience })
+    }
+
+    /// Sends the request and reads the whole answer.
+    pub(super) async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Silence> {
+        let exchange = async {
+            let (head, body) = self.client.request(request).await?.into_parts();
+            let body = Limited::new(body, MOST_BYTES).collect().await?.to_bytes();
+            Ok::<_, Cause>(Response::from_parts(head, body))
+        };
+        let answer = timeout(self.patience, exchange).await;
+        answer
+            .map_err(|_elapsed| Silence::Late(self.patience))?
+            .map_err(Silence::Broken)
+    }
+}

@@ -1,0 +1,235 @@
+//! The payment provider: what may be asked of it and what its answers mean, in words that belong to no provider. Nobody else
+//! talks to it. [`stripe`] is the one adapter.
+//!
+//! A payment is made first and authorised in a second call, so that its id is known before any money can move: whatever
+//! answer is lost after that, [`Provider::get`] tells what became of it. An answer is one of these:
+//!
+//! | answer | what the caller knows |
+//! | --- | --- |
+//! | `Ok` | what the payment is now |
+//! | [`Error::Declined`] | no money moved, and none will by asking again |
+//! | [`Error::Conflict`] | nothing changed: the payment is past this step, or not yet at it |
+//! | [`Error::NotFound`] | the provider has no such payment |
+//! | [`Error::Misconfigured`] | nothing changed; somebody has to mend a setting, the account or this program |
+//! | [`Error::Unknown`] | nothing at all: ask the same again, or look with [`Provider::get`] or [`Provider::find`] |
+
+mod http;
+mod stripe;
+pub mod webhook;
+
+use std::fmt;
+use std::sync::Arc;
+
+use holdfast_schemas::{CheckoutId, Currency, PaymentId, UserId};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::config;
+use crate::metrics::Metrics;
+use stripe::Stripe;
+
+/// The way to the provider. Cheap to clone.
+#[derive(Clone)]
+pub struct Provider {
+    stripe: Arc<Stripe>,
+    metrics: Arc<Metrics>,
+}
+
+impl Provider {
+    /// None when there is no provider: checkouts that need money are refused. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub fn new(settings: &config::Provider, metrics: Arc<Metrics>) -> Result<Option<Self>, Error> {
+        let (Some(url), Some(key)) = (&settings.url, &settings.key) else {
+            return Ok(None);
+        };
+        let stripe = Arc::new(Stripe::new(url.clone(), key.expose_secret(), settings.timeout)?);
+        Ok(Some(Self { stripe, metrics }))
+    }
+
+    /// Makes the payment, or gives the one that an earlier call for this checkout made within 24 hours. No money moves.
+    pub async fn create(&self, order: &Order<'_>) -> Result<Payment, Error> {
+        self.count(Call::Create, self.stripe.create(order).await)
+    }
+
+    /// Asks the customer's bank to set the amount aside. `Ok` is also [`State::ActionRequired`], [`State::Processing`] and, when
+    /// somebody was quicker, [`State::Captured`].
+    pub async fn authorise(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+        self.step(Call::Authorise, payment, checkout).await
+    }
+
+    /// Takes the whole amount that was set aside; `Ok` too when it was taken before.
+    pub async fn capture(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+        self.step(Call::Capture, payment, checkout).await
+    }
+
+    /// Lets go of a payment that was not captured; `Ok` too when it was let go of before.
+    pub async fn cancel(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+        self.step(Call::Cancel, payment, checkout).await
+    }
+
+    /// Gives back all that was captured and is not given back yet; `Ok` too when nothing is left.
+    pub async fn refund(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+        self.step(Call::Refund, payment, checkout).await
+    }
+
+    /// What the payment is now.
+    pub async fn get(&self, payment: &PaymentId) -> Result<Payment, Error> {
+        self.count(Call::Get, self.stripe.get(payment).await)
+    }
+
+    /// The payment that [`Provider::create`] made for this checkout since then, if it made one; for when an answer was lost and
+    /// asking again could make another. Of several, the one that has got furthest. Slow: it goes through all payments of
+    /// the account since then.
+    pub async fn find(&self, checkout: &CheckoutId, since: OffsetDateTime) -> Result<Option<Payment>, Error> {
+        self.count(Call::Find, self.stripe.find(checkout, since).await)
+    }
+
+    /// Calls `see` with every payment that was made for a checkout since then.
+    pub async fn each(&self, since: OffsetDateTime, see: &mut (dyn FnMut(&Payment) + Send)) -> Result<(), Error> {
+        self.count(Call::List, self.stripe.each(since, see).await)
+    }
+
+    async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+        self.count(call, self.stripe.step(call, payment, checkout).await)
+    }
+
+    fn count<T>(&self, call: Call, answer: Result<T, Error>) -> Result<T, Error> {
+        let label = answer.as_ref().map_or_else(Error::label, |_| "ok");
+        let calls = &self.metrics.provider_calls;
+        calls.with_label_values(&[call.as_str(), label]).inc();
+        answer
+    }
+}
+
+/// What a payment is made of. All of it must be the same whenever it is asked for again.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    pub checkout: &'a CheckoutId,
+    pub user: &'a UserId,
+    /// Minor units, at least 1.
+    pub amount: i64,
+    pub currency: Currency,
+    /// What the customer pays with, by the provider's name for it (`pm_card_visa`): 1 to 255 bytes.
+    pub method: &'a str,
+}
+
+/// A payment as the provider told it. Amounts are minor units of its currency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payment {
+    pub id: PaymentId,
+    pub state: State,
+    pub amount: i64,
+    pub currency: Currency,
+    pub captured: i64,
+    /// Refunds on their way included.
+    pub refunded: i64,
+    /// Why the last attempt to authorise failed, by the provider's short code. Such a payment is [`State::Unconfirmed`] again.
+    pub failure: Option<String>,
+    /// For whom it was made; none when somebody else made it, or rewrote it.
+    pub checkout: Option<CheckoutId>,
+    pub user: Option<UserId>,
+}
+
+/// How far a payment has got. That money was given back shows in the amounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// No money was asked for, or the bank said no.
+    Unconfirmed,
+    Canceled,
+    /// The customer has to prove something to the bank (3-D Secure).
+    ActionRequired,
+    /// The bank has not said.
+    Processing,
+    /// The amount is set aside; the provider lets go of it by itself after some days.
+    Authorized,
+    Captured,
+}
+
+/// What can be asked of the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    Create,
+    Authorise,
+    Get,
+    Find,
+    List,
+    Capture,
+    Cancel,
+    Refund,
+}
+
+impl Call {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Call::Create => "create",
+            Call::Authorise => "authorise",
+            Call::Get => "get",
+            Call::Find => "find",
+            Call::List => "list",
+            Call::Capture => "capture",
+            Call::Cancel => "cancel",
+            Call::Refund => "refund",
+        }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An answer other than the payment that was asked for; the table above says what each means to the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The reason is the provider's short code: 1 to 64 of `a-z`, `0-9` and `_`.
+    #[error("the payment was declined: {reason}")]
+    Declined { reason: String },
+    #[error("what became of the call ({call}) is not known: {seen}")]
+    Unknown {
+        call: Call,
+        seen: String,
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    #[error("the provider does not take this call ({call}) until something is mended: {message}")]
+    Misconfigured { call: Call, message: String },
+    #[error("the provider knows no payment {payment}")]
+    NotFound { payment: PaymentId },
+    #[error("the call ({call}) is not possible on a payment that is {state:?}")]
+    Conflict { call: Call, state: State },
+    #[error("a client of the provider cannot be made")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// The value of the metric's label.
+    fn label(&self) -> &'static str {
+        match self {
+            Error::Declined { .. } => "declined",
+            Error::Unknown { .. } => "unknown",
+            Error::Misconfigured { .. } | Error::Client(_) => "misconfigured",
+            Error::NotFound { .. } => "not_found",
+            Error::Conflict { .. } => "conflict",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payment_id_is_one_visible_word() {
+        assert!(PaymentId::parse("pi_3MtwBwLkdIwHu7ix28a3tqPa").is_ok());
+        assert!(PaymentId::parse(&"a".repeat(255)).is_ok());
+        for text in ["", " ", "pi 1", "pi_1\n", "pi_\u{e9}", ".", "..", &"a".repeat(256)] {
+            assert!(PaymentId::parse(text).is_err(), "{text:?}");
+        }
+        assert!(serde_json::from_str::<PaymentId>(r#""""#).is_err());
+    }
+}

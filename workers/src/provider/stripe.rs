@@ -1,0 +1,660 @@
+//! Stripe's PaymentIntents: every request of ours, and every answer of theirs. Payments are made with manual capture; on top
+//! of what a payment says of itself only its latest charge is asked for, for the refunds.
+//!
+//! | HTTP answer | meaning |
+//! | --- | --- |
+//! | 2xx | done |
+//! | 402 | declined, by `decline_code` or else `code` |
+//! | 400, 404 about the payment method, or `amount_too_small`, `amount_too_large` | declined, by `code` |
+//! | 404 `resource_missing` | not found |
+//! | 400 to a step | the payment's state decides: done before, conflict, or misconfigured |
+//! | 401, 403, other 400 and 404, redirections | misconfigured |
+//! | 408, 409, 425, 429, 5xx | unknown |
+//! | none in time, broken off, or done but not readable | unknown |
+//!
+//! Each call that changes something carries an `Idempotency-Key` that follows from checkout and call. Stripe keeps a key for at
+//! least 24 hours and gives the first answer again, marked `Idempotent-Replayed: true`, whatever it was: an answer that has
+//! become old, or a 500 that says nothing. So after a replay the payment itself is asked what it is, and when the step is still
+//! open it is asked for under a next key: a payment takes each step only once, whatever the key. For making a payment there is
+//! no next key.
+//!
+//! Sources: Stripe's API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
+
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use url::{Url, form_urlencoded};
+use uuid::{Uuid, uuid};
+
+use super::http::{Cause, Http, Silence};
+use super::{Call, CheckoutId, Currency, Error, Order, Payment, PaymentId, State, UserId};
+
+/// The version of the API whose words are spoken here; the account's own setting does not matter.
+const VERSION: &str = "2026-08-26.dahlia";
+
+/// Payments on one page of a list: the most that Stripe gives.
+const PAGE: &str = "100";
+
+/// How far Stripe's clock may be behind ours.
+const SKEW: time::Duration = time::Duration::minutes(5);
+
+/// Keys for one step, used one after the other where Stripe repeats a failure that it has kept.
+const KEYS: u32 = 3;
+
+/// Namespace of the keys. Another value would be another payment for the same checkout.
+const IDEMPOTENCY: Uuid = uuid!("0e7e7a0d-4c58-4a3b-b1fd-6d7a2c3f9e84");
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const STRIPE_VERSION: HeaderName = HeaderName::from_static("stripe-version");
+
+/// With each answer that is a payment.
+const EXPAND: (&str, &str) = ("expand[]", "latest_charge");
+
+/// With each payment of a list.
+const EXPAND_LISTED: (&str, &str) = ("expand[]", "data.latest_charge");
+
+pub(super) struct Stripe {
+    http: Http,
+    base: Url,
+    authorization: HeaderValue,
+}
+
+impl Stripe {
+    pub(super) fn new(base: Url, key: &str, patience: Duration) -> Result<Self, Error> {
+        let http = Http::new(&base, patience).map_err(Error::Client)?;
+        let authorization = HeaderValue::from_str(&format!("Bearer {key}"));
+        let mut authorization = authorization.map_err(|error| Error::Client(error.into()))?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            http,
+            base,
+            authorization,
+        })
+    }
+
+    pub(super) async fn create(&self, order: &Order<'_>) -> Result<Payment, Error> {
+        let (call, amount) = (Call::Create, order.amount.to_string());
+        let currency = order.currency.code().to_ascii_lowercase();
+        let fields = [
+            ("amount", amount.as_str()),
+            ("currency", &currency),
+            ("capture_method", "manual"),
+            ("payment_method", order.method),
+            ("payment_method_types[]", "card"),
+            ("metadata[checkout]", order.checkout.as_str()),
+            ("metadata[user]", order.user.as_str()),
+            EXPAND,
+        ];
+        let key = idempotency_key(order.checkout, call, 0);
+        let told = self.post(call, &["payment_intents"], &fields, key).await?;
+        let payment = told.said.payment(call, None)?;
+        match told.replayed {
+            true => self.look(call, &payment.id).await,
+            false => Ok(payment),
+        }
+    }
+
+    pub(super) async fn get(&self, payment: &PaymentId) -> Result<Payment, Error> {
+        self.look(Call::Get, payment).await
+    }
+
+    /// Brings an existing payment one step further, at most once.
+    pub(super) async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+        // What is only set aside is not given back: it is never asked for, lest it be understood as something else.
+        if call == Call::Refund {
+            let now = self.look(call, payment).await?;
+            match standing(call, &now) {
+                Standing::Open => {}
+                settled => return settled.answer(call, now),
+            }
+        }
+        for attempt in 0..KEYS {
+            let told = self.ask_for(call, payment, idempotency_key(checkout, call, attempt));
+            let Told { said, replayed } = told.await?;
+            let (now, refusal) = match said {
+                Said::Done(body) if !replayed && call != Call::Refund => (read_payment(call, &body)?, None),
+                Said::Done(_) => (self.look(call, payment).await?, None),
+                Said::Refused(message) => (self.look(call, payment).await?, Some(message)),
+                Said::Unknown(_) if replayed => continue,
+                other => return other.payment(call, Some(payment)),
+            };
+            match (standing(call, &now), refusal) {
+                (Standing::Open, _) if replayed => {}
+                (Standing::Open, Some(message)) => return Err(Error::Misconfigured { call, message }),
+                (Standing::Open, None) => {
+                    return Err(unknown(
+                        call,
+                        format!("it was done, but the payment is {:?}", now.state),
+                    ));
+                }
+                (settled, _) => return settled.answer(call, now),
+            }
+        }
+        Err(unknown(call, "an old failure is repeated"))
+    }
+
+    pub(super) async fn find(&self, checkout: &CheckoutId, since: OffsetDateTime) -> Result<Option<Payment>, Error> {
+        let call = Call::Find;
+        let (mut last, mut found): (Option<PaymentId>, Vec<Payment>) = (None, Vec::new());
+        loop {
+            let page: Page<Listed> = self.page(call, since, last.as_ref(), None).await?;
+            let ours = |listed: &&Listed| text(listed.metadata.as_ref(), "checkout") == Some(checkout.as_str());
+            for listed in page.data.iter().filter(ours) {
+                found.push(self.look(call, &listed.id).await?);
+            }
+            match page.data.into_iter().next_back() {
+                Some(listed) if page.has_more => last = Some(listed.id),
+                _ => return Ok(found.into_iter().max_by_key(|payment| payment.state)),
+            }
+        }
+    }
+
+    pub(super) async fn each(
+        &self,
+        since: OffsetDateTime,
+        see: &mut (dyn FnMut(&Payment) + Send),
+    ) -> Result<(), Error> {
+        let (call, mut last) = (Call::List, None);
+        loop {
+            let page: Page<Intent> = self.page(call, since, last.as_ref(), Some(EXPAND_LISTED)).await?;
+            last = page
+                .data
+                .last()
+                .map(|intent| intent.id.clone())
+                .filter(|_| page.has_more);
+            let ours = |intent: &Intent| text(intent.metadata.as_ref(), "checkout").is_some();
+            for intent in page.data.into_iter().filter(ours) {
+                see(&intent.payment(call)?);
+            }
+            if last.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A page of the account's payments that were made since then, those after `last`.
+    async fn page<T: DeserializeOwned>(
+        &self,
+        call: Call,
+        since: OffsetDateTime,
+        last: Option<&PaymentId>,
+        expand: Option<(&str, &str)>,
+    ) -> Result<Page<T>, Error> {
+        let since = (since - SKEW).unix_timestamp().to_string();
+        let mut query = vec![("limit", PAGE), ("created[gte]", &since)];
+        query.extend(last.map(|last| ("starting_after", last.as_str())));
+        query.extend(expand);
+        let told = self.send(call, self.request(Method::GET, &["payment_intents"], &query, None));
+        read(call, &told.await?.said.done(call, None)?)
+    }
+
+    async fn look(&self, call: Call, payment: &PaymentId) -> Result<Payment, Error> {
+        let path = ["payment_intents", payment.as_str()];
+        let told = self.send(call, self.request(Method::GET, &path, &[EXPAND], None));
+        told.await?.said.payment(call, Some(payment))
+    }
+
+    async fn ask_for(&self, call: Call, payment: &PaymentId, key: Uuid) -> Result<Told, Error> {
+        let id = payment.as_str();
+        let verb = match call {
+            Call::Refund => return self.post(call, &["refunds"], &[("payment_intent", id)], key).await,
+            Call::Authorise => "confirm",
+            Call::Capture => "capture",
+            _ => "cancel",
+        };
+        self.post(call, &["payment_intents", id, verb], &[EXPAND], key).await
+    }
+
+    async fn post(&self, call: Call, path: &[&str], fields: &[(&str, &str)], key: Uuid) -> Result<Told, Error> {
+        self.send(call, self.request(Method::POST, path, fields, Some(key)))
+            .await
+    }
+
+    /// `fields` are the body of a POST, and the query of anything else.
+    fn request(
+        &self,
+        method: Method,
+        path: &[&str],
+        fields: &[(&str, &str)],
+        key: Option<Uuid>,
+    ) -> Result<Request<Full<Bytes>>, Cause> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(path);
+        }
+        let fields = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(fields)
+            .finish();
+        let body = match method {
+            Method::POST => fields,
+            _ => {
+                url.set_query(Some(&fields));
+                String::new()
+            }
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(url.as_str())
+            .header(AUTHORIZATION, &self.authorization)
+            .header(STRIPE_VERSION, VERSION)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(USER_AGENT, concat!("holdfast/", env!("CARGO_PKG_VERSION")));
+        if let Some(key) = key {
+            request = request.header(IDEMPOTENCY_KEY, key.to_string());
+        }
+        Ok(request.body(Full::from(body))?)
+    }
+
+    async fn send(&self, call: Call, request: Result<Request<Full<Bytes>>, Cause>) -> Result<Told, Error> {
+        let request = request.map_err(Error::Client)?;
+        let answer = self.http.exchange(request).await;
+        let answer = answer.map_err(|silence| Error::Unknown {
+            call,
+            seen: silence.to_string(),
+            source: match silence {
+                Silence::Late(_) => None,
+                Silence::Broken(cause) => Some(cause),
+            },
+        })?;
+        Ok(Told {
+            replayed: answer.headers().get(REPLAYED).is_some_and(|value| value == "true"),
+            said: said(answer),
+        })
+    }
+}
+
+/// The same for the same step of the same checkout, for ever.
+fn idempotency_key(checkout: &CheckoutId, call: Call, attempt: u32) -> Uuid {
+    Uuid::new_v5(&IDEMPOTENCY, format!("{call}:{attempt}:{checkout}").as_bytes())
+}
+
+/// How a payment stands towards a step.
+enum Standing {
+    /// The step is done.
+    Reached,
+    /// The step can be taken.
+    Open,
+    /// The payment is past the step, or not yet at it.
+    Barred,
+    /// The step was taken, and the bank said no.
+    Declined(String),
+}
+
+fn standing(call: Call, payment: &Payment) -> Standing {
+    let reached = match (call, payment.state) {
+        (Call::Authorise, State::Unconfirmed) => match &payment.failure {
+            Some(reason) => return Standing::Declined(reason.clone()),
+            None => false,
+        },
+        (Call::Authorise, state) => match state {
+            State::Canceled => return Standing::Barred,
+            _ => true,
+        },
+        (Call::Capture, State::Captured) | (Call::Cancel, State::Canceled) => true,
+        (Call::Capture, State::Authorized) => false,
+        (Call::Cancel, State::Unconfirmed | State::ActionRequired | State::Authorized) => false,
+        (Call::Refund, State::Captured) => payment.refunded >= payment.captured,
+        _ => return Standing::Barred,
+    };
+    if reached { Standing::Reached } else { Standing::Open }
+}
+
+impl Standing {
+    fn answer(self, call: Call, payment: Payment) -> Result<Payment, Error> {
+        match self {
+            Standing::Reached => Ok(payment),
+            Standing::Declined(reason) => Err(Error::Declined { reason }),
+            Standing::Open | Standing::Barred => Err(Error::Conflict {
+                call,
+                state: payment.state,
+            }),
+        }
+    }
+}
+
+struct Told {
+    said: Said,
+    /// It is the answer to an earlier request with the same key.
+    replayed: bool,
+}
+
+/// What an answer says by itself.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Done(Bytes),
+    Declined(String),
+    /// Not as things are, or not at all: the payment tells.
+    Refused(String),
+    Absent(String),
+    Misconfigured(String),
+    Unknown(String),
+}
+
+/// The table above.
+fn said(answer: Response<Bytes>) -> Said {
+    let status = answer.status();
+    if status.is_success() {
+        return Said::Done(answer.into_body());
+    }
+    let id = answer.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let id = id.unwrap_or_default().to_owned();
+    let wrong: Wrong =
+        serde_json::from_slice::<Refusal>(answer.body()).map_or_else(|_| Wrong::default(), |body| body.error);
+    let code = wrong.code.as_deref().unwrap_or_default();
+    let about_method = wrong
+        .param
+        .as_deref()
+        .is_some_and(|param| param.starts_with("payment_method"));
+    let about_amount = ["amount_too_small", "amount_too_large"].contains(&code);
+    let message = wrong.message(status, &id);
+    match status {
+        StatusCode::PAYMENT_REQUIRED => Said::Declined(wrong.reason()),
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if about_method || about_amount => {
+            Said::Declined(wrong.reason())
+        }
+        StatusCode::NOT_FOUND if code == "resource_missing" => Said::Absent(message),
+        StatusCode::BAD_REQUEST => Said::Refused(message),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+            Said::Unknown(message)
+        }
+        status if status.is_server_error() => Said::Unknown(message),
+        _ => Said::Misconfigured(message),
+    }
+}
+
+impl Said {
+    /// What was done, or why not. `payment` is the one that was asked about.
+    fn done(self, call: Call, payment: Option<&PaymentId>) -> Result<Bytes, Error> {
+        Err(match (self, payment) {
+            (Said::Done(body), _) => return Ok(body),
+            (Said::Declined(reason), _) => Error::Declined { reason },
+            (Said::Unknown(seen), _) => unknown(call, seen),
+            (Said::Absent(_), Some(payment)) => Error::NotFound {
+                payment: payment.clone(),
+            },
+            (Said::Absent(message) | Said::Refused(message) | Said::Misconfigured(message), _) => {
+                Error::Misconfigured { call, message }
+            }
+        })
+    }
+
+    fn payment(self, call: Call, payment: Option<&PaymentId>) -> Result<Payment, Error> {
+        read_payment(call, &self.done(call, payment)?)
+    }
+}
+
+fn unknown(call: Call, seen: impl Into<String>) -> Error {
+    Error::Unknown {
+        call,
+        seen: seen.into(),
+        source: None,
+    }
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: Wrong,
+}
+
+#[derive(Deserialize, Default)]
+pub(super) struct Wrong {
+    code: Option<String>,
+    decline_code: Option<String>,
+    param: Option<String>,
+    message: Option<String>,
+}
+
+impl Wrong {
+    /// A code that may stand in an outcome and in a log.
+    pub(super) fn reason(&self) -> String {
+        let codes = [&self.decline_code, &self.code];
+        let is_code = |text: &&String| {
+            (1..=64).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+        };
+        let code = codes.into_iter().flatten().find(is_code);
+        code.map_or("unspecified", String::as_str).to_owned()
+    }
+
+    /// For an operator, with what Stripe's own log calls the request.
+    fn message(&self, status: StatusCode, request: &str) -> String {
+        let mut message = self.message.clone().unwrap_or_default();
+        message.truncate(message.floor_char_boundary(300));
+        format!(
+            "{status} {} {message} {request}",
+            self.code.as_deref().unwrap_or_default()
+        )
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+    }
+}
+
+/// A PaymentIntent, as far as it is read.
+#[derive(Deserialize)]
+struct Intent {
+    id: PaymentId,
+    status: Status,
+    amount: i64,
+    currency: String,
+    /// Where it is absent, all was captured or nothing.
+    amount_received: Option<i64>,
+    latest_charge: Option<Charge>,
+    last_payment_error: Option<Wrong>,
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    RequiresPaymentMethod,
+    RequiresConfirmation,
+    RequiresAction,
+    Processing,
+    RequiresCapture,
+    Canceled,
+    Succeeded,
+}
+
+#[derive(Deserialize)]
+struct Charge {
+    amount_refunded: i64,
+}
+
+type Metadata = Option<Map<String, Value>>;
+
+#[derive(Deserialize)]
+struct Page<T> {
+    data: Vec<T>,
+    has_more: bool,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    id: PaymentId,
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+pub(super) fn text<'a>(metadata: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a str> {
+    metadata?.get(name)?.as_str()
+}
+
+/// Reads what was done. That it was done is certain; what it is now is unknown when this fails.
+fn read<T: DeserializeOwned>(call: Call, body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::Unknown {
+        call,
+        seen: "the answer cannot be read".into(),
+        source: Some(error.into()),
+    })
+}
+
+fn read_payment(call: Call, body: &[u8]) -> Result<Payment, Error> {
+    read::<Intent>(call, body)?.payment(call)
+}
+
+impl Intent {
+    fn payment(self, call: Call) -> Result<Payment, Error> {
+        let currency = Currency::from_code(&self.currency.to_ascii_uppercase());
+        let currency = currency.ok_or_else(|| unknown(call, "the answer names no currency of ISO 4217"))?;
+        let state = match self.status {
+            Status::RequiresPaymentMethod | Status::RequiresConfirmation => State::Unconfirmed,
+            Status::RequiresAction => State::ActionRequired,
+            Status::Processing => State::Processing,
+            Status::RequiresCapture => State::Authorized,
+            Status::Canceled => State::Canceled,
+            Status::Succeeded => State::Captured,
+        };
+        let captured = match state {
+            State::Captured => self.amount_received.unwrap_or(self.amount),
+            _ => 0,
+        };
+        Ok(Payment {
+            state,
+            amount: self.amount,
+            currency,
+            captured,
+            refunded: self.latest_charge.map_or(0, |charge| charge.amount_refunded),
+            failure: self.last_payment_error.map(|wrong| wrong.reason()),
+            checkout: text(self.metadata.as_ref(), "checkout").and_then(|id| CheckoutId::parse(id).ok()),
+            user: text(self.metadata.as_ref(), "user").and_then(|id| UserId::parse(id).ok()),
+            id: self.id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Said {
+        let answer = Response::builder().status(status).header(REQUEST_ID, "req_1");
+        said(answer.body(Bytes::from(body.to_owned())).unwrap())
+    }
+
+    fn wrong(status: u16, error: Value) -> Said {
+        answer(status, &json!({ "error": error }).to_string())
+    }
+
+    #[test]
+    fn every_answer_has_its_meaning() {
+        let declined = |reason: &str| Said::Declined(reason.into());
+        for (status, error, meaning) in [
+            (
+                402,
+                json!({ "code": "card_declined", "decline_code": "lost_card" }),
+                declined("lost_card"),
+            ),
+            (402, json!({ "code": "expired_card" }), declined("expired_card")),
+            (402, json!({ "message": "no" }), declined("unspecified")),
+            (402, json!({ "code": "Ann's card\n" }), declined("unspecified")),
+            (
+                400,
+                json!({ "code": "resource_missing", "param": "payment_method" }),
+                declined("resource_missing"),
+            ),
+            (
+                400,
+                json!({ "code": "amount_too_small", "param": "amount" }),
+                declined("amount_too_small"),
+            ),
+        ] {
+            assert_eq!(wrong(status, error.clone()), meaning, "{status} {error}");
+        }
+        let missing = || json!({ "code": "resource_missing", "param": "intent", "message": "No such" });
+        assert_eq!(
+            wrong(404, missing()),
+            Said::Absent("404 Not Found resource_missing No such req_1".into())
+        );
+        for status in [408, 409, 425, 429, 500, 502, 503, 504] {
+            assert!(matches!(wrong(status, json!({})), Said::Unknown(_)), "{status}");
+            assert!(matches!(answer(status, "<html>"), Said::Unknown(_)), "{status}");
+        }
+        for status in [301, 401, 403, 404, 405, 410, 422] {
+            assert!(matches!(wrong(status, json!({})), Said::Misconfigured(_)), "{status}");
+        }
+        let state = json!({ "code": "payment_intent_unexpected_state" });
+        assert!(matches!(wrong(400, state), Said::Refused(_)));
+        assert!(matches!(answer(200, "{}"), Said::Done(_)));
+    }
+
+    #[test]
+    fn a_key_follows_from_checkout_step_and_attempt_and_never_changes() {
+        let key = |checkout: &str, call, attempt| idempotency_key(&CheckoutId::parse(checkout).unwrap(), call, attempt);
+        assert_eq!(
+            key("c-1", Call::Create, 0).to_string(),
+            "69388b97-6b37-5d2a-a51d-964c2438a898"
+        );
+        let keys = [
+            key("c-1", Call::Create, 0),
+            key("c-2", Call::Create, 0),
+            key("c-1", Call::Capture, 0),
+            key("c-1", Call::Capture, 1),
+        ];
+        for (place, one) in keys.iter().enumerate() {
+            assert!(!keys[..place].contains(one), "{one}");
+        }
+    }
+
+    #[test]
+    fn an_id_cannot_lead_to_another_address() {
+        let stripe = Stripe::new(
+            "http://pay.example/base/".parse().unwrap(),
+            "sk_1",
+            Duration::from_secs(1),
+        )
+        .unwrap();
+        for id in ["../refunds", "pi_1?x=1", "pi_1#", "pi_1/capture", "%2e%2e"] {
+            let id = PaymentId::parse(id).unwrap();
+            let request = stripe.request(Method::GET, &["payment_intents", id.as_str()], &[EXPAND], None);
+            let uri = request.unwrap().uri().clone();
+            let path: Vec<&str> = uri.path().split('/').collect();
+            assert_eq!(path.len(), 5, "{uri}");
+            assert_eq!(path[..4], ["", "base", "v1", "payment_intents"], "{uri}");
+            assert_eq!(uri.query(), Some("expand%5B%5D=latest_charge"), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_payment_is_read_with_what_others_left_out() {
+        let intent = json!({
+            "id": "pi_1", "status": "succeeded", "amount": 4500, "currency": "eur", "metadata": { "checkout": "c-1", "x": 1 },
+        });
+        let payment = read_payment(Call::Get, intent.to_string().as_bytes()).unwrap();
+        assert_eq!(
+            (payment.state, payment.captured, payment.refunded),
+            (State::Captured, 4500, 0)
+        );
+        assert_eq!(payment.checkout, CheckoutId::parse("c-1").ok());
+        assert_eq!((payment.user, payment.failure), (None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_unknown() {
+        for body in [
+            "",
+            "{",
+            "[]",
+            r#"{"id":"pi_1","status":"new","amount":1,"currency":"eur"}"#,
+            r#"{"id":"pi_1","status":"succeeded","amount":1,"currency":"xyz"}"#,
+            r#"{"id":"pi_1","status":"succeeded","amount":1,"currency":"eur","latest_charge":"ch_1"}"#,
+        ] {
+            let answer = read_payment(Call::Capture, body.as_bytes());
+            assert!(matches!(answer, Err(Error::Unknown { .. })), "{body}: {answer:?}");
+        }
+    }
+}

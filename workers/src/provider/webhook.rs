@@ -1,0 +1,413 @@
+//! What the provider tells by itself: whether it was the provider who said it, and what it says. Pure: the caller has the
+//! clock and the secret.
+//!
+//! Stripe signs `t` (seconds since 1970), a full stop and the body with HMAC-SHA256 under the endpoint's secret, and sends it as
+//! `Stripe-Signature: t=...,v1=...`; while a secret is being replaced there is one `v1` for each. Every attempt is signed anew,
+//! so that an old `t` is somebody's repetition. Source: Stripe's documentation, "Verify webhook signatures manually".
+
+use hmac::{Hmac, Mac};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::Sha256;
+use time::{Duration, OffsetDateTime};
+
+use super::stripe::{Wrong, text};
+use super::{CheckoutId, Currency, PaymentId, UserId};
+
+/// Something that happened to a payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The same each time the provider tells it.
+    pub id: String,
+    pub created: OffsetDateTime,
+    pub payment: PaymentId,
+    /// For whom the payment was made. A dispute does not say; [`super::Provider::get`] does.
+    pub checkout: Option<CheckoutId>,
+    pub user: Option<UserId>,
+    pub what: What,
+}
+
+/// Amounts are minor units of `currency`, totals of the payment so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    Authorized {
+        amount: i64,
+        currency: Currency,
+    },
+    Captured {
+        amount: i64,
+        currency: Currency,
+    },
+    /// By the provider's short code.
+    Failed {
+        reason: String,
+    },
+    /// Nothing was captured, and nothing will be.
+    Canceled,
+    Refunded {
+        total: i64,
+        currency: Currency,
+        /// Nothing of what was captured is left.
+        full: bool,
+    },
+    Disputed {
+        amount: i64,
+        currency: Currency,
+        dispute: Dispute,
+    },
+}
+
+/// How a dispute stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dispute {
+    /// Asked about, or contested; where money is taken meanwhile, it may come back.
+    Open,
+    Won,
+    Lost,
+}
+
+/// Why a request is not the provider's, or says nothing that can be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the signature header is absent or not of the form t=...,v1=...")]
+    Unsigned,
+    #[error("no signature fits the body and the secret")]
+    Forged,
+    #[error("signed {0} away from now")]
+    Old(Duration),
+    #[error("the body is no event")]
+    Unreadable(#[source] serde_json::Error),
+    #[error("the event's {0} is missing or wrong")]
+    Incomplete(&'static str),
+}
+
+/// Whether the holder of `secret` signed this body, at most `tolerance` before or after `now`.
+///
+/// # Errors
+/// [`Error::Unsigned`], [`Error::Forged`], [`Error::Old`].
+pub fn verify(header: &str, body: &[u8], secret: &str, now: OffsetDateTime, tolerance: Duration) -> Result<(), Error> {
+    let parts = || header.split(',').filter_map(|part| part.trim().split_once('='));
+    let signed_at = parts().find_map(|(name, value)| (name == "t").then_some(value));
+    let signed_at = signed_at.ok_or(Error::Unsigned)?;
+    let mut signatures = parts().filter(|(name, _)| *name == "v1").peekable();
+    signatures.peek().ok_or(Error::Unsigned)?;
+    let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
+    let mac = mac.chain_update(signed_at).chain_update(".").chain_update(body);
+    let fits = |(_, signature): (&str, &str)| {
+        // Compared in constant time.
+        hex::decode(signature).is_ok_and(|signature| mac.clone().verify_slice(&signature).is_ok())
+    };
+    if !signatures.any(fits) {
+        return Err(Error::Forged);
+    }
+    // Looked at last: only what is signed is worth a reason.
+    let moment = signed_at
+        .parse()
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let away = (now - moment.ok_or(Error::Unsigned)?).abs();
+    if away > tolerance {
+        Err(Error::Old(away))
+    } else {
+        Ok(())
+    }
+}
+
+/// None when the event is of no interest.
+///
+/// # Errors
+/// [`Error::Unreadable`], [`Error::Incomplete`].
+pub fn read(body: &[u8]) -> Result<Option<Event>, Error> {
+    let told: Told = serde_json::from_slice(body).map_err(Error::Unreadable)?;
+    let object = Object(&told.data.object);
+    let (payment, what) = match told.kind.as_str() {
+        "payment_intent.amount_capturable_updated" => (
+            "id",
+            What::Authorized {
+                amount: object.amount("amount_capturable")?,
+                currency: object.currency()?,
+            },
+        ),
+        "payment_intent.succeeded" => (
+            "id",
+            What::Captured {
+                amount: object.amount("amount_received").or_else(|_| object.amount("amount"))?,
+                currency: object.currency()?,
+            },
+        ),
+        "payment_intent.payment_failed" => {
+            let reason = object.reason();
+            ("id", What::Failed { reason })
+        }
+        "payment_intent.canceled" => ("id", What::Canceled),
+        // An authorisation that is let go of counts as refunded too; nothing was captured then.
+        "charge.refunded" if object.amount("amount_captured").is_ok_and(|captured| captured == 0) => return Ok(None),
+        "charge.refunded" => {
+            let total = object.amount("amount_refunded")?;
+            let captured = object.amount("amount_captured").or_else(|_| object.amount("amount"))?;
+            let currency = object.currency()?;
+            let full = total >= captured;
+            ("payment_intent", What::Refunded { total, currency, full })
+        }
+        "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed" => (
+            "payment_intent",
+            What::Disputed {
+                amount: object.amount("amount")?,
+                currency: object.currency()?,
+                dispute: object.dispute()?,
+            },
+        ),
+        _ => return Ok(None),
+    };
+    // A charge that no PaymentIntent made is none of ours.
+    if payment == "payment_intent" && object.0.get(payment).is_none_or(Value::is_null) {
+        return Ok(None);
+    }
+    let payment = object.word(payment).and_then(|id| PaymentId::parse(id).ok());
+    let metadata = object.0.get("metadata").and_then(Value::as_object);
+    let name = |name| text(metadata, name);
+    Ok(Some(Event {
+        id: told.id,
+        created: OffsetDateTime::from_unix_timestamp(told.created).map_err(|_| Error::Incomplete("created"))?,
+        payment: payment.ok_or(Error::Incomplete("payment"))?,
+        checkout: name("checkout").and_then(|id| CheckoutId::parse(id).ok()),
+        user: name("user").and_then(|id| UserId::parse(id).ok()),
+        what,
+    }))
+}
+
+#[derive(Deserialize)]
+struct Told {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    created: i64,
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    object: Map<String, Value>,
+}
+
+/// What the event is about, as it was then: a PaymentIntent, a charge, or a dispute.
+struct Object<'a>(&'a Map<String, Value>);
+
+impl<'a> Object<'a> {
+    fn word(&self, name: &str) -> Option<&'a str> {
+        self.0.get(name).and_then(Value::as_str)
+    }
+
+    fn amount(&self, name: &'static str) -> Result<i64, Error> {
+        self.0.get(name).and_then(Value::as_i64).ok_or(Error::Incomplete(name))
+    }
+
+    fn currency(&self) -> Result<Currency, Error> {
+        let code = self.word("currency").map(str::to_ascii_uppercase);
+        let currency = code.and_then(|code| Currency::from_code(&code));
+        currency.ok_or(Error::Incomplete("currency"))
+    }
+
+    fn reason(&self) -> String {
+        let wrong = self.0.get("last_payment_error").cloned();
+        let wrong: Wrong = wrong
+            .and_then(|wrong| serde_json::from_value(wrong).ok())
+            .unwrap_or_default();
+        wrong.reason()
+    }
+
+    fn dispute(&self) -> Result<Dispute, Error> {
+        match self.word("status") {
+            Some("won" | "warning_closed" | "prevented") => Ok(Dispute::Won),
+            Some("lost") => Ok(Dispute::Lost),
+            Some(_) => Ok(Dispute::Open),
+            None => Err(Error::Incomplete("status")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: i64 = 1_790_000_000;
+    const BODY: &[u8] = br#"{"id":"evt_1"}"#;
+    /// Of `1790000000.` and the body, under `whsec_1`; made with another program.
+    const SIGNATURE: &str = "ace72f9d559fb7bff58a31b5b3ac2ba03497737581c689dfe693de3df9ac4a1d";
+
+    fn check(header: &str, body: &[u8], secret: &str, now: i64) -> Result<(), Error> {
+        let now = OffsetDateTime::from_unix_timestamp(now).unwrap();
+        verify(header, body, secret, now, Duration::minutes(5))
+    }
+
+    #[test]
+    fn what_the_secret_signed_in_time_passes() {
+        let header = format!("t={NOW},v1={SIGNATURE}");
+        for now in [NOW - 300, NOW, NOW + 300] {
+            assert!(check(&header, BODY, "whsec_1", now).is_ok(), "{now}");
+        }
+        let zeros = "0".repeat(64);
+        for header in [
+            format!("t={NOW},v1={zeros},v1={SIGNATURE},v0=6ffb"),
+            format!("v0=x, v1={SIGNATURE}, t={NOW}"),
+            format!("t={NOW},v1=nonsense,v1={}", SIGNATURE.to_uppercase()),
+        ] {
+            assert!(check(&header, BODY, "whsec_1", NOW).is_ok(), "{header}");
+        }
+    }
+
+    #[test]
+    fn nothing_else_passes() {
+        let header = format!("t={NOW},v1={SIGNATURE}");
+        let forged = |answer| matches!(answer, Err(Error::Forged));
+        assert!(forged(check(&header, BODY, "whsec_2", NOW)), "another secret");
+        assert!(
+            forged(check(&header, br#"{"id":"evt_2"}"#, "whsec_1", NOW)),
+            "another body"
+        );
+        assert!(
+            forged(check(&format!("t={},v1={SIGNATURE}", NOW + 1), BODY, "whsec_1", NOW)),
+            "another time"
+        );
+        assert!(
+            forged(check(&header[..header.len() - 2], BODY, "whsec_1", NOW)),
+            "a part of it"
+        );
+        assert!(
+            forged(check(&format!("t={NOW},v1="), BODY, "whsec_1", NOW)),
+            "an empty one"
+        );
+        for now in [NOW - 301, NOW + 301] {
+            assert!(
+                matches!(check(&header, BODY, "whsec_1", now), Err(Error::Old(_))),
+                "{now}"
+            );
+        }
+        for header in [
+            "",
+            "t=1",
+            &format!("v1={SIGNATURE}"),
+            &format!("t={NOW},v0={SIGNATURE}"),
+            "nonsense",
+        ] {
+            assert!(
+                matches!(check(header, BODY, "whsec_1", NOW), Err(Error::Unsigned)),
+                "{header}"
+            );
+        }
+    }
+
+    fn event(kind: &str, object: Value) -> Result<Option<Event>, Error> {
+        let event = json!({ "id": "evt_1", "type": kind, "created": NOW, "data": { "object": object } });
+        read(event.to_string().as_bytes())
+    }
+
+    #[test]
+    fn each_event_says_what_happened_to_which_payment() {
+        let currency = Currency::EUR;
+        let intent = |more: Value| {
+            let mut object = json!({
+                "id": "pi_1", "amount": 4500, "amount_capturable": 4500, "amount_received": 4500, "currency": "eur",
+                "metadata": { "checkout": "c-1", "user": "ann" },
+            });
+            object
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            object
+        };
+        let charge = |refunded: i64| {
+            intent(
+                json!({ "id": "ch_1", "payment_intent": "pi_1", "amount_captured": 4500, "amount_refunded": refunded }),
+            )
+        };
+        let dispute = |status: &str| json!({ "id": "du_1", "payment_intent": "pi_1", "amount": 4500, "currency": "eur", "status": status });
+        let disputed = |dispute| What::Disputed {
+            amount: 4_500,
+            currency,
+            dispute,
+        };
+        let declined = json!({ "last_payment_error": { "code": "card_declined", "decline_code": "lost_card" } });
+        for (kind, object, what) in [
+            (
+                "payment_intent.amount_capturable_updated",
+                intent(json!({})),
+                What::Authorized {
+                    amount: 4_500,
+                    currency,
+                },
+            ),
+            (
+                "payment_intent.succeeded",
+                intent(json!({})),
+                What::Captured {
+                    amount: 4_500,
+                    currency,
+                },
+            ),
+            (
+                "payment_intent.payment_failed",
+                intent(declined),
+                What::Failed {
+                    reason: "lost_card".into(),
+                },
+            ),
+            ("payment_intent.canceled", intent(json!({})), What::Canceled),
+            (
+                "charge.refunded",
+                charge(500),
+                What::Refunded {
+                    total: 500,
+                    currency,
+                    full: false,
+                },
+            ),
+            (
+                "charge.refunded",
+                charge(4500),
+                What::Refunded {
+                    total: 4_500,
+                    currency,
+                    full: true,
+                },
+            ),
+            (
+                "charge.dispute.created",
+                dispute("needs_response"),
+                disputed(Dispute::Open),
+            ),
+            (
+                "charge.dispute.funds_withdrawn",
+                dispute("under_review"),
+                disputed(Dispute::Open),
+            ),
+            ("charge.dispute.closed", dispute("won"), disputed(Dispute::Won)),
+            ("charge.dispute.closed", dispute("lost"), disputed(Dispute::Lost)),
+        ] {
+            let event = event(kind, object).unwrap().unwrap();
+            assert_eq!(event.what, what, "{kind}");
+            assert_eq!((event.id.as_str(), event.payment.as_str()), ("evt_1", "pi_1"), "{kind}");
+            let told = event.checkout.is_some() && event.user.is_some();
+            assert_eq!(told, !kind.contains("dispute"), "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_is_none_of_ours_is_passed_over_and_what_is_broken_is_refused() {
+        let released =
+            json!({ "payment_intent": "pi_1", "amount_captured": 0, "amount_refunded": 4500, "currency": "eur" });
+        assert!(event("charge.refunded", released).unwrap().is_none());
+        assert!(event("customer.created", json!({})).unwrap().is_none());
+        let foreign = json!({ "payment_intent": null, "amount": 1, "currency": "eur", "status": "lost" });
+        assert!(event("charge.dispute.closed", foreign).unwrap().is_none());
+        assert!(matches!(
+            event("payment_intent.succeeded", json!({ "id": "pi_1" })),
+            Err(Error::Incomplete("amount"))
+        ));
+        for body in ["", "{", "[]", "null", r#"{"id":"evt_1"}"#] {
+            assert!(matches!(read(body.as_bytes()), Err(Error::Unreadable(_))), "{body}");
+        }
+    }
+}

@@ -1,0 +1,635 @@
+//! Checkouts in the database. Each step changes checkout, seats, user and ledger in one transaction, or nothing; a step that
+//! somebody else has taken meanwhile writes nothing. Who takes a step reads the checkout anew afterwards.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_schemas::{
+    CheckoutFailure, CheckoutId, DisputeId, DisputeStatus, Event, EventId, HoldId, Payment, Price, Source, TicketId,
+    UserId, UserRefusalReason, UserTold, hold_id,
+};
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::commit::{self, Answer, Current, Internal, Stored, Unit, Work};
+use super::credits::{Changed, Loyalty};
+use super::ledger::{self, Kind};
+use super::mechanisms::interactive::{self, Attempts, Transaction};
+use super::mechanisms::two_phase::{Fate, TransactionId};
+use super::{Error, checkouts, purchases, together};
+use crate::domain::checkout::{self, Checkout, Failure, State, Terms, Wish};
+use crate::domain::ticket::Input;
+use crate::domain::{Ticket, User, ticket, user};
+use crate::metrics::Metrics;
+
+/// How often a transaction begins anew when others change the same rows, before its caller is told to come again.
+const ATTEMPTS: Attempts = Attempts(30);
+
+/// What checkouts are kept with.
+#[derive(Clone)]
+pub struct Buying {
+    pub main: PgPool,
+    /// Absent: credits are refused.
+    pub loyalty: Option<Loyalty>,
+    pub terms: Terms,
+    /// How long answers to events are kept.
+    pub retention: Duration,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Which checkout a piece of a user's work is about, if it is about one.
+pub fn concerned(work: &Work<User>) -> Option<&CheckoutId> {
+    let (Work::Delivered(event) | Work::Asked(event)) = work else {
+        return None;
+    };
+    match &event.data {
+        Payment::CheckoutRequested { checkout, .. }
+        | Payment::PaymentAuthorized { checkout, .. }
+        | Payment::PaymentCaptured { checkout, .. }
+        | Payment::PaymentFailed { checkout, .. }
+        | Payment::PaymentRefunded { checkout, .. }
+        | Payment::PaymentDisputed { checkout, .. } => Some(checkout),
+        Payment::UserRegistered { .. } | Payment::ProfileChanged { .. } | Payment::CreditsAdded { .. } => None,
+    }
+}
+
+/// Whether a piece of work opens a checkout.
+pub fn opens(work: &Work<User>) -> bool {
+    let (Work::Delivered(event) | Work::Asked(event)) = work else {
+        return false;
+    };
+    matches!(event.data, Payment::CheckoutRequested { .. })
+}
+
+impl Buying {
+    /// Whether the user would have more tickets of a show than one user may, with this one in the cart too. A hint: what sells
+    /// counts exactly.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn would_exceed(&self, user: &UserId, ticket: &TicketId, cart: &[TicketId]) -> Result<bool, Error> {
+        let Some(limit) = self.terms.show_limit else {
+            return Ok(false);
+        };
+        let mut main = self.main.acquire().await.map_err(Error::Read)?;
+        let current = tickets(&mut main, cart.iter().chain([ticket])).await?;
+        let Some(wanted) = current.rows.get(ticket.as_str()) else {
+            return Ok(false);
+        };
+        let held = cart.iter().filter(|other| *other != ticket);
+        let held = held.filter_map(|other| current.rows.get(other.as_str()));
+        let held = held.filter(|other| other.show == wanted.show).count() as i32;
+        let bought = purchases::of(&mut main, user, &[wanted.show.as_str()]).await?;
+        let bought: i32 = bought.into_iter().map(|(_, tickets)| tickets).sum();
+        Ok(held + bought + 1 > limit)
+    }
+
+    /// Commits one event that is about a checkout. `cart`: the tickets in the user's cart.
+    ///
+    /// # Errors
+    /// The database does not answer, or others change the same rows all the time.
+    pub async fn commit(&self, user: &UserId, work: &Work<User>, cart: &[TicketId]) -> Result<Answer, Error> {
+        let (Work::Delivered(event) | Work::Asked(event)) = work else {
+            return Ok(Answer::Nothing);
+        };
+        let unit = Unit {
+            key: user.clone(),
+            work: vec![work.clone()],
+        };
+        let answer = transaction(&self.main, async |main: &mut PgConnection| match &event.data {
+            Payment::CheckoutRequested { .. } => self.open(main, event, &unit, cart).await,
+            _ => self.hear(main, event, &unit).await,
+        })
+        .await?;
+        commit::count(std::slice::from_ref(&answer), &self.metrics);
+        Ok(answer)
+    }
+
+    async fn open(
+        &self,
+        main: &mut PgConnection,
+        event: &Event<Payment>,
+        unit: &Unit<User>,
+        cart: &[TicketId],
+    ) -> Result<Answer, Error> {
+        let Payment::CheckoutRequested {
+            checkout: id,
+            payment_method,
+            credits,
+            tickets,
+        } = &event.data
+        else {
+            return Ok(Answer::Nothing);
+        };
+        let wish = Wish {
+            id,
+            user: &unit.key,
+            tickets: tickets.as_deref().unwrap_or(cart),
+            credits: *credits,
+            method: payment_method.as_ref(),
+        };
+        let opened = match checkouts::lock(main, id).await? {
+            // Asked for by another event: it is open already.
+            Some(found) if found.hash == event.hash().as_bytes() => Ok(None),
+            Some(_) => Err(UserRefusalReason::CheckoutIdUsed),
+            None => self.decide(main, &wish).await?.map(Some),
+        };
+        let told = match &opened {
+            Ok(None) => vec![],
+            Ok(Some(checkout)) => vec![UserTold::CheckoutOpened {
+                checkout: checkout.id.clone(),
+                tickets: checkout.lines.iter().map(|line| line.ticket.clone()).collect(),
+                total: checkout.total,
+                credits: checkout.credits,
+            }],
+            Err(reason) => vec![UserTold::PaymentRefused { reason: *reason }],
+        };
+        let answer = tell(main, unit, told, self.retention).await?;
+        let is_new = matches!(&answer, Answer::Fresh(reply) if reply.refusal().is_none());
+        if let (true, Ok(Some(checkout))) = (is_new, &opened)
+            && !checkouts::insert(main, checkout, event.hash()).await?
+        {
+            return Err(Error::Moved);
+        }
+        Ok(answer)
+    }
+
+    async fn decide(
+        &self,
+        main: &mut PgConnection,
+        wish: &Wish<'_>,
+    ) -> Result<Result<Checkout, UserRefusalReason>, Error> {
+        let current = tickets(main, wish.tickets.iter()).await?;
+        let shows: Vec<_> = current.rows.values().map(|ticket| ticket.show.as_str()).collect();
+        let bought: HashMap<_, _> = purchases::of(main, wish.user, &shows).await?.into_iter().collect();
+        let opened = checkout::open(
+            wish,
+            self.terms,
+            |ticket| current.rows.get(ticket.as_str()),
+            |show| bought.get(show.as_str()).copied().unwrap_or(0),
+            current.now,
+        );
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let holds: Vec<HoldId> = opened.lines.iter().map(|line| line.hold).collect();
+        match checkouts::under_way(main, &holds).await? {
+            true => Ok(Err(UserRefusalReason::CheckoutUnderWay)),
+            false => Ok(Ok(opened)),
+        }
+    }
+
+    /// What the provider says. How a payment stands that is under way is asked of the provider itself, whatever arrives here and
+    /// in which order; what befalls a completed checkout is noted here.
+    async fn hear(&self, main: &mut PgConnection, event: &Event<Payment>, unit: &Unit<User>) -> Result<Answer, Error> {
+        let checkout = match concerned(&unit.work[0]) {
+            Some(id) => checkouts::lock(main, id).await?.map(|found| found.checkout),
+            None => None,
+        };
+        let Some(checkout) = checkout.filter(|checkout| checkout.user == unit.key) else {
+            let told = UserTold::PaymentRefused {
+                reason: UserRefusalReason::UnknownCheckout,
+            };
+            return tell(main, unit, vec![told], self.retention).await;
+        };
+        let heard = match &event.data {
+            Payment::PaymentRefunded { refunded, .. } => refund(&checkout, *refunded),
+            Payment::PaymentDisputed {
+                dispute,
+                amount,
+                status,
+                ..
+            } => self.dispute(main, &checkout, dispute, *amount, *status).await?,
+            _ => Heard::default(),
+        };
+        let answer = tell(main, unit, heard.told, self.retention).await?;
+        if matches!(answer, Answer::Fresh(_)) {
+            for (kind, amount) in heard.movements {
+                ledger::write(main, &checkout.id, kind, amount).await?;
+            }
+            if let Some(next) = heard.next {
+                if next.state == State::Refunded {
+                    free(main, &checkout, self.retention, &self.metrics).await?;
+                }
+                checkouts::update(main, &checkout, &next).await?;
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn dispute(
+        &self,
+        main: &mut PgConnection,
+        checkout: &Checkout,
+        dispute: &DisputeId,
+        amount: Price,
+        status: DisputeStatus,
+    ) -> Result<Heard, Error> {
+        let noted = checkouts::dispute(main, &checkout.id, dispute, amount.amount(), status).await?;
+        let Some(before) = noted else {
+            return Ok(Heard::default());
+        };
+        let opened = before.is_none().then_some((Kind::Dispute, amount));
+        let decided = match status {
+            DisputeStatus::Opened => None,
+            DisputeStatus::Won => Some((Kind::DisputeWon, amount)),
+            DisputeStatus::Lost => Some((Kind::DisputeLost, amount)),
+        };
+        Ok(Heard {
+            told: vec![UserTold::PaymentDisputed {
+                checkout: checkout.id.clone(),
+                dispute: dispute.clone(),
+                amount,
+                status,
+            }],
+            movements: opened.into_iter().chain(decided).collect(),
+            next: None,
+        })
+    }
+
+    /// Writes a step that nobody is told of. False when somebody else took one.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn advance(&self, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
+        transaction(&self.main, async |main: &mut PgConnection| {
+            checkouts::update(main, from, to).await
+        })
+        .await
+    }
+
+    /// Sells the seats and spends the credits, all or nothing; what cannot be sold any more is to be undone.
+    ///
+    /// # Errors
+    /// One of the databases does not answer, or others change the same rows all the time.
+    pub async fn sell(&self, checkout: &Checkout, attempt: Uuid) -> Result<(), Error> {
+        let here = async |main: &mut PgConnection| self.sell_within(main, checkout).await;
+        let (Some(credits), Some(loyalty)) = (checkout.credits, &self.loyalty) else {
+            return transaction(&self.main, here).await.map(drop);
+        };
+        let spend = transaction_id(checkout, "spend");
+        let changed = loyalty
+            .change(&spend, attempt, &checkout.user, -credits.amount(), here)
+            .await?;
+        if changed == Changed::Missing {
+            self.advance(checkout, &undoing(checkout, CheckoutFailure::CreditsMissing.into()))
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn sell_within(&self, main: &mut PgConnection, checkout: &Checkout) -> Result<Fate, Error> {
+        let current = tickets(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
+        let sales = checkout.lines.iter().map(|line| {
+            let row = current.rows.get(line.ticket.as_str());
+            let anew = hold_id(SOURCE, checkout.id.as_str(), line.ticket.as_str());
+            Some((&line.ticket, checkout::sale(checkout, line, row, anew, current.now)?))
+        });
+        let Some(sales) = sales.collect::<Option<Vec<_>>>() else {
+            return self.give_up(main, checkout, CheckoutFailure::SeatsGone).await;
+        };
+        let shows = checkout::shows(&checkout.lines);
+        if !purchases::add(main, &checkout.user, &shows, self.terms.show_limit).await? {
+            return self.give_up(main, checkout, CheckoutFailure::ShowLimitReached).await;
+        }
+        let units: Vec<_> = sales
+            .into_iter()
+            .map(|(ticket, inputs)| unit(checkout, ticket.clone(), inputs))
+            .collect();
+        let answers = commit::within(main, &ticket::decide, self.retention, &units).await?;
+        if answers.iter().any(|answer| !took_effect(answer)) {
+            return Err(Error::Moved);
+        }
+        if let Some(credits) = checkout.credits {
+            ledger::write(main, &checkout.id, Kind::Credit, price(checkout, credits.amount())?).await?;
+        }
+        let next = Checkout {
+            state: State::Sold,
+            sold: true,
+            ..checkout.clone()
+        };
+        match checkouts::update(main, checkout, &next).await? {
+            true => Ok(Fate::Committed),
+            false => Err(Error::Moved),
+        }
+    }
+
+    async fn give_up(
+        &self,
+        main: &mut PgConnection,
+        checkout: &Checkout,
+        reason: CheckoutFailure,
+    ) -> Result<Fate, Error> {
+        match checkouts::update(main, checkout, &undoing(checkout, reason.into())).await? {
+            true => Ok(Fate::Aborted),
+            false => Err(Error::Moved),
+        }
+    }
+
+    /// Ends a checkout whose seats are sold and whose money was taken.
+    ///
+    /// # Errors
+    /// The database does not answer, or others change the same rows all the time.
+    pub async fn complete(&self, checkout: &Checkout) -> Result<(), Error> {
+        let next = Checkout {
+            state: State::Completed,
+            unknown_since: None,
+            stuck: false,
+            ..checkout.clone()
+        };
+        let told = UserTold::CheckoutCompleted {
+            checkout: checkout.id.clone(),
+            total: checkout.total,
+            credits: checkout.credits,
+            payment: checkout.payment.clone(),
+        };
+        transaction(&self.main, async |main: &mut PgConnection| {
+            if !checkouts::update(main, checkout, &next).await? {
+                return Ok(());
+            }
+            ledger::write(main, &checkout.id, Kind::Capture, price(checkout, checkout.due())?).await?;
+            self.progress(main, checkout, "completed", told.clone()).await
+        })
+        .await
+    }
+
+    /// Ends a checkout that came to nothing: the provider has nothing any more. `captured`: how much of the money it had taken
+    /// before it gave it back, in minor units.
+    ///
+    /// # Errors
+    /// One of the databases does not answer, or others change the same rows all the time.
+    pub async fn fail(&self, checkout: &Checkout, captured: i64, attempt: Uuid) -> Result<(), Error> {
+        let State::Undoing(failure) = &checkout.state else {
+            return Ok(());
+        };
+        let here = async |main: &mut PgConnection| self.fail_within(main, checkout, failure, captured).await;
+        match (checkout.sold, checkout.credits, &self.loyalty) {
+            (true, Some(credits), Some(loyalty)) => {
+                let back = transaction_id(checkout, "return");
+                loyalty
+                    .change(&back, attempt, &checkout.user, credits.amount(), here)
+                    .await
+                    .map(drop)
+            }
+            _ => transaction(&self.main, here).await.map(drop),
+        }
+    }
+
+    async fn fail_within(
+        &self,
+        main: &mut PgConnection,
+        checkout: &Checkout,
+        failure: &Failure,
+        captured: i64,
+    ) -> Result<Fate, Error> {
+        let next = Checkout {
+            state: State::Failed(failure.clone()),
+            sold: false,
+            unknown_since: None,
+            stuck: false,
+            refunded: captured,
+            ..checkout.clone()
+        };
+        if !checkouts::update(main, checkout, &next).await? {
+            return Ok(Fate::Aborted);
+        }
+        free(main, checkout, self.retention, &self.metrics).await?;
+        if checkout.sold
+            && let Some(credits) = checkout.credits
+        {
+            ledger::write(main, &checkout.id, Kind::CreditBack, price(checkout, credits.amount())?).await?;
+        }
+        ledger::write(main, &checkout.id, Kind::Capture, price(checkout, captured)?).await?;
+        ledger::write(main, &checkout.id, Kind::Refund, price(checkout, captured)?).await?;
+        let told = UserTold::CheckoutFailed {
+            checkout: checkout.id.clone(),
+            reason: failure.reason,
+            code: failure.code.clone(),
+        };
+        self.progress(main, checkout, "failed", told).await?;
+        Ok(Fate::Committed)
+    }
+
+    /// Gives back the credits of a checkout that was refunded wholly.
+    ///
+    /// # Errors
+    /// One of the databases does not answer, or another try was quicker.
+    pub async fn return_credits(&self, checkout: &Checkout, attempt: Uuid) -> Result<(), Error> {
+        let (Some(credits), Some(loyalty)) = (checkout.credits, &self.loyalty) else {
+            return Ok(());
+        };
+        let next = Checkout {
+            sold: false,
+            ..checkout.clone()
+        };
+        let here = async |main: &mut PgConnection| {
+            if !checkouts::update(main, checkout, &next).await? {
+                return Ok(Fate::Aborted);
+            }
+            ledger::write(main, &checkout.id, Kind::CreditBack, price(checkout, credits.amount())?).await?;
+            Ok(Fate::Committed)
+        };
+        let back = transaction_id(checkout, "return");
+        loyalty
+            .change(&back, attempt, &checkout.user, credits.amount(), here)
+            .await
+            .map(drop)
+    }
+
+    /// Asks for an operator.
+    ///
+    /// # Errors
+    /// The database does not answer, or others change the same rows all the time.
+    pub async fn stick(&self, checkout: &Checkout) -> Result<(), Error> {
+        let next = Checkout {
+            stuck: true,
+            ..checkout.clone()
+        };
+        let told = UserTold::CheckoutStuck {
+            checkout: checkout.id.clone(),
+        };
+        // It may get stuck again after an operator set it going.
+        let place = format!("stuck/{}", checkout.version);
+        transaction(&self.main, async |main: &mut PgConnection| {
+            match checkouts::update(main, checkout, &next).await? {
+                true => self.progress(main, checkout, &place, told.clone()).await,
+                false => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Tells the user how far a checkout has come.
+    async fn progress(
+        &self,
+        main: &mut PgConnection,
+        checkout: &Checkout,
+        place: &str,
+        told: UserTold,
+    ) -> Result<(), Error> {
+        let unit = Unit {
+            key: checkout.user.clone(),
+            work: vec![Work::Internal(Internal {
+                source: source(),
+                id: id(checkout, place),
+                input: user::Input::Progress,
+            })],
+        };
+        let answer = tell(main, &unit, vec![told], self.retention).await?;
+        commit::count(std::slice::from_ref(&answer), &self.metrics);
+        Ok(())
+    }
+}
+
+/// What is to be done about what the provider says.
+#[derive(Default)]
+struct Heard {
+    told: Vec<UserTold>,
+    movements: Vec<(Kind, Price)>,
+    next: Option<Checkout>,
+}
+
+/// The provider says how much it has given back in all, so that an older word changes nothing. What was given back of a checkout
+/// that came to nothing was written when it failed.
+fn refund(checkout: &Checkout, refunded: Price) -> Heard {
+    let more = refunded.amount().min(checkout.due()) - checkout.refunded;
+    let amount = price(checkout, more);
+    let (State::Completed, true, Ok(amount)) = (&checkout.state, more > 0, amount) else {
+        return Heard::default();
+    };
+    let full = checkout.refunded + more == checkout.due();
+    let next = Checkout {
+        refunded: checkout.refunded + more,
+        state: if full { State::Refunded } else { State::Completed },
+        ..checkout.clone()
+    };
+    Heard {
+        told: vec![UserTold::PaymentRefunded {
+            checkout: checkout.id.clone(),
+            amount,
+            full,
+        }],
+        movements: vec![(if full { Kind::Refund } else { Kind::PartialRefund }, amount)],
+        next: Some(next),
+    }
+}
+
+/// The checkout on its way back.
+pub fn undoing(checkout: &Checkout, failure: Failure) -> Checkout {
+    Checkout {
+        state: State::Undoing(failure),
+        unknown_since: None,
+        ..checkout.clone()
+    }
+}
+
+/// Frees what the checkout holds or has bought.
+async fn free(
+    main: &mut PgConnection,
+    checkout: &Checkout,
+    retention: Duration,
+    metrics: &Metrics,
+) -> Result<(), Error> {
+    let current = tickets(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
+    let freed = checkout.lines.iter().filter_map(|line| {
+        let row = current.rows.get(line.ticket.as_str());
+        let input = checkout::freeing(checkout, line, row, current.now)?;
+        Some(unit(checkout, line.ticket.clone(), vec![input]))
+    });
+    let units: Vec<_> = freed.collect();
+    commit::count(
+        &commit::within(main, &ticket::decide, retention, &units).await?,
+        metrics,
+    );
+    if checkout.sold {
+        purchases::take_off(main, &checkout.user, &checkout::shows(&checkout.lines)).await?;
+    }
+    Ok(())
+}
+
+async fn tickets(main: &mut PgConnection, tickets: impl Iterator<Item = &TicketId>) -> Result<Current<Ticket>, Error> {
+    let keys: Vec<&str> = tickets.map(TicketId::as_str).collect();
+    Ticket::read(main, &keys).await
+}
+
+async fn tell(
+    main: &mut PgConnection,
+    unit: &Unit<User>,
+    told: Vec<UserTold>,
+    retention: Duration,
+) -> Result<Answer, Error> {
+    let rules = user::telling(told);
+    let answers = commit::within(main, &rules, retention, std::slice::from_ref(unit)).await?;
+    Ok(answers.into_iter().next().expect("every piece of work is answered"))
+}
+
+/// Requests from a checkout to one of its tickets, each with an id of its own.
+fn unit(checkout: &Checkout, ticket: TicketId, inputs: Vec<Input>) -> Unit<Ticket> {
+    let work = inputs.into_iter().map(|input| {
+        let what = match &input {
+            Input::Sell { .. } => "sell",
+            Input::Return { .. } => "return",
+            Input::Release { .. } => "release",
+            _ => "hold",
+        };
+        let of = Uuid::new_v5(&Uuid::NAMESPACE_OID, ticket.as_str().as_bytes());
+        Work::Internal(Internal {
+            source: source(),
+            id: id(checkout, &format!("{what}/{of}/{}", checkout.version)),
+            input,
+        })
+    });
+    Unit {
+        work: work.collect(),
+        key: ticket,
+    }
+}
+
+fn took_effect(answer: &Answer) -> bool {
+    match answer {
+        Answer::Fresh(reply) | Answer::Repeat(reply) => reply.refusal().is_none(),
+        Answer::AlreadyDone => true,
+        Answer::Nothing | Answer::DeadLettered(_) => false,
+    }
+}
+
+/// Who asks.
+const SOURCE: &str = "holdfast/Checkout";
+
+fn source() -> Source {
+    Source::parse(SOURCE).expect("a short name")
+}
+
+/// A checkout's id may be as long as an event's: a UUID made of it leaves room for more.
+fn id(checkout: &Checkout, place: &str) -> EventId {
+    EventId::parse(&format!("{}/{place}", uuid(&checkout.id))).expect("UUIDs and a few words are short")
+}
+
+fn uuid(checkout: &CheckoutId) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_str().as_bytes())
+}
+
+fn transaction_id(checkout: &Checkout, what: &str) -> TransactionId {
+    TransactionId::parse(&format!("checkout/{}/{what}", uuid(&checkout.id))).expect("a short plain name")
+}
+
+fn price(checkout: &Checkout, amount: i64) -> Result<Price, Error> {
+    Price::new(amount, checkout.currency()).map_err(|invalid| Error::Row {
+        table: "checkouts",
+        key: checkout.id.to_string(),
+        what: invalid.to_string(),
+    })
+}
+
+/// Runs an interactive transaction, anew as long as others change the same rows.
+async fn transaction<R>(
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error> + Clone,
+) -> Result<R, Error> {
+    let closure = async |transaction: &mut Transaction| together::step(transaction, work.clone()).await;
+    interactive::transact::<R, Error>(pool, ATTEMPTS, closure)
+        .await
+        .map(|committed| committed.value)
+}

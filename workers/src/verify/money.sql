@@ -1,0 +1,79 @@
+-- What does not agree about money: each row names a checkout, a ticket or a user, and says what is wrong.
+with sums as (
+    select
+        checkout,
+        coalesce(sum(amount) filter (where account = 'sales'), 0)   as sales,
+        coalesce(sum(amount) filter (where account = 'credits'), 0) as credits,
+        coalesce(sum(amount) filter (where account = 'refunds'), 0) as refunds,
+        -- Where money lies that was captured, or should lie.
+        coalesce(sum(amount) filter (where account in ('provider', 'disputes', 'losses')), 0) as captured
+    from ledger
+    group by checkout
+),
+books as (
+    select
+        c.*,
+        c.sold_at is not null         as sold,
+        coalesce(c.credits, 0)        as spent,
+        coalesce(s.sales, 0)          as sales_sum,
+        coalesce(s.credits, 0)        as credits_sum,
+        coalesce(s.refunds, 0)        as refunds_sum,
+        coalesce(s.captured, 0)       as captured_sum
+    from checkouts c
+    left join sums s using (checkout)
+),
+seats as (
+    select s.checkout, s.ticket, s.show, c.user_id, c.state, c.sold_at is not null and c.state <> 'refunded' as bought
+    from checkout_seats s
+    join checkouts c using (checkout)
+),
+told as (
+    select data ->> 'checkout' as checkout, count(*) as times
+    from user_change_log
+    where type like 'holdfast.outcome.checkout.completed.v%' or type like 'holdfast.outcome.checkout.failed.v%'
+    group by 1
+)
+select movement::text as "key!", 'the lines of this movement do not add up to zero in one currency' as "what!"
+from ledger
+group by movement
+having sum(amount) <> 0 or min(currency) <> max(currency)
+union all
+select checkout, 'it has entries in the ledger, but was never opened'
+from sums
+where not exists (select 1 from checkouts c where c.checkout = sums.checkout)
+union all
+select checkout, 'completed, but what was captured and spent is not what the holds cost'
+from books
+where state = 'completed'
+  and (sales_sum <> -total_amount or credits_sum <> spent or refunds_sum <> refunded
+       or captured_sum + refunded <> total_amount - spent)
+union all
+select checkout, 'refunded wholly, but something of it was kept'
+from books
+where state = 'refunded' and (captured_sum <> 0 or credits_sum <> case when sold then spent else 0 end)
+union all
+select checkout, 'it came to nothing or has not ended, but money was kept'
+from books
+where state not in ('completed', 'refunded')
+  and (captured_sum <> 0 or refunds_sum <> 0 or credits_sum <> case when sold then spent else 0 end
+       or sales_sum <> -credits_sum)
+union all
+select books.checkout, 'it has ended, but not exactly one outcome says how'
+from books
+left join told using (checkout)
+where ended_at is not null and coalesce(times, 0) <> 1
+union all
+select t.ticket, 'sold, but not by exactly one checkout that has sold it'
+from tickets t
+where t.status = 'sold'
+  and 1 <> (select count(*) from seats s where s.ticket = t.ticket and s.checkout = t.checkout and s.user_id = t.holder and s.bought)
+union all
+select s.ticket, 'a checkout has sold it, but it is not that checkout''s'
+from seats s
+where s.bought
+  and not exists (select 1 from tickets t where t.ticket = s.ticket and t.status = 'sold' and t.checkout = s.checkout)
+union all
+select coalesce(b.user_id, p.user_id), 'the count of tickets bought of a show is not what checkouts have sold'
+from (select user_id, show, count(*) as tickets from seats where bought group by user_id, show) b
+full join purchases p on p.user_id = b.user_id and p.show = b.show
+where coalesce(b.tickets, 0) <> coalesce(p.tickets, 0)

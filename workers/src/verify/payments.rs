@@ -1,0 +1,142 @@
+//! What the payment provider has, beside what the database says of its checkouts: the money of each that has ended, to the last
+//! minor unit, and nothing set aside for it any more.
+
+use std::collections::HashMap;
+
+use holdfast_schemas::CheckoutId;
+use time::OffsetDateTime;
+
+use super::report::{Promise, Report};
+use crate::provider::{Payment, State};
+
+/// The checkouts for which the provider was ever called.
+#[derive(Default)]
+pub(super) struct Payments {
+    checkouts: HashMap<CheckoutId, Booked>,
+    /// When it was called for the first of them.
+    pub(super) since: Option<OffsetDateTime>,
+}
+
+/// One checkout, in minor units of its currency.
+struct Booked {
+    ended: bool,
+    /// What the ledger says was captured and not given back. A disputed amount counts: the provider tells of it elsewhere.
+    kept: i64,
+    /// The same, as the provider says so far.
+    told: i64,
+}
+
+impl Payments {
+    pub(super) fn book(&mut self, checkout: CheckoutId, called_at: OffsetDateTime, ended: bool, kept: i64) {
+        self.since = Some(self.since.map_or(called_at, |since| since.min(called_at)));
+        self.checkouts.insert(checkout, Booked { ended, kept, told: 0 });
+    }
+
+    /// Takes down one payment, as it is later than the database was read: a checkout that had ended stays so.
+    pub(super) fn hear(&mut self, payment: &Payment, report: &mut Report) {
+        // One that somebody else made.
+        let Some(checkout) = &payment.checkout else { return };
+        let open = payment.state == State::Authorized;
+        let kept = payment.captured - payment.refunded;
+        let key = checkout.as_str();
+        let Some(booked) = self.checkouts.get_mut(checkout) else {
+            if open {
+                report.broken(Promise::OpenAuthorisations, key, || {
+                    format!(
+                        "the payment provider has set money aside by {}, for a checkout that was never opened",
+                        payment.id
+                    )
+                });
+            } else if kept != 0 {
+                report.broken(Promise::MoneyMismatch, key, || {
+                    format!(
+                        "the payment provider took {kept} by {}, for a checkout that was never opened",
+                        payment.id
+                    )
+                });
+            }
+            return;
+        };
+        booked.told += kept;
+        if booked.ended && open {
+            report.broken(Promise::OpenAuthorisations, key, || {
+                format!("the checkout has ended, but money is still set aside by {}", payment.id)
+            });
+        }
+    }
+
+    /// Once all payments were heard of.
+    pub(super) fn judge(&self, report: &mut Report) {
+        let ended = self.checkouts.iter().filter(|(_, booked)| booked.ended);
+        for (checkout, Booked { kept, told, .. }) in ended.filter(|(_, booked)| booked.told != booked.kept) {
+            report.broken(Promise::MoneyMismatch, checkout.as_str(), || {
+                format!("the ledger says that {kept} was taken and not given back, in minor units, but the payment provider says {told}")
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_schemas::{Currency, PaymentId};
+
+    use super::*;
+
+    /// A checkout that has ended, or not, with its payment at the provider: what is reported.
+    fn compared(ended: bool, kept: i64, payment: Option<(State, i64, i64)>) -> (u64, u64) {
+        let (mut payments, mut report) = (Payments::default(), Report::default());
+        payments.book(checkout("c-1"), OffsetDateTime::UNIX_EPOCH, ended, kept);
+        if let Some((state, captured, refunded)) = payment {
+            payments.hear(&told("c-1", state, captured, refunded), &mut report);
+        }
+        payments.judge(&mut report);
+        (report.money_mismatch, report.open_authorisations)
+    }
+
+    fn told(of: &str, state: State, captured: i64, refunded: i64) -> Payment {
+        Payment {
+            id: PaymentId::parse("pi_1").unwrap(),
+            state,
+            amount: 100,
+            currency: Currency::from_code("EUR").unwrap(),
+            captured,
+            refunded,
+            failure: None,
+            checkout: Some(checkout(of)),
+            user: None,
+        }
+    }
+
+    fn checkout(id: &str) -> CheckoutId {
+        CheckoutId::parse(id).unwrap()
+    }
+
+    #[test]
+    fn what_has_ended_must_agree_to_the_last_minor_unit() {
+        assert_eq!(compared(true, 100, Some((State::Captured, 100, 0))), (0, 0));
+        assert_eq!(compared(true, 30, Some((State::Captured, 100, 70))), (0, 0));
+        assert_eq!(compared(true, 0, Some((State::Canceled, 0, 0))), (0, 0));
+        assert_eq!(compared(true, 0, None), (0, 0));
+        assert_eq!(compared(true, 99, Some((State::Captured, 100, 0))), (1, 0));
+        assert_eq!(compared(true, 100, Some((State::Canceled, 0, 0))), (1, 0));
+        assert_eq!(compared(true, 100, None), (1, 0));
+        assert_eq!(compared(true, 0, Some((State::Authorized, 0, 0))), (0, 1));
+    }
+
+    #[test]
+    fn what_has_not_ended_is_left_alone() {
+        assert_eq!(compared(false, 0, Some((State::Authorized, 0, 0))), (0, 0));
+        assert_eq!(compared(false, 0, Some((State::Captured, 100, 0))), (0, 0));
+    }
+
+    #[test]
+    fn a_payment_for_a_checkout_that_never_was_is_named() {
+        let (mut payments, mut report) = (Payments::default(), Report::default());
+        payments.hear(&told("c-2", State::Authorized, 0, 0), &mut report);
+        payments.hear(&told("c-3", State::Captured, 100, 0), &mut report);
+        payments.hear(&told("c-4", State::Captured, 100, 100), &mut report);
+        payments.judge(&mut report);
+        assert_eq!((report.money_mismatch, report.open_authorisations), (1, 1));
+        assert_eq!(report.offence(Promise::MoneyMismatch).unwrap().key, "c-3");
+    }
+}
