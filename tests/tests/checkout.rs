@@ -33,11 +33,13 @@ pub(crate) const TESTS: &[Test] = tests![
     checkouts_end_once_whatever_step_dies_or_is_repeated,
 ];
 
-const CARD: &str = "pm_card_visa";
-const DECLINED: &str = "pm_card_visa_chargeDeclined";
-const CONFIRMED: &str = "pm_card_authenticationRequired";
+pub(crate) const CARD: &str = "pm_card_visa";
+pub(crate) const DECLINED: &str = "pm_card_visa_chargeDeclined";
+pub(crate) const CONFIRMED: &str = "pm_card_authenticationRequired";
 /// What a ticket costs here, in cents of EUR.
-const PRICE: i64 = 2_500;
+pub(crate) const PRICE: i64 = 2_500;
+/// The part of it that credits pay, where they do.
+const CREDITS: i64 = 500;
 
 fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
     const USER: &str = "checkout/credits";
@@ -215,6 +217,10 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
             let reply = check_out(kit, who, body.clone()).await?;
             ensure!(reason(&reply) == expected, "{body}: {reply}");
         }
+        // The price of a hold stands: another one is refused while the ticket is held.
+        let dearer = json!({ "show": "proofs", "price": { "amount": 2 * PRICE, "currency": "EUR" } });
+        let (_, reply) = call(kit, &[], "Ticket", one, "list", &dearer).await?;
+        ensure!(reason(&reply) == "held", "{reply}");
         // More credits than the user has are found out when they are to be spent.
         check_out(
             kit,
@@ -481,12 +487,15 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
         has_credits(kit, &shop.user, 0).await?;
         let money = |amount: i64| json!({ "amount": amount, "currency": "EUR" });
         // A part leaves the seat; the rest returns it, and the credits. Old news and repeats change nothing.
+        let payment = shop.payment("refunded")?;
+        shop.simulator.refund(&payment, 700)?;
         shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
             .await?;
         shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
             .await?;
         reads(kit, &shop.user, "refunded", 1).await?;
         sold(kit, &tickets).await?;
+        shop.simulator.refund(&payment, 1_300)?;
         shop.tell("refunded", "refunded", json!({ "refunded": money(2_000) }))
             .await?;
         shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
@@ -496,27 +505,49 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
         has_credits(kit, &shop.user, 500).await?;
         reads(kit, &shop.user, "refunded", 2).await?;
 
+        let payment = shop.payment("disputed")?;
+        shop.simulator.dispute(&payment)?;
+        shop.simulator.close_dispute(&payment, false)?;
         let dispute = |status: &str| json!({ "dispute": "dp_1", "amount": money(2_000), "status": status });
         for status in ["lost", "opened", "lost"] {
             shop.tell("disputed", "disputed", dispute(status)).await?;
         }
         reads(kit, &shop.user, "disputed", 1).await?;
         sold(kit, &tickets[1..]).await?;
-        // Words about a checkout that is not the user's are refused; words about one that has ended change nothing.
+        // Words about a checkout that is not the user's are refused, or about another payment, or in another currency; words
+        // about one that has ended change nothing.
         shop.tell("nowhere", "captured", json!({ "amount": money(1) })).await?;
+        let other = json!({ "payment": "pi_other", "refunded": money(1) });
+        shop.tell("disputed", "refunded", other).await?;
+        let dollars = json!({ "amount": 1, "currency": "USD" });
+        shop.tell("disputed", "refunded", json!({ "refunded": dollars }))
+            .await?;
         shop.tell("disputed", "failed", json!({ "code": "late" })).await?;
-        reads(kit, &shop.user, "refused", 1).await?;
+        reads(kit, &shop.user, "refused", 3).await?;
+        let told = outcomes_of::<UserTold>(kit, &shop.user).await?;
+        let refusals: Vec<_> = told.iter().filter_map(|told| told.data.refusal()).collect();
+        ensure!(
+            refusals == ["unknown_checkout", "payment_differs", "wrong_currency"],
+            "{refusals:?}"
+        );
         shop.close().await
     })
 }
 
 fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let mut shop = Shop::open_with(kit, "checkout/crash", &[("HOLDFAST_ABANDONED_AFTER", "30s")]).await?;
-        let points = Point::ALL
-            .into_iter()
-            .filter(|point| point.name().starts_with("checkout."));
-        for (round, point) in points.enumerate() {
+        let settings = [("HOLDFAST_ABANDONED_AFTER", "30s"), ("HOLDFAST_RETRY_PAUSE", "1s")];
+        let mut shop = Shop::open_with(kit, "checkout/crash", &settings).await?;
+        // Every other one spends credits: those are settled in the other database on the way.
+        pay(kit, &[added(&shop.id("credits"), &shop.user, 1_000_000)]).await?;
+        has_credits(kit, &shop.user, 1_000_000).await?;
+        let mut left = 1_000_000;
+        let ours = |point: &Point| {
+            ["checkout.", "credits."]
+                .iter()
+                .any(|part| point.name().starts_with(part))
+        };
+        for (round, point) in Point::ALL.into_iter().filter(ours).enumerate() {
             let name = |kind: &str, number: usize| format!("{round}-{kind}-{number}");
             let tickets = shop.tickets_named(&round.to_string(), 12).await?;
             fill(kit, &shop.user, &tickets, Some(3_600)).await?;
@@ -524,7 +555,10 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
             let asked = tickets.iter().enumerate().map(|(number, ticket)| {
                 let method = if number % 3 == 2 { DECLINED } else { CARD };
                 let id = shop.id(&name("order", number));
-                let body = json!({ "checkout": id, "tickets": [ticket], "payment_method": method });
+                let mut body = json!({ "checkout": id, "tickets": [ticket], "payment_method": method });
+                if number % 2 == 0 {
+                    body["credits"] = json!(CREDITS);
+                }
                 event(&format!("{id}/asked"), &shop.user, "checkout.requested", body)
             });
             let asked: Vec<_> = asked.collect();
@@ -533,7 +567,13 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 .with_context(|| point.name())?;
             for (number, ticket) in tickets.iter().enumerate() {
                 let declined = number % 3 == 2;
-                let (state, money) = if declined { ("failed", 0) } else { ("completed", PRICE) };
+                let credits = if number % 2 == 0 { CREDITS } else { 0 };
+                let (state, money) = if declined {
+                    ("failed", 0)
+                } else {
+                    ("completed", PRICE - credits)
+                };
+                left -= if declined { 0 } else { credits };
                 let order = name("order", number);
                 ends(kit, &shop.id(&order), state)
                     .await
@@ -547,6 +587,7 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 }
                 .with_context(|| point.name())?;
             }
+            has_credits(kit, &shop.user, left).await.with_context(|| point.name())?;
         }
         shop.close().await
     })
@@ -557,9 +598,9 @@ pub(crate) struct Shop<'a> {
     kit: &'a Kit,
     name: &'static str,
     pub(crate) user: String,
-    simulator: &'a Simulator,
+    pub(crate) simulator: &'a Simulator,
     environment: Vec<(String, String)>,
-    worker: Holdfast,
+    pub(crate) worker: Holdfast,
 }
 
 impl<'a> Shop<'a> {
@@ -567,7 +608,7 @@ impl<'a> Shop<'a> {
         Self::open_with(kit, name, &[]).await
     }
 
-    async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub(crate) async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
         let simulator = &kit.provider;
         simulator.heal();
         let mut environment = vec![
@@ -614,8 +655,12 @@ impl<'a> Shop<'a> {
         done_again(&self.worker, point).await
     }
 
-    fn launch(&self, subcommand: &str) -> Launch<'a> {
-        dress(self.kit.stack.holdfast(subcommand, "checkout"), &self.environment)
+    pub(crate) fn launch(&self, subcommand: &str) -> Launch<'a> {
+        self.launch_as(subcommand, "checkout")
+    }
+
+    pub(crate) fn launch_as(&self, subcommand: &str, instance: &str) -> Launch<'a> {
+        dress(self.kit.stack.holdfast(subcommand, instance), &self.environment)
     }
 
     /// New tickets, listed.
@@ -623,7 +668,7 @@ impl<'a> Shop<'a> {
         self.tickets_named("seat", count).await
     }
 
-    async fn tickets_named(&self, name: &str, count: usize) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn tickets_named(&self, name: &str, count: usize) -> anyhow::Result<Vec<String>> {
         let tickets: Vec<_> = (0..count).map(|number| self.id(&format!("{name}-{number}"))).collect();
         list(self.kit, &tickets, PRICE).await?;
         Ok(tickets)
@@ -644,28 +689,39 @@ impl<'a> Shop<'a> {
     }
 
     /// The provider's id of the payment of a checkout.
-    fn payment(&self, checkout: &str) -> anyhow::Result<String> {
+    pub(crate) fn payment(&self, checkout: &str) -> anyhow::Result<String> {
         let payments = self.simulator.payments_of(&self.id(checkout));
         Ok(payments.first().context("the provider has no such payment")?.id.clone())
     }
 
-    /// The provider says something about a checkout.
-    async fn tell(&self, checkout: &str, kind: &str, mut data: Value) -> anyhow::Result<()> {
+    /// The provider says something about a checkout; the event's id.
+    pub(crate) async fn tell(&self, checkout: &str, kind: &str, mut data: Value) -> anyhow::Result<String> {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         data["checkout"] = json!(self.id(checkout));
-        data["payment"] = json!(self.payment(checkout).unwrap_or("pi_none".to_owned()));
-        let told = event(
-            &self.id(&format!("event-{number}")),
-            &self.user,
-            &format!("payment.{kind}"),
-            data,
-        );
-        pay(self.kit, &[told]).await.map(drop)
+        if data["payment"].is_null() {
+            data["payment"] = json!(self.payment(checkout).unwrap_or("pi_none".to_owned()));
+        }
+        let id = self.id(&format!("event-{number}"));
+        let told = event(&id, &self.user, &format!("payment.{kind}"), data);
+        pay(self.kit, &[told]).await?;
+        Ok(id)
+    }
+
+    /// Once an event was decided.
+    pub(crate) async fn took(&self, event: &str) -> anyhow::Result<()> {
+        let pool = self.kit.stack.postgres.connect().await?;
+        until(&format!("{event} is decided"), DEADLINE, async || {
+            let query = sqlx::query("select 1 from idempotency_records where id = $1").bind(event);
+            query.fetch_optional(&pool).await?.context("no record of it").map(drop)
+        })
+        .await?;
+        pool.close().await;
+        Ok(())
     }
 
     /// What the provider's books have of a checkout is this much money, and nothing is set aside any more.
-    fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
+    pub(crate) fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
         let movements = self.simulator.movements(&self.id(checkout));
         let mut sums: BTreeMap<&str, i64> = BTreeMap::new();
         for (kind, amount) in &movements {
@@ -691,10 +747,15 @@ impl<'a> Shop<'a> {
 
     /// Every promise is kept.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
+        self.is_clean().await?;
+        self.worker.stop().await
+    }
+
+    pub(crate) async fn is_clean(&self) -> anyhow::Result<()> {
         none_prepared(self.kit).await?;
         let report = clean_by(|| self.launch("verify")).await?;
         ensure!(report["stuck"] == 0, "{report}");
-        self.worker.stop().await
+        Ok(())
     }
 }
 
@@ -705,21 +766,25 @@ fn dress<'a>(launch: Launch<'a>, environment: &[(String, String)]) -> Launch<'a>
 }
 
 /// Lists tickets at a price in cents of EUR, and waits until they are.
-async fn list(kit: &Kit, tickets: &[String], cents: i64) -> anyhow::Result<()> {
+pub(crate) async fn list(kit: &Kit, tickets: &[String], cents: i64) -> anyhow::Result<()> {
     let price = json!({ "amount": cents, "currency": "EUR" });
     try_join_all(tickets.iter().map(|ticket| list_at(kit, ticket, price.clone()))).await?;
     Ok(())
 }
 
-async fn list_at(kit: &Kit, ticket: &str, price: Value) -> anyhow::Result<()> {
-    let body = json!({ "show": "proofs", "price": price });
+pub(crate) async fn list_at(kit: &Kit, ticket: &str, price: Value) -> anyhow::Result<()> {
+    list_in(kit, "proofs", ticket, &price).await
+}
+
+pub(crate) async fn list_in(kit: &Kit, show: &str, ticket: &str, price: &Value) -> anyhow::Result<()> {
+    let body = json!({ "show": show, "price": price });
     let (status, reply) = call(kit, &[], "Ticket", ticket, "list", &body).await?;
     ensure!(status == 200 && reason(&reply).is_empty(), "{status}: {reply}");
     Ok(())
 }
 
 /// Puts tickets into the user's cart.
-async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) -> anyhow::Result<()> {
+pub(crate) async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) -> anyhow::Result<()> {
     for ticket in tickets {
         let body = match hold_for {
             Some(seconds) => json!({ "ticket": ticket, "hold_for": seconds }),
@@ -734,14 +799,14 @@ async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) 
     Ok(())
 }
 
-async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
+pub(crate) async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
     let (status, reply) = call(kit, &[], "User", user, "checkout", &body).await?;
     ensure!(status == 200, "{status}: {reply}");
     Ok(reply)
 }
 
 /// Why the last outcome of a reply refuses; empty when it does not.
-fn reason(reply: &Value) -> String {
+pub(crate) fn reason(reply: &Value) -> String {
     let outcomes = reply["outcomes"].as_array();
     let last = outcomes.and_then(|outcomes| outcomes.last());
     let refused = last.filter(|last| last["type"].as_str().is_some_and(|name| name.contains(".refused.")));
@@ -758,7 +823,7 @@ async fn look(kit: &Kit, user: &str, handler: &str) -> anyhow::Result<Value> {
 }
 
 /// The checkout, once it is in this state.
-async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
+pub(crate) async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
     until(&format!("{checkout} is {state}"), DEADLINE, async || {
         let (_, view) = view(kit, "Checkout", checkout).await?;
         ensure!(view["state"] == state, "{view}");
@@ -768,14 +833,8 @@ async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value
 }
 
 /// The checkout, once it has ended, which it must in this state.
-async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
-    let ended = until(&format!("{checkout} has ended"), DEADLINE, async || {
-        let (status, view) = view(kit, "Checkout", checkout).await?;
-        let state = view["state"].as_str().with_context(|| format!("{status}: {view}"))?;
-        ensure!(["completed", "refunded", "failed"].contains(&state), "{view}");
-        Ok(view)
-    })
-    .await?;
+pub(crate) async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
+    let ended = has_ended(kit, checkout).await?;
     if state == "refunded" {
         return reaches(kit, checkout, state).await;
     }
@@ -783,8 +842,19 @@ async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
     Ok(ended)
 }
 
+/// The checkout, once it has ended in whatever way.
+pub(crate) async fn has_ended(kit: &Kit, checkout: &str) -> anyhow::Result<Value> {
+    until(&format!("{checkout} has ended"), DEADLINE, async || {
+        let (status, view) = view(kit, "Checkout", checkout).await?;
+        let state = view["state"].as_str().with_context(|| format!("{status}: {view}"))?;
+        ensure!(["completed", "refunded", "failed"].contains(&state), "{view}");
+        Ok(view)
+    })
+    .await
+}
+
 /// Each of the tickets was sold once, and is still.
-async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "sold").await?;
         until("the sale is told", DEADLINE, async || {
@@ -800,7 +870,7 @@ async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "available").await?;
     }
@@ -825,13 +895,13 @@ async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Resul
     Ok(())
 }
 
-fn verbs(told: &[Outcome<UserTold>]) -> Vec<String> {
+pub(crate) fn verbs(told: &[Outcome<UserTold>]) -> Vec<String> {
     let verb = |told: &Outcome<UserTold>| told.data.outcome_type().rsplit('.').nth(1).map(str::to_owned);
     told.iter().filter_map(verb).collect()
 }
 
 /// Cancels or kills a checkout's workflow in the engine.
-async fn end_invocation(kit: &Kit, checkout: &str, how: &str) -> anyhow::Result<()> {
+pub(crate) async fn end_invocation(kit: &Kit, checkout: &str, how: &str) -> anyhow::Result<()> {
     let query = format!(
         "select id from sys_invocation where target_service_name = 'Checkout' and target_service_key = '{checkout}' \
          and target_handler_name = 'run' and status <> 'completed'"

@@ -125,6 +125,7 @@ impl Database {
             listen: ([127, 0, 0, 1], 9).into(),
             batch_events,
             batch_bytes: 1 << 20,
+            retry_pause: Duration::from_secs(10),
             examples: false,
         };
         let (committer, committing) = Committer::new(pool.clone(), rules, limits, RETENTION, metrics.clone());

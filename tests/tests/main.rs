@@ -22,6 +22,7 @@ mod crashes;
 mod direct;
 mod faults;
 mod gate;
+mod in_flight;
 mod intake;
 mod mechanisms;
 mod operate;
@@ -67,6 +68,7 @@ const TOPICS: &[&[Test]] = &[
     two_phase::TESTS,
     users::TESTS,
     checkout::TESTS,
+    in_flight::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

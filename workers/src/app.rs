@@ -236,7 +236,7 @@ impl Worker {
         let limits = self.config.serve.clone();
         let (tickets, committing_tickets) = store::Committer::new(
             pool.clone(),
-            domain::ticket::decide,
+            domain::ticket::holding_for(self.config.checkout.hold_for.as_secs() as i64),
             limits.clone(),
             retention,
             self.metrics.clone(),
@@ -263,10 +263,11 @@ impl Worker {
             attributes,
             loyalty,
             driver,
+            settings: self.config.checkout.clone(),
             metrics: self.metrics.clone(),
             now: clock,
         };
-        let endpoint = objects::endpoint(tools, self.config.serve.examples);
+        let endpoint = objects::endpoint(tools, &self.config.serve);
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("serve", async move {
             objects::serve(listener, endpoint, shutdown).await;

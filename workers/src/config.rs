@@ -11,6 +11,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
+use crate::domain::checkout::MOST_TICKETS;
+use crate::domain::ticket::HOLD_FOR_SECONDS;
+
 /// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
 #[derive(Parser, Debug)]
 #[command(name = "holdfast", version, propagate_version = true)]
@@ -366,6 +369,9 @@ pub struct Serve {
     /// Most bytes of events in one statement.
     #[arg(long = "batch-bytes", env = "HOLDFAST_BATCH_BYTES", default_value_t = 4 << 20, global = true)]
     pub batch_bytes: usize,
+    /// Longest pause before Restate calls a handler again that failed; pauses double from 100ms up to it.
+    #[arg(long, env = "HOLDFAST_RETRY_PAUSE", default_value = "10s", value_parser = humantime::parse_duration, global = true)]
+    pub retry_pause: Duration,
     /// Serve the example handlers too. Some are unsafe, to show what goes wrong; they touch tables of their own.
     #[arg(long, env = "HOLDFAST_EXAMPLES", global = true)]
     pub examples: bool,
@@ -374,7 +380,13 @@ pub struct Serve {
 /// What buyers may do, and when an operator is asked for.
 #[derive(Args, Debug, Clone)]
 pub struct Checkout {
-    /// Most tickets of one show that one user may have; without it there is no limit.
+    /// How long a ticket is held when the request does not say, in whole seconds: 1s to 24h.
+    #[arg(long, env = "HOLDFAST_HOLD_FOR", default_value = "15m", value_parser = humantime::parse_duration, global = true)]
+    pub hold_for: Duration,
+    /// Most tickets that one user may have in the cart at a time, 1 to 100.
+    #[arg(long, env = "HOLDFAST_CART_LIMIT", default_value_t = 100, global = true)]
+    pub cart_limit: usize,
+    /// Most tickets of one show that one user may buy, over all checkouts; without it there is no limit.
     #[arg(long, env = "HOLDFAST_SHOW_LIMIT", global = true)]
     pub show_limit: Option<i32>,
     /// The currency that credits pay, one minor unit each.
@@ -576,9 +588,36 @@ impl Config {
         );
         require(serve.batch_bytes >= 1 << 16, "batch-bytes", "give at least 65536");
         require(
+            serve.retry_pause >= Duration::from_millis(100),
+            "retry-pause",
+            "give at least 100ms",
+        );
+        require(
             (1..=1_000).contains(&self.relay.batch),
             "relay-batch",
             "give 1 to 1000: more ids do not fit beside a Kafka offset",
+        );
+        let checkout = &self.checkout;
+        require(
+            checkout.hold_for.subsec_nanos() == 0
+                && i64::try_from(checkout.hold_for.as_secs()).is_ok_and(|seconds| HOLD_FOR_SECONDS.contains(&seconds)),
+            "hold-for",
+            "give whole seconds, 1s to 24h",
+        );
+        require(
+            (1..=MOST_TICKETS).contains(&checkout.cart_limit),
+            "cart-limit",
+            "give 1 to 100: a checkout takes no more",
+        );
+        require(
+            checkout.show_limit.is_none_or(|limit| limit >= 1),
+            "show-limit",
+            "give at least 1, or leave it out",
+        );
+        require(
+            checkout.abandoned_after >= Duration::from_secs(1),
+            "abandoned-after",
+            "give at least 1s: a shorter one gives up checkouts that are about to be taken further",
         );
         let provider = &self.provider;
         require(

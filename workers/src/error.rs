@@ -53,7 +53,8 @@ pub fn disposition(error: &store::Error) -> Disposition {
         | store::Error::Migrate(_)
         | store::Error::Moved
         | store::Error::Mechanism(_)
-        | store::Error::Ended => Disposition::Retry,
+        | store::Error::Ended
+        | store::Error::NoLoyalty => Disposition::Retry,
     }
 }
 

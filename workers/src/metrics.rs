@@ -102,6 +102,12 @@ metrics! {
 
     /// Checkouts that have not ended, by state: opened, created, waiting, authorised, sold, undoing, stuck.
     checkouts: IntGaugeVec = "holdfast_checkouts" ["state"];
+    /// Checkouts that have ended, by how: completed, or the reason of the failure (the failure reasons of the catalogue).
+    checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how"];
+    /// Refunds of completed checkouts, by kind: partial, full.
+    refunds: IntCounterVec = "holdfast_refunds_total" ["kind"];
+    /// What was heard of disputes, by status: opened, won, lost.
+    disputes: IntCounterVec = "holdfast_disputes_total" ["status"];
     /// Seconds since the checkout that has waited longest in a state was last taken a step further, by state.
     checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state"];
     /// Calls to the payment provider, by call (create, authorise, get, find, capture, cancel, refund) and answer: ok, declined,

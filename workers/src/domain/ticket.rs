@@ -12,10 +12,10 @@ use super::Entity;
 /// What an input does to a ticket.
 pub type Decision = super::Decision<Ticket>;
 
-/// How long a hold lives when the request does not say.
+/// How long a hold lives when neither the request nor the installation says.
 const DEFAULT_HOLD: Duration = Duration::minutes(15);
-/// The shortest and the longest time that a request may hold a ticket for, in seconds: 1 s to 24 h.
-const HOLD_FOR_SECONDS: std::ops::RangeInclusive<i64> = 1..=24 * 60 * 60;
+/// The shortest and the longest time that a ticket may be held for, in seconds: 1 s to 24 h.
+pub const HOLD_FOR_SECONDS: std::ops::RangeInclusive<i64> = 1..=24 * 60 * 60;
 
 /// A ticket that was listed at least once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub enum Input {
     Withdraw,
     Reserve {
         user: UserId,
-        /// Seconds; absent means [`DEFAULT_HOLD`].
+        /// Seconds; absent means what the installation says ([`holding_for`]), or 15 minutes.
         hold_for: Option<i64>,
         /// The id that the hold will have.
         hold: HoldId,
@@ -115,6 +115,21 @@ impl Entity for Ticket {
             }
             Reservation::ReservationReleased { user, hold } => Input::Release { user, hold },
         }
+    }
+}
+
+/// As [`decide`], where a request that does not say how long it holds a ticket holds it for so many seconds.
+pub fn holding_for(seconds: i64) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision + Copy {
+    move |ticket, input, now| match input {
+        Input::Reserve {
+            user,
+            hold_for: None,
+            hold,
+        } => {
+            let hold_for = Some(seconds);
+            decide(ticket, Input::Reserve { user, hold_for, hold }, now)
+        }
+        input => decide(ticket, input, now),
     }
 }
 

@@ -46,7 +46,7 @@ impl Entries {
 #[serde(deny_unknown_fields)]
 pub(super) struct AddTicket {
     pub(super) ticket: TicketId,
-    /// Seconds, 1 to 86400; without it 900.
+    /// Seconds, 1 to 86400; without it what the installation says (`--hold-for`).
     #[serde(default)]
     pub(super) hold_for: Option<i64>,
 }
@@ -152,7 +152,8 @@ pub(super) async fn view(pool: &PgPool, user: &UserId, entries: Entries, now: Of
     Ok(View { tickets })
 }
 
-/// From now until a hold that was asked for so many seconds has ended for certain.
-pub(super) fn lifetime(hold_for: Option<i64>) -> Duration {
-    Duration::from_secs(hold_for.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(900))
+/// From now until a hold has ended for certain that was asked for so many seconds, or for as long as one lives by `default`.
+pub(super) fn lifetime(hold_for: Option<i64>, default: Duration) -> Duration {
+    let asked = hold_for.and_then(|seconds| u64::try_from(seconds).ok());
+    asked.map_or(default, Duration::from_secs)
 }

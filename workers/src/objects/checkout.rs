@@ -41,12 +41,7 @@ enum Taken {
     Waits(u64),
 }
 
-#[restate_sdk::workflow(
-    name = "Checkout",
-    journal_retention = "1h",
-    workflow_completion_retention = "1d",
-    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
-)]
+#[restate_sdk::workflow(name = "Checkout", journal_retention = "1h", workflow_completion_retention = "1d")]
 impl Checkout {
     /// Takes the checkout to its end and answers how it ended. Cancelled, it gives everything back first.
     #[handler]

@@ -12,9 +12,11 @@ mod ticket;
 mod user;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use restate_sdk::http_server::HttpServer;
-use restate_sdk::prelude::{Endpoint, HandlerError};
+use restate_sdk::prelude::{Endpoint, HandlerError, IntoServiceDefinition, ServiceOptions};
+use restate_sdk::service::ServiceDefinition;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -25,10 +27,11 @@ use crate::metrics::Metrics;
 use crate::store::credits::Loyalty;
 use crate::store::ticket_attributes::Access;
 use crate::store::{self, Committer};
-use crate::{domain, error};
+use crate::{config, domain, error};
 use checkout::Checkout;
 use reaper::Reaper;
 use ticket::Ticket;
+pub(crate) use user::STEPWISE;
 use user::User;
 
 /// The Ticket object's name.
@@ -53,13 +56,14 @@ pub struct Tools {
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
     pub driver: Driver,
+    pub settings: config::Checkout,
     pub metrics: Arc<Metrics>,
     /// The time that events from HTTP carry; what is decided goes by the database's clock.
     pub now: fn() -> OffsetDateTime,
 }
 
-/// Every object, ready to be served. The example handlers are served only where `with_examples` asks for them.
-pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
+/// Every object, ready to be served.
+pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
     let Tools {
         tickets,
         users,
@@ -67,6 +71,7 @@ pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
         attributes,
         loyalty,
         driver,
+        settings,
         metrics,
         now,
     } = tools;
@@ -75,19 +80,32 @@ pub fn endpoint(tools: Tools, with_examples: bool) -> Endpoint {
         pool: pool.clone(),
         loyalty,
         driver: driver.clone(),
+        settings,
         metrics: metrics.clone(),
         now,
     };
     let endpoint = Endpoint::builder()
-        .bind(Ticket::new(tickets, pool.clone(), attributes, now))
-        .bind(user)
-        .bind(Checkout::new(driver))
-        .bind(Reaper::new(pool.clone(), metrics));
-    match with_examples {
+        .bind(retried(serve, Ticket::new(tickets, pool.clone(), attributes, now)))
+        .bind(retried(serve, user))
+        .bind(retried(serve, Checkout::new(driver)))
+        .bind(retried(serve, Reaper::new(pool.clone(), metrics)));
+    match serve.examples {
         true => examples::bind(endpoint, pool).build(),
         false => endpoint.build(),
     }
 }
+
+/// What fails is tried again after pauses that grow up to a bound. How many attempts there are is Restate's setting.
+fn retried(serve: &config::Serve, object: impl IntoServiceDefinition) -> ServiceDefinition {
+    let options = ServiceOptions::new()
+        .retry_policy_initial_interval(FIRST_PAUSE)
+        .retry_policy_exponentiation_factor(2.0)
+        .retry_policy_max_interval(serve.retry_pause);
+    object.into_service_definition().options(options)
+}
+
+/// Before Restate calls a handler again for the first time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers Restate (HTTP/2) until `shutdown`; then takes no new connections and gives invocations in hand 10 s to finish.
 /// Restate tries again elsewhere, or later, what did not.

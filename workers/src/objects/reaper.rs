@@ -61,12 +61,7 @@ struct Found {
     next: Place,
 }
 
-#[restate_sdk::object(
-    name = "Reaper",
-    journal_retention = "0s",
-    idempotency_retention = "0s",
-    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
-)]
+#[restate_sdk::object(name = "Reaper", journal_retention = "0s", idempotency_retention = "0s")]
 impl Reaper {
     /// Begins the turns, or begins them anew: those that were under way end.
     #[handler]

@@ -63,7 +63,7 @@ struct Withdraw {}
 #[serde(deny_unknown_fields)]
 pub(super) struct Reserve {
     pub(super) user: UserId,
-    /// Seconds, 1 to 86400; without it 900.
+    /// Seconds, 1 to 86400; without it what the installation says (`--hold-for`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) hold_for: Option<i64>,
 }
@@ -84,13 +84,7 @@ pub(super) struct Expire {
 
 // No handler keeps a journal: each is one write that may be repeated. The answer to an `idempotency-key` is kept by the
 // database, not by the engine.
-#[restate_sdk::object(
-    name = "Ticket",
-    lazy_state,
-    journal_retention = "0s",
-    idempotency_retention = "0s",
-    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
-)]
+#[restate_sdk::object(name = "Ticket", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl Ticket {
     /// Takes what Kafka delivers: events of one ticket that the gate gathered, or one event straight from a public topic.
     #[handler]

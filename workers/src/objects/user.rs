@@ -21,6 +21,7 @@ use super::checkout::CheckoutClient;
 use super::ticket::{Release, Reserve, TicketClient};
 use super::{again, intake};
 use crate::checkout::Driver;
+use crate::config;
 use crate::crash::{self, Point};
 use crate::domain;
 use crate::domain::ticket::{self, Input};
@@ -38,9 +39,13 @@ pub(super) struct User {
     pub(super) pool: PgPool,
     pub(super) loyalty: Option<Loyalty>,
     pub(super) driver: Driver,
+    pub(super) settings: config::Checkout,
     pub(super) metrics: Arc<Metrics>,
     pub(super) now: fn() -> OffsetDateTime,
 }
+
+/// Handlers that wait for answers of other objects: begun by one build, they cannot be gone on with by another.
+pub(crate) const STEPWISE: [&str; 2] = ["addTicket", "removeTicket"];
 
 /// The most tickets that can be held together.
 const TOGETHER: usize = 100;
@@ -78,7 +83,7 @@ struct AddCredits {
 #[serde(deny_unknown_fields)]
 struct HoldTogether {
     tickets: Vec<TicketId>,
-    /// Seconds, 1 to 86400; without it 900.
+    /// Seconds, 1 to 86400; without it what the installation says (`--hold-for`).
     #[serde(default)]
     hold_for: Option<i64>,
 }
@@ -110,14 +115,9 @@ struct NotHeld {
     reason: String,
 }
 
-// No handler keeps a journal: each is one write that may be repeated.
-#[restate_sdk::object(
-    name = "User",
-    lazy_state,
-    journal_retention = "0s",
-    idempotency_retention = "0s",
-    invocation_retry_policy(initial_interval = "100ms", factor = 2.0, max_interval = "10s")
-)]
+// Each is one write that may be repeated, and what is kept of the cart; only what asks other objects for an answer has steps
+// that a journal must remember (`STEPWISE`).
+#[restate_sdk::object(name = "User", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl User {
     /// Takes what Kafka delivers: events of one user that the gate gathered, or one event straight from a public topic.
     #[handler]
@@ -158,7 +158,8 @@ impl User {
     ) -> HandlerResult<Json<HeldTogether>> {
         let HoldTogether { tickets, hold_for } = body.read()?;
         let request = holds(&ctx, &tickets, hold_for)?;
-        let answered = together::commit_all(&self.pool, &ticket::decide, &request, &self.metrics).await;
+        let rules = ticket::holding_for(self.settings.hold_for.as_secs() as i64);
+        let answered = together::commit_all(&self.pool, &rules, &request, &self.metrics).await;
         match answered.map_err(|error| self.failed(error))? {
             Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets, together).map(Json),
             Once::Reused => Err(intake::id_reused()),
@@ -172,10 +173,8 @@ impl User {
         let user = intake::key::<UserId>(ctx.key())?;
         let mut cart = cart(&ctx).await?;
         let tickets = cart.tickets();
-        let buying = &self.driver.buying;
-        let over = ctx.run(|| async { buying.would_exceed(&user, &ticket, &tickets).await.map_err(again) });
-        if over.name("limit").await? {
-            let reason = UserRefusalReason::ShowLimit.as_str().to_owned();
+        let forbidden = ctx.run(|| self.forbids(&user, &ticket, &tickets)).name("limits");
+        if let Json(Some(reason)) = forbidden.await? {
             return Ok(Json(Added::Refused { ticket, reason }));
         }
         let reserve = Body::of(&Reserve { user, hold_for })?;
@@ -192,7 +191,8 @@ impl User {
                 hold: *hold,
             });
             let this = ctx.object_client::<UserClient>(ctx.key());
-            this.expire_ticket(expire).send_after(cart::lifetime(hold_for));
+            this.expire_ticket(expire)
+                .send_after(cart::lifetime(hold_for, self.settings.hold_for));
         }
         Ok(Json(added))
     }
@@ -339,6 +339,28 @@ impl User {
             ctx.set(CART, Json(cart));
         }
         Ok(answer)
+    }
+
+    /// Why the user may not have this ticket in the cart as well, if so.
+    async fn forbids(
+        &self,
+        user: &UserId,
+        ticket: &TicketId,
+        cart: &[TicketId],
+    ) -> HandlerResult<Json<Option<String>>> {
+        let others = cart.iter().filter(|other| *other != ticket).count();
+        let reason = if others >= self.settings.cart_limit {
+            Some(UserRefusalReason::CartFull)
+        } else {
+            let over = self
+                .driver
+                .buying
+                .would_exceed(user, ticket, cart)
+                .await
+                .map_err(again)?;
+            over.then_some(UserRefusalReason::ShowLimit)
+        };
+        Ok(Json(reason.map(|reason| reason.as_str().to_owned())))
     }
 
     /// What the committer counts of an error by itself.

@@ -8,7 +8,7 @@ use url::Url;
 use super::report::{Finding, Line};
 use super::{Error, Path, topics};
 use crate::config::Config;
-use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, TICKET, USER};
+use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, STEPWISE, TICKET, USER};
 use crate::restate_admin::{self, Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
 /// The name under which the engine knows our Kafka.
@@ -168,7 +168,8 @@ impl Engine {
         let fits = |pinned: &Pinned| {
             let service = served.services.iter().find(|service| service.name == pinned.service);
             let exists = service.is_some_and(|service| service.handlers().contains(&pinned.handler.as_str()));
-            exists && ROUTES.iter().any(|route| route.object == pinned.service)
+            let is_stepwise = STEPWISE.contains(&pinned.handler.as_str());
+            exists && !is_stepwise && ROUTES.iter().any(|route| route.object == pinned.service)
         };
         match self
             .admin

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, DisputeId, DisputeStatus, Event, EventId, HoldId, Payment, Price, Source, TicketId,
-    UserId, UserRefusalReason, UserTold, hold_id,
+    CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, Payment, Price, Source,
+    TicketId, Told, UserId, UserRefusalReason, UserTold, hold_id,
 };
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -98,11 +98,13 @@ impl Buying {
             work: vec![work.clone()],
         };
         let answer = transaction(&self.main, async |main: &mut PgConnection| match &event.data {
-            Payment::CheckoutRequested { .. } => self.open(main, event, &unit, cart).await,
+            Payment::CheckoutRequested { .. } => Ok((self.open(main, event, &unit, cart).await?, vec![])),
             _ => self.hear(main, event, &unit).await,
         })
         .await?;
-        commit::count(std::slice::from_ref(&answer), &self.metrics);
+        let (answer, tickets) = answer;
+        self.count(std::slice::from_ref(&answer));
+        self.count(&tickets);
         Ok(answer)
     }
 
@@ -182,20 +184,32 @@ impl Buying {
     }
 
     /// What the provider says. How a payment stands that is under way is asked of the provider itself, whatever arrives here and
-    /// in which order; what befalls a completed checkout is noted here.
-    async fn hear(&self, main: &mut PgConnection, event: &Event<Payment>, unit: &Unit<User>) -> Result<Answer, Error> {
+    /// in which order; what is given back, and what befalls a completed checkout, is noted here. Answers the event, and then
+    /// what was asked of tickets.
+    async fn hear(
+        &self,
+        main: &mut PgConnection,
+        event: &Event<Payment>,
+        unit: &Unit<User>,
+    ) -> Result<(Answer, Vec<Answer>), Error> {
         let checkout = match concerned(&unit.work[0]) {
             Some(id) => checkouts::lock(main, id).await?.map(|found| found.checkout),
             None => None,
         };
-        let Some(checkout) = checkout.filter(|checkout| checkout.user == unit.key) else {
-            let told = UserTold::PaymentRefused {
-                reason: UserRefusalReason::UnknownCheckout,
-            };
-            return tell(main, unit, vec![told], self.retention).await;
+        let checkout = checkout.filter(|checkout| checkout.user == unit.key);
+        let checkout = match checkout.ok_or(UserRefusalReason::UnknownCheckout) {
+            Ok(checkout) => fits(&checkout, &event.data).map(|()| checkout),
+            Err(reason) => Err(reason),
+        };
+        let checkout = match checkout {
+            Ok(checkout) => checkout,
+            Err(reason) => {
+                let told = vec![UserTold::PaymentRefused { reason }];
+                return Ok((tell(main, unit, told, self.retention).await?, vec![]));
+            }
         };
         let heard = match &event.data {
-            Payment::PaymentRefunded { refunded, .. } => refund(&checkout, *refunded),
+            Payment::PaymentRefunded { refunded, .. } => refund(&checkout, refunded.amount()),
             Payment::PaymentDisputed {
                 dispute,
                 amount,
@@ -205,18 +219,61 @@ impl Buying {
             _ => Heard::default(),
         };
         let answer = tell(main, unit, heard.told, self.retention).await?;
-        if matches!(answer, Answer::Fresh(_)) {
-            for (kind, amount) in heard.movements {
-                ledger::write(main, &checkout.id, kind, amount).await?;
-            }
-            if let Some(next) = heard.next {
-                if next.state == State::Refunded {
-                    free(main, &checkout, self.retention, &self.metrics).await?;
+        let tickets = match answer {
+            Answer::Fresh(_) => self.note(main, &checkout, heard.movements, heard.next).await?,
+            _ => vec![],
+        };
+        Ok((answer, tickets))
+    }
+
+    /// Writes what was heard of a checkout; answers what was asked of tickets.
+    async fn note(
+        &self,
+        main: &mut PgConnection,
+        checkout: &Checkout,
+        movements: Vec<(Kind, Price)>,
+        next: Option<Checkout>,
+    ) -> Result<Vec<Answer>, Error> {
+        for (kind, amount) in movements {
+            ledger::write(main, &checkout.id, kind, amount).await?;
+        }
+        let Some(next) = next else { return Ok(vec![]) };
+        if !checkouts::update(main, checkout, &next).await? {
+            return Err(Error::Moved);
+        }
+        match next.state {
+            State::Refunded => free(main, checkout, self.retention).await,
+            _ => Ok(vec![]),
+        }
+    }
+
+    fn count(&self, answers: &[Answer]) {
+        commit::count(answers, &self.metrics);
+        let outcomes = answers.iter().filter_map(|answer| match answer {
+            Answer::Fresh(reply) => Some(&reply.outcomes),
+            _ => None,
+        });
+        for outcome in outcomes.flatten() {
+            match UserTold::read(&outcome.outcome_type, &outcome.data.to_string()) {
+                Ok(UserTold::CheckoutCompleted { .. }) => self.ended("completed"),
+                Ok(UserTold::CheckoutFailed { reason, .. }) => self.ended(reason.as_str()),
+                Ok(UserTold::PaymentRefunded { full, .. }) => {
+                    let kind = if full { "full" } else { "partial" };
+                    self.metrics.refunds.with_label_values(&[kind]).inc();
                 }
-                checkouts::update(main, &checkout, &next).await?;
+                Ok(UserTold::PaymentDisputed { status, .. }) => {
+                    self.metrics
+                        .disputes
+                        .with_label_values(&[checkouts::dispute_name(status)])
+                        .inc();
+                }
+                _ => {}
             }
         }
-        Ok(answer)
+    }
+
+    fn ended(&self, how: &str) {
+        self.metrics.checkouts_ended.with_label_values(&[how]).inc();
     }
 
     async fn dispute(
@@ -266,8 +323,11 @@ impl Buying {
     /// One of the databases does not answer, or others change the same rows all the time.
     pub async fn sell(&self, checkout: &Checkout, attempt: Uuid) -> Result<(), Error> {
         let here = async |main: &mut PgConnection| self.sell_within(main, checkout).await;
-        let (Some(credits), Some(loyalty)) = (checkout.credits, &self.loyalty) else {
+        let Some(credits) = checkout.credits else {
             return transaction(&self.main, here).await.map(drop);
+        };
+        let Some(loyalty) = &self.loyalty else {
+            return Err(Error::NoLoyalty);
         };
         let spend = transaction_id(checkout, "spend");
         let changed = loyalty
@@ -345,14 +405,27 @@ impl Buying {
             credits: checkout.credits,
             payment: checkout.payment.clone(),
         };
-        transaction(&self.main, async |main: &mut PgConnection| {
-            if !checkouts::update(main, checkout, &next).await? {
-                return Ok(());
+        // Given back before anybody knew that it was taken: that has its turn now.
+        let completed = Checkout {
+            version: checkout.version + 1,
+            refunded: 0,
+            ..next.clone()
+        };
+        let heard = refund(&completed, checkout.refunded);
+        let answers = transaction(&self.main, async |main: &mut PgConnection| {
+            let done = Checkout { refunded: 0, ..next };
+            if !checkouts::update(main, checkout, &done).await? {
+                return Ok(vec![]);
             }
             ledger::write(main, &checkout.id, Kind::Capture, price(checkout, checkout.due())?).await?;
-            self.progress(main, checkout, "completed", told.clone()).await
+            let told = std::iter::once(told).chain(heard.told).collect();
+            let answer = self.progress(main, checkout, "completed", told).await?;
+            let tickets = self.note(main, &completed, heard.movements, heard.next).await?;
+            Ok(std::iter::once(answer).chain(tickets).collect())
         })
-        .await
+        .await?;
+        self.count(&answers);
+        Ok(())
     }
 
     /// Ends a checkout that came to nothing: the provider has nothing any more. `captured`: how much of the money it had taken
@@ -365,16 +438,38 @@ impl Buying {
             return Ok(());
         };
         let here = async |main: &mut PgConnection| self.fail_within(main, checkout, failure, captured).await;
-        match (checkout.sold, checkout.credits, &self.loyalty) {
-            (true, Some(credits), Some(loyalty)) => {
-                let back = transaction_id(checkout, "return");
-                loyalty
-                    .change(&back, attempt, &checkout.user, credits.amount(), here)
-                    .await
-                    .map(drop)
-            }
-            _ => transaction(&self.main, here).await.map(drop),
-        }
+        let answers = match checkout.credits.filter(|_| checkout.sold) {
+            None => transaction(&self.main, here).await?,
+            Some(credits) => self.give_credits_back(checkout, credits, attempt, here).await?,
+        };
+        self.count(&answers.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Gives spent credits back together with what `here` writes. None of both when that is nothing, because somebody else took a
+    /// step.
+    async fn give_credits_back(
+        &self,
+        checkout: &Checkout,
+        credits: Credits,
+        attempt: Uuid,
+        here: impl AsyncFnOnce(&mut PgConnection) -> Result<Option<Vec<Answer>>, Error>,
+    ) -> Result<Option<Vec<Answer>>, Error> {
+        let loyalty = self.loyalty.as_ref().ok_or(Error::NoLoyalty)?;
+        let back = transaction_id(checkout, "return");
+        let mut answers = None;
+        let decide = async |main: &mut PgConnection| {
+            answers = here(main).await?;
+            Ok(if answers.is_some() {
+                Fate::Committed
+            } else {
+                Fate::Aborted
+            })
+        };
+        loyalty
+            .change(&back, attempt, &checkout.user, credits.amount(), decide)
+            .await?;
+        Ok(answers)
     }
 
     async fn fail_within(
@@ -383,7 +478,7 @@ impl Buying {
         checkout: &Checkout,
         failure: &Failure,
         captured: i64,
-    ) -> Result<Fate, Error> {
+    ) -> Result<Option<Vec<Answer>>, Error> {
         let next = Checkout {
             state: State::Failed(failure.clone()),
             sold: false,
@@ -393,9 +488,9 @@ impl Buying {
             ..checkout.clone()
         };
         if !checkouts::update(main, checkout, &next).await? {
-            return Ok(Fate::Aborted);
+            return Ok(None);
         }
-        free(main, checkout, self.retention, &self.metrics).await?;
+        let mut answers = free(main, checkout, self.retention).await?;
         if checkout.sold
             && let Some(credits) = checkout.credits
         {
@@ -408,8 +503,8 @@ impl Buying {
             reason: failure.reason,
             code: failure.code.clone(),
         };
-        self.progress(main, checkout, "failed", told).await?;
-        Ok(Fate::Committed)
+        answers.push(self.progress(main, checkout, "failed", vec![told]).await?);
+        Ok(Some(answers))
     }
 
     /// Gives back the credits of a checkout that was refunded wholly.
@@ -417,7 +512,7 @@ impl Buying {
     /// # Errors
     /// One of the databases does not answer, or another try was quicker.
     pub async fn return_credits(&self, checkout: &Checkout, attempt: Uuid) -> Result<(), Error> {
-        let (Some(credits), Some(loyalty)) = (checkout.credits, &self.loyalty) else {
+        let Some(credits) = checkout.credits else {
             return Ok(());
         };
         let next = Checkout {
@@ -426,16 +521,12 @@ impl Buying {
         };
         let here = async |main: &mut PgConnection| {
             if !checkouts::update(main, checkout, &next).await? {
-                return Ok(Fate::Aborted);
+                return Ok(None);
             }
             ledger::write(main, &checkout.id, Kind::CreditBack, price(checkout, credits.amount())?).await?;
-            Ok(Fate::Committed)
+            Ok(Some(vec![]))
         };
-        let back = transaction_id(checkout, "return");
-        loyalty
-            .change(&back, attempt, &checkout.user, credits.amount(), here)
-            .await
-            .map(drop)
+        self.give_credits_back(checkout, credits, attempt, here).await.map(drop)
     }
 
     /// Asks for an operator.
@@ -452,13 +543,15 @@ impl Buying {
         };
         // It may get stuck again after an operator set it going.
         let place = format!("stuck/{}", checkout.version);
-        transaction(&self.main, async |main: &mut PgConnection| {
+        let answer = transaction(&self.main, async |main: &mut PgConnection| {
             match checkouts::update(main, checkout, &next).await? {
-                true => self.progress(main, checkout, &place, told.clone()).await,
-                false => Ok(()),
+                true => self.progress(main, checkout, &place, vec![told]).await.map(Some),
+                false => Ok(None),
             }
         })
-        .await
+        .await?;
+        self.count(answer.as_slice());
+        Ok(())
     }
 
     /// Tells the user how far a checkout has come.
@@ -467,8 +560,8 @@ impl Buying {
         main: &mut PgConnection,
         checkout: &Checkout,
         place: &str,
-        told: UserTold,
-    ) -> Result<(), Error> {
+        told: Vec<UserTold>,
+    ) -> Result<Answer, Error> {
         let unit = Unit {
             key: checkout.user.clone(),
             work: vec![Work::Internal(Internal {
@@ -477,28 +570,62 @@ impl Buying {
                 input: user::Input::Progress,
             })],
         };
-        let answer = tell(main, &unit, vec![told], self.retention).await?;
-        commit::count(std::slice::from_ref(&answer), &self.metrics);
-        Ok(())
+        tell(main, &unit, told, self.retention).await
+    }
+}
+
+/// Whether it is this checkout's payment that an event is about, in its currency. Its payment is not known as long as the
+/// provider's answer is on its way.
+fn fits(checkout: &Checkout, said: &Payment) -> Result<(), UserRefusalReason> {
+    let (payment, amount) = match said {
+        Payment::PaymentAuthorized { payment, amount, .. }
+        | Payment::PaymentCaptured { payment, amount, .. }
+        | Payment::PaymentDisputed { payment, amount, .. } => (payment, Some(amount)),
+        Payment::PaymentRefunded { payment, refunded, .. } => (payment, Some(refunded)),
+        Payment::PaymentFailed { payment, .. } => (payment, None),
+        Payment::CheckoutRequested { .. }
+        | Payment::UserRegistered { .. }
+        | Payment::ProfileChanged { .. }
+        | Payment::CreditsAdded { .. } => return Ok(()),
+    };
+    if checkout.payment.as_ref().is_some_and(|ours| ours != payment) {
+        return Err(UserRefusalReason::PaymentDiffers);
+    }
+    match amount {
+        Some(amount) if amount.currency() != checkout.currency() => Err(UserRefusalReason::WrongCurrency),
+        _ => Ok(()),
     }
 }
 
 /// What is to be done about what the provider says.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Heard {
     told: Vec<UserTold>,
     movements: Vec<(Kind, Price)>,
     next: Option<Checkout>,
 }
 
-/// The provider says how much it has given back in all, so that an older word changes nothing. What was given back of a checkout
-/// that came to nothing was written when it failed.
-fn refund(checkout: &Checkout, refunded: Price) -> Heard {
-    let more = refunded.amount().min(checkout.due()) - checkout.refunded;
-    let amount = price(checkout, more);
-    let (State::Completed, true, Ok(amount)) = (&checkout.state, more > 0, amount) else {
+/// The provider says how much it has given back in all, so that an older word changes nothing. What is given back before the
+/// checkout is completed is remembered until it is; what was given back of one that came to nothing was written when it failed.
+fn refund(checkout: &Checkout, refunded: i64) -> Heard {
+    let more = refunded.min(checkout.due()) - checkout.refunded;
+    let Some(amount) = price(checkout, more).ok().filter(|_| more > 0) else {
         return Heard::default();
     };
+    match checkout.state {
+        State::Completed => {}
+        State::Refunded | State::Failed(_) => return Heard::default(),
+        _ => {
+            let next = Checkout {
+                refunded: checkout.refunded + more,
+                ..checkout.clone()
+            };
+            return Heard {
+                next: Some(next),
+                ..Heard::default()
+            };
+        }
+    }
     let full = checkout.refunded + more == checkout.due();
     let next = Checkout {
         refunded: checkout.refunded + more,
@@ -526,12 +653,7 @@ pub fn undoing(checkout: &Checkout, failure: Failure) -> Checkout {
 }
 
 /// Frees what the checkout holds or has bought.
-async fn free(
-    main: &mut PgConnection,
-    checkout: &Checkout,
-    retention: Duration,
-    metrics: &Metrics,
-) -> Result<(), Error> {
+async fn free(main: &mut PgConnection, checkout: &Checkout, retention: Duration) -> Result<Vec<Answer>, Error> {
     let current = tickets(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
     let freed = checkout.lines.iter().filter_map(|line| {
         let row = current.rows.get(line.ticket.as_str());
@@ -539,14 +661,11 @@ async fn free(
         Some(unit(checkout, line.ticket.clone(), vec![input]))
     });
     let units: Vec<_> = freed.collect();
-    commit::count(
-        &commit::within(main, &ticket::decide, retention, &units).await?,
-        metrics,
-    );
+    let answers = commit::within(main, &ticket::decide, retention, &units).await?;
     if checkout.sold {
         purchases::take_off(main, &checkout.user, &checkout::shows(&checkout.lines)).await?;
     }
-    Ok(())
+    Ok(answers)
 }
 
 async fn tickets(main: &mut PgConnection, tickets: impl Iterator<Item = &TicketId>) -> Result<Current<Ticket>, Error> {

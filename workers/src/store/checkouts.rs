@@ -302,6 +302,15 @@ pub async fn stuck(pool: &PgPool) -> Result<Vec<(String, String)>, Error> {
     Ok(rows.into_iter().map(|row| (row.checkout, row.state)).collect())
 }
 
+/// The name of a dispute's status, in rows and metrics.
+pub fn dispute_name(status: DisputeStatus) -> &'static str {
+    match status {
+        DisputeStatus::Opened => "opened",
+        DisputeStatus::Won => "won",
+        DisputeStatus::Lost => "lost",
+    }
+}
+
 /// Notes how a dispute stands. Answers how it stood before, or nothing when the news is old.
 pub(super) async fn dispute(
     connection: &mut PgConnection,
@@ -325,18 +334,13 @@ pub(super) async fn dispute(
     if before == Some(status) {
         return Ok(None);
     }
-    let name = match status {
-        DisputeStatus::Opened => "opened",
-        DisputeStatus::Won => "won",
-        DisputeStatus::Lost => "lost",
-    };
     sqlx::query!(
         "insert into disputes (dispute, checkout, amount, status) values ($1, $2, $3, $4)
          on conflict (dispute) do update set status = excluded.status",
         dispute.as_str(),
         checkout.as_str(),
         amount,
-        name,
+        dispute_name(status),
     )
     .execute(connection)
     .await

@@ -100,9 +100,16 @@ impl Loyalty {
             Err(Spend::Failed(error)) => return Err(error.into()),
         }
         crash::here(Point::CreditsPrepared);
+        if crash::again(Point::CreditsPrepared) {
+            // As the next try would find it.
+            return Err(Error::Moved);
+        }
         let fate = two_phase::decide::<Error>(&self.main, &self.other, transaction, attempt, here).await?;
         crash::here(Point::CreditsDecided);
         two_phase::settle(&self.other, transaction, attempt, fate).await?;
+        if crash::again(Point::CreditsDecided) || crash::again(Point::CreditsSettled) {
+            two_phase::settle(&self.other, transaction, attempt, fate).await?;
+        }
         crash::here(Point::CreditsSettled);
         Ok(Changed::Decided)
     }

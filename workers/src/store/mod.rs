@@ -59,6 +59,8 @@ pub enum Error {
     /// The committer ended with the process.
     #[error("the committer has ended")]
     Ended,
+    #[error("a checkout spends credits, but there is no loyalty database: set --loyalty-url (HOLDFAST_LOYALTY_URL)")]
+    NoLoyalty,
 }
 
 /// A pool whose sessions carry our timeouts. Waits for the database for ever, with capped back-off, and says so.

@@ -85,7 +85,10 @@ reasons! {
     ProfileDiffers "profile_differs": "The profile has other values than `was` names.", "Look at the profile, and ask again with what it says now.";
     NoLoyalty "no_loyalty": "There is no loyalty database to keep credits in.", "Set `--loyalty-url` (HOLDFAST_LOYALTY_URL).";
     LoyaltyRefuses "loyalty_refuses": "The loyalty database does not take the amount.", "Look at its constraints; the log names the one.";
+    CartFull "cart_full": "The cart holds as many tickets as one user may have in it.", "Buy those first, or take one out.";
     UnknownCheckout "unknown_checkout": "The user has no such checkout.", "Mend the checkout's id, or the key.";
+    PaymentDiffers "payment_differs": "The checkout is paid by another payment.", "Mend the payment's id.";
+    WrongCurrency "wrong_currency": "The amount is not in the checkout's currency.", "Mend the currency.";
     CheckoutIdUsed "checkout_id_used": "A checkout with this id was opened before.", "Give each checkout an id of its own.";
     EmptyCart "empty_cart": "There is nothing to buy.", "Hold tickets first, by the cart or by `reservation.requested`.";
     TicketTwice "ticket_twice": "A ticket is named twice.", "Name each ticket once.";

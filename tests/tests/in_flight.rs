@@ -1,0 +1,390 @@
+//! Checkouts in flight, while the provider, the engine or the handlers change under them, and limits that two of them meet at
+//! once.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures::future::try_join_all;
+use holdfast_schemas::UserTold;
+use holdfast_tests::kit::provider::{Call, Fault};
+use holdfast_tests::kit::{Kit, until};
+use serde_json::{Value, json};
+
+use crate::checkout::{
+    CARD, CONFIRMED, DECLINED, PRICE, Shop, check_out, end_invocation, ends, fill, free, has_ended, list_in, reaches,
+    reason, sold, verbs,
+};
+use crate::support::{DEADLINE, event, pay, told_of};
+use crate::users::{added, call, has_credits, view};
+use crate::workers::done;
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none,
+    a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind,
+    money_given_back_before_the_sale_is_known_is_told_once_it_is,
+    a_finished_checkout_that_the_engine_forgot_is_not_begun_again,
+    nobody_gets_more_tickets_than_the_limits_allow,
+    handlers_are_upgraded_while_checkouts_are_in_flight,
+];
+
+fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let settings = [
+            ("HOLDFAST_PROVIDER_TIMEOUT", "500ms"),
+            ("HOLDFAST_RETRY_PAUSE", "500ms"),
+        ];
+        let shop = Shop::open_with(kit, "flight/away", &settings).await?;
+        let calls = [
+            (Call::Create, "create"),
+            (Call::Confirm, "authorise"),
+            (Call::Capture, "capture"),
+        ];
+        let tickets = shop.tickets(calls.len()).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for ((call, name), ticket) in calls.iter().zip(&tickets) {
+            // Half of the time it is silent for longer than anybody waits, else it cannot be reached.
+            let silent = Fault::Slow(Duration::from_secs(2));
+            shop.simulator.fail(*call, Some(&shop.id(name)), silent, 4);
+            shop.simulator
+                .fail(*call, Some(&shop.id(name)), Fault::RequestLost, 1_000);
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+        }
+        for (_, name) in calls {
+            // The pauses between the last of these are the longest.
+            until("the provider was called many times", DEADLINE, async || {
+                let metric = format!(r#"holdfast_provider_calls_total{{answer="unknown",call="{name}"}}"#);
+                let unknown = shop.worker.metric(&metric).await?;
+                ensure!(unknown >= Some(9.0), "{name}: {unknown:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        shop.simulator.heal();
+        for ((_, name), ticket) in calls.iter().zip(&tickets) {
+            ends(kit, &shop.id(name), "completed").await?;
+            shop.paid(name, PRICE)?;
+            let payments = shop.simulator.payments_of(&shop.id(name));
+            ensure!(payments.len() == 1, "{payments:?}");
+            sold(kit, std::slice::from_ref(ticket)).await?;
+        }
+        shop.close().await
+    })
+}
+
+fn a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind(kit: &Kit) -> anyhow::Result<()> {
+    const CREDITS: i64 = 500;
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "flight/ended", &[("HOLDFAST_ABANDONED_AFTER", "2s")]).await?;
+        pay(kit, &[added(&shop.id("credits"), &shop.user, CREDITS)]).await?;
+        has_credits(kit, &shop.user, CREDITS).await?;
+        for how in ["cancel", "kill"] {
+            let tickets = shop.tickets_named(how, 2).await?;
+            fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+            let [selling, undoing] = ["selling", "undoing"].map(|what| format!("{how}-{what}"));
+
+            // Somebody else has the user's account: the money is set aside, and the seats wait for the credits.
+            let loyalty = kit.stack.postgres.connect_to_loyalty().await?;
+            let mut account = loyalty.begin().await?;
+            sqlx::query("select credits from accounts where user_id = $1 for update")
+                .bind(&shop.user)
+                .execute(&mut *account)
+                .await?;
+            let body = json!({
+                "checkout": shop.id(&selling), "tickets": tickets[..1], "payment_method": CARD, "credits": CREDITS,
+            });
+            check_out(kit, &shop.user, body).await?;
+            reaches(kit, &shop.id(&selling), "authorised").await?;
+            end_invocation(kit, &shop.id(&selling), how).await?;
+            until("it sells no more", DEADLINE, async || {
+                let (_, view) = view(kit, "Checkout", &shop.id(&selling)).await?;
+                ensure!(view["state"] == "undoing" || view["state"] == "failed", "{view}");
+                Ok(())
+            })
+            .await?;
+            account.rollback().await?;
+            loyalty.close().await;
+
+            shop.simulator
+                .fail(Call::Cancel, Some(&shop.id(&undoing)), Fault::Unavailable, 1_000);
+            let body = json!({ "checkout": shop.id(&undoing), "tickets": tickets[1..], "payment_method": DECLINED });
+            check_out(kit, &shop.user, body).await?;
+            reaches(kit, &shop.id(&undoing), "undoing").await?;
+            end_invocation(kit, &shop.id(&undoing), how).await?;
+            shop.simulator.heal();
+
+            // What had failed before it was ended has failed for its own reason.
+            let ended = ends(kit, &shop.id(&undoing), "failed").await?;
+            ensure!(ended["reason"] == "declined", "{ended}");
+            let ended = ends(kit, &shop.id(&selling), "failed").await?;
+            let expected = if how == "cancel" { "cancelled" } else { "abandoned" };
+            ensure!(ended["reason"] == expected, "{ended}");
+            for name in [&selling, &undoing] {
+                shop.paid(name, 0)?;
+            }
+            free(kit, &tickets).await?;
+            has_credits(kit, &shop.user, CREDITS).await?;
+        }
+        shop.close().await
+    })
+}
+
+fn money_given_back_before_the_sale_is_known_is_told_once_it_is(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "flight/early").await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        let orders = [("part", 700, "completed"), ("whole", PRICE, "refunded")];
+        for ((name, back, _), ticket) in orders.iter().zip(&tickets) {
+            shop.simulator
+                .fail(Call::Capture, Some(&shop.id(name)), Fault::AnswerLost, 1_000);
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+            // The provider has taken the money, and nobody here knows.
+            until("the money is taken", DEADLINE, async || shop.paid(name, PRICE)).await?;
+            shop.simulator.refund(&shop.payment(name)?, *back)?;
+            let told = json!({ "refunded": { "amount": back, "currency": "EUR" } });
+            let told = shop.tell(name, "refunded", told).await?;
+            shop.took(&told).await?;
+            reaches(kit, &shop.id(name), "sold").await?;
+        }
+        shop.simulator.heal();
+        for (name, back, state) in orders {
+            reaches(kit, &shop.id(name), state).await?;
+            shop.paid(name, PRICE - back)?;
+        }
+        sold(kit, &tickets[..1]).await?;
+        free(kit, &tickets[1..]).await?;
+        let told = told_of::<UserTold>(kit, &shop.user, 7).await?;
+        for (name, _, _) in orders {
+            let of = |told: &&holdfast_schemas::Outcome<UserTold>| match &told.data {
+                UserTold::CheckoutCompleted { checkout, .. } | UserTold::PaymentRefunded { checkout, .. } => {
+                    checkout.as_str() == shop.id(name)
+                }
+                _ => false,
+            };
+            let told: Vec<_> = told.iter().filter(of).cloned().collect();
+            ensure!(verbs(&told) == ["completed", "refunded"], "{told:?}");
+        }
+        shop.close().await
+    })
+}
+
+fn a_finished_checkout_that_the_engine_forgot_is_not_begun_again(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "flight/forgotten").await?;
+        let tickets = shop.tickets(1).await?;
+        fill(kit, &shop.user, &tickets, None).await?;
+        let order = shop.id("order");
+        let body = json!({ "checkout": order, "tickets": tickets, "payment_method": CARD });
+        let asked = event(&shop.id("asked"), &shop.user, "checkout.requested", body.clone());
+        pay(kit, std::slice::from_ref(&asked)).await?;
+        ends(kit, &order, "completed").await?;
+
+        // Twice: the same event again, and the same request under another id.
+        for again in 0..2 {
+            let finished = finished_runs(kit, &order).await?;
+            for run in &finished {
+                let url = format!("{}/invocations/{run}/purge", kit.stack.restate.admin());
+                reqwest::Client::new().patch(url).send().await?.error_for_status()?;
+            }
+            until("the engine has forgotten it", DEADLINE, async || {
+                let finished = finished_runs(kit, &order).await?;
+                ensure!(finished.is_empty(), "{finished:?}");
+                Ok(())
+            })
+            .await?;
+            if again == 0 {
+                pay(kit, std::slice::from_ref(&asked)).await?;
+            } else {
+                let reply = check_out(kit, &shop.user, body.clone()).await?;
+                ensure!(reply["outcomes"] == json!([]), "{reply}");
+            }
+            until("it was looked at again", DEADLINE, async || {
+                let finished = finished_runs(kit, &order).await?;
+                ensure!(finished.len() == 1, "{finished:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        let payments = shop.simulator.payments_of(&order);
+        ensure!(payments.len() == 1, "{payments:?}");
+        shop.paid("order", PRICE)?;
+        sold(kit, &tickets).await?;
+        let told = told_of::<UserTold>(kit, &shop.user, 3).await?;
+        ensure!(verbs(&told) == ["registered", "opened", "completed"], "{told:?}");
+        shop.close().await
+    })
+}
+
+/// The workflows of a checkout that the engine still knows to have ended.
+async fn finished_runs(kit: &Kit, checkout: &str) -> anyhow::Result<Vec<String>> {
+    let query = format!(
+        "select id from sys_invocation where target_service_name = 'Checkout' and target_service_key = '{checkout}' \
+         and target_handler_name = 'run' and status = 'completed'"
+    );
+    let rows = kit.stack.restate.sql(&query).await?;
+    let ids = rows.iter().filter_map(|row| row["id"].as_str().map(str::to_owned));
+    Ok(ids.collect())
+}
+
+fn nobody_gets_more_tickets_than_the_limits_allow(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let limits = [("HOLDFAST_SHOW_LIMIT", "2"), ("HOLDFAST_CART_LIMIT", "3")];
+        let shop = Shop::open_with(kit, "flight/limits", &limits).await?;
+        let gala: Vec<_> = (0..3).map(|number| shop.id(&format!("gala-{number}"))).collect();
+        let fair: Vec<_> = (0..2).map(|number| shop.id(&format!("fair-{number}"))).collect();
+        let price = json!({ "amount": PRICE, "currency": "EUR" });
+        try_join_all(gala.iter().map(|ticket| list_in(kit, "gala", ticket, &price))).await?;
+        try_join_all(fair.iter().map(|ticket| list_in(kit, "fair", ticket, &price))).await?;
+        let add = async |ticket: &str| {
+            let body = json!({ "ticket": ticket, "hold_for": 3_600 });
+            let (status, added) = call(kit, &[], "User", &shop.user, "addTicket", &body).await?;
+            ensure!(status == 200, "{status}: {added}");
+            anyhow::Ok(added["refused"]["reason"].as_str().unwrap_or_default().to_owned())
+        };
+        // The cart knows both limits.
+        for (ticket, refused) in [
+            (&gala[0], ""),
+            (&gala[1], ""),
+            (&gala[2], "show_limit"),
+            (&fair[0], ""),
+            (&fair[1], "cart_full"),
+        ] {
+            ensure!(add(ticket).await? == refused, "{ticket}");
+        }
+        free(kit, &[gala[2].clone(), fair[1].clone()]).await?;
+
+        // Who holds it all the same cannot buy it.
+        let reserve = json!({ "user": shop.user, "hold_for": 3_600 });
+        let (_, reply) = call(kit, &[], "Ticket", &gala[2], "reserve", &reserve).await?;
+        ensure!(reason(&reply).is_empty(), "{reply}");
+        let body = json!({ "checkout": shop.id("three"), "tickets": gala, "payment_method": CARD });
+        let reply = check_out(kit, &shop.user, body).await?;
+        ensure!(reason(&reply) == "show_limit", "{reply}");
+
+        // Two checkouts that keep the limit each, but not together: who sells first wins, the other gives back.
+        for (name, tickets) in [("one", &gala[..1]), ("two", &gala[1..])] {
+            let body = json!({ "checkout": shop.id(name), "tickets": tickets, "payment_method": CONFIRMED });
+            let reply = check_out(kit, &shop.user, body).await?;
+            ensure!(reason(&reply).is_empty(), "{reply}");
+        }
+        for name in ["one", "two"] {
+            reaches(kit, &shop.id(name), "waiting").await?;
+            shop.simulator.authenticate(&shop.payment(name)?, true)?;
+        }
+        let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
+        tokio::try_join!(
+            shop.tell("one", "authorized", amount.clone()),
+            shop.tell("two", "authorized", amount)
+        )?;
+        let mut bought = 0;
+        for (name, tickets) in [("one", &gala[..1]), ("two", &gala[1..])] {
+            let ended = has_ended(kit, &shop.id(name)).await?;
+            if ended["state"] == "completed" {
+                bought += tickets.len();
+                sold(kit, tickets).await?;
+                shop.paid(name, PRICE * tickets.len() as i64)?;
+            } else {
+                ensure!(ended["reason"] == "show_limit_reached", "{ended}");
+                free(kit, tickets).await?;
+                shop.paid(name, 0)?;
+            }
+        }
+        ensure!((1..=2).contains(&bought), "{bought} bought");
+        shop.close().await
+    })
+}
+
+fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "flight/upgrade").await?;
+        let before = deployment_of(kit, "Checkout").await?;
+        let tickets = shop.tickets(5).await?;
+        fill(kit, &shop.user, &tickets[..4], Some(3_600)).await?;
+        fill(kit, &shop.user, &tickets[4..], Some(5)).await?;
+        let buy = async |name: &str, ticket: &String, method: &str| {
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": method });
+            check_out(kit, &shop.user, body).await.map(drop)
+        };
+        // Begun by the old handlers: one waits for the customer, one for the provider. And a cart's timer runs.
+        buy("waits", &tickets[0], CONFIRMED).await?;
+        shop.simulator
+            .fail(Call::Capture, Some(&shop.id("tries")), Fault::Unavailable, 1_000);
+        buy("tries", &tickets[1], CARD).await?;
+        reaches(kit, &shop.id("waits"), "waiting").await?;
+        reaches(kit, &shop.id("tries"), "sold").await?;
+
+        // The new ones, at an address of their own. Another setting stands for another version: the engine knows it by that.
+        let address = format!("127.0.0.1:{}", kit.stack.ports.get("upgraded-serve")?);
+        let url = format!("http://{address}");
+        let new = |subcommand: &str| {
+            let launch = shop.launch_as(subcommand, "upgraded");
+            let launch = launch.env("HOLDFAST_RETRY_PAUSE", "1s");
+            launch
+                .env("HOLDFAST_SERVE_LISTEN", &address)
+                .env("HOLDFAST_SERVE_URL", &url)
+        };
+        let serve = new("serve").start().await?;
+        done(new("register")).await?;
+        let after = deployment_of(kit, "Checkout").await?;
+        ensure!(before != after, "the new handlers are not in use");
+        buy("new", &tickets[2], CARD).await?;
+        ends(kit, &shop.id("new"), "completed").await?;
+
+        // What the old ones began they bring to its end.
+        let pinned = pinned_to(kit, &before).await?;
+        ensure!(pinned == 2, "{pinned} invocations are left to the old handlers");
+        shop.simulator.heal();
+        shop.simulator.authenticate(&shop.payment("waits")?, true)?;
+        let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
+        shop.tell("waits", "authorized", amount).await?;
+        for name in ["waits", "tries"] {
+            ends(kit, &shop.id(name), "completed").await?;
+        }
+        until("the old handlers have drained", DEADLINE, async || {
+            let pinned = pinned_to(kit, &before).await?;
+            ensure!(pinned == 0, "{pinned}");
+            Ok(())
+        })
+        .await?;
+        free(kit, &tickets[4..]).await?;
+
+        // Then they can go.
+        shop.worker.stop().await?;
+        let gone = format!("{}/deployments/{before}?force=true", kit.stack.restate.admin());
+        reqwest::Client::new().delete(gone).send().await?.error_for_status()?;
+        let (gate, relay) = tokio::try_join!(
+            shop.launch_as("gate", "upgraded-gate").start(),
+            shop.launch_as("relay", "upgraded-relay").start()
+        )?;
+        buy("alone", &tickets[3], CARD).await?;
+        ends(kit, &shop.id("alone"), "completed").await?;
+        sold(kit, &tickets[..4]).await?;
+        for name in ["waits", "tries", "new", "alone"] {
+            shop.paid(name, PRICE)?;
+        }
+        shop.is_clean().await?;
+        tokio::try_join!(serve.stop(), gate.stop(), relay.stop()).map(drop)
+    })
+}
+
+/// Where the engine sends new work of a service.
+async fn deployment_of(kit: &Kit, service: &str) -> anyhow::Result<String> {
+    let url = format!("{}/services/{service}", kit.stack.restate.admin());
+    let service: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
+    Ok(service["deployment_id"].as_str().context("no deployment")?.to_owned())
+}
+
+/// How many invocations that have not ended belong to a deployment.
+async fn pinned_to(kit: &Kit, deployment: &str) -> anyhow::Result<u64> {
+    let query = format!(
+        "select count(*) as invocations from sys_invocation_status \
+         where pinned_deployment_id = '{deployment}' and status <> 'completed'"
+    );
+    let rows = kit.stack.restate.sql(&query).await?;
+    rows.first()
+        .and_then(|row| row["invocations"].as_u64())
+        .context("no count")
+}
