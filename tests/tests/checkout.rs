@@ -33,11 +33,11 @@ pub(crate) const TESTS: &[Test] = tests![
     checkouts_end_once_whatever_step_dies_or_is_repeated,
 ];
 
-const CARD: &str = "pm_card_visa";
-const DECLINED: &str = "pm_card_visa_chargeDeclined";
+pub(crate) const CARD: &str = "pm_card_visa";
+pub(crate) const DECLINED: &str = "pm_card_visa_chargeDeclined";
 const CONFIRMED: &str = "pm_card_authenticationRequired";
 /// What a ticket costs here, in cents of EUR.
-const PRICE: i64 = 2_500;
+pub(crate) const PRICE: i64 = 2_500;
 
 fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
     const USER: &str = "checkout/credits";
@@ -559,7 +559,7 @@ pub(crate) struct Shop<'a> {
     pub(crate) user: String,
     simulator: &'a Simulator,
     environment: Vec<(String, String)>,
-    worker: Holdfast,
+    pub(crate) worker: Holdfast,
 }
 
 impl<'a> Shop<'a> {
@@ -567,7 +567,7 @@ impl<'a> Shop<'a> {
         Self::open_with(kit, name, &[]).await
     }
 
-    async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub(crate) async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
         let simulator = &kit.provider;
         simulator.heal();
         let mut environment = vec![
@@ -614,7 +614,7 @@ impl<'a> Shop<'a> {
         done_again(&self.worker, point).await
     }
 
-    fn launch(&self, subcommand: &str) -> Launch<'a> {
+    pub(crate) fn launch(&self, subcommand: &str) -> Launch<'a> {
         dress(self.kit.stack.holdfast(subcommand, "checkout"), &self.environment)
     }
 
@@ -650,7 +650,7 @@ impl<'a> Shop<'a> {
     }
 
     /// The provider says something about a checkout.
-    async fn tell(&self, checkout: &str, kind: &str, mut data: Value) -> anyhow::Result<()> {
+    pub(crate) async fn tell(&self, checkout: &str, kind: &str, mut data: Value) -> anyhow::Result<()> {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         data["checkout"] = json!(self.id(checkout));
@@ -665,7 +665,7 @@ impl<'a> Shop<'a> {
     }
 
     /// What the provider's books have of a checkout is this much money, and nothing is set aside any more.
-    fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
+    pub(crate) fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
         let movements = self.simulator.movements(&self.id(checkout));
         let mut sums: BTreeMap<&str, i64> = BTreeMap::new();
         for (kind, amount) in &movements {
@@ -705,7 +705,7 @@ fn dress<'a>(launch: Launch<'a>, environment: &[(String, String)]) -> Launch<'a>
 }
 
 /// Lists tickets at a price in cents of EUR, and waits until they are.
-async fn list(kit: &Kit, tickets: &[String], cents: i64) -> anyhow::Result<()> {
+pub(crate) async fn list(kit: &Kit, tickets: &[String], cents: i64) -> anyhow::Result<()> {
     let price = json!({ "amount": cents, "currency": "EUR" });
     try_join_all(tickets.iter().map(|ticket| list_at(kit, ticket, price.clone()))).await?;
     Ok(())
@@ -719,7 +719,7 @@ async fn list_at(kit: &Kit, ticket: &str, price: Value) -> anyhow::Result<()> {
 }
 
 /// Puts tickets into the user's cart.
-async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) -> anyhow::Result<()> {
+pub(crate) async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) -> anyhow::Result<()> {
     for ticket in tickets {
         let body = match hold_for {
             Some(seconds) => json!({ "ticket": ticket, "hold_for": seconds }),
@@ -734,7 +734,7 @@ async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) 
     Ok(())
 }
 
-async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
+pub(crate) async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
     let (status, reply) = call(kit, &[], "User", user, "checkout", &body).await?;
     ensure!(status == 200, "{status}: {reply}");
     Ok(reply)
@@ -768,7 +768,7 @@ async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value
 }
 
 /// The checkout, once it has ended, which it must in this state.
-async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
+pub(crate) async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
     let ended = until(&format!("{checkout} has ended"), DEADLINE, async || {
         let (status, view) = view(kit, "Checkout", checkout).await?;
         let state = view["state"].as_str().with_context(|| format!("{status}: {view}"))?;
@@ -784,7 +784,7 @@ async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
 }
 
 /// Each of the tickets was sold once, and is still.
-async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "sold").await?;
         until("the sale is told", DEADLINE, async || {
@@ -800,7 +800,7 @@ async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "available").await?;
     }

@@ -23,6 +23,7 @@ mod direct;
 mod faults;
 mod gate;
 mod intake;
+mod mail;
 mod mechanisms;
 mod operate;
 mod pool;
@@ -67,6 +68,7 @@ const TOPICS: &[&[Test]] = &[
     two_phase::TESTS,
     users::TESTS,
     checkout::TESTS,
+    mail::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

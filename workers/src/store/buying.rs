@@ -17,7 +17,7 @@ use super::credits::{Changed, Loyalty};
 use super::ledger::{self, Kind};
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::mechanisms::two_phase::{Fate, TransactionId};
-use super::{Error, checkouts, purchases, together};
+use super::{Error, checkouts, mails, purchases, together};
 use crate::domain::checkout::{self, Checkout, Failure, State, Terms, Wish};
 use crate::domain::ticket::Input;
 use crate::domain::{Ticket, User, ticket, user};
@@ -33,6 +33,8 @@ pub struct Buying {
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
     pub terms: Terms,
+    /// Whether customers are told by mail.
+    pub mails: bool,
     /// How long answers to events are kept.
     pub retention: Duration,
     pub metrics: Arc<Metrics>,
@@ -215,6 +217,9 @@ impl Buying {
                 }
                 checkouts::update(main, &checkout, &next).await?;
             }
+            if let Some(Refund { kind, amount, so_far }) = heard.refund {
+                mails::refunded(main, &checkout, kind, amount, so_far, self.mails).await?;
+            }
         }
         Ok(answer)
     }
@@ -246,6 +251,7 @@ impl Buying {
             }],
             movements: opened.into_iter().chain(decided).collect(),
             next: None,
+            refund: None,
         })
     }
 
@@ -350,7 +356,8 @@ impl Buying {
                 return Ok(());
             }
             ledger::write(main, &checkout.id, Kind::Capture, price(checkout, checkout.due())?).await?;
-            self.progress(main, checkout, "completed", told.clone()).await
+            self.progress(main, checkout, "completed", told.clone()).await?;
+            mails::ended(main, checkout, mails::Kind::Completed, self.mails).await
         })
         .await
     }
@@ -409,6 +416,7 @@ impl Buying {
             code: failure.code.clone(),
         };
         self.progress(main, checkout, "failed", told).await?;
+        mails::ended(main, checkout, mails::Kind::Failed, self.mails).await?;
         Ok(Fate::Committed)
     }
 
@@ -489,6 +497,15 @@ struct Heard {
     told: Vec<UserTold>,
     movements: Vec<(Kind, Price)>,
     next: Option<Checkout>,
+    refund: Option<Refund>,
+}
+
+/// What the customer is written about.
+struct Refund {
+    kind: mails::Kind,
+    amount: Price,
+    /// This one included, in minor units.
+    so_far: i64,
 }
 
 /// The provider says how much it has given back in all, so that an older word changes nothing. What was given back of a checkout
@@ -499,9 +516,10 @@ fn refund(checkout: &Checkout, refunded: Price) -> Heard {
     let (State::Completed, true, Ok(amount)) = (&checkout.state, more > 0, amount) else {
         return Heard::default();
     };
-    let full = checkout.refunded + more == checkout.due();
+    let so_far = checkout.refunded + more;
+    let full = so_far == checkout.due();
     let next = Checkout {
-        refunded: checkout.refunded + more,
+        refunded: so_far,
         state: if full { State::Refunded } else { State::Completed },
         ..checkout.clone()
     };
@@ -513,6 +531,15 @@ fn refund(checkout: &Checkout, refunded: Price) -> Heard {
         }],
         movements: vec![(if full { Kind::Refund } else { Kind::PartialRefund }, amount)],
         next: Some(next),
+        refund: Some(Refund {
+            kind: if full {
+                mails::Kind::Refunded
+            } else {
+                mails::Kind::RefundedInPart
+            },
+            amount,
+            so_far,
+        }),
     }
 }
 
