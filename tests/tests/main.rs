@@ -24,6 +24,7 @@ mod faults;
 mod gate;
 mod in_flight;
 mod intake;
+mod mail;
 mod mechanisms;
 mod operate;
 mod pool;
@@ -69,6 +70,7 @@ const TOPICS: &[&[Test]] = &[
     users::TESTS,
     checkout::TESTS,
     in_flight::TESTS,
+    mail::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

@@ -26,6 +26,7 @@ use crate::{Test, tests};
 pub(crate) const TESTS: &[Test] = tests![
     verify_catches_and_names_each_corruption_of_a_copy,
     verify_catches_and_names_money_that_went_astray,
+    verify_catches_and_names_a_mail_that_is_missing_or_about_nothing,
     verify_catches_and_names_an_outcome_told_twice,
 ];
 
@@ -102,6 +103,51 @@ fn verify_catches_and_names_money_that_went_astray(kit: &Kit) -> anyhow::Result<
         ensure!(status == Some(1), "ended with {status:?}: {report}");
         ensure!(named(&report, "open_authorisations")? == checkout, "{report}");
         ensure!(report["money_mismatch"].as_u64() > Some(0), "{report}");
+        Ok(())
+    })
+}
+
+fn verify_catches_and_names_a_mail_that_is_missing_or_about_nothing(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "verify/mail").await?;
+        let (checkout, ticket) = (shop.id("order"), shop.tickets(1).await?.remove(0));
+        shop.buys("order", &ticket, 500).await?;
+        shop.close().await?;
+        let (status, report) = verify(kit, "holdfast").await?;
+        ensure!(status == Some(0) && report["mail_missing"] == 0, "{report}");
+        let of = format!("where checkout = '{checkout}'");
+        for (what, statement) in [
+            ("a mail lost", format!("delete from mails {of}")),
+            (
+                "a mail doubled",
+                format!(
+                    "insert into mails (checkout, place, user_id, kind, state)
+                     select checkout, 'failed', user_id, 'failed', 'waiting' from mails {of}"
+                ),
+            ),
+            (
+                "a refund's mail lost",
+                format!(
+                    "insert into user_change_log
+                     select user_id, version + 1000, gen_random_uuid(), 'holdfast.outcome.payment.refunded.v1',
+                            json_build_object('checkout', '{checkout}', 'amount', json_build_object('amount', 1)),
+                            cause_source, cause_id, changed_at
+                     from user_change_log where data ->> 'checkout' = '{checkout}' and type like '%.completed.%'"
+                ),
+            ),
+            (
+                "a mail to somebody else",
+                format!("update mails set user_id = 'eve' {of}"),
+            ),
+        ] {
+            let copy = kit.stack.postgres.copy_database("holdfast", "verify_mail").await?;
+            corrupt(&copy, &[statement]).await.with_context(|| what.to_owned())?;
+            copy.close().await;
+            let (status, report) = verify(kit, "verify_mail").await?;
+            ensure!(status == Some(1), "{what}: ended with {status:?}: {report}");
+            let key = named(&report, "mail_missing").with_context(|| format!("{what}: {report}"))?;
+            ensure!(key == checkout, "{what}: {report}");
+        }
         Ok(())
     })
 }

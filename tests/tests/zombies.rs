@@ -153,7 +153,7 @@ fn a_serve_that_wakes_up_late_finds_its_work_done(kit: &Kit) -> anyhow::Result<(
 }
 
 /// At an address of its own.
-fn elsewhere<'a>(kit: &'a Kit, subcommand: &str) -> anyhow::Result<Launch<'a>> {
+pub(crate) fn elsewhere<'a>(kit: &'a Kit, subcommand: &str) -> anyhow::Result<Launch<'a>> {
     let address = format!("127.0.0.1:{}", kit.stack.ports.get("serve-elsewhere")?);
     let launch = kit
         .stack

@@ -16,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 use crate::checkout::{self, Driver};
 use crate::config::{Cli, Command, Config, LogFormat, Process};
 use crate::lifecycle::{self, Lifecycle, Readiness, Spawner};
+use crate::mail::Mailer;
 use crate::metrics::Metrics;
 use crate::provider::Provider;
 use crate::restate_admin::RestateAdmin;
@@ -251,6 +252,7 @@ impl Worker {
         let loyalty = self.spawn_loyalty(&pool)?;
         let driver = Driver::new(&self.config, &pool, loyalty.clone(), &self.metrics, clock)?;
         self.spawn_checkouts(driver.clone())?;
+        self.spawn_mailer(&pool)?;
         let (attributes, batching) = store::ticket_attributes::Access::new(pool.clone());
         // They end when the objects have let go of them and nothing waits.
         self.spawn_to_end("tickets", committing_tickets);
@@ -316,6 +318,25 @@ impl Worker {
         self.spawner.spawn("checkouts", async move {
             tokio::select! {
                 () = checkout::look_after(driver, admin, idle, metrics) => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Sends mails to customers, if there is a mail server. It may be away for as long as it likes: only mails wait.
+    fn spawn_mailer(&self, pool: &PgPool) -> anyhow::Result<()> {
+        let mailer = Mailer::new(&self.config.mail, pool, &self.metrics)
+            .context("no mails can be sent by --smtp-url (HOLDFAST_SMTP_URL)")?;
+        let Some(mailer) = mailer else {
+            return Ok(());
+        };
+        let (counting, shutdown) = (mailer.clone().count(), self.spawner.shutdown());
+        self.spawner.spawn("mail", mailer.run(self.spawner.shutdown()));
+        self.spawner.spawn("count mails", async move {
+            tokio::select! {
+                () = counting => {}
                 () = shutdown.cancelled() => {}
             }
             Ok(())

@@ -78,6 +78,7 @@ impl Driver {
             main: main.clone(),
             loyalty,
             terms,
+            mails: config.mail.smtp_url.is_some(),
             retention: config.database.idempotency_retention,
             metrics: metrics.clone(),
         };

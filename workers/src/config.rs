@@ -13,6 +13,7 @@ use url::Url;
 
 use crate::domain::checkout::MOST_TICKETS;
 use crate::domain::ticket::HOLD_FOR_SECONDS;
+use crate::mail;
 
 /// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
 #[derive(Parser, Debug)]
@@ -214,6 +215,8 @@ pub struct Config {
     pub relay: Relay,
     #[command(flatten)]
     pub provider: Provider,
+    #[command(flatten)]
+    pub mail: Mail,
     #[command(flatten)]
     pub process: Process,
 }
@@ -437,6 +440,25 @@ pub struct Provider {
     pub timeout: Duration,
 }
 
+/// How customers are told of their checkouts.
+#[derive(Args, Debug, Clone)]
+pub struct Mail {
+    /// The mail server: `smtps://user:password@host` speaks TLS, `smtp://user:password@host?tls=required` changes to TLS by
+    /// STARTTLS, `smtp://host` has no TLS and suits a server nearby. Without it, no mail is ever written about what happens
+    /// meanwhile, so give it to every process that may end a checkout: `serve`, `run`, `admin checkout settle`.
+    #[arg(long, env = "HOLDFAST_SMTP_URL", hide_env_values = true, global = true)]
+    pub smtp_url: Option<SecretString>,
+    /// The address that mails come from, such as tickets@example.org.
+    #[arg(long = "mail-from", env = "HOLDFAST_MAIL_FROM", global = true)]
+    pub from: Option<String>,
+    /// Longest time the mail server may take for one mail; after that it is tried again.
+    #[arg(long, env = "HOLDFAST_SMTP_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]
+    pub smtp_timeout: Duration,
+    /// Longest pause between two tries to send a mail. Pauses begin at 1s and double.
+    #[arg(long = "mail-longest-pause", env = "HOLDFAST_MAIL_LONGEST_PAUSE", default_value = "10m", value_parser = humantime::parse_duration, global = true)]
+    pub longest_pause: Duration,
+}
+
 /// What every process has: a name, an HTTP port for operators, logs, a time to drain.
 #[derive(Args, Debug, Clone)]
 pub struct Process {
@@ -642,6 +664,32 @@ impl Config {
             "provider-timeout",
             "give 100ms to 2m",
         );
+        let mail = &self.mail;
+        require(
+            mail.smtp_url.as_ref().is_none_or(mail::is_server),
+            "smtp-url",
+            "give smtps://user:password@host, smtp://user:password@host?tls=required or smtp://host; encode special characters as %40",
+        );
+        require(
+            mail.from.as_deref().is_none_or(mail::is_sender),
+            "mail-from",
+            "give one plain address, such as tickets@example.org",
+        );
+        require(
+            mail.smtp_url.is_some() == mail.from.is_some(),
+            "mail-from",
+            "give it together with --smtp-url (HOLDFAST_SMTP_URL), or neither",
+        );
+        require(
+            (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&mail.smtp_timeout),
+            "smtp-timeout",
+            "give 100ms to 10m",
+        );
+        require(
+            (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&mail.longest_pause),
+            "mail-longest-pause",
+            "give 1s to 1d",
+        );
         require(
             !process.instance.is_empty() && process.instance.len() <= 200,
             "instance",
@@ -728,10 +776,53 @@ mod tests {
     }
 
     #[test]
+    fn a_mail_server_is_one_that_can_be_spoken_to_and_comes_with_a_sender() {
+        let mail = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
+        let (url, from) = ("--smtp-url", "--mail-from");
+        for right in [
+            "smtp://127.0.0.1:1025",
+            "smtps://shop:se%40same@mail.example",
+            "smtp://shop:sesame@mail.example:2525?tls=required",
+        ] {
+            assert_eq!(mail(&[url, right, from, "tickets@example.org"]), Ok(()), "{right}");
+        }
+        for wrong in [
+            "mail.example",
+            "http://mail.example",
+            "smtp:mail.example",
+            "smtp://mail.example?tls=maybe",
+            "smtp://shop@mail.example",
+            "smtp://mail.example/shop",
+        ] {
+            assert_eq!(
+                mail(&[url, wrong, from, "tickets@example.org"]),
+                Err("smtp-url"),
+                "{wrong}"
+            );
+        }
+        for wrong in [
+            "tickets",
+            "Tickets <tickets@example.org>",
+            "a@b.org\r\nBcc: c@d.org",
+            "",
+        ] {
+            assert_eq!(
+                mail(&[url, "smtp://127.0.0.1", from, wrong]),
+                Err("mail-from"),
+                "{wrong}"
+            );
+        }
+        assert_eq!(mail(&[url, "smtp://127.0.0.1"]), Err("mail-from"));
+        assert_eq!(mail(&[from, "tickets@example.org"]), Err("mail-from"));
+    }
+
+    #[test]
     fn a_password_is_never_printed() {
         let config = config(&["--database-url", "postgres://holdfast:sesame@db/holdfast"]);
         assert!(!format!("{config:?}").contains("sesame"));
         let config = self::config(&["--provider-url", "https://pay.example", "--provider-key", "sk_sesame"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+        let config = self::config(&["--smtp-url", "smtps://shop:sesame@mail.example"]);
         assert!(!format!("{config:?}").contains("sesame"));
     }
 }

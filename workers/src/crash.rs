@@ -61,11 +61,15 @@ pub enum Point {
     CheckoutGivenBack,
     /// A checkout has failed and that is committed, nobody has been told.
     CheckoutFailed,
+    /// The mail server has taken a mail, nothing of it is noted.
+    MailAccepted,
+    /// It is noted that the mail server has taken a mail.
+    MailNoted,
 }
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 28] = [
+    pub const ALL: [Point; 30] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -94,6 +98,8 @@ impl Point {
         Point::CheckoutCompleted,
         Point::CheckoutGivenBack,
         Point::CheckoutFailed,
+        Point::MailAccepted,
+        Point::MailNoted,
     ];
 
     /// The name used in the environment, in logs and in the documentation.
@@ -127,6 +133,8 @@ impl Point {
             Point::CheckoutCompleted => "checkout.completed",
             Point::CheckoutGivenBack => "checkout.given_back",
             Point::CheckoutFailed => "checkout.failed",
+            Point::MailAccepted => "mail.accepted",
+            Point::MailNoted => "mail.noted",
         }
     }
 }

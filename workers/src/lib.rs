@@ -15,6 +15,7 @@ pub mod domain;
 pub mod objects;
 pub mod store;
 
+pub mod mail;
 pub mod provider;
 
 pub mod relay;

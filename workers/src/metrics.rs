@@ -114,6 +114,13 @@ metrics! {
     /// unknown, misconfigured, not_found, conflict.
     provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call", "answer"];
 
+    /// Tries to send a mail, by result: sent, refused (for good), retried (later).
+    mails: IntCounterVec = "holdfast_mails_total" ["result"];
+    /// Mails that are not sent yet.
+    mails_waiting: IntGauge = "holdfast_mails_waiting";
+    /// Seconds since the outcome that the oldest mail that waits is about; 0 when none waits.
+    mails_oldest_seconds: IntGauge = "holdfast_mails_oldest_seconds";
+
     /// Rows that the relay brought to Kafka.
     relay_rows: IntCounter = "holdfast_relay_rows_total";
     /// Rows in one Kafka transaction of the relay.

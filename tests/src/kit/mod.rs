@@ -18,6 +18,7 @@
 
 pub mod fetch;
 pub mod kafka;
+pub mod maildev;
 pub mod ports;
 pub mod postgres;
 pub mod process;
@@ -25,6 +26,7 @@ pub mod provider;
 pub mod proxy;
 pub mod restate;
 pub mod server;
+pub mod smtp;
 pub mod stack;
 pub mod third_party;
 pub mod wait;
@@ -46,6 +48,7 @@ use tracing_subscriber::EnvFilter;
 use provider::Simulator;
 
 pub use kafka::Kafka;
+pub use maildev::Maildev;
 pub use postgres::Postgres;
 pub use restate::Restate;
 pub use server::Server;
@@ -64,7 +67,7 @@ pub struct Kit {
 }
 
 impl Kit {
-    /// Returns once all three servers answer, and the payment provider's simulator.
+    /// Returns once all servers answer, and the payment provider's simulator.
     pub fn start(name: Name) -> anyhow::Result<Kit> {
         let runtime = Runtime::new()?;
         let (stack, provider) = runtime.block_on(async {

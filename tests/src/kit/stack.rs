@@ -1,4 +1,4 @@
-//! The three servers together, by name.
+//! The servers together, by name.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::ports::Ports;
 use super::worker::Launch;
-use super::{Kafka, Postgres, Restate, Server, dev_folder, fetch, process};
+use super::{Kafka, Maildev, Postgres, Restate, Server, dev_folder, fetch, process};
 
 /// Stacks may run beside each other; one name runs once per checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct Stack {
     pub kafka: Server<Kafka>,
     pub restate: Server<Restate>,
     pub postgres: Server<Postgres>,
+    /// Where nothing is measured that mail would disturb.
+    pub maildev: Option<Server<Maildev>>,
     pub ports: Ports,
     folder: PathBuf,
     /// Held as long as the stack lives.
@@ -54,16 +56,28 @@ impl Stack {
 
     pub async fn start(&self) -> anyhow::Result<()> {
         info!(
-            "starting Kafka, Restate and PostgreSQL; logs in {}",
+            "starting Kafka, Restate, PostgreSQL and the mail server; logs in {}",
             self.folder.display()
         );
-        tokio::try_join!(self.kafka.start(), self.restate.start(), self.postgres.start())?;
+        let mail = async {
+            match &self.maildev {
+                Some(maildev) => maildev.start().await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(self.kafka.start(), self.restate.start(), self.postgres.start(), mail)?;
         self.postgres.make_loyalty().await
     }
 
-    /// Makes all three answer again, whatever was done to them.
+    /// Makes all answer again, whatever was done to them.
     pub async fn heal(&self) -> anyhow::Result<()> {
-        tokio::try_join!(self.kafka.heal(), self.restate.heal(), self.postgres.heal()).map(drop)
+        let mail = async {
+            match &self.maildev {
+                Some(maildev) => maildev.heal().await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(self.kafka.heal(), self.restate.heal(), self.postgres.heal(), mail).map(drop)
     }
 
     /// The product's binary with this subcommand, set to use this stack. `instance` names it in Kafka and its log.
@@ -105,10 +119,21 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         client: reqwest::Client::new(),
     };
     let postgres = Postgres::new(servers.postgres, &folder, ports.get("postgres")?)?;
+    let maildev = match name {
+        Name::Dev | Name::Test | Name::Demo => Some(Maildev {
+            script: servers.maildev,
+            data: folder.join("maildev"),
+            smtp: ports.get("smtp")?,
+            web: ports.get("maildev-web")?,
+            client: reqwest::Client::new(),
+        }),
+        Name::Bench | Name::Sqlx => None,
+    };
     Ok(Stack {
         kafka: Server::new(kafka, folder.clone()),
         restate: Server::new(restate, folder.clone()),
         postgres: Server::new(postgres, folder.clone()),
+        maildev: maildev.map(|maildev| Server::new(maildev, folder.clone())),
         ports,
         folder,
         _alone: alone,

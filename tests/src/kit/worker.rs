@@ -19,6 +19,9 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Longer than the product's own time to drain (20 s).
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
+/// Whom mails come from.
+pub const SENDER: &str = "tickets@holdfast.example";
+
 /// What to start, and how.
 pub struct Launch<'a> {
     stack: &'a Stack,
@@ -26,6 +29,7 @@ pub struct Launch<'a> {
     instance: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    unset: Vec<String>,
 }
 
 /// A running instance; dropping it kills it.
@@ -43,6 +47,7 @@ impl<'a> Launch<'a> {
             instance: String::from(instance),
             arguments: Vec::new(),
             environment: Vec::new(),
+            unset: Vec::new(),
         }
     }
 
@@ -54,6 +59,12 @@ impl<'a> Launch<'a> {
     /// Overrides what the stack sets.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((String::from(name), String::from(value)));
+        self
+    }
+
+    /// Takes away what the stack sets.
+    pub fn without(mut self, name: &str) -> Self {
+        self.unset.push(String::from(name));
         self
     }
 
@@ -104,6 +115,7 @@ impl<'a> Launch<'a> {
             kafka,
             restate,
             postgres,
+            maildev,
             ports,
             ..
         } = self.stack;
@@ -111,6 +123,11 @@ impl<'a> Launch<'a> {
         let http = format!("127.0.0.1:{}", ports.get(&format!("holdfast-{}", self.instance))?);
         for (inherited, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
             command.env_remove(inherited);
+        }
+        if let Some(maildev) = maildev {
+            command
+                .env("HOLDFAST_SMTP_URL", maildev.smtp())
+                .env("HOLDFAST_MAIL_FROM", SENDER);
         }
         command
             .env("HOLDFAST_KAFKA", kafka.bootstrap())
@@ -125,6 +142,9 @@ impl<'a> Launch<'a> {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .arg(&self.subcommand)
             .args(&self.arguments);
+        for name in &self.unset {
+            command.env_remove(name);
+        }
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use super::credits::{Changed, Loyalty};
 use super::ledger::{self, Kind};
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::mechanisms::two_phase::{Fate, TransactionId};
-use super::{Error, checkouts, purchases, together};
+use super::{Error, checkouts, mails, purchases, together};
 use crate::domain::checkout::{self, Checkout, Failure, State, Terms, Wish};
 use crate::domain::ticket::Input;
 use crate::domain::{Ticket, User, ticket, user};
@@ -33,6 +33,8 @@ pub struct Buying {
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
     pub terms: Terms,
+    /// Whether customers are told by mail.
+    pub mails: bool,
     /// How long answers to events are kept.
     pub retention: Duration,
     pub metrics: Arc<Metrics>,
@@ -220,24 +222,21 @@ impl Buying {
         };
         let answer = tell(main, unit, heard.told, self.retention).await?;
         let tickets = match answer {
-            Answer::Fresh(_) => self.note(main, &checkout, heard.movements, heard.next).await?,
+            Answer::Fresh(_) => self.note(main, &checkout, heard).await?,
             _ => vec![],
         };
         Ok((answer, tickets))
     }
 
     /// Writes what was heard of a checkout; answers what was asked of tickets.
-    async fn note(
-        &self,
-        main: &mut PgConnection,
-        checkout: &Checkout,
-        movements: Vec<(Kind, Price)>,
-        next: Option<Checkout>,
-    ) -> Result<Vec<Answer>, Error> {
-        for (kind, amount) in movements {
+    async fn note(&self, main: &mut PgConnection, checkout: &Checkout, heard: Heard) -> Result<Vec<Answer>, Error> {
+        for (kind, amount) in heard.movements {
             ledger::write(main, &checkout.id, kind, amount).await?;
         }
-        let Some(next) = next else { return Ok(vec![]) };
+        if let Some(Refund { kind, amount, so_far }) = heard.refund {
+            mails::refunded(main, checkout, kind, amount, so_far, self.mails).await?;
+        }
+        let Some(next) = heard.next else { return Ok(vec![]) };
         if !checkouts::update(main, checkout, &next).await? {
             return Err(Error::Moved);
         }
@@ -303,6 +302,7 @@ impl Buying {
             }],
             movements: opened.into_iter().chain(decided).collect(),
             next: None,
+            refund: None,
         })
     }
 
@@ -418,9 +418,10 @@ impl Buying {
                 return Ok(vec![]);
             }
             ledger::write(main, &checkout.id, Kind::Capture, price(checkout, checkout.due())?).await?;
-            let told = std::iter::once(told).chain(heard.told).collect();
+            let told = std::iter::once(told).chain(heard.told.clone()).collect();
             let answer = self.progress(main, checkout, "completed", told).await?;
-            let tickets = self.note(main, &completed, heard.movements, heard.next).await?;
+            mails::ended(main, checkout, mails::Kind::Completed, self.mails).await?;
+            let tickets = self.note(main, &completed, heard).await?;
             Ok(std::iter::once(answer).chain(tickets).collect())
         })
         .await?;
@@ -504,6 +505,7 @@ impl Buying {
             code: failure.code.clone(),
         };
         answers.push(self.progress(main, checkout, "failed", vec![told]).await?);
+        mails::ended(main, checkout, mails::Kind::Failed, self.mails).await?;
         Ok(Some(answers))
     }
 
@@ -603,6 +605,16 @@ struct Heard {
     told: Vec<UserTold>,
     movements: Vec<(Kind, Price)>,
     next: Option<Checkout>,
+    refund: Option<Refund>,
+}
+
+/// What the customer is written about.
+#[derive(Clone)]
+struct Refund {
+    kind: mails::Kind,
+    amount: Price,
+    /// This one included, in minor units.
+    so_far: i64,
 }
 
 /// The provider says how much it has given back in all, so that an older word changes nothing. What is given back before the
@@ -626,9 +638,10 @@ fn refund(checkout: &Checkout, refunded: i64) -> Heard {
             };
         }
     }
-    let full = checkout.refunded + more == checkout.due();
+    let so_far = checkout.refunded + more;
+    let full = so_far == checkout.due();
     let next = Checkout {
-        refunded: checkout.refunded + more,
+        refunded: so_far,
         state: if full { State::Refunded } else { State::Completed },
         ..checkout.clone()
     };
@@ -640,6 +653,15 @@ fn refund(checkout: &Checkout, refunded: i64) -> Heard {
         }],
         movements: vec![(if full { Kind::Refund } else { Kind::PartialRefund }, amount)],
         next: Some(next),
+        refund: Some(Refund {
+            kind: if full {
+                mails::Kind::Refunded
+            } else {
+                mails::Kind::RefundedInPart
+            },
+            amount,
+            so_far,
+        }),
     }
 }
 

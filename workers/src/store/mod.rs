@@ -9,6 +9,7 @@ pub mod credits;
 pub mod examples;
 pub mod idempotency;
 mod ledger;
+pub mod mails;
 pub mod mechanisms;
 pub mod outbox;
 mod purchases;

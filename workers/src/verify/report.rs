@@ -33,6 +33,8 @@ pub struct Report {
     pub money_mismatch: u64,
     /// Payments that the provider still has open although their checkouts have ended; only where a provider is set.
     pub open_authorisations: u64,
+    /// Outcomes that a customer is to be written about and that have no mail, and mails about nothing that was told.
+    pub mail_missing: u64,
     /// Checkouts for which an operator is asked: that breaks no promise.
     pub stuck: u64,
     /// The first offence against each promise.
@@ -61,6 +63,7 @@ pub enum Promise {
     Oversold,
     MoneyMismatch,
     OpenAuthorisations,
+    MailMissing,
 }
 
 impl Report {
@@ -93,6 +96,7 @@ impl Report {
             Promise::Oversold => &mut self.oversold,
             Promise::MoneyMismatch => &mut self.money_mismatch,
             Promise::OpenAuthorisations => &mut self.open_authorisations,
+            Promise::MailMissing => &mut self.mail_missing,
         };
         let is_first = *count == 0;
         *count = count.saturating_add(times);
@@ -123,6 +127,7 @@ impl fmt::Display for Report {
             ("oversold", self.oversold),
             ("money mismatch", self.money_mismatch),
             ("open authorisations", self.open_authorisations),
+            ("mail missing", self.mail_missing),
             ("stuck", self.stuck),
         ] {
             writeln!(f, "{name:<20}{count:>12}")?;
@@ -159,6 +164,7 @@ impl fmt::Display for Promise {
             Promise::Oversold => "oversold",
             Promise::MoneyMismatch => "money mismatch",
             Promise::OpenAuthorisations => "open authorisations",
+            Promise::MailMissing => "mail missing",
         })
     }
 }

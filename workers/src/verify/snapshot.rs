@@ -38,6 +38,7 @@ pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
     money(&mut snapshot, &mut look)
         .await
         .context("cannot read the checkouts and the ledger")?;
+    mails(&mut snapshot, &mut look).await.context("cannot read the mails")?;
     records(&mut snapshot, &mut look)
         .await
         .context("cannot read the idempotency records")?;
@@ -169,6 +170,15 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     while let Some(row) = rows.try_next().await? {
         let checkout = CheckoutId::parse(&row.checkout).context("the id of a checkout cannot be read")?;
         look.payments.book(checkout, row.called_at, row.ended, row.kept);
+    }
+    Ok(())
+}
+
+/// Each outcome that a customer is to be written about has its mail, which waits, was sent, was refused, or was not wanted.
+async fn mails(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/mails.sql").fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        look.report.broken(Promise::MailMissing, &row.key, || row.what);
     }
     Ok(())
 }

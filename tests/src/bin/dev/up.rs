@@ -23,6 +23,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         "postgres": stack.postgres.url(),
         "loyalty": stack.postgres.loyalty_url(),
         "holdfast_http": holdfast.http,
+        "mail": stack.maildev.as_ref().map(|maildev| maildev.web()),
     });
     let written = Addresses::write(&addresses)?;
     info!("{}:\n{addresses:#}", written.0.display());

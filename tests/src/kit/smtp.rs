@@ -1,0 +1,207 @@
+//! A mail server that fails on demand.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::process::lock;
+
+/// Takes every mail, unless it is told otherwise. Dropping it ends it.
+pub struct Sink {
+    address: String,
+    state: Arc<State>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// This answer to this command (`MAIL`, `RCPT`, `DATA`), or to the mail itself (`.`).
+    Answer(&'static str, u16),
+    /// The mail is kept, and the connection cut instead of an answer.
+    AnswerLost,
+    /// No answer to `MAIL`, ever.
+    Silence,
+    /// The mail is taken, but nothing is said to `QUIT`.
+    NoGoodbye,
+}
+
+/// A mail as it came.
+#[derive(Clone, Debug)]
+pub struct Mail {
+    /// From `RCPT`.
+    pub to: String,
+    /// Headers and bodies, still encoded, but for lines that were only broken to be short.
+    pub text: String,
+}
+
+#[derive(Default)]
+struct State {
+    mails: Mutex<Vec<Mail>>,
+    faults: Mutex<Vec<(Fault, u32)>>,
+    connections: Mutex<u32>,
+    cuts: watch::Sender<u32>,
+}
+
+impl Sink {
+    /// Listens on a free port.
+    pub async fn start() -> anyhow::Result<Sink> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port for SMTP")?;
+        let address = listener.local_addr()?.to_string();
+        let state = Arc::new(State::default());
+        let accepting = Some(tokio::spawn(accept(listener, state.clone())));
+        Ok(Sink {
+            address,
+            state,
+            accepting,
+        })
+    }
+
+    /// As the product's setting has it.
+    pub fn url(&self) -> String {
+        format!("smtp://{}", self.address)
+    }
+
+    /// The next mails, so many of them, meet this fault.
+    pub fn fail(&self, fault: Fault, times: u32) {
+        lock(&self.state.faults).push((fault, times));
+    }
+
+    /// As if it were not there: nobody is let in, and whoever was in is cut off.
+    pub async fn go_away(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+            // Until it has ended, the port is open.
+            drop(accepting.await);
+        }
+        self.state.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Lets clients in again, by the same port.
+    pub async fn come_back(&mut self) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(&self.address).await?;
+        self.accepting = Some(tokio::spawn(accept(listener, self.state.clone())));
+        Ok(())
+    }
+
+    /// Every mail that was taken, or kept without saying so.
+    pub fn mails(&self) -> Vec<Mail> {
+        lock(&self.state.mails).clone()
+    }
+
+    /// How many clients came.
+    pub fn connections(&self) -> u32 {
+        *lock(&self.state.connections)
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Some(accepting) = &self.accepting {
+            accepting.abort();
+        }
+        self.state.cuts.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+impl Mail {
+    /// The value of its first header of this name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.text.lines().take_while(|line| !line.is_empty());
+        let mut values = lines.filter_map(|line| line.split_once(": "));
+        values.find_map(|(other, value)| other.eq_ignore_ascii_case(name).then_some(value))
+    }
+}
+
+impl State {
+    /// The fault of the next mail.
+    fn fault(&self) -> Option<Fault> {
+        let mut faults = lock(&self.faults);
+        let (fault, times) = faults.first_mut()?;
+        let fault = *fault;
+        *times -= 1;
+        if *times == 0 {
+            faults.remove(0);
+        }
+        Some(fault)
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let state = state.clone();
+        tokio::spawn(async move {
+            *lock(&state.connections) += 1;
+            let mut cuts = state.cuts.subscribe();
+            let talked = tokio::select! {
+                _ = cuts.changed() => Ok(()),
+                talked = talk(client, &state) => talked,
+            };
+            if let Err(error) = talked {
+                tracing::debug!("a client of the mail server went: {error:#}");
+            }
+        });
+    }
+}
+
+async fn talk(client: TcpStream, state: &State) -> anyhow::Result<()> {
+    let mut client = BufReader::new(client);
+    client.write_all(b"220 sink\r\n").await?;
+    let (mut fault, mut to, mut line) = (None, String::new(), String::new());
+    loop {
+        line.clear();
+        if client.read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        let command = line.get(..4).unwrap_or_default().to_uppercase();
+        if command == "MAIL" {
+            fault = state.fault();
+        }
+        match (command.as_str(), fault) {
+            ("MAIL", Some(Fault::Silence)) | ("QUIT", Some(Fault::NoGoodbye)) => return std::future::pending().await,
+            (command, Some(Fault::Answer(wrong, code))) if command == wrong => {
+                // As servers do, it repeats the address.
+                let answer = format!("{code} {}\r\n", line.trim());
+                client.write_all(answer.as_bytes()).await?;
+                continue;
+            }
+            ("EHLO", _) => client.write_all(b"250-sink\r\n250 8BITMIME\r\n").await?,
+            ("RCPT", _) => {
+                to = line.trim().to_owned();
+                client.write_all(b"250 fine\r\n").await?;
+            }
+            ("DATA", _) => {
+                client.write_all(b"354 go on\r\n").await?;
+                let text = content(&mut client).await?;
+                if let Some(Fault::Answer(".", code)) = fault {
+                    client.write_all(format!("{code} no\r\n").as_bytes()).await?;
+                    continue;
+                }
+                lock(&state.mails).push(Mail { to: to.clone(), text });
+                if fault == Some(Fault::AnswerLost) {
+                    return Ok(());
+                }
+                client.write_all(b"250 taken\r\n").await?;
+            }
+            ("QUIT", _) => return Ok(client.write_all(b"221 bye\r\n").await?),
+            _ => client.write_all(b"250 fine\r\n").await?,
+        }
+    }
+}
+
+/// A mail up to its end, with the line ends of this machine.
+async fn content(client: &mut BufReader<TcpStream>) -> anyhow::Result<String> {
+    let (mut text, mut line) = (String::new(), String::new());
+    loop {
+        line.clear();
+        client.read_line(&mut line).await?;
+        match line.as_str() {
+            ".\r\n" | "" => return Ok(text.replace("=\n", "")),
+            _ => text.push_str(&line.replace("\r\n", "\n")),
+        }
+    }
+}

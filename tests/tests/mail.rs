@@ -1,0 +1,419 @@
+//! Mail to customers: one about each outcome, whatever the mail server says, and nothing that waits for it but mail.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+
+use anyhow::{Context, ensure};
+use holdfast::crash::Point;
+use holdfast::mail::message_id;
+use holdfast_tests::kit::smtp::{Fault, Sink};
+use holdfast_tests::kit::worker::SENDER;
+use holdfast_tests::kit::{Kit, until};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::checkout::{CARD, DECLINED, PRICE, Shop, check_out, ends, fill, free, list, sold};
+use crate::crashes::done_again;
+use crate::support::{DEADLINE, clean, event, pay, told_of};
+use crate::users::{added, has_credits, registered};
+use crate::zombies::elsewhere;
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_customer_gets_one_mail_about_each_outcome_in_their_language,
+    a_mail_server_that_is_away_or_silent_holds_up_mails_and_nothing_else,
+    a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx,
+    a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is_repeated,
+    two_serves_at_once_send_each_mail_once,
+    without_a_mail_server_nobody_is_written_to_then_or_later,
+];
+
+/// Times that end within a test.
+const HASTE: [(&str, &str); 2] = [
+    ("HOLDFAST_SMTP_TIMEOUT", "700ms"),
+    ("HOLDFAST_MAIL_LONGEST_PAUSE", "1s"),
+];
+
+fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut shop = Shop::open(kit, "mail/kinds").await?;
+        let tickets = shop.tickets(3).await?;
+        buy(kit, &shop, "english", &tickets[0], CARD).await?;
+        ends(kit, &shop.id("english"), "completed").await?;
+        shop.user = shop.id("anna");
+        let anna = json!({ "email": "anna@example.org", "name": "Anna <b>\"Ä\"</b>\r\nBcc: eve@example.org", "language": "de-AT" });
+        pay(kit, &[event(&shop.id("anna/1"), &shop.user, "user.registered", anna)]).await?;
+        told_of::<holdfast_schemas::UserTold>(kit, &shop.user, 1).await?;
+        buy(kit, &shop, "bought", &tickets[1], CARD).await?;
+        ends(kit, &shop.id("bought"), "completed").await?;
+        buy(kit, &shop, "declined", &tickets[2], DECLINED).await?;
+        ends(kit, &shop.id("declined"), "failed").await?;
+        let money = |amount: i64| json!({ "refunded": { "amount": amount, "currency": "EUR" } });
+        // Old news and repeats tell nothing new.
+        for so_far in [700, 700, PRICE, 700] {
+            shop.tell("bought", "refunded", money(so_far)).await?;
+        }
+        ends(kit, &shop.id("bought"), "refunded").await?;
+
+        let database = kit.stack.postgres.connect().await?;
+        for (name, place, to, subject, says) in [
+            ("english", "completed", "ann@example.org", "Your tickets", "Charged: 25.00 EUR"),
+            ("bought", "completed", "anna@example.org", "Ihre Karten", "Abgebucht: 25,00 EUR"),
+            (
+                "declined",
+                "failed",
+                "anna@example.org",
+                "Ihre Bestellung konnte nicht abgeschlossen werden",
+                "Die Zahlung wurde abgelehnt.",
+            ),
+            ("bought", "refunded/700", "anna@example.org", "Ihre Erstattung", "7,00 EUR"),
+            ("bought", "refunded/2500", "anna@example.org", "Ihre Erstattung", "18,00 EUR"),
+        ] {
+            let (checkout, what) = (shop.id(name), format!("{name}: {place}"));
+            becomes(&database, &checkout, place, "sent").await.context(what.clone())?;
+            let mails = of_maildev(kit, &checkout, place).await?;
+            ensure!(mails.len() == 1, "{what}: {mails:?}");
+            let mail = &mails[0];
+            let text = |part: &str| mail[part].as_str().unwrap_or_default().to_owned();
+            ensure!(mail["to"].as_array().map(Vec::len) == Some(1), "{what}: {mail}");
+            ensure!(mail["to"][0]["address"] == to && mail["from"][0]["address"] == SENDER, "{what}: {mail}");
+            ensure!(mail["subject"] == subject, "{what}: {mail}");
+            for part in ["text", "html"] {
+                ensure!(text(part).contains(&checkout), "{what}: {mail}");
+            }
+            ensure!(text("text").contains(says), "{what}: {mail}");
+            ensure!(text("html").contains(says.rsplit(": ").next().unwrap_or(says)), "{what}: {mail}");
+            if to.starts_with("anna") {
+                ensure!(!text("html").contains("<b>") && text("html").contains("&#60;b&#62;"), "{what}: {mail}");
+                ensure!(mail["envelope"]["to"].as_array().map(Vec::len) == Some(1), "{what}: {mail}");
+                ensure!(mail["headers"]["bcc"].is_null(), "{what}: {mail}");
+            }
+        }
+        let all: Vec<_> = maildev(kit).await?;
+        let ours = all.iter().filter(|mail| mail["text"].as_str().is_some_and(|text| text.contains("mail/kinds/")));
+        ensure!(ours.count() == 5, "{all:?}");
+        let report = clean(kit).await?;
+        ensure!(report["mail_missing"] == 0, "{report}");
+        shop.close().await
+    })
+}
+
+fn a_mail_server_that_is_away_or_silent_holds_up_mails_and_nothing_else(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut sink = Sink::start().await?;
+        sink.go_away().await;
+        let shop = open(kit, "mail/away", &sink).await?;
+        let tickets = shop.tickets(2).await?;
+        buy(kit, &shop, "bought", &tickets[0], CARD).await?;
+        buy(kit, &shop, "declined", &tickets[1], DECLINED).await?;
+        ends(kit, &shop.id("bought"), "completed").await?;
+        ends(kit, &shop.id("declined"), "failed").await?;
+        sold(kit, &tickets[..1]).await?;
+        free(kit, &tickets[1..]).await?;
+        shop.paid("bought", PRICE)?;
+
+        let database = kit.stack.postgres.connect().await?;
+        let orders = [(shop.id("bought"), "completed"), (shop.id("declined"), "failed")];
+        // Four tries take longer than the time-out and three of the longest pauses.
+        for (checkout, place) in &orders {
+            until("the mail was tried again and again", DEADLINE, async || {
+                let mail = row(&database, checkout, place).await?;
+                ensure!(mail.state == "waiting" && mail.attempts >= 4, "{mail:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        until("mails that wait are counted", DEADLINE, async || {
+            let waiting = shop.worker.metric("holdfast_mails_waiting").await?;
+            let oldest = shop.worker.metric("holdfast_mails_oldest_seconds").await?;
+            let retried = shop.worker.metric(r#"holdfast_mails_total{result="retried"}"#).await?;
+            ensure!(
+                waiting >= Some(2.0) && oldest >= Some(3.0) && retried >= Some(6.0),
+                "{waiting:?} {oldest:?} {retried:?}"
+            );
+            Ok(())
+        })
+        .await?;
+
+        // It is back, but says nothing for as long as anybody would wait.
+        sink.fail(Fault::Silence, 4);
+        sink.come_back().await?;
+        for (checkout, place) in &orders {
+            becomes(&database, checkout, place, "sent").await?;
+            ensure!(of(&sink, checkout, place)?.len() == 1, "{checkout}: {:?}", sink.mails());
+        }
+        ensure!(sink.connections() >= 6, "{} connections", sink.connections());
+        until("a drained queue counts as one", DEADLINE, async || {
+            let waiting = shop.worker.metric("holdfast_mails_waiting").await?;
+            let oldest = shop.worker.metric("holdfast_mails_oldest_seconds").await?;
+            ensure!(waiting == Some(0.0) && oldest == Some(0.0), "{waiting:?} {oldest:?}");
+            Ok(())
+        })
+        .await?;
+        shop.close().await
+    })
+}
+
+fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let sink = Sink::start().await?;
+        let mut shop = open(kit, "mail/answers", &sink).await?;
+        let database = kit.stack.postgres.connect().await?;
+        shop.user = shop.id("frieda");
+        let frieda = json!({ "email": "frieda.secret@example.org" });
+        pay(
+            kit,
+            &[event(&shop.id("frieda/1"), &shop.user, "user.registered", frieda)],
+        )
+        .await?;
+        told_of::<holdfast_schemas::UserTold>(kit, &shop.user, 1).await?;
+        let cases: [(&str, &[Fault], Expected); 7] = [
+            (
+                "later",
+                &[Fault::Answer("RCPT", 450), Fault::Answer(".", 451)],
+                ("sent", 3, 250, 1),
+            ),
+            ("closing", &[Fault::Answer("DATA", 421)], ("sent", 2, 250, 1)),
+            ("unknown", &[Fault::Answer("RCPT", 550)], ("refused", 1, 550, 0)),
+            ("full", &[Fault::Answer(".", 552)], ("refused", 1, 552, 0)),
+            // Ours to mend: the mail waits until it is.
+            (
+                "sender",
+                &[Fault::Answer("MAIL", 550), Fault::Answer("RCPT", 530)],
+                ("sent", 3, 250, 1),
+            ),
+            ("goodbye", &[Fault::NoGoodbye], ("sent", 1, 250, 1)),
+            // Nobody can know that the first one arrived.
+            ("lost", &[Fault::AnswerLost], ("sent", 2, 250, 2)),
+        ];
+        let tickets = shop.tickets(cases.len()).await?;
+        for ((name, faults, expected), ticket) in cases.iter().zip(&tickets) {
+            for fault in *faults {
+                sink.fail(*fault, 1);
+            }
+            let checkout = shop.id(name);
+            buy(kit, &shop, name, ticket, CARD).await?;
+            ends(kit, &checkout, "completed").await?;
+            let mail = becomes(&database, &checkout, "completed", expected.0)
+                .await
+                .context(*name)?;
+            let count = of(&sink, &checkout, "completed")?.len();
+            let found = (mail.state.as_str(), mail.attempts, mail.code.unwrap_or_default(), count);
+            ensure!(found == *expected, "{name}: {mail:?}, {count} mails");
+            sold(kit, std::slice::from_ref(ticket)).await?;
+            shop.paid(name, PRICE)?;
+        }
+        for (result, expected) in [("sent", 5.0), ("refused", 2.0), ("retried", 6.0)] {
+            let counted = shop
+                .worker
+                .metric(&format!(r#"holdfast_mails_total{{result="{result}"}}"#))
+                .await?;
+            ensure!(counted == Some(expected), "{result}: {counted:?}");
+        }
+        // The server's answers repeat the address; the log must not.
+        let log = std::fs::read_to_string(shop.worker.log())?;
+        ensure!(
+            log.contains("refuses a mail for good") && !log.contains("frieda.secret"),
+            "{}",
+            shop.worker.last_words()
+        );
+        shop.close().await
+    })
+}
+
+/// State, attempts, last code, and how many mails arrived.
+type Expected = (&'static str, i32, i16, usize);
+
+fn a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is_repeated(
+    kit: &Kit,
+) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let sink = Sink::start().await?;
+        let mut shop = open(kit, "mail/crash", &sink).await?;
+        let database = kit.stack.postgres.connect().await?;
+        let tickets = shop.tickets(4).await?;
+        let points = Point::ALL.into_iter().filter(|point| point.name().starts_with("mail."));
+        for (round, point) in points.enumerate() {
+            let (first, second) = (format!("{round}-first"), format!("{round}-second"));
+            fill(kit, &shop.user, &tickets[2 * round..][..2], Some(3_600)).await?;
+            shop.worker.kill()?;
+            shop.worker = shop.launch("run").env("HOLDFAST_CRASH", point.name()).spawn()?;
+            pay(kit, &[asked(&shop, &first, &tickets[2 * round])]).await?;
+            let status = shop.worker.wait(DEADLINE).await?;
+            ensure!(
+                status.signal() == Some(Signal::SIGABRT as i32),
+                "{status}\n{}",
+                shop.worker.last_words()
+            );
+            shop.worker = shop.launch("run").env("HOLDFAST_REPEAT", point.name()).start().await?;
+            becomes(&database, &shop.id(&first), "completed", "sent").await?;
+            pay(kit, &[asked(&shop, &second, &tickets[2 * round + 1])]).await?;
+            becomes(&database, &shop.id(&second), "completed", "sent").await?;
+            done_again(&shop.worker, point).await?;
+            for order in [&first, &second] {
+                ends(kit, &shop.id(order), "completed").await?;
+                shop.paid(order, PRICE)?;
+            }
+            let count = |order: &str| anyhow::Ok(of(&sink, &shop.id(order), "completed")?.len());
+            let counts = (count(&first)?, count(&second)?);
+            // What was taken and not noted is sent again: once after the crash, and once more by the step that is repeated.
+            let expected = if point == Point::MailAccepted { (3, 1) } else { (1, 1) };
+            ensure!(counts == expected, "{}: {counts:?}", point.name());
+            // Whatever arrived about an order has its one id.
+            for order in [&first, &second] {
+                let about = sink
+                    .mails()
+                    .into_iter()
+                    .filter(|mail| mail.text.contains(&shop.id(order)));
+                let ids: BTreeSet<_> = about.map(|mail| mail.header("message-id").map(str::to_owned)).collect();
+                ensure!(ids.len() == 1, "{}: {ids:?}", point.name());
+            }
+        }
+        shop.close().await
+    })
+}
+
+fn two_serves_at_once_send_each_mail_once(kit: &Kit) -> anyhow::Result<()> {
+    const ORDERS: usize = 12;
+    kit.block_on(async {
+        let mut sink = Sink::start().await?;
+        sink.go_away().await;
+        let shop = open(kit, "mail/two", &sink).await?;
+        let settings = HASTE.iter().copied().chain([("HOLDFAST_MAIL_FROM", SENDER)]);
+        let second = settings.fold(elsewhere(kit, "serve")?, |launch, (name, value)| {
+            launch.env(name, value)
+        });
+        let second = second.env("HOLDFAST_SMTP_URL", &sink.url()).start().await?;
+        let tickets = shop.tickets(ORDERS).await?;
+        for (number, ticket) in tickets.iter().enumerate() {
+            buy(kit, &shop, &number.to_string(), ticket, CARD).await?;
+        }
+        for number in 0..ORDERS {
+            ends(kit, &shop.id(&number.to_string()), "completed").await?;
+        }
+        sink.come_back().await?;
+        let database = kit.stack.postgres.connect().await?;
+        for number in 0..ORDERS {
+            let checkout = shop.id(&number.to_string());
+            becomes(&database, &checkout, "completed", "sent").await?;
+            ensure!(
+                of(&sink, &checkout, "completed")?.len() == 1,
+                "{checkout}: {:?}",
+                sink.mails()
+            );
+        }
+        // Each of them had a hand in it.
+        for worker in [&shop.worker, &second] {
+            let retried = worker.metric(r#"holdfast_mails_total{result="retried"}"#).await?;
+            ensure!(retried > Some(0.0), "{retried:?}");
+        }
+        second.stop().await?;
+        shop.close().await
+    })
+}
+
+fn without_a_mail_server_nobody_is_written_to_then_or_later(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "mail/off";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "mail");
+        let worker = worker
+            .without("HOLDFAST_SMTP_URL")
+            .without("HOLDFAST_MAIL_FROM")
+            .start()
+            .await?;
+        pay(kit, &[registered("mail/off/1", USER), added("mail/off/2", USER, 40)]).await?;
+        has_credits(kit, USER, 40).await?;
+        let tickets = ["mail/off/seat".to_owned()];
+        list(kit, &tickets, 40).await?;
+        fill(kit, USER, &tickets, None).await?;
+        check_out(kit, USER, json!({ "checkout": "mail/off/order", "credits": 40 })).await?;
+        ends(kit, "mail/off/order", "completed").await?;
+        worker.stop().await?;
+        // One with a mail server comes: it writes about what happens from now on.
+        let shop = Shop::open(kit, "mail/on").await?;
+        let ticket = shop.tickets(1).await?.remove(0);
+        buy(kit, &shop, "order", &ticket, CARD).await?;
+        let database = kit.stack.postgres.connect().await?;
+        becomes(&database, &shop.id("order"), "completed", "sent").await?;
+        let mail = row(&database, "mail/off/order", "completed").await?;
+        ensure!(mail.state == "off" && mail.attempts == 0, "{mail:?}");
+        ensure!(of_maildev(kit, "mail/off/order", "completed").await?.is_empty());
+        shop.close().await
+    })
+}
+
+/// A shop whose mails go to this server.
+async fn open<'a>(kit: &'a Kit, name: &'static str, sink: &Sink) -> anyhow::Result<Shop<'a>> {
+    let url = sink.url();
+    let settings = [HASTE[0], HASTE[1], ("HOLDFAST_SMTP_URL", url.as_str())];
+    Shop::open_with(kit, name, &settings).await
+}
+
+/// The shop's user asks to buy a ticket.
+async fn buy(kit: &Kit, shop: &Shop<'_>, checkout: &str, ticket: &str, method: &str) -> anyhow::Result<()> {
+    fill(kit, &shop.user, &[ticket.to_owned()], Some(3_600)).await?;
+    let body = json!({ "checkout": shop.id(checkout), "tickets": [ticket], "payment_method": method });
+    check_out(kit, &shop.user, body).await.map(drop)
+}
+
+/// As [`buy`], of a ticket that is held, by Kafka.
+fn asked(shop: &Shop<'_>, checkout: &str, ticket: &str) -> Value {
+    let data = json!({ "checkout": shop.id(checkout), "tickets": [ticket], "payment_method": CARD });
+    event(
+        &shop.id(&format!("{checkout}/asked")),
+        &shop.user,
+        "checkout.requested",
+        data,
+    )
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct Row {
+    state: String,
+    attempts: i32,
+    code: Option<i16>,
+}
+
+async fn row(database: &PgPool, checkout: &str, place: &str) -> anyhow::Result<Row> {
+    let row = sqlx::query_as("select state, attempts, code from mails where checkout = $1 and place = $2");
+    let row: Option<Row> = row.bind(checkout).bind(place).fetch_optional(database).await?;
+    row.with_context(|| format!("{checkout} has no mail {place}"))
+}
+
+/// The mail, once it is in this state, which nothing changes any more.
+async fn becomes(database: &PgPool, checkout: &str, place: &str, state: &str) -> anyhow::Result<Row> {
+    until(
+        &format!("the mail {place} of {checkout} is {state}"),
+        DEADLINE,
+        async || {
+            let mail = row(database, checkout, place).await?;
+            ensure!(mail.state == state, "{mail:?}");
+            Ok(mail)
+        },
+    )
+    .await
+}
+
+/// The mails about an outcome that have arrived.
+fn of(sink: &Sink, checkout: &str, place: &str) -> anyhow::Result<Vec<holdfast_tests::kit::smtp::Mail>> {
+    let id = id(checkout, place)?;
+    let mails = sink.mails().into_iter();
+    Ok(mails.filter(|mail| mail.header("message-id") == Some(&id)).collect())
+}
+
+async fn of_maildev(kit: &Kit, checkout: &str, place: &str) -> anyhow::Result<Vec<Value>> {
+    let id = id(checkout, place)?;
+    let mut mails = maildev(kit).await?;
+    mails.retain(|mail| mail["headers"]["message-id"] == *id);
+    Ok(mails)
+}
+
+async fn maildev(kit: &Kit) -> anyhow::Result<Vec<Value>> {
+    kit.stack.maildev.as_ref().context("no mail server")?.mails().await
+}
+
+fn id(checkout: &str, place: &str) -> anyhow::Result<String> {
+    let (_, domain) = SENDER.split_once('@').context("no domain")?;
+    Ok(message_id(&checkout.parse()?, place, domain))
+}

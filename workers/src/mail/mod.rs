@@ -1,0 +1,310 @@
+//! Mail to customers: takes the mails that wait, has the mail server take each, and notes what it said. A mail waits in a row of
+//! the database, so it never holds up seats or money, and survives every process; several processes may send at once.
+//!
+//! SMTP knows no exactly once: a mail is sent again when nobody could note that it was taken. It has the same `Message-ID` then.
+
+mod letter;
+mod smtp;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_schemas::CheckoutId;
+use lettre::message::header::{HeaderName, HeaderValue};
+use lettre::message::{Mailbox, MultiPart};
+use lettre::{Address, Message};
+use secrecy::SecretString;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config;
+use crate::crash::{self, Point};
+use crate::error;
+use crate::metrics::Metrics;
+use crate::store::mails::{self, Taken};
+use crate::store::{self, PgPool};
+use letter::Letter;
+use smtp::{Place, Server};
+
+/// How often mails are looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often those that wait are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// How many mails one process sends at once.
+const AT_ONCE: usize = 8;
+
+/// The pause after the first try that failed; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How much longer than an exchange may take a mail stays taken: time to read it before, and to note its fate afterwards.
+const TO_SPARE: Duration = Duration::from_secs(5);
+
+/// How long mails under way may take when the process ends.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sends the mails that wait.
+#[derive(Clone)]
+pub struct Mailer {
+    pool: PgPool,
+    server: Arc<Server>,
+    from: Address,
+    lease: Duration,
+    longest_pause: Duration,
+    metrics: Arc<Metrics>,
+}
+
+/// Why there is no mailer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the setting --{0} cannot be understood")]
+    Setting(&'static str),
+    #[error("no TLS with the mail server: are the system's certificates there?")]
+    Tls(#[source] lettre::transport::smtp::Error),
+}
+
+/// What became of a mail, with the mail server's answer.
+enum Fate {
+    Sent(u16),
+    /// It is never taken.
+    Refused(Option<u16>),
+    Later(Option<u16>),
+}
+
+/// Why a mail cannot be made, now or ever.
+#[derive(Debug, thiserror::Error)]
+enum Unwritten {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("its checkout or user is gone")]
+    Gone,
+    #[error("no mail can be addressed to the user's address")]
+    Address,
+    #[error("the letter cannot be written")]
+    Letter(#[from] askama::Error),
+    #[error("the letter cannot be put into a mail")]
+    Mail(#[source] lettre::error::Error),
+}
+
+/// Whether a setting names a mail server.
+pub fn is_server(url: &SecretString) -> bool {
+    Place::parse(url).is_some()
+}
+
+/// Whether mails can come from this address.
+pub fn is_sender(address: &str) -> bool {
+    address.parse::<Address>().is_ok()
+}
+
+/// The `Message-ID` of the mail about an outcome: the same however often it is sent, and no other mail's.
+pub fn message_id(checkout: &CheckoutId, place: &str, domain: &str) -> String {
+    let checkout = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_str().as_bytes());
+    format!("<{}@{domain}>", Uuid::new_v5(&checkout, place.as_bytes()))
+}
+
+impl Mailer {
+    /// By the settings; none without a mail server. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// The settings cannot be understood, or there is to be TLS and there are no certificates to trust.
+    pub fn new(config: &config::Mail, pool: &PgPool, metrics: &Arc<Metrics>) -> Result<Option<Self>, Error> {
+        let Some(url) = &config.smtp_url else {
+            return Ok(None);
+        };
+        let place = Place::parse(url).ok_or(Error::Setting("smtp-url"))?;
+        let from = config.from.as_deref().and_then(|from| from.parse::<Address>().ok());
+        let from = from.ok_or(Error::Setting("mail-from"))?;
+        let server = Server::new(place, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
+        Ok(Some(Self {
+            pool: pool.clone(),
+            server: Arc::new(server),
+            from,
+            lease: config.smtp_timeout + TO_SPARE,
+            longest_pause: config.longest_pause,
+            metrics: metrics.clone(),
+        }))
+    }
+
+    /// Sends what waits, until shutdown; what is under way then is finished, if that does not take long.
+    ///
+    /// # Errors
+    /// Sending panicked.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut sending = JoinSet::new();
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while let Some(ended) = sending.try_join_next() {
+                ended?;
+            }
+            for mail in self.take(AT_ONCE - sending.len()).await {
+                sending.spawn(self.clone().send(mail));
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(ended) = sending.join_next(), if sending.len() == AT_ONCE => ended?,
+                _ = looks.tick() => {}
+            }
+        }
+        let under_way = async {
+            while let Some(ended) = sending.join_next().await {
+                ended?;
+            }
+            anyhow::Ok(())
+        };
+        // What takes longer is sent again by whoever comes next.
+        timeout(LAST_PATIENCE, under_way).await.unwrap_or(Ok(()))
+    }
+
+    /// Counts what waits, for ever.
+    pub async fn count(self) {
+        let mut ticks = interval(COUNT_EVERY);
+        loop {
+            ticks.tick().await;
+            match mails::waiting(&self.pool).await {
+                Ok(waiting) => {
+                    self.metrics.mails_waiting.set(waiting.mails);
+                    self.metrics.mails_oldest_seconds.set(waiting.oldest_seconds as i64);
+                }
+                Err(error) => tracing::warn!(error = error::chain(&error), "mails are counted later"),
+            }
+        }
+    }
+
+    async fn take(&self, most: usize) -> Vec<Taken> {
+        if most == 0 {
+            return Vec::new();
+        }
+        let taken = mails::take(&self.pool, most as i64, self.lease).await;
+        taken.unwrap_or_else(|error| {
+            tracing::warn!(error = error::chain(&error), "mails are looked for later");
+            Vec::new()
+        })
+    }
+
+    async fn send(self, mail: Taken) {
+        let message = match self.write(&mail).await {
+            Ok(message) => message,
+            Err(Unwritten::Store(error)) => {
+                tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail is written later");
+                return self.note(&mail, Fate::Later(None)).await;
+            }
+            Err(error) => {
+                tracing::error!(checkout = %mail.checkout, error = error::chain(&error), "a mail is not sent at all");
+                return self.note(&mail, Fate::Refused(None)).await;
+            }
+        };
+        let (envelope, bytes) = (message.envelope(), message.formatted());
+        let mut delivered = self.server.deliver(envelope, &bytes).await;
+        if delivered.is_ok() {
+            crash::here(Point::MailAccepted);
+            if crash::again(Point::MailAccepted) {
+                delivered = self.server.deliver(envelope, &bytes).await;
+            }
+        }
+        let accepted = match delivered {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let (checkout, code) = (&mail.checkout, error.code());
+                let error_chain = error::chain(&error);
+                if error.is_final() {
+                    tracing::error!(%checkout, error = error_chain, "the mail server refuses a mail for good");
+                    return self.note(&mail, Fate::Refused(code)).await;
+                }
+                tracing::warn!(%checkout, attempt = mail.attempts, error = error_chain, "a mail is sent later");
+                return self.note(&mail, Fate::Later(code)).await;
+            }
+        };
+        self.note(&mail, Fate::Sent(accepted.code)).await;
+        crash::here(Point::MailNoted);
+        if crash::again(Point::MailNoted) {
+            self.note(&mail, Fate::Sent(accepted.code)).await;
+        }
+        accepted.close().await;
+    }
+
+    async fn write(&self, mail: &Taken) -> Result<Message, Unwritten> {
+        let contents = mails::contents(&self.pool, mail).await?.ok_or(Unwritten::Gone)?;
+        let to: Address = (contents.user.email.as_str().parse()).map_err(|_| Unwritten::Address)?;
+        let letter = Letter::write(mail.kind, mail.amount, &contents)?;
+        let id = message_id(&mail.checkout, &mail.place, self.from.domain());
+        Message::builder()
+            .from(Mailbox::new(None, self.from.clone()))
+            .to(Mailbox::new(letter.name, to))
+            .subject(letter.subject)
+            .message_id(Some(id))
+            // So that no absence is answered to us (RFC 3834).
+            .raw_header(HeaderValue::new(
+                HeaderName::new_from_ascii_str("Auto-Submitted"),
+                "auto-generated".to_owned(),
+            ))
+            .multipart(MultiPart::alternative_plain_html(letter.text, letter.html))
+            .map_err(Unwritten::Mail)
+    }
+
+    /// Notes what became of a mail, and does not rest before: what was sent and is not noted is sent again.
+    async fn note(&self, mail: &Taken, fate: Fate) {
+        let mut pauses = store::pauses();
+        loop {
+            match self.try_note(mail, &fate).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail's fate is noted later");
+                    sleep(pauses.next().unwrap_or(store::LONGEST_PAUSE)).await;
+                }
+            }
+        }
+    }
+
+    async fn try_note(&self, mail: &Taken, fate: &Fate) -> Result<(), store::Error> {
+        let (noted, result) = match fate {
+            Fate::Sent(code) => (mails::sent(&self.pool, mail, *code).await?, "sent"),
+            Fate::Refused(code) => (mails::refused(&self.pool, mail, *code).await?, "refused"),
+            Fate::Later(code) => {
+                let pause = pause(mail.attempts, self.longest_pause);
+                (mails::put_back(&self.pool, mail, *code, pause).await?, "retried")
+            }
+        };
+        match noted {
+            true => self.metrics.mails.with_label_values(&[result]).inc(),
+            false => tracing::warn!(checkout = %mail.checkout, result, "somebody else has taken a mail meanwhile"),
+        }
+        Ok(())
+    }
+}
+
+/// How long to wait after so many tries.
+fn pause(attempts: i32, longest: Duration) -> Duration {
+    let doublings = u32::try_from(attempts - 1).unwrap_or(0).min(30);
+    FIRST_PAUSE.saturating_mul(1 << doublings).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let longest = Duration::from_secs(600);
+        let seconds = |attempts| pause(attempts, longest).as_secs();
+        assert_eq!([1, 2, 3, 10, 11, 1_000].map(seconds), [1, 2, 4, 512, 600, 600]);
+    }
+
+    #[test]
+    fn a_message_id_is_the_same_again_and_no_other_mails() {
+        let id = |checkout: &str, place| message_id(&CheckoutId::parse(checkout).unwrap(), place, "example.org");
+        assert_eq!(id("c-1", "completed"), id("c-1", "completed"));
+        let all = [
+            id("c-1", "completed"),
+            id("c-1", "refunded/5"),
+            id("c-1", "refunded/10"),
+            id("c-2", "completed"),
+        ];
+        let different: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert!(all[0].starts_with('<') && all[0].ends_with("@example.org>"), "{all:?}");
+    }
+}

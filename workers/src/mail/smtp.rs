@@ -1,0 +1,261 @@
+//! A mail server, and one exchange with it: the mail is taken, or there is a reason why not. Reasons never hold what a server
+//! said in words, since it may repeat the address.
+
+use std::time::Duration;
+
+use lettre::address::Envelope;
+use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
+use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
+use lettre::transport::smtp::{Error as SmtpError, SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
+use url::Url;
+
+/// How long a server may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Where a mail server is, and how it is spoken to.
+pub(super) struct Server {
+    place: Place,
+    /// With the certificates that the system trusts; absent without TLS.
+    trust: Option<TlsParameters>,
+    hello: ClientId,
+    patience: Duration,
+}
+
+/// What the setting says.
+pub(super) struct Place {
+    host: String,
+    port: u16,
+    security: Security,
+    credentials: Option<Credentials>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Security {
+    Plain,
+    StartTls,
+    Tls,
+}
+
+/// Why the server has not taken a mail, as far as is known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    #[error("the mail server cannot be reached")]
+    Unreachable(#[source] SmtpError),
+    #[error("the mail server answered {code} to {command}")]
+    Answered { command: &'static str, code: u16 },
+    #[error("the mail server knows no {0}")]
+    Lacks(&'static str),
+    #[error("the mail server's answer cannot be read")]
+    Unreadable,
+    #[error("the exchange broke off")]
+    Broken(#[source] SmtpError),
+}
+
+/// A mail that the server has taken.
+pub(super) struct Accepted {
+    pub(super) code: u16,
+    connection: AsyncSmtpConnection,
+}
+
+impl Place {
+    /// None when the setting cannot be understood.
+    pub(super) fn parse(url: &SecretString) -> Option<Self> {
+        let url = Url::parse(url.expose_secret()).ok()?;
+        let (security, port) = match (url.scheme(), url.query()) {
+            ("smtp", None) => (Security::Plain, SMTP_PORT),
+            ("smtp", Some("tls=required")) => (Security::StartTls, SUBMISSION_PORT),
+            ("smtps", None) => (Security::Tls, SUBMISSIONS_PORT),
+            _ => return None,
+        };
+        let plain = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
+        let credentials = match (url.username(), url.password()) {
+            ("", None) => None,
+            ("", Some(_)) | (_, None) => return None,
+            (user, Some(password)) => Some(Credentials::new(plain(user)?, plain(password)?)),
+        };
+        let has_more = !matches!(url.path(), "" | "/") || url.fragment().is_some();
+        let host = url.host_str().filter(|host| !host.is_empty() && !has_more)?;
+        Some(Self {
+            // Addresses of IPv6 stand in brackets, which belong to the URL.
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: url.port().unwrap_or(port),
+            security,
+            credentials,
+        })
+    }
+}
+
+impl Server {
+    /// `domain`: what we call ourselves; servers refuse names that are none of the Internet's.
+    pub(super) fn new(place: Place, domain: &str, patience: Duration) -> Result<Self, SmtpError> {
+        let trust = match place.security {
+            // Without TLS a machine without certificates will do.
+            Security::Plain => None,
+            Security::StartTls | Security::Tls => Some(TlsParameters::new(place.host.clone())?),
+        };
+        Ok(Self {
+            place,
+            trust,
+            hello: ClientId::Domain(domain.to_owned()),
+            patience,
+        })
+    }
+
+    /// Hands one mail over.
+    pub(super) async fn deliver(&self, envelope: &Envelope, mail: &[u8]) -> Result<Accepted, Error> {
+        let late = |_elapsed| Error::Late(self.patience);
+        timeout(self.patience, self.exchange(envelope, mail))
+            .await
+            .map_err(late)?
+    }
+
+    async fn exchange(&self, envelope: &Envelope, mail: &[u8]) -> Result<Accepted, Error> {
+        let mut connection = self.connect().await?;
+        let sent = send(&mut connection, envelope, mail).await;
+        match sent {
+            Ok(code) => Ok(Accepted { code, connection }),
+            Err(error) => {
+                goodbye(connection).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
+        let Place {
+            host,
+            port,
+            security,
+            credentials,
+        } = &self.place;
+        let at_once = (self.trust.clone()).filter(|_| *security == Security::Tls);
+        let address = (host.as_str(), *port);
+        let connected =
+            AsyncSmtpConnection::connect_tokio1(address, Some(self.patience), &self.hello, at_once, None).await;
+        let mut connection = connected.map_err(Error::Unreachable)?;
+        if let (Security::StartTls, Some(trust)) = (security, &self.trust) {
+            let upgraded = connection.starttls(trust.clone(), &self.hello).await;
+            upgraded.map_err(Error::Unreachable)?;
+        }
+        if let Some(credentials) = credentials {
+            let let_in = connection.auth(DEFAULT_MECHANISMS, credentials).await;
+            let_in.map_err(|error| failed("AUTH", error))?;
+        }
+        Ok(connection)
+    }
+}
+
+impl Error {
+    /// The answer, if there was one.
+    pub(super) fn code(&self) -> Option<u16> {
+        match self {
+            Self::Answered { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether trying again is of no use: the server does not take this mail for this address. That it does not let us in, or
+    /// does not like our own address, is ours to mend, and the mail waits for it.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::Answered { command, code } => {
+                let is_ours = ["AUTH", "MAIL"].contains(command) || (530..540).contains(code);
+                (500..600).contains(code) && !is_ours
+            }
+            Self::Lacks(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Accepted {
+    pub(super) async fn close(self) {
+        goodbye(self.connection).await;
+    }
+}
+
+async fn send(connection: &mut AsyncSmtpConnection, envelope: &Envelope, mail: &[u8]) -> Result<u16, Error> {
+    let knows = |extension| connection.server_info().supports_feature(extension);
+    let mut parameters = Vec::new();
+    let mut addresses = envelope.to().iter().chain(envelope.from());
+    if addresses.any(|address| !AsRef::<str>::as_ref(address).is_ascii()) {
+        if !knows(Extension::SmtpUtfEight) {
+            return Err(Error::Lacks("SMTPUTF8"));
+        }
+        parameters.push(MailParameter::SmtpUtfEight);
+    }
+    if !mail.is_ascii() {
+        if !knows(Extension::EightBitMime) {
+            return Err(Error::Lacks("8BITMIME"));
+        }
+        parameters.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+    }
+    let from = Mail::new(envelope.from().cloned(), parameters);
+    let begun = connection.command(from).await;
+    begun.map_err(|error| failed("MAIL", error))?;
+    for recipient in envelope.to() {
+        let taken = connection.command(Rcpt::new(recipient.clone(), vec![])).await;
+        taken.map_err(|error| failed("RCPT", error))?;
+    }
+    let ready = connection.command(Data).await;
+    ready.map_err(|error| failed("DATA", error))?;
+    let accepted = connection.message(mail).await;
+    let accepted = accepted.map_err(|error| failed("the mail", error))?;
+    Ok(accepted.code().into())
+}
+
+/// A server that says no goodbye has the mail all the same.
+async fn goodbye(mut connection: AsyncSmtpConnection) {
+    drop(timeout(GOODBYE, connection.abort()).await);
+}
+
+fn failed(command: &'static str, error: SmtpError) -> Error {
+    match error.status() {
+        Some(code) => Error::Answered {
+            command,
+            code: code.into(),
+        },
+        None if error.is_response() => Error::Unreadable,
+        None => Error::Broken(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_concerns_this_mail_or_address_is_final() {
+        let is_final = |command, code| Error::Answered { command, code }.is_final();
+        for (command, code) in [("RCPT", 550), ("RCPT", 553), ("DATA", 554), ("the mail", 552)] {
+            assert!(is_final(command, code), "{code} to {command}");
+        }
+        for (command, code) in [
+            ("AUTH", 535),
+            ("MAIL", 530),
+            ("MAIL", 553),
+            ("RCPT", 530),
+            ("RCPT", 450),
+            ("the mail", 451),
+            ("DATA", 421),
+        ] {
+            assert!(!is_final(command, code), "{code} to {command}");
+        }
+        assert!(!Error::Late(GOODBYE).is_final());
+    }
+
+    #[test]
+    fn user_and_password_are_decoded() {
+        let place = Place::parse(&"smtps://shop%40home:se%2Fsame@mail.example".to_owned().into()).unwrap();
+        assert_eq!((place.host.as_str(), place.port), ("mail.example", 465));
+        let expected = Credentials::new("shop@home".to_owned(), "se/same".to_owned());
+        assert!(place.credentials == Some(expected));
+    }
+}
