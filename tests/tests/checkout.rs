@@ -33,11 +33,11 @@ pub(crate) const TESTS: &[Test] = tests![
     checkouts_end_once_whatever_step_dies_or_is_repeated,
 ];
 
-const CARD: &str = "pm_card_visa";
+pub(crate) const CARD: &str = "pm_card_visa";
 const DECLINED: &str = "pm_card_visa_chargeDeclined";
-const CONFIRMED: &str = "pm_card_authenticationRequired";
+pub(crate) const CONFIRMED: &str = "pm_card_authenticationRequired";
 /// What a ticket costs here, in cents of EUR.
-const PRICE: i64 = 2_500;
+pub(crate) const PRICE: i64 = 2_500;
 
 fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
     const USER: &str = "checkout/credits";
@@ -557,7 +557,7 @@ pub(crate) struct Shop<'a> {
     kit: &'a Kit,
     name: &'static str,
     pub(crate) user: String,
-    simulator: &'a Simulator,
+    pub(crate) simulator: &'a Simulator,
     environment: Vec<(String, String)>,
     worker: Holdfast,
 }
@@ -567,7 +567,7 @@ impl<'a> Shop<'a> {
         Self::open_with(kit, name, &[]).await
     }
 
-    async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub(crate) async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
         let simulator = &kit.provider;
         simulator.heal();
         let mut environment = vec![
@@ -614,8 +614,13 @@ impl<'a> Shop<'a> {
         done_again(&self.worker, point).await
     }
 
-    fn launch(&self, subcommand: &str) -> Launch<'a> {
+    pub(crate) fn launch(&self, subcommand: &str) -> Launch<'a> {
         dress(self.kit.stack.holdfast(subcommand, "checkout"), &self.environment)
+    }
+
+    /// As [`Self::launch`], by a name of its own: for a process that runs beside the worker.
+    pub(crate) fn beside(&self, subcommand: &str) -> Launch<'a> {
+        dress(self.kit.stack.holdfast(subcommand, subcommand), &self.environment)
     }
 
     /// New tickets, listed.
@@ -623,7 +628,7 @@ impl<'a> Shop<'a> {
         self.tickets_named("seat", count).await
     }
 
-    async fn tickets_named(&self, name: &str, count: usize) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn tickets_named(&self, name: &str, count: usize) -> anyhow::Result<Vec<String>> {
         let tickets: Vec<_> = (0..count).map(|number| self.id(&format!("{name}-{number}"))).collect();
         list(self.kit, &tickets, PRICE).await?;
         Ok(tickets)
@@ -644,7 +649,7 @@ impl<'a> Shop<'a> {
     }
 
     /// The provider's id of the payment of a checkout.
-    fn payment(&self, checkout: &str) -> anyhow::Result<String> {
+    pub(crate) fn payment(&self, checkout: &str) -> anyhow::Result<String> {
         let payments = self.simulator.payments_of(&self.id(checkout));
         Ok(payments.first().context("the provider has no such payment")?.id.clone())
     }
@@ -665,7 +670,7 @@ impl<'a> Shop<'a> {
     }
 
     /// What the provider's books have of a checkout is this much money, and nothing is set aside any more.
-    fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
+    pub(crate) fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
         let movements = self.simulator.movements(&self.id(checkout));
         let mut sums: BTreeMap<&str, i64> = BTreeMap::new();
         for (kind, amount) in &movements {
@@ -719,7 +724,7 @@ async fn list_at(kit: &Kit, ticket: &str, price: Value) -> anyhow::Result<()> {
 }
 
 /// Puts tickets into the user's cart.
-async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) -> anyhow::Result<()> {
+pub(crate) async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) -> anyhow::Result<()> {
     for ticket in tickets {
         let body = match hold_for {
             Some(seconds) => json!({ "ticket": ticket, "hold_for": seconds }),
@@ -734,7 +739,7 @@ async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Option<i64>) 
     Ok(())
 }
 
-async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
+pub(crate) async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
     let (status, reply) = call(kit, &[], "User", user, "checkout", &body).await?;
     ensure!(status == 200, "{status}: {reply}");
     Ok(reply)
@@ -758,7 +763,7 @@ async fn look(kit: &Kit, user: &str, handler: &str) -> anyhow::Result<Value> {
 }
 
 /// The checkout, once it is in this state.
-async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
+pub(crate) async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
     until(&format!("{checkout} is {state}"), DEADLINE, async || {
         let (_, view) = view(kit, "Checkout", checkout).await?;
         ensure!(view["state"] == state, "{view}");
@@ -768,7 +773,7 @@ async fn reaches(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value
 }
 
 /// The checkout, once it has ended, which it must in this state.
-async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
+pub(crate) async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
     let ended = until(&format!("{checkout} has ended"), DEADLINE, async || {
         let (status, view) = view(kit, "Checkout", checkout).await?;
         let state = view["state"].as_str().with_context(|| format!("{status}: {view}"))?;
@@ -784,7 +789,7 @@ async fn ends(kit: &Kit, checkout: &str, state: &str) -> anyhow::Result<Value> {
 }
 
 /// Each of the tickets was sold once, and is still.
-async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "sold").await?;
         until("the sale is told", DEADLINE, async || {
@@ -800,7 +805,7 @@ async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "available").await?;
     }
@@ -817,7 +822,7 @@ async fn reads_as(kit: &Kit, ticket: &str, status: &str) -> anyhow::Result<()> {
 }
 
 /// The user was told so many outcomes with this verb, once the relay is quiet.
-async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Result<()> {
+pub(crate) async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Result<()> {
     clean(kit).await?;
     let told = outcomes_of::<UserTold>(kit, user).await?;
     let found = verbs(&told).into_iter().filter(|other| other == verb).count();

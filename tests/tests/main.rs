@@ -36,6 +36,7 @@ mod traffic;
 mod two_phase;
 mod users;
 mod verify;
+mod webhook;
 mod workers;
 mod zombies;
 
@@ -67,6 +68,7 @@ const TOPICS: &[&[Test]] = &[
     two_phase::TESTS,
     users::TESTS,
     checkout::TESTS,
+    webhook::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

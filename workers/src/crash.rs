@@ -61,11 +61,15 @@ pub enum Point {
     CheckoutGivenBack,
     /// A checkout has failed and that is committed, nobody has been told.
     CheckoutFailed,
+    /// A webhook is verified and understood, nothing is sent to Kafka.
+    WebhookVerified,
+    /// Kafka has the event that a webhook told, the payment provider has no answer.
+    WebhookAcknowledged,
 }
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 28] = [
+    pub const ALL: [Point; 30] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -94,6 +98,8 @@ impl Point {
         Point::CheckoutCompleted,
         Point::CheckoutGivenBack,
         Point::CheckoutFailed,
+        Point::WebhookVerified,
+        Point::WebhookAcknowledged,
     ];
 
     /// The name used in the environment, in logs and in the documentation.
@@ -127,6 +133,8 @@ impl Point {
             Point::CheckoutCompleted => "checkout.completed",
             Point::CheckoutGivenBack => "checkout.given_back",
             Point::CheckoutFailed => "checkout.failed",
+            Point::WebhookVerified => "webhook.verified",
+            Point::WebhookAcknowledged => "webhook.acknowledged",
         }
     }
 }

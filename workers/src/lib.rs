@@ -16,6 +16,7 @@ pub mod objects;
 pub mod store;
 
 pub mod provider;
+pub mod webhook;
 
 pub mod relay;
 

@@ -108,6 +108,11 @@ metrics! {
     /// unknown, misconfigured, not_found, conflict.
     provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call", "answer"];
 
+    /// Webhooks of the payment provider, by what became of them: accepted (Kafka has the event), ignored (of no interest, or not
+    /// Holdfast's payment), unsigned, forged, old, unreadable, too_large, unavailable (Kafka or the provider does not answer; it
+    /// comes again).
+    webhook_requests: IntCounterVec = "holdfast_webhook_requests_total" ["result"];
+
     /// Rows that the relay brought to Kafka.
     relay_rows: IntCounter = "holdfast_relay_rows_total";
     /// Rows in one Kafka transaction of the relay.
