@@ -663,6 +663,11 @@ impl<'a> Shop<'a> {
         dress(self.kit.stack.holdfast(subcommand, instance), &self.environment)
     }
 
+    /// As [`Self::launch`], by a name of its own: for a process that runs beside the worker.
+    pub(crate) fn beside(&self, subcommand: &str) -> Launch<'a> {
+        dress(self.kit.stack.holdfast(subcommand, subcommand), &self.environment)
+    }
+
     /// New tickets, listed.
     pub(crate) async fn tickets(&self, count: usize) -> anyhow::Result<Vec<String>> {
         self.tickets_named("seat", count).await
@@ -887,7 +892,7 @@ async fn reads_as(kit: &Kit, ticket: &str, status: &str) -> anyhow::Result<()> {
 }
 
 /// The user was told so many outcomes with this verb, once the relay is quiet.
-async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Result<()> {
+pub(crate) async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Result<()> {
     clean(kit).await?;
     let told = outcomes_of::<UserTold>(kit, user).await?;
     let found = verbs(&told).into_iter().filter(|other| other == verb).count();

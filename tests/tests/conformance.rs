@@ -13,8 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use holdfast::metrics::Metrics;
 use holdfast::provider::Provider;
-use holdfast::provider::webhook::What;
-use holdfast_schemas::CheckoutId;
+use holdfast::provider::webhook::{self, What};
 use holdfast_schemas::PaymentId;
 use holdfast_tests::kit::provider::{Asked, KEY, Simulator};
 use holdfast_tests::kit::third_party::{LocalStripe, ThirdParties};
@@ -68,8 +67,9 @@ async fn run() -> anyhow::Result<()> {
         until("localstripe tells what was captured", PATIENCE, async || {
             let events = receiver.events()?;
             let told = events.iter().any(|event| {
-                let checkout = event.checkout.as_ref().map(CheckoutId::as_str);
-                checkout == Some(talk) && matches!(event.what, What::Captured { .. })
+                let of_talk =
+                    matches!(&event.buyer, webhook::Buyer::Known { checkout, .. } if checkout.as_str() == talk);
+                of_talk && matches!(event.what, What::Captured(_))
             });
             ensure!(told, "{talk} is not among {events:?}");
             anyhow::Ok(())

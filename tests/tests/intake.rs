@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::DeadLetterReason as Reason;
-use holdfast_schemas::{Outcome, RefusalReason, TicketTold, topics};
+use holdfast_schemas::{Outcome, RefusalReason, TicketTold, UserTold, topics};
 use holdfast_tests::kit::Kit;
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::load::{now, timestamp};
@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use time::Duration;
 
 use crate::support::{
-    Letter, binary, clean, event, header, letters, listed, requested, send, structured, told, verdict, verdicts,
+    Letter, binary, clean, event, header, letters, letters_about, listed, requested, send, structured, told, told_of,
+    verdict, verdicts,
 };
+use crate::users::registered;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -27,44 +29,106 @@ const LIMIT: usize = 1 << 20;
 
 /// A record that must be put aside.
 struct Bad {
-    what: &'static str,
+    what: String,
     reason: Reason,
     /// What its detail must name, so that its sender finds the fault.
-    names: &'static str,
+    names: String,
     sent: Sent,
+}
+
+impl Bad {
+    fn new(what: impl Into<String>, reason: Reason, names: impl Into<String>, sent: Sent) -> Self {
+        Self {
+            what: what.into(),
+            reason,
+            names: names.into(),
+            sent,
+        }
+    }
+}
+
+/// One topic, and what is sound there.
+struct Intake {
+    topic: &'static str,
+    /// What would be decided, were nothing wrong with it. Its data have the text `ann`.
+    sound: Value,
+    /// Where that text stands.
+    field: &'static str,
+    /// A type of the other topic.
+    strange: &'static str,
+    /// What is wrong with the data of this topic's types.
+    data: fn() -> Vec<Bad>,
+    /// An event that is decided, with this id.
+    good: fn(&str) -> Value,
+}
+
+fn intakes() -> [Intake; 2] {
+    [
+        Intake {
+            topic: topics::RESERVATIONS,
+            sound: requested("intake/bad", "intake/bad", "ann"),
+            field: "user",
+            strange: "holdfast.payment.failed.v1",
+            data: bad_reservations,
+            good: |id| listed(id, id),
+        },
+        Intake {
+            topic: topics::PAYMENTS,
+            sound: said(
+                "failed",
+                json!({ "checkout": "ann", "payment": "pi_1", "code": "lost_card" }),
+            ),
+            field: "checkout",
+            strange: "holdfast.reservation.requested.v1",
+            data: bad_payments,
+            good: |id| registered(id, id),
+        },
+    ]
 }
 
 fn a_bad_record_is_put_aside_as_it_came_and_the_good_ones_around_it_go_on(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "intake").start().await?;
-        let bad = bad_records();
-        let good = |number| format!("intake/good/{number}");
-        let mut records = Vec::new();
-        for (number, bad) in bad.iter().enumerate() {
-            records.push(bad.sent.clone());
-            records.push(structured(&listed(&good(number), &good(number))));
-        }
-        // All in one partition: were one of them to stop it, nothing after it would be decided.
-        for record in &mut records {
-            record.partition = Some(0);
-        }
-        let places = kit.stack.kafka.send(topics::RESERVATIONS, &records).await?;
-
-        let outcomes = told(kit, "intake/good/", bad.len()).await?;
-        ensure!(
-            verdicts(&outcomes).iter().all(|verdict| verdict == "listed"),
-            "{outcomes:?}"
-        );
-        let places: Vec<_> = places.into_iter().step_by(2).collect();
-        let letters = letters(kit, &places).await?;
-        let originals = kit.stack.kafka.read(topics::RESERVATIONS).await?;
-        for (bad, place) in bad.iter().zip(&places) {
-            let original = original(&originals, *place)?;
-            is_put_aside(bad, &letters[place], original).with_context(|| bad.what)?;
+        for intake in intakes() {
+            are_put_aside(kit, &intake).await.context(intake.topic)?;
         }
         clean(kit).await?;
         worker.stop().await
     })
+}
+
+async fn are_put_aside(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
+    let bad = intake.bad_records();
+    let prefix = format!("intake/good/{}/", intake.topic);
+    let mut records = Vec::new();
+    for (number, bad) in bad.iter().enumerate() {
+        records.push(bad.sent.clone());
+        records.push(structured(&(intake.good)(&format!("{prefix}{number}"))));
+    }
+    // All in one partition: were one of them to stop it, nothing after it would be decided.
+    for record in &mut records {
+        record.partition = Some(0);
+    }
+    let places = kit.stack.kafka.send(intake.topic, &records).await?;
+
+    let verdicts = match intake.topic {
+        topics::RESERVATIONS => verdicts(&told_of::<TicketTold>(kit, &prefix, bad.len()).await?),
+        _ => verdicts(&told_of::<UserTold>(kit, &prefix, bad.len()).await?),
+    };
+    ensure!(
+        verdicts
+            .iter()
+            .all(|verdict| ["listed", "registered"].contains(&verdict.as_str())),
+        "{verdicts:?}"
+    );
+    let places: Vec<_> = places.into_iter().step_by(2).collect();
+    let letters = letters_about(kit, intake.topic, &places).await?;
+    let originals = kit.stack.kafka.read(intake.topic).await?;
+    for (bad, place) in bad.iter().zip(&places) {
+        let original = original(&originals, *place)?;
+        is_put_aside(intake.topic, bad, &letters[place], original).with_context(|| bad.what.clone())?;
+    }
+    Ok(())
 }
 
 fn original(records: &[Read], place: (i32, i64)) -> anyhow::Result<&Read> {
@@ -74,17 +138,17 @@ fn original(records: &[Read], place: (i32, i64)) -> anyhow::Result<&Read> {
     found.next().with_context(|| format!("no record at {place:?}"))
 }
 
-fn is_put_aside(bad: &Bad, letter: &Letter, original: &Read) -> anyhow::Result<()> {
+fn is_put_aside(topic: &str, bad: &Bad, letter: &Letter, original: &Read) -> anyhow::Result<()> {
     let says = &letter.says;
     ensure!(says.reason == bad.reason, "put aside as {says:?}");
     ensure!(
-        says.detail.contains(bad.names),
+        says.detail.contains(&bad.names),
         "no {:?} in {:?}",
         bad.names,
         says.detail
     );
     let millis = says.origin.time.unix_timestamp_nanos() / 1_000_000;
-    ensure!(says.origin.topic == topics::RESERVATIONS, "{says:?}");
+    ensure!(says.origin.topic == topic, "{says:?}");
     ensure!(
         original.timestamp.map(i128::from) == Some(millis),
         "{says:?} about {original:?}"
@@ -333,421 +397,476 @@ fn every_compression_codec_is_read(kit: &Kit) -> anyhow::Result<()> {
     })
 }
 
-fn bad_records() -> Vec<Bad> {
-    [bad_keys(), bad_values(), bad_modes(), bad_attributes(), bad_data()]
-        .into_iter()
-        .flatten()
-        .collect()
+/// What the provider says of a payment.
+fn said(kind: &str, data: Value) -> Value {
+    event("intake/bad", "intake/bad", &format!("payment.{kind}"), data)
 }
 
-/// What would be decided, were nothing wrong with it.
-fn sound() -> Value {
-    requested("intake/bad", "intake/bad", "ann")
-}
-
-fn keyed(key: Option<&[u8]>) -> Sent {
+fn valued(value: &Value) -> Sent {
     Sent {
-        key: key.map(Vec::from),
-        ..structured(&sound())
-    }
-}
-
-fn valued(value: Option<&[u8]>) -> Sent {
-    Sent {
-        value: value.map(Vec::from),
-        ..structured(&sound())
-    }
-}
-
-fn with_headers(headers: &[(&str, &str)], value: &str) -> Sent {
-    Sent {
-        headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
-        ..valued(Some(value.as_bytes()))
+        value: Some(value.to_string().into_bytes()),
+        ..structured(value)
     }
 }
 
 /// With another value at `pointer`, or without any.
-fn changed(pointer: &str, value: Option<Value>) -> Sent {
-    let mut event = sound();
+fn changed(event: &Value, pointer: &str, value: Option<Value>) -> Sent {
+    let mut changed = event.clone();
     let (parent, field) = pointer.rsplit_once('/').unwrap_or_default();
-    if let Some(Value::Object(parent)) = event.pointer_mut(parent) {
+    if let Some(Value::Object(parent)) = changed.pointer_mut(parent) {
         match value {
             Some(value) => drop(parent.insert(field.to_owned(), value)),
             None => drop(parent.remove(field)),
         }
     }
-    valued(Some(event.to_string().as_bytes()))
+    valued(&changed)
 }
 
-fn bad_keys() -> Vec<Bad> {
-    let bad = |what, reason, key: Option<&[u8]>| Bad {
-        what,
-        reason,
-        names: "key",
-        sent: keyed(key),
-    };
-    vec![
-        bad("a missing key", Reason::KeyMissing, None),
-        bad("an empty key", Reason::KeyEmpty, Some(b"")),
-        bad("a key that is not UTF-8", Reason::KeyNotUtf8, Some(b"intake/\xff\xfe")),
-        bad(
-            "a key of eight zero bytes, as a number serializer writes it",
-            Reason::NulCharacter,
-            Some(&[0; 8]),
-        ),
-        bad("a key too long", Reason::KeyInvalid, Some(&[b'k'; 256])),
-        bad("a key of 100,000 bytes", Reason::KeyInvalid, Some(&[b'k'; 100_000])),
-        bad(
-            "a key that differs from the subject",
-            Reason::KeyMismatch,
-            Some(b"intake/other"),
-        ),
-        bad("a key that differs by case", Reason::KeyMismatch, Some(b"INTAKE/BAD")),
-        bad(
-            "a key that only looks like the subject",
-            Reason::KeyMismatch,
-            Some("intake\u{2044}bad".as_bytes()),
-        ),
-    ]
+impl Intake {
+    /// Everything that is wrong on any topic, then what is wrong with the data of this one.
+    fn bad_records(&self) -> Vec<Bad> {
+        [
+            self.bad_keys(),
+            self.bad_values(),
+            self.bad_modes(),
+            self.bad_attributes(),
+            self.bad_texts(),
+            (self.data)(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    fn valued(&self, value: Option<&[u8]>) -> Sent {
+        Sent {
+            value: value.map(Vec::from),
+            ..structured(&self.sound)
+        }
+    }
+
+    fn with_headers(&self, headers: &[(&str, &str)], value: &str) -> Sent {
+        Sent {
+            headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
+            ..self.valued(Some(value.as_bytes()))
+        }
+    }
+
+    fn changed(&self, pointer: &str, value: Option<Value>) -> Sent {
+        changed(&self.sound, pointer, value)
+    }
+
+    /// The data alone.
+    fn data_alone(&self) -> String {
+        self.sound["data"].to_string()
+    }
+
+    fn bad_keys(&self) -> Vec<Bad> {
+        let keyed = |key: Option<&[u8]>| Sent {
+            key: key.map(Vec::from),
+            ..structured(&self.sound)
+        };
+        let bad = |what, reason, key: Option<&[u8]>| Bad::new(what, reason, "key", keyed(key));
+        vec![
+            bad("a missing key", Reason::KeyMissing, None),
+            bad("an empty key", Reason::KeyEmpty, Some(b"")),
+            bad("a key that is not UTF-8", Reason::KeyNotUtf8, Some(b"intake/\xff\xfe")),
+            bad(
+                "a key of eight zero bytes, as a number serializer writes it",
+                Reason::NulCharacter,
+                Some(&[0; 8]),
+            ),
+            bad("a key too long", Reason::KeyInvalid, Some(&[b'k'; 256])),
+            bad("a key of 100,000 bytes", Reason::KeyInvalid, Some(&[b'k'; 100_000])),
+            bad(
+                "a key that differs from the subject",
+                Reason::KeyMismatch,
+                Some(b"intake/other"),
+            ),
+            bad("a key that differs by case", Reason::KeyMismatch, Some(b"INTAKE/BAD")),
+            bad(
+                "a key that only looks like the subject",
+                Reason::KeyMismatch,
+                Some("intake\u{2044}bad".as_bytes()),
+            ),
+        ]
+    }
+
+    fn bad_values(&self) -> Vec<Bad> {
+        let bad = |what, reason, value: Option<&[u8]>| Bad::new(what, reason, "value", self.valued(value));
+        let sound = self.sound.to_string();
+        let nested = |depth: usize| {
+            sound.replace(
+                &self.data_alone(),
+                &format!("{}{}", "[".repeat(depth), "]".repeat(depth)),
+            )
+        };
+        let raw_nul = sound.replace("ann", "a\u{0}n");
+        let open = nested(100_000).replace(']', "");
+        vec![
+            bad("a tombstone", Reason::Tombstone, None),
+            bad("an empty body", Reason::Undecodable, Some(b"")),
+            bad("a body of blanks", Reason::Undecodable, Some(b" \n\t ")),
+            bad(
+                "truncated JSON",
+                Reason::Undecodable,
+                Some(&sound.as_bytes()[..sound.len() - 1]),
+            ),
+            bad(
+                "two JSON values",
+                Reason::Undecodable,
+                Some(format!("{sound}{sound}").as_bytes()),
+            ),
+            bad(
+                "a body that is not UTF-8",
+                Reason::Undecodable,
+                Some(
+                    &sound
+                        .replace("ann", "\u{e9}")
+                        .into_bytes()
+                        .iter()
+                        .map(|byte| if *byte == 0xa9 { 0xff } else { *byte })
+                        .collect::<Vec<_>>(),
+                ),
+            ),
+            bad("JSON nested 40 deep", Reason::Undecodable, Some(nested(40).as_bytes())),
+            bad(
+                "JSON nested 100,000 deep",
+                Reason::Undecodable,
+                Some(nested(100_000).as_bytes()),
+            ),
+            bad(
+                "JSON that opens 100,000 lists",
+                Reason::Undecodable,
+                Some(open.as_bytes()),
+            ),
+            bad("an unescaped U+0000", Reason::Undecodable, Some(raw_nul.as_bytes())),
+            bad(
+                "JSON behind a byte order mark",
+                Reason::Undecodable,
+                Some(format!("\u{feff}{sound}").as_bytes()),
+            ),
+            bad(
+                "Avro behind a schema registry's mark",
+                Reason::Undecodable,
+                Some(b"\x00\x00\x00\x00\x07\x02\x06ann"),
+            ),
+        ]
+    }
+
+    fn bad_modes(&self) -> Vec<Bad> {
+        let bad = |what, reason, names, headers: &[(&str, &str)], value: &str| {
+            Bad::new(what, reason, names, self.with_headers(headers, value))
+        };
+        let (whole, data, in_binary) = (self.sound.to_string(), self.data_alone(), binary(&self.sound));
+        let structured = [("content-type", "application/cloudevents+json")];
+        let batch = [("content-type", "application/cloudevents-batch+json")];
+        let avro = [("content-type", "application/cloudevents+avro")];
+        let mut without_version = in_binary.clone();
+        without_version.headers.retain(|(name, _)| name != "ce_specversion");
+        let mut twice = in_binary.clone();
+        twice.headers.push(header("ce_id", "another"));
+        let with_value = |value: &str| Sent {
+            value: Some(value.as_bytes().to_vec()),
+            ..in_binary.clone()
+        };
+        vec![
+            bad(
+                "a list of events",
+                Reason::ContentMode,
+                "object",
+                &[],
+                &format!("[{whole}]"),
+            ),
+            bad(
+                "JSON that is no CloudEvent",
+                Reason::ContentMode,
+                "CloudEvent",
+                &[],
+                &data,
+            ),
+            bad("a JSON text", Reason::ContentMode, "object", &[], r#""ann""#),
+            bad(
+                "a batch",
+                Reason::ContentMode,
+                "content-type",
+                &batch,
+                &format!("[{whole}]"),
+            ),
+            bad("another format", Reason::ContentMode, "content-type", &avro, &whole),
+            bad(
+                "data alone, said to be structured",
+                Reason::MissingAttribute,
+                "specversion",
+                &structured,
+                &data,
+            ),
+            Bad::new(
+                "binary mode with a whole event as data",
+                Reason::InvalidData,
+                "data",
+                with_value(&whole),
+            ),
+            Bad::new(
+                "binary mode without specversion",
+                Reason::MissingAttribute,
+                "ce_specversion",
+                without_version,
+            ),
+            Bad::new(
+                "binary mode with an attribute twice",
+                Reason::InvalidAttribute,
+                "ce_id",
+                twice,
+            ),
+            Bad::new(
+                "binary mode with truncated data",
+                Reason::Undecodable,
+                "value",
+                with_value(&data[..data.len() - 1]),
+            ),
+        ]
+    }
+
+    fn bad_attributes(&self) -> Vec<Bad> {
+        let bad = |what, reason, names, field: &str, value| {
+            Bad::new(what, reason, names, self.changed(&format!("/{field}"), value))
+        };
+        let missing = |what| bad(what, Reason::MissingAttribute, what, what, None);
+        let kind = |what, reason, kind: &str| bad(what, reason, "type", "type", Some(json!(kind)));
+        let invalid = |what, field, value| bad(what, Reason::InvalidAttribute, field, field, Some(value));
+        let unversioned = self.sound["type"].as_str().unwrap_or_default().trim_end_matches(".v1");
+        let mut nul_in_header = binary(&self.sound);
+        nul_in_header.headers.retain(|(name, _)| name != "ce_id");
+        nul_in_header.headers.push(header("ce_id", "intake\u{0}bad"));
+        let twice = self.sound.to_string().replacen('{', r#"{"id":"another","#, 1);
+        vec![
+            missing("specversion"),
+            missing("id"),
+            missing("source"),
+            missing("type"),
+            missing("subject"),
+            missing("time"),
+            kind("an unknown type", Reason::UnknownType, "holdfast.seat.painted.v1"),
+            kind("a type without a version", Reason::UnknownType, unversioned),
+            kind("a type of the other topic", Reason::UnknownType, self.strange),
+            kind(
+                "an outcome's type",
+                Reason::UnknownType,
+                "holdfast.outcome.ticket.held.v1",
+            ),
+            kind(
+                "an unknown version",
+                Reason::UnknownVersion,
+                &format!("{unversioned}.v99"),
+            ),
+            kind("the next version", Reason::UnknownVersion, &format!("{unversioned}.v2")),
+            invalid("an id of 10,000 characters", "id", json!("i".repeat(10_000))),
+            invalid("an empty id", "id", json!("")),
+            invalid("an id that is a number", "id", json!(17)),
+            invalid("a source too long", "source", json!("s".repeat(256))),
+            invalid("another specversion", "specversion", json!("0.3")),
+            invalid("a time without a zone", "time", json!("2030-01-31T19:30:00")),
+            invalid("a time before 1970", "time", json!("1969-12-31T23:59:59Z")),
+            invalid("a time that is a number", "time", json!(1_893_456_000)),
+            invalid("data of another kind", "datacontenttype", json!("application/xml")),
+            bad(
+                "U+0000 in the id",
+                Reason::NulCharacter,
+                "U+0000",
+                "id",
+                Some(json!("in\u{0}take")),
+            ),
+            bad(
+                "U+0000 in an attribute nobody knows",
+                Reason::NulCharacter,
+                "U+0000",
+                "colour",
+                Some(json!("\u{0}")),
+            ),
+            Bad::new("U+0000 in a header", Reason::NulCharacter, "ce_id", nul_in_header),
+            Bad::new(
+                "an attribute twice",
+                Reason::InvalidAttribute,
+                "id",
+                self.valued(Some(twice.as_bytes())),
+            ),
+            bad(
+                "an event older than the retention",
+                Reason::TooOld,
+                "time",
+                "time",
+                Some(json!(timestamp(now() - Duration::days(8)))),
+            ),
+        ]
+    }
+
+    /// Data that are wrong whatever they say, and what a text in them must not be.
+    fn bad_texts(&self) -> Vec<Bad> {
+        let field = format!("data.{}", self.field);
+        let pointer = format!("/data/{}", self.field);
+        let bad = |what, reason, names: &str, pointer: &str, value| {
+            Bad::new(what, reason, names, self.changed(pointer, value))
+        };
+        let half = self.sound.to_string().replace("ann", r"\ud800");
+        vec![
+            bad("a field is missing", Reason::InvalidData, self.field, &pointer, None),
+            bad("an empty text", Reason::InvalidData, &field, &pointer, Some(json!(""))),
+            bad(
+                "a text that is null",
+                Reason::InvalidData,
+                &field,
+                &pointer,
+                Some(Value::Null),
+            ),
+            bad(
+                "a text too long",
+                Reason::InvalidData,
+                &field,
+                &pointer,
+                Some(json!("u".repeat(256))),
+            ),
+            bad(
+                "U+0000 in the data",
+                Reason::NulCharacter,
+                "U+0000",
+                &pointer,
+                Some(json!("a\u{0}n")),
+            ),
+            bad(
+                "a field nobody knows",
+                Reason::InvalidData,
+                "colour",
+                "/data/colour",
+                Some(json!("red")),
+            ),
+            bad(
+                "data that are a list",
+                Reason::InvalidData,
+                "data",
+                "/data",
+                Some(json!(["ann"])),
+            ),
+            bad("no data", Reason::InvalidData, "data", "/data", None),
+            bad(
+                "data in base64",
+                Reason::InvalidData,
+                "data_base64",
+                "/data_base64",
+                Some(json!("e30=")),
+            ),
+            Bad::new(
+                "half a surrogate pair",
+                Reason::InvalidData,
+                "data",
+                self.valued(Some(half.as_bytes())),
+            ),
+        ]
+    }
 }
 
-fn bad_values() -> Vec<Bad> {
-    let bad = |what, reason, value: Option<&[u8]>| Bad {
-        what,
-        reason,
-        names: "value",
-        sent: valued(value),
+fn bad_reservations() -> Vec<Bad> {
+    let hold = |what, hold_for: Value| {
+        let sound = requested("intake/bad", "intake/bad", "ann");
+        let sent = changed(&sound, "/data/hold_for", Some(hold_for));
+        Bad::new(what, Reason::InvalidData, "data.hold_for", sent)
     };
-    let sound = sound().to_string();
-    let nested = |depth: usize| {
-        sound.replace(
-            r#"{"user":"ann"}"#,
-            &format!("{}{}", "[".repeat(depth), "]".repeat(depth)),
+    let mut bad = vec![
+        hold("a hold time that is no whole number", json!(0.5)),
+        hold("a hold time beyond exact numbers", json!(1e300)),
+    ];
+    bad.extend(bad_prices(&listed("intake/bad", "intake/bad"), "price"));
+    bad
+}
+
+fn bad_payments() -> Vec<Bad> {
+    let price = json!({ "amount": 4_500, "currency": "EUR" });
+    let about = |more: Value| {
+        let mut data = json!({ "checkout": "c-1", "payment": "pi_1" });
+        if let (Some(data), Value::Object(more)) = (data.as_object_mut(), more) {
+            data.extend(more);
+        }
+        data
+    };
+    let mut bad = Vec::new();
+    // Each event, with the place of its money.
+    for (kind, data, money) in [
+        ("authorized", about(json!({ "amount": price })), Some("amount")),
+        ("captured", about(json!({ "amount": price })), Some("amount")),
+        ("refunded", about(json!({ "refunded": price })), Some("refunded")),
+        (
+            "disputed",
+            about(json!({ "dispute": "du_1", "amount": price, "status": "opened" })),
+            Some("amount"),
+        ),
+        ("failed", about(json!({ "code": "lost_card" })), None),
+    ] {
+        let sound = said(kind, data.clone());
+        bad.extend(money.into_iter().flat_map(|money| bad_prices(&sound, money)));
+        for (field, value) in data.as_object().into_iter().flatten() {
+            let pointer = format!("/data/{field}");
+            let mut wrong = |what, reason, names: &str, value| {
+                bad.push(Bad::new(
+                    format!("{kind}: {field} {what}"),
+                    reason,
+                    names,
+                    changed(&sound, &pointer, value),
+                ));
+            };
+            let place = format!("data.{field}");
+            wrong("is missing", Reason::InvalidData, field, None);
+            wrong("is null", Reason::InvalidData, &place, Some(Value::Null));
+            wrong("is a number", Reason::InvalidData, &place, Some(json!(17)));
+            if value.is_string() {
+                wrong("is empty", Reason::InvalidData, &place, Some(json!("")));
+                wrong("is too long", Reason::InvalidData, &place, Some(json!("x".repeat(256))));
+            }
+            // A checkout's id is any text; the provider's ids and codes are visible words.
+            if value.is_string() && field != "checkout" {
+                wrong("has a blank", Reason::InvalidData, &place, Some(json!("pi 1")));
+                wrong("has a line end", Reason::InvalidData, &place, Some(json!("pi_1\r\n")));
+            }
+            if value.is_string() && field != "status" {
+                wrong("has U+0000", Reason::NulCharacter, "U+0000", Some(json!("pi\u{0}1")));
+            }
+        }
+    }
+    bad
+}
+
+/// What the money in `field` of an event's data must not be.
+fn bad_prices(sound: &Value, field: &str) -> Vec<Bad> {
+    let prices = [
+        ("negative", r#"{"amount":-1,"currency":"EUR"}"#),
+        ("too high", r#"{"amount":1000000000001,"currency":"EUR"}"#),
+        ("beyond 64 bits", r#"{"amount":99999999999999999999,"currency":"EUR"}"#),
+        ("beyond all numbers", r#"{"amount":1e999,"currency":"EUR"}"#),
+        ("with cents", r#"{"amount":45.5,"currency":"EUR"}"#),
+        ("as a text", r#"{"amount":"4500","currency":"EUR"}"#),
+        ("in an unknown currency", r#"{"amount":1,"currency":"ZZZ"}"#),
+        ("in a currency in small letters", r#"{"amount":1,"currency":"eur"}"#),
+        ("without a currency", r#"{"amount":1}"#),
+        ("without an amount", r#"{"currency":"EUR"}"#),
+        (
+            "with a field nobody knows",
+            r#"{"amount":1,"currency":"EUR","scale":2}"#,
+        ),
+    ];
+    let bad = |(what, price): (&str, &str)| {
+        let mut event = sound.clone();
+        event["data"][field] = json!("the price");
+        let event_with = event.to_string().replace("\"the price\"", price);
+        let sent = Sent {
+            value: Some(event_with.into_bytes()),
+            ..structured(&event)
+        };
+        let kind = sound["type"].as_str().unwrap_or_default();
+        Bad::new(
+            format!("money {what}, in {kind}"),
+            Reason::InvalidData,
+            format!("data.{field}"),
+            sent,
         )
     };
-    let raw_nul = sound.replace("ann", "a\u{0}n");
-    let open = nested(100_000).replace(']', "");
-    vec![
-        bad("a tombstone", Reason::Tombstone, None),
-        bad("an empty body", Reason::Undecodable, Some(b"")),
-        bad("a body of blanks", Reason::Undecodable, Some(b" \n\t ")),
-        bad(
-            "truncated JSON",
-            Reason::Undecodable,
-            Some(&sound.as_bytes()[..sound.len() - 1]),
-        ),
-        bad(
-            "two JSON values",
-            Reason::Undecodable,
-            Some(format!("{sound}{sound}").as_bytes()),
-        ),
-        bad(
-            "a body that is not UTF-8",
-            Reason::Undecodable,
-            Some(
-                &sound
-                    .replace("ann", "\u{e9}")
-                    .into_bytes()
-                    .iter()
-                    .map(|byte| if *byte == 0xa9 { 0xff } else { *byte })
-                    .collect::<Vec<_>>(),
-            ),
-        ),
-        bad("JSON nested 40 deep", Reason::Undecodable, Some(nested(40).as_bytes())),
-        bad(
-            "JSON nested 100,000 deep",
-            Reason::Undecodable,
-            Some(nested(100_000).as_bytes()),
-        ),
-        bad(
-            "JSON that opens 100,000 lists",
-            Reason::Undecodable,
-            Some(open.as_bytes()),
-        ),
-        bad("an unescaped U+0000", Reason::Undecodable, Some(raw_nul.as_bytes())),
-        bad(
-            "JSON behind a byte order mark",
-            Reason::Undecodable,
-            Some(format!("\u{feff}{sound}").as_bytes()),
-        ),
-        bad(
-            "Avro behind a schema registry's mark",
-            Reason::Undecodable,
-            Some(b"\x00\x00\x00\x00\x07\x02\x06ann"),
-        ),
-    ]
-}
-
-fn bad_modes() -> Vec<Bad> {
-    let bad = |what, reason, names, headers: &[(&str, &str)], value: &str| Bad {
-        what,
-        reason,
-        names,
-        sent: with_headers(headers, value),
-    };
-    let sound = sound();
-    let whole = sound.to_string();
-    let structured = [("content-type", "application/cloudevents+json")];
-    let batch = [("content-type", "application/cloudevents-batch+json")];
-    let avro = [("content-type", "application/cloudevents+avro")];
-    let without_version: Vec<_> = binary(&sound)
-        .headers
-        .into_iter()
-        .filter(|(name, _)| name != "ce_specversion")
-        .collect();
-    vec![
-        bad(
-            "a list of events",
-            Reason::ContentMode,
-            "object",
-            &[],
-            &format!("[{whole}]"),
-        ),
-        bad(
-            "JSON that is no CloudEvent",
-            Reason::ContentMode,
-            "CloudEvent",
-            &[],
-            r#"{"user":"ann"}"#,
-        ),
-        bad("a JSON text", Reason::ContentMode, "object", &[], r#""ann""#),
-        bad(
-            "a batch",
-            Reason::ContentMode,
-            "content-type",
-            &batch,
-            &format!("[{whole}]"),
-        ),
-        bad("another format", Reason::ContentMode, "content-type", &avro, &whole),
-        bad(
-            "data alone, said to be structured",
-            Reason::MissingAttribute,
-            "specversion",
-            &structured,
-            r#"{"user":"ann"}"#,
-        ),
-        Bad {
-            what: "binary mode with a whole event as data",
-            reason: Reason::InvalidData,
-            names: "data",
-            sent: Sent {
-                value: Some(whole.clone().into_bytes()),
-                ..binary(&sound)
-            },
-        },
-        Bad {
-            what: "binary mode without specversion",
-            reason: Reason::MissingAttribute,
-            names: "ce_specversion",
-            sent: Sent {
-                headers: without_version,
-                ..binary(&sound)
-            },
-        },
-        Bad {
-            what: "binary mode with an attribute twice",
-            reason: Reason::InvalidAttribute,
-            names: "ce_id",
-            sent: Sent {
-                headers: [binary(&sound).headers, vec![header("ce_id", "another")]].concat(),
-                ..binary(&sound)
-            },
-        },
-        Bad {
-            what: "binary mode with truncated data",
-            reason: Reason::Undecodable,
-            names: "value",
-            sent: Sent {
-                value: Some(br#"{"user":"an"#.to_vec()),
-                ..binary(&sound)
-            },
-        },
-    ]
-}
-
-fn bad_attributes() -> Vec<Bad> {
-    let bad = |what, reason, names, field: &str, value| Bad {
-        what,
-        reason,
-        names,
-        sent: changed(&format!("/{field}"), value),
-    };
-    let missing = |what| bad(what, Reason::MissingAttribute, what, what, None);
-    let kind = |what, reason, kind: &str| bad(what, reason, "type", "type", Some(json!(kind)));
-    let invalid = |what, field, value| bad(what, Reason::InvalidAttribute, field, field, Some(value));
-    let mut nul_in_header = binary(&sound());
-    nul_in_header.headers.retain(|(name, _)| name != "ce_id");
-    nul_in_header.headers.push(header("ce_id", "intake\u{0}bad"));
-    let twice = sound().to_string().replacen('{', r#"{"id":"another","#, 1);
-    vec![
-        missing("specversion"),
-        missing("id"),
-        missing("source"),
-        missing("type"),
-        missing("subject"),
-        missing("time"),
-        kind("an unknown type", Reason::UnknownType, "holdfast.seat.painted.v1"),
-        kind(
-            "a type without a version",
-            Reason::UnknownType,
-            "holdfast.reservation.requested",
-        ),
-        kind(
-            "an outcome's type",
-            Reason::UnknownType,
-            "holdfast.outcome.ticket.held.v1",
-        ),
-        kind(
-            "an unknown version",
-            Reason::UnknownVersion,
-            "holdfast.reservation.requested.v99",
-        ),
-        kind(
-            "the next version",
-            Reason::UnknownVersion,
-            "holdfast.reservation.requested.v2",
-        ),
-        invalid("an id of 10,000 characters", "id", json!("i".repeat(10_000))),
-        invalid("an empty id", "id", json!("")),
-        invalid("an id that is a number", "id", json!(17)),
-        invalid("a source too long", "source", json!("s".repeat(256))),
-        invalid("another specversion", "specversion", json!("0.3")),
-        invalid("a time without a zone", "time", json!("2030-01-31T19:30:00")),
-        invalid("a time before 1970", "time", json!("1969-12-31T23:59:59Z")),
-        invalid("a time that is a number", "time", json!(1_893_456_000)),
-        invalid("data of another kind", "datacontenttype", json!("application/xml")),
-        bad(
-            "U+0000 in the id",
-            Reason::NulCharacter,
-            "U+0000",
-            "id",
-            Some(json!("in\u{0}take")),
-        ),
-        bad(
-            "U+0000 in an attribute nobody knows",
-            Reason::NulCharacter,
-            "U+0000",
-            "colour",
-            Some(json!("\u{0}")),
-        ),
-        Bad {
-            what: "U+0000 in a header",
-            reason: Reason::NulCharacter,
-            names: "ce_id",
-            sent: nul_in_header,
-        },
-        Bad {
-            what: "an attribute twice",
-            reason: Reason::InvalidAttribute,
-            names: "id",
-            sent: valued(Some(twice.as_bytes())),
-        },
-        bad(
-            "an event older than the retention",
-            Reason::TooOld,
-            "time",
-            "time",
-            Some(json!(timestamp(now() - Duration::days(8)))),
-        ),
-    ]
-}
-
-fn bad_data() -> Vec<Bad> {
-    let bad = |what, reason, names, data: Value| Bad {
-        what,
-        reason,
-        names,
-        sent: changed("/data", Some(data)),
-    };
-    let priced = |what, names, price: &str| {
-        let mut event = listed("intake/bad", "intake/bad");
-        event["data"]["price"] = json!("the price");
-        let event = event.to_string().replace("\"the price\"", price);
-        Bad {
-            what,
-            reason: Reason::InvalidData,
-            names,
-            sent: valued(Some(event.as_bytes())),
-        }
-    };
-    vec![
-        bad("no user", Reason::InvalidData, "user", json!({})),
-        bad("an empty user", Reason::InvalidData, "data.user", json!({ "user": "" })),
-        bad(
-            "a user too long",
-            Reason::InvalidData,
-            "data.user",
-            json!({ "user": "u".repeat(256) }),
-        ),
-        bad(
-            "a field nobody knows",
-            Reason::InvalidData,
-            "colour",
-            json!({ "user": "ann", "colour": "red" }),
-        ),
-        bad("data that is a list", Reason::InvalidData, "data", json!(["ann"])),
-        bad(
-            "U+0000 in the data",
-            Reason::NulCharacter,
-            "U+0000",
-            json!({ "user": "a\u{0}n" }),
-        ),
-        bad(
-            "a hold time that is no whole number",
-            Reason::InvalidData,
-            "data.hold_for",
-            json!({ "user": "ann", "hold_for": 0.5 }),
-        ),
-        bad(
-            "a hold time beyond exact numbers",
-            Reason::InvalidData,
-            "data.hold_for",
-            json!({ "user": "ann", "hold_for": 1e300 }),
-        ),
-        Bad {
-            what: "half a surrogate pair",
-            reason: Reason::InvalidData,
-            names: "data",
-            sent: valued(Some(sound().to_string().replace("ann", r"\ud800").as_bytes())),
-        },
-        Bad {
-            what: "data in base64",
-            reason: Reason::InvalidData,
-            names: "data_base64",
-            sent: changed("/data_base64", Some(json!("e30="))),
-        },
-        priced("a negative price", "data.price", r#"{"amount":-1,"currency":"EUR"}"#),
-        priced(
-            "a price too high",
-            "data.price",
-            r#"{"amount":1000000000001,"currency":"EUR"}"#,
-        ),
-        priced(
-            "a price beyond 64 bits",
-            "data.price",
-            r#"{"amount":99999999999999999999,"currency":"EUR"}"#,
-        ),
-        priced(
-            "a price beyond all numbers",
-            "data.price",
-            r#"{"amount":1e999,"currency":"EUR"}"#,
-        ),
-        priced(
-            "a price with cents",
-            "data.price",
-            r#"{"amount":45.5,"currency":"EUR"}"#,
-        ),
-        priced(
-            "a price that is a text",
-            "data.price",
-            r#"{"amount":"4500","currency":"EUR"}"#,
-        ),
-        priced("an unknown currency", "data.price", r#"{"amount":1,"currency":"ZZZ"}"#),
-        priced(
-            "a currency in small letters",
-            "data.price",
-            r#"{"amount":1,"currency":"eur"}"#,
-        ),
-        priced("no currency", "data.price", r#"{"amount":1}"#),
-    ]
+    prices.into_iter().map(bad).collect()
 }

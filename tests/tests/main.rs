@@ -38,6 +38,7 @@ mod traffic;
 mod two_phase;
 mod users;
 mod verify;
+mod webhook;
 mod workers;
 mod zombies;
 
@@ -71,6 +72,7 @@ const TOPICS: &[&[Test]] = &[
     checkout::TESTS,
     in_flight::TESTS,
     mail::TESTS,
+    webhook::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

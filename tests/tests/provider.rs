@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use holdfast::metrics::Metrics;
-use holdfast::provider::webhook::{Dispute, What};
+use holdfast::provider::webhook::{self, Dispute, What};
 use holdfast::provider::{Error, Payment, Provider, State};
-use holdfast_schemas::{CheckoutId, Currency, PaymentId};
+use holdfast_schemas::{CheckoutId, Currency, PaymentId, Price};
 use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, Kind, Simulator};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
@@ -405,32 +405,31 @@ fn what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged(kit: &Kit) 
         ensure!(told == again, "{told:?}, then {again:?}");
 
         let what: Vec<_> = first.iter().map(|event| event.what.clone()).collect();
-        let (amount, currency) = (AMOUNT, Currency::EUR);
-        let disputed = |dispute| What::Disputed {
-            amount: amount - 500,
-            currency,
-            dispute,
+        let price = |amount| Price::new(amount, Currency::EUR);
+        let id_of = |told: &What| match told {
+            What::Disputed { id, .. } => Some(id.clone()),
+            _ => None,
+        };
+        let dispute = what.iter().find_map(id_of).context("no dispute was told")?;
+        let amount = price(AMOUNT - 500)?;
+        let disputed = |status| What::Disputed {
+            id: dispute.clone(),
+            amount,
+            status,
         };
         let expected = [
-            What::Captured { amount, currency },
-            What::Refunded {
-                total: 500,
-                currency,
-                full: false,
-            },
+            What::Captured(price(AMOUNT)?),
+            What::Refunded(price(500)?),
             disputed(Dispute::Open),
             disputed(Dispute::Open),
             disputed(Dispute::Won),
-            What::Refunded {
-                total: amount,
-                currency,
-                full: true,
-            },
-            What::Authorized { amount, currency },
+            What::Refunded(price(AMOUNT)?),
+            What::Authorized(price(AMOUNT)?),
         ];
         ensure!(what == expected, "{what:?}");
         ensure!(first.iter().all(|event| event.payment == id), "{first:?}");
-        ensure!(first[0].checkout.as_ref() == Some(&buyer.checkout), "{first:?}");
+        let named = webhook::Buyer::new(Some(buyer.checkout.clone()), Some(buyer.user.clone()));
+        ensure!(first[0].buyer == named, "{first:?}");
         let net: i64 = simulator
             .movements("told")
             .iter()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{DeadLetterReason, Reservation, Told, decode_delivery, topics};
+use holdfast_schemas::{DeadLetterReason, Reservation, Told, UserTold, decode_delivery, topics};
 use holdfast_tests::kit::kafka::Sent;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use holdfast_tests::load::{now, timestamp};
@@ -12,13 +12,15 @@ use sqlx::Row;
 use time::Duration;
 
 use crate::support::{
-    DEADLINE, SHOP, binary, clean, letters, listed, requested, send, set_topic, structured, told, verdicts,
+    DEADLINE, SHOP, binary, clean, event, letters, letters_about, listed, pay, requested, send, set_topic, structured,
+    told, told_of, verdicts,
 };
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     an_id_with_another_content_is_put_aside,
     an_id_on_another_ticket_is_put_aside,
+    what_the_provider_says_under_an_id_of_something_else_is_put_aside,
     the_same_content_written_in_another_way_is_a_repeat,
     ten_thousand_copies_take_effect_once,
     an_event_older_than_the_retention_is_never_decided,
@@ -43,7 +45,7 @@ fn an_id_with_another_content_is_put_aside(kit: &Kit) -> anyhow::Result<()> {
 
         let outcomes = told(kit, ticket, 3).await?;
         ensure!(verdicts(&outcomes) == ["listed", "held", "held"], "{outcomes:?}");
-        are_reused(kit, &places[2..4]).await?;
+        are_reused(kit, topics::RESERVATIONS, &places[2..4]).await?;
         clean(kit).await?;
         worker.stop().await
     })
@@ -70,17 +72,54 @@ fn an_id_on_another_ticket_is_put_aside(kit: &Kit) -> anyhow::Result<()> {
         // Only the last of them takes effect there: bob, not ann, has the hold.
         let outcomes = told(kit, there, 2).await?;
         ensure!(outcomes[1].data.data()["user"] == "bob", "{outcomes:?}");
-        are_reused(kit, &places[..1]).await?;
+        are_reused(kit, topics::RESERVATIONS, &places[..1]).await?;
         told(kit, here, 2).await?;
         clean(kit).await?;
         worker.stop().await
     })
 }
 
-async fn are_reused(kit: &Kit, places: &[(i32, i64)]) -> anyhow::Result<()> {
-    for letter in letters(kit, places).await?.values() {
+fn what_the_provider_says_under_an_id_of_something_else_is_put_aside(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "repeats").start().await?;
+        let (ticket, user) = ("repeats/payment/ticket", "repeats/payment");
+        send(kit, &[listed("repeats/payment/list", ticket)]).await?;
+        told(kit, ticket, 1).await?;
+        let failed = |id: &str, code: &str| {
+            let data = json!({ "checkout": "repeats/none", "payment": "pi_1", "code": code });
+            event(id, user, "payment.failed", data)
+        };
+        let first = failed("repeats/payment/1", "lost_card");
+        let mut other_type = first.clone();
+        other_type["type"] = json!("holdfast.payment.captured.v1");
+        other_type["data"] =
+            json!({ "checkout": "repeats/none", "payment": "pi_1", "amount": { "amount": 1, "currency": "EUR" } });
+        let events = [
+            first.clone(),
+            first,
+            failed("repeats/payment/1", "stolen_card"),
+            other_type,
+            failed("repeats/payment/list", "lost_card"),
+            failed("repeats/payment/2", "lost_card"),
+        ];
+        let places = pay(kit, &events).await?;
+
+        let outcomes = told_of::<UserTold>(kit, user, 2).await?;
+        ensure!(
+            verdicts(&outcomes) == ["unknown_checkout", "unknown_checkout"],
+            "{outcomes:?}"
+        );
+        are_reused(kit, topics::PAYMENTS, &places[2..5]).await?;
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+async fn are_reused(kit: &Kit, topic: &str, places: &[(i32, i64)]) -> anyhow::Result<()> {
+    let letters = letters_about(kit, topic, places).await?;
+    ensure!(letters.len() == places.len(), "{letters:?}");
+    for letter in letters.values() {
         ensure!(letter.says.reason == DeadLetterReason::IdReused, "{letter:?}");
-        ensure!(letter.says.origin.topic == topics::RESERVATIONS, "{letter:?}");
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::provider::Provider;
 use crate::restate_admin::RestateAdmin;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
-use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify};
+use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify, webhook};
 
 /// How often idempotency records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -39,7 +39,7 @@ const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs one subcommand. Exit codes: 0 done, 1 failed or a promise is broken, 2 a setting is wrong.
 pub fn main(cli: Cli) -> ExitCode {
-    if let Err(wrong) = cli.config.check() {
+    if let Err(wrong) = cli.check() {
         let lines: Vec<String> = wrong.iter().map(|setting| format!("wrong setting {setting}")).collect();
         return complain(&lines.join("\n"), 2);
     }
@@ -57,7 +57,9 @@ pub fn main(cli: Cli) -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config, command } = cli;
     match command {
-        Command::Gate | Command::Serve | Command::Relay | Command::Run { .. } => work(config, command).await?,
+        Command::Gate | Command::Serve | Command::Relay | Command::Webhook | Command::Run { .. } => {
+            work(config, command).await?;
+        }
         Command::Migrate => {
             let pool = store::connect(&config.database, &Metrics::new()?).await?;
             store::migrate(&pool).await?;
@@ -140,6 +142,7 @@ impl Worker {
                     self.spawn_arming();
                 }
                 Command::Relay => self.spawn_relay(self.connect().await?),
+                Command::Webhook => self.spawn_webhook().await?,
                 _ => self.start_all(&command).await?,
             }
             anyhow::Ok(())
@@ -176,7 +179,7 @@ impl Worker {
         }
         self.spawn_gate(self.watch_engine()?);
         self.spawn_relay(pool);
-        Ok(())
+        self.spawn_webhook().await
     }
 
     async fn connect(&self) -> anyhow::Result<PgPool> {
@@ -391,6 +394,29 @@ impl Worker {
         self.spawn_role("relay", |metrics, shutdown| {
             relay::run(settings, pool, metrics, shutdown)
         });
+    }
+
+    /// Takes webhooks, if there are a secret to know the provider by and a provider to ask; [`Cli::check`] has seen to both.
+    async fn spawn_webhook(&self) -> anyhow::Result<()> {
+        let config = &self.config;
+        let provider = Provider::new(&config.provider, self.metrics.clone())?;
+        let (Some(provider), true) = (provider, config.webhook.secret.is_some()) else {
+            return Ok(());
+        };
+        let address = config.webhook.listen;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}: set --webhook-listen (HOLDFAST_WEBHOOK_LISTEN) to a free address")
+        })?;
+        let settings = webhook::Settings {
+            kafka: config.kafka.clone(),
+            webhook: config.webhook.clone(),
+            provider,
+            clock,
+        };
+        self.spawn_role("webhook", |metrics, shutdown| {
+            webhook::run(listener, settings, metrics, shutdown)
+        });
+        Ok(())
     }
 
     fn spawn_role<F, E>(&self, name: &'static str, run: impl FnOnce(Arc<Metrics>, CancellationToken) -> F)

@@ -26,6 +26,37 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Checks what the parser cannot see, and what the command needs; names every wrong setting at once.
+    ///
+    /// # Errors
+    /// The wrong settings.
+    pub fn check(&self) -> Result<(), Vec<Invalid>> {
+        let mut wrong = self.config.check().err().unwrap_or_default();
+        let Config { webhook, provider, .. } = &self.config;
+        let takes_webhooks = match self.command {
+            Command::Webhook => true,
+            Command::Run { .. } => webhook.secret.is_some(),
+            _ => false,
+        };
+        if takes_webhooks && webhook.secret.is_none() {
+            wrong.push(Invalid {
+                flag: "webhook-secret",
+                what:
+                    "give the secret of the endpoint at the payment provider: without it, anybody could be the provider"
+                        .to_owned(),
+            });
+        }
+        // Refused at once: the first dispute may come after months, and be repeated in vain.
+        if takes_webhooks && provider.url.is_none() {
+            wrong.push(Invalid {
+                flag: "provider-url",
+                what: "give it, with --provider-key: a dispute names no checkout, its payment has to be looked up"
+                    .to_owned(),
+            });
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
     /// Reads the command line and the environment; ends the process when they cannot be understood, and says why.
     pub fn read() -> Self {
         Self::try_parse().unwrap_or_else(|error| naming_the_variable(error).exit())
@@ -69,7 +100,9 @@ pub enum Command {
     Serve,
     /// Bring outcomes from the outbox to Kafka, exactly once.
     Relay,
-    /// Migrate, serve, register, then gate and relay, in one process.
+    /// Take the payment provider's signed events and hand them to Kafka.
+    Webhook,
+    /// Migrate, serve, register, then gate and relay, in one process; webhooks too, where there is a secret for them.
     Run {
         /// Leave the database's tables as they are.
         #[arg(long)]
@@ -217,6 +250,7 @@ pub struct Config {
     pub provider: Provider,
     #[command(flatten)]
     pub mail: Mail,
+    pub webhook: Webhook,
     #[command(flatten)]
     pub process: Process,
 }
@@ -459,6 +493,39 @@ pub struct Mail {
     pub longest_pause: Duration,
 }
 
+/// How the payment provider's own words come in.
+#[derive(Args, Debug, Clone)]
+pub struct Webhook {
+    /// Address on which the payment provider's events are taken (POST /). The provider wants HTTPS: put a proxy before it.
+    #[arg(
+        id = "webhook-listen",
+        long = "webhook-listen",
+        env = "HOLDFAST_WEBHOOK_LISTEN",
+        default_value = "127.0.0.1:9081",
+        global = true
+    )]
+    pub listen: SocketAddr,
+    /// The secret with which the provider signs them, its endpoint's own; both, separated by a comma, while one replaces the
+    /// other. Without it, `run` takes none.
+    #[arg(
+        long = "webhook-secret",
+        env = "HOLDFAST_WEBHOOK_SECRET",
+        hide_env_values = true,
+        global = true
+    )]
+    pub secret: Option<SecretString>,
+    /// How far the moment of a signature may be from now: a longer one lets others repeat for longer what they overheard.
+    #[arg(long = "webhook-tolerance", env = "HOLDFAST_WEBHOOK_TOLERANCE", default_value = "5m", value_parser = humantime::parse_duration, global = true)]
+    pub tolerance: Duration,
+}
+
+impl Webhook {
+    /// Each secret that may have signed; none when no webhooks are taken.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        (self.secret.iter()).flat_map(|secrets| secrets.expose_secret().split(','))
+    }
+}
+
 /// What every process has: a name, an HTTP port for operators, logs, a time to drain.
 #[derive(Args, Debug, Clone)]
 pub struct Process {
@@ -691,6 +758,16 @@ impl Config {
             "give 1s to 1d",
         );
         require(
+            self.webhook.secrets().all(is_a_word),
+            "webhook-secret",
+            "give the secret alone, or several separated by commas, without spaces or line ends",
+        );
+        require(
+            (Duration::from_secs(1)..=Duration::from_secs(3_600)).contains(&self.webhook.tolerance),
+            "webhook-tolerance",
+            "give 1s to 1h",
+        );
+        require(
             !process.instance.is_empty() && process.instance.len() <= 200,
             "instance",
             "give 1 to 200 characters",
@@ -817,12 +894,42 @@ mod tests {
     }
 
     #[test]
+    fn whoever_takes_webhooks_needs_their_secret_and_a_provider_to_ask() {
+        let check = |args: &[&str]| {
+            let wrong = Cli::parse_from([&["holdfast"], args].concat()).check();
+            let flags = |wrong: Vec<Invalid>| wrong.iter().map(|setting| setting.flag).collect::<Vec<_>>();
+            wrong.map_err(flags)
+        };
+        let provider = ["--provider-url", "https://pay.example", "--provider-key", "sk_1"];
+        let with = |args: &[&'static str]| [args, &provider].concat();
+        let secret = "--webhook-secret";
+        assert_eq!(check(&with(&["webhook", secret, "whsec_1"])), Ok(()));
+        assert_eq!(check(&with(&["webhook", secret, "whsec_1,whsec_2"])), Ok(()));
+        assert_eq!(check(&["run"]), Ok(()));
+        assert_eq!(check(&["gate", secret, "whsec_1"]), Ok(()));
+        assert_eq!(check(&with(&["webhook"])), Err(vec!["webhook-secret"]));
+        assert_eq!(check(&["webhook"]), Err(vec!["webhook-secret", "provider-url"]));
+        assert_eq!(check(&["run", secret, "whsec_1"]), Err(vec!["provider-url"]));
+        for wrong in ["", ",", "whsec_1,", "whsec_1, whsec_2", "whsec_1\n"] {
+            assert_eq!(
+                check(&with(&["webhook", secret, wrong])),
+                Err(vec!["webhook-secret"]),
+                "{wrong:?}"
+            );
+        }
+        let tolerance = ["webhook", secret, "whsec_1", "--webhook-tolerance", "0s"];
+        assert_eq!(check(&with(&tolerance)), Err(vec!["webhook-tolerance"]));
+    }
+
+    #[test]
     fn a_password_is_never_printed() {
         let config = config(&["--database-url", "postgres://holdfast:sesame@db/holdfast"]);
         assert!(!format!("{config:?}").contains("sesame"));
         let config = self::config(&["--provider-url", "https://pay.example", "--provider-key", "sk_sesame"]);
         assert!(!format!("{config:?}").contains("sesame"));
         let config = self::config(&["--smtp-url", "smtps://shop:sesame@mail.example"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+        let config = self::config(&["--webhook-secret", "whsec_sesame"]);
         assert!(!format!("{config:?}").contains("sesame"));
     }
 }

@@ -65,11 +65,15 @@ pub enum Point {
     MailAccepted,
     /// It is noted that the mail server has taken a mail.
     MailNoted,
+    /// A webhook is verified and understood, nothing is sent to Kafka.
+    WebhookVerified,
+    /// Kafka has the event that a webhook told, the payment provider has no answer.
+    WebhookAcknowledged,
 }
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 30] = [
+    pub const ALL: [Point; 32] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -100,6 +104,8 @@ impl Point {
         Point::CheckoutFailed,
         Point::MailAccepted,
         Point::MailNoted,
+        Point::WebhookVerified,
+        Point::WebhookAcknowledged,
     ];
 
     /// The name used in the environment, in logs and in the documentation.
@@ -135,6 +141,8 @@ impl Point {
             Point::CheckoutFailed => "checkout.failed",
             Point::MailAccepted => "mail.accepted",
             Point::MailNoted => "mail.noted",
+            Point::WebhookVerified => "webhook.verified",
+            Point::WebhookAcknowledged => "webhook.acknowledged",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What every Kafka client of Holdfast has in common: where Kafka is, how a key finds its partition, how acknowledgements
 //! are awaited, and how the headers of any record are read.
 
+pub mod courier;
 pub mod dead_letters;
 pub mod reader;
 
@@ -92,18 +93,11 @@ impl Deliveries {
 
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            // Remarks on settings that were chosen with care.
-            _ if facility == "CONFWARN" => tracing::debug!(facility, "{message}"),
-            RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
-                tracing::debug!(facility, "{message}");
-            }
-            _ => tracing::warn!(facility, "{message}"),
-        }
+        Remarks.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "Kafka producer");
+        Remarks.error(error, reason);
     }
 }
 
@@ -120,6 +114,27 @@ impl ProducerContext for Deliveries {
         if counts.settled == counts.sent {
             self.all_settled.notify_all();
         }
+    }
+}
+
+/// What the client library remarks, brought to our log.
+#[derive(Debug, Clone, Copy)]
+pub struct Remarks;
+
+impl ClientContext for Remarks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            // Remarks on settings that were chosen with care.
+            _ if facility == "CONFWARN" => tracing::debug!(facility, "{message}"),
+            RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::debug!(facility, "{message}");
+            }
+            _ => tracing::warn!(facility, "{message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka producer");
     }
 }
 

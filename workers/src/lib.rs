@@ -17,6 +17,7 @@ pub mod store;
 
 pub mod mail;
 pub mod provider;
+pub mod webhook;
 
 pub mod relay;
 

@@ -85,6 +85,11 @@ impl Stack {
         Launch::new(self, subcommand, instance)
     }
 
+    /// Where whichever instance takes webhooks listens for them.
+    pub fn webhook(&self) -> anyhow::Result<String> {
+        Ok(format!("127.0.0.1:{}", self.ports.get("webhook")?))
+    }
+
     /// Data, logs, process ids and ports.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -137,6 +137,7 @@ impl<'a> Launch<'a> {
             .env("HOLDFAST_RESTATE_INGRESS", restate.ingress())
             .env("HOLDFAST_SERVE_LISTEN", &serve)
             .env("HOLDFAST_SERVE_URL", format!("http://{serve}"))
+            .env("HOLDFAST_WEBHOOK_LISTEN", self.stack.webhook()?)
             .env("HOLDFAST_HTTP_LISTEN", http)
             .env("HOLDFAST_INSTANCE", &self.instance)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

@@ -256,7 +256,7 @@ fn seen(answer: &Result<Payment, Error>) -> Option<Seen> {
 /// Somebody who pays, for one checkout.
 pub(crate) struct Buyer {
     pub(crate) checkout: CheckoutId,
-    user: UserId,
+    pub(crate) user: UserId,
     method: String,
 }
 

@@ -84,10 +84,10 @@ async fn take(request: Request<Incoming>, state: Arc<State>) -> io::Result<Respo
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let signature = head
         .headers
-        .get("stripe-signature")
+        .get(webhook::SIGNATURE)
         .and_then(|value| value.to_str().ok());
     let tolerance = time::Duration::minutes(5);
-    let event = webhook::verify(signature.unwrap_or_default(), &body, SECRET, now(), tolerance)
+    let event = webhook::verify(signature.unwrap_or_default(), &body, [SECRET], now(), tolerance)
         .and_then(|()| webhook::read(&body))
         .map_err(|error| format!("{error}: {signature:?}"));
     if !refused {

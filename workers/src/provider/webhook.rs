@@ -6,6 +6,7 @@
 //! so that an old `t` is somebody's repetition. Source: Stripe's documentation, "Verify webhook signatures manually".
 
 use hmac::{Hmac, Mac};
+use holdfast_schemas::{DeclineCode, DisputeId, EventId, Price};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::Sha256;
@@ -14,46 +15,58 @@ use time::{Duration, OffsetDateTime};
 use super::stripe::{Wrong, text};
 use super::{CheckoutId, Currency, PaymentId, UserId};
 
-/// Something that happened to a payment.
+/// The header that the signatures come in.
+pub const SIGNATURE: &str = "stripe-signature";
+
+/// Who says it: the `source` of the events that are made of webhooks.
+pub const SOURCE: &str = "stripe";
+
+/// Something that happened to a payment. All of it is as it was then, and the same each time the provider tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The same each time the provider tells it.
-    pub id: String,
+    pub id: EventId,
     pub created: OffsetDateTime,
     pub payment: PaymentId,
-    /// For whom the payment was made. A dispute does not say; [`super::Provider::get`] does.
-    pub checkout: Option<CheckoutId>,
-    pub user: Option<UserId>,
+    pub buyer: Buyer,
     pub what: What,
 }
 
-/// Amounts are minor units of `currency`, totals of the payment so far.
+/// For whom the payment was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Buyer {
+    Known {
+        checkout: CheckoutId,
+        user: UserId,
+    },
+    /// Somebody else made the payment.
+    Stranger,
+    /// A dispute does not say; [`super::Provider::get`] does.
+    Unsaid,
+}
+
+impl Buyer {
+    pub fn new(checkout: Option<CheckoutId>, user: Option<UserId>) -> Self {
+        match (checkout, user) {
+            (Some(checkout), Some(user)) => Self::Known { checkout, user },
+            _ => Self::Stranger,
+        }
+    }
+}
+
+/// Amounts are totals of the payment so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    Authorized {
-        amount: i64,
-        currency: Currency,
-    },
-    Captured {
-        amount: i64,
-        currency: Currency,
-    },
-    /// By the provider's short code.
-    Failed {
-        reason: String,
-    },
+    Authorized(Price),
+    Captured(Price),
+    Failed(DeclineCode),
     /// Nothing was captured, and nothing will be.
     Canceled,
-    Refunded {
-        total: i64,
-        currency: Currency,
-        /// Nothing of what was captured is left.
-        full: bool,
-    },
+    /// So much of what was captured was given back.
+    Refunded(Price),
     Disputed {
-        amount: i64,
-        currency: Currency,
-        dispute: Dispute,
+        id: DisputeId,
+        amount: Price,
+        status: Dispute,
     },
 }
 
@@ -81,23 +94,29 @@ pub enum Error {
     Incomplete(&'static str),
 }
 
-/// Whether the holder of `secret` signed this body, at most `tolerance` before or after `now`.
+/// Whether the holder of one of the `secrets` signed this body, at most `tolerance` before or after `now`.
 ///
 /// # Errors
 /// [`Error::Unsigned`], [`Error::Forged`], [`Error::Old`].
-pub fn verify(header: &str, body: &[u8], secret: &str, now: OffsetDateTime, tolerance: Duration) -> Result<(), Error> {
+pub fn verify<'s>(
+    header: &str,
+    body: &[u8],
+    secrets: impl IntoIterator<Item = &'s str>,
+    now: OffsetDateTime,
+    tolerance: Duration,
+) -> Result<(), Error> {
     let parts = || header.split(',').filter_map(|part| part.trim().split_once('='));
     let signed_at = parts().find_map(|(name, value)| (name == "t").then_some(value));
     let signed_at = signed_at.ok_or(Error::Unsigned)?;
-    let mut signatures = parts().filter(|(name, _)| *name == "v1").peekable();
-    signatures.peek().ok_or(Error::Unsigned)?;
-    let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
-    let mac = mac.chain_update(signed_at).chain_update(".").chain_update(body);
-    let fits = |(_, signature): (&str, &str)| {
+    let signatures = || parts().filter_map(|(name, value)| (name == "v1").then_some(value));
+    signatures().next().ok_or(Error::Unsigned)?;
+    let fits = |secret: &str| {
+        let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
+        let mac = mac.chain_update(signed_at).chain_update(".").chain_update(body);
         // Compared in constant time.
-        hex::decode(signature).is_ok_and(|signature| mac.clone().verify_slice(&signature).is_ok())
+        signatures().any(|text| hex::decode(text).is_ok_and(|signature| mac.clone().verify_slice(&signature).is_ok()))
     };
-    if !signatures.any(fits) {
+    if !secrets.into_iter().any(fits) {
         return Err(Error::Forged);
     }
     // Looked at last: only what is signed is worth a reason.
@@ -120,58 +139,46 @@ pub fn verify(header: &str, body: &[u8], secret: &str, now: OffsetDateTime, tole
 pub fn read(body: &[u8]) -> Result<Option<Event>, Error> {
     let told: Told = serde_json::from_slice(body).map_err(Error::Unreadable)?;
     let object = Object(&told.data.object);
-    let (payment, what) = match told.kind.as_str() {
-        "payment_intent.amount_capturable_updated" => (
-            "id",
-            What::Authorized {
-                amount: object.amount("amount_capturable")?,
-                currency: object.currency()?,
-            },
-        ),
-        "payment_intent.succeeded" => (
-            "id",
-            What::Captured {
-                amount: object.amount("amount_received").or_else(|_| object.amount("amount"))?,
-                currency: object.currency()?,
-            },
-        ),
-        "payment_intent.payment_failed" => {
-            let reason = object.reason();
-            ("id", What::Failed { reason })
+    let payment = match told.kind.split_once('.') {
+        Some(("payment_intent", _)) => "id",
+        // A charge that no PaymentIntent made is none of ours.
+        Some(("charge", _)) if object.0.get("payment_intent").is_some_and(|payment| !payment.is_null()) => {
+            "payment_intent"
         }
-        "payment_intent.canceled" => ("id", What::Canceled),
-        // An authorisation that is let go of counts as refunded too; nothing was captured then.
-        "charge.refunded" if object.amount("amount_captured").is_ok_and(|captured| captured == 0) => return Ok(None),
-        "charge.refunded" => {
-            let total = object.amount("amount_refunded")?;
-            let captured = object.amount("amount_captured").or_else(|_| object.amount("amount"))?;
-            let currency = object.currency()?;
-            let full = total >= captured;
-            ("payment_intent", What::Refunded { total, currency, full })
-        }
-        "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed" => (
-            "payment_intent",
-            What::Disputed {
-                amount: object.amount("amount")?,
-                currency: object.currency()?,
-                dispute: object.dispute()?,
-            },
-        ),
         _ => return Ok(None),
     };
-    // A charge that no PaymentIntent made is none of ours.
-    if payment == "payment_intent" && object.0.get(payment).is_none_or(Value::is_null) {
-        return Ok(None);
-    }
-    let payment = object.word(payment).and_then(|id| PaymentId::parse(id).ok());
+    let what = match told.kind.as_str() {
+        "payment_intent.amount_capturable_updated" => What::Authorized(object.price("amount_capturable")?),
+        "payment_intent.succeeded" => {
+            What::Captured(object.price("amount_received").or_else(|_| object.price("amount"))?)
+        }
+        "payment_intent.payment_failed" => What::Failed(object.reason()?),
+        "payment_intent.canceled" => What::Canceled,
+        // An authorisation that is let go of counts as refunded too; nothing was captured then.
+        "charge.refunded" if object.amount("amount_captured").is_ok_and(|captured| captured == 0) => return Ok(None),
+        "charge.refunded" => What::Refunded(object.price("amount_refunded")?),
+        "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed" => What::Disputed {
+            id: object.parsed("id", DisputeId::parse)?,
+            amount: object.price("amount")?,
+            status: object.dispute()?,
+        },
+        _ => return Ok(None),
+    };
     let metadata = object.0.get("metadata").and_then(Value::as_object);
     let name = |name| text(metadata, name);
+    let buyer = match &what {
+        // It has metadata of its own, which say nothing of the payment.
+        What::Disputed { .. } => Buyer::Unsaid,
+        _ => Buyer::new(
+            name("checkout").and_then(|id| CheckoutId::parse(id).ok()),
+            name("user").and_then(|id| UserId::parse(id).ok()),
+        ),
+    };
     Ok(Some(Event {
-        id: told.id,
+        id: EventId::parse(&told.id).map_err(|_| Error::Incomplete("id"))?,
         created: OffsetDateTime::from_unix_timestamp(told.created).map_err(|_| Error::Incomplete("created"))?,
-        payment: payment.ok_or(Error::Incomplete("payment"))?,
-        checkout: name("checkout").and_then(|id| CheckoutId::parse(id).ok()),
-        user: name("user").and_then(|id| UserId::parse(id).ok()),
+        payment: object.parsed(payment, PaymentId::parse)?,
+        buyer,
         what,
     }))
 }
@@ -202,18 +209,24 @@ impl<'a> Object<'a> {
         self.0.get(name).and_then(Value::as_i64).ok_or(Error::Incomplete(name))
     }
 
-    fn currency(&self) -> Result<Currency, Error> {
-        let code = self.word("currency").map(str::to_ascii_uppercase);
-        let currency = code.and_then(|code| Currency::from_code(&code));
-        currency.ok_or(Error::Incomplete("currency"))
+    fn price(&self, name: &'static str) -> Result<Price, Error> {
+        let currency = self.word("currency").map(str::to_ascii_uppercase);
+        let currency = currency.and_then(|code| Currency::from_code(&code));
+        let currency = currency.ok_or(Error::Incomplete("currency"))?;
+        Price::new(self.amount(name)?, currency).map_err(|_| Error::Incomplete(name))
     }
 
-    fn reason(&self) -> String {
+    fn parsed<T, E>(&self, name: &'static str, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<T, Error> {
+        let parsed = self.word(name).and_then(|text| parse(text).ok());
+        parsed.ok_or(Error::Incomplete(name))
+    }
+
+    fn reason(&self) -> Result<DeclineCode, Error> {
         let wrong = self.0.get("last_payment_error").cloned();
         let wrong: Wrong = wrong
             .and_then(|wrong| serde_json::from_value(wrong).ok())
             .unwrap_or_default();
-        wrong.reason()
+        DeclineCode::parse(&wrong.reason()).map_err(|_| Error::Incomplete("last_payment_error"))
     }
 
     fn dispute(&self) -> Result<Dispute, Error> {
@@ -239,7 +252,7 @@ mod tests {
 
     fn check(header: &str, body: &[u8], secret: &str, now: i64) -> Result<(), Error> {
         let now = OffsetDateTime::from_unix_timestamp(now).unwrap();
-        verify(header, body, secret, now, Duration::minutes(5))
+        verify(header, body, secret.split(','), now, Duration::minutes(5))
     }
 
     #[test]
@@ -256,6 +269,9 @@ mod tests {
         ] {
             assert!(check(&header, BODY, "whsec_1", NOW).is_ok(), "{header}");
         }
+        for secrets in ["whsec_1,whsec_2", "whsec_2,whsec_1"] {
+            assert!(check(&header, BODY, secrets, NOW).is_ok(), "{secrets}");
+        }
     }
 
     #[test]
@@ -263,6 +279,7 @@ mod tests {
         let header = format!("t={NOW},v1={SIGNATURE}");
         let forged = |answer| matches!(answer, Err(Error::Forged));
         assert!(forged(check(&header, BODY, "whsec_2", NOW)), "another secret");
+        assert!(forged(check(&header, BODY, "whsec_2,whsec_3", NOW)), "two others");
         assert!(
             forged(check(&header, br#"{"id":"evt_2"}"#, "whsec_1", NOW)),
             "another body"
@@ -306,7 +323,7 @@ mod tests {
 
     #[test]
     fn each_event_says_what_happened_to_which_payment() {
-        let currency = Currency::EUR;
+        let price = |amount| Price::new(amount, Currency::EUR).unwrap();
         let intent = |more: Value| {
             let mut object = json!({
                 "id": "pi_1", "amount": 4500, "amount_capturable": 4500, "amount_received": 4500, "currency": "eur",
@@ -324,55 +341,37 @@ mod tests {
             )
         };
         let dispute = |status: &str| json!({ "id": "du_1", "payment_intent": "pi_1", "amount": 4500, "currency": "eur", "status": status });
-        let disputed = |dispute| What::Disputed {
-            amount: 4_500,
-            currency,
-            dispute,
+        let disputed = |status| What::Disputed {
+            id: DisputeId::parse("du_1").unwrap(),
+            amount: price(4_500),
+            status,
         };
-        let declined = json!({ "last_payment_error": { "code": "card_declined", "decline_code": "lost_card" } });
+        let failure = |code, decline| json!({ "last_payment_error": { "code": code, "decline_code": decline } });
+        let failed = |code| What::Failed(DeclineCode::parse(code).unwrap());
         for (kind, object, what) in [
             (
                 "payment_intent.amount_capturable_updated",
                 intent(json!({})),
-                What::Authorized {
-                    amount: 4_500,
-                    currency,
-                },
+                What::Authorized(price(4_500)),
             ),
             (
                 "payment_intent.succeeded",
                 intent(json!({})),
-                What::Captured {
-                    amount: 4_500,
-                    currency,
-                },
+                What::Captured(price(4_500)),
             ),
             (
                 "payment_intent.payment_failed",
-                intent(declined),
-                What::Failed {
-                    reason: "lost_card".into(),
-                },
+                intent(failure("card_declined", json!("lost_card"))),
+                failed("lost_card"),
+            ),
+            (
+                "payment_intent.payment_failed",
+                intent(failure("Not a code!", Value::Null)),
+                failed("unspecified"),
             ),
             ("payment_intent.canceled", intent(json!({})), What::Canceled),
-            (
-                "charge.refunded",
-                charge(500),
-                What::Refunded {
-                    total: 500,
-                    currency,
-                    full: false,
-                },
-            ),
-            (
-                "charge.refunded",
-                charge(4500),
-                What::Refunded {
-                    total: 4_500,
-                    currency,
-                    full: true,
-                },
-            ),
+            ("charge.refunded", charge(500), What::Refunded(price(500))),
+            ("charge.refunded", charge(4500), What::Refunded(price(4_500))),
             (
                 "charge.dispute.created",
                 dispute("needs_response"),
@@ -389,8 +388,27 @@ mod tests {
             let event = event(kind, object).unwrap().unwrap();
             assert_eq!(event.what, what, "{kind}");
             assert_eq!((event.id.as_str(), event.payment.as_str()), ("evt_1", "pi_1"), "{kind}");
-            let told = event.checkout.is_some() && event.user.is_some();
-            assert_eq!(told, !kind.contains("dispute"), "{kind}");
+            match event.buyer {
+                Buyer::Known { checkout, user } => assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann")),
+                buyer => assert!(buyer == Buyer::Unsaid && kind.contains("dispute"), "{kind}: {buyer:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_payment_without_both_names_is_a_strangers() {
+        for metadata in [
+            json!(null),
+            json!({}),
+            json!({ "checkout": "c-1" }),
+            json!({ "user": "ann" }),
+            json!({ "checkout": "", "user": "ann" }),
+            json!({ "checkout": "c-1", "user": "a\u{0}n" }),
+            json!({ "checkout": 1, "user": "ann" }),
+        ] {
+            let object = json!({ "id": "pi_1", "metadata": metadata });
+            let event = event("payment_intent.canceled", object).unwrap().unwrap();
+            assert_eq!(event.buyer, Buyer::Stranger, "{metadata}");
         }
     }
 
@@ -402,10 +420,40 @@ mod tests {
         assert!(event("customer.created", json!({})).unwrap().is_none());
         let foreign = json!({ "payment_intent": null, "amount": 1, "currency": "eur", "status": "lost" });
         assert!(event("charge.dispute.closed", foreign).unwrap().is_none());
-        assert!(matches!(
-            event("payment_intent.succeeded", json!({ "id": "pi_1" })),
-            Err(Error::Incomplete("amount"))
-        ));
+        for (kind, object, wrong) in [
+            (
+                "payment_intent.succeeded",
+                json!({ "id": "pi_1", "currency": "eur" }),
+                "amount",
+            ),
+            (
+                "payment_intent.succeeded",
+                json!({ "id": "pi_1", "currency": "eur", "amount_received": -1, "amount": -1 }),
+                "amount",
+            ),
+            (
+                "payment_intent.succeeded",
+                json!({ "id": "pi_1", "currency": "zzz", "amount": 1 }),
+                "currency",
+            ),
+            ("payment_intent.canceled", json!({ "id": "" }), "id"),
+            (
+                "charge.refunded",
+                json!({ "payment_intent": "..", "amount_refunded": 1, "currency": "eur" }),
+                "payment_intent",
+            ),
+            (
+                "charge.dispute.closed",
+                json!({ "id": "du_1", "payment_intent": "pi_1", "amount": 1, "currency": "eur" }),
+                "status",
+            ),
+        ] {
+            let told = event(kind, object.clone());
+            assert!(
+                matches!(told, Err(Error::Incomplete(missing)) if missing == wrong),
+                "{object}: {told:?}"
+            );
+        }
         for body in ["", "{", "[]", "null", r#"{"id":"evt_1"}"#] {
             assert!(matches!(read(body.as_bytes()), Err(Error::Unreadable(_))), "{body}");
         }

@@ -50,6 +50,14 @@ impl Simulator {
         lock(&self.state.webhooks).target = Some(Target { url, secret });
     }
 
+    /// Tells nothing more of what happened so far, and nobody of what happens until somebody wants to know.
+    pub fn webhooks_to_nobody(&self) {
+        if let Some(delivering) = lock(&self.delivering).take() {
+            delivering.abort();
+        }
+        *lock(&self.state.webhooks) = Queue::default();
+    }
+
     /// The events that nobody has acknowledged.
     pub fn untold(&self) -> Vec<Value> {
         lock(&self.state.webhooks).waiting.clone()

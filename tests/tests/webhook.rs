@@ -1,0 +1,515 @@
+//! What the payment provider tells by itself: payments work with nothing but configuration, whatever is told twice, late or
+//! backwards takes effect once, and nobody else is believed.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast::crash::Point;
+use holdfast_schemas::topics;
+use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, sign};
+use holdfast_tests::kit::{Holdfast, Kit, until};
+use holdfast_tests::load::now;
+use nix::sys::signal::Signal;
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+
+use crate::checkout::{CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, reaches, reads, sold};
+use crate::crashes::done_again;
+use crate::support::DEADLINE;
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout,
+    what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told,
+    a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_nothing,
+    while_kafka_is_away_no_webhook_is_acknowledged_and_none_is_lost,
+    a_dispute_is_heard_as_soon_as_the_provider_says_whose_payment_it_is,
+    a_webhook_in_hand_is_answered_before_the_process_ends,
+    webhooks_take_effect_once_whatever_step_dies_or_is_repeated,
+    without_a_secret_or_a_provider_nobody_takes_webhooks,
+];
+
+const SECRET: &str = "whsec_proofs";
+
+/// The largest body.
+const LIMIT: usize = 1 << 20;
+
+fn a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "webhook/confirm", &[("HOLDFAST_WEBHOOK_SECRET", SECRET)]).await?;
+        listen(kit)?;
+        kit.provider.deliver_always(Delivery::Twice);
+        let tickets = shop.tickets(3).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for (name, ticket, method) in [("yes", 0, CONFIRMED), ("no", 1, CONFIRMED), ("at-once", 2, CARD)] {
+            let body = json!({ "checkout": shop.id(name), "tickets": [tickets[ticket]], "payment_method": method });
+            check_out(kit, &shop.user, body).await?;
+        }
+        for (name, success, state) in [("yes", true, "completed"), ("no", false, "failed")] {
+            reaches(kit, &shop.id(name), "waiting").await?;
+            shop.simulator.authenticate(&shop.payment(name)?, success)?;
+            ends(kit, &shop.id(name), state).await?;
+        }
+        ends(kit, &shop.id("at-once"), "completed").await?;
+        sold(kit, &[tickets[0].clone(), tickets[2].clone()]).await?;
+        free(kit, &tickets[1..2]).await?;
+        for (name, money) in [("yes", PRICE), ("no", 0), ("at-once", PRICE)] {
+            shop.paid(name, money)?;
+        }
+        is_told(kit, &shop, 2, "holdfast.payment.captured.v1").await?;
+        kit.provider.webhooks_to_nobody();
+        shop.close().await
+    })
+}
+
+fn what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told(
+    kit: &Kit,
+) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/after").await?;
+        let role = role(kit, &shop).await?;
+        let before = dead_letters(kit).await?;
+        let orders = [Delivery::InOrder, Delivery::Backwards, Delivery::Twice];
+        for (round, delivery) in orders.into_iter().enumerate() {
+            let name = |what: &str| format!("{what}-{round}");
+            let [parted, returned, won, lost] = ["parted", "returned", "won", "lost"].map(name);
+            let names = [&parted, &returned, &won, &lost];
+            let tickets = shop.tickets_named(&round.to_string(), names.len()).await?;
+            buy(kit, &shop, &names, &tickets).await?;
+            let at_the_provider = |name: &str| shop.payment(name);
+            shop.simulator.refund(&at_the_provider(&parted)?, 700)?;
+            shop.simulator.refund(&at_the_provider(&returned)?, 700)?;
+            shop.simulator.refund(&at_the_provider(&returned)?, PRICE - 700)?;
+            for (name, is_won) in [(&won, true), (&lost, false)] {
+                shop.simulator.dispute(&at_the_provider(name)?)?;
+                shop.simulator.close_dispute(&at_the_provider(name)?, is_won)?;
+            }
+            let told = shop.simulator.deliver(delivery).await?;
+            ensure!(told > 0, "nothing was told");
+            shop.simulator.deliver_again().await?;
+            ends(kit, &shop.id(&returned), "refunded").await?;
+            free(kit, &tickets[1..2]).await?;
+            sold(kit, &[&tickets[..1], &tickets[2..]].concat()).await?;
+            shop.paid(&parted, PRICE - 700)?;
+            shop.paid(&returned, 0)?;
+        }
+        // Of what comes backwards, only the last word is news: the whole refund, and how the dispute was decided.
+        reads(kit, &shop.user, "refunded", 3 + 2 + 3).await?;
+        reads(kit, &shop.user, "disputed", 4 + 2 + 4).await?;
+        // What was looked up for a dispute is the same each time: no event has come with two contents.
+        let after = dead_letters(kit).await?;
+        ensure!(before == after, "{before} dead letters have become {after}");
+        role.stop().await?;
+        shop.close().await
+    })
+}
+
+fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
+    const NEXT: &str = "whsec_next";
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/refused").await?;
+        let secrets = format!("{NEXT},{SECRET}");
+        let role = shop
+            .beside("webhook")
+            .env("HOLDFAST_WEBHOOK_SECRET", &secrets)
+            .start()
+            .await?;
+        let metadata = json!({ "checkout": shop.id("nowhere"), "user": shop.user });
+        let captured = |id: &str, metadata: &Value| {
+            let object = json!({ "id": "pi_none", "amount_received": 100, "currency": "eur", "metadata": metadata });
+            told(&shop.id(id), "payment_intent.succeeded", &object)
+        };
+        let sound = captured("sound", &metadata);
+        let at = now().unix_timestamp();
+        let signed = |body: &str| Some(sign(SECRET, body, at));
+        let cut = sound[..sound.len() - 1].to_owned();
+        let incomplete = told(&shop.id("incomplete"), "payment_intent.succeeded", &json!({}));
+        let boring = told(&shop.id("boring"), "customer.created", &json!({}));
+        let foreign = captured("foreign", &json!({ "order": "4711" }));
+        let large = sound.clone() + &" ".repeat(LIMIT + 1 - sound.len());
+        let cases = [
+            (400, "unsigned", None, &sound),
+            (400, "unsigned", Some("v1=00".to_owned()), &sound),
+            (400, "forged", Some(sign("whsec_other", &sound, at)), &sound),
+            (400, "forged", signed(&boring), &sound),
+            (400, "old", Some(sign(SECRET, &sound, at - 600)), &sound),
+            (400, "old", Some(sign(SECRET, &sound, at + 600)), &sound),
+            (400, "unreadable", signed(&cut), &cut),
+            (400, "unreadable", signed(&incomplete), &incomplete),
+            (413, "too_large", signed(&large), &large),
+            (200, "ignored", signed(&boring), &boring),
+            (200, "ignored", signed(&foreign), &foreign),
+        ];
+        for (number, (status, result, signature, body)) in cases.iter().enumerate() {
+            let before = counted(&role, result).await?;
+            let (answered, why) = post(kit, signature.as_deref(), body, &[]).await?;
+            ensure!(
+                answered == *status && !why.trim().is_empty(),
+                "{number}, {result}: {answered} {why}"
+            );
+            ensure!(
+                counted(&role, result).await? == before + 1.0,
+                "{number} is not counted as {result}"
+            );
+        }
+        let taken = from_provider(kit, &shop).await?;
+        ensure!(taken.is_empty(), "{taken:?}");
+
+        // Signed by either secret it is taken; overheard and repeated in time, it is the same event again.
+        let other = captured("other", &metadata);
+        for (signature, body) in [(signed(&sound), &sound), (Some(sign(NEXT, &other, at)), &other)] {
+            for _ in 0..2 {
+                let answer = post(kit, signature.as_deref(), body, &[("traceparent", TRACE)]).await?;
+                ensure!(answer == (200, "accepted\n".to_owned()), "{answer:?}");
+            }
+        }
+        let taken = from_provider(kit, &shop).await?;
+        let ids: Vec<_> = taken
+            .iter()
+            .map(|event| event["id"].as_str().unwrap_or_default())
+            .collect();
+        let (sound, other) = (shop.id("sound"), shop.id("other"));
+        ensure!(ids == [&sound, &sound, &other, &other], "{taken:?}");
+        ensure!(taken.iter().all(|event| event["traceparent"] == TRACE), "{taken:?}");
+        ensure!(counted(&role, "accepted").await? == 4.0, "not all are counted");
+        // Of a checkout that is not there; that is said once for each of the two.
+        reads(kit, &shop.user, "refused", 2).await?;
+
+        let asked = reqwest::get(format!("http://{}/", kit.stack.webhook()?)).await?;
+        ensure!(asked.status() == 405, "{asked:?}");
+        let log = std::fs::read_to_string(role.log())?;
+        ensure!(
+            !log.contains(SECRET) && !log.contains(NEXT),
+            "a secret stands in the log"
+        );
+        role.stop().await?;
+        shop.close().await
+    })
+}
+
+fn while_kafka_is_away_no_webhook_is_acknowledged_and_none_is_lost(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/kafka").await?;
+        let role = role(kit, &shop).await?;
+        kit.provider.deliver_always(Delivery::InOrder);
+        let tickets = shop.tickets(6).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        let names: Vec<_> = (0..tickets.len()).map(|number| format!("order-{number}")).collect();
+        for (name, ticket) in names.iter().zip(&tickets) {
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CONFIRMED });
+            check_out(kit, &shop.user, body).await?;
+        }
+        for name in &names {
+            reaches(kit, &shop.id(name), "waiting").await?;
+        }
+        let confirm = |names: &[String]| {
+            names
+                .iter()
+                .try_for_each(|name| shop.simulator.authenticate(&shop.payment(name)?, true))
+        };
+        confirm(&names[..2])?;
+        kit.stack.kafka.kill()?;
+        confirm(&names[2..4])?;
+        until("a webhook is answered that Kafka is away", DEADLINE, async || {
+            ensure!(counted(&role, "unavailable").await? >= 1.0, "none");
+            anyhow::Ok(())
+        })
+        .await?;
+        let body = told(
+            &shop.id("by-hand"),
+            "payment_intent.canceled",
+            &json!({ "id": "pi_none" }),
+        );
+        let ignored = post(kit, Some(&sign(SECRET, &body, now().unix_timestamp())), &body, &[]).await?;
+        ensure!(ignored.0 == 200, "what needs no Kafka waits for it: {ignored:?}");
+        kit.stack.kafka.start().await?;
+        confirm(&names[4..])?;
+        for name in &names {
+            ends(kit, &shop.id(name), "completed")
+                .await
+                .with_context(|| name.clone())?;
+            shop.paid(name, PRICE)?;
+        }
+        sold(kit, &tickets).await?;
+        is_told(kit, &shop, names.len(), "holdfast.payment.authorized.v1").await?;
+        is_told(kit, &shop, names.len(), "holdfast.payment.captured.v1").await?;
+        kit.provider.webhooks_to_nobody();
+        role.stop().await?;
+        shop.close().await
+    })
+}
+
+fn a_dispute_is_heard_as_soon_as_the_provider_says_whose_payment_it_is(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/dispute").await?;
+        let role = role(kit, &shop).await?;
+        let tickets = shop.tickets(1).await?;
+        buy(kit, &shop, &[&"order".to_owned()], &tickets).await?;
+        shop.simulator.deliver(Delivery::InOrder).await?;
+
+        let order = shop.id("order");
+        for fault in [Fault::Unavailable, Fault::RequestLost, Fault::Garbled] {
+            shop.simulator.fail(Call::Retrieve, Some(&order), fault, 1);
+        }
+        shop.simulator.dispute(&shop.payment("order")?)?;
+        for round in 0..2 {
+            let answer = shop.simulator.deliver(Delivery::InOrder).await;
+            ensure!(answer.is_err(), "{round}: it was acknowledged");
+        }
+        ensure!(counted(&role, "unavailable").await? == 3.0, "not each try is counted");
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        ensure!(shop.simulator.untold().is_empty(), "{:?}", shop.simulator.untold());
+        reads(kit, &shop.user, "disputed", 1).await?;
+        sold(kit, &tickets).await?;
+
+        // Somebody else's payment by the same account is looked up, and let pass.
+        let foreign = shop_elsewhere(&shop.simulator.url()).await?;
+        let before = counted(&role, "ignored").await?;
+        shop.simulator.dispute(&foreign)?;
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        // It was authorised and captured as well.
+        ensure!(counted(&role, "ignored").await? == before + 4.0, "not let pass");
+        // A payment that the account of the key does not know: somebody has to mend a setting, and nothing is let pass.
+        let object =
+            json!({ "id": "du_none", "payment_intent": "pi_none", "amount": 1, "currency": "eur", "status": "lost" });
+        let unknown = told(&shop.id("unknown"), "charge.dispute.closed", &object);
+        let answer = post(
+            kit,
+            Some(&sign(SECRET, &unknown, now().unix_timestamp())),
+            &unknown,
+            &[],
+        )
+        .await?;
+        ensure!(answer.0 == 503, "{answer:?}");
+        role.stop().await?;
+        shop.close().await
+    })
+}
+
+fn a_webhook_in_hand_is_answered_before_the_process_ends(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/drain").await?;
+        let role = role(kit, &shop).await?;
+        let tickets = shop.tickets(1).await?;
+        buy(kit, &shop, &[&"order".to_owned()], &tickets).await?;
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        let payment = shop.payment("order")?;
+        let looked_up = || {
+            let asked = shop.simulator.asked();
+            asked
+                .iter()
+                .filter(|asked| asked.method == "GET" && asked.path.contains(&payment))
+                .count()
+        };
+        let before = looked_up();
+        let slow = Fault::Slow(Duration::from_millis(1_500));
+        shop.simulator.fail(Call::Retrieve, Some(&shop.id("order")), slow, 1);
+        shop.simulator.dispute(&payment)?;
+        let told = shop
+            .simulator
+            .untold()
+            .into_iter()
+            .next()
+            .context("no dispute is told")?
+            .to_string();
+        let signature = sign(SECRET, &told, now().unix_timestamp());
+        let stop = async {
+            until("the payment is being looked up", DEADLINE, async || {
+                ensure!(looked_up() > before, "nobody asks");
+                anyhow::Ok(())
+            })
+            .await?;
+            role.stop().await
+        };
+        let (answer, ()) = tokio::try_join!(post(kit, Some(&signature), &told, &[]), stop)?;
+        ensure!(answer.0 == 200, "{answer:?}");
+        reads(kit, &shop.user, "disputed", 1).await?;
+        shop.simulator.webhooks_to_nobody();
+        shop.close().await
+    })
+}
+
+fn webhooks_take_effect_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/crash").await?;
+        listen(kit)?;
+        let tickets = shop.tickets(1).await?;
+        buy(kit, &shop, &[&"order".to_owned()], &tickets).await?;
+        let payment = shop.payment("order")?;
+        let points = Point::ALL
+            .into_iter()
+            .filter(|point| point.name().starts_with("webhook."));
+        let points: Vec<_> = points.collect();
+        for point in &points {
+            shop.simulator.refund(&payment, 100)?;
+            let launch = || shop.beside("webhook").env("HOLDFAST_WEBHOOK_SECRET", SECRET);
+            let dying = launch().env("HOLDFAST_CRASH", point.name()).start().await?;
+            ensure!(
+                shop.simulator.deliver(Delivery::InOrder).await.is_err(),
+                "{}: it was acknowledged",
+                point.name()
+            );
+            let status = dying.wait(DEADLINE).await?;
+            ensure!(
+                status.signal() == Some(Signal::SIGABRT as i32),
+                "{status}\n{}",
+                dying.last_words()
+            );
+
+            let repeating = launch().env("HOLDFAST_REPEAT", point.name()).start().await?;
+            shop.simulator.deliver(Delivery::InOrder).await?;
+            done_again(&repeating, *point).await?;
+            repeating.stop().await?;
+        }
+        let refunds = i64::try_from(points.len())?;
+        ensure!(refunds == 2, "{points:?}");
+        reads(kit, &shop.user, "refunded", points.len()).await?;
+        shop.paid("order", PRICE - 100 * refunds)?;
+        sold(kit, &tickets).await?;
+        kit.provider.webhooks_to_nobody();
+        shop.close().await
+    })
+}
+
+fn without_a_secret_or_a_provider_nobody_takes_webhooks(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        for (subcommand, secret, missing) in [
+            ("webhook", None, "HOLDFAST_WEBHOOK_SECRET"),
+            ("webhook", Some(SECRET), "HOLDFAST_PROVIDER_URL"),
+            ("run", Some(SECRET), "HOLDFAST_PROVIDER_URL"),
+        ] {
+            let launch = kit.stack.holdfast(subcommand, "webhook");
+            let launch = secret
+                .into_iter()
+                .fold(launch, |launch, secret| launch.env("HOLDFAST_WEBHOOK_SECRET", secret));
+            let output = launch.output().await?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                output.status.code() == Some(2) && said.contains(missing),
+                "{}: {said}",
+                output.status
+            );
+            ensure!(!said.contains(SECRET), "{said}");
+        }
+        Ok(())
+    })
+}
+
+/// From now on the provider tells what happens, and nothing of what happened before.
+fn listen(kit: &Kit) -> anyhow::Result<()> {
+    kit.provider.webhooks_to_nobody();
+    kit.provider
+        .webhooks_to(&format!("http://{}/", kit.stack.webhook()?), SECRET);
+    Ok(())
+}
+
+/// The role alone, to which the provider tells what happens from now on.
+async fn role(kit: &Kit, shop: &Shop<'_>) -> anyhow::Result<Holdfast> {
+    listen(kit)?;
+    shop.beside("webhook")
+        .env("HOLDFAST_WEBHOOK_SECRET", SECRET)
+        .start()
+        .await
+}
+
+/// Buys each ticket by a checkout of this name.
+async fn buy(kit: &Kit, shop: &Shop<'_>, names: &[&String], tickets: &[String]) -> anyhow::Result<()> {
+    fill(kit, &shop.user, tickets, Some(3_600)).await?;
+    for (name, ticket) in names.iter().zip(tickets) {
+        let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+        check_out(kit, &shop.user, body).await?;
+        ends(kit, &shop.id(name), "completed").await?;
+    }
+    Ok(())
+}
+
+/// A payment that was made and captured past Holdfast.
+async fn shop_elsewhere(provider: &str) -> anyhow::Result<String> {
+    let ask = async |path: &str, form: &'static str| {
+        let request = reqwest::Client::new().post(format!("{provider}/v1/payment_intents{path}"));
+        let request = request
+            .bearer_auth(KEY)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        anyhow::Ok(
+            request
+                .body(form)
+                .send()
+                .await?
+                .error_for_status()?
+                .json::<Value>()
+                .await?,
+        )
+    };
+    let made = ask(
+        "",
+        "amount=100&currency=eur&capture_method=manual&payment_method=pm_card_visa",
+    )
+    .await?;
+    let id = made["id"].as_str().with_context(|| made.to_string())?.to_owned();
+    for step in ["confirm", "capture"] {
+        ask(&format!("/{id}/{step}"), "").await?;
+    }
+    Ok(id)
+}
+
+/// The provider's event of this kind.
+fn told(id: &str, kind: &str, object: &Value) -> String {
+    let created = now().unix_timestamp();
+    json!({ "id": id, "type": kind, "created": created, "data": { "object": object } }).to_string()
+}
+
+/// What a webhook with this signature and body is answered.
+async fn post(
+    kit: &Kit,
+    signature: Option<&str>,
+    body: &str,
+    headers: &[(&str, &str)],
+) -> anyhow::Result<(u16, String)> {
+    let request = reqwest::Client::new().post(format!("http://{}/", kit.stack.webhook()?));
+    let request = signature.into_iter().fold(request, |request, signature| {
+        request.header("stripe-signature", signature)
+    });
+    let request = headers
+        .iter()
+        .fold(request, |request, (name, value)| request.header(*name, *value));
+    let answer = request.body(body.to_owned()).send().await?;
+    Ok((answer.status().as_u16(), answer.text().await?))
+}
+
+/// Webhooks of which this has become so far.
+async fn counted(role: &Holdfast, result: &str) -> anyhow::Result<f64> {
+    let name = format!(r#"holdfast_webhook_requests_total{{result="{result}"}}"#);
+    Ok(role.metric(&name).await?.unwrap_or(0.0))
+}
+
+/// The events about the shop's user that webhooks have made so far, in their order.
+async fn from_provider(kit: &Kit, shop: &Shop<'_>) -> anyhow::Result<Vec<Value>> {
+    let records = kit.stack.kafka.read(topics::PAYMENTS).await?;
+    let ours = records
+        .iter()
+        .filter(|record| record.key.as_deref() == Some(shop.user.as_bytes()));
+    let events = ours.map(|record| serde_json::from_slice(record.value.as_deref().unwrap_or_default()));
+    let events: Vec<Value> = events.collect::<Result<_, _>>()?;
+    Ok(events.into_iter().filter(|event| event["source"] == "stripe").collect())
+}
+
+/// Waits until webhooks have told this of so many payments.
+async fn is_told(kit: &Kit, shop: &Shop<'_>, payments: usize, kind: &str) -> anyhow::Result<()> {
+    until(&format!("{kind} of {payments} payments"), DEADLINE, async || {
+        let events = from_provider(kit, shop).await?;
+        let events = events.iter().filter(|event| event["type"] == kind);
+        let told: std::collections::BTreeSet<_> = events
+            .map(|event| event["data"]["payment"].as_str().unwrap_or_default())
+            .collect();
+        ensure!(told.len() == payments, "{told:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// How many there are.
+async fn dead_letters(kit: &Kit) -> anyhow::Result<usize> {
+    Ok(kit.stack.kafka.read(topics::DEAD_LETTERS).await?.len())
+}

@@ -1,0 +1,88 @@
+//! Single records, each of which somebody waits for until Kafka has it.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+
+use super::{Remarks, producer};
+use crate::config;
+
+/// Takes records to Kafka. Those of several callers travel together.
+pub struct Courier {
+    settings: ClientConfig,
+    producer: Mutex<Sender>,
+}
+
+type Sender = FutureProducer<Remarks>;
+
+impl Courier {
+    /// `patience`: how long an acknowledgement may take. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Error::Producer`]
+    pub fn new(config: &config::Kafka, patience: Duration) -> Result<Self, Error> {
+        let mut settings = producer(config);
+        settings.set("message.timeout.ms", patience.as_millis().to_string());
+        let producer = Mutex::new(make(&settings)?);
+        Ok(Self { settings, producer })
+    }
+
+    /// Returns once Kafka has the record, on as many replicas as the topic asks for.
+    ///
+    /// # Errors
+    /// Nobody knows whether Kafka has it: [`Error::Send`], [`Error::Producer`]. It may be sent again.
+    pub async fn take(&self, topic: &str, key: &str, value: &[u8], content_type: &str) -> Result<(), Error> {
+        let content_type = Header {
+            key: "content-type",
+            value: Some(content_type),
+        };
+        let headers = OwnedHeaders::new().insert(content_type);
+        let record = FutureRecord::to(topic).key(key).payload(value).headers(headers);
+        let sent = self.sender()?.send_result(record).map_err(|(error, _)| error);
+        let settled = match sent {
+            Ok(settled) => settled.await,
+            Err(error) => return Err(failed(topic, error)),
+        };
+        match settled {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err((error, _))) => Err(failed(topic, error)),
+            // Its producer was broken, and given up with all that it had in hand.
+            Err(_) => Err(failed(
+                topic,
+                KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight),
+            )),
+        }
+    }
+
+    /// One that is not broken for good: an idempotent producer can be, and a new one goes on.
+    fn sender(&self) -> Result<Sender, Error> {
+        let mut sender = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((code, reason)) = sender.client().fatal_error() {
+            tracing::warn!(%code, reason, "the Kafka producer is broken: a new one takes its place");
+            *sender = make(&self.settings)?;
+        }
+        Ok(sender.clone())
+    }
+}
+
+fn make(settings: &ClientConfig) -> Result<Sender, Error> {
+    settings.create_with_context(Remarks).map_err(Error::Producer)
+}
+
+fn failed(topic: &str, source: KafkaError) -> Error {
+    let topic = topic.to_owned();
+    Error::Send { topic, source }
+}
+
+/// Why a record may not have arrived.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("a Kafka producer cannot be made")]
+    Producer(#[source] KafkaError),
+    #[error("Kafka did not acknowledge a record for {topic}")]
+    Send { topic: String, source: KafkaError },
+}

@@ -1,0 +1,297 @@
+//! What the payment provider tells by itself becomes events on `payments`. Nothing is kept here: a webhook is answered with 200
+//! once Kafka has its event, and until then the provider comes again.
+//!
+//! | answer | when |
+//! | --- | --- |
+//! | 200 | Kafka has the event; or it is of no interest, or about a payment that Holdfast did not make |
+//! | 400 | unsigned, forged, signed too long ago, or not to be understood |
+//! | 408, 413 | the body does not arrive, or is too large |
+//! | 503 | Kafka or the provider does not answer in time |
+//!
+//! A webhook that comes twice makes the same event twice: all of it is as the provider wrote it down when it happened. A dispute
+//! does not name its checkout; what is looked up for it are the two names that its payment was made with, which never change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use holdfast_schemas::{CheckoutId, DeclineCode, DisputeStatus, Event, Payment, Source, Traceparent, UserId, topics};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::crash::{self, Point};
+use crate::kafka::courier::{self, Courier};
+use crate::metrics::Metrics;
+use crate::provider::webhook::{self, Buyer, Dispute, What};
+use crate::provider::{self, Provider};
+use crate::{config, error};
+
+/// The largest body, in bytes. The provider's are a hundredth of it.
+const LIMIT: usize = 1 << 20;
+
+/// How long a body may take to arrive.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(8);
+
+/// How long Kafka may take, and all that follows the arrival. With the arrival it is less than the time to drain.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+
+const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
+
+/// What the role needs to know.
+pub struct Settings {
+    pub kafka: config::Kafka,
+    pub webhook: config::Webhook,
+    /// For disputes.
+    pub provider: Provider,
+    pub clock: fn() -> OffsetDateTime,
+}
+
+/// Takes webhooks until `shutdown`; those in hand are then answered.
+///
+/// # Errors
+/// The listener fails, or no Kafka producer can be made.
+pub async fn run(
+    listener: TcpListener,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let courier = Courier::new(&settings.kafka, ACKNOWLEDGED_WITHIN).map_err(Error::Kafka)?;
+    let desk = Desk {
+        settings,
+        courier,
+        metrics,
+    };
+    let router = Router::new()
+        .route("/", post(answer))
+        .layer(DefaultBodyLimit::max(LIMIT))
+        .with_state(Arc::new(desk));
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+        .map_err(Error::Listener)
+}
+
+struct Desk {
+    settings: Settings,
+    courier: Courier,
+    metrics: Arc<Metrics>,
+}
+
+/// What a webhook was good for.
+enum Taken {
+    /// Kafka has its event.
+    Accepted,
+    Ignored(&'static str),
+}
+
+async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> (StatusCode, String) {
+    let answer = desk.take(request).await;
+    let label = answer.as_ref().map_or_else(Refused::label, Taken::label);
+    desk.metrics.webhook_requests.with_label_values(&[label]).inc();
+    match answer {
+        Ok(Taken::Accepted) => (StatusCode::OK, "accepted\n".to_owned()),
+        Ok(Taken::Ignored(why)) => (StatusCode::OK, format!("ignored: {why}\n")),
+        Err(refused) => {
+            refused.log();
+            (refused.status(), format!("{refused}\n"))
+        }
+    }
+}
+
+impl Desk {
+    async fn take(&self, request: Request) -> Result<Taken, Refused> {
+        let headers = request.headers().clone();
+        let body = timeout(ARRIVES_WITHIN, Bytes::from_request(request, &())).await;
+        let body = body.map_err(|_| Refused::Slow)?.map_err(Refused::Body)?;
+        let told = timeout(ANSWERED_WITHIN, self.tell(&headers, &body)).await;
+        told.map_err(|_| Refused::Late)?
+    }
+
+    async fn tell(&self, headers: &HeaderMap, body: &[u8]) -> Result<Taken, Refused> {
+        let mut told = self.read(headers, body)?;
+        crash::here(Point::WebhookVerified);
+        if crash::again(Point::WebhookVerified) {
+            told = self.read(headers, body)?;
+        }
+        let Some(told) = told else {
+            return Ok(Taken::Ignored("an event of no interest"));
+        };
+        let Some((checkout, user)) = self.buyer(&told).await? else {
+            return Ok(Taken::Ignored("a payment that Holdfast did not make"));
+        };
+        let trace = text(headers, "traceparent").and_then(|text| Traceparent::parse(text).ok());
+        let event = event(told, checkout, user, trace);
+        self.send(&event).await?;
+        crash::here(Point::WebhookAcknowledged);
+        if crash::again(Point::WebhookAcknowledged) {
+            self.send(&event).await?;
+        }
+        tracing::debug!(id = %event.id, kind = event.event_type(), "a webhook became an event");
+        Ok(Taken::Accepted)
+    }
+
+    /// None when it is of no interest.
+    fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Option<webhook::Event>, Refused> {
+        let Settings { webhook, clock, .. } = &self.settings;
+        let signature = text(headers, webhook::SIGNATURE).unwrap_or_default();
+        // At most an hour.
+        let tolerance = time::Duration::try_from(webhook.tolerance).unwrap_or(time::Duration::HOUR);
+        webhook::verify(signature, body, webhook.secrets(), clock(), tolerance)?;
+        Ok(webhook::read(body)?)
+    }
+
+    /// For whom the payment was made; none when somebody else made it.
+    async fn buyer(&self, told: &webhook::Event) -> Result<Option<(CheckoutId, UserId)>, Refused> {
+        let buyer = match &told.buyer {
+            Buyer::Unsaid => {
+                let payment = self
+                    .settings
+                    .provider
+                    .get(&told.payment)
+                    .await
+                    .map_err(Refused::Provider)?;
+                Buyer::new(payment.checkout, payment.user)
+            }
+            said => said.clone(),
+        };
+        match buyer {
+            Buyer::Known { checkout, user } => Ok(Some((checkout, user))),
+            Buyer::Stranger | Buyer::Unsaid => Ok(None),
+        }
+    }
+
+    async fn send(&self, event: &Event<Payment>) -> Result<(), Refused> {
+        let (key, value) = (event.subject.as_str(), event.to_json());
+        let sent = self.courier.take(topics::PAYMENTS, key, &value, STRUCTURED);
+        sent.await.map_err(Refused::Kafka)
+    }
+}
+
+/// The event that a webhook tells.
+fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option<Traceparent>) -> Event<Payment> {
+    let payment = told.payment;
+    let data = match told.what {
+        What::Authorized(amount) => Payment::PaymentAuthorized {
+            checkout,
+            payment,
+            amount,
+        },
+        What::Captured(amount) => Payment::PaymentCaptured {
+            checkout,
+            payment,
+            amount,
+        },
+        What::Failed(code) => Payment::PaymentFailed {
+            checkout,
+            payment,
+            code,
+        },
+        What::Canceled => Payment::PaymentFailed {
+            checkout,
+            payment,
+            code: DeclineCode::parse("canceled").expect("a visible word"),
+        },
+        What::Refunded(refunded) => Payment::PaymentRefunded {
+            checkout,
+            payment,
+            refunded,
+        },
+        What::Disputed { id, amount, status } => Payment::PaymentDisputed {
+            checkout,
+            payment,
+            dispute: id,
+            amount,
+            status: match status {
+                Dispute::Open => DisputeStatus::Opened,
+                Dispute::Won => DisputeStatus::Won,
+                Dispute::Lost => DisputeStatus::Lost,
+            },
+        },
+    };
+    let source = Source::parse(webhook::SOURCE).expect("a short text");
+    Event::new(source, told.id, told.created, trace, user, data)
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+impl Taken {
+    /// The value of the metric's label.
+    fn label(&self) -> &'static str {
+        match self {
+            Taken::Accepted => "accepted",
+            Taken::Ignored(_) => "ignored",
+        }
+    }
+}
+
+/// Why no webhooks can be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("webhooks cannot be taken to Kafka")]
+    Kafka(#[source] courier::Error),
+    #[error("the port for webhooks failed")]
+    Listener(#[source] std::io::Error),
+}
+
+/// Why a webhook was not taken, in words for whoever sent it.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Webhook(#[from] webhook::Error),
+    #[error("the body cannot be taken; at most {LIMIT} bytes can")]
+    Body(#[source] BytesRejection),
+    #[error("the body did not arrive within {ARRIVES_WITHIN:?}")]
+    Slow,
+    #[error("the payment provider did not say whose payment this is; come again")]
+    Provider(#[source] provider::Error),
+    #[error("Kafka does not have the event; come again")]
+    Kafka(#[source] courier::Error),
+    #[error("not done within {ANSWERED_WITHIN:?}; come again")]
+    Late,
+}
+
+impl Refused {
+    fn status(&self) -> StatusCode {
+        match self {
+            Refused::Webhook(_) => StatusCode::BAD_REQUEST,
+            Refused::Body(rejection) => rejection.status(),
+            Refused::Slow => StatusCode::REQUEST_TIMEOUT,
+            Refused::Provider(_) | Refused::Kafka(_) | Refused::Late => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The value of the metric's label.
+    fn label(&self) -> &'static str {
+        match self {
+            Refused::Webhook(webhook::Error::Unsigned) => "unsigned",
+            Refused::Webhook(webhook::Error::Forged) => "forged",
+            Refused::Webhook(webhook::Error::Old(_)) => "old",
+            Refused::Body(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+            Refused::Webhook(_) | Refused::Body(_) | Refused::Slow => "unreadable",
+            Refused::Provider(_) | Refused::Kafka(_) | Refused::Late => "unavailable",
+        }
+    }
+
+    /// What anybody on the way here can cause is counted, and fills no log.
+    fn log(&self) {
+        let why = error::chain(self);
+        match self {
+            Refused::Webhook(webhook::Error::Unsigned | webhook::Error::Forged) | Refused::Body(_) | Refused::Slow => {
+                tracing::debug!(error = why, "a webhook was refused");
+            }
+            Refused::Webhook(_) => tracing::warn!(error = why, "a webhook was refused"),
+            _ => tracing::warn!(error = why, "a webhook was not taken: the provider comes again"),
+        }
+    }
+}
