@@ -27,7 +27,7 @@ conformance: tools ## The payment provider's adapter against servers that others
 	@deploy/local/tools conformance
 	$(CARGO) test --workspace --test conformance
 
-dev: tools ## Hold the stack open with `holdfast run` on it; addresses in .dev/stack.json
+dev: tools ## Hold the stack open with `holdfast run` and a payment provider on it; addresses in .dev/stack.json
 	$(BUILD)
 	$(DEV) up
 

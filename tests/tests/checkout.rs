@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::crash::Point;
 use holdfast_schemas::{Outcome, TicketTold, Told, UserTold};
-use holdfast_tests::kit::provider::{self, Call, Fault, Kind, Simulator};
+use holdfast_tests::kit::provider::{Call, Fault, Kind, Simulator};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use nix::sys::signal::Signal;
@@ -552,13 +552,16 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
     })
 }
 
+type Settings = &'static [(&'static str, &'static str)];
+
 /// A worker with a payment provider of its own, and one user.
 pub(crate) struct Shop<'a> {
     kit: &'a Kit,
     name: &'static str,
     pub(crate) user: String,
     simulator: &'a Simulator,
-    environment: Vec<(String, String)>,
+    /// Settings beside those of the provider.
+    more: Settings,
     worker: Holdfast,
 }
 
@@ -567,21 +570,10 @@ impl<'a> Shop<'a> {
         Self::open_with(kit, name, &[]).await
     }
 
-    async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
+    async fn open_with(kit: &'a Kit, name: &'static str, more: Settings) -> anyhow::Result<Self> {
         let simulator = &kit.provider;
         simulator.heal();
-        let mut environment = vec![
-            ("HOLDFAST_PROVIDER_URL".to_owned(), simulator.url()),
-            ("HOLDFAST_PROVIDER_KEY".to_owned(), provider::KEY.to_owned()),
-            ("HOLDFAST_PROVIDER_TIMEOUT".to_owned(), "2s".to_owned()),
-        ];
-        environment.extend(
-            more.iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        );
-        let worker = dress(kit.stack.holdfast("run", "checkout"), &environment)
-            .start()
-            .await?;
+        let worker = dressed(kit, "run", more).start().await?;
         let user = format!("{name}/ann");
         pay(kit, &[registered(&format!("{name}/register"), &user)]).await?;
         told_of::<UserTold>(kit, &user, 1).await?;
@@ -590,7 +582,7 @@ impl<'a> Shop<'a> {
             name,
             user,
             simulator,
-            environment,
+            more,
             worker,
         })
     }
@@ -615,7 +607,7 @@ impl<'a> Shop<'a> {
     }
 
     fn launch(&self, subcommand: &str) -> Launch<'a> {
-        dress(self.kit.stack.holdfast(subcommand, "checkout"), &self.environment)
+        dressed(self.kit, subcommand, self.more)
     }
 
     /// New tickets, listed.
@@ -698,9 +690,9 @@ impl<'a> Shop<'a> {
     }
 }
 
-fn dress<'a>(launch: Launch<'a>, environment: &[(String, String)]) -> Launch<'a> {
-    environment
-        .iter()
+fn dressed<'a>(kit: &'a Kit, subcommand: &str, more: Settings) -> Launch<'a> {
+    let launch = kit.stack.holdfast(subcommand, "checkout").provider(&kit.provider);
+    more.iter()
         .fold(launch, |launch, (name, value)| launch.env(name, value))
 }
 

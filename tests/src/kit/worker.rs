@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use tokio::time::timeout;
 
 use super::process::{self, Plan, Process};
+use super::provider::{self, Simulator};
 use super::{Stack, until};
 
 /// Waiting for servers that are just starting is part of getting ready.
@@ -55,6 +56,13 @@ impl<'a> Launch<'a> {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((String::from(name), String::from(value)));
         self
+    }
+
+    /// Has it paid by this provider, whose answers it does not wait for long.
+    pub fn provider(self, provider: &Simulator) -> Self {
+        self.env("HOLDFAST_PROVIDER_URL", &provider.url())
+            .env("HOLDFAST_PROVIDER_KEY", provider::KEY)
+            .env("HOLDFAST_PROVIDER_TIMEOUT", "2s")
     }
 
     /// Starts it and waits until it is ready.

@@ -103,6 +103,15 @@ impl Status {
 }
 
 impl Books {
+    /// Its ids are none that an earlier provider gave: a stack that keeps its data still knows those.
+    pub(super) fn open() -> Books {
+        let milliseconds = now().unix_timestamp_nanos() / 1_000_000;
+        Books {
+            ids: u64::try_from(milliseconds).unwrap_or_default(),
+            ..Books::default()
+        }
+    }
+
     pub(super) fn create(&mut self, fields: &Fields) -> Answer {
         const KNOWN: &[&str] = &[
             "amount",
@@ -185,7 +194,15 @@ impl Books {
     }
 
     pub(super) fn capture(&mut self, id: &str) -> Answer {
-        let amount = self.at(id, &[Status::RequiresCapture], "capture")?.amount;
+        let payment = self.at(id, &[Status::RequiresCapture], "capture")?;
+        if payment.method.as_deref() == Some(NEVER_CAPTURED) {
+            return Err(Refused {
+                status: 503,
+                error: json!({ "type": "api_error", "message": "Try again later." }),
+                kept: false,
+            });
+        }
+        let amount = payment.amount;
         self.book(id, Kind::Captured, amount);
         Ok(self.change(id, "payment_intent.succeeded", |payment| {
             payment.status = Status::Succeeded;
@@ -451,6 +468,10 @@ impl Payment {
         })
     }
 }
+
+/// A card of this provider alone: the money is set aside, but never can be taken, so that a checkout stays under way for whoever
+/// wants to see one.
+const NEVER_CAPTURED: &str = "pm_card_captureUnavailable";
 
 /// The cards that Stripe's page on testing names: what their bank says.
 fn declined_card(method: &str) -> Option<&'static str> {

@@ -139,9 +139,17 @@ struct Plan {
 impl Simulator {
     /// Listens on a free port.
     pub async fn start() -> anyhow::Result<Simulator> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port")?;
+        Simulator::start_at(0).await
+    }
+
+    /// Listens on this port, or on a free one when it is 0.
+    pub async fn start_at(port: u16) -> anyhow::Result<Simulator> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.context("no port")?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State::default());
+        let state = Arc::new(State {
+            books: Mutex::new(Books::open()),
+            ..State::default()
+        });
         let accepting = tokio::spawn(accept(listener, state.clone()));
         Ok(Simulator {
             address,
