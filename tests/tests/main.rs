@@ -32,6 +32,7 @@ mod repeats;
 mod servers;
 mod stack;
 mod support;
+mod tour;
 mod traffic;
 mod two_phase;
 mod users;
@@ -67,6 +68,7 @@ const TOPICS: &[&[Test]] = &[
     two_phase::TESTS,
     users::TESTS,
     checkout::TESTS,
+    tour::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,
