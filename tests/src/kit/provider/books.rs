@@ -1,6 +1,6 @@
 //! The simulated provider's books: payments, what may happen to them, every movement of money, and the events that tell it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,8 @@ pub(super) type Fields = [(String, String)];
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) payments: Vec<Payment>,
+    /// Where each stands among them, by id.
+    places: HashMap<String, usize>,
     pub(super) ledger: Vec<Movement>,
     /// What webhooks have to tell, oldest first.
     pub(super) events: Vec<Value>,
@@ -165,6 +167,7 @@ impl Books {
             dispute: None,
         };
         let told = payment.tell();
+        self.places.insert(payment.id.clone(), self.payments.len());
         self.payments.push(payment);
         Ok(told)
     }
@@ -382,13 +385,13 @@ impl Books {
 
     /// One that is known to be there.
     fn payment(&mut self, id: &str) -> &mut Payment {
-        let payment = self.payments.iter_mut().find(|payment| payment.id == id);
-        payment.expect("it was found before")
+        let place = self.places.get(id).expect("it was found before");
+        &mut self.payments[*place]
     }
 
-    fn find(&self, id: &str) -> Result<&Payment, Refused> {
-        let payment = self.payments.iter().find(|payment| payment.id == id);
-        payment.ok_or_else(|| Refused {
+    pub(super) fn find(&self, id: &str) -> Result<&Payment, Refused> {
+        let place = self.places.get(id);
+        place.map(|place| &self.payments[*place]).ok_or_else(|| Refused {
             status: 404,
             error: json!({
                 "type": "invalid_request_error", "code": "resource_missing", "param": "intent",

@@ -407,8 +407,8 @@ impl State {
             return checkout.clone();
         }
         let books = lock(&self.books);
-        let payment = books.payments.iter().find(|payment| payment.id == request.id);
-        payment.map_or_else(String::new, |payment| payment.checkout.clone())
+        let payment = books.find(&request.id);
+        payment.map_or_else(|_| String::new(), |payment| payment.checkout.clone())
     }
 }
 
