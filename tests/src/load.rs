@@ -86,6 +86,11 @@ impl Event {
         Event::new(id, user, "holdfast.checkout.requested.v1", data)
     }
 
+    /// `data`: checkout, payment, and how much was given back in all.
+    pub fn payment_refunded(id: String, user: &str, data: Value) -> Event {
+        Event::new(id, user, "holdfast.payment.refunded.v1", data)
+    }
+
     fn new(id: String, subject: &str, kind: &'static str, data: Value) -> Event {
         Event {
             specversion: "1.0",
@@ -281,10 +286,17 @@ pub struct Told {
     pub hold: Option<String>,
     pub reason: Option<String>,
     pub checkout: Option<String>,
+    /// Those of a checkout.
+    #[serde(default)]
+    pub tickets: Vec<String>,
     /// The price of a checkout.
     pub total: Option<Money>,
     /// The part of it that credits pay.
     pub credits: Option<i64>,
+    /// What was given back.
+    pub amount: Option<Money>,
+    /// Whether all of it was given back.
+    pub full: Option<bool>,
 }
 
 #[derive(Deserialize)]
