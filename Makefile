@@ -14,7 +14,7 @@ export SQLX_OFFLINE = true
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-demo: tools ## An on-sale on real servers: live progress, a kill in the middle, figures at the end
+demo: tools ## An on-sale on real servers: seats fought for and paid, live progress, kills in the middle, figures at the end
 	$(BUILD)
 	$(DEV) demo
 

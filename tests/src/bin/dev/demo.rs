@@ -31,7 +31,7 @@ use script::{Kind, Step};
 /// Records per second.
 const RATE: u32 = 500;
 /// Checkouts per second.
-const BUYING_RATE: u32 = 60;
+const BUYING_RATE: u32 = 25;
 /// How many events are sent once more when the killed worker is back; in the fight, and among those who buy.
 const SENT_AGAIN: usize = 200;
 const BOUGHT_AGAIN: usize = 40;

@@ -137,11 +137,7 @@ impl Money {
             (
                 "  completed",
                 completed.to_string(),
-                format!(
-                    "{} of cards, and {} of credits kept",
-                    euros(sum(paid)),
-                    euros(sum(spent))
-                ),
+                format!("{} by card, and {} of credits", euros(sum(paid)), euros(sum(spent))),
             ),
             ("  failed", self.failed.total().to_string(), self.failed.to_string()),
             (

@@ -20,9 +20,9 @@ const CREDITS: i64 = 2_000;
 const DECLINED_EVERY: usize = 11;
 /// How many in a thousand requests to the payment provider go wrong, and how.
 pub(super) const FAULTS: &[(Fault, u32)] = &[
-    (Fault::AnswerLost, 60),
-    (Fault::RequestLost, 30),
-    (Fault::Unavailable, 30),
+    (Fault::AnswerLost, 40),
+    (Fault::RequestLost, 20),
+    (Fault::Unavailable, 20),
     (Fault::Decline("insufficient_funds"), 30),
 ];
 
