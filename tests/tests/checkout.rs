@@ -481,6 +481,10 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
         has_credits(kit, &shop.user, 0).await?;
         let money = |amount: i64| json!({ "amount": amount, "currency": "EUR" });
         // A part leaves the seat; the rest returns it, and the credits. Old news and repeats change nothing.
+        let payment = shop.payment("refunded")?;
+        for amount in [700, 1_300] {
+            shop.simulator.refund(&payment, amount)?;
+        }
         shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
             .await?;
         shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
@@ -552,16 +556,13 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
     })
 }
 
-type Settings = &'static [(&'static str, &'static str)];
-
 /// A worker with a payment provider of its own, and one user.
 pub(crate) struct Shop<'a> {
     kit: &'a Kit,
     name: &'static str,
     pub(crate) user: String,
     simulator: &'a Simulator,
-    /// Settings beside those of the provider.
-    more: Settings,
+    environment: Vec<(String, String)>,
     worker: Holdfast,
 }
 
@@ -570,10 +571,18 @@ impl<'a> Shop<'a> {
         Self::open_with(kit, name, &[]).await
     }
 
-    async fn open_with(kit: &'a Kit, name: &'static str, more: Settings) -> anyhow::Result<Self> {
+    async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
         let simulator = &kit.provider;
         simulator.heal();
-        let worker = dressed(kit, "run", more).start().await?;
+        let settings = simulator.settings();
+        let mut environment: Vec<_> = settings.map(|(name, value)| (name.to_owned(), value)).into();
+        environment.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        let worker = dress(kit.stack.holdfast("run", "checkout"), &environment)
+            .start()
+            .await?;
         let user = format!("{name}/ann");
         pay(kit, &[registered(&format!("{name}/register"), &user)]).await?;
         told_of::<UserTold>(kit, &user, 1).await?;
@@ -582,7 +591,7 @@ impl<'a> Shop<'a> {
             name,
             user,
             simulator,
-            more,
+            environment,
             worker,
         })
     }
@@ -607,7 +616,7 @@ impl<'a> Shop<'a> {
     }
 
     fn launch(&self, subcommand: &str) -> Launch<'a> {
-        dressed(self.kit, subcommand, self.more)
+        dress(self.kit.stack.holdfast(subcommand, "checkout"), &self.environment)
     }
 
     /// New tickets, listed.
@@ -690,9 +699,9 @@ impl<'a> Shop<'a> {
     }
 }
 
-fn dressed<'a>(kit: &'a Kit, subcommand: &str, more: Settings) -> Launch<'a> {
-    let launch = kit.stack.holdfast(subcommand, "checkout").provider(&kit.provider);
-    more.iter()
+fn dress<'a>(launch: Launch<'a>, environment: &[(String, String)]) -> Launch<'a> {
+    environment
+        .iter()
         .fold(launch, |launch, (name, value)| launch.env(name, value))
 }
 

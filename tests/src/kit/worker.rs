@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use tokio::time::timeout;
 
 use super::process::{self, Plan, Process};
-use super::provider::{self, Simulator};
+use super::provider::Simulator;
 use super::{Stack, until};
 
 /// Waiting for servers that are just starting is part of getting ready.
@@ -58,11 +58,10 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Has it paid by this provider, whose answers it does not wait for long.
+    /// Has it paid by this provider.
     pub fn provider(self, provider: &Simulator) -> Self {
-        self.env("HOLDFAST_PROVIDER_URL", &provider.url())
-            .env("HOLDFAST_PROVIDER_KEY", provider::KEY)
-            .env("HOLDFAST_PROVIDER_TIMEOUT", "2s")
+        let settings = provider.settings().into_iter();
+        settings.fold(self, |launch, (name, value)| launch.env(name, &value))
     }
 
     /// Starts it and waits until it is ready.

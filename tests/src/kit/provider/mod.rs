@@ -163,6 +163,15 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
+    /// What sets a worker to be paid by it, and not to wait long for its answers.
+    pub fn settings(&self) -> [(&'static str, String); 3] {
+        [
+            ("HOLDFAST_PROVIDER_URL", self.url()),
+            ("HOLDFAST_PROVIDER_KEY", String::from(KEY)),
+            ("HOLDFAST_PROVIDER_TIMEOUT", String::from("2s")),
+        ]
+    }
+
     /// The next `times` such requests go wrong; for one checkout, or for any.
     pub fn fail(&self, call: Call, checkout: Option<&str>, fault: Fault, times: u32) {
         lock(&self.state.faults).plans.push(Plan {
