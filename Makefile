@@ -14,7 +14,7 @@ export SQLX_OFFLINE = true
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-demo: tools ## An on-sale on real servers: live progress, a kill in the middle, figures at the end
+demo: tools ## An on-sale on real servers: seats fought for and paid, live progress, kills in the middle, figures at the end
 	$(BUILD)
 	$(DEV) demo
 
@@ -27,7 +27,7 @@ conformance: tools ## The payment provider's adapter against servers that others
 	@deploy/local/tools conformance
 	$(CARGO) test --workspace --test conformance
 
-dev: tools ## Hold the stack open with `holdfast run` on it; addresses in .dev/stack.json
+dev: tools ## Hold the stack open with `holdfast run` and a payment provider on it; addresses in .dev/stack.json
 	$(BUILD)
 	$(DEV) up
 

@@ -23,6 +23,8 @@ use crate::kit::kafka::Read;
 
 pub const RESERVATIONS: &str = "reservations";
 pub const OUTCOMES: &str = "reservations.outcomes";
+pub const PAYMENTS: &str = "payments";
+pub const PAYMENT_OUTCOMES: &str = "payments.outcomes";
 pub const DEAD_LETTERS: &str = "dead-letters";
 /// The `source` of every event from here.
 pub const SOURCE: &str = "box-office";
@@ -70,13 +72,32 @@ impl Event {
         Event::new(id, ticket, "holdfast.reservation.released.v1", data)
     }
 
-    fn new(id: String, ticket: &str, kind: &'static str, data: Value) -> Event {
+    pub fn registered(id: String, user: &str) -> Event {
+        let data = json!({ "email": format!("{user}@example.org") });
+        Event::new(id, user, "holdfast.user.registered.v1", data)
+    }
+
+    pub fn credits_added(id: String, user: &str, amount: i64) -> Event {
+        Event::new(id, user, "holdfast.credits.added.v1", json!({ "amount": amount }))
+    }
+
+    /// `data`: checkout, tickets, and how they are paid.
+    pub fn checkout_requested(id: String, user: &str, data: Value) -> Event {
+        Event::new(id, user, "holdfast.checkout.requested.v1", data)
+    }
+
+    /// `data`: checkout, payment, and how much was given back in all.
+    pub fn payment_refunded(id: String, user: &str, data: Value) -> Event {
+        Event::new(id, user, "holdfast.payment.refunded.v1", data)
+    }
+
+    fn new(id: String, subject: &str, kind: &'static str, data: Value) -> Event {
         Event {
             specversion: "1.0",
             id,
             source: SOURCE,
             kind,
-            subject: String::from(ticket),
+            subject: String::from(subject),
             time: timestamp(now()),
             data,
         }
@@ -244,13 +265,15 @@ pub fn follow(kafka: &Kafka, topic: &str) -> anyhow::Result<mpsc::UnboundedRecei
     Ok(receiver)
 }
 
-/// What a consumer of the outcome topic reads, as far as it cares.
+/// What a consumer of an outcome topic reads, as far as it cares.
 #[derive(Deserialize)]
 pub struct Outcome {
     pub id: String,
     #[serde(rename = "type")]
     pub kind: String,
     pub subject: String,
+    /// Who caused it: [`SOURCE`], or a part of Holdfast.
+    pub causationsource: String,
     /// The event that it answers.
     pub causationid: String,
     pub data: Told,
@@ -262,6 +285,23 @@ pub struct Told {
     pub user: Option<String>,
     pub hold: Option<String>,
     pub reason: Option<String>,
+    pub checkout: Option<String>,
+    /// Those of a checkout.
+    #[serde(default)]
+    pub tickets: Vec<String>,
+    /// The price of a checkout.
+    pub total: Option<Money>,
+    /// The part of it that credits pay.
+    pub credits: Option<i64>,
+    /// What was given back.
+    pub amount: Option<Money>,
+    /// Whether all of it was given back.
+    pub full: Option<bool>,
+}
+
+#[derive(Deserialize)]
+pub struct Money {
+    pub amount: i64,
 }
 
 impl Outcome {

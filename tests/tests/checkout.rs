@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::crash::Point;
 use holdfast_schemas::{Outcome, TicketTold, Told, UserTold};
-use holdfast_tests::kit::provider::{self, Call, Fault, Kind, Simulator};
+use holdfast_tests::kit::provider::{Call, Fault, Kind, Simulator};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use nix::sys::signal::Signal;
@@ -611,11 +611,8 @@ impl<'a> Shop<'a> {
     pub(crate) async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
         let simulator = &kit.provider;
         simulator.heal();
-        let mut environment = vec![
-            ("HOLDFAST_PROVIDER_URL".to_owned(), simulator.url()),
-            ("HOLDFAST_PROVIDER_KEY".to_owned(), provider::KEY.to_owned()),
-            ("HOLDFAST_PROVIDER_TIMEOUT".to_owned(), "2s".to_owned()),
-        ];
+        let settings = simulator.settings();
+        let mut environment: Vec<_> = settings.map(|(name, value)| (name.to_owned(), value)).into();
         environment.extend(
             more.iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),

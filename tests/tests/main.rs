@@ -34,6 +34,7 @@ mod repeats;
 mod servers;
 mod stack;
 mod support;
+mod tour;
 mod traffic;
 mod two_phase;
 mod users;
@@ -73,6 +74,7 @@ const TOPICS: &[&[Test]] = &[
     in_flight::TESTS,
     mail::TESTS,
     webhook::TESTS,
+    tour::TESTS,
     faults::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use tokio::time::timeout;
 
 use super::process::{self, Plan, Process};
+use super::provider::Simulator;
 use super::{Stack, until};
 
 /// Waiting for servers that are just starting is part of getting ready.
@@ -66,6 +67,12 @@ impl<'a> Launch<'a> {
     pub fn without(mut self, name: &str) -> Self {
         self.unset.push(String::from(name));
         self
+    }
+
+    /// Has it paid by this provider.
+    pub fn provider(self, provider: &Simulator) -> Self {
+        let settings = provider.settings().into_iter();
+        settings.fold(self, |launch, (name, value)| launch.env(name, &value))
     }
 
     /// Starts it and waits until it is ready.

@@ -5,6 +5,7 @@
 //! own before the subscription is made; the clock runs from the first call to the last, which favours the no-op. Both are
 //! measured in turn, and the median of the rounds is told: a noisy machine then disturbs neither alone.
 
+mod checkout;
 mod cost;
 mod noop;
 mod report;
@@ -14,8 +15,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
+use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Holdfast, Name, Stack};
-use holdfast_tests::load::{Arrival, OUTCOMES, Outcome, Pace, Producer, RESERVATIONS, follow, percentile};
+use holdfast_tests::load::{
+    Arrival, Event, OUTCOMES, Outcome, PAYMENT_OUTCOMES, Pace, Producer, RESERVATIONS, follow, percentile,
+};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout};
@@ -53,14 +58,17 @@ enum Measurement {
     Latency,
     /// CPU time by process, gate, serve and relay apart
     Cpu,
+    /// Checkouts of one ticket and of four, beside bare reservations; with latency and CPU time
+    Checkout,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let wanted = |measurement| arguments.only.is_empty() || arguments.only.contains(&measurement);
     ensure!(arguments.scale > 0.0, "--scale must be above 0");
-    let scaled = |count: usize| ((count as f64 * arguments.scale) as usize).max(1);
     let mut bench = Bench::start(arguments.scale).await?;
-    let run = bench.stack.holdfast("run", "run").start().await?;
+    let scaled = |count| scaled(arguments.scale, count);
+    let run = bench.stack.holdfast("run", "run").provider(&bench.provider);
+    let run = run.start().await?;
     bench.open()?;
 
     if wanted(Measurement::Uniform) {
@@ -89,11 +97,17 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             bench.report.figure(key, latency, "ms");
         }
     }
+    if wanted(Measurement::Checkout) {
+        bench.checkouts(&run).await?;
+    }
     run.stop().await?;
     if wanted(Measurement::Cpu) {
         let distinct = Workload::new("cpu-distinct", scaled(20_000), scaled(20_000));
         let uniform = Workload::new("cpu-uniform", scaled(2_000), scaled(100_000));
         bench.cpu(&[("distinct", distinct), ("uniform", uniform)]).await?;
+    }
+    if wanted(Measurement::Checkout) {
+        bench.checkout_cpu().await?;
     }
     bench.finish().await
 }
@@ -101,10 +115,19 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 struct Bench {
     stack: Stack,
     noop: Noop,
-    /// Open once the topic exists.
-    outcomes: Option<UnboundedReceiver<anyhow::Result<Arrival>>>,
+    provider: Simulator,
+    /// Of tickets; open once the topic exists.
+    tickets: Option<Outcomes>,
+    /// Of users; likewise.
+    users: Option<Outcomes>,
+    scale: f64,
     report: Report,
 }
+
+/// A topic of outcomes, as they come.
+struct Outcomes(UnboundedReceiver<anyhow::Result<Arrival>>);
+
+type Used = Vec<(&'static str, Duration)>;
 
 impl Bench {
     async fn start(scale: f64) -> anyhow::Result<Bench> {
@@ -115,14 +138,22 @@ impl Bench {
         Ok(Bench {
             stack,
             noop,
-            outcomes: None,
+            provider: Simulator::start().await?,
+            tickets: None,
+            users: None,
+            scale,
             report,
         })
     }
 
     fn open(&mut self) -> anyhow::Result<()> {
-        self.outcomes = Some(follow(&self.stack.kafka, OUTCOMES)?);
+        self.tickets = Some(Outcomes(follow(&self.stack.kafka, OUTCOMES)?));
+        self.users = Some(Outcomes(follow(&self.stack.kafka, PAYMENT_OUTCOMES)?));
         Ok(())
+    }
+
+    fn scaled(&self, count: usize) -> usize {
+        scaled(self.scale, count)
     }
 
     /// Events per second of both ways, one after the other in each round: the median of the rounds.
@@ -174,16 +205,29 @@ impl Bench {
         &mut self,
         workload: &Workload,
         gate: &Holdfast,
-        watch: &[(&'static str, nix::unistd::Pid)],
-    ) -> anyhow::Result<(Duration, Vec<(&'static str, Duration)>)> {
+        watch: &[(&'static str, Pid)],
+    ) -> anyhow::Result<(Duration, Used)> {
         info!("{}: {} events through the whole path", workload.name, workload.events);
+        let heard = async |bench: &mut Bench| bench.hear(workload.events).await;
+        self.let_go(RESERVATIONS, workload.events(), gate, watch, heard).await
+    }
+
+    /// As [`Bench::drain`], of these events on `topic`, until `heard` has heard of the last one.
+    async fn let_go(
+        &mut self,
+        topic: &str,
+        events: impl Iterator<Item = Event>,
+        gate: &Holdfast,
+        watch: &[(&'static str, Pid)],
+        heard: impl AsyncFnOnce(&mut Bench) -> anyhow::Result<Instant>,
+    ) -> anyhow::Result<(Duration, Used)> {
         gate.pause()?;
-        let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
-        producer.send_all(workload.events(), Pace::FullSpeed).await?;
+        let mut producer = Producer::new(&self.stack.kafka, topic)?;
+        producer.send_all(events, Pace::FullSpeed).await?;
         let before = Cpu::of(watch)?;
         let start = Instant::now();
         gate.resume()?;
-        let last = self.hear(workload.events).await?;
+        let last = heard(self).await?;
         Ok((last - start, Cpu::of(watch)?.since(&before)))
     }
 
@@ -208,7 +252,7 @@ impl Bench {
         let mut heard = Vec::with_capacity(workload.events);
         let (sent, _) = tokio::try_join!(
             producer.send_all(workload.events(), Pace::PerSecond(100)),
-            self.hear_each(workload.events, |arrival| {
+            self.tickets()?.hear_each(workload.events, |arrival| {
                 heard.push((Outcome::read(&arrival.record)?, arrival.at));
                 Ok(())
             })
@@ -223,35 +267,48 @@ impl Bench {
 
     /// CPU time per event of every process on the way.
     async fn cpu(&mut self, workloads: &[(&str, Workload)]) -> anyhow::Result<()> {
-        let serve = self.stack.holdfast("serve", "apart-serve").start().await?;
-        let relay = self.stack.holdfast("relay", "apart-relay").start().await?;
-        let gate = self.stack.holdfast("gate", "apart-gate").start().await?;
-        let watch = [
-            ("gate", gate.pid()),
-            ("serve", serve.pid()),
-            ("relay", relay.pid()),
-            ("restate", self.stack.restate.pid()?),
-            ("kafka", self.stack.kafka.pid()?),
-            ("postgres", self.stack.postgres.pid()?),
-        ];
+        let apart = Apart::start(&self.stack, &self.provider).await?;
+        let watch = apart.watch(&self.stack)?;
         let mut by_workload = serde_json::Map::new();
         for (name, workload) in workloads {
             self.list(workload).await?;
-            let (_, used) = self.drain(workload, &gate, &watch).await?;
-            let per_event = |used: Duration| (used.as_secs_f64() * 1e6 / workload.events as f64).round();
-            let by_process: serde_json::Map<String, Value> = used
-                .into_iter()
-                .map(|(process, used)| (String::from(process), json!(per_event(used))))
-                .collect();
-            by_workload.insert(String::from(*name), Value::Object(by_process));
+            let (_, used) = self.drain(workload, &apart.gate, &watch).await?;
+            by_workload.insert(String::from(*name), microseconds_each(used, workload.events));
         }
         self.report.detail("cpu_us_per_event", Value::Object(by_workload));
-        gate.stop().await?;
-        relay.stop().await?;
-        serve.stop().await
+        apart.stop().await
     }
 
-    /// Waits for so many outcomes; gives the arrival of the last.
+    /// Waits for so many outcomes of tickets; gives the arrival of the last.
+    async fn hear(&mut self, count: usize) -> anyhow::Result<Instant> {
+        self.tickets()?.hear(count).await
+    }
+
+    fn tickets(&mut self) -> anyhow::Result<&mut Outcomes> {
+        self.tickets.as_mut().context("the outcomes are not followed yet")
+    }
+
+    fn users(&mut self) -> anyhow::Result<&mut Outcomes> {
+        self.users.as_mut().context("the outcomes are not followed yet")
+    }
+
+    /// A bench of what loses or doubles events would be worth nothing.
+    async fn finish(mut self) -> anyhow::Result<()> {
+        info!("verifying");
+        let verify = self.stack.holdfast("verify", "verify").provider(&self.provider);
+        let verified = verify.arg("--json").output().await?;
+        let counts: Value = serde_json::from_slice(&verified.stdout)
+            .with_context(|| String::from_utf8_lossy(&verified.stderr).into_owned())?;
+        self.report.detail("verify", counts);
+        self.report.print();
+        println!("written to {}", self.report.write()?.display());
+        ensure!(verified.status.success(), "holdfast verify: {}", verified.status);
+        Ok(())
+    }
+}
+
+impl Outcomes {
+    /// Waits for so many; gives the arrival of the last.
     async fn hear(&mut self, count: usize) -> anyhow::Result<Instant> {
         self.hear_each(count, |_| Ok(())).await
     }
@@ -261,10 +318,9 @@ impl Bench {
         count: usize,
         mut each: impl FnMut(&Arrival) -> anyhow::Result<()>,
     ) -> anyhow::Result<Instant> {
-        let outcomes = self.outcomes.as_mut().context("the outcomes are not followed yet")?;
         let mut last = Instant::now();
         for number in 0..count {
-            let Ok(arrival) = timeout(SILENCE, outcomes.recv()).await else {
+            let Ok(arrival) = timeout(SILENCE, self.0.recv()).await else {
                 bail!("{number} of {count} outcomes, then none for {SILENCE:?}");
             };
             let arrival = arrival.context("the reader of outcomes has ended")??;
@@ -273,19 +329,56 @@ impl Bench {
         }
         Ok(last)
     }
+}
 
-    /// A bench of what loses or doubles events would be worth nothing.
-    async fn finish(mut self) -> anyhow::Result<()> {
-        info!("verifying");
-        let verified = self.stack.holdfast("verify", "verify").arg("--json").output().await?;
-        let counts: Value = serde_json::from_slice(&verified.stdout)
-            .with_context(|| String::from_utf8_lossy(&verified.stderr).into_owned())?;
-        self.report.detail("verify", counts);
-        self.report.print();
-        println!("written to {}", self.report.write()?.display());
-        ensure!(verified.status.success(), "holdfast verify: {}", verified.status);
-        Ok(())
+/// The roles in processes of their own.
+struct Apart {
+    gate: Holdfast,
+    serve: Holdfast,
+    relay: Holdfast,
+}
+
+impl Apart {
+    async fn start(stack: &Stack, provider: &Simulator) -> anyhow::Result<Apart> {
+        let serve = stack.holdfast("serve", "apart-serve").provider(provider);
+        Ok(Apart {
+            serve: serve.start().await?,
+            relay: stack.holdfast("relay", "apart-relay").start().await?,
+            gate: stack.holdfast("gate", "apart-gate").start().await?,
+        })
     }
+
+    /// These, and the servers.
+    fn watch(&self, stack: &Stack) -> anyhow::Result<[(&'static str, Pid); 6]> {
+        Ok([
+            ("gate", self.gate.pid()),
+            ("serve", self.serve.pid()),
+            ("relay", self.relay.pid()),
+            ("restate", stack.restate.pid()?),
+            ("kafka", stack.kafka.pid()?),
+            ("postgres", stack.postgres.pid()?),
+        ])
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.gate.stop().await?;
+        self.relay.stop().await?;
+        self.serve.stop().await
+    }
+}
+
+/// By process.
+fn microseconds_each(used: Used, count: usize) -> Value {
+    let each = |used: Duration| json!((used.as_secs_f64() * 1e6 / count as f64).round());
+    let by_process: serde_json::Map<String, Value> = used
+        .into_iter()
+        .map(|(process, used)| (String::from(process), each(used)))
+        .collect();
+    Value::Object(by_process)
+}
+
+fn scaled(scale: f64, count: usize) -> usize {
+    ((count as f64 * scale) as usize).max(1)
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

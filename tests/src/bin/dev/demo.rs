@@ -1,8 +1,10 @@
-//! An on-sale on real servers: many buyers and few seats, repeats and bad records mixed in, and a worker that is killed in
-//! the middle. In the end every count must add up, and `holdfast verify` must agree.
+//! An on-sale on real servers: many buyers and few seats, repeats and bad records mixed in. Then those who hold seats buy them
+//! from a payment provider that declines cards and loses answers, and some regret it. A worker is killed in the middle of either.
+//! In the end every count must add up, the provider's books must say the same to the last cent, and `holdfast verify` must agree.
 
 mod books;
 mod display;
+mod money;
 mod script;
 
 use std::collections::VecDeque;
@@ -10,22 +12,34 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use holdfast_tests::kit::{Name, Stack};
+use holdfast_tests::kit::provider::Simulator;
+use holdfast_tests::kit::worker::Launch;
+use holdfast_tests::kit::{Holdfast, Name, Stack};
 use holdfast_tests::load::{
-    Arrival, Beats, DEAD_LETTERS, Event, OUTCOMES, Outcome, Pace, Producer, RESERVATIONS, follow,
+    Arrival, Beats, DEAD_LETTERS, Event, OUTCOMES, Outcome, PAYMENT_OUTCOMES, PAYMENTS, Pace, Producer, RESERVATIONS,
+    follow,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Interval, interval};
 
-use books::Books;
+use books::{Books, Sales};
 use display::Display;
+use money::Regret;
 use script::{Kind, Step};
 
 /// Records per second.
 const RATE: u32 = 500;
-/// How many events are sent once more when the killed worker is back.
+/// Checkouts per second.
+const BUYING_RATE: u32 = 25;
+/// How many events are sent once more when the killed worker is back; in the fight, and among those who buy.
 const SENT_AGAIN: usize = 200;
+const BOUGHT_AGAIN: usize = 40;
+/// How many regret that they bought; and what those get who regret a part, in cents.
+const REGRETS: usize = 12;
+const PART: i64 = 1_000;
+/// The same faults each time.
+const SEED: u64 = 7;
 const BEAT: Duration = Duration::from_millis(10);
 /// Longer than a worker is down, and than the engine waits before it tries again.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -33,43 +47,44 @@ const SILENCE: Duration = Duration::from_secs(60);
 pub(crate) async fn run() -> anyhow::Result<()> {
     let stack = Stack::open(Name::Demo).await?;
     stack.start().await?;
-    let first = stack.holdfast("run", "first").start().await?;
+    let provider = Simulator::start().await?;
+    provider.fail_at_random(SEED, script::FAULTS);
+    let launch = |instance| stack.holdfast("run", instance).provider(&provider);
+    let first = launch("first").start().await?;
     // It takes over at the gate and the relay; Restate knows one address for the handlers, and that is the first's.
     let serve = format!("127.0.0.1:{}", stack.ports.get("second-serve")?);
-    let second = stack.holdfast("run", "second").arg("--no-migrate").arg("--no-register");
+    let second = launch("second").arg("--no-migrate").arg("--no-register");
     let second = second.env("HOLDFAST_SERVE_LISTEN", &serve).start().await?;
 
     let mut sale = Sale::open(&stack)?;
-    let half = sale.steps.len() / 2;
-    while sale.books.records() < half {
+    sale.register().await?;
+    let half = sale.begin_fight();
+    while sale.steps.len() > half {
         sale.go_on().await?;
     }
-    first.kill()?;
-    let killed = Instant::now();
-    sale.display.say("the first worker is killed (SIGKILL)");
-    let mut restart = pin!(stack.holdfast("run", "first").start());
-    let first = loop {
-        tokio::select! {
-            restarted = &mut restart => break restarted?,
-            result = sale.go_on() => result?,
-        }
-    };
-    let down = killed.elapsed();
-    sale.display.say(&format!(
-        "the first worker is back after {:.1} s; {SENT_AGAIN} events are sent again by producers that cannot be sure",
-        down.as_secs_f64()
-    ));
+    let (first, down) = sale.go_on_without(first, launch("first")).await?;
     sale.send_again(SENT_AGAIN)?;
     while !sale.is_over() {
         sale.go_on().await?;
     }
+
+    let orders = sale.begin_buying()?;
+    while sale.books.money.ended() < orders / 2 {
+        sale.go_on().await?;
+    }
+    let (first, down_again) = sale.go_on_without(first, launch("first")).await?;
+    sale.send_again(BOUGHT_AGAIN)?;
+    sale.settle().await?;
+    sale.regret(&provider)?;
+    sale.settle().await?;
     sale.display.end(&sale.books);
 
-    println!("\n{}", sale.books.table(down));
-    let verified = verify(&stack).await?;
+    provider.heal();
+    println!("\n{}", sale.books.table(down + down_again));
+    let verified = verify(&stack, &provider).await?;
     sale.books.compare(&verified)?;
-    sale.books.compare_seats(seats_held(&stack).await?)?;
-    println!("every count adds up");
+    sale.books.compare_sales(&sales(&stack).await?, &provider)?;
+    println!("every count adds up, and every cent");
     first.stop().await?;
     second.stop().await
 }
@@ -79,48 +94,133 @@ struct Sale {
     steps: VecDeque<Step>,
     /// Events sent so far, for those that are sent again.
     sent: Vec<Step>,
-    producer: Producer,
-    outcomes: UnboundedReceiver<anyhow::Result<Arrival>>,
+    reservations: Producer,
+    payments: Producer,
+    tickets: UnboundedReceiver<anyhow::Result<Arrival>>,
+    users: UnboundedReceiver<anyhow::Result<Arrival>>,
     dead_letters: UnboundedReceiver<anyhow::Result<Arrival>>,
     books: Books,
     display: Display,
     pace: Beats,
     beat: Interval,
     last_news: Instant,
-    /// Steps of the script that were taken.
+    /// Steps that were taken of those that began last.
     scripted: usize,
 }
 
 impl Sale {
     fn open(stack: &Stack) -> anyhow::Result<Sale> {
-        let steps = VecDeque::from(script::write());
-        let display = Display::new(steps.len());
-        display.say(&format!(
-            "on sale: {} seats, {} requests, one seat wanted by {} buyers",
-            script::SEATS,
-            script::REQUESTS,
-            script::REQUESTS / script::HOT_EVERY
-        ));
         Ok(Sale {
             scripted: 0,
             sent: Vec::new(),
-            producer: Producer::new(&stack.kafka, RESERVATIONS)?,
-            outcomes: follow(&stack.kafka, OUTCOMES)?,
+            reservations: Producer::new(&stack.kafka, RESERVATIONS)?,
+            payments: Producer::new(&stack.kafka, PAYMENTS)?,
+            tickets: follow(&stack.kafka, OUTCOMES)?,
+            users: follow(&stack.kafka, PAYMENT_OUTCOMES)?,
             dead_letters: follow(&stack.kafka, DEAD_LETTERS)?,
             books: Books::default(),
             pace: Pace::PerSecond(RATE).beats(),
             beat: interval(BEAT),
             last_news: Instant::now(),
-            steps,
-            display,
+            steps: VecDeque::new(),
+            display: Display::new(script::BUYERS + script::REQUESTS),
         })
+    }
+
+    /// From now on these steps are taken, so many per second.
+    fn begin(&mut self, steps: Vec<Step>, rate: u32) {
+        self.steps = VecDeque::from(steps);
+        self.scripted = 0;
+        self.pace = Pace::PerSecond(rate).beats();
+    }
+
+    async fn register(&mut self) -> anyhow::Result<()> {
+        self.display
+            .say(&format!("{} buyers register, and some get credits", script::BUYERS));
+        self.begin(script::registrations(), RATE);
+        while !self.is_over() {
+            self.go_on().await?;
+        }
+        Ok(())
+    }
+
+    /// Gives half the number of its steps.
+    fn begin_fight(&mut self) -> usize {
+        self.display.say(&format!(
+            "on sale: {} seats, {} requests, one seat wanted by {} buyers",
+            script::SEATS,
+            script::REQUESTS,
+            script::REQUESTS / script::HOT_EVERY
+        ));
+        self.begin(script::fight(), RATE);
+        self.steps.len() / 2
+    }
+
+    /// Gives the number of checkouts.
+    fn begin_buying(&mut self) -> anyhow::Result<usize> {
+        let holders = self.books.holders();
+        let orders = holders.iter().map(|(user, tickets)| script::order(user, tickets));
+        let orders = orders.collect::<anyhow::Result<Vec<_>>>()?;
+        let count = orders.len();
+        self.display.say(&format!(
+            "those who hold seats buy them: {count} checkouts; the payment provider declines some cards, and loses answers"
+        ));
+        self.begin(orders, BUYING_RATE);
+        Ok(count)
+    }
+
+    /// Some have their money given back, past Holdfast; the provider tells of it.
+    fn regret(&mut self, provider: &Simulator) -> anyhow::Result<()> {
+        let regrets = self.books.money.regrets(REGRETS, PART);
+        self.display.say(&format!(
+            "{} regret it: all of it, or a part, is given back",
+            regrets.len()
+        ));
+        for Regret { checkout, user, amount } in regrets {
+            let payments = provider.payments_of(&checkout);
+            let payment = &payments.first().context("a paid checkout without a payment")?.id;
+            provider.refund(payment, amount)?;
+            let refunded = json!({ "amount": amount, "currency": "EUR" });
+            let data = json!({ "checkout": checkout, "payment": payment, "refunded": refunded });
+            let told = Event::payment_refunded(format!("refund-{checkout}"), &user, data);
+            self.send(Step::payment(told))?;
+        }
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        while !(self.steps.is_empty() && self.books.are_settled()) {
+            self.go_on().await?;
+        }
+        Ok(())
+    }
+
+    /// Kills a worker and starts its successor; the sale goes on meanwhile. Gives how long it was down.
+    async fn go_on_without(&mut self, worker: Holdfast, again: Launch<'_>) -> anyhow::Result<(Holdfast, Duration)> {
+        worker.kill()?;
+        let killed = Instant::now();
+        self.display.say("the first worker is killed (SIGKILL)");
+        let mut restart = pin!(again.start());
+        let successor = loop {
+            tokio::select! {
+                restarted = &mut restart => break restarted?,
+                result = self.go_on() => result?,
+            }
+        };
+        let down = killed.elapsed();
+        self.display.say(&format!(
+            "the first worker is back after {:.1} s; events are sent again by producers that cannot be sure",
+            down.as_secs_f64()
+        ));
+        Ok((successor, down))
     }
 
     /// Sends what is due, or hears one piece of news.
     async fn go_on(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             _ = self.beat.tick() => self.send_due()?,
-            Some(arrival) = self.outcomes.recv() => self.hear_outcome(&arrival?)?,
+            Some(arrival) = self.tickets.recv() => self.hear_outcome(&arrival?)?,
+            Some(arrival) = self.users.recv() => self.hear_outcome(&arrival?)?,
             Some(arrival) = self.dead_letters.recv() => {
                 self.last_news = Instant::now();
                 self.books.dead_letter(&arrival?.record)?;
@@ -147,7 +247,10 @@ impl Sale {
     }
 
     fn send(&mut self, step: Step) -> anyhow::Result<()> {
-        self.producer.send(&step.record)?;
+        match step.topic {
+            PAYMENTS => self.payments.send(&step.record)?,
+            _ => self.reservations.send(&step.record)?,
+        }
         self.books.sent(&step.kind);
         if let Kind::Event { .. } = step.kind {
             self.sent.push(step);
@@ -188,22 +291,31 @@ impl Sale {
 }
 
 /// Prints what `holdfast verify` prints, and returns its counts; fails when it finds a promise broken.
-async fn verify(stack: &Stack) -> anyhow::Result<Value> {
-    let told = stack.holdfast("verify", "verify").output().await?;
+async fn verify(stack: &Stack, provider: &Simulator) -> anyhow::Result<Value> {
+    let verify = || stack.holdfast("verify", "verify").provider(provider);
+    let told = verify().output().await?;
     println!("holdfast verify\n{}", String::from_utf8_lossy(&told.stdout));
     if !told.status.success() {
         bail!("verify: {}\n{}", told.status, String::from_utf8_lossy(&told.stderr));
     }
-    let counts = stack.holdfast("verify", "verify").arg("--json").output().await?;
+    let counts = verify().arg("--json").output().await?;
     serde_json::from_slice(&counts.stdout).context("the counts of verify")
 }
 
-/// As the database has it.
-async fn seats_held(stack: &Stack) -> anyhow::Result<usize> {
+/// As the database has them.
+async fn sales(stack: &Stack) -> anyhow::Result<Sales> {
     let pool = stack.postgres.connect().await?;
-    let held: i64 = sqlx::query_scalar("select count(*) from tickets where status = 'held'")
-        .fetch_one(&pool)
-        .await?;
+    let (held, sold, revenue): (i64, i64, i64) = sqlx::query_as(
+        "select count(*) filter (where status = 'held'), count(*) filter (where status = 'sold'),
+                (select coalesce(sum(amount), 0)::bigint from ledger where account = 'provider')
+         from tickets",
+    )
+    .fetch_one(&pool)
+    .await?;
     pool.close().await;
-    Ok(usize::try_from(held)?)
+    Ok(Sales {
+        held: usize::try_from(held)?,
+        sold: usize::try_from(sold)?,
+        revenue,
+    })
 }

@@ -25,7 +25,7 @@ enum Command {
     Fetch,
     /// Hold the stack open with `holdfast run` on it, until Ctrl-C
     Up,
-    /// Run an on-sale on real servers, kill a worker in the middle, and check that every count adds up
+    /// Run an on-sale on real servers, kill workers in the middle, and check that every count and every cent adds up
     Demo,
     /// Measure throughput, latency, CPU time and memory on real servers
     Bench(bench::Arguments),

@@ -1,13 +1,20 @@
-//! The local stack held open.
+//! The local stack held open, with a payment provider that moves no money.
+//!
+//! The provider forgets its books when it ends, while the databases keep theirs: `holdfast verify` compares the two only if it
+//! is given the provider, and then only agrees about a stack whose data is as young as the provider.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use holdfast_tests::kit::provider::{self, Simulator};
 use holdfast_tests::kit::{Name, Stack, dev_folder};
 use serde_json::json;
 use tracing::{info, warn};
+
+/// Whoever kills a checkout here wants to see soon what becomes of it.
+const ABANDONED_AFTER: &str = "10s";
 
 /// Tells clients where everything is, as long as it is there.
 struct Addresses(PathBuf);
@@ -15,7 +22,12 @@ struct Addresses(PathBuf);
 pub(crate) async fn run() -> anyhow::Result<()> {
     let stack = Stack::open(Name::Dev).await?;
     stack.start().await?;
-    let holdfast = stack.holdfast("run", "dev").arg("--examples").start().await?;
+    let provider = Simulator::start_at(stack.ports.get("provider")?).await?;
+    let holdfast = stack.holdfast("run", "dev").arg("--examples").provider(&provider);
+    let holdfast = holdfast
+        .env("HOLDFAST_ABANDONED_AFTER", ABANDONED_AFTER)
+        .start()
+        .await?;
     let addresses = json!({
         "kafka": stack.kafka.bootstrap(),
         "restate_ingress": stack.restate.ingress(),
@@ -24,6 +36,8 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         "loyalty": stack.postgres.loyalty_url(),
         "holdfast_http": holdfast.http,
         "mail": stack.maildev.as_ref().map(|maildev| maildev.web()),
+        "provider": provider.url(),
+        "provider_key": provider::KEY,
     });
     let written = Addresses::write(&addresses)?;
     info!("{}:\n{addresses:#}", written.0.display());

@@ -1,6 +1,6 @@
 //! The simulated provider's books: payments, what may happen to them, every movement of money, and the events that tell it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,8 @@ pub(super) type Fields = [(String, String)];
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) payments: Vec<Payment>,
+    /// Where each stands among them, by id.
+    places: HashMap<String, usize>,
     pub(super) ledger: Vec<Movement>,
     /// What webhooks have to tell, oldest first.
     pub(super) events: Vec<Value>,
@@ -103,6 +105,15 @@ impl Status {
 }
 
 impl Books {
+    /// Its ids are none that an earlier provider gave: a stack that keeps its data still knows those.
+    pub(super) fn open() -> Books {
+        let milliseconds = now().unix_timestamp_nanos() / 1_000_000;
+        Books {
+            ids: u64::try_from(milliseconds).unwrap_or_default(),
+            ..Books::default()
+        }
+    }
+
     pub(super) fn create(&mut self, fields: &Fields) -> Answer {
         const KNOWN: &[&str] = &[
             "amount",
@@ -156,6 +167,7 @@ impl Books {
             dispute: None,
         };
         let told = payment.tell();
+        self.places.insert(payment.id.clone(), self.payments.len());
         self.payments.push(payment);
         Ok(told)
     }
@@ -185,7 +197,15 @@ impl Books {
     }
 
     pub(super) fn capture(&mut self, id: &str) -> Answer {
-        let amount = self.at(id, &[Status::RequiresCapture], "capture")?.amount;
+        let payment = self.at(id, &[Status::RequiresCapture], "capture")?;
+        if payment.method.as_deref() == Some(NEVER_CAPTURED) {
+            return Err(Refused {
+                status: 503,
+                error: json!({ "type": "api_error", "message": "Try again later." }),
+                kept: false,
+            });
+        }
+        let amount = payment.amount;
         self.book(id, Kind::Captured, amount);
         Ok(self.change(id, "payment_intent.succeeded", |payment| {
             payment.status = Status::Succeeded;
@@ -365,13 +385,13 @@ impl Books {
 
     /// One that is known to be there.
     fn payment(&mut self, id: &str) -> &mut Payment {
-        let payment = self.payments.iter_mut().find(|payment| payment.id == id);
-        payment.expect("it was found before")
+        let place = self.places.get(id).expect("it was found before");
+        &mut self.payments[*place]
     }
 
-    fn find(&self, id: &str) -> Result<&Payment, Refused> {
-        let payment = self.payments.iter().find(|payment| payment.id == id);
-        payment.ok_or_else(|| Refused {
+    pub(super) fn find(&self, id: &str) -> Result<&Payment, Refused> {
+        let place = self.places.get(id);
+        place.map(|place| &self.payments[*place]).ok_or_else(|| Refused {
             status: 404,
             error: json!({
                 "type": "invalid_request_error", "code": "resource_missing", "param": "intent",
@@ -451,6 +471,10 @@ impl Payment {
         })
     }
 }
+
+/// A card of this provider alone: the money is set aside, but never can be taken, so that a checkout stays under way for whoever
+/// wants to see one.
+const NEVER_CAPTURED: &str = "pm_card_captureUnavailable";
 
 /// The cards that Stripe's page on testing names: what their bank says.
 fn declined_card(method: &str) -> Option<&'static str> {

@@ -139,9 +139,17 @@ struct Plan {
 impl Simulator {
     /// Listens on a free port.
     pub async fn start() -> anyhow::Result<Simulator> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port")?;
+        Simulator::start_at(0).await
+    }
+
+    /// Listens on this port, or on a free one when it is 0.
+    pub async fn start_at(port: u16) -> anyhow::Result<Simulator> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.context("no port")?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State::default());
+        let state = Arc::new(State {
+            books: Mutex::new(Books::open()),
+            ..State::default()
+        });
         let accepting = tokio::spawn(accept(listener, state.clone()));
         Ok(Simulator {
             address,
@@ -153,6 +161,15 @@ impl Simulator {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// What sets a worker to be paid by it, and not to wait long for its answers.
+    pub fn settings(&self) -> [(&'static str, String); 3] {
+        [
+            ("HOLDFAST_PROVIDER_URL", self.url()),
+            ("HOLDFAST_PROVIDER_KEY", String::from(KEY)),
+            ("HOLDFAST_PROVIDER_TIMEOUT", String::from("2s")),
+        ]
     }
 
     /// The next `times` such requests go wrong; for one checkout, or for any.
@@ -399,8 +416,8 @@ impl State {
             return checkout.clone();
         }
         let books = lock(&self.books);
-        let payment = books.payments.iter().find(|payment| payment.id == request.id);
-        payment.map_or_else(String::new, |payment| payment.checkout.clone())
+        let payment = books.find(&request.id);
+        payment.map_or_else(|_| String::new(), |payment| payment.checkout.clone())
     }
 }
 

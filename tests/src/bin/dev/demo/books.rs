@@ -1,16 +1,21 @@
 //! Who was sent what, and what was heard: everything must add up.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_tests::kit::kafka::Read;
-use holdfast_tests::load::{Outcome, Tally, percentile};
+use holdfast_tests::kit::provider::Simulator;
+use holdfast_tests::load::{Outcome, SOURCE, Tally, percentile};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::money::{Money, euros};
 use super::script::{self, Kind};
+
+/// What the types of outcomes about tickets begin with.
+const TICKET: &str = "holdfast.outcome.ticket.";
 
 #[derive(Default)]
 pub(super) struct Books {
@@ -26,10 +31,27 @@ pub(super) struct Books {
     outcomes: HashSet<String>,
     latencies: Vec<Duration>,
     /// The hold on each seat that has one.
-    held: HashMap<String, String>,
+    held: HashMap<String, Hold>,
+    /// The checkout that bought each seat that is sold.
+    sold: HashMap<String, String>,
+    pub(super) money: Money,
     dead_letters: Tally,
     /// The gate may put a record aside more than once: it is known by where it came from.
     origins: HashSet<Vec<Vec<u8>>>,
+}
+
+/// What is left at the end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Sales {
+    pub(super) held: usize,
+    pub(super) sold: usize,
+    /// Of cards, in cents.
+    pub(super) revenue: i64,
+}
+
+struct Hold {
+    id: String,
+    user: String,
 }
 
 impl Books {
@@ -45,30 +67,60 @@ impl Books {
     pub(super) fn outcome(&mut self, outcome: &Outcome, at: Instant) -> anyhow::Result<()> {
         let (id, cause) = (&outcome.id, &outcome.causationid);
         ensure!(self.outcomes.insert(id.clone()), "outcome {id} is told twice");
-        let sent = self
-            .sent
-            .get(cause)
-            .with_context(|| format!("outcome of {cause}, which nobody sent"))?;
-        ensure!(self.answered.insert(cause.clone()), "event {cause} has two outcomes");
-        self.latencies.push(at.duration_since(*sent));
-        match &outcome.data.reason {
-            Some(reason) => self.refused.add(reason),
-            None => self.applied.add(outcome.verb()),
+        // What a checkout comes to has the checkout as its cause.
+        if outcome.causationsource == SOURCE {
+            let sent = self
+                .sent
+                .get(cause)
+                .with_context(|| format!("outcome of {cause}, which nobody sent"))?;
+            ensure!(self.answered.insert(cause.clone()), "event {cause} has two outcomes");
+            self.latencies.push(at.duration_since(*sent));
+            match &outcome.data.reason {
+                Some(reason) => self.refused.add(reason),
+                None => self.applied.add(outcome.verb()),
+            }
         }
-        self.seat(outcome)
+        if outcome.kind.starts_with(TICKET) {
+            return self.seat(outcome);
+        }
+        let asked = outcome
+            .data
+            .checkout
+            .as_ref()
+            .and_then(|checkout| self.sent.get(checkout));
+        self.money.outcome(outcome, asked.copied(), at)
     }
 
     fn seat(&mut self, outcome: &Outcome) -> anyhow::Result<()> {
         let (ticket, verb) = (&outcome.subject, outcome.verb());
-        let hold = outcome.data.hold.clone().unwrap_or_default();
+        let told = &outcome.data;
+        let (id, user) = (
+            told.hold.clone().unwrap_or_default(),
+            told.user.clone().unwrap_or_default(),
+        );
         match verb {
             "held" => {
-                let other = self.held.insert(ticket.clone(), hold);
+                let other = self.held.insert(ticket.clone(), Hold { id, user });
                 ensure!(other.is_none(), "{ticket} is held twice");
+                ensure!(!self.sold.contains_key(ticket), "{ticket} is held and sold");
             }
             "released" => {
                 let held = self.held.remove(ticket);
-                ensure!(held == Some(hold), "{ticket} is released by who did not hold it");
+                let fits = held.is_some_and(|held| held.id == id);
+                ensure!(fits, "{ticket} is released by who did not hold it");
+            }
+            "sold" => {
+                let held = self.held.remove(ticket);
+                let fits = held.is_some_and(|held| held.user == user);
+                ensure!(fits, "{ticket} is sold to who did not hold it");
+                let other = self
+                    .sold
+                    .insert(ticket.clone(), told.checkout.clone().unwrap_or_default());
+                ensure!(other.is_none(), "{ticket} is sold twice");
+            }
+            "returned" => {
+                let sold = self.sold.remove(ticket);
+                ensure!(sold == told.checkout, "{ticket} is returned by who did not buy it");
             }
             _ => {}
         }
@@ -94,6 +146,16 @@ impl Books {
         Ok(())
     }
 
+    /// Those who hold seats, each with their seats, in an order that does not change.
+    pub(super) fn holders(&self) -> BTreeMap<String, Vec<String>> {
+        let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (ticket, hold) in &self.held {
+            holders.entry(hold.user.clone()).or_default().push(ticket.clone());
+        }
+        holders.values_mut().for_each(|tickets| tickets.sort());
+        holders
+    }
+
     /// Records sent.
     pub(super) fn records(&self) -> usize {
         self.sent.len() + (self.repeats + self.bad.total()) as usize
@@ -101,6 +163,14 @@ impl Books {
 
     pub(super) fn are_complete(&self) -> bool {
         self.answered.len() == self.sent.len() && self.dead_letters.total() >= self.bad.total()
+    }
+
+    /// Whether every checkout has ended, and every seat that one was about is sold or free.
+    pub(super) fn are_settled(&self) -> bool {
+        self.are_complete()
+            && self.money.open() == 0
+            && self.held.is_empty()
+            && self.sold.len() == self.money.seats().len()
     }
 
     pub(super) fn missing(&self) -> String {
@@ -111,57 +181,63 @@ impl Books {
             .take(5)
             .collect();
         format!(
-            "{} of {} events are answered (not {unanswered:?}), {} of {} bad records put aside",
+            "{} of {} events are answered (not {unanswered:?}), {} of {} bad records put aside, {} checkouts open, \
+             {} seats held, {} sold",
             self.answered.len(),
             self.sent.len(),
             self.dead_letters.total(),
-            self.bad.total()
+            self.bad.total(),
+            self.money.open(),
+            self.held.len(),
+            self.sold.len()
         )
     }
 
     pub(super) fn line(&self) -> String {
         format!(
-            "events in {:>5}   outcomes {:>5}   seats held {:>3} of {}   dead letters {:>3}",
+            "events in {:>5}   outcomes {:>5}   dead letters {:>3}   seats held {:>3}, sold {:>3} of {}   revenue {:>12}",
             self.records(),
             self.outcomes.len(),
+            self.dead_letters.total(),
             self.held.len(),
+            self.sold.len(),
             script::SEATS,
-            self.dead_letters.total()
+            euros(self.money.revenue())
         )
     }
 
+    /// `down`: how long one worker of two was down.
     pub(super) fn table(&mut self, down: Duration) -> String {
         let mut text = String::new();
-        let mut row = |name: &str, count: u64, what: &dyn std::fmt::Display| {
-            writeln!(text, "{name:<20}{count:>8}   {what}").expect("a String takes all");
+        let mut row = |name: &str, count: &dyn std::fmt::Display, what: &dyn std::fmt::Display| {
+            writeln!(text, "{name:<16}{count:>16}   {what}").expect("a String takes all");
         };
         let records = self.sent.len() as u64 + self.repeats + self.bad.total();
-        row("events in", records, &"");
-        row("  applied", self.applied.total(), &self.applied);
-        row("  refused", self.refused.total(), &self.refused);
-        row("  repeats", self.repeats, &"changed nothing, got no second outcome");
-        row("  dead letters", self.dead_letters.total(), &self.dead_letters);
+        row("events in", &records, &"");
+        row("  applied", &self.applied.total(), &self.applied);
+        row("  refused", &self.refused.total(), &self.refused);
+        row("  repeats", &self.repeats, &"changed nothing, got no second outcome");
+        row("  dead letters", &self.dead_letters.total(), &self.dead_letters);
+        let own = self.outcomes.len() - self.answered.len();
+        let what = format!("one for each event, {own} for what checkouts came to, none twice");
+        row("outcomes out", &self.outcomes.len(), &what);
+        for (name, count, what) in self.money.rows() {
+            row(name, &count, &what);
+        }
+        let what = format!("of {}, none twice; the others are free again", script::SEATS);
+        row("seats sold", &self.sold.len(), &what);
+        let milliseconds = |latencies: &mut [Duration]| {
+            let half = percentile(latencies, 50.0).as_millis();
+            format!("p50 {half} ms, p99 {} ms", percentile(latencies, 99.0).as_millis())
+        };
+        let (answered, ended) = (milliseconds(&mut self.latencies), milliseconds(self.money.took()));
+        row("to the outcome", &"", &answered);
+        row("to the end", &"", &format!("{ended}, of a checkout"));
         row(
-            "outcomes out",
-            self.outcomes.len() as u64,
-            &"one for each event, none twice",
+            "",
+            &"",
+            &format!("one worker of two was down for {:.1} s of it", down.as_secs_f64()),
         );
-        row(
-            "seats held",
-            self.held.len() as u64,
-            &format!("of {}, none by two", script::SEATS),
-        );
-        let milliseconds = |percent, latencies: &mut Vec<Duration>| percentile(latencies, percent).as_millis();
-        let (half, most) = (
-            milliseconds(50.0, &mut self.latencies),
-            milliseconds(99.0, &mut self.latencies),
-        );
-        let down = down.as_secs_f64();
-        writeln!(
-            text,
-            "produce to outcome   p50 {half} ms, p99 {most} ms; one worker of two was down for {down:.1} s of it"
-        )
-        .expect("a String takes all");
         text
     }
 
@@ -181,6 +257,9 @@ impl Books {
             ("dead_letters", self.bad.total()),
             ("parked", 0),
             ("pending", 0),
+            ("stuck", 0),
+            ("money_mismatch", 0),
+            ("open_authorisations", 0),
         ] {
             ensure!(
                 verified[name] == counted,
@@ -191,12 +270,22 @@ impl Books {
         Ok(())
     }
 
-    pub(super) fn compare_seats(&self, in_database: usize) -> anyhow::Result<()> {
-        let told = self.held.len();
+    /// Holds the database and the provider's books against what was heard here.
+    pub(super) fn compare_sales(&self, in_database: &Sales, provider: &Simulator) -> anyhow::Result<()> {
+        let told = Sales {
+            held: self.held.len(),
+            sold: self.sold.len(),
+            revenue: self.money.revenue(),
+        };
         ensure!(
-            told == in_database,
-            "{told} seats are held by the outcomes, {in_database} in the database"
+            told == *in_database,
+            "the outcomes tell of {told:?}, the database of {in_database:?}"
         );
-        Ok(())
+        let sold: BTreeSet<&String> = self.sold.keys().collect();
+        ensure!(
+            sold == self.money.seats(),
+            "the seats that are sold are not those of the completed checkouts"
+        );
+        self.money.compare(provider)
     }
 }

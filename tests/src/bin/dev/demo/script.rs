@@ -1,6 +1,8 @@
 //! What happens at the on-sale, in order. It is the same each time.
 
-use holdfast_tests::load::{Event, Record, now, timestamp};
+use anyhow::Context;
+use holdfast_tests::kit::provider::Fault;
+use holdfast_tests::load::{Event, PAYMENTS, RESERVATIONS, Record, now, timestamp};
 use serde_json::{Value, json};
 use time::Duration;
 
@@ -8,6 +10,21 @@ pub(super) const SEATS: usize = 300;
 pub(super) const REQUESTS: usize = 8_000;
 /// Each so many-th request is for the one seat that all want.
 pub(super) const HOT_EVERY: usize = 10;
+/// A prime, and so large that nobody wants the one seat twice.
+pub(super) const BUYERS: usize = 997;
+
+/// Each so many-th buyer has credits, and spends them.
+const CREDITED_EVERY: usize = 4;
+const CREDITS: i64 = 2_000;
+/// Each so many-th buyer has a card that its bank declines.
+const DECLINED_EVERY: usize = 11;
+/// How many in a thousand requests to the payment provider go wrong, and how.
+pub(super) const FAULTS: &[(Fault, u32)] = &[
+    (Fault::AnswerLost, 40),
+    (Fault::RequestLost, 20),
+    (Fault::Unavailable, 20),
+    (Fault::Decline("insufficient_funds"), 30),
+];
 
 const REPEAT_EVERY: usize = 20;
 const BAD_EVERY: usize = 40;
@@ -17,6 +34,7 @@ const REPEAT_AFTER: usize = 15;
 #[derive(Clone)]
 pub(super) struct Step {
     pub(super) kind: Kind,
+    pub(super) topic: &'static str,
     pub(super) record: Record,
 }
 
@@ -36,6 +54,14 @@ impl Step {
         Step {
             record: event.record(),
             kind: Kind::Event { id: event.id },
+            topic: RESERVATIONS,
+        }
+    }
+
+    pub(super) fn payment(event: Event) -> Step {
+        Step {
+            topic: PAYMENTS,
+            ..Step::event(event)
         }
     }
 
@@ -50,11 +76,26 @@ impl Step {
         Step {
             kind: Kind::Bad { reason },
             record,
+            topic: RESERVATIONS,
         }
     }
 }
 
-pub(super) fn write() -> Vec<Step> {
+/// Everybody registers, and some get credits, before the sale.
+pub(super) fn registrations() -> Vec<Step> {
+    let buyers = (0..BUYERS).flat_map(|number| {
+        let user = buyer(number);
+        let registered = Event::registered(format!("register-{number}"), &user);
+        let credited = number
+            .is_multiple_of(CREDITED_EVERY)
+            .then(|| Event::credits_added(format!("credits-{number}"), &user, CREDITS));
+        [Some(registered), credited].into_iter().flatten()
+    });
+    buyers.map(Step::payment).collect()
+}
+
+/// The fight for the seats.
+pub(super) fn fight() -> Vec<Step> {
     let mut steps: Vec<Step> = (0..SEATS).map(|number| Step::event(list(number))).collect();
     let mut requests = Vec::with_capacity(REQUESTS);
     for number in 0..REQUESTS {
@@ -75,6 +116,26 @@ pub(super) fn write() -> Vec<Step> {
     steps
 }
 
+/// The user buys the seats that they hold: one checkout, of which the request has the id as well.
+pub(super) fn order(user: &str, tickets: &[String]) -> anyhow::Result<Step> {
+    let number = user.strip_prefix("buyer-").context("a holder who is no buyer")?;
+    let id = format!("order-{number}");
+    let number: usize = number.parse()?;
+    let card = match number.is_multiple_of(DECLINED_EVERY) {
+        true => "pm_card_visa_chargeDeclinedExpiredCard",
+        false => "pm_card_visa",
+    };
+    let mut data = json!({ "checkout": id, "tickets": tickets, "payment_method": card });
+    if number.is_multiple_of(CREDITED_EVERY) {
+        data["credits"] = json!(CREDITS);
+    }
+    Ok(Step::payment(Event::checkout_requested(id, user, data)))
+}
+
+fn buyer(number: usize) -> String {
+    format!("buyer-{number}")
+}
+
 fn ticket(number: usize) -> String {
     format!("seat-{number}")
 }
@@ -91,8 +152,7 @@ fn request(number: usize) -> Event {
         // All seats in turn, in no order: the factor is a prime.
         other => (other + other / HOT_EVERY) * 7_919 % SEATS,
     };
-    let user = format!("buyer-{}", number % (REQUESTS / 2));
-    let mut event = Event::requested(format!("request-{number}"), &ticket(seat), &user);
+    let mut event = Event::requested(format!("request-{number}"), &ticket(seat), &buyer(number % BUYERS));
     if number.is_multiple_of(211) {
         event.data["hold_for"] = json!(31_536_000); // a year: no rule allows that
     }

@@ -1,0 +1,209 @@
+//! Who bought what and where the money went, by the outcomes: the payment provider's books must say the same, to the last cent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use holdfast_tests::kit::provider::Simulator;
+use holdfast_tests::load::{Outcome, Tally};
+use tokio::time::Instant;
+
+#[derive(Default)]
+pub(super) struct Money {
+    orders: BTreeMap<String, Order>,
+    failed: Tally,
+    /// From the request to the end.
+    took: Vec<Duration>,
+}
+
+/// One checkout, in cents.
+struct Order {
+    user: String,
+    tickets: Vec<String>,
+    total: i64,
+    credits: i64,
+    refunded: i64,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Open,
+    Completed,
+    Failed,
+    /// Paid, then given back wholly.
+    Refunded,
+}
+
+/// A checkout that somebody regrets.
+pub(super) struct Regret {
+    pub(super) checkout: String,
+    pub(super) user: String,
+    /// What of it is given back, in cents.
+    pub(super) amount: i64,
+}
+
+impl Money {
+    /// Takes down what is told of a checkout; `asked`: when it was asked for.
+    pub(super) fn outcome(&mut self, outcome: &Outcome, asked: Option<Instant>, at: Instant) -> anyhow::Result<()> {
+        let told = &outcome.data;
+        let Some(checkout) = &told.checkout else { return Ok(()) };
+        if outcome.verb() == "opened" {
+            let order = Order {
+                user: outcome.subject.clone(),
+                tickets: told.tickets.clone(),
+                total: told.total.as_ref().context("a checkout without a price")?.amount,
+                credits: told.credits.unwrap_or_default(),
+                refunded: 0,
+                fate: Fate::Open,
+            };
+            let other = self.orders.insert(checkout.clone(), order);
+            ensure!(other.is_none(), "checkout {checkout} is opened twice");
+            return Ok(());
+        }
+        let order = self.orders.get_mut(checkout);
+        let order = order.with_context(|| format!("{} of {checkout}, which was never opened", outcome.kind))?;
+        let (before, after) = match outcome.verb() {
+            "completed" => (Fate::Open, Fate::Completed),
+            "failed" => (Fate::Open, Fate::Failed),
+            "refunded" if told.full == Some(true) => (Fate::Completed, Fate::Refunded),
+            "refunded" => (Fate::Completed, Fate::Completed),
+            other => bail!("checkout {checkout} is {other}"),
+        };
+        ensure!(
+            order.fate == before,
+            "checkout {checkout} was {:?} and is {after:?}",
+            order.fate
+        );
+        order.fate = after;
+        order.refunded += told.amount.as_ref().map_or(0, |amount| amount.amount);
+        if before == Fate::Open {
+            self.took.extend(asked.map(|asked| at.duration_since(asked)));
+        }
+        if let (Fate::Failed, Some(reason)) = (after, &told.reason) {
+            self.failed.add(reason);
+        }
+        Ok(())
+    }
+
+    pub(super) fn ended(&self) -> usize {
+        self.orders.len() - self.count(Fate::Open)
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.count(Fate::Open)
+    }
+
+    /// The seats that must be sold.
+    pub(super) fn seats(&self) -> BTreeSet<&String> {
+        let bought = self.orders.values().filter(|order| order.fate == Fate::Completed);
+        bought.flat_map(|order| &order.tickets).collect()
+    }
+
+    /// What was taken and not given back, in cents.
+    pub(super) fn revenue(&self) -> i64 {
+        self.orders.values().map(Order::kept).sum()
+    }
+
+    /// Of these some regret all of it, and others a part.
+    pub(super) fn regrets(&self, count: usize, part: i64) -> Vec<Regret> {
+        let bought = self.orders.iter().filter(|(_, order)| order.fate == Fate::Completed);
+        let regretted = bought.take(count).enumerate().map(|(place, (checkout, order))| Regret {
+            checkout: checkout.clone(),
+            user: order.user.clone(),
+            amount: if place % 2 == 0 { order.due() } else { part },
+        });
+        regretted.collect()
+    }
+
+    pub(super) fn rows(&self) -> Vec<(&'static str, String, String)> {
+        let completed = self.count(Fate::Completed) + self.count(Fate::Refunded);
+        let sum = |what: fn(&Order) -> i64| self.orders.values().map(what).sum::<i64>();
+        let paid = |order: &Order| if order.was_paid() { order.due() } else { 0 };
+        let spent = |order: &Order| {
+            if order.fate == Fate::Completed {
+                order.credits
+            } else {
+                0
+            }
+        };
+        let refunds = self.orders.values().filter(|order| order.refunded > 0).count();
+        vec![
+            (
+                "checkouts",
+                self.orders.len().to_string(),
+                String::from("asked for by those who held seats"),
+            ),
+            (
+                "  completed",
+                completed.to_string(),
+                format!("{} by card, and {} of credits", euros(sum(paid)), euros(sum(spent))),
+            ),
+            ("  failed", self.failed.total().to_string(), self.failed.to_string()),
+            (
+                "  stuck",
+                self.open().to_string(),
+                String::from("nobody has to look after one"),
+            ),
+            (
+                "refunds",
+                euros(sum(|order| order.refunded)),
+                format!("for {refunds} who regret it: all or a part"),
+            ),
+            (
+                "revenue",
+                euros(self.revenue()),
+                String::from("as the provider's books have it"),
+            ),
+        ]
+    }
+
+    /// Between request and end, of each.
+    pub(super) fn took(&mut self) -> &mut [Duration] {
+        &mut self.took
+    }
+
+    /// Holds the provider's books against what was told here, checkout by checkout.
+    pub(super) fn compare(&self, provider: &Simulator) -> anyhow::Result<()> {
+        let mut theirs: BTreeMap<String, i64> = BTreeMap::new();
+        for movement in provider.ledger() {
+            *theirs.entry(movement.checkout).or_default() += movement.kind.sign() * movement.amount;
+        }
+        for (checkout, order) in &self.orders {
+            let (ours, theirs) = (order.kept(), theirs.remove(checkout).unwrap_or_default());
+            ensure!(
+                ours == theirs,
+                "{checkout}: the outcomes say that {ours} was kept, the provider says {theirs}"
+            );
+        }
+        ensure!(
+            theirs.values().all(|money| *money == 0),
+            "the provider took money for no checkout: {theirs:?}"
+        );
+        let open = provider.open_authorisations();
+        ensure!(open.is_empty(), "the provider still has money set aside: {open:?}");
+        Ok(())
+    }
+
+    fn count(&self, fate: Fate) -> usize {
+        self.orders.values().filter(|order| order.fate == fate).count()
+    }
+}
+
+impl Order {
+    fn due(&self) -> i64 {
+        self.total - self.credits
+    }
+
+    fn was_paid(&self) -> bool {
+        matches!(self.fate, Fate::Completed | Fate::Refunded)
+    }
+
+    fn kept(&self) -> i64 {
+        if self.was_paid() { self.due() - self.refunded } else { 0 }
+    }
+}
+
+pub(super) fn euros(cents: i64) -> String {
+    format!("{}.{:02} EUR", cents / 100, cents % 100)
+}
