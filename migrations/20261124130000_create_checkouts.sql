@@ -13,7 +13,7 @@ create table checkouts (
     payment        text,                      -- the payment provider's id of the payment
     until          timestamptz      not null, -- when the first of the holds ends
     called_at      timestamptz,               -- just before the first call to the payment provider
-    unknown_since  timestamptz,               -- since when the payment provider has not said how the payment stands
+    unknown_since  timestamptz,               -- since when its next step has not come through
     stuck_at       timestamptz,               -- since when an operator is asked for
     sold_at        timestamptz,               -- seats sold and credits spent, unless they were given back
     failure        text,                      -- why it is undone
@@ -32,7 +32,8 @@ create table checkouts (
 );
 
 -- Who looks after checkouts that nobody takes further, and who lists those that are stuck.
-create index checkouts_unfinished on checkouts (moved_at) where ended_at is null;
+create index checkouts_unfinished on checkouts (moved_at)
+    where ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null);
 create index checkouts_stuck on checkouts (stuck_at) where stuck_at is not null;
 
 -- The tickets of a checkout, at the prices of their holds.

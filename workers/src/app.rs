@@ -320,7 +320,8 @@ impl Worker {
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
         self.spawner.spawn("checkouts", async move {
             tokio::select! {
-                () = checkout::look_after(driver, admin, idle, metrics) => {}
+                () = checkout::look_after(driver.clone(), admin, idle) => {}
+                () = checkout::keep_count(driver, metrics) => {}
                 () = shutdown.cancelled() => {}
             }
             Ok(())

@@ -1,12 +1,13 @@
 //! Takes checkouts further: reads what is to be done next, asks the payment provider where money is meant, and writes what came
 //! of it. All that counts lies in the checkout's row, so that anybody may go on with it, several at once, and after any crash.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod};
 use time::OffsetDateTime;
+use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -15,13 +16,16 @@ use crate::domain::checkout::{Checkout, Failure, State, Step, Terms};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::provider::{self, Order, Payment, Provider};
-use crate::restate_admin::RestateAdmin;
+use crate::restate_admin::{Live, RestateAdmin};
 use crate::store::buying::{Buying, undoing};
 use crate::store::credits::Loyalty;
 use crate::store::{self, PgPool, checkouts};
 
-/// How often checkouts are looked for that nobody takes further.
+/// How often checkouts are counted, and looked for that nobody takes further.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How many of those are taken further at a time.
+const AT_ONCE: usize = 8;
 
 /// Takes checkouts further.
 #[derive(Clone)]
@@ -48,6 +52,8 @@ pub enum Progress {
 pub enum Error {
     #[error("there is no checkout {0:?}")]
     NoCheckout(String),
+    #[error("a step of checkout {0:?} changed nothing: it is looked at again")]
+    NoProgress(String),
     #[error("there is no payment provider: set --provider-url (HOLDFAST_PROVIDER_URL)")]
     NoProvider,
     #[error(transparent)]
@@ -96,10 +102,17 @@ impl Driver {
     /// # Errors
     /// A server does not answer, or the provider does not say how the payment stands.
     pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<Progress, Error> {
+        if heard {
+            self.resume(id).await?;
+        }
+        let mut before = None;
         loop {
             let checkout = self.find(id).await?;
             if checkout.stuck {
                 return Ok(Progress::Stuck);
+            }
+            if before == Some(checkout.version) {
+                return Err(Error::NoProgress(id.to_string()));
             }
             let step = match checkout.next((self.now)()) {
                 Step::End => return Ok(Progress::Ended),
@@ -107,15 +120,42 @@ impl Driver {
                 Step::Wait(_) => Step::Look,
                 step => step,
             };
+            // A look may leave a payment that waits as it is.
+            before = (step != Step::Look).then_some(checkout.version);
             heard = false;
-            self.take(&step, &checkout).await?;
+            if let Err(error) = self.take(&step, &checkout).await {
+                return self.held_up(&checkout, error).await;
+            }
             if let Some(point) = point(&step) {
                 crash::here(point);
-                if crash::again(point) {
-                    self.take(&step, &checkout).await?;
+                if crash::again(point)
+                    && let Err(error) = self.take(&step, &checkout).await
+                {
+                    return self.held_up(&checkout, error).await;
                 }
             }
         }
+    }
+
+    /// Notes that a step has not come through; when it has not for long, an operator is asked for.
+    async fn held_up(&self, checkout: &Checkout, error: Error) -> Result<Progress, Error> {
+        let now = (self.now)();
+        match checkout.unknown_since {
+            Some(since) if now - since > self.stuck_after => {
+                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a checkout is stuck");
+                self.buying.stick(checkout).await?;
+                return Ok(Progress::Stuck);
+            }
+            Some(_) => {}
+            None => {
+                let next = Checkout {
+                    unknown_since: Some(now),
+                    ..checkout.clone()
+                };
+                self.advance(checkout, &next).await?;
+            }
+        }
+        Err(error)
     }
 
     /// Gives a checkout up that has not ended; what it set aside, sold or spent is given back by the next drive.
@@ -156,6 +196,24 @@ impl Driver {
         Ok(())
     }
 
+    /// Leaves a checkout to an operator again, of whom it was asked before: nobody else takes it further meanwhile.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn leave_stuck(&self, id: &CheckoutId) -> Result<(), Error> {
+        loop {
+            let checkout = self.find(id).await?;
+            let next = Checkout {
+                stuck: true,
+                ..checkout.clone()
+            };
+            let has_ended = checkout.next((self.now)()) == Step::End;
+            if has_ended || checkout.stuck || self.buying.advance(&checkout, &next).await? {
+                return Ok(());
+            }
+        }
+    }
+
     async fn find(&self, id: &CheckoutId) -> Result<Checkout, Error> {
         let found = checkouts::get(&self.buying.main, id).await?;
         found.ok_or_else(|| Error::NoCheckout(id.to_string()))
@@ -188,14 +246,8 @@ impl Driver {
     }
 
     async fn create(&self, checkout: &Checkout) -> Result<(), Error> {
-        let order = Order {
-            checkout: &checkout.id,
-            user: &checkout.user,
-            amount: checkout.due(),
-            currency: checkout.currency(),
-            method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
-        };
         let provider = self.provider()?;
+        let order = order(checkout);
         let mut answer = provider.create(&order).await;
         crash::here(Point::CheckoutCreated);
         if crash::again(Point::CheckoutCreated) {
@@ -207,27 +259,35 @@ impl Driver {
         }
     }
 
+    /// Looks for a payment whose key the provider may have forgotten.
     async fn look_up(&self, checkout: &Checkout) -> Result<(), Error> {
-        match self.found(checkout).await {
-            Ok(Some(payment)) => self.created(checkout, payment.id).await,
-            Ok(None) => self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
-            Err(error) => self.did_not(checkout, error).await,
+        match self.found(checkout).await? {
+            Some(payment) => self.created(checkout, payment.id).await,
+            None => self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
         }
     }
 
-    /// The payment that was made for this checkout, whichever answer was lost.
-    async fn found(&self, checkout: &Checkout) -> Result<Option<Payment>, provider::Error> {
-        let (Some(provider), Some(called_at)) = (&self.provider, checkout.called_at) else {
+    /// The payment that was made for this checkout, whichever answer was lost. A payment that we know of and the provider does
+    /// not is no answer: it may be another account's.
+    async fn found(&self, checkout: &Checkout) -> Result<Option<Payment>, Error> {
+        let Some(called_at) = checkout.called_at else {
             return Ok(None);
         };
-        match &checkout.payment {
-            Some(payment) => match provider.get(payment).await {
-                Ok(payment) => Ok(Some(payment)),
-                Err(provider::Error::NotFound { .. }) => Ok(None),
-                Err(error) => Err(error),
-            },
+        let provider = self.provider()?;
+        if let Some(payment) = &checkout.payment {
+            return Ok(Some(provider.get(payment).await?));
+        }
+        if !checkout.key_lives((self.now)()) {
             // The clocks of the provider and ours may differ.
-            None => provider.find(&checkout.id, called_at - time::Duration::hours(1)).await,
+            return Ok(provider
+                .find(&checkout.id, called_at - time::Duration::hours(1))
+                .await?);
+        }
+        // Asked for again, it is the same one; and no call that is late makes another after it.
+        match provider.create(&order(checkout)).await {
+            Ok(payment) => Ok(Some(payment)),
+            Err(provider::Error::Declined { .. } | provider::Error::Misconfigured { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -260,10 +320,9 @@ impl Driver {
     }
 
     async fn look(&self, checkout: &Checkout) -> Result<(), Error> {
-        match self.found(checkout).await {
-            Ok(Some(payment)) => self.stands(checkout, &payment).await,
-            Ok(None) => self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
-            Err(error) => self.did_not(checkout, error).await,
+        match self.found(checkout).await? {
+            Some(payment) => self.stands(checkout, &payment).await,
+            None => self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
         }
     }
 
@@ -278,7 +337,7 @@ impl Driver {
             }
             _ => return self.undo(checkout, CheckoutFailure::NotConfirmed.into()).await,
         };
-        if state == checkout.state {
+        if state == checkout.state && checkout.unknown_since.is_none() {
             return Ok(());
         }
         let next = Checkout {
@@ -301,10 +360,10 @@ impl Driver {
         }
         match answer {
             Ok(_) => Ok(self.buying.complete(checkout).await?),
-            Err(
-                provider::Error::Conflict { .. } | provider::Error::NotFound { .. } | provider::Error::Declined { .. },
-            ) => self.undo(checkout, CheckoutFailure::NotCaptured.into()).await,
-            Err(error) => self.unknown(checkout, error).await,
+            Err(provider::Error::Conflict { .. } | provider::Error::Declined { .. }) => {
+                self.undo(checkout, CheckoutFailure::NotCaptured.into()).await
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -315,17 +374,15 @@ impl Driver {
         if crash::again(Point::CheckoutGivenBack) {
             given_back = self.given_back(checkout).await;
         }
-        match given_back {
-            Ok(captured) => Ok(self.buying.fail(checkout, captured, Uuid::new_v4()).await?),
-            Err(error) => self.unknown(checkout, error).await,
-        }
+        Ok(self.buying.fail(checkout, given_back?, Uuid::new_v4()).await?)
     }
 
     /// How much the provider had taken, now that it has given everything back.
-    async fn given_back(&self, checkout: &Checkout) -> Result<i64, provider::Error> {
-        let (Some(provider), Some(payment)) = (&self.provider, self.found(checkout).await?) else {
+    async fn given_back(&self, checkout: &Checkout) -> Result<i64, Error> {
+        let Some(payment) = self.found(checkout).await? else {
             return Ok(0);
         };
+        let provider = self.provider()?;
         let payment = match payment.state {
             provider::State::Canceled => payment,
             provider::State::Captured => provider.refund(&payment.id, &checkout.id).await?,
@@ -338,32 +395,11 @@ impl Driver {
     async fn did_not(&self, checkout: &Checkout, error: provider::Error) -> Result<(), Error> {
         match error {
             provider::Error::Declined { reason } => self.undo(checkout, declined(Some(&reason))).await,
-            provider::Error::Misconfigured { .. } | provider::Error::NotFound { .. } => {
+            provider::Error::Misconfigured { .. } => {
                 tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
                 self.undo(checkout, CheckoutFailure::Misconfigured.into()).await
             }
-            error => self.unknown(checkout, error).await,
-        }
-    }
-
-    /// Notes that nobody knows how the payment stands; after a while an operator is asked for.
-    async fn unknown(&self, checkout: &Checkout, error: provider::Error) -> Result<(), Error> {
-        let now = (self.now)();
-        match checkout.unknown_since {
-            Some(since) if now - since > self.stuck_after => {
-                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a checkout is stuck");
-                self.buying.stick(checkout).await?;
-                Ok(())
-            }
-            Some(_) => Err(error.into()),
-            None => {
-                let next = Checkout {
-                    unknown_since: Some(now),
-                    ..checkout.clone()
-                };
-                self.advance(checkout, &next).await?;
-                Err(error.into())
-            }
+            error => Err(error.into()),
         }
     }
 
@@ -389,6 +425,17 @@ fn declined(code: Option<&str>) -> Failure {
     }
 }
 
+/// The same however often it is asked for.
+fn order(checkout: &Checkout) -> Order<'_> {
+    Order {
+        checkout: &checkout.id,
+        user: &checkout.user,
+        amount: checkout.due(),
+        currency: checkout.currency(),
+        method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
+    }
+}
+
 /// The crash point after a step.
 fn point(step: &Step) -> Option<Point> {
     match step {
@@ -400,15 +447,14 @@ fn point(step: &Step) -> Option<Point> {
     }
 }
 
-/// Looks after checkouts that no live workflow takes further, for ever: each is given up, unless it was being undone or only owes
-/// credits, and taken to its end. `idle`: how long nobody has taken a step of it.
-pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration, metrics: Arc<Metrics>) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+/// Looks after checkouts that nobody takes further, for ever: each is given up, unless it was being undone or only owes credits,
+/// and taken to its end. `idle`: how long nobody has taken a step of it.
+pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration) {
+    // Not at once: what waited for this process to come back goes on by itself.
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + idle, LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = count(&driver, &metrics).await {
-            tracing::warn!(error = error::chain(&error), "checkouts are counted later");
-        }
         if let Err(error) = look_once(&driver, &admin, idle).await {
             tracing::warn!(error = %error, "checkouts that nobody takes further are looked after later");
         }
@@ -416,17 +462,20 @@ pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration, met
 }
 
 async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> anyhow::Result<()> {
-    let unfinished = checkouts::unfinished(&driver.buying.main, idle).await?;
-    if unfinished.is_empty() {
+    let main = &driver.buying.main;
+    if checkouts::unfinished(main, idle, &[], &[]).await?.is_empty() {
         return Ok(());
     }
-    let live: HashSet<String> = admin.live_checkouts().await?;
-    for id in unfinished.iter().filter(|id| !live.contains(id.as_str())) {
-        tracing::warn!(checkout = %id, "nobody takes this checkout further: it is given up");
-        if let Err(error) = abandon(driver, id).await {
-            tracing::warn!(checkout = %id, error = error::chain(&error), "the checkout is looked after later");
-        }
-    }
+    let Live { checkouts: live, users } = admin.live_checkouts().await?;
+    let abandoned = checkouts::unfinished(main, idle, &live, &users).await?;
+    futures::stream::iter(abandoned)
+        .for_each_concurrent(AT_ONCE, async |id| {
+            tracing::warn!(checkout = %id, "nobody takes this checkout further: it is given up");
+            if let Err(error) = abandon(driver, &id).await {
+                tracing::warn!(checkout = %id, error = error::chain(&error), "the checkout is looked after later");
+            }
+        })
+        .await;
     Ok(())
 }
 
@@ -435,21 +484,24 @@ async fn abandon(driver: &Driver, id: &CheckoutId) -> Result<(), Error> {
     driver.drive(id, false).await.map(drop)
 }
 
+/// Counts the checkouts that have not ended, for ever.
+pub async fn keep_count(driver: Driver, metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = count(&driver, &metrics).await {
+            tracing::warn!(error = error::chain(&error), "checkouts are counted later");
+        }
+    }
+}
+
 async fn count(driver: &Driver, metrics: &Metrics) -> Result<(), store::Error> {
     let counts = checkouts::counts(&driver.buying.main).await?;
-    metrics.checkouts.reset();
-    metrics.checkout_oldest_seconds.reset();
-    for checkouts::Count {
-        state,
-        checkouts,
-        oldest_seconds,
-    } in counts
-    {
-        metrics.checkouts.with_label_values(&[&state]).set(checkouts);
-        metrics
-            .checkout_oldest_seconds
-            .with_label_values(&[&state])
-            .set(oldest_seconds as i64);
+    for state in checkouts::COUNTED {
+        let found = counts.iter().find(|count| count.state == state);
+        let (checkouts, oldest) = found.map_or((0, 0), |count| (count.checkouts, count.oldest_seconds as i64));
+        metrics.checkouts.with_label_values(&[state]).set(checkouts);
+        metrics.checkout_oldest_seconds.with_label_values(&[state]).set(oldest);
     }
     Ok(())
 }

@@ -54,7 +54,8 @@ pub fn disposition(error: &store::Error) -> Disposition {
         | store::Error::Moved
         | store::Error::Mechanism(_)
         | store::Error::Ended
-        | store::Error::NoLoyalty => Disposition::Retry,
+        | store::Error::NoLoyalty
+        | store::Error::NoAccount { .. } => Disposition::Retry,
     }
 }
 

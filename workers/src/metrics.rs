@@ -100,7 +100,8 @@ metrics! {
     /// Holds that the Reaper found due and sent an expiration for.
     reaper_sent: IntCounter = "holdfast_reaper_expirations_total";
 
-    /// Checkouts that have not ended, by state: opened, created, waiting, authorised, sold, undoing, stuck.
+    /// Checkouts that have not ended, by state: opened, created, waiting, authorised, sold, undoing, refunded (credits are still to
+    /// be given back), stuck.
     checkouts: IntGaugeVec = "holdfast_checkouts" ["state"];
     /// Checkouts that have ended, by how: completed, or the reason of the failure (the failure reasons of the catalogue).
     checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how"];
@@ -110,7 +111,7 @@ metrics! {
     disputes: IntCounterVec = "holdfast_disputes_total" ["status"];
     /// Seconds since the checkout that has waited longest in a state was last taken a step further, by state.
     checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state"];
-    /// Calls to the payment provider, by call (create, authorise, get, find, capture, cancel, refund) and answer: ok, declined,
+    /// Calls to the payment provider, by call (create, authorise, get, find, list, capture, cancel, refund) and answer: ok, declined,
     /// unknown, misconfigured, not_found, conflict.
     provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call", "answer"];
 

@@ -1,7 +1,7 @@
 //! Restate's admin API, typed: deployments, Kafka clusters, subscriptions, and questions in SQL about invocations. Here too:
 //! the poller that tells the gate how much work the engine has not finished.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +66,14 @@ impl Error {
             Error::Client(_) | Error::Unknown { .. } => false,
         }
     }
+}
+
+/// Keys of objects with work in hand.
+#[derive(Debug, Clone)]
+pub struct Live {
+    pub checkouts: Vec<String>,
+    /// Users who may be about to call a checkout's workflow.
+    pub users: Vec<String>,
 }
 
 /// A registered address at which services are served.
@@ -325,19 +333,25 @@ impl RestateAdmin {
             .map_err(|error| self.unknown(path, serde::de::Error::custom(error)))
     }
 
-    /// The checkouts whose workflow has not ended.
-    pub async fn live_checkouts(&self) -> Result<HashSet<String>, Error> {
+    /// Which checkouts somebody takes further.
+    pub async fn live_checkouts(&self) -> Result<Live, Error> {
         #[derive(Deserialize)]
         struct Row {
-            checkout: String,
+            service: String,
+            key: String,
         }
         let rows = self
             .query::<Row>(
-                "select target_service_key as checkout from sys_invocation_status \
-                 where status <> 'completed' and target_service_name = 'Checkout' and target_handler_name = 'run'",
+                "select target_service_name as service, target_service_key as key from sys_invocation_status \
+                 where status <> 'completed' and status <> 'scheduled' and target_service_name in ('Checkout', 'User')",
             )
             .await?;
-        Ok(rows.into_iter().map(|row| row.checkout).collect())
+        let (checkouts, users): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.service == "Checkout");
+        let keys = |rows: Vec<Row>| rows.into_iter().map(|row| row.key).collect();
+        Ok(Live {
+            checkouts: keys(checkouts),
+            users: keys(users),
+        })
     }
 
     /// Asks a question in SQL.

@@ -66,11 +66,15 @@ async fn settle(
         .transpose()?
         .map(|other| Loyalty::new(pool.clone(), other, database.idempotency_retention));
     let driver = Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now)?;
-    driver.resume(id).await?;
+    let was_stuck = find(pool, id.as_str()).await?.stuck;
     if give_back {
         driver.give_up(id, CheckoutFailure::Settled).await?;
     }
-    match driver.drive(id, true).await.context("not settled")? {
+    let driven = driver.drive(id, true).await;
+    if driven.is_err() && was_stuck {
+        driver.leave_stuck(id).await?;
+    }
+    match driven.context("not settled")? {
         Progress::Ended => Ok(()),
         Progress::Waits(until) => bail!(
             "not settled: it waits for the customer until {}",

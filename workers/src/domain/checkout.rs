@@ -41,7 +41,7 @@ pub struct Checkout {
     /// Just before the first call to the payment provider.
     pub called_at: Option<OffsetDateTime>,
     pub payment: Option<PaymentId>,
-    /// Since when the provider has not said how the payment stands.
+    /// Since when its next step has not come through: the provider does not say how the payment stands, or a setting is missing.
     pub unknown_since: Option<OffsetDateTime>,
     /// Whether an operator is asked for.
     pub stuck: bool,
@@ -137,19 +137,23 @@ impl Checkout {
         self.total.currency()
     }
 
-    pub fn has_ended(&self) -> bool {
-        matches!(self.next(OffsetDateTime::UNIX_EPOCH), Step::End)
+    /// Whether the provider gives the same payment again, and makes no other, when it is asked for one.
+    pub fn key_lives(&self, now: OffsetDateTime) -> bool {
+        self.called_at.is_some_and(|called| now - called < KEY_LIVES)
     }
 
-    /// What is to be done next, if the provider has given back what it had.
+    /// What is to be done next.
     pub fn next(&self, now: OffsetDateTime) -> Step {
-        let key_lives = self.called_at.is_none_or(|called| now - called < KEY_LIVES);
+        let is_late = now >= self.until;
         match &self.state {
             State::Opened if self.due() == 0 => Step::Sell,
-            State::Opened if key_lives => Step::Create,
+            State::Opened if self.called_at.is_none() && is_late => Step::Look,
+            State::Opened if self.called_at.is_none() || self.key_lives(now) => Step::Create,
             State::Opened => Step::Find,
+            // No money is asked for any more; what was asked for before may have come.
+            State::Created if is_late => Step::Look,
             State::Created => Step::Authorise,
-            State::Waiting if now < self.until => Step::Wait(self.until),
+            State::Waiting if !is_late => Step::Wait(self.until),
             State::Waiting => Step::Look,
             State::Authorised => Step::Sell,
             State::Sold if self.due() == 0 => Step::Complete,

@@ -83,7 +83,7 @@ pub(super) struct CheckOut {
 }
 
 /// What came of putting a ticket into the cart.
-#[derive(Serialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Added {
     /// It is held for the user.

@@ -30,15 +30,18 @@ impl Checkout {
 /// Kept once the provider has said something, so that a workflow that waits goes on at once.
 const HEARD: &str = "heard";
 
-/// Pause before a checkout that is stuck is looked at again: an operator may have set it going.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Pauses before a checkout that somebody else may have taken further is looked at again: they double from the first to the
+/// longest, so that the journal stays short.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// How far it was taken; kept in the journal.
 #[derive(Serialize, Deserialize)]
 enum Taken {
     Ended,
-    /// Look again after so many milliseconds.
+    /// So many milliseconds for the provider's word.
     Waits(u64),
+    Stuck,
 }
 
 #[restate_sdk::workflow(name = "Checkout", journal_retention = "1h", workflow_completion_retention = "1d")]
@@ -80,22 +83,25 @@ impl Checkout {
 impl Checkout {
     /// Follows the checkout to its end.
     async fn follow(&self, ctx: &WorkflowContext<'_>, id: &CheckoutId, may_wait: bool) -> Result<(), TerminalError> {
-        let mut listens = may_wait;
+        let (mut listens, mut pause) = (may_wait, FIRST_PAUSE);
         loop {
             let taken = ctx.run(|| self.drive(id, false)).name("drive").await?;
-            let Taken::Waits(pause) = taken.into_inner() else {
-                return Ok(());
+            let left = match taken.into_inner() {
+                Taken::Ended => return Ok(()),
+                Taken::Waits(left) => Duration::from_millis(left),
+                Taken::Stuck => pause,
             };
-            let pause = Duration::from_millis(pause);
-            if !listens {
-                ctx.sleep(pause.min(PAUSE)).await?;
-                continue;
+            if listens && left > pause {
+                listens = false;
+                restate_sdk::select! {
+                    heard = ctx.promise::<()>(HEARD) => heard?,
+                    slept = ctx.sleep(left) => slept?,
+                };
+            } else {
+                // Who hears the provider's word, or is an operator, takes the checkout to its end; here that is seen later.
+                ctx.sleep(left.min(pause)).await?;
+                pause = (2 * pause).min(LONGEST_PAUSE);
             }
-            listens = false;
-            restate_sdk::select! {
-                heard = ctx.promise::<()>(HEARD) => heard?,
-                slept = ctx.sleep(pause) => slept?,
-            };
         }
     }
 
@@ -104,7 +110,7 @@ impl Checkout {
         let progress = progress.map_err(|error| HandlerError::from(error::chain(&error)))?;
         Ok(Json(match progress {
             Progress::Ended => Taken::Ended,
-            Progress::Stuck => Taken::Waits(PAUSE.as_millis() as u64),
+            Progress::Stuck => Taken::Stuck,
             Progress::Waits(until) => {
                 let pause = (until - (self.driver.now)()).whole_milliseconds();
                 Taken::Waits(u64::try_from(pause).unwrap_or(0) + 1)

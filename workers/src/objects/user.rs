@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, Credits, Email, HoldId, Language, Name, Payment, ProfileValues, Reply, TicketId, TicketTold, Told,
-    UserId, UserRefusalReason, UserTold, hold_id,
+    CheckoutId, Credits, Email, HoldId, Language, Name, Payment, ProfileValues, RefusalReason, Reply, TicketId,
+    TicketTold, Told, UserId, UserRefusalReason, hold_id,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -16,7 +17,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::body::Body;
-use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, ExpireTicket, RemoveTicket};
+use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
 use super::checkout::CheckoutClient;
 use super::ticket::{Release, Reserve, TicketClient};
 use super::{again, intake};
@@ -31,7 +32,7 @@ use crate::store::buying;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::idempotency::Once;
 use crate::store::together::{self, Together};
-use crate::store::{self, Answer, Committer, PgPool, Unit, Work};
+use crate::store::{self, Answer, Committer, PgPool, Unit, Work, checkouts};
 
 /// Keeps one user, one request after the other.
 pub(super) struct User {
@@ -182,7 +183,17 @@ impl User {
             .object_client::<TicketClient>(ticket.as_str())
             .reserve(reserve)
             .call();
-        let added = Added::of(ticket, &reserved.await?.into_inner())?;
+        let mut added = Added::of(ticket, &reserved.await?.into_inner())?;
+        let mut lifetime = cart::lifetime(hold_for, self.settings.hold_for);
+        if let Added::Refused { ticket, reason } = &added
+            && reason == RefusalReason::AlreadyYours.as_str()
+        {
+            // The user holds it by another way.
+            let held = ctx.run(|| self.held(ctx.key(), ticket)).name("held");
+            if let Json(Some((held, left))) = held.await? {
+                (added, lifetime) = (held, left);
+            }
+        }
         if let Added::Added { ticket, hold, .. } = &added {
             cart.add(ticket.clone(), *hold);
             ctx.set(CART, Json(cart));
@@ -191,8 +202,7 @@ impl User {
                 hold: *hold,
             });
             let this = ctx.object_client::<UserClient>(ctx.key());
-            this.expire_ticket(expire)
-                .send_after(cart::lifetime(hold_for, self.settings.hold_for));
+            this.expire_ticket(expire).send_after(lifetime);
         }
         Ok(Json(added))
     }
@@ -332,10 +342,12 @@ impl User {
             return Ok(answer);
         }
         workflow.run().send();
-        let told = reply.outcomes.last();
-        let told = told.map(|told| UserTold::read(&told.outcome_type, &told.data.to_string()));
-        if let Some(Ok(UserTold::CheckoutOpened { tickets, .. })) = told {
-            cart.0.retain(|entry| !tickets.contains(&entry.ticket));
+        // By their holds: should the answer be a repeat, the same tickets may have come into the cart anew.
+        let opened = checkouts::get(&self.pool, checkout).await.map_err(again)?;
+        let lines = opened.map(|opened| opened.lines).unwrap_or_default();
+        let is_bought = |entry: &Entry| lines.iter().any(|line| line.hold == entry.hold);
+        if cart.0.iter().any(is_bought) {
+            cart.0.retain(|entry| !is_bought(entry));
             ctx.set(CART, Json(cart));
         }
         Ok(answer)
@@ -361,6 +373,22 @@ impl User {
             over.then_some(UserRefusalReason::ShowLimit)
         };
         Ok(Json(reason.map(|reason| reason.as_str().to_owned())))
+    }
+
+    /// The user's hold on a ticket, if there is one, and how long it lives from now.
+    async fn held(&self, user: &str, ticket: &TicketId) -> HandlerResult<Json<Option<(Added, Duration)>>> {
+        let found = store::get::<domain::Ticket>(&self.pool, ticket).await.map_err(again)?;
+        let Some(domain::State::Held(held)) = found.map(|found| found.state) else {
+            return Ok(Json(None));
+        };
+        let left = held.until - (self.now)();
+        let is_theirs = held.user.as_str() == user && left.is_positive();
+        let added = Added::Added {
+            ticket: ticket.clone(),
+            hold: held.id,
+            until: held.until,
+        };
+        Ok(Json(is_theirs.then(|| (added, left.unsigned_abs()))))
     }
 
     /// What the committer counts of an error by itself.

@@ -15,10 +15,12 @@
 //! Each call that changes something carries an `Idempotency-Key` that follows from checkout and call. Stripe keeps a key for at
 //! least 24 hours and gives the first answer again, marked `Idempotent-Replayed: true`, whatever it was: an answer that has
 //! become old, or a 500 that says nothing. So after a replay the payment itself is asked what it is, and when the step is still
-//! open it is asked for under a next key: a payment takes each step only once, whatever the key. For making a payment there is
-//! no next key.
+//! open it is asked for under a next key: a payment takes each step only once, whatever the key. After a 500 that was kept for
+//! making a payment there may be one that nobody knows of: it was never confirmed, so no money moves by it.
 //!
-//! Sources: Stripe's API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
+//! Amounts go out as they are, in minor units of ISO 4217. Where Stripe counts a currency otherwise nothing is asked for at all.
+//!
+//! Sources: Stripe's documentation, "Supported currencies" (zero-decimal, three-decimal and special cases); its API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
 
 use std::time::Duration;
 
@@ -82,7 +84,12 @@ impl Stripe {
     }
 
     pub(super) async fn create(&self, order: &Order<'_>) -> Result<Payment, Error> {
-        let (call, amount) = (Call::Create, order.amount.to_string());
+        let call = Call::Create;
+        if !takes(order.currency, order.amount) {
+            let reason = "amount_not_supported".to_owned();
+            return Err(Error::Declined { reason });
+        }
+        let amount = order.amount.to_string();
         let currency = order.currency.code().to_ascii_lowercase();
         let fields = [
             ("amount", amount.as_str()),
@@ -94,13 +101,19 @@ impl Stripe {
             ("metadata[user]", order.user.as_str()),
             EXPAND,
         ];
-        let key = idempotency_key(order.checkout, call, 0);
-        let told = self.post(call, &["payment_intents"], &fields, key).await?;
-        let payment = told.said.payment(call, None)?;
-        match told.replayed {
-            true => self.look(call, &payment.id).await,
-            false => Ok(payment),
+        for attempt in 0..KEYS {
+            let key = idempotency_key(order.checkout, call, attempt);
+            let Told { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
+            if replayed && matches!(said, Said::Unknown(_)) {
+                continue;
+            }
+            let payment = said.payment(call, None)?;
+            return match replayed {
+                true => self.look(call, &payment.id).await,
+                false => Ok(payment),
+            };
         }
+        Err(unknown(call, "an old failure is repeated"))
     }
 
     pub(super) async fn get(&self, payment: &PaymentId) -> Result<Payment, Error> {
@@ -269,6 +282,16 @@ impl Stripe {
             replayed: answer.headers().get(REPLAYED).is_some_and(|value| value == "true"),
             said: said(answer),
         })
+    }
+}
+
+/// Whether an amount means the same to Stripe. It counts MGA without decimals and ISK and UGX with two, against ISO 4217, and takes
+/// three decimals only where the last is 0.
+fn takes(currency: Currency, amount: i64) -> bool {
+    match currency.code() {
+        "ISK" | "MGA" | "UGX" => false,
+        "BHD" | "JOD" | "KWD" | "OMR" | "TND" => amount % 10 == 0,
+        _ => true,
     }
 }
 
@@ -608,6 +631,13 @@ mod tests {
         for (place, one) in keys.iter().enumerate() {
             assert!(!keys[..place].contains(one), "{one}");
         }
+    }
+
+    #[test]
+    fn an_amount_that_would_mean_something_else_is_never_asked_for() {
+        let takes = |code: &str, amount| takes(Currency::from_code(code).unwrap(), amount);
+        assert!(takes("EUR", 4_501) && takes("JPY", 4_501) && takes("KWD", 4_500));
+        assert!(!takes("KWD", 4_501) && !takes("ISK", 100) && !takes("UGX", 100) && !takes("MGA", 100));
     }
 
     #[test]

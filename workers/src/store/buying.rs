@@ -17,7 +17,7 @@ use super::credits::{Changed, Loyalty};
 use super::ledger::{self, Kind};
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::mechanisms::two_phase::{Fate, TransactionId};
-use super::{Error, checkouts, mails, purchases, together};
+use super::{Error, checkouts, mails, purchases, tickets, together};
 use crate::domain::checkout::{self, Checkout, Failure, State, Terms, Wish};
 use crate::domain::ticket::Input;
 use crate::domain::{Ticket, User, ticket, user};
@@ -75,7 +75,7 @@ impl Buying {
             return Ok(false);
         };
         let mut main = self.main.acquire().await.map_err(Error::Read)?;
-        let current = tickets(&mut main, cart.iter().chain([ticket])).await?;
+        let current = read(&mut main, cart.iter().chain([ticket])).await?;
         let Some(wanted) = current.rows.get(ticket.as_str()) else {
             return Ok(false);
         };
@@ -135,7 +135,9 @@ impl Buying {
         };
         let opened = match checkouts::lock(main, id).await? {
             // Asked for by another event: it is open already.
-            Some(found) if found.hash == event.hash().as_bytes() => Ok(None),
+            Some(found) if found.hash == event.hash().as_bytes() && fits_cart(&found.checkout, tickets, cart) => {
+                Ok(None)
+            }
             Some(_) => Err(UserRefusalReason::CheckoutIdUsed),
             None => self.decide(main, &wish).await?.map(Some),
         };
@@ -164,7 +166,7 @@ impl Buying {
         main: &mut PgConnection,
         wish: &Wish<'_>,
     ) -> Result<Result<Checkout, UserRefusalReason>, Error> {
-        let current = tickets(main, wish.tickets.iter()).await?;
+        let current = read(main, wish.tickets.iter()).await?;
         let shows: Vec<_> = current.rows.values().map(|ticket| ticket.show.as_str()).collect();
         let bought: HashMap<_, _> = purchases::of(main, wish.user, &shows).await?.into_iter().collect();
         let opened = checkout::open(
@@ -217,10 +219,13 @@ impl Buying {
                 amount,
                 status,
                 ..
-            } => self.dispute(main, &checkout, dispute, *amount, *status).await?,
+            } => {
+                let before = checkouts::dispute_status(main, dispute).await?;
+                disputed(&checkout, dispute, *amount, *status, before)
+            }
             _ => Heard::default(),
         };
-        let answer = tell(main, unit, heard.told, self.retention).await?;
+        let answer = tell(main, unit, heard.told.clone(), self.retention).await?;
         let tickets = match answer {
             Answer::Fresh(_) => self.note(main, &checkout, heard).await?,
             _ => vec![],
@@ -230,6 +235,9 @@ impl Buying {
 
     /// Writes what was heard of a checkout; answers what was asked of tickets.
     async fn note(&self, main: &mut PgConnection, checkout: &Checkout, heard: Heard) -> Result<Vec<Answer>, Error> {
+        if let Some(Dispute { id, amount, status }) = &heard.dispute {
+            checkouts::note_dispute(main, &checkout.id, id, *amount, *status).await?;
+        }
         for (kind, amount) in heard.movements {
             ledger::write(main, &checkout.id, kind, amount).await?;
         }
@@ -275,37 +283,6 @@ impl Buying {
         self.metrics.checkouts_ended.with_label_values(&[how]).inc();
     }
 
-    async fn dispute(
-        &self,
-        main: &mut PgConnection,
-        checkout: &Checkout,
-        dispute: &DisputeId,
-        amount: Price,
-        status: DisputeStatus,
-    ) -> Result<Heard, Error> {
-        let noted = checkouts::dispute(main, &checkout.id, dispute, amount.amount(), status).await?;
-        let Some(before) = noted else {
-            return Ok(Heard::default());
-        };
-        let opened = before.is_none().then_some((Kind::Dispute, amount));
-        let decided = match status {
-            DisputeStatus::Opened => None,
-            DisputeStatus::Won => Some((Kind::DisputeWon, amount)),
-            DisputeStatus::Lost => Some((Kind::DisputeLost, amount)),
-        };
-        Ok(Heard {
-            told: vec![UserTold::PaymentDisputed {
-                checkout: checkout.id.clone(),
-                dispute: dispute.clone(),
-                amount,
-                status,
-            }],
-            movements: opened.into_iter().chain(decided).collect(),
-            next: None,
-            refund: None,
-        })
-    }
-
     /// Writes a step that nobody is told of. False when somebody else took one.
     ///
     /// # Errors
@@ -324,10 +301,16 @@ impl Buying {
     pub async fn sell(&self, checkout: &Checkout, attempt: Uuid) -> Result<(), Error> {
         let here = async |main: &mut PgConnection| self.sell_within(main, checkout).await;
         let Some(credits) = checkout.credits else {
-            return transaction(&self.main, here).await.map(drop);
+            let (_, answers) = transaction(&self.main, here).await?;
+            self.count(&answers);
+            return Ok(());
         };
-        let Some(loyalty) = &self.loyalty else {
-            return Err(Error::NoLoyalty);
+        let loyalty = self.loyalty.as_ref().ok_or(Error::NoLoyalty)?;
+        let mut answers = vec![];
+        let here = async |main: &mut PgConnection| {
+            let (fate, sold) = here(main).await?;
+            answers = sold;
+            Ok(fate)
         };
         let spend = transaction_id(checkout, "spend");
         let changed = loyalty
@@ -337,11 +320,15 @@ impl Buying {
             self.advance(checkout, &undoing(checkout, CheckoutFailure::CreditsMissing.into()))
                 .await?;
         }
+        self.count(&answers);
         Ok(())
     }
 
-    async fn sell_within(&self, main: &mut PgConnection, checkout: &Checkout) -> Result<Fate, Error> {
-        let current = tickets(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
+    /// Whether the seats are sold, and what their tickets answered.
+    async fn sell_within(&self, main: &mut PgConnection, checkout: &Checkout) -> Result<(Fate, Vec<Answer>), Error> {
+        // Nobody changes them between this look and the write: the committer passes locked rows over until they are free.
+        tickets::lock(main, &checkout.lines).await?;
+        let current = read(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
         let sales = checkout.lines.iter().map(|line| {
             let row = current.rows.get(line.ticket.as_str());
             let anew = hold_id(SOURCE, checkout.id.as_str(), line.ticket.as_str());
@@ -368,10 +355,11 @@ impl Buying {
         let next = Checkout {
             state: State::Sold,
             sold: true,
+            unknown_since: None,
             ..checkout.clone()
         };
         match checkouts::update(main, checkout, &next).await? {
-            true => Ok(Fate::Committed),
+            true => Ok((Fate::Committed, answers)),
             false => Err(Error::Moved),
         }
     }
@@ -381,9 +369,9 @@ impl Buying {
         main: &mut PgConnection,
         checkout: &Checkout,
         reason: CheckoutFailure,
-    ) -> Result<Fate, Error> {
+    ) -> Result<(Fate, Vec<Answer>), Error> {
         match checkouts::update(main, checkout, &undoing(checkout, reason.into())).await? {
-            true => Ok(Fate::Aborted),
+            true => Ok((Fate::Aborted, vec![])),
             false => Err(Error::Moved),
         }
     }
@@ -572,8 +560,18 @@ impl Buying {
                 input: user::Input::Progress,
             })],
         };
-        tell(main, &unit, told, self.retention).await
+        let answer = tell(main, &unit, told, self.retention).await?;
+        match took_effect(&answer) {
+            true => Ok(answer),
+            false => Err(Error::Moved),
+        }
     }
+}
+
+/// Whether a checkout may be of this cart, where the request names no tickets: what is opened has left the cart.
+fn fits_cart(checkout: &Checkout, asked: &Option<Vec<TicketId>>, cart: &[TicketId]) -> bool {
+    let is_bought = |ticket: &TicketId| checkout.lines.iter().any(|line| line.ticket == *ticket);
+    asked.is_some() || cart.iter().all(is_bought)
 }
 
 /// Whether it is this checkout's payment that an event is about, in its currency. Its payment is not known as long as the
@@ -606,6 +604,15 @@ struct Heard {
     movements: Vec<(Kind, Price)>,
     next: Option<Checkout>,
     refund: Option<Refund>,
+    dispute: Option<Dispute>,
+}
+
+/// How a dispute stands now.
+#[derive(Clone)]
+struct Dispute {
+    id: DisputeId,
+    amount: Price,
+    status: DisputeStatus,
 }
 
 /// What the customer is written about.
@@ -662,6 +669,46 @@ fn refund(checkout: &Checkout, refunded: i64) -> Heard {
             amount,
             so_far,
         }),
+        dispute: None,
+    }
+}
+
+/// A dispute is opened, then won or lost; an older word changes nothing. `before`: how it stood.
+fn disputed(
+    checkout: &Checkout,
+    dispute: &DisputeId,
+    amount: Price,
+    status: DisputeStatus,
+    before: Option<DisputeStatus>,
+) -> Heard {
+    let is_news = match before {
+        None => true,
+        Some(DisputeStatus::Opened) => status != DisputeStatus::Opened,
+        Some(DisputeStatus::Won | DisputeStatus::Lost) => false,
+    };
+    if !is_news {
+        return Heard::default();
+    }
+    let opened = before.is_none().then_some((Kind::Dispute, amount));
+    let decided = match status {
+        DisputeStatus::Opened => None,
+        DisputeStatus::Won => Some((Kind::DisputeWon, amount)),
+        DisputeStatus::Lost => Some((Kind::DisputeLost, amount)),
+    };
+    Heard {
+        told: vec![UserTold::PaymentDisputed {
+            checkout: checkout.id.clone(),
+            dispute: dispute.clone(),
+            amount,
+            status,
+        }],
+        movements: opened.into_iter().chain(decided).collect(),
+        dispute: Some(Dispute {
+            id: dispute.clone(),
+            amount,
+            status,
+        }),
+        ..Heard::default()
     }
 }
 
@@ -676,7 +723,7 @@ pub fn undoing(checkout: &Checkout, failure: Failure) -> Checkout {
 
 /// Frees what the checkout holds or has bought.
 async fn free(main: &mut PgConnection, checkout: &Checkout, retention: Duration) -> Result<Vec<Answer>, Error> {
-    let current = tickets(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
+    let current = read(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
     let freed = checkout.lines.iter().filter_map(|line| {
         let row = current.rows.get(line.ticket.as_str());
         let input = checkout::freeing(checkout, line, row, current.now)?;
@@ -690,7 +737,7 @@ async fn free(main: &mut PgConnection, checkout: &Checkout, retention: Duration)
     Ok(answers)
 }
 
-async fn tickets(main: &mut PgConnection, tickets: impl Iterator<Item = &TicketId>) -> Result<Current<Ticket>, Error> {
+async fn read(main: &mut PgConnection, tickets: impl Iterator<Item = &TicketId>) -> Result<Current<Ticket>, Error> {
     let keys: Vec<&str> = tickets.map(TicketId::as_str).collect();
     Ticket::read(main, &keys).await
 }

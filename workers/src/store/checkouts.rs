@@ -9,7 +9,7 @@ use sqlx::{PgConnection, PgPool};
 use super::Error;
 use crate::domain::checkout::{Checkout, Failure, Line, State};
 
-/// The checkout with this id, and the hash of what was asked.
+/// The checkout with this id.
 ///
 /// # Errors
 /// The database does not answer, or the row cannot be understood.
@@ -249,23 +249,44 @@ pub fn name(state: &State) -> &'static str {
     }
 }
 
-/// Checkouts that have not ended, are not stuck, and were last moved before so many seconds; the oldest first, 1,000 at most.
+/// Checkouts that have not ended, or owe credits, are not stuck, and were last moved before so many seconds; the oldest first,
+/// 1,000 at most, none of those that live by their own id or their user's.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn unfinished(pool: &PgPool, idle: std::time::Duration) -> Result<Vec<CheckoutId>, Error> {
+pub async fn unfinished(
+    pool: &PgPool,
+    idle: std::time::Duration,
+    live: &[String],
+    live_users: &[String],
+) -> Result<Vec<CheckoutId>, Error> {
     let rows = sqlx::query_scalar!(
         "select checkout from checkouts
          where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
            and moved_at < clock_timestamp() - make_interval(secs => $1)
+           and checkout <> all($2) and user_id <> all($3)
          order by moved_at limit 1000",
         idle.as_secs_f64(),
+        live,
+        live_users,
     )
     .fetch_all(pool)
     .await
     .map_err(Error::Read)?;
     Ok(rows.iter().filter_map(|id| CheckoutId::parse(id).ok()).collect())
 }
+
+/// What [`counts`] may name.
+pub const COUNTED: [&str; 8] = [
+    "opened",
+    "created",
+    "waiting",
+    "authorised",
+    "sold",
+    "undoing",
+    "refunded",
+    "stuck",
+];
 
 /// How many checkouts of a state there are, and since how many seconds the oldest of them has not moved.
 pub struct Count {
@@ -274,7 +295,8 @@ pub struct Count {
     pub oldest_seconds: f64,
 }
 
-/// Counts the checkouts that have not ended, by state; those that are stuck as `stuck`.
+/// Counts the checkouts that have not ended, by state; those that are stuck as `stuck`, and those that were refunded and still
+/// owe credits as `refunded`.
 ///
 /// # Errors
 /// The database does not answer.
@@ -283,7 +305,8 @@ pub async fn counts(pool: &PgPool) -> Result<Vec<Count>, Error> {
         Count,
         r#"select case when stuck_at is null then state else 'stuck' end as "state!", count(*) as "checkouts!",
                   extract(epoch from clock_timestamp() - min(moved_at))::float8 as "oldest_seconds!"
-           from checkouts where ended_at is null group by 1"#,
+           from checkouts
+           where ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null) group by 1"#,
     )
     .fetch_all(pool)
     .await
@@ -311,39 +334,41 @@ pub fn dispute_name(status: DisputeStatus) -> &'static str {
     }
 }
 
-/// Notes how a dispute stands. Answers how it stood before, or nothing when the news is old.
-pub(super) async fn dispute(
+/// How a dispute stands, locked for the rest of the transaction; none when it is not known.
+pub(super) async fn dispute_status(
     connection: &mut PgConnection,
-    checkout: &CheckoutId,
     dispute: &DisputeId,
-    amount: i64,
-    status: DisputeStatus,
-) -> Result<Option<Option<DisputeStatus>>, Error> {
-    let before = sqlx::query_scalar!(
+) -> Result<Option<DisputeStatus>, Error> {
+    let status = sqlx::query_scalar!(
         "select status from disputes where dispute = $1 for update",
         dispute.as_str()
     )
-    .fetch_optional(&mut *connection)
+    .fetch_optional(connection)
     .await
     .map_err(Error::Read)?;
-    let before = match before.as_deref() {
-        None => None,
-        Some("opened") => Some(DisputeStatus::Opened),
-        Some(_) => return Ok(None),
-    };
-    if before == Some(status) {
-        return Ok(None);
-    }
+    let known = [DisputeStatus::Opened, DisputeStatus::Won, DisputeStatus::Lost];
+    let named = |status: &String| known.into_iter().find(|known| dispute_name(*known) == status);
+    Ok(status.as_ref().and_then(named))
+}
+
+/// Notes how a dispute stands.
+pub(super) async fn note_dispute(
+    connection: &mut PgConnection,
+    checkout: &CheckoutId,
+    dispute: &DisputeId,
+    amount: Price,
+    status: DisputeStatus,
+) -> Result<(), Error> {
     sqlx::query!(
         "insert into disputes (dispute, checkout, amount, status) values ($1, $2, $3, $4)
          on conflict (dispute) do update set status = excluded.status",
         dispute.as_str(),
         checkout.as_str(),
-        amount,
+        amount.amount(),
         dispute_name(status),
     )
     .execute(connection)
     .await
-    .map_err(Error::Write)?;
-    Ok(Some(before))
+    .map(drop)
+    .map_err(Error::Write)
 }

@@ -96,6 +96,7 @@ impl Loyalty {
         let there = async |other: &mut PgConnection| add(other, user, by).await;
         match two_phase::prepare(&self.other, transaction, attempt, there).await {
             Ok(()) => {}
+            Err(Spend::Missing) if by > 0 => return Err(Error::NoAccount { user: user.to_string() }),
             Err(Spend::Missing) => return Ok(Changed::Missing),
             Err(Spend::Failed(error)) => return Err(error.into()),
         }
@@ -205,7 +206,9 @@ impl From<mechanisms::Error> for Spend {
 }
 
 async fn add(other: &mut PgConnection, user: &UserId, by: i64) -> Result<(), Spend> {
-    let query = sqlx::query("update accounts set credits = credits + $2 where user_id = $1 and credits + $2 >= 0");
+    // What is given back is owed, whatever the account says now.
+    let query =
+        sqlx::query("update accounts set credits = credits + $2 where user_id = $1 and (credits + $2 >= 0 or $2 > 0)");
     let added = mechanisms::raw::run("accounts", query.bind(user.as_str()).bind(by).execute(other)).await?;
     (added.rows_affected() > 0).then_some(()).ok_or(Spend::Missing)
 }

@@ -60,6 +60,8 @@ pub enum Error {
     /// The committer ended with the process.
     #[error("the committer has ended")]
     Ended,
+    #[error("credits are to be given back to {user}, who has no account in the loyalty database: make one")]
+    NoAccount { user: String },
     #[error("a checkout spends credits, but there is no loyalty database: set --loyalty-url (HOLDFAST_LOYALTY_URL)")]
     NoLoyalty,
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
 use super::commit::{Current, Found, Gate, Stored, write_rows};
+use crate::domain::checkout::Line;
 use crate::domain::{Hold, Sale, State, Ticket};
 
 /// A row of the table, if there is one, beside the clock and the generation.
@@ -27,6 +28,19 @@ struct Row {
     held_until: Option<OffsetDateTime>,
     checkout: Option<String>,
     changed_at: Option<OffsetDateTime>,
+}
+
+/// Locks the rows of these tickets for the rest of the transaction, always in the same order.
+pub(super) async fn lock(connection: &mut PgConnection, lines: &[Line]) -> Result<(), Error> {
+    let tickets: Vec<_> = lines.iter().map(|line| line.ticket.as_str()).collect();
+    sqlx::query!(
+        "select 1 as one from tickets where ticket = any($1) order by ticket for no key update",
+        &tickets as &[&str]
+    )
+    .fetch_all(connection)
+    .await
+    .map(drop)
+    .map_err(Error::Read)
 }
 
 /// A hold whose moment has come.

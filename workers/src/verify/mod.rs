@@ -70,7 +70,7 @@ pub async fn run(
         return Ok(first);
     }
     tracing::info!("a promise looks broken: looking again");
-    look(kafka, database, provider).await
+    Ok(look(kafka, database, provider).await?.confirming(&first))
 }
 
 async fn look(
@@ -86,7 +86,7 @@ async fn look(
     .await??;
     let mut look = snapshot::read(database).await?;
     if let Some(provider) = provider {
-        look.compare(provider)
+        look.compare(provider, database)
             .await
             .context("cannot read the payments at the provider")?;
     }
@@ -107,14 +107,15 @@ impl Look {
         }
     }
 
-    async fn compare(&mut self, provider: &Provider) -> anyhow::Result<()> {
+    async fn compare(&mut self, provider: &Provider, database: &config::Database) -> anyhow::Result<()> {
         let Self { payments, report, .. } = self;
         if let Some(since) = payments.since {
             provider
                 .each(since, &mut |payment| payments.hear(payment, report))
                 .await?;
         }
-        payments.judge(report);
+        let younger = snapshot::which_exist(database, &payments.strangers()).await?;
+        payments.judge(&younger, report);
         Ok(())
     }
 

@@ -22,6 +22,25 @@ books as (
     from checkouts c
     left join sums s using (checkout)
 ),
+contested as (
+    select
+        checkout,
+        coalesce(sum(amount) filter (where status = 'opened'), 0) as open,
+        coalesce(sum(amount) filter (where status = 'lost'), 0)   as lost
+    from disputes
+    group by checkout
+),
+contested_sums as (
+    select
+        checkout,
+        coalesce(sum(amount) filter (where account = 'disputes'), 0) as open,
+        coalesce(sum(amount) filter (where account = 'losses'), 0)   as lost,
+        -- What left the provider by disputes, and did not come back.
+        coalesce(sum(amount) filter (where account = 'provider'), 0) as gone
+    from ledger
+    where kind in ('dispute', 'dispute_won', 'dispute_lost')
+    group by checkout
+),
 seats as (
     select s.checkout, s.ticket, s.show, c.user_id, c.state, c.sold_at is not null and c.state <> 'refunded' as bought
     from checkout_seats s
@@ -41,6 +60,23 @@ union all
 select checkout, 'it has entries in the ledger, but was never opened'
 from sums
 where not exists (select 1 from checkouts c where c.checkout = sums.checkout)
+union all
+select c.checkout, 'its total is not what the holds of its seats cost'
+from checkouts c
+where c.total_amount <> (select coalesce(sum(s.price_amount), 0) from checkout_seats s where s.checkout = c.checkout)
+union all
+select checkout, 'what the ledger has of its disputes is not how they stand'
+from contested
+full join contested_sums using (checkout)
+where coalesce(contested.open, 0) <> coalesce(contested_sums.open, 0)
+   or coalesce(contested.lost, 0) <> coalesce(contested_sums.lost, 0)
+   or coalesce(contested_sums.gone, 0) <> -(coalesce(contested.open, 0) + coalesce(contested.lost, 0))
+union all
+select '(credits)', 'as many checkouts have ' || kind || ' entries in the ledger as credits were not bound for that'
+from (values ('credit', 'spend'), ('credit_back', 'return')) as bound (kind, step)
+where (select count(distinct checkout) from ledger l where l.kind = bound.kind)
+   <> (select count(distinct transaction) from two_phase_attempts
+       where fate = 'committed' and transaction like 'checkout/%/' || bound.step)
 union all
 select checkout, 'completed, but what was captured and spent is not what the holds cost'
 from books

@@ -1,9 +1,9 @@
 //! What the payment provider has, beside what the database says of its checkouts: the money of each that has ended, to the last
 //! minor unit, and nothing set aside for it any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use holdfast_schemas::CheckoutId;
+use holdfast_schemas::{CheckoutId, Currency};
 use time::OffsetDateTime;
 
 use super::report::{Promise, Report};
@@ -15,11 +15,14 @@ pub(super) struct Payments {
     checkouts: HashMap<CheckoutId, Booked>,
     /// When it was called for the first of them.
     pub(super) since: Option<OffsetDateTime>,
+    /// What it has for checkouts that were not known when the database was read: in a live system they may be younger.
+    strangers: BTreeMap<CheckoutId, (Promise, String)>,
 }
 
 /// One checkout, in minor units of its currency.
 struct Booked {
     ended: bool,
+    currency: Currency,
     /// What the ledger says was captured and not given back. A disputed amount counts: the provider tells of it elsewhere.
     kept: i64,
     /// The same, as the provider says so far.
@@ -27,9 +30,22 @@ struct Booked {
 }
 
 impl Payments {
-    pub(super) fn book(&mut self, checkout: CheckoutId, called_at: OffsetDateTime, ended: bool, kept: i64) {
+    pub(super) fn book(
+        &mut self,
+        checkout: CheckoutId,
+        called_at: OffsetDateTime,
+        currency: Currency,
+        ended: bool,
+        kept: i64,
+    ) {
         self.since = Some(self.since.map_or(called_at, |since| since.min(called_at)));
-        self.checkouts.insert(checkout, Booked { ended, kept, told: 0 });
+        let booked = Booked {
+            ended,
+            currency,
+            kept,
+            told: 0,
+        };
+        self.checkouts.insert(checkout, booked);
     }
 
     /// Takes down one payment, as it is later than the database was read: a checkout that had ended stays so.
@@ -40,23 +56,26 @@ impl Payments {
         let kept = payment.captured - payment.refunded;
         let key = checkout.as_str();
         let Some(booked) = self.checkouts.get_mut(checkout) else {
-            if open {
-                report.broken(Promise::OpenAuthorisations, key, || {
-                    format!(
-                        "the payment provider has set money aside by {}, for a checkout that was never opened",
-                        payment.id
-                    )
-                });
-            } else if kept != 0 {
-                report.broken(Promise::MoneyMismatch, key, || {
-                    format!(
-                        "the payment provider took {kept} by {}, for a checkout that was never opened",
-                        payment.id
-                    )
-                });
-            }
+            let (id, never) = (&payment.id, "for a checkout that was never opened");
+            let found = match open {
+                true => (
+                    Promise::OpenAuthorisations,
+                    format!("the payment provider has set money aside by {id}, {never}"),
+                ),
+                false if kept != 0 => (
+                    Promise::MoneyMismatch,
+                    format!("the payment provider took {kept} by {id}, {never}"),
+                ),
+                false => return,
+            };
+            self.strangers.insert(checkout.clone(), found);
             return;
         };
+        if payment.currency != booked.currency {
+            report.broken(Promise::MoneyMismatch, key, || {
+                format!("{} is not in the currency of the checkout", payment.id)
+            });
+        }
         booked.told += kept;
         if booked.ended && open {
             report.broken(Promise::OpenAuthorisations, key, || {
@@ -65,8 +84,17 @@ impl Payments {
         }
     }
 
-    /// Once all payments were heard of.
-    pub(super) fn judge(&self, report: &mut Report) {
+    /// The checkouts that were not known.
+    pub(super) fn strangers(&self) -> Vec<&str> {
+        self.strangers.keys().map(CheckoutId::as_str).collect()
+    }
+
+    /// Once all payments were heard of. `younger`: the strangers that the database knows by now.
+    pub(super) fn judge(&self, younger: &HashSet<String>, report: &mut Report) {
+        let strangers = self.strangers.iter();
+        for (checkout, (promise, what)) in strangers.filter(|(checkout, _)| !younger.contains(checkout.as_str())) {
+            report.broken(*promise, checkout.as_str(), || what.clone());
+        }
         let ended = self.checkouts.iter().filter(|(_, booked)| booked.ended);
         for (checkout, Booked { kept, told, .. }) in ended.filter(|(_, booked)| booked.told != booked.kept) {
             report.broken(Promise::MoneyMismatch, checkout.as_str(), || {
@@ -78,18 +106,18 @@ impl Payments {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_schemas::{Currency, PaymentId};
+    use holdfast_schemas::PaymentId;
 
     use super::*;
 
     /// A checkout that has ended, or not, with its payment at the provider: what is reported.
     fn compared(ended: bool, kept: i64, payment: Option<(State, i64, i64)>) -> (u64, u64) {
         let (mut payments, mut report) = (Payments::default(), Report::default());
-        payments.book(checkout("c-1"), OffsetDateTime::UNIX_EPOCH, ended, kept);
+        payments.book(checkout("c-1"), OffsetDateTime::UNIX_EPOCH, Currency::EUR, ended, kept);
         if let Some((state, captured, refunded)) = payment {
             payments.hear(&told("c-1", state, captured, refunded), &mut report);
         }
-        payments.judge(&mut report);
+        payments.judge(&HashSet::new(), &mut report);
         (report.money_mismatch, report.open_authorisations)
     }
 
@@ -98,7 +126,7 @@ mod tests {
             id: PaymentId::parse("pi_1").unwrap(),
             state,
             amount: 100,
-            currency: Currency::from_code("EUR").unwrap(),
+            currency: Currency::EUR,
             captured,
             refunded,
             failure: None,
@@ -135,8 +163,19 @@ mod tests {
         payments.hear(&told("c-2", State::Authorized, 0, 0), &mut report);
         payments.hear(&told("c-3", State::Captured, 100, 0), &mut report);
         payments.hear(&told("c-4", State::Captured, 100, 100), &mut report);
-        payments.judge(&mut report);
+        payments.hear(&told("c-5", State::Captured, 100, 0), &mut report);
+        assert_eq!(payments.strangers(), ["c-2", "c-3", "c-5"]);
+        // One was opened after the database was read.
+        payments.judge(&HashSet::from(["c-5".to_owned()]), &mut report);
         assert_eq!((report.money_mismatch, report.open_authorisations), (1, 1));
         assert_eq!(report.offence(Promise::MoneyMismatch).unwrap().key, "c-3");
+    }
+
+    #[test]
+    fn a_payment_in_another_currency_is_named() {
+        let (mut payments, mut report) = (Payments::default(), Report::default());
+        payments.book(checkout("c-1"), OffsetDateTime::UNIX_EPOCH, Currency::USD, true, 100);
+        payments.hear(&told("c-1", State::Captured, 100, 0), &mut report);
+        assert_eq!(report.money_mismatch, 1);
     }
 }

@@ -41,6 +41,9 @@ pub struct Report {
     pub offences: Vec<Offence>,
     /// The earliest offsets, by topic and partition; what lay before them was not looked at.
     pub earliest_offsets: BTreeMap<String, BTreeMap<i32, i64>>,
+    /// Everything that offends, with the first thing that is wrong with it.
+    #[serde(skip)]
+    offenders: BTreeMap<(Promise, String), String>,
 }
 
 /// One broken promise.
@@ -54,7 +57,7 @@ pub struct Offence {
 }
 
 /// The ways in which a promise can be broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Promise {
     Lost,
@@ -89,7 +92,22 @@ impl Report {
 
     /// `what` says what is wrong, for the first offence against each promise.
     pub(super) fn broken_times(&mut self, promise: Promise, times: u64, key: &str, what: impl FnOnce() -> String) {
-        let count = match promise {
+        let count = self.count(promise);
+        let is_first = *count == 0;
+        *count = count.saturating_add(times);
+        let offender = self.offenders.entry((promise, key.to_owned()));
+        let what = offender.or_insert_with(what).clone();
+        if is_first {
+            self.offences.push(Offence {
+                promise,
+                key: key.to_owned(),
+                what,
+            });
+        }
+    }
+
+    fn count(&mut self, promise: Promise) -> &mut u64 {
+        match promise {
             Promise::Lost => &mut self.lost,
             Promise::Doubled => &mut self.doubled,
             Promise::OutOfOrder => &mut self.out_of_order,
@@ -97,16 +115,27 @@ impl Report {
             Promise::MoneyMismatch => &mut self.money_mismatch,
             Promise::OpenAuthorisations => &mut self.open_authorisations,
             Promise::MailMissing => &mut self.mail_missing,
-        };
-        let is_first = *count == 0;
-        *count = count.saturating_add(times);
-        if is_first {
-            self.offences.push(Offence {
-                promise,
-                key: key.to_owned(),
-                what: what(),
-            });
         }
+    }
+
+    /// What stays of this report when only that counts which an earlier one found too: a promise is broken if something offends
+    /// against it in both.
+    pub(super) fn confirming(mut self, earlier: &Report) -> Self {
+        let offences = std::mem::take(&mut self.offences);
+        for Offence { promise, .. } in offences {
+            let both = self.offenders.iter();
+            let mut both =
+                both.filter(|(offender, _)| offender.0 == promise && earlier.offenders.contains_key(*offender));
+            match both.next() {
+                Some(((promise, key), what)) => self.offences.push(Offence {
+                    promise: *promise,
+                    key: key.clone(),
+                    what: what.clone(),
+                }),
+                None => *self.count(promise) = 0,
+            }
+        }
+        self
     }
 }
 

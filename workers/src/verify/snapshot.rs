@@ -1,11 +1,11 @@
 //! The database, as one repeatable-read snapshot shows it. Rows are streamed; none is kept here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
-use holdfast_schemas::{CheckoutId, DeadLetter, Outcome, OutcomeId, Reply, Told, topics};
+use holdfast_schemas::{CheckoutId, Currency, DeadLetter, Outcome, OutcomeId, Reply, Told, topics};
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
@@ -159,7 +159,7 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     let stuck = sqlx::query_scalar!(r#"select count(*) as "stuck!" from checkouts where stuck_at is not null"#);
     look.report.stuck = u64::try_from(stuck.fetch_one(&mut **snapshot).await?)?;
     let mut rows = sqlx::query!(
-        r#"select c.checkout, c.called_at as "called_at!", c.ended_at is not null as "ended!",
+        r#"select c.checkout, c.called_at as "called_at!", c.total_currency, c.ended_at is not null as "ended!",
                   coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund')), 0)::bigint as "kept!"
            from checkouts c
            left join ledger l on l.checkout = c.checkout and l.account = 'provider'
@@ -169,9 +169,25 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     .fetch(&mut **snapshot);
     while let Some(row) = rows.try_next().await? {
         let checkout = CheckoutId::parse(&row.checkout).context("the id of a checkout cannot be read")?;
-        look.payments.book(checkout, row.called_at, row.ended, row.kept);
+        let currency = Currency::from_code(&row.total_currency).context("the currency of a checkout cannot be read")?;
+        look.payments
+            .book(checkout, row.called_at, currency, row.ended, row.kept);
     }
     Ok(())
+}
+
+/// Which of these checkouts the database knows now.
+pub(super) async fn which_exist(database: &config::Database, checkouts: &[&str]) -> anyhow::Result<HashSet<String>> {
+    if checkouts.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let mut connection = connect(database).await?;
+    let known = sqlx::query_scalar!(
+        "select checkout from checkouts where checkout = any($1)",
+        checkouts as _
+    );
+    let known = known.fetch_all(&mut connection).await?;
+    Ok(known.into_iter().collect())
 }
 
 /// Each outcome that a customer is to be written about has its mail, which waits, was sent, was refused, or was not wanted.
