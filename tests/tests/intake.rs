@@ -402,13 +402,6 @@ fn said(kind: &str, data: Value) -> Value {
     event("intake/bad", "intake/bad", &format!("payment.{kind}"), data)
 }
 
-fn valued(value: &Value) -> Sent {
-    Sent {
-        value: Some(value.to_string().into_bytes()),
-        ..structured(value)
-    }
-}
-
 /// With another value at `pointer`, or without any.
 fn changed(event: &Value, pointer: &str, value: Option<Value>) -> Sent {
     let mut changed = event.clone();
@@ -419,7 +412,10 @@ fn changed(event: &Value, pointer: &str, value: Option<Value>) -> Sent {
             None => drop(parent.remove(field)),
         }
     }
-    valued(&changed)
+    Sent {
+        value: Some(changed.to_string().into_bytes()),
+        ..structured(event)
+    }
 }
 
 impl Intake {

@@ -105,10 +105,7 @@ fn what_the_provider_says_under_an_id_of_something_else_is_put_aside(kit: &Kit) 
         let places = pay(kit, &events).await?;
 
         let outcomes = told_of::<UserTold>(kit, user, 2).await?;
-        ensure!(
-            verdicts(&outcomes) == ["unknown_checkout", "unknown_checkout"],
-            "{outcomes:?}"
-        );
+        ensure!(verdicts(&outcomes) == ["unknown_user", "unknown_user"], "{outcomes:?}");
         are_reused(kit, topics::PAYMENTS, &places[2..5]).await?;
         clean(kit).await?;
         worker.stop().await

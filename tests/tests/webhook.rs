@@ -16,12 +16,13 @@ use serde_json::{Value, json};
 
 use crate::checkout::{CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, reaches, reads, sold};
 use crate::crashes::done_again;
-use crate::support::DEADLINE;
+use crate::support::{DEADLINE, clean};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout,
     what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told,
+    a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten,
     a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_nothing,
     while_kafka_is_away_no_webhook_is_acknowledged_and_none_is_lost,
     a_dispute_is_heard_as_soon_as_the_provider_says_whose_payment_it_is,
@@ -100,6 +101,45 @@ fn what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_wh
         // What was looked up for a dispute is the same each time: no event has come with two contents.
         let after = dead_letters(kit).await?;
         ensure!(before == after, "{before} dead letters have become {after}");
+        role.stop().await?;
+        shop.close().await
+    })
+}
+
+fn a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/early").await?;
+        let role = role(kit, &shop).await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        let orders = [("parted", 700), ("returned", PRICE)];
+        for ((name, refund), ticket) in orders.iter().zip(&tickets) {
+            // The money is taken, but the answer that says so does not arrive.
+            let id = shop.id(name);
+            shop.simulator.fail(Call::Capture, Some(&id), Fault::AnswerLost, 1);
+            shop.simulator.fail(Call::Capture, Some(&id), Fault::Unavailable, 1_000);
+            let body = json!({ "checkout": id, "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+            until("the money is taken", DEADLINE, async || {
+                let payments = shop.simulator.payments_of(&id);
+                ensure!(payments.iter().any(|payment| payment.captured == PRICE), "{payments:?}");
+                anyhow::Ok(())
+            })
+            .await?;
+            shop.simulator.refund(&shop.payment(name)?, *refund)?;
+        }
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        // All of it is heard before the provider answers again.
+        clean(kit).await?;
+        shop.simulator.heal();
+        ends(kit, &shop.id("parted"), "completed").await?;
+        ends(kit, &shop.id("returned"), "refunded").await?;
+        reads(kit, &shop.user, "completed", 2).await?;
+        reads(kit, &shop.user, "refunded", 2).await?;
+        sold(kit, &tickets[..1]).await?;
+        free(kit, &tickets[1..]).await?;
+        shop.paid("parted", PRICE - 700)?;
+        shop.paid("returned", 0)?;
         role.stop().await?;
         shop.close().await
     })

@@ -57,18 +57,20 @@ const STRANGERS: &[(&str, &[&str])] = &[
     (
         "gate/",
         &[
-            "store", "objects", "relay", "mail", "verify", "admin", "register", "app", "domain",
+            "store", "objects", "relay", "mail", "webhook", "verify", "admin", "register", "app", "domain",
         ],
     ),
     (
         "relay",
         &[
-            "gate", "objects", "mail", "verify", "admin", "register", "app", "domain",
+            "gate", "objects", "mail", "webhook", "verify", "admin", "register", "app", "domain",
         ],
     ),
     (
         "objects/",
-        &["kafka", "gate", "relay", "mail", "verify", "admin", "register", "app"],
+        &[
+            "kafka", "gate", "relay", "mail", "webhook", "verify", "admin", "register", "app",
+        ],
     ),
     (
         "provider/",
@@ -85,7 +87,7 @@ const STRANGERS: &[(&str, &[&str])] = &[
     (
         "webhook.rs",
         &[
-            "store", "gate", "objects", "relay", "verify", "admin", "register", "app", "domain", "checkout",
+            "store", "gate", "objects", "relay", "mail", "verify", "admin", "register", "app", "domain", "checkout",
         ],
     ),
     (
