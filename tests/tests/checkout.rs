@@ -557,7 +557,7 @@ pub(crate) struct Shop<'a> {
     kit: &'a Kit,
     name: &'static str,
     pub(crate) user: String,
-    simulator: &'a Simulator,
+    pub(crate) simulator: &'a Simulator,
     environment: Vec<(String, String)>,
     pub(crate) worker: Holdfast,
 }
@@ -644,7 +644,7 @@ impl<'a> Shop<'a> {
     }
 
     /// The provider's id of the payment of a checkout.
-    fn payment(&self, checkout: &str) -> anyhow::Result<String> {
+    pub(crate) fn payment(&self, checkout: &str) -> anyhow::Result<String> {
         let payments = self.simulator.payments_of(&self.id(checkout));
         Ok(payments.first().context("the provider has no such payment")?.id.clone())
     }
