@@ -49,6 +49,10 @@ fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit: &Kit) -> a
         ends(kit, &shop.id("bought"), "completed").await?;
         buy(kit, &shop, "declined", &tickets[2], DECLINED).await?;
         ends(kit, &shop.id("declined"), "failed").await?;
+        let payment = shop.payment("bought")?;
+        for amount in [700, PRICE - 700] {
+            shop.simulator.refund(&payment, amount)?;
+        }
         let money = |amount: i64| json!({ "refunded": { "amount": amount, "currency": "EUR" } });
         // Old news and repeats tell nothing new.
         for so_far in [700, 700, PRICE, 700] {

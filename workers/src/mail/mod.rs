@@ -140,8 +140,11 @@ impl Mailer {
             while let Some(ended) = sending.try_join_next() {
                 ended?;
             }
-            for mail in self.take(AT_ONCE - sending.len()).await {
-                sending.spawn(self.clone().send(mail));
+            match self.take(AT_ONCE - sending.len()).await {
+                Ok(taken) => taken
+                    .into_iter()
+                    .for_each(|mail| drop(sending.spawn(self.clone().send(mail)))),
+                Err(error) => tracing::warn!(error = error::chain(&error), "mails are looked for later"),
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -174,15 +177,16 @@ impl Mailer {
         }
     }
 
-    async fn take(&self, most: usize) -> Vec<Taken> {
+    async fn take(&self, most: usize) -> Result<Vec<Taken>, store::Error> {
         if most == 0 {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let taken = mails::take(&self.pool, most as i64, self.lease).await;
-        taken.unwrap_or_else(|error| {
-            tracing::warn!(error = error::chain(&error), "mails are looked for later");
-            Vec::new()
-        })
+        let rows = mails::take(&self.pool, most as i64, self.lease).await?;
+        let understood = rows.into_iter().filter_map(|row| {
+            row.inspect_err(|error| tracing::error!(error = error::chain(error), "a mail is never sent"))
+                .ok()
+        });
+        Ok(understood.collect())
     }
 
     async fn send(self, mail: Taken) {

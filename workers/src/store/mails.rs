@@ -105,11 +105,12 @@ async fn insert(
     .map_err(Error::Write)
 }
 
-/// Takes mails that are due, the longest due first; for `lease`, nobody else takes them.
+/// Takes mails that are due, the longest due first; for `lease`, nobody else takes them. One whose row cannot be understood
+/// keeps none of the others back.
 ///
 /// # Errors
-/// The database does not answer, or a row cannot be understood.
-pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Taken>, Error> {
+/// The database does not answer.
+pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Result<Taken, Error>>, Error> {
     let rows = sqlx::query!(
         "update mails m set attempts = m.attempts + 1, next_at = clock_timestamp() + make_interval(secs => $2)
          from (
@@ -140,7 +141,7 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Taken
             attempts: row.attempts,
         })
     });
-    taken.collect()
+    Ok(taken.collect())
 }
 
 /// What the mail is made of, as it stands now. None when checkout or user is not there.
