@@ -250,6 +250,7 @@ pub struct Config {
     pub provider: Provider,
     #[command(flatten)]
     pub mail: Mail,
+    #[command(flatten)]
     pub webhook: Webhook,
     #[command(flatten)]
     pub process: Process,

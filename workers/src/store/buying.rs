@@ -220,7 +220,7 @@ impl Buying {
             } => self.dispute(main, &checkout, dispute, *amount, *status).await?,
             _ => Heard::default(),
         };
-        let answer = tell(main, unit, heard.told, self.retention).await?;
+        let answer = tell(main, unit, heard.told.clone(), self.retention).await?;
         let tickets = match answer {
             Answer::Fresh(_) => self.note(main, &checkout, heard).await?,
             _ => vec![],
