@@ -2,7 +2,8 @@
 # The ticket tour: buying seats by plain HTTP, told in words in tour.md. It runs against `make dev`, as often as you like, checks
 # every step that it tells, and stops at the first that is not so.
 #
-# Addresses come from .dev/stack.json, or from RESTATE_INGRESS, RESTATE_ADMIN, PROVIDER and PROVIDER_KEY. Needs curl and Node.
+# Addresses come from .dev/stack.json, or from RESTATE_INGRESS, RESTATE_ADMIN, PROVIDER and PROVIDER_KEY. Holds that end soon are
+# asked for, unless the worker is set to such (`HOLDFAST_HOLD_FOR=5s make dev`; HOLD_FOR says so). Needs curl and Node.
 
 set -euo pipefail
 
@@ -15,6 +16,7 @@ main() {
   RESTATE_ADMIN=${RESTATE_ADMIN:-$(address restate_admin)}
   PROVIDER=${PROVIDER:-$(address provider)}
   PROVIDER_KEY=${PROVIDER_KEY:-$(address provider_key)}
+  HOLD_FOR=${HOLD_FOR:-$(address hold_for)}
   # Users, tickets and checkouts that no tour before this one had.
   local tour
   tour="tour-$(date +%s)-$$"
@@ -41,9 +43,15 @@ the_doors_open() {
 }
 
 a_ticket_in_the_cart_is_held() {
-  say "Ann puts a ticket into her cart: it is held for her, here for 5 seconds"
-  local added
-  added=$(call "User/$ANN/addTicket" "{\"ticket\":\"$A1\",\"hold_for\":5}")
+  local asked added
+  if [[ $HOLD_FOR == null ]]; then
+    say "Ann puts a ticket into her cart: it is held for her, for 5 seconds, as the request says"
+    asked="{\"ticket\":\"$A1\",\"hold_for\":5}"
+  else
+    say "Ann puts a ticket into her cart: it is held for her, for $HOLD_FOR, as the worker is set (HOLDFAST_HOLD_FOR)"
+    asked="{\"ticket\":\"$A1\"}"
+  fi
+  added=$(call "User/$ANN/addTicket" "$asked")
   expect "$A1" .added.ticket "$added"
   show "$added"
 
@@ -65,8 +73,8 @@ a_hold_that_runs_out_frees_the_ticket() {
   show "$(get "Ticket/$A1/get")"
 
   say "Ann adds it again, and another one, each for 15 minutes; the cart has prices from the holds"
-  expect "$A1" .added.ticket "$(call "User/$ANN/addTicket" "{\"ticket\":\"$A1\"}")"
-  expect "$A2" .added.ticket "$(call "User/$ANN/addTicket" "{\"ticket\":\"$A2\"}")"
+  add "$ANN" "$A1"
+  add "$ANN" "$A2"
   local cart
   cart=$(get "User/$ANN/cart")
   expect 2 .tickets.length "$cart"
@@ -128,12 +136,17 @@ so_does_one_that_is_killed() {
 # USER TICKET CHECKOUT: the user buys the ticket, as far as that goes with such a card.
 stay_under_way() {
   local user=$1 ticket=$2 checkout=$3
-  expect "$ticket" .added.ticket "$(call "User/$user/addTicket" "{\"ticket\":\"$ticket\"}")"
+  add "$user" "$ticket"
   local asked="{\"checkout\":\"$checkout\",\"payment_method\":\"pm_card_captureUnavailable\"}"
   expect "" reason "$(call "User/$user/checkout" "$asked")"
   eventually sold .state get "Checkout/$checkout/get"
   expect sold .status "$(get "Ticket/$ticket/get")"
   expect "requires_capture 0" paid "$(payment_of "$checkout")"
+}
+
+# USER TICKET: puts the ticket into the cart, long enough to buy it.
+add() {
+  expect "$2" .added.ticket "$(call "User/$1/addTicket" "{\"ticket\":\"$2\",\"hold_for\":900}")"
 }
 
 # CHECKOUT TICKET

@@ -86,11 +86,6 @@ impl Event {
         Event::new(id, user, "holdfast.checkout.requested.v1", data)
     }
 
-    /// `data`: checkout, payment, and how much was given back in all.
-    pub fn payment_refunded(id: String, user: &str, data: Value) -> Event {
-        Event::new(id, user, "holdfast.payment.refunded.v1", data)
-    }
-
     fn new(id: String, subject: &str, kind: &'static str, data: Value) -> Event {
         Event {
             specversion: "1.0",

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use tokio::time::timeout;
 
 use super::process::{self, Plan, Process};
-use super::provider::Simulator;
+use super::provider::{Simulator, WEBHOOK_SECRET};
 use super::{Stack, until};
 
 /// Waiting for servers that are just starting is part of getting ready.
@@ -73,6 +73,11 @@ impl<'a> Launch<'a> {
     pub fn provider(self, provider: &Simulator) -> Self {
         let settings = provider.settings().into_iter();
         settings.fold(self, |launch, (name, value)| launch.env(name, &value))
+    }
+
+    /// Has it take the provider's webhooks, of which one instance at a time can.
+    pub fn webhooks(self) -> Self {
+        self.env("HOLDFAST_WEBHOOK_SECRET", WEBHOOK_SECRET)
     }
 
     /// Starts it and waits until it is ready.

@@ -8,13 +8,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use holdfast_tests::kit::provider::{self, Simulator};
+use holdfast_tests::kit::provider::{self, Delivery, Simulator, WEBHOOK_SECRET};
 use holdfast_tests::kit::{Name, Stack, dev_folder};
 use serde_json::json;
 use tracing::{info, warn};
 
 /// Whoever kills a checkout here wants to see soon what becomes of it.
 const ABANDONED_AFTER: &str = "10s";
+
+/// Whoever wants to see holds end soon may set it from outside; nothing else.
+const HOLD_FOR: &str = "HOLDFAST_HOLD_FOR";
 
 /// Tells clients where everything is, as long as it is there.
 struct Addresses(PathBuf);
@@ -23,11 +26,15 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let stack = Stack::open(Name::Dev).await?;
     stack.start().await?;
     let provider = Simulator::start_at(stack.ports.get("provider")?).await?;
+    provider.webhooks_to(&format!("http://{}/", stack.webhook()?), WEBHOOK_SECRET);
+    provider.deliver_always(Delivery::InOrder);
     let holdfast = stack.holdfast("run", "dev").arg("--examples").provider(&provider);
-    let holdfast = holdfast
-        .env("HOLDFAST_ABANDONED_AFTER", ABANDONED_AFTER)
-        .start()
-        .await?;
+    let mut holdfast = holdfast.webhooks().env("HOLDFAST_ABANDONED_AFTER", ABANDONED_AFTER);
+    let hold_for = std::env::var(HOLD_FOR).ok();
+    if let Some(hold_for) = &hold_for {
+        holdfast = holdfast.env(HOLD_FOR, hold_for);
+    }
+    let holdfast = holdfast.start().await?;
     let addresses = json!({
         "kafka": stack.kafka.bootstrap(),
         "restate_ingress": stack.restate.ingress(),
@@ -35,6 +42,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         "postgres": stack.postgres.url(),
         "loyalty": stack.postgres.loyalty_url(),
         "holdfast_http": holdfast.http,
+        "hold_for": hold_for,
         "mail": stack.maildev.as_ref().map(|maildev| maildev.web()),
         "provider": provider.url(),
         "provider_key": provider::KEY,

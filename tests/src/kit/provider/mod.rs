@@ -37,6 +37,9 @@ pub use webhooks::{Delivery, sign};
 /// The secret key that it asks for.
 pub const KEY: &str = "sk_test_simulator";
 
+/// What it signs webhooks with, where nobody says otherwise.
+pub const WEBHOOK_SECRET: &str = "whsec_simulator";
+
 /// Dropping it ends it.
 pub struct Simulator {
     address: SocketAddr,

@@ -29,6 +29,8 @@ pub(super) struct Queue {
     target: Option<Target>,
     waiting: Vec<Value>,
     told: Vec<Value>,
+    /// How many there ever were: waiting, told, or being told.
+    all: usize,
 }
 
 #[derive(Clone)]
@@ -39,6 +41,7 @@ struct Target {
 
 impl Queue {
     pub(super) fn push(&mut self, events: Vec<Value>) {
+        self.all += events.len();
         self.waiting.extend(events);
     }
 }
@@ -61,6 +64,12 @@ impl Simulator {
     /// The events that nobody has acknowledged.
     pub fn untold(&self) -> Vec<Value> {
         lock(&self.state.webhooks).waiting.clone()
+    }
+
+    /// Whether everything that happened was acknowledged.
+    pub fn has_told_all(&self) -> bool {
+        let queue = lock(&self.state.webhooks);
+        queue.told.len() == queue.all
     }
 
     /// Tells now what waits, once. What is not answered with 2xx waits on, and is the error.

@@ -35,6 +35,9 @@ pub(super) struct Books {
     /// The checkout that bought each seat that is sold.
     sold: HashMap<String, String>,
     pub(super) money: Money,
+    webhooks: Webhooks,
+    /// Mails that arrived, and how often one of them came again.
+    mails: (usize, usize),
     dead_letters: Tally,
     /// The gate may put a record aside more than once: it is known by where it came from.
     origins: HashSet<Vec<Vec<u8>>>,
@@ -47,6 +50,15 @@ pub(super) struct Sales {
     pub(super) sold: usize,
     /// Of cards, in cents.
     pub(super) revenue: i64,
+}
+
+/// What the payment provider told by itself.
+#[derive(Default)]
+struct Webhooks {
+    /// Events on the topic, each as often as it came there.
+    records: u64,
+    events: u64,
+    refused: u64,
 }
 
 struct Hold {
@@ -79,6 +91,9 @@ impl Books {
                 Some(reason) => self.refused.add(reason),
                 None => self.applied.add(outcome.verb()),
             }
+        } else if let ("refused", Some(reason)) = (outcome.verb(), &outcome.data.reason) {
+            self.webhooks.refused += 1;
+            self.refused.add(reason);
         }
         if outcome.kind.starts_with(TICKET) {
             return self.seat(outcome);
@@ -146,6 +161,31 @@ impl Books {
         Ok(())
     }
 
+    /// Takes down what the provider told: all records of the payments that are not ours.
+    pub(super) fn webhooks(&mut self, records: &[Read]) -> anyhow::Result<()> {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            source: String,
+            id: String,
+        }
+        let mut ids = HashSet::new();
+        for record in records {
+            let named: Named = serde_json::from_slice(record.value.as_deref().unwrap_or_default())?;
+            if named.source != SOURCE {
+                self.webhooks.records += 1;
+                ids.insert(named.id);
+            }
+        }
+        self.webhooks.events = ids.len() as u64;
+        Ok(())
+    }
+
+    /// Takes down the mails that arrived, by their ids.
+    pub(super) fn mails(&mut self, ids: &[String]) {
+        let different: HashSet<_> = ids.iter().collect();
+        self.mails = (different.len(), ids.len() - different.len());
+    }
+
     /// Those who hold seats, each with their seats, in an order that does not change.
     pub(super) fn holders(&self) -> BTreeMap<String, Vec<String>> {
         let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -168,7 +208,7 @@ impl Books {
     /// Whether every checkout has ended, and every seat that one was about is sold or free.
     pub(super) fn are_settled(&self) -> bool {
         self.are_complete()
-            && self.money.open() == 0
+            && self.money.is_settled()
             && self.held.is_empty()
             && self.sold.len() == self.money.seats().len()
     }
@@ -212,18 +252,32 @@ impl Books {
         let mut row = |name: &str, count: &dyn std::fmt::Display, what: &dyn std::fmt::Display| {
             writeln!(text, "{name:<16}{count:>16}   {what}").expect("a String takes all");
         };
-        let records = self.sent.len() as u64 + self.repeats + self.bad.total();
-        row("events in", &records, &"");
-        row("  applied", &self.applied.total(), &self.applied);
+        let Webhooks {
+            records,
+            events,
+            refused,
+        } = self.webhooks;
+        row("events in", &(self.records() as u64 + records), &"");
+        let what = format!("{}; the provider's webhooks {}", self.applied, events - refused);
+        row("  applied", &self.applied_in_all(), &what);
         row("  refused", &self.refused.total(), &self.refused);
-        row("  repeats", &self.repeats, &"changed nothing, got no second outcome");
+        let what = format!(
+            "changed nothing, got no second outcome; {} are webhooks",
+            records - events
+        );
+        row("  repeats", &self.repeats_in_all(), &what);
         row("  dead letters", &self.dead_letters.total(), &self.dead_letters);
         let own = self.outcomes.len() - self.answered.len();
-        let what = format!("one for each event, {own} for what checkouts came to, none twice");
+        let what = format!("one for each event of a shop, {own} for what checkouts came to, none twice");
         row("outcomes out", &self.outcomes.len(), &what);
         for (name, count, what) in self.money.rows() {
             row(name, &count, &what);
         }
+        let what = format!(
+            "one for each end of a checkout and each refund; {} of them came again",
+            self.mails.1
+        );
+        row("mails", &self.mails.0, &what);
         let what = format!("of {}, none twice; the others are free again", script::SEATS);
         row("seats sold", &self.sold.len(), &what);
         let milliseconds = |latencies: &mut [Duration]| {
@@ -250,16 +304,17 @@ impl Books {
             self.dead_letters
         );
         for (name, counted) in [
-            ("events", self.records() as u64),
-            ("applied", self.applied.total()),
+            ("events", self.records() as u64 + self.webhooks.records),
+            ("applied", self.applied_in_all()),
             ("refused", self.refused.total()),
-            ("repeats", self.repeats),
+            ("repeats", self.repeats_in_all()),
             ("dead_letters", self.bad.total()),
             ("parked", 0),
             ("pending", 0),
             ("stuck", 0),
             ("money_mismatch", 0),
             ("open_authorisations", 0),
+            ("mail_missing", 0),
         ] {
             ensure!(
                 verified[name] == counted,
@@ -286,6 +341,16 @@ impl Books {
             sold == self.money.seats(),
             "the seats that are sold are not those of the completed checkouts"
         );
+        let (mails, wanted) = (self.mails.0, self.money.mails());
+        ensure!(mails == wanted, "{mails} mails arrived, {wanted} were to be written");
         self.money.compare(provider)
+    }
+
+    fn applied_in_all(&self) -> u64 {
+        self.applied.total() + self.webhooks.events - self.webhooks.refused
+    }
+
+    fn repeats_in_all(&self) -> u64 {
+        self.repeats + self.webhooks.records - self.webhooks.events
     }
 }

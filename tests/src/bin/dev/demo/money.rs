@@ -12,13 +12,16 @@ use tokio::time::Instant;
 pub(super) struct Money {
     orders: BTreeMap<String, Order>,
     failed: Tally,
+    /// Checkouts of which money was given back and no outcome says so yet.
+    regretted: BTreeSet<String>,
+    /// What customers are written about.
+    mails: usize,
     /// From the request to the end.
     took: Vec<Duration>,
 }
 
 /// One checkout, in cents.
 struct Order {
-    user: String,
     tickets: Vec<String>,
     total: i64,
     credits: i64,
@@ -38,7 +41,6 @@ enum Fate {
 /// A checkout that somebody regrets.
 pub(super) struct Regret {
     pub(super) checkout: String,
-    pub(super) user: String,
     /// What of it is given back, in cents.
     pub(super) amount: i64,
 }
@@ -50,7 +52,6 @@ impl Money {
         let Some(checkout) = &told.checkout else { return Ok(()) };
         if outcome.verb() == "opened" {
             let order = Order {
-                user: outcome.subject.clone(),
                 tickets: told.tickets.clone(),
                 total: told.total.as_ref().context("a checkout without a price")?.amount,
                 credits: told.credits.unwrap_or_default(),
@@ -76,6 +77,8 @@ impl Money {
             order.fate
         );
         order.fate = after;
+        self.mails += 1;
+        self.regretted.remove(checkout);
         order.refunded += told.amount.as_ref().map_or(0, |amount| amount.amount);
         if before == Fate::Open {
             self.took.extend(asked.map(|asked| at.duration_since(asked)));
@@ -88,6 +91,21 @@ impl Money {
 
     pub(super) fn ended(&self) -> usize {
         self.orders.len() - self.count(Fate::Open)
+    }
+
+    /// The money of this one was given back.
+    pub(super) fn regret(&mut self, checkout: &str) {
+        self.regretted.insert(checkout.to_owned());
+    }
+
+    /// Whether every checkout has ended, and what was given back is told.
+    pub(super) fn is_settled(&self) -> bool {
+        self.open() == 0 && self.regretted.is_empty()
+    }
+
+    /// How many mails customers must get: one for each end of a checkout, and for each time that they get money back.
+    pub(super) fn mails(&self) -> usize {
+        self.mails
     }
 
     pub(super) fn open(&self) -> usize {
@@ -110,7 +128,6 @@ impl Money {
         let bought = self.orders.iter().filter(|(_, order)| order.fate == Fate::Completed);
         let regretted = bought.take(count).enumerate().map(|(place, (checkout, order))| Regret {
             checkout: checkout.clone(),
-            user: order.user.clone(),
             amount: if place % 2 == 0 { order.due() } else { part },
         });
         regretted.collect()
