@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_card_pays_once_and_the_seats_are_sold,
     a_declined_card_leaves_the_seats_free_and_no_money_moved,
     what_a_rule_forbids_opens_no_checkout,
+    a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_comes_again,
     whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither,
     a_customer_who_must_confirm_is_waited_for_until_the_hold_ends,
     a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not,
@@ -247,6 +248,52 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
     })
 }
 
+fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_comes_again(
+    kit: &Kit,
+) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "checkout/cart").await?;
+        let tickets = shop.tickets(1).await?;
+        let in_cart = async || {
+            let cart = look(kit, &shop.user, "cart").await?;
+            anyhow::Ok(cart["tickets"][0]["hold"].as_str().unwrap_or_default().to_owned())
+        };
+        let reserve = json!({ "user": shop.user });
+        let (_, reply) = call(kit, &[], "Ticket", &tickets[0], "reserve", &reserve).await?;
+        fill(kit, &shop.user, &tickets, None).await?;
+        let first = in_cart().await?;
+        ensure!(reply["outcomes"][0]["data"]["hold"] == first, "{reply} {first}");
+
+        let data = json!({ "checkout": shop.id("order"), "payment_method": DECLINED });
+        let asked = event(&shop.id("asked"), &shop.user, "checkout.requested", data);
+        pay(kit, std::slice::from_ref(&asked)).await?;
+        ends(kit, &shop.id("order"), "failed").await?;
+        ensure!(in_cart().await?.is_empty(), "what was bought is still in the cart");
+        fill(kit, &shop.user, &tickets, None).await?;
+        let second = in_cart().await?;
+        // The second event is decided after the first.
+        let mark = event(
+            &shop.id("mark"),
+            &shop.user,
+            "profile.changed",
+            json!({ "to": { "name": "Ann" } }),
+        );
+        pay(kit, &[asked, mark]).await?;
+        shop.took(&shop.id("mark")).await?;
+        ensure!(second != first && in_cart().await? == second, "{first} {second}");
+
+        // The id of a checkout is for one cart only.
+        let reply = check_out(
+            kit,
+            &shop.user,
+            json!({ "checkout": shop.id("order"), "payment_method": CARD }),
+        )
+        .await?;
+        ensure!(reason(&reply) == "checkout_id_used", "{reply}");
+        shop.close().await
+    })
+}
+
 fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let shop = Shop::open(kit, "checkout/faults").await?;
@@ -257,6 +304,8 @@ fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither
             Fault::Busy,
             Fault::TooMany,
             Fault::Unavailable,
+            Fault::Broken { done: false },
+            Fault::Broken { done: true },
             Fault::Slow(Duration::from_secs(4)),
             Fault::Decline("insufficient_funds"),
         ];
@@ -345,8 +394,13 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
     kit.block_on(async {
         let shop = Shop::open(kit, "checkout/late").await?;
         let rival = shop.id("rival");
-        let tickets = shop.tickets(2).await?;
-        fill(kit, &shop.user, &tickets, Some(2)).await?;
+        let tickets = shop.tickets(3).await?;
+        fill(kit, &shop.user, &tickets, Some(4)).await?;
+        // The last one's money was never asked for in time.
+        shop.simulator
+            .fail(Call::Create, Some(&shop.id("unasked")), Fault::RequestLost, 1_000);
+        let body = json!({ "checkout": shop.id("unasked"), "tickets": tickets[2..], "payment_method": CARD });
+        check_out(kit, &shop.user, body).await?;
         for (name, ticket) in ["free", "taken"].iter().zip(&tickets) {
             shop.simulator
                 .fail(Call::Confirm, Some(&shop.id(name)), Fault::AnswerLost, 1);
@@ -366,8 +420,12 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
         sold(kit, &tickets[..1]).await?;
         let (_, taken) = view(kit, "Ticket", &tickets[1]).await?;
         ensure!(taken["status"] == "held" && taken["user"] == *rival, "{taken}");
+        let ended = ends(kit, &shop.id("unasked"), "failed").await?;
+        ensure!(ended["reason"] == "not_confirmed", "{ended}");
         shop.paid("free", PRICE)?;
         shop.paid("taken", 0)?;
+        let asked = shop.simulator.movements(&shop.id("unasked"));
+        ensure!(asked.is_empty(), "{asked:?}");
         shop.close().await
     })
 }
@@ -400,16 +458,32 @@ fn a_payment_of_unknown_fate_is_stuck_until_an_operator_settles_it(kit: &Kit) ->
             Ok(())
         })
         .await?;
+        let settle = async |launch: Launch<'_>, name: &str, more: &[&str]| {
+            let settle = launch.arg("checkout").arg("settle").arg(&shop.id(name));
+            let settle = more.iter().fold(settle, |settle, argument| settle.arg(argument));
+            let output = settle.output().await?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            anyhow::Ok((output.status.success(), said))
+        };
         shop.simulator.heal();
+        // Who does not know the provider, or does not hear of it, settles nothing.
+        let stranger = kit.stack.holdfast("admin", "stranger");
+        let (settled, said) = settle(stranger, "goes-on", &[]).await?;
+        ensure!(!settled && said.contains("HOLDFAST_PROVIDER_URL"), "{said}");
+        shop.simulator
+            .fail(Call::Refund, Some(&shop.id("gives-back")), Fault::AnswerLost, 1);
+        let (settled, said) = settle(shop.launch("admin"), "gives-back", &["--give-back"]).await?;
+        ensure!(!settled && said.contains("not settled"), "{said}");
+        for name in names {
+            let (_, view) = view(kit, "Checkout", &shop.id(name)).await?;
+            ensure!(view["stuck"] == true, "{view}");
+        }
         for (name, more, state, money) in [
             ("goes-on", &[][..], "completed", PRICE),
             ("gives-back", &["--give-back"], "failed", 0),
         ] {
-            let settle = shop.launch("admin").arg("checkout").arg("settle").arg(&shop.id(name));
-            let settle = more.iter().fold(settle, |settle, argument| settle.arg(argument));
-            let output = settle.output().await?;
-            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success() && said.contains(state), "{said}");
+            let (settled, said) = settle(shop.launch("admin"), name, more).await?;
+            ensure!(settled && said.contains(state), "{said}");
             ends(kit, &shop.id(name), state).await?;
             shop.paid(name, money)?;
         }
@@ -509,6 +583,13 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
         shop.simulator.dispute(&payment)?;
         shop.simulator.close_dispute(&payment, false)?;
         let dispute = |status: &str| json!({ "dispute": "dp_1", "amount": money(2_000), "status": status });
+        // Refused once, an event is refused for ever: its repeat books nothing.
+        let mut data = dispute("opened");
+        data["checkout"] = json!(shop.id("disputed"));
+        data["payment"] = json!("pi_other");
+        let refused = event(&shop.id("refused"), &shop.user, "payment.disputed", data);
+        pay(kit, &[refused.clone(), refused]).await?;
+        shop.took(&shop.id("refused")).await?;
         for status in ["lost", "opened", "lost"] {
             shop.tell("disputed", "disputed", dispute(status)).await?;
         }
@@ -523,11 +604,17 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
         shop.tell("disputed", "refunded", json!({ "refunded": dollars }))
             .await?;
         shop.tell("disputed", "failed", json!({ "code": "late" })).await?;
-        reads(kit, &shop.user, "refused", 3).await?;
+        reads(kit, &shop.user, "refused", 4).await?;
         let told = outcomes_of::<UserTold>(kit, &shop.user).await?;
         let refusals: Vec<_> = told.iter().filter_map(|told| told.data.refusal()).collect();
         ensure!(
-            refusals == ["unknown_checkout", "payment_differs", "wrong_currency"],
+            refusals
+                == [
+                    "payment_differs",
+                    "unknown_checkout",
+                    "payment_differs",
+                    "wrong_currency"
+                ],
             "{refusals:?}"
         );
         shop.close().await
@@ -662,7 +749,7 @@ impl<'a> Shop<'a> {
 
     /// As [`Self::launch`], by a name of its own: for a process that runs beside the worker.
     pub(crate) fn beside(&self, subcommand: &str) -> Launch<'a> {
-        dress(self.kit.stack.holdfast(subcommand, subcommand), &self.environment)
+        self.launch_as(subcommand, subcommand)
     }
 
     /// New tickets, listed.

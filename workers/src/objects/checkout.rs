@@ -58,8 +58,7 @@ impl Checkout {
                 self.follow(&ctx, &id, false).await?;
             }
         }
-        let view = ctx.run(|| self.view(&id)).name("end").await?;
-        Ok(view)
+        self.view(&id).await
     }
 
     /// The provider has said something about the payment.

@@ -288,10 +288,8 @@ impl Buying {
     /// # Errors
     /// The database does not answer.
     pub async fn advance(&self, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
-        transaction(&self.main, async |main: &mut PgConnection| {
-            checkouts::update(main, from, to).await
-        })
-        .await
+        let mut main = self.main.acquire().await.map_err(Error::Write)?;
+        checkouts::update(&mut main, from, to).await
     }
 
     /// Sells the seats and spends the credits, all or nothing; what cannot be sold any more is to be undone.
@@ -326,6 +324,10 @@ impl Buying {
 
     /// Whether the seats are sold, and what their tickets answered.
     async fn sell_within(&self, main: &mut PgConnection, checkout: &Checkout) -> Result<(Fate, Vec<Answer>), Error> {
+        if !checkouts::lock_version(main, checkout).await? {
+            // Somebody else took a step.
+            return Ok((Fate::Aborted, vec![]));
+        }
         // Nobody changes them between this look and the write: the committer passes locked rows over until they are free.
         tickets::lock(main, &checkout.lines).await?;
         let current = read(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
@@ -723,6 +725,7 @@ pub fn undoing(checkout: &Checkout, failure: Failure) -> Checkout {
 
 /// Frees what the checkout holds or has bought.
 async fn free(main: &mut PgConnection, checkout: &Checkout, retention: Duration) -> Result<Vec<Answer>, Error> {
+    tickets::lock(main, &checkout.lines).await?;
     let current = read(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
     let freed = checkout.lines.iter().filter_map(|line| {
         let row = current.rows.get(line.ticket.as_str());
@@ -811,13 +814,14 @@ fn price(checkout: &Checkout, amount: i64) -> Result<Price, Error> {
     })
 }
 
-/// Runs an interactive transaction, anew as long as others change the same rows.
+/// Runs an interactive transaction, anew as long as others change the same rows. Every step locks what it decides on, the checkout
+/// first, or writes it against its version.
 async fn transaction<R>(
     pool: &PgPool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error> + Clone,
 ) -> Result<R, Error> {
     let closure = async |transaction: &mut Transaction| together::step(transaction, work.clone()).await;
-    interactive::transact::<R, Error>(pool, ATTEMPTS, closure)
+    interactive::transact_on_locks::<R, Error>(pool, ATTEMPTS, closure)
         .await
         .map(|committed| committed.value)
 }

@@ -36,6 +36,17 @@ pub(super) async fn lock(connection: &mut PgConnection, checkout: &CheckoutId) -
     find(connection, checkout).await
 }
 
+/// Locks the row for the rest of the transaction, if it is as it was read.
+pub(super) async fn lock_version(connection: &mut PgConnection, checkout: &Checkout) -> Result<bool, Error> {
+    let found = sqlx::query_scalar!(
+        "select 1 as one from checkouts where checkout = $1 and version = $2 for update",
+        checkout.id.as_str(),
+        checkout.version
+    );
+    let found = found.fetch_optional(connection).await.map_err(Error::Read)?;
+    Ok(found.is_some())
+}
+
 async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Option<Found>, Error> {
     let row = sqlx::query!("select * from checkouts where checkout = $1", checkout.as_str())
         .fetch_optional(&mut *connection)
@@ -128,15 +139,17 @@ fn read<T>(text: &str, parse: impl Fn(&str) -> Result<T, holdfast_schemas::Inval
     parse(text).map_err(|invalid| invalid.to_string())
 }
 
-/// Writes a new checkout. False when one of its holds is being bought by another one: the transaction must not be committed.
+/// Writes a new checkout. False when there is one with its id, or one of its holds is being bought by another: the transaction must
+/// not be committed.
 pub(super) async fn insert(
     connection: &mut PgConnection,
     checkout: &Checkout,
     hash: &RequestHash,
 ) -> Result<bool, Error> {
-    sqlx::query!(
+    let inserted = sqlx::query!(
         "insert into checkouts (checkout, user_id, hash, state, total_amount, total_currency, credits, payment_method, until)
-         values ($1, $2, $3, 'opened', $4, $5, $6, $7, $8)",
+         values ($1, $2, $3, 'opened', $4, $5, $6, $7, $8)
+         on conflict (checkout) do nothing",
         checkout.id.as_str(),
         checkout.user.as_str(),
         hash.as_bytes(),
@@ -149,6 +162,9 @@ pub(super) async fn insert(
     .execute(&mut *connection)
     .await
     .map_err(Error::Write)?;
+    if inserted.rows_affected() == 0 {
+        return Ok(false);
+    }
     let lines = &checkout.lines;
     let tickets: Vec<_> = lines.iter().map(|line| line.ticket.as_str()).collect();
     let holds: Vec<_> = lines.iter().map(|line| line.hold.0).collect();

@@ -98,10 +98,29 @@ pub async fn transact<R, E: From<Error>>(
     attempts: Attempts,
     closure: impl AsyncFnOnce(&mut Transaction) -> Result<R, E> + Clone,
 ) -> Result<Committed<R>, E> {
+    transact_with("begin isolation level serializable", pool, attempts, closure).await
+}
+
+/// As [`transact`], at READ COMMITTED: for a closure that locks each row on which it decides, or writes it against the version that it
+/// read. Nobody is its rival but who wants the same rows; SERIALIZABLE takes for rivals whose rows lie side by side, too.
+pub async fn transact_on_locks<R, E: From<Error>>(
+    pool: &PgPool,
+    attempts: Attempts,
+    closure: impl AsyncFnOnce(&mut Transaction) -> Result<R, E> + Clone,
+) -> Result<Committed<R>, E> {
+    transact_with("begin isolation level read committed", pool, attempts, closure).await
+}
+
+async fn transact_with<R, E: From<Error>>(
+    begin: &'static str,
+    pool: &PgPool,
+    attempts: Attempts,
+    closure: impl AsyncFnOnce(&mut Transaction) -> Result<R, E> + Clone,
+) -> Result<Committed<R>, E> {
     let mut pauses = pauses(attempts);
     let mut calls = 1;
     loop {
-        let conflict = match attempt(pool, closure.clone()).await? {
+        let conflict = match attempt(begin, pool, closure.clone()).await? {
             Attempt::Committed(value, writes) => return Ok(Committed { value, writes, calls }),
             Attempt::Conflict(conflict) => conflict,
         };
@@ -119,10 +138,11 @@ enum Attempt<R, E> {
 }
 
 async fn attempt<R, E: From<Error>>(
+    begin: &'static str,
     pool: &PgPool,
     closure: impl AsyncFnOnce(&mut Transaction) -> Result<R, E>,
 ) -> Result<Attempt<R, E>, E> {
-    let begun = pool.begin_with("begin isolation level serializable").await;
+    let begun = pool.begin_with(begin).await;
     let mut transaction = Transaction {
         sql: begun.map_err(Error::of("(begin)"))?,
         writes: Vec::new(),
