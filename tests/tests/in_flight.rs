@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none,
     a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind,
     money_given_back_before_the_sale_is_known_is_told_once_it_is,
+    after_a_day_a_payment_is_looked_up_and_never_made_again,
     a_finished_checkout_that_the_engine_forgot_is_not_begun_again,
     nobody_gets_more_tickets_than_the_limits_allow,
     handlers_are_upgraded_while_checkouts_are_in_flight,
@@ -166,6 +167,40 @@ fn money_given_back_before_the_sale_is_known_is_told_once_it_is(kit: &Kit) -> an
             };
             let told: Vec<_> = told.iter().filter(of).cloned().collect();
             ensure!(verbs(&told) == ["completed", "refunded"], "{told:?}");
+        }
+        shop.close().await
+    })
+}
+
+fn after_a_day_a_payment_is_looked_up_and_never_made_again(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "flight/day").await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        // One was made, and nobody here knows; the other request never arrived.
+        let orders = [
+            ("made", Fault::AnswerLost, "completed", PRICE),
+            ("lost", Fault::RequestLost, "failed", 0),
+        ];
+        for ((name, fault, _, _), ticket) in orders.iter().zip(&tickets) {
+            shop.simulator.fail(Call::Create, Some(&shop.id(name)), *fault, 1_000);
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+        }
+        until("the payment is made", DEADLINE, async || shop.payment("made").map(drop)).await?;
+        let pool = kit.stack.postgres.connect().await?;
+        let query = sqlx::query(
+            "update checkouts set called_at = called_at - interval '1 day', version = version + 1 where checkout like 'flight/day/%'",
+        );
+        query.execute(&pool).await?;
+        pool.close().await;
+        shop.simulator.forget_keys();
+        shop.simulator.heal();
+        for (name, _, state, money) in orders {
+            ends(kit, &shop.id(name), state).await?;
+            shop.paid(name, money)?;
+            let payments = shop.simulator.payments_of(&shop.id(name));
+            ensure!(payments.len() == usize::from(money > 0), "{payments:?}");
         }
         shop.close().await
     })

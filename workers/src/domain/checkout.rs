@@ -336,3 +336,153 @@ pub fn freeing(checkout: &Checkout, line: &Line, ticket: Option<&Ticket>, now: O
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_schemas::{EventId, Source};
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::minutes(1);
+
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + Duration::days(20_000)
+    }
+
+    fn price(amount: i64) -> Price {
+        Price::new(amount, Currency::EUR).unwrap()
+    }
+
+    fn line() -> Line {
+        Line {
+            ticket: TicketId::parse("A1").unwrap(),
+            hold: hold("1"),
+            show: ShowId::parse("gala").unwrap(),
+            seat: None,
+            price: price(100),
+        }
+    }
+
+    fn hold(number: &str) -> HoldId {
+        let (source, id) = (Source::parse("shop").unwrap(), EventId::parse(number).unwrap());
+        holdfast_schemas::hold_id(source.as_str(), id.as_str(), "A1")
+    }
+
+    fn user(name: &str) -> UserId {
+        UserId::parse(name).unwrap()
+    }
+
+    fn ticket(state: TicketState) -> Ticket {
+        Ticket {
+            version: 2,
+            show: ShowId::parse("gala").unwrap(),
+            seat: None,
+            price: price(100),
+            state,
+            changed_at: now(),
+        }
+    }
+
+    fn held(by: &str, number: &str, until: OffsetDateTime) -> Ticket {
+        ticket(TicketState::Held(crate::domain::Hold {
+            id: hold(number),
+            user: user(by),
+            until,
+        }))
+    }
+
+    fn checkout(state: State) -> Checkout {
+        Checkout {
+            id: CheckoutId::parse("c-1").unwrap(),
+            version: 1,
+            user: user("ann"),
+            lines: vec![line()],
+            total: price(100),
+            credits: None,
+            method: None,
+            state,
+            until: now() + MINUTE,
+            called_at: None,
+            payment: None,
+            unknown_since: None,
+            stuck: false,
+            sold: false,
+            refunded: 0,
+        }
+    }
+
+    #[test]
+    fn a_payment_is_made_within_its_keys_life_and_looked_up_afterwards() {
+        let called = |ago: Duration| Checkout {
+            called_at: Some(now() - ago),
+            ..checkout(State::Opened)
+        };
+        assert_eq!(checkout(State::Opened).next(now()), Step::Create);
+        assert_eq!(called(Duration::hours(22)).next(now()), Step::Create);
+        assert_eq!(called(Duration::hours(23)).next(now()), Step::Find);
+        assert!(called(Duration::hours(22)).key_lives(now()) && !called(Duration::hours(23)).key_lives(now()));
+    }
+
+    #[test]
+    fn no_money_is_asked_for_once_a_hold_has_ended() {
+        let late = now() + MINUTE;
+        for state in [State::Opened, State::Created, State::Waiting] {
+            assert_eq!(checkout(state.clone()).next(late), Step::Look, "{state:?}");
+        }
+        // It was set aside in time: the seats are sold if they are free.
+        assert_eq!(checkout(State::Authorised).next(late), Step::Sell);
+        assert_eq!(checkout(State::Waiting).next(now()), Step::Wait(late));
+    }
+
+    #[test]
+    fn what_the_provider_was_never_asked_for_it_is_not_asked_to_give_back() {
+        let failing = State::Undoing(CheckoutFailure::Cancelled.into());
+        assert_eq!(checkout(failing.clone()).next(now()), Step::Fail);
+        let called = Checkout {
+            called_at: Some(now()),
+            ..checkout(failing)
+        };
+        assert_eq!(called.next(now()), Step::GiveBack);
+    }
+
+    #[test]
+    fn credits_that_pay_all_need_no_provider() {
+        let paid = |state| Checkout {
+            credits: Credits::new(100).ok(),
+            ..checkout(state)
+        };
+        assert_eq!(paid(State::Opened).next(now()), Step::Sell);
+        assert_eq!(paid(State::Sold).next(now()), Step::Complete);
+        let refunded = Checkout {
+            sold: true,
+            ..paid(State::Refunded)
+        };
+        assert_eq!(refunded.next(now()), Step::ReturnCredits);
+        assert_eq!(paid(State::Refunded).next(now()), Step::End);
+    }
+
+    #[test]
+    fn a_seat_is_sold_out_of_its_hold_or_held_anew_where_it_is_free_at_the_same_price() {
+        let checkout = checkout(State::Authorised);
+        let sold = |ticket: &Ticket| {
+            let inputs = sale(&checkout, &line(), Some(ticket), hold("anew"), now());
+            inputs.map(|inputs| inputs.len())
+        };
+        assert_eq!(sold(&held("ann", "1", now() + MINUTE)), Some(1));
+        assert_eq!(sold(&held("ann", "1", now())), Some(2), "the hold has ended");
+        assert_eq!(sold(&ticket(TicketState::Available)), Some(2));
+        let dearer = Ticket {
+            price: price(101),
+            ..ticket(TicketState::Available)
+        };
+        assert_eq!(sold(&dearer), None);
+        assert_eq!(sold(&held("bob", "2", now() + MINUTE)), None);
+        assert_eq!(
+            sold(&held("ann", "2", now() + MINUTE)),
+            None,
+            "another hold of the same user"
+        );
+        assert_eq!(sold(&ticket(TicketState::Withdrawn)), None);
+        assert!(sale(&checkout, &line(), None, hold("anew"), now()).is_none());
+    }
+}

@@ -72,12 +72,6 @@ where coalesce(contested.open, 0) <> coalesce(contested_sums.open, 0)
    or coalesce(contested.lost, 0) <> coalesce(contested_sums.lost, 0)
    or coalesce(contested_sums.gone, 0) <> -(coalesce(contested.open, 0) + coalesce(contested.lost, 0))
 union all
-select '(credits)', 'as many checkouts have ' || kind || ' entries in the ledger as credits were not bound for that'
-from (values ('credit', 'spend'), ('credit_back', 'return')) as bound (kind, step)
-where (select count(distinct checkout) from ledger l where l.kind = bound.kind)
-   <> (select count(distinct transaction) from two_phase_attempts
-       where fate = 'committed' and transaction like 'checkout/%/' || bound.step)
-union all
 select checkout, 'completed, but what was captured and spent is not what the holds cost'
 from books
 where state = 'completed'
@@ -113,3 +107,9 @@ select coalesce(b.user_id, p.user_id), 'the count of tickets bought of a show is
 from (select user_id, show, count(*) as tickets from seats where bought group by user_id, show) b
 full join purchases p on p.user_id = b.user_id and p.show = b.show
 where coalesce(b.tickets, 0) <> coalesce(p.tickets, 0)
+union all
+select '(credits)', 'as many checkouts have ' || kind || ' entries in the ledger as credits were not bound for that'
+from (values ('credit', 'spend'), ('credit_back', 'return')) as bound (kind, step)
+where (select count(distinct checkout) from ledger l where l.kind = bound.kind)
+   <> (select count(distinct transaction) from two_phase_attempts
+       where fate = 'committed' and transaction like 'checkout/%/' || bound.step)

@@ -122,13 +122,20 @@ impl Report {
     /// against it in both.
     pub(super) fn confirming(mut self, earlier: &Report) -> Self {
         let offences = std::mem::take(&mut self.offences);
-        for Offence { promise, .. } in offences {
-            let both = self.offenders.iter();
-            let mut both =
-                both.filter(|(offender, _)| offender.0 == promise && earlier.offenders.contains_key(*offender));
-            match both.next() {
-                Some(((promise, key), what)) => self.offences.push(Offence {
-                    promise: *promise,
+        for offence in offences {
+            let in_both = |offender: &(Promise, String)| earlier.offenders.contains_key(offender);
+            let promise = offence.promise;
+            if in_both(&(promise, offence.key.clone())) {
+                self.offences.push(offence);
+                continue;
+            }
+            let mut others = self
+                .offenders
+                .iter()
+                .filter(|(other, _)| other.0 == promise && in_both(other));
+            match others.next() {
+                Some(((_, key), what)) => self.offences.push(Offence {
+                    promise,
                     key: key.clone(),
                     what: what.clone(),
                 }),
@@ -195,5 +202,30 @@ impl fmt::Display for Promise {
             Promise::OpenAuthorisations => "open authorisations",
             Promise::MailMissing => "mail missing",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(keys: &[&str]) -> Report {
+        let mut report = Report::default();
+        for key in keys {
+            report.broken(Promise::MoneyMismatch, key, || format!("{key} is wrong"));
+        }
+        report
+    }
+
+    #[test]
+    fn only_what_two_looks_find_is_an_offence() {
+        let confirmed = found(&["c-2", "c-1"]).confirming(&found(&["c-1", "c-2"]));
+        assert_eq!(confirmed.offence(Promise::MoneyMismatch).unwrap().key, "c-2");
+        assert_eq!(confirmed.money_mismatch, 2);
+        let confirmed = found(&["c-3", "c-1"]).confirming(&found(&["c-1", "c-2"]));
+        let offence = confirmed.offence(Promise::MoneyMismatch).unwrap();
+        assert_eq!((offence.key.as_str(), offence.what.as_str()), ("c-1", "c-1 is wrong"));
+        let passed = found(&["c-3"]).confirming(&found(&["c-1"]));
+        assert!(passed.is_clean() && passed.money_mismatch == 0, "{passed}");
     }
 }
