@@ -114,7 +114,14 @@ impl Driver {
             if before == Some(checkout.version) {
                 return Err(Error::NoProgress(id.to_string()));
             }
-            let step = match checkout.next((self.now)()) {
+            let next = checkout.next((self.now)());
+            if matches!(next, Step::Capture | Step::Complete | Step::End)
+                && let Err(error) = self.buying.settle_credits(&checkout).await
+            {
+                // The sweep does it later; nothing else waits for it.
+                tracing::warn!(checkout = %checkout.id, error = error::chain(&error), "credits are settled later");
+            }
+            let step = match next {
                 Step::End => return Ok(Progress::Ended),
                 Step::Wait(until) if !heard => return Ok(Progress::Waits(until)),
                 Step::Wait(_) => Step::Look,

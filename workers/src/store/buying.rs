@@ -322,6 +322,19 @@ impl Buying {
         Ok(())
     }
 
+    /// Settles credits that were spent or given back by a try that died before it could: until then the user's account is locked.
+    ///
+    /// # Errors
+    /// One of the databases does not answer.
+    pub async fn settle_credits(&self, checkout: &Checkout) -> Result<(), Error> {
+        if let (Some(_), Some(loyalty)) = (checkout.credits, &self.loyalty) {
+            for step in ["spend", "return"] {
+                loyalty.end_leftovers(&transaction_id(checkout, step)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the seats are sold, and what their tickets answered.
     async fn sell_within(&self, main: &mut PgConnection, checkout: &Checkout) -> Result<(Fate, Vec<Answer>), Error> {
         if !checkouts::lock_version(main, checkout).await? {

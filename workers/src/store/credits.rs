@@ -115,6 +115,15 @@ impl Loyalty {
         Ok(Changed::Decided)
     }
 
+    /// Ends at once what tries that have gone left prepared of this transaction, as the row of each says.
+    ///
+    /// # Errors
+    /// One of the databases does not answer.
+    pub(super) async fn end_leftovers(&self, transaction: &TransactionId) -> Result<(), Error> {
+        two_phase::done_before(&self.main, &self.other, transaction).await?;
+        Ok(())
+    }
+
     async fn prepare(&self, added: &Added, attempt: Uuid) -> Result<(), mechanisms::Error> {
         two_phase::prepare(
             &self.other,
