@@ -16,7 +16,7 @@
 //! Each try has an attempt id of its own. So a try that slept through its successor's whole life and prepares once more finds
 //! another attempt committed, and rolls back what it prepared: one name for all of them could not tell the two apart. A try
 //! takes what it finds prepared for its transaction for left behind, so whoever calls lets one try run at a time, as the engine
-//! does: two at once would end each other.
+//! does for each key: two at once end each other, and begin anew. Nothing is done twice by that, only later.
 //!
 //! | it ends | what stands | who goes on |
 //! | --- | --- | --- |
