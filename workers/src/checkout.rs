@@ -187,10 +187,7 @@ impl Driver {
     }
 
     /// Sets a checkout going again that is stuck.
-    ///
-    /// # Errors
-    /// The database does not answer.
-    pub async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
+    async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
         let checkout = self.find(id).await?;
         let next = Checkout {
             stuck: false,
@@ -470,6 +467,7 @@ pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration) {
 
 async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> anyhow::Result<()> {
     let main = &driver.buying.main;
+    // The engine is asked only when there is something to ask about.
     if checkouts::unfinished(main, idle, &[], &[]).await?.is_empty() {
         return Ok(());
     }

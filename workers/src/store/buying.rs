@@ -201,11 +201,8 @@ impl Buying {
             None => None,
         };
         let checkout = checkout.filter(|checkout| checkout.user == unit.key);
-        let checkout = match checkout.ok_or(UserRefusalReason::UnknownCheckout) {
-            Ok(checkout) => fits(&checkout, &event.data).map(|()| checkout),
-            Err(reason) => Err(reason),
-        };
-        let checkout = match checkout {
+        let checkout = checkout.ok_or(UserRefusalReason::UnknownCheckout);
+        let checkout = match checkout.and_then(|checkout| fits(&checkout, &event.data).map(|()| checkout)) {
             Ok(checkout) => checkout,
             Err(reason) => {
                 let told = vec![UserTold::PaymentRefused { reason }];
