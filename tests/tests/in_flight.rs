@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none,
     a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind,
     money_given_back_before_the_sale_is_known_is_told_once_it_is,
+    who_waited_for_the_provider_meanwhile_writes_nothing_over_what_an_operator_settled,
     after_a_day_a_payment_is_looked_up_and_never_made_again,
     a_finished_checkout_that_the_engine_forgot_is_not_begun_again,
     nobody_gets_more_tickets_than_the_limits_allow,
@@ -168,6 +169,51 @@ fn money_given_back_before_the_sale_is_known_is_told_once_it_is(kit: &Kit) -> an
             let told: Vec<_> = told.iter().filter(of).cloned().collect();
             ensure!(verbs(&told) == ["completed", "refunded"], "{told:?}");
         }
+        shop.close().await
+    })
+}
+
+fn who_waited_for_the_provider_meanwhile_writes_nothing_over_what_an_operator_settled(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "flight/late", &[("HOLDFAST_PROVIDER_TIMEOUT", "30s")]).await?;
+        let tickets = shop.tickets(1).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        let order = shop.id("order");
+        // The money is set aside at once, and the worker hears of it late.
+        let late = Fault::Slow(Duration::from_secs(10));
+        shop.simulator.fail(Call::Confirm, Some(&order), late, 1);
+        let body = json!({ "checkout": order, "tickets": tickets, "payment_method": CARD });
+        check_out(kit, &shop.user, body).await?;
+        until("the money is set aside", DEADLINE, async || {
+            let moved = shop.simulator.movements(&order);
+            ensure!(!moved.is_empty(), "nothing moved");
+            Ok(())
+        })
+        .await?;
+        let settle = shop.launch("admin").arg("checkout").arg("settle").arg(&order);
+        done(settle.arg("--give-back")).await?;
+        ends(kit, &order, "failed").await?;
+        let heard = r#"holdfast_provider_calls_total{answer="ok",call="authorise"}"#;
+        let before = shop.worker.metric(heard).await?;
+        ensure!(before.is_none(), "the worker has heard before: {before:?}");
+        until("the worker has heard", DEADLINE, async || {
+            let heard = shop.worker.metric(heard).await?;
+            ensure!(heard == Some(1.0), "{heard:?}");
+            Ok(())
+        })
+        .await?;
+        until("the workflow has ended", DEADLINE, async || {
+            let finished = finished_runs(kit, &order).await?;
+            ensure!(finished.len() == 1, "{finished:?}");
+            Ok(())
+        })
+        .await?;
+        let ended = ends(kit, &order, "failed").await?;
+        ensure!(ended["reason"] == "settled", "{ended}");
+        shop.paid("order", 0)?;
+        free(kit, &tickets).await?;
+        let told = told_of::<UserTold>(kit, &shop.user, 3).await?;
+        ensure!(verbs(&told) == ["registered", "opened", "failed"], "{told:?}");
         shop.close().await
     })
 }
