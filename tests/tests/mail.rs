@@ -279,16 +279,19 @@ fn a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is
 }
 
 fn two_serves_at_once_send_each_mail_once(kit: &Kit) -> anyhow::Result<()> {
+    // More than one process sends within a time-out and a pause, so that the other one has to take some.
     const ORDERS: usize = 12;
+    const TIMEOUT: (&str, &str) = ("HOLDFAST_SMTP_TIMEOUT", "5s");
     kit.block_on(async {
         let mut sink = Sink::start().await?;
-        sink.go_away().await;
-        let shop = open(kit, "mail/two", &sink).await?;
-        let settings = HASTE.iter().copied().chain([("HOLDFAST_MAIL_FROM", SENDER)]);
-        let second = settings.fold(elsewhere(kit, "serve")?, |launch, (name, value)| {
+        sink.fail(Fault::Silence, u32::MAX);
+        let url = sink.url();
+        let settings = [TIMEOUT, HASTE[1], ("HOLDFAST_SMTP_URL", url.as_str())];
+        let shop = Shop::open_with(kit, "mail/two", &settings).await?;
+        let second = (settings.iter()).fold(elsewhere(kit, "serve")?, |launch, (name, value)| {
             launch.env(name, value)
         });
-        let second = second.env("HOLDFAST_SMTP_URL", &sink.url()).start().await?;
+        let second = second.env("HOLDFAST_MAIL_FROM", SENDER).start().await?;
         let tickets = shop.tickets(ORDERS).await?;
         for (number, ticket) in tickets.iter().enumerate() {
             buy(kit, &shop, &number.to_string(), ticket, CARD).await?;
@@ -296,6 +299,16 @@ fn two_serves_at_once_send_each_mail_once(kit: &Kit) -> anyhow::Result<()> {
         for number in 0..ORDERS {
             ends(kit, &shop.id(&number.to_string()), "completed").await?;
         }
+        for worker in [&shop.worker, &second] {
+            until("each of them had a hand in it", DEADLINE, async || {
+                let retried = worker.metric(r#"holdfast_mails_total{result="retried"}"#).await?;
+                ensure!(retried > Some(0.0), "{retried:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        sink.heal();
+        sink.go_away().await;
         sink.come_back().await?;
         let database = kit.stack.postgres.connect().await?;
         for number in 0..ORDERS {
@@ -306,11 +319,6 @@ fn two_serves_at_once_send_each_mail_once(kit: &Kit) -> anyhow::Result<()> {
                 "{checkout}: {:?}",
                 sink.mails()
             );
-        }
-        // Each of them had a hand in it.
-        for worker in [&shop.worker, &second] {
-            let retried = worker.metric(r#"holdfast_mails_total{result="retried"}"#).await?;
-            ensure!(retried > Some(0.0), "{retried:?}");
         }
         second.stop().await?;
         shop.close().await

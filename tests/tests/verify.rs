@@ -226,12 +226,12 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
         ),
         (
             "a dispute that is in no book",
-            vec![format!("insert into disputes values ('dp_1', '{checkout}', 5, 'opened')")],
+            vec![format!("insert into disputes values ('{checkout}/dispute', '{checkout}', 5, 'opened')")],
         ),
         (
             "a dispute that was lost, and booked as open",
             vec![
-                format!("insert into disputes values ('dp_1', '{checkout}', 5, 'lost')"),
+                format!("insert into disputes values ('{checkout}/dispute', '{checkout}', 5, 'lost')"),
                 format!(
                     "insert into ledger (movement, checkout, kind, account, amount, currency)
                      select m.movement, '{checkout}', 'dispute', side.account, side.amount, 'EUR'

@@ -71,6 +71,11 @@ impl Sink {
         lock(&self.state.faults).push((fault, times));
     }
 
+    /// Mails that come from now on meet no fault.
+    pub fn heal(&self) {
+        lock(&self.state.faults).clear();
+    }
+
     /// As if it were not there: nobody is let in, and whoever was in is cut off.
     pub async fn go_away(&mut self) {
         if let Some(accepting) = self.accepting.take() {
