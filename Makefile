@@ -34,7 +34,7 @@ dev: tools ## Hold the stack open with `holdfast run` and a payment provider on 
 check: tools ## The quick one: format, clippy, unit and property tests; no servers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	$(CARGO) test --workspace --lib --test published --test structure
+	$(CARGO) test --workspace --lib --test published --test structure --test decode --test properties
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release

@@ -19,6 +19,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 use time::OffsetDateTime;
 use time::macros::datetime;
+use uuid::Uuid;
 
 use crate::checkout::Shop;
 use crate::{Test, tests};
@@ -73,9 +74,9 @@ fn verify_catches_and_names_money_that_went_astray(kit: &Kit) -> anyhow::Result<
             let (status, report) = verify(kit, "verify_money").await?;
             ensure!(status == Some(1), "{what}: ended with {status:?}: {report}");
             let key = named(&report, "money_mismatch").with_context(|| format!("{what}: {report}"))?;
-            let is_movement = uuid::Uuid::parse_str(&key).is_ok();
+            let is_movement = Uuid::parse_str(&key).is_ok();
             ensure!(
-                is_movement || key == "(credits)" || [&checkout, &ticket, &user].contains(&&key),
+                is_movement || key == UNSPENT || [&checkout, &ticket, &user].contains(&&key),
                 "{what}: {report}"
             );
         }
@@ -175,6 +176,9 @@ fn verify_catches_and_names_an_outcome_told_twice(kit: &Kit) -> anyhow::Result<(
     })
 }
 
+/// A transaction that no checkout has asked for.
+const UNSPENT: &str = "checkout/none/spend";
+
 /// The key of the offence against this promise.
 fn named(report: &Value, promise: &str) -> anyhow::Result<String> {
     let offences = report["offences"].as_array().into_iter().flatten();
@@ -185,6 +189,7 @@ fn named(report: &Value, promise: &str) -> anyhow::Result<String> {
 
 /// What each corruption of a completed checkout's money is, and how it is done.
 fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
+    let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_bytes());
     let of = format!("where checkout = '{checkout}'");
     let copied = format!(
         "with doubled as (select gen_random_uuid() as movement)
@@ -241,7 +246,26 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
         ),
         (
             "credits bound that no checkout spent",
-            vec!["insert into two_phase_attempts values ('checkout/none/spend', gen_random_uuid(), 'committed')".to_owned()],
+            vec![format!("insert into two_phase_attempts values ('{UNSPENT}', gen_random_uuid(), 'committed')")],
+        ),
+        (
+            "credits spent that nothing bound",
+            vec![format!("delete from two_phase_attempts where transaction = 'checkout/{id}/spend'")],
+        ),
+        (
+            "another seat than the one that was bought",
+            vec![format!("update checkout_seats set seat = 'another' {of}")],
+        ),
+        (
+            "a checkout that nobody has taken further for days",
+            vec![format!(
+                "update checkouts set state = 'sold', ended_at = null, moved_at = moved_at - interval '2 days',
+                                      until = until - interval '2 days' {of}"
+            )],
+        ),
+        (
+            "something kept of what was given back wholly",
+            vec![format!("update checkouts set state = 'refunded', refunded = 100 {of}")],
         ),
         (
             "a refund that was not told",
@@ -273,7 +297,7 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
 /// What each corruption is, the promise it breaks, and how it is done.
 fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
     let version = |version| format!("update tickets set version = {version} where ticket = '{ticket}'");
-    let log = |version: i64, outcome: uuid::Uuid, told: &str, data: Value, source: &str, id: &str| {
+    let log = |version: i64, outcome: Uuid, told: &str, data: Value, source: &str, id: &str| {
         format!(
             "insert into ticket_change_log (ticket, version, outcome, type, data, cause_source, cause_id, changed_at)
             select ticket, {version}, '{outcome}', 'holdfast.outcome.{told}.v1', '{data}', '{source}', '{id}', changed_at

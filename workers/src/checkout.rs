@@ -96,15 +96,12 @@ impl Driver {
         })
     }
 
-    /// Takes a checkout as far as it goes without waiting. `heard`: the provider has said something, so a payment that waits is
-    /// looked at.
+    /// Takes a checkout as far as it goes without waiting; one that is stuck is left as it is. `heard`: the provider has said
+    /// something, so a payment that waits is looked at.
     ///
     /// # Errors
     /// A server does not answer, or the provider does not say how the payment stands.
     pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<Progress, Error> {
-        if heard {
-            self.resume(id).await?;
-        }
         let mut before = None;
         loop {
             let checkout = self.find(id).await?;
@@ -186,8 +183,11 @@ impl Driver {
         }
     }
 
-    /// Sets a checkout going again that is stuck.
-    async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
+    /// Sets a checkout going again that is stuck, once for each reason to: it may get stuck again.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
         let checkout = self.find(id).await?;
         let next = Checkout {
             stuck: false,
@@ -467,12 +467,14 @@ pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration) {
 
 async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> anyhow::Result<()> {
     let main = &driver.buying.main;
-    // The engine is asked only when there is something to ask about.
-    if checkouts::unfinished(main, idle, &[], &[]).await?.is_empty() {
+    // Before the engine is asked, however long it takes to answer: what began later it may not have named.
+    let last_moved = store::now(main).await? - idle;
+    // It is asked only when there is something to ask about.
+    if checkouts::unfinished(main, last_moved, &[], &[]).await?.is_empty() {
         return Ok(());
     }
     let Live { checkouts: live, users } = admin.live_checkouts().await?;
-    let abandoned = checkouts::unfinished(main, idle, &live, &users).await?;
+    let abandoned = checkouts::unfinished(main, last_moved, &live, &users).await?;
     futures::stream::iter(abandoned)
         .for_each_concurrent(AT_ONCE, async |id| {
             tracing::warn!(checkout = %id, "nobody takes this checkout further: it is given up");

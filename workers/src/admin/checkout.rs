@@ -70,6 +70,7 @@ async fn settle(
     if give_back {
         driver.give_up(id, CheckoutFailure::Settled).await?;
     }
+    driver.resume(id).await?;
     let driven = driver.drive(id, true).await;
     if driven.is_err() && was_stuck {
         driver.leave_stuck(id).await?;

@@ -290,8 +290,8 @@ pub fn shows(lines: &[Line]) -> Vec<(&ShowId, i32)> {
     shows
 }
 
-/// What sells one ticket of a checkout: the hold still stands, or it has ended and nobody else has the ticket, at the same price:
-/// then it is held anew. None when it cannot be sold any more. `anew` is the id of the new hold.
+/// What sells one ticket of a checkout: the hold still stands, or it has ended and nobody else has the ticket, which is still the
+/// same seat at the same price: then it is held anew. None when it cannot be sold any more. `anew` is the id of the new hold.
 pub fn sale(
     checkout: &Checkout,
     line: &Line,
@@ -311,7 +311,8 @@ pub fn sale(
             hold_for: None,
             hold: anew,
         };
-        (ticket.price == line.price).then(|| vec![hold, sell(anew)])
+        let is_same = (&ticket.show, &ticket.seat, ticket.price) == (&line.show, &line.seat, line.price);
+        is_same.then(|| vec![hold, sell(anew)])
     };
     match &ticket.state {
         TicketState::Held(hold) if now < hold.until => {
@@ -462,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seat_is_sold_out_of_its_hold_or_held_anew_where_it_is_free_at_the_same_price() {
+    fn a_seat_is_sold_out_of_its_hold_or_held_anew_where_it_is_free_and_the_same() {
         let checkout = checkout(State::Authorised);
         let sold = |ticket: &Ticket| {
             let inputs = sale(&checkout, &line(), Some(ticket), hold("anew"), now());
@@ -471,11 +472,22 @@ mod tests {
         assert_eq!(sold(&held("ann", "1", now() + MINUTE)), Some(1));
         assert_eq!(sold(&held("ann", "1", now())), Some(2), "the hold has ended");
         assert_eq!(sold(&ticket(TicketState::Available)), Some(2));
+        let free = || ticket(TicketState::Available);
         let dearer = Ticket {
             price: price(101),
-            ..ticket(TicketState::Available)
+            ..free()
         };
-        assert_eq!(sold(&dearer), None);
+        let other_seat = Ticket {
+            seat: Some("Z9".parse().unwrap()),
+            ..free()
+        };
+        let other_show = Ticket {
+            show: ShowId::parse("matinee").unwrap(),
+            ..free()
+        };
+        for another in [dearer, other_seat, other_show] {
+            assert_eq!(sold(&another), None, "{another:?}");
+        }
         assert_eq!(sold(&held("bob", "2", now() + MINUTE)), None);
         assert_eq!(
             sold(&held("ann", "2", now() + MINUTE)),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use time::OffsetDateTime;
 
-use crate::checkout::{Driver, Progress};
+use crate::checkout::{self, Driver, Progress};
 use crate::domain;
 use crate::domain::checkout::State;
 use crate::error;
@@ -46,8 +46,8 @@ enum Taken {
 
 #[restate_sdk::workflow(name = "Checkout", journal_retention = "1h", workflow_completion_retention = "1d")]
 impl Checkout {
-    /// Takes the checkout to its end and answers how it ended. Cancelled, it gives everything back first.
-    #[handler]
+    /// Takes the checkout to its end and answers how it ended. Cancelled, it gives everything back first. Who opens it begins it.
+    #[handler(ingress_private)]
     async fn run(&self, ctx: WorkflowContext<'_>) -> HandlerResult<Json<View>> {
         let id = id(ctx.key())?;
         match self.follow(&ctx, &id, true).await {
@@ -65,6 +65,8 @@ impl Checkout {
     #[handler(ingress_private)]
     async fn hear(&self, ctx: SharedWorkflowContext<'_>) -> HandlerResult<()> {
         let id = id(ctx.key())?;
+        // Once, however often the drive is tried again.
+        ctx.run(|| self.resume(&id)).name("resume").await?;
         ctx.run(|| self.drive(&id, true)).name("drive").await?;
         if ctx.peek_promise::<()>(HEARD).await?.is_none() {
             ctx.resolve_promise(HEARD, ());
@@ -106,8 +108,7 @@ impl Checkout {
 
     async fn drive(&self, id: &CheckoutId, heard: bool) -> HandlerResult<Json<Taken>> {
         let progress = self.driver.drive(id, heard).await;
-        let progress = progress.map_err(|error| HandlerError::from(error::chain(&error)))?;
-        Ok(Json(match progress {
+        Ok(Json(match progress.map_err(answer)? {
             Progress::Ended => Taken::Ended,
             Progress::Stuck => Taken::Stuck,
             Progress::Waits(until) => {
@@ -119,18 +120,31 @@ impl Checkout {
 
     async fn give_up(&self, id: &CheckoutId) -> HandlerResult<()> {
         let given_up = self.driver.give_up(id, CheckoutFailure::Cancelled).await;
-        given_up.map_err(|error| error::chain(&error).into())
+        given_up.map_err(answer)
+    }
+
+    async fn resume(&self, id: &CheckoutId) -> HandlerResult<()> {
+        self.driver.resume(id).await.map_err(answer)
     }
 
     async fn view(&self, id: &CheckoutId) -> HandlerResult<Json<View>> {
         match checkouts::get(&self.driver.buying.main, id).await.map_err(again)? {
             Some(found) => Ok(Json(View::new(found))),
-            None => Err(error::answer_caller(
-                404,
-                "there is no such checkout: it was never opened",
-            )),
+            None => Err(never_opened()),
         }
     }
+}
+
+/// To be tried again, unless there is nothing to try.
+fn answer(error: checkout::Error) -> HandlerError {
+    match error {
+        checkout::Error::NoCheckout(_) => never_opened(),
+        error => error::chain(&error).into(),
+    }
+}
+
+fn never_opened() -> HandlerError {
+    error::answer_caller(404, "there is no such checkout: it was never opened")
 }
 
 fn id(key: &str) -> HandlerResult<CheckoutId> {

@@ -375,14 +375,16 @@ impl User {
         Ok(Json(reason.map(|reason| reason.as_str().to_owned())))
     }
 
-    /// The user's hold on a ticket, if there is one, and how long it lives from now.
+    /// The user's hold on a ticket, if there is one that no checkout buys, and how long it lives from now.
     async fn held(&self, user: &str, ticket: &TicketId) -> HandlerResult<Json<Option<(Added, Duration)>>> {
         let found = store::get::<domain::Ticket>(&self.pool, ticket).await.map_err(again)?;
         let Some(domain::State::Held(held)) = found.map(|found| found.state) else {
             return Ok(Json(None));
         };
         let left = held.until - (self.now)();
-        let is_theirs = held.user.as_str() == user && left.is_positive();
+        let is_theirs = held.user.as_str() == user
+            && left.is_positive()
+            && !self.driver.buying.is_under_way(held.id).await.map_err(again)?;
         let added = Added::Added {
             ticket: ticket.clone(),
             hold: held.id,

@@ -126,6 +126,8 @@ pub struct Payment {
     pub captured: i64,
     /// Refunds on their way included.
     pub refunded: i64,
+    /// Whether it was ever disputed.
+    pub disputed: bool,
     /// Why the last attempt to authorise failed, by the provider's short code. Such a payment is [`State::Unconfirmed`] again.
     pub failure: Option<String>,
     /// For whom it was made; none when somebody else made it, or rewrote it.

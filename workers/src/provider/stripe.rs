@@ -494,6 +494,8 @@ enum Status {
 #[derive(Deserialize)]
 struct Charge {
     amount_refunded: i64,
+    #[serde(default)]
+    disputed: bool,
 }
 
 type Metadata = Option<Map<String, Value>>;
@@ -549,7 +551,8 @@ impl Intent {
             amount: self.amount,
             currency,
             captured,
-            refunded: self.latest_charge.map_or(0, |charge| charge.amount_refunded),
+            refunded: self.latest_charge.as_ref().map_or(0, |charge| charge.amount_refunded),
+            disputed: self.latest_charge.is_some_and(|charge| charge.disputed),
             failure: self.last_payment_error.map(|wrong| wrong.reason()),
             checkout: text(self.metadata.as_ref(), "checkout").and_then(|id| CheckoutId::parse(id).ok()),
             user: text(self.metadata.as_ref(), "user").and_then(|id| UserId::parse(id).ok()),

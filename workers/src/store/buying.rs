@@ -12,6 +12,7 @@ use holdfast_schemas::{
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use super::checkouts::Noted;
 use super::commit::{self, Answer, Current, Internal, Stored, Unit, Work};
 use super::credits::{Changed, Loyalty};
 use super::ledger::{self, Kind};
@@ -85,6 +86,15 @@ impl Buying {
         let bought = purchases::of(&mut main, user, &[wanted.show.as_str()]).await?;
         let bought: i32 = bought.into_iter().map(|(_, tickets)| tickets).sum();
         Ok(held + bought + 1 > limit)
+    }
+
+    /// Whether a checkout buys what is held by this hold. A hint, as it may end at any time.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn is_under_way(&self, hold: HoldId) -> Result<bool, Error> {
+        let mut main = self.main.acquire().await.map_err(Error::Read)?;
+        checkouts::under_way(&mut main, &[hold]).await
     }
 
     /// Commits one event that is about a checkout. `cart`: the tickets in the user's cart.
@@ -201,8 +211,13 @@ impl Buying {
             None => None,
         };
         let checkout = checkout.filter(|checkout| checkout.user == unit.key);
+        let known = match &event.data {
+            Payment::PaymentDisputed { dispute, .. } => checkouts::dispute(main, dispute).await?,
+            _ => None,
+        };
         let checkout = checkout.ok_or(UserRefusalReason::UnknownCheckout);
-        let checkout = match checkout.and_then(|checkout| fits(&checkout, &event.data).map(|()| checkout)) {
+        let checkout = checkout.and_then(|checkout| fits(&checkout, known.as_ref(), &event.data).map(|()| checkout));
+        let checkout = match checkout {
             Ok(checkout) => checkout,
             Err(reason) => {
                 let told = vec![UserTold::PaymentRefused { reason }];
@@ -217,8 +232,10 @@ impl Buying {
                 status,
                 ..
             } => {
-                let before = checkouts::dispute_status(main, dispute).await?;
-                disputed(&checkout, dispute, *amount, *status, before)
+                // What was booked when it was opened stands.
+                let booked = known.as_ref().map(|noted| price(&checkout, noted.amount)).transpose()?;
+                let before = known.map(|noted| noted.status);
+                disputed(&checkout, dispute, booked.unwrap_or(*amount), *status, before)
             }
             _ => Heard::default(),
         };
@@ -586,9 +603,9 @@ fn fits_cart(checkout: &Checkout, asked: &Option<Vec<TicketId>>, cart: &[TicketI
     asked.is_some() || cart.iter().all(is_bought)
 }
 
-/// Whether it is this checkout's payment that an event is about, in its currency. Its payment is not known as long as the
-/// provider's answer is on its way.
-fn fits(checkout: &Checkout, said: &Payment) -> Result<(), UserRefusalReason> {
+/// Whether it is this checkout's payment that an event is about, in its currency, and its dispute. Its payment is not known as
+/// long as the provider's answer is on its way. `known`: the dispute, if it was noted before.
+fn fits(checkout: &Checkout, known: Option<&Noted>, said: &Payment) -> Result<(), UserRefusalReason> {
     let (payment, amount) = match said {
         Payment::PaymentAuthorized { payment, amount, .. }
         | Payment::PaymentCaptured { payment, amount, .. }
@@ -600,7 +617,8 @@ fn fits(checkout: &Checkout, said: &Payment) -> Result<(), UserRefusalReason> {
         | Payment::ProfileChanged { .. }
         | Payment::CreditsAdded { .. } => return Ok(()),
     };
-    if checkout.payment.as_ref().is_some_and(|ours| ours != payment) {
+    let is_another = known.is_some_and(|noted| noted.checkout != checkout.id.as_str());
+    if is_another || checkout.payment.as_ref().is_some_and(|ours| ours != payment) {
         return Err(UserRefusalReason::PaymentDiffers);
     }
     match amount {

@@ -5,6 +5,7 @@ use holdfast_schemas::{
     Price, RequestHash, Seat, ShowId, TicketId, UserId,
 };
 use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
 
 use super::Error;
 use crate::domain::checkout::{Checkout, Failure, Line, State};
@@ -48,10 +49,16 @@ pub(super) async fn lock_version(connection: &mut PgConnection, checkout: &Check
 }
 
 async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Option<Found>, Error> {
-    let row = sqlx::query!("select * from checkouts where checkout = $1", checkout.as_str())
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(Error::Read)?;
+    // Each column by its name: one more, which a later release adds, must not break the statements that this one has prepared.
+    let row = sqlx::query!(
+        "select version, user_id, hash, state, total_amount, total_currency, credits, payment_method, payment, until, called_at,
+                unknown_since, stuck_at, sold_at, failure, failure_code, refunded
+         from checkouts where checkout = $1",
+        checkout.as_str()
+    )
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(Error::Read)?;
     let Some(row) = row else { return Ok(None) };
     let seats = sqlx::query!(
         "select ticket, hold, show, seat, price_amount from checkout_seats where checkout = $1 order by place",
@@ -265,24 +272,24 @@ pub fn name(state: &State) -> &'static str {
     }
 }
 
-/// Checkouts that have not ended, or owe credits, are not stuck, and were last moved before so many seconds; the oldest first,
-/// 1,000 at most, none of those that live by their own id or their user's.
+/// Checkouts that have not ended, or owe credits, are not stuck, and were last moved before a time by the database's clock; the
+/// oldest first, 1,000 at most, none of those that live by their own id or their user's.
 ///
 /// # Errors
 /// The database does not answer.
 pub async fn unfinished(
     pool: &PgPool,
-    idle: std::time::Duration,
+    last_moved: OffsetDateTime,
     live: &[String],
     live_users: &[String],
 ) -> Result<Vec<CheckoutId>, Error> {
     let rows = sqlx::query_scalar!(
         "select checkout from checkouts
          where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
-           and moved_at < clock_timestamp() - make_interval(secs => $1)
+           and moved_at < $1
            and checkout <> all($2) and user_id <> all($3)
          order by moved_at limit 1000",
-        idle.as_secs_f64(),
+        last_moved,
         live,
         live_users,
     )
@@ -350,21 +357,35 @@ pub fn dispute_name(status: DisputeStatus) -> &'static str {
     }
 }
 
+/// A dispute as it was noted.
+pub(super) struct Noted {
+    pub(super) checkout: String,
+    /// Minor units of the checkout's currency.
+    pub(super) amount: i64,
+    pub(super) status: DisputeStatus,
+}
+
 /// How a dispute stands, locked for the rest of the transaction; none when it is not known.
-pub(super) async fn dispute_status(
-    connection: &mut PgConnection,
-    dispute: &DisputeId,
-) -> Result<Option<DisputeStatus>, Error> {
-    let status = sqlx::query_scalar!(
-        "select status from disputes where dispute = $1 for update",
+pub(super) async fn dispute(connection: &mut PgConnection, dispute: &DisputeId) -> Result<Option<Noted>, Error> {
+    let row = sqlx::query!(
+        "select checkout, amount, status from disputes where dispute = $1 for update",
         dispute.as_str()
-    )
-    .fetch_optional(connection)
-    .await
-    .map_err(Error::Read)?;
+    );
+    let Some(row) = row.fetch_optional(connection).await.map_err(Error::Read)? else {
+        return Ok(None);
+    };
     let known = [DisputeStatus::Opened, DisputeStatus::Won, DisputeStatus::Lost];
-    let named = |status: &String| known.into_iter().find(|known| dispute_name(*known) == status);
-    Ok(status.as_ref().and_then(named))
+    let named = known.into_iter().find(|known| dispute_name(*known) == row.status);
+    let status = named.ok_or_else(|| Error::Row {
+        table: "disputes",
+        key: dispute.to_string(),
+        what: format!("status {:?}", row.status),
+    })?;
+    Ok(Some(Noted {
+        checkout: row.checkout,
+        amount: row.amount,
+        status,
+    }))
 }
 
 /// Notes how a dispute stands.

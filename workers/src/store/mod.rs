@@ -25,6 +25,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use secrecy::{ExposeSecret, SecretString};
 pub use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use time::OffsetDateTime;
 
 use crate::config;
 use crate::metrics::Metrics;
@@ -131,6 +132,17 @@ pub async fn ping(pool: &PgPool) -> Result<(), Error> {
         .fetch_one(pool)
         .await
         .map(drop)
+        .map_err(Error::Read)
+}
+
+/// The time by the database's clock.
+///
+/// # Errors
+/// It does not answer.
+pub async fn now(pool: &PgPool) -> Result<OffsetDateTime, Error> {
+    sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#)
+        .fetch_one(pool)
+        .await
         .map_err(Error::Read)
 }
 

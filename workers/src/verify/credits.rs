@@ -1,5 +1,9 @@
-//! Credits: told by a user's change log, kept by another database. What binds the two is the row of the attempt that
-//! committed, so there must be one for each outcome, and an outcome for each.
+//! Credits: told by a user's change log or booked for a checkout, kept by another database. What binds the two is the row of the
+//! attempt that committed, so there must be one for each outcome or booking, and one of these for each.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
 
 use super::report::{Promise, Report};
 
@@ -27,6 +31,37 @@ impl Credit {
             None => report.broken(Promise::Doubled, transaction, || {
                 "an attempt at it was committed, but no change log tells of it".to_owned()
             }),
+        }
+    }
+}
+
+/// The credits that checkouts have spent or got back, by the name of the transaction that must have bound them.
+#[derive(Default)]
+pub(super) struct Spent(BTreeMap<String, String>);
+
+impl Spent {
+    /// Takes down that the ledger has entries of this kind, `credit` or `credit_back`, for a checkout.
+    pub(super) fn told(&mut self, checkout: String, kind: &str) {
+        let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_bytes());
+        let step = if kind == "credit" { "spend" } else { "return" };
+        self.0.insert(format!("checkout/{id}/{step}"), checkout);
+    }
+
+    /// Takes down that an attempt at this transaction was committed.
+    pub(super) fn bound(&mut self, transaction: &str, report: &mut Report) {
+        if self.0.remove(transaction).is_none() {
+            report.broken(Promise::MoneyMismatch, transaction, || {
+                "an attempt at it was committed, but no checkout has credits in the ledger for it".to_owned()
+            });
+        }
+    }
+
+    /// Once every attempt was taken down.
+    pub(super) fn judge(self, report: &mut Report) {
+        for (transaction, checkout) in self.0 {
+            report.broken(Promise::MoneyMismatch, &checkout, || {
+                format!("it has credits in the ledger, but no attempt at {transaction} was committed")
+            });
         }
     }
 }

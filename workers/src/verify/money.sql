@@ -42,7 +42,7 @@ contested_sums as (
     group by checkout
 ),
 seats as (
-    select s.checkout, s.ticket, s.show, c.user_id, c.state, c.sold_at is not null and c.state <> 'refunded' as bought
+    select s.checkout, s.ticket, s.show, s.seat, c.user_id, c.state, c.sold_at is not null and c.state <> 'refunded' as bought
     from checkout_seats s
     join checkouts c using (checkout)
 ),
@@ -98,18 +98,21 @@ from tickets t
 where t.status = 'sold'
   and 1 <> (select count(*) from seats s where s.ticket = t.ticket and s.checkout = t.checkout and s.user_id = t.holder and s.bought)
 union all
-select s.ticket, 'a checkout has sold it, but it is not that checkout''s'
+select s.ticket, 'a checkout has sold it, but it is not that checkout''s, or not that seat any more'
 from seats s
 where s.bought
-  and not exists (select 1 from tickets t where t.ticket = s.ticket and t.status = 'sold' and t.checkout = s.checkout)
+  and not exists (
+      select 1 from tickets t
+      where t.ticket = s.ticket and t.status = 'sold' and t.checkout = s.checkout
+        and t.show = s.show and t.seat is not distinct from s.seat
+  )
 union all
 select coalesce(b.user_id, p.user_id), 'the count of tickets bought of a show is not what checkouts have sold'
 from (select user_id, show, count(*) as tickets from seats where bought group by user_id, show) b
 full join purchases p on p.user_id = b.user_id and p.show = b.show
 where coalesce(b.tickets, 0) <> coalesce(p.tickets, 0)
 union all
-select '(credits)', 'as many checkouts have ' || kind || ' entries in the ledger as credits were not bound for that'
-from (values ('credit', 'spend'), ('credit_back', 'return')) as bound (kind, step)
-where (select count(distinct checkout) from ledger l where l.kind = bound.kind)
-   <> (select count(distinct transaction) from two_phase_attempts
-       where fate = 'committed' and transaction like 'checkout/%/' || bound.step)
+select checkout, 'it has neither ended nor gone on for a day, and no operator is asked for'
+from checkouts
+where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
+  and greatest(moved_at, until) < clock_timestamp() - interval '1 day'

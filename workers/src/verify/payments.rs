@@ -9,11 +9,11 @@ use time::OffsetDateTime;
 use super::report::{Promise, Report};
 use crate::provider::{Payment, State};
 
-/// The checkouts for which the provider was ever called.
+/// Every checkout, also one for which the provider was never called as far as the database knows.
 #[derive(Default)]
 pub(super) struct Payments {
     checkouts: HashMap<CheckoutId, Booked>,
-    /// When it was called for the first of them.
+    /// From when on the provider can have been called for one of them.
     pub(super) since: Option<OffsetDateTime>,
     /// What it has for checkouts that were not known when the database was read: in a live system they may be younger.
     strangers: BTreeMap<CheckoutId, (Promise, String)>,
@@ -25,25 +25,31 @@ struct Booked {
     currency: Currency,
     /// What the ledger says was captured and not given back. A disputed amount counts: the provider tells of it elsewhere.
     kept: i64,
-    /// The same, as the provider says so far.
+    /// Whether there are disputes about it.
+    disputed: bool,
+    /// The same two, as the provider says so far.
     told: i64,
+    told_disputed: bool,
 }
 
 impl Payments {
     pub(super) fn book(
         &mut self,
         checkout: CheckoutId,
-        called_at: OffsetDateTime,
+        since: OffsetDateTime,
         currency: Currency,
         ended: bool,
         kept: i64,
+        disputed: bool,
     ) {
-        self.since = Some(self.since.map_or(called_at, |since| since.min(called_at)));
+        self.since = Some(self.since.map_or(since, |earliest| earliest.min(since)));
         let booked = Booked {
             ended,
             currency,
             kept,
+            disputed,
             told: 0,
+            told_disputed: false,
         };
         self.checkouts.insert(checkout, booked);
     }
@@ -77,6 +83,7 @@ impl Payments {
             });
         }
         booked.told += kept;
+        booked.told_disputed |= payment.disputed;
         if booked.ended && open {
             report.broken(Promise::OpenAuthorisations, key, || {
                 format!("the checkout has ended, but money is still set aside by {}", payment.id)
@@ -95,11 +102,19 @@ impl Payments {
         for (checkout, (promise, what)) in strangers.filter(|(checkout, _)| !younger.contains(checkout.as_str())) {
             report.broken(*promise, checkout.as_str(), || what.clone());
         }
-        let ended = self.checkouts.iter().filter(|(_, booked)| booked.ended);
-        for (checkout, Booked { kept, told, .. }) in ended.filter(|(_, booked)| booked.told != booked.kept) {
-            report.broken(Promise::MoneyMismatch, checkout.as_str(), || {
-                format!("the ledger says that {kept} was taken and not given back, in minor units, but the payment provider says {told}")
-            });
+        for (checkout, booked) in self.checkouts.iter().filter(|(_, booked)| booked.ended) {
+            let Booked { kept, told, .. } = booked;
+            if kept != told {
+                report.broken(Promise::MoneyMismatch, checkout.as_str(), || {
+                    format!("the ledger says that {kept} was taken and not given back, in minor units, but the payment provider says {told}")
+                });
+            }
+            if booked.disputed != booked.told_disputed {
+                let (ours, theirs) = (booked.disputed, booked.told_disputed);
+                report.broken(Promise::MoneyMismatch, checkout.as_str(), || {
+                    format!("whether it is disputed: the database says {ours}, the payment provider {theirs}")
+                });
+            }
         }
     }
 }
@@ -113,7 +128,14 @@ mod tests {
     /// A checkout that has ended, or not, with its payment at the provider: what is reported.
     fn compared(ended: bool, kept: i64, payment: Option<(State, i64, i64)>) -> (u64, u64) {
         let (mut payments, mut report) = (Payments::default(), Report::default());
-        payments.book(checkout("c-1"), OffsetDateTime::UNIX_EPOCH, Currency::EUR, ended, kept);
+        payments.book(
+            checkout("c-1"),
+            OffsetDateTime::UNIX_EPOCH,
+            Currency::EUR,
+            ended,
+            kept,
+            false,
+        );
         if let Some((state, captured, refunded)) = payment {
             payments.hear(&told("c-1", state, captured, refunded), &mut report);
         }
@@ -129,6 +151,7 @@ mod tests {
             currency: Currency::EUR,
             captured,
             refunded,
+            disputed: false,
             failure: None,
             checkout: Some(checkout(of)),
             user: None,
@@ -174,8 +197,37 @@ mod tests {
     #[test]
     fn a_payment_in_another_currency_is_named() {
         let (mut payments, mut report) = (Payments::default(), Report::default());
-        payments.book(checkout("c-1"), OffsetDateTime::UNIX_EPOCH, Currency::USD, true, 100);
+        payments.book(
+            checkout("c-1"),
+            OffsetDateTime::UNIX_EPOCH,
+            Currency::USD,
+            true,
+            100,
+            false,
+        );
         payments.hear(&told("c-1", State::Captured, 100, 0), &mut report);
         assert_eq!(report.money_mismatch, 1);
+    }
+
+    #[test]
+    fn a_dispute_that_only_one_of_both_knows_of_is_named() {
+        for (ours, theirs) in [(true, true), (true, false), (false, true)] {
+            let (mut payments, mut report) = (Payments::default(), Report::default());
+            payments.book(
+                checkout("c-1"),
+                OffsetDateTime::UNIX_EPOCH,
+                Currency::EUR,
+                true,
+                100,
+                ours,
+            );
+            let payment = Payment {
+                disputed: theirs,
+                ..told("c-1", State::Captured, 100, 0)
+            };
+            payments.hear(&payment, &mut report);
+            payments.judge(&HashSet::new(), &mut report);
+            assert_eq!(report.money_mismatch, u64::from(ours != theirs));
+        }
     }
 }

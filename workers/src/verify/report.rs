@@ -37,6 +37,8 @@ pub struct Report {
     pub mail_missing: u64,
     /// Checkouts for which an operator is asked: that breaks no promise.
     pub stuck: u64,
+    /// Checkouts on their way, and refunded ones that owe credits: that breaks no promise, unless it takes more than a day.
+    pub unfinished: u64,
     /// The first offence against each promise.
     pub offences: Vec<Offence>,
     /// The earliest offsets, by topic and partition; what lay before them was not looked at.
@@ -165,6 +167,7 @@ impl fmt::Display for Report {
             ("open authorisations", self.open_authorisations),
             ("mail missing", self.mail_missing),
             ("stuck", self.stuck),
+            ("unfinished", self.unfinished),
         ] {
             writeln!(f, "{name:<20}{count:>12}")?;
         }

@@ -12,7 +12,7 @@ use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::Look;
-use super::credits::Credit;
+use super::credits::{Credit, Spent};
 use super::history::{TicketRow, UserRow};
 use super::ledger::{Change, Entry, Record, digest};
 use super::report::Promise;
@@ -38,6 +38,9 @@ pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
     money(&mut snapshot, &mut look)
         .await
         .context("cannot read the checkouts and the ledger")?;
+    spent(&mut snapshot, &mut look)
+        .await
+        .context("cannot read the credits of checkouts")?;
     mails(&mut snapshot, &mut look).await.context("cannot read the mails")?;
     records(&mut snapshot, &mut look)
         .await
@@ -149,6 +152,26 @@ async fn credits(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
     Ok(())
 }
 
+/// Credits that checkouts spent or got back, beside the attempts at that.
+async fn spent(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+    let mut spent = Spent::default();
+    let mut rows = sqlx::query!("select distinct checkout, kind from ledger where kind in ('credit', 'credit_back')")
+        .fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        spent.told(row.checkout, &row.kind);
+    }
+    drop(rows);
+    let mut rows = sqlx::query!(
+        "select distinct transaction from two_phase_attempts where fate = 'committed' and transaction like 'checkout/%'"
+    )
+    .fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        spent.bound(&row.transaction, &mut look.report);
+    }
+    spent.judge(&mut look.report);
+    Ok(())
+}
+
 /// What does not agree is found by the statement itself. A checkout that is stuck breaks no promise: it says that nobody knows.
 async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query_file!("src/verify/money.sql").fetch(&mut **snapshot);
@@ -158,12 +181,17 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     drop(rows);
     let stuck = sqlx::query_scalar!(r#"select count(*) as "stuck!" from checkouts where stuck_at is not null"#);
     look.report.stuck = u64::try_from(stuck.fetch_one(&mut **snapshot).await?)?;
+    let unfinished = sqlx::query_scalar!(
+        r#"select count(*) as "unfinished!" from checkouts
+           where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null"#
+    );
+    look.report.unfinished = u64::try_from(unfinished.fetch_one(&mut **snapshot).await?)?;
     let mut rows = sqlx::query!(
-        r#"select c.checkout, c.called_at as "called_at!", c.total_currency, c.ended_at is not null as "ended!",
-                  coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund')), 0)::bigint as "kept!"
+        r#"select c.checkout, coalesce(c.called_at, c.opened_at) as "since!", c.total_currency, c.ended_at is not null as "ended!",
+                  coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund')), 0)::bigint as "kept!",
+                  exists (select 1 from disputes d where d.checkout = c.checkout) as "disputed!"
            from checkouts c
            left join ledger l on l.checkout = c.checkout and l.account = 'provider'
-           where c.called_at is not null
            group by c.checkout"#
     )
     .fetch(&mut **snapshot);
@@ -171,7 +199,7 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
         let checkout = CheckoutId::parse(&row.checkout).context("the id of a checkout cannot be read")?;
         let currency = Currency::from_code(&row.total_currency).context("the currency of a checkout cannot be read")?;
         look.payments
-            .book(checkout, row.called_at, currency, row.ended, row.kept);
+            .book(checkout, row.since, currency, row.ended, row.kept, row.disputed);
     }
     Ok(())
 }

@@ -312,6 +312,7 @@ impl Books {
             ("parked", 0),
             ("pending", 0),
             ("stuck", 0),
+            ("unfinished", 0),
             ("money_mismatch", 0),
             ("open_authorisations", 0),
             ("mail_missing", 0),
