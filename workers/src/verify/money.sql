@@ -95,8 +95,13 @@ where ended_at is not null and coalesce(times, 0) <> 1
 union all
 select t.ticket, 'sold, but not by exactly one checkout that has sold it'
 from tickets t
-where t.status = 'sold'
-  and 1 <> (select count(*) from seats s where s.ticket = t.ticket and s.checkout = t.checkout and s.user_id = t.holder and s.bought)
+left join (
+    select ticket, checkout, user_id, count(*) as times
+    from seats
+    where bought
+    group by ticket, checkout, user_id
+) s on s.ticket = t.ticket and s.checkout = t.checkout and s.user_id = t.holder
+where t.status = 'sold' and coalesce(s.times, 0) <> 1
 union all
 select s.ticket, 'a checkout has sold it, but it is not that checkout''s, or not that seat any more'
 from seats s
