@@ -14,6 +14,7 @@ use crate::checkout::{
     CARD, CONFIRMED, DECLINED, PRICE, Shop, check_out, end_invocation, ends, fill, free, has_ended, list_in, reaches,
     reason, sold, verbs,
 };
+use crate::mail::the_mail;
 use crate::support::{DEADLINE, event, pay, told_of};
 use crate::users::{added, call, has_credits, view};
 use crate::workers::done;
@@ -37,40 +38,82 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
             ("HOLDFAST_RETRY_PAUSE", "500ms"),
         ];
         let shop = Shop::open_with(kit, "flight/away", &settings).await?;
-        let calls = [
-            (Call::Create, "create"),
-            (Call::Confirm, "authorise"),
-            (Call::Capture, "capture"),
+        // Half of the time it is silent for longer than anybody waits, else it cannot be reached.
+        let silent = Fault::Slow(Duration::from_secs(2));
+        let orders = [
+            // What is given back or let go of in silence is so all the same.
+            (Call::Refund, "refund", Fault::Unavailable, CARD, None, "failed"),
+            (Call::Create, "create", silent, CARD, None, "completed"),
+            (Call::Confirm, "authorise", silent, CARD, None, "completed"),
+            (Call::Capture, "capture", silent, CARD, None, "completed"),
+            (Call::Retrieve, "get", silent, CONFIRMED, None, "completed"),
+            // Without the credits nothing can be sold.
+            (Call::Cancel, "cancel", Fault::Unavailable, CARD, Some(1), "failed"),
         ];
-        let tickets = shop.tickets(calls.len()).await?;
+        let tickets = shop.tickets(orders.len() + 1).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
-        for ((call, name), ticket) in calls.iter().zip(&tickets) {
-            // Half of the time it is silent for longer than anybody waits, else it cannot be reached.
-            let silent = Fault::Slow(Duration::from_secs(2));
-            shop.simulator.fail(*call, Some(&shop.id(name)), silent, 4);
-            shop.simulator
-                .fail(*call, Some(&shop.id(name)), Fault::RequestLost, 1_000);
-            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+        let unknown = async |call: &str| {
+            let metric = format!(r#"holdfast_provider_calls_total{{answer="unknown",call="{call}"}}"#);
+            anyhow::Ok(shop.worker.metric(&metric).await?.unwrap_or_default())
+        };
+        let mut captures = 0.0;
+        for ((call, name, fault, method, credits, _), ticket) in orders.iter().zip(&tickets) {
+            let order = shop.id(name);
+            shop.simulator.fail(*call, Some(&order), *fault, 4);
+            shop.simulator.fail(*call, Some(&order), Fault::RequestLost, 1_000);
+            if *call == Call::Refund {
+                // Taken, and nobody here knows when it is cancelled.
+                shop.simulator
+                    .fail(Call::Capture, Some(&order), Fault::AnswerLost, 1_000);
+            }
+            let body = json!({ "checkout": order, "tickets": [ticket], "payment_method": method, "credits": credits });
             check_out(kit, &shop.user, body).await?;
+            if *call == Call::Refund {
+                until("the money is taken", DEADLINE, async || shop.paid(name, PRICE)).await?;
+                end_invocation(kit, &order, "cancel").await?;
+                reaches(kit, &order, "undoing").await?;
+                captures = unknown("capture").await?;
+            }
         }
-        for (_, name) in calls {
+        // One that fails twice only, for comparison.
+        let (twice, seat) = (shop.id("twice"), tickets.last().context("no ticket")?);
+        shop.simulator.fail(Call::Capture, Some(&twice), Fault::Unavailable, 2);
+        let body = json!({ "checkout": twice, "tickets": [seat], "payment_method": CARD });
+        check_out(kit, &shop.user, body).await?;
+        captures += 2.0;
+        reaches(kit, &shop.id("get"), "waiting").await?;
+        shop.simulator.authenticate(&shop.payment("get")?, true)?;
+        let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
+        shop.tell("get", "authorized", amount).await?;
+        ends(kit, &twice, "completed").await?;
+        for (_, name, ..) in orders {
+            let others = if name == "capture" { captures } else { 0.0 };
             // The pauses between the last of these are the longest.
             until("the provider was called many times", DEADLINE, async || {
-                let metric = format!(r#"holdfast_provider_calls_total{{answer="unknown",call="{name}"}}"#);
-                let unknown = shop.worker.metric(&metric).await?;
-                ensure!(unknown >= Some(9.0), "{name}: {unknown:?}");
+                let unknown = unknown(name).await?;
+                ensure!(unknown >= others + 9.0, "{name}: {unknown}");
                 Ok(())
             })
             .await?;
         }
         shop.simulator.heal();
-        for ((_, name), ticket) in calls.iter().zip(&tickets) {
-            ends(kit, &shop.id(name), "completed").await?;
-            shop.paid(name, PRICE)?;
+        let ended = orders.iter().map(|(_, name, .., state)| (*name, *state));
+        let database = kit.stack.postgres.connect().await?;
+        for ((name, state), ticket) in ended.chain([("twice", "completed")]).zip(&tickets) {
+            ends(kit, &shop.id(name), state).await?;
+            let ticket = std::slice::from_ref(ticket);
+            if state == "completed" {
+                shop.paid(name, PRICE)?;
+                sold(kit, ticket).await?;
+            } else {
+                shop.paid(name, 0)?;
+                free(kit, ticket).await?;
+            }
             let payments = shop.simulator.payments_of(&shop.id(name));
             ensure!(payments.len() == 1, "{payments:?}");
-            sold(kit, std::slice::from_ref(ticket)).await?;
+            the_mail(kit, &database, &shop.id(name), state).await?;
         }
+        database.close().await;
         shop.close().await
     })
 }
@@ -382,9 +425,9 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
     kit.block_on(async {
         let shop = Shop::open(kit, "flight/upgrade").await?;
         let before = deployment_of(kit, "Checkout").await?;
-        let tickets = shop.tickets(5).await?;
-        fill(kit, &shop.user, &tickets[..4], Some(3_600)).await?;
-        fill(kit, &shop.user, &tickets[4..], Some(5)).await?;
+        let tickets = shop.tickets(6).await?;
+        fill(kit, &shop.user, &tickets[..5], Some(3_600)).await?;
+        fill(kit, &shop.user, &tickets[5..], Some(5)).await?;
         let buy = async |name: &str, ticket: &String, method: &str| {
             let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": method });
             check_out(kit, &shop.user, body).await.map(drop)
@@ -400,15 +443,15 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         // The new ones, at an address of their own. Another setting stands for another version: the engine knows it by that.
         let address = format!("127.0.0.1:{}", kit.stack.ports.get("upgraded-serve")?);
         let url = format!("http://{address}");
-        let new = |subcommand: &str| {
-            let launch = shop.launch_as(subcommand, "upgraded");
-            let launch = launch.env("HOLDFAST_RETRY_PAUSE", "1s");
+        let new = |subcommand: &str, version: &str| {
+            let launch = shop.launch_as(subcommand, &format!("{subcommand}-{version}"));
+            let launch = launch.env("HOLDFAST_RETRY_PAUSE", version);
             launch
                 .env("HOLDFAST_SERVE_LISTEN", &address)
                 .env("HOLDFAST_SERVE_URL", &url)
         };
-        let serve = new("serve").start().await?;
-        done(new("register")).await?;
+        let serve = new("serve", "1s").start().await?;
+        done(new("register", "1s")).await?;
         let after = deployment_of(kit, "Checkout").await?;
         ensure!(before != after, "the new handlers are not in use");
         buy("new", &tickets[2], CARD).await?;
@@ -418,9 +461,12 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         let pinned = pinned_to(kit, &before).await?;
         ensure!(pinned == 2, "{pinned} invocations are left to the old handlers");
         shop.simulator.heal();
-        shop.simulator.authenticate(&shop.payment("waits")?, true)?;
-        let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
-        shop.tell("waits", "authorized", amount).await?;
+        let confirm = async |name: &str| {
+            shop.simulator.authenticate(&shop.payment(name)?, true)?;
+            let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
+            shop.tell(name, "authorized", amount).await.map(drop)
+        };
+        confirm("waits").await?;
         for name in ["waits", "tries"] {
             ends(kit, &shop.id(name), "completed").await?;
         }
@@ -430,7 +476,14 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
             Ok(())
         })
         .await?;
-        free(kit, &tickets[4..]).await?;
+        free(kit, &tickets[5..]).await?;
+        // Not by the Reaper alone: the cart has let go of it by its own timer.
+        until("the cart lets go of what has ended", DEADLINE, async || {
+            let cart = kept_cart(kit, &shop.user).await?;
+            ensure!(cart.contains(&tickets[4]) && !cart.contains(&tickets[5]), "{cart}");
+            Ok(())
+        })
+        .await?;
 
         // Then they can go.
         shop.worker.stop().await?;
@@ -442,8 +495,31 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         )?;
         buy("alone", &tickets[3], CARD).await?;
         ends(kit, &shop.id("alone"), "completed").await?;
-        sold(kit, &tickets[..4]).await?;
-        for name in ["waits", "tries", "new", "alone"] {
+
+        // Other ones at the same address are not in use before what was begun has ended.
+        buy("last", &tickets[4], CONFIRMED).await?;
+        reaches(kit, &shop.id("last"), "waiting").await?;
+        serve.kill()?;
+        let serve = new("serve", "2s").start().await?;
+        let register = new("register", "2s").spawn()?;
+        let says = async |what: &str| {
+            until(&format!("register says {what:?}"), DEADLINE, async || {
+                let said = std::fs::read_to_string(register.log())?;
+                ensure!(said.contains(what), "{said}");
+                Ok(())
+            })
+            .await
+        };
+        says("1 invocations of Checkout/run began with the old ones").await?;
+        ensure!(register.runs(), "{}", register.last_words());
+        confirm("last").await?;
+        ends(kit, &shop.id("last"), "completed").await?;
+        let status = register.wait(DEADLINE).await?;
+        ensure!(status.success(), "{}", register.last_words());
+        says("new handlers of").await?;
+
+        sold(kit, &tickets[..5]).await?;
+        for name in ["waits", "tries", "new", "alone", "last"] {
             shop.paid(name, PRICE)?;
         }
         shop.is_clean().await?;
@@ -456,6 +532,15 @@ async fn deployment_of(kit: &Kit, service: &str) -> anyhow::Result<String> {
     let url = format!("{}/services/{service}", kit.stack.restate.admin());
     let service: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
     Ok(service["deployment_id"].as_str().context("no deployment")?.to_owned())
+}
+
+/// The cart as the engine keeps it, with tickets whose holds have ended.
+async fn kept_cart(kit: &Kit, user: &str) -> anyhow::Result<String> {
+    let query =
+        format!("select value_utf8 from state where service_name = 'User' and service_key = '{user}' and key = 'cart'");
+    let rows = kit.stack.restate.sql(&query).await?;
+    let cart = rows.first().and_then(|row| row["value_utf8"].as_str());
+    Ok(cart.context("no cart")?.to_owned())
 }
 
 /// How many invocations that have not ended belong to a deployment.

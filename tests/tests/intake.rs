@@ -2,18 +2,19 @@
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::DeadLetterReason as Reason;
-use holdfast_schemas::{Outcome, RefusalReason, TicketTold, UserTold, topics};
+use holdfast_schemas::{Key, Outcome, RefusalReason, TicketTold, Told, UserTold, topics};
 use holdfast_tests::kit::Kit;
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::load::{now, timestamp};
 use serde_json::{Value, json};
+use sqlx::Row;
 use time::Duration;
 
 use crate::support::{
-    Letter, binary, clean, event, header, letters, letters_about, listed, requested, send, structured, told, told_of,
+    Letter, binary, clean, event, header, letters_about, listed, pay, requested, send, structured, told, told_of,
     verdict, verdicts,
 };
-use crate::users::registered;
+use crate::users::{added, registered};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -58,8 +59,27 @@ struct Intake {
     strange: &'static str,
     /// What is wrong with the data of this topic's types.
     data: fn() -> Vec<Bad>,
-    /// An event that is decided, with this id.
+    /// An event that is decided, with this id, and what is told of it.
     good: fn(&str) -> Value,
+    verdict: &'static str,
+    /// Two events of this key that say this text, and where their outcomes say it again.
+    odd: fn(&str, &str) -> [Value; 2],
+    told_as: Option<[&'static str; 2]>,
+    /// Reads keys that begin with `$1`, and the text that each keeps of the first of these.
+    kept: &'static str,
+    /// Events of this key, the last of which says `4500`; where its outcome does, and the least that it may say.
+    amount: fn(&str) -> Vec<Value>,
+    amount_at: &'static str,
+    least: &'static str,
+}
+
+/// What was told of an event, of whichever topic.
+#[derive(Debug)]
+struct Answer {
+    subject: String,
+    cause: (String, String),
+    verdict: String,
+    data: Value,
 }
 
 fn intakes() -> [Intake; 2] {
@@ -71,27 +91,57 @@ fn intakes() -> [Intake; 2] {
             strange: "holdfast.payment.failed.v1",
             data: bad_reservations,
             good: |id| listed(id, id),
+            verdict: "listed",
+            odd: |key, text| {
+                let mut listed = listed(&format!("{key}/first"), key);
+                listed["data"]["seat"] = json!(text);
+                [listed, requested(&format!("{key}/second"), key, text)]
+            },
+            told_as: Some(["seat", "user"]),
+            kept: "select ticket, seat from tickets where starts_with(ticket, $1) and seat is not null",
+            amount: |key| vec![listed(key, key)],
+            amount_at: "/price/amount",
+            least: "0",
         },
         Intake {
             topic: topics::PAYMENTS,
-            sound: said(
-                "failed",
+            sound: event(
+                "intake/bad",
+                "intake/bad",
+                "payment.failed",
                 json!({ "checkout": "ann", "payment": "pi_1", "code": "lost_card" }),
             ),
             field: "checkout",
             strange: "holdfast.reservation.requested.v1",
             data: bad_payments,
             good: |id| registered(id, id),
+            verdict: "registered",
+            odd: |key, text| {
+                let mut registered = registered(&format!("{key}/first"), key);
+                registered["data"]["name"] = json!(text);
+                let data = json!({ "checkout": text, "payment": "pi_1", "code": "lost_card" });
+                [registered, event(&format!("{key}/second"), key, "payment.failed", data)]
+            },
+            told_as: None,
+            kept: "select user_id, name from users where starts_with(user_id, $1) and name is not null",
+            amount: |key| vec![registered(&format!("{key}/first"), key), added(key, key, 4_500)],
+            amount_at: "/added",
+            least: "1",
         },
     ]
+}
+
+/// At the same time.
+async fn on_both(show: impl AsyncFn(&Intake) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let [one, other] = &intakes();
+    let show = async |intake: &Intake| show(intake).await.context(intake.topic);
+    tokio::try_join!(show(one), show(other)).map(drop)
 }
 
 fn a_bad_record_is_put_aside_as_it_came_and_the_good_ones_around_it_go_on(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "intake").start().await?;
-        for intake in intakes() {
-            are_put_aside(kit, &intake).await.context(intake.topic)?;
-        }
+        on_both(async |intake| are_put_aside(kit, intake).await).await?;
         clean(kit).await?;
         worker.stop().await
     })
@@ -111,16 +161,7 @@ async fn are_put_aside(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
     }
     let places = kit.stack.kafka.send(intake.topic, &records).await?;
 
-    let verdicts = match intake.topic {
-        topics::RESERVATIONS => verdicts(&told_of::<TicketTold>(kit, &prefix, bad.len()).await?),
-        _ => verdicts(&told_of::<UserTold>(kit, &prefix, bad.len()).await?),
-    };
-    ensure!(
-        verdicts
-            .iter()
-            .all(|verdict| ["listed", "registered"].contains(&verdict.as_str())),
-        "{verdicts:?}"
-    );
+    intake.are_good(kit, &prefix, bad.len()).await?;
     let places: Vec<_> = places.into_iter().step_by(2).collect();
     let letters = letters_about(kit, intake.topic, &places).await?;
     let originals = kit.stack.kafka.read(intake.topic).await?;
@@ -166,52 +207,57 @@ fn is_put_aside(topic: &str, bad: &Bad, letter: &Letter, original: &Read) -> any
 fn a_record_at_the_brokers_limit_is_taken_or_put_aside_whole(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "intake").start().await?;
-        let ticket = "intake/limit";
-        let padded = |length: usize| {
-            let mut record = structured(&listed(ticket, ticket));
-            if let Some(value) = record.value.as_mut() {
-                value.resize(length, b' ');
-            }
-            record
-        };
-        let most = LIMIT - overhead(&padded(LIMIT));
-        let too_large = kit.stack.kafka.send(topics::RESERVATIONS, &[padded(most + 1)]).await;
-        ensure!(too_large.is_err(), "{most} bytes are not the limit");
-        let garbage = Sent {
-            value: Some(garbage(most)),
-            ..padded(most)
-        };
-        // A batch is measured compressed, so a record may even be larger than a dead letter can be.
-        let inflated = Sent {
-            value: Some(garbage_that_only_zstd_compresses(6 << 20)),
-            ..padded(most)
-        };
-        let places = kit
-            .stack
-            .kafka
-            .send(topics::RESERVATIONS, &[padded(most), garbage.clone()])
-            .await?;
-        let zstd = kit.stack.kafka.producer("zstd")?;
-        let inflated_place = send_with(&zstd, topics::RESERVATIONS, &[inflated]).await?[0];
-        send(kit, &[requested("intake/limit/after", ticket, "ann")]).await?;
-
-        let outcomes = told(kit, ticket, 2).await?;
-        ensure!(verdicts(&outcomes) == ["listed", "held"], "{outcomes:?}");
-        let letters = letters(kit, &[places[1], inflated_place]).await?;
-        let letter = &letters[&places[1]];
-        ensure!(letter.says.reason == Reason::Undecodable, "{:?}", letter.says);
-        ensure!(letter.record.value == garbage.value, "not the bytes that were sent");
-        let letter = &letters[&inflated_place];
-        ensure!(letter.says.reason == Reason::Undecodable, "{:?}", letter.says);
-        ensure!(
-            letter.says.detail.contains("too large for a dead letter"),
-            "{:?}",
-            letter.says
-        );
-        ensure!(letter.record.value.is_none(), "more than the topic takes");
+        on_both(async |intake| at_the_limit(kit, intake).await).await?;
         clean(kit).await?;
         worker.stop().await
     })
+}
+
+async fn at_the_limit(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
+    // An id is an event's of one topic.
+    let id = format!("intake/limit/{}", intake.topic);
+    let good = |id: &str| Sent {
+        partition: Some(0),
+        ..structured(&(intake.good)(id))
+    };
+    let padded = |length: usize| {
+        let mut record = good(&id);
+        if let Some(value) = record.value.as_mut() {
+            value.resize(length, b' ');
+        }
+        record
+    };
+    let most = LIMIT - overhead(&padded(LIMIT));
+    let too_large = kit.stack.kafka.send(intake.topic, &[padded(most + 1)]).await;
+    ensure!(too_large.is_err(), "{most} bytes are not the limit");
+    let garbage = Sent {
+        value: Some(garbage(most)),
+        ..padded(most)
+    };
+    // A batch is measured compressed, so a record may even be larger than a dead letter can be.
+    let inflated = Sent {
+        value: Some(garbage_that_only_zstd_compresses(6 << 20)),
+        ..padded(most)
+    };
+    let kafka = &kit.stack.kafka;
+    let places = kafka.send(intake.topic, &[padded(most), garbage.clone()]).await?;
+    let inflated_place = send_with(&kafka.producer("zstd")?, intake.topic, &[inflated]).await?[0];
+    kafka.send(intake.topic, &[good(&format!("{id}/after"))]).await?;
+
+    intake.are_good(kit, &id, 2).await?;
+    let letters = letters_about(kit, intake.topic, &[places[1], inflated_place]).await?;
+    let letter = &letters[&places[1]];
+    ensure!(letter.says.reason == Reason::Undecodable, "{:?}", letter.says);
+    ensure!(letter.record.value == garbage.value, "not the bytes that were sent");
+    let letter = &letters[&inflated_place];
+    ensure!(letter.says.reason == Reason::Undecodable, "{:?}", letter.says);
+    ensure!(
+        letter.says.detail.contains("too large for a dead letter"),
+        "{:?}",
+        letter.says
+    );
+    ensure!(letter.record.value.is_none(), "more than the topic takes");
+    Ok(())
 }
 
 /// Bytes that a batch of this one record takes beside its value: the batch's header, and lengths and marks of the
@@ -242,78 +288,77 @@ fn garbage_that_only_zstd_compresses(length: usize) -> Vec<u8> {
 fn odd_but_allowed_values_come_back_unchanged(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "intake").start().await?;
-        let texts = [
-            "control \u{1}\u{8}\u{1b}[31m\u{7f}\u{85}",
-            "right to left \u{202e}\u{5e9}\u{5dc}\u{5d5}\u{5dd} \u{627}\u{644}\u{633}\u{644}\u{627}\u{645}\u{2066}",
-            "lines\r\n\tand \u{2028} quotes \" ' \\ \\u0000 %00 $1 ; --",
-            "beyond the basic plane \u{1f3ab}\u{10ffff} and composed e\u{301}",
-            "brackets [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[{{{{{{{{",
-            " ",
-        ];
-        let prices = [("0", 0), ("1000000000000", 1_000_000_000_000), ("1e2", 100)];
-        let mut records = Vec::new();
-        for (number, text) in texts.iter().enumerate() {
-            let key = format!("intake/odd/{number}/{text}");
-            let mut listed = listed(&format!("{key}/list"), &key);
-            listed["data"]["seat"] = json!(text);
-            let mut requested = requested(&format!("{key}/hold"), &key, text);
-            requested["source"] = json!(text);
-            records.extend([binary(&listed), structured(&requested)]);
-        }
-        for (spelt, _) in prices {
-            let mut record = structured(&listed(
-                &format!("intake/odd/price/{spelt}"),
-                &format!("intake/odd/price/{spelt}"),
-            ));
-            let value = String::from_utf8(record.value.take().context("a value")?)?;
-            record.value = Some(value.replace("4500", spelt).into_bytes());
-            records.push(record);
-        }
-        let longest = "i".repeat(255);
-        records.push(structured(&listed(
-            &longest,
-            &format!("intake/odd/{}", "t".repeat(244)),
-        )));
-        kit.stack.kafka.send(topics::RESERVATIONS, &records).await?;
-
-        let outcomes = told(kit, "intake/odd/", records.len()).await?;
-        for (number, text) in texts.iter().enumerate() {
-            let key = format!("intake/odd/{number}/{text}");
-            let of_key: Vec<&Outcome<TicketTold>> = outcomes
-                .iter()
-                .filter(|outcome| outcome.subject.as_str() == key)
-                .collect();
-            let [listed, held] = of_key[..] else {
-                anyhow::bail!("{key:?}: {of_key:?}");
-            };
-            ensure!(
-                matches!(&listed.data, TicketTold::TicketListed { seat: Some(seat), .. } if seat.as_str() == *text),
-                "{listed:?}"
-            );
-            ensure!(
-                matches!(&held.data, TicketTold::TicketHeld { user, .. } if user.as_str() == *text),
-                "{held:?}"
-            );
-            ensure!(listed.causation_id.as_str() == format!("{key}/list"), "{listed:?}");
-            ensure!(held.causation_source.as_str() == *text, "{held:?}");
-        }
-        for (spelt, amount) in prices {
-            let of_price = outcomes
-                .iter()
-                .find(|outcome| outcome.subject.as_str().ends_with(&format!("price/{spelt}")));
-            let of_price = of_price.with_context(|| spelt)?;
-            ensure!(
-                matches!(&of_price.data, TicketTold::TicketListed { price, .. } if price.amount() == amount),
-                "{of_price:?}"
-            );
-        }
-        ensure!(
-            outcomes.iter().any(|outcome| outcome.causation_id.as_str() == longest),
-            "{outcomes:?}"
-        );
+        on_both(async |intake| come_back(kit, intake).await).await?;
         clean(kit).await?;
         worker.stop().await
     })
+}
+
+async fn come_back(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
+    let keys = format!("intake/odd/{}/", intake.topic);
+    let texts = [
+        "control \u{1}\u{8}\u{1b}[31m\u{7f}\u{85}",
+        "right to left \u{202e}\u{5e9}\u{5dc}\u{5d5}\u{5dd} \u{627}\u{644}\u{633}\u{644}\u{627}\u{645}\u{2066}",
+        "lines\r\n\tand \u{2028} quotes \" ' \\ \\u0000 %00 $1 ; --",
+        "beyond the basic plane \u{1f3ab}\u{10ffff} and composed e\u{301}",
+        "brackets [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[{{{{{{{{",
+        " ",
+    ];
+    let amounts = [intake.least, "1000000000000", "1e2"];
+    let key_of = |number: usize| format!("{keys}{number}/{}", texts[number]);
+    let mut records = Vec::new();
+    for (number, text) in texts.iter().enumerate() {
+        let [first, mut second] = (intake.odd)(&key_of(number), text);
+        second["source"] = json!(text);
+        records.extend([binary(&first), structured(&second)]);
+    }
+    for spelt in amounts {
+        for event in (intake.amount)(&format!("{keys}amount/{spelt}")) {
+            let respelt = event.to_string().replace(":4500", &format!(":{spelt}"));
+            records.push(Sent {
+                value: Some(respelt.into_bytes()),
+                ..structured(&event)
+            });
+        }
+    }
+    let mut longest = (intake.good)(&format!("{keys}{}", "k".repeat(255 - keys.len())));
+    longest["id"] = json!(intake.topic[..1].repeat(255));
+    records.push(structured(&longest));
+    kit.stack.kafka.send(intake.topic, &records).await?;
+
+    let told = intake.told(kit, &keys, records.len()).await?;
+    let pool = kit.stack.postgres.connect().await?;
+    let kept = sqlx::query(intake.kept).bind(&keys).fetch_all(&pool).await?;
+    pool.close().await;
+    ensure!(kept.len() == texts.len(), "{kept:?}");
+    for (number, text) in texts.iter().enumerate() {
+        let key = key_of(number);
+        let of_key: Vec<_> = told.iter().filter(|told| told.subject == key).collect();
+        let [first, second] = of_key[..] else {
+            anyhow::bail!("{key:?}: {of_key:?}");
+        };
+        ensure!(first.verdict == intake.verdict, "{first:?}");
+        ensure!(first.cause.1 == format!("{key}/first"), "{first:?}");
+        let cause = ((*text).to_owned(), format!("{key}/second"));
+        ensure!(second.cause == cause, "{second:?}");
+        if let Some([in_first, in_second]) = intake.told_as {
+            ensure!(
+                first.data[in_first] == *text && second.data[in_second] == *text,
+                "{of_key:?}"
+            );
+        }
+        let is_kept = |row: &sqlx::postgres::PgRow| row.get::<&str, _>(0) == key && row.get::<&str, _>(1) == *text;
+        ensure!(kept.iter().any(is_kept), "{key:?}: {kept:?}");
+    }
+    for spelt in amounts {
+        let key = format!("{keys}amount/{spelt}");
+        let last = told.iter().rfind(|told| told.subject == key).with_context(|| spelt)?;
+        let amount = last.data.pointer(intake.amount_at).and_then(Value::as_i64);
+        ensure!(amount.map(|amount| amount as f64) == Some(spelt.parse()?), "{last:?}");
+    }
+    let is_longest = |told: &&Answer| json!(told.cause.1) == longest["id"];
+    ensure!(told.iter().filter(is_longest).count() == 1, "{told:?}");
+    Ok(())
 }
 
 fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result<()> {
@@ -331,6 +376,24 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
         }
         events.push(requested("intake/rule/nowhere", "intake/rule/nowhere", "ann"));
         send(kit, &events).await?;
+        let many: Vec<_> = (0..101).map(|number| format!("intake/rule/{number}")).collect();
+        let carts = [
+            (json!(many), "too_many_tickets"),
+            (json!([]), "empty_cart"),
+            (Value::Null, "empty_cart"),
+            (json!(["intake/rule/1", "intake/rule/1"]), "ticket_twice"),
+            (json!(["intake/rule/1"]), "not_your_hold"),
+        ];
+        let asked = carts.iter().enumerate().map(|(number, (tickets, _))| {
+            let id = format!("intake/rule/{number}");
+            let data = json!({ "checkout": id, "payment_method": "pm_1", "tickets": tickets });
+            event(&format!("{id}/buy"), "intake/rule/bob", "checkout.requested", data)
+        });
+        let registered = registered("intake/rule/bob", "intake/rule/bob");
+        pay(kit, &[registered].into_iter().chain(asked).collect::<Vec<_>>()).await?;
+        let verdicts = verdicts(&told_of::<UserTold>(kit, "intake/rule/bob", 1 + carts.len()).await?);
+        let expected = carts.iter().map(|(_, expected)| *expected);
+        ensure!(verdicts[1..].iter().eq(expected), "{verdicts:?}");
 
         // A hold of one second is over soon, and its ticket has one more outcome.
         let within_bounds = |outcome: &&Outcome<TicketTold>| !matches!(outcome.data, TicketTold::TicketExpired { .. });
@@ -364,42 +427,47 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
 fn every_compression_codec_is_read(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "intake").start().await?;
-        let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
-        let mut bad = Vec::new();
-        for codec in codecs {
-            let ticket = format!("intake/codec/{codec}");
-            let mut long = listed(&ticket, &ticket);
-            long["data"]["seat"] = json!("row ".repeat(250));
-            let garbage = Sent {
-                value: Some(codec.repeat(1_000).into_bytes()),
-                ..structured(&long)
-            };
-            let producer = kit.stack.kafka.producer(codec)?;
-            let places = send_with(&producer, topics::RESERVATIONS, &[structured(&long), garbage.clone()]).await?;
-            bad.push((places[1], garbage));
-        }
-        let outcomes = told(kit, "intake/codec/", codecs.len()).await?;
-        ensure!(
-            verdicts(&outcomes).iter().all(|verdict| verdict == "listed"),
-            "{outcomes:?}"
-        );
-        let places: Vec<_> = bad.iter().map(|(place, _)| *place).collect();
-        let letters = letters(kit, &places).await?;
-        for (place, garbage) in bad {
-            ensure!(
-                letters[&place].record.value == garbage.value,
-                "{:?}",
-                letters[&place].says
-            );
-        }
+        on_both(async |intake| are_read(kit, intake).await).await?;
         clean(kit).await?;
         worker.stop().await
     })
 }
 
-/// What the provider says of a payment.
-fn said(kind: &str, data: Value) -> Value {
-    event("intake/bad", "intake/bad", &format!("payment.{kind}"), data)
+async fn are_read(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
+    let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
+    let prefix = format!("intake/codec/{}/", intake.topic);
+    let mut bad = Vec::new();
+    for codec in codecs {
+        let mut long = structured(&(intake.good)(&format!("{prefix}{codec}")));
+        long.value
+            .iter_mut()
+            .for_each(|value| value.extend(b" \t \n".repeat(250)));
+        let garbage = Sent {
+            value: Some(codec.repeat(1_000).into_bytes()),
+            ..long.clone()
+        };
+        let producer = kit.stack.kafka.producer(codec)?;
+        let places = send_with(&producer, intake.topic, &[long, garbage.clone()]).await?;
+        bad.push((places[1], garbage));
+    }
+    intake.are_good(kit, &prefix, codecs.len()).await?;
+    let places: Vec<_> = bad.iter().map(|(place, _)| *place).collect();
+    let letters = letters_about(kit, intake.topic, &places).await?;
+    for (place, garbage) in bad {
+        let letter = &letters[&place];
+        ensure!(letter.record.value == garbage.value, "{:?}", letter.says);
+    }
+    Ok(())
+}
+
+fn answers<T: Told>(outcomes: &[Outcome<T>]) -> Vec<Answer> {
+    let answer = |outcome: &Outcome<T>| Answer {
+        subject: outcome.subject.as_str().to_owned(),
+        cause: (outcome.causation_source.to_string(), outcome.causation_id.to_string()),
+        verdict: verdict(outcome),
+        data: outcome.data.data(),
+    };
+    outcomes.iter().map(answer).collect()
 }
 
 /// With another value at `pointer`, or without any.
@@ -419,6 +487,21 @@ fn changed(event: &Value, pointer: &str, value: Option<Value>) -> Sent {
 }
 
 impl Intake {
+    /// What was told of keys that begin with `prefix`, once it is so much; more is an error.
+    async fn told(&self, kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Answer>> {
+        Ok(match self.topic {
+            topics::RESERVATIONS => answers(&told_of::<TicketTold>(kit, prefix, count).await?),
+            _ => answers(&told_of::<UserTold>(kit, prefix, count).await?),
+        })
+    }
+
+    /// So many good events with ids that begin with `prefix` were decided.
+    async fn are_good(&self, kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<()> {
+        let told = self.told(kit, prefix, count).await?;
+        ensure!(told.iter().all(|told| told.verdict == self.verdict), "{told:?}");
+        Ok(())
+    }
+
     /// Everything that is wrong on any topic, then what is wrong with the data of this one.
     fn bad_records(&self) -> Vec<Bad> {
         [
@@ -784,20 +867,50 @@ fn bad_payments() -> Vec<Bad> {
         }
         data
     };
+    let order = json!({ "checkout": "c-1", "payment_method": "pm_1", "credits": 5, "tickets": ["A-1"] });
     let mut bad = Vec::new();
+    for (what, field, value) in [
+        ("no credits", "credits", json!(0)),
+        ("credits below 0", "credits", json!(-1)),
+        ("too many credits", "credits", json!(1_000_000_000_001_i64)),
+        ("half a credit", "credits", json!(0.5)),
+        ("credits as a text", "credits", json!("5")),
+        ("one ticket that is no list", "tickets", json!("A-1")),
+        ("a ticket without an id", "tickets", json!([""])),
+        ("a ticket that is an object", "tickets", json!([{ "ticket": "A-1" }])),
+        ("a ticket with too long an id", "tickets", json!(["t".repeat(256)])),
+        ("a way to pay of dots", "payment_method", json!("..")),
+        // The holds say what is paid, and nobody else.
+        ("a price", "price", price.clone()),
+        ("a total", "total", price.clone()),
+    ] {
+        let sound = event("intake/bad", "intake/bad", "checkout.requested", order.clone());
+        let sent = changed(&sound, &format!("/data/{field}"), Some(value));
+        bad.push(Bad::new(
+            format!("an order with {what}"),
+            Reason::InvalidData,
+            field,
+            sent,
+        ));
+    }
     // Each event, with the place of its money.
     for (kind, data, money) in [
-        ("authorized", about(json!({ "amount": price })), Some("amount")),
-        ("captured", about(json!({ "amount": price })), Some("amount")),
-        ("refunded", about(json!({ "refunded": price })), Some("refunded")),
+        ("payment.authorized", about(json!({ "amount": price })), Some("amount")),
+        ("payment.captured", about(json!({ "amount": price })), Some("amount")),
         (
-            "disputed",
+            "payment.refunded",
+            about(json!({ "refunded": price })),
+            Some("refunded"),
+        ),
+        (
+            "payment.disputed",
             about(json!({ "dispute": "du_1", "amount": price, "status": "opened" })),
             Some("amount"),
         ),
-        ("failed", about(json!({ "code": "lost_card" })), None),
+        ("payment.failed", about(json!({ "code": "lost_card" })), None),
+        ("checkout.requested", order, None),
     ] {
-        let sound = said(kind, data.clone());
+        let sound = event("intake/bad", "intake/bad", kind, data.clone());
         bad.extend(money.into_iter().flat_map(|money| bad_prices(&sound, money)));
         for (field, value) in data.as_object().into_iter().flatten() {
             let pointer = format!("/data/{field}");
@@ -810,9 +923,14 @@ fn bad_payments() -> Vec<Bad> {
                 ));
             };
             let place = format!("data.{field}");
-            wrong("is missing", Reason::InvalidData, field, None);
-            wrong("is null", Reason::InvalidData, &place, Some(Value::Null));
-            wrong("is a number", Reason::InvalidData, &place, Some(json!(17)));
+            // Whoever asks for a checkout may leave the rest open.
+            if kind != "checkout.requested" || field == "checkout" {
+                wrong("is missing", Reason::InvalidData, field, None);
+                wrong("is null", Reason::InvalidData, &place, Some(Value::Null));
+            }
+            if !value.is_number() {
+                wrong("is a number", Reason::InvalidData, &place, Some(json!(17)));
+            }
             if value.is_string() {
                 wrong("is empty", Reason::InvalidData, &place, Some(json!("")));
                 wrong("is too long", Reason::InvalidData, &place, Some(json!("x".repeat(256))));

@@ -75,10 +75,7 @@ fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit: &Kit) -> a
             ("bought", "refunded/2500", "anna@example.org", "Ihre Erstattung", "18,00 EUR"),
         ] {
             let (checkout, what) = (shop.id(name), format!("{name}: {place}"));
-            becomes(&database, &checkout, place, "sent").await.context(what.clone())?;
-            let mails = of_maildev(kit, &checkout, place).await?;
-            ensure!(mails.len() == 1, "{what}: {mails:?}");
-            let mail = &mails[0];
+            let mail = the_mail(kit, &database, &checkout, place).await.context(what.clone())?;
             let text = |part: &str| mail[part].as_str().unwrap_or_default().to_owned();
             ensure!(mail["to"].as_array().map(Vec::len) == Some(1), "{what}: {mail}");
             ensure!(mail["to"][0]["address"] == to && mail["from"][0]["address"] == SENDER, "{what}: {mail}");
@@ -412,6 +409,14 @@ fn of(sink: &Sink, checkout: &str, place: &str) -> anyhow::Result<Vec<holdfast_t
     let id = id(checkout, place)?;
     let mails = sink.mails().into_iter();
     Ok(mails.filter(|mail| mail.header("message-id") == Some(&id)).collect())
+}
+
+/// The one mail about an outcome, once it has arrived.
+pub(crate) async fn the_mail(kit: &Kit, database: &PgPool, checkout: &str, place: &str) -> anyhow::Result<Value> {
+    becomes(database, checkout, place, "sent").await?;
+    let mut mails = of_maildev(kit, checkout, place).await?;
+    ensure!(mails.len() == 1, "{checkout} {place}: {mails:?}");
+    Ok(mails.remove(0))
 }
 
 async fn of_maildev(kit: &Kit, checkout: &str, place: &str) -> anyhow::Result<Vec<Value>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{DeadLetterReason, Reservation, Told, UserTold, decode_delivery, topics};
+use holdfast_schemas::{Asked, DeadLetterReason, Payment, Reservation, Told, UserTold, decode_delivery, topics};
 use holdfast_tests::kit::kafka::Sent;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use holdfast_tests::load::{now, timestamp};
@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 use sqlx::Row;
 use time::Duration;
 
+use crate::checkout::{ends, sold};
 use crate::support::{
-    DEADLINE, SHOP, binary, clean, event, letters, letters_about, listed, pay, requested, send, set_topic, structured,
-    told, told_of, verdicts,
+    DEADLINE, SHOP, binary, clean, event, letters_about, listed, pay, requested, send, set_topic, structured, told,
+    told_of, verdicts,
 };
+use crate::users::{added, all_balances, has_credits, registered};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -156,28 +158,43 @@ fn the_same_content_written_in_another_way_is_a_repeat(kit: &Kit) -> anyhow::Res
 
 fn ten_thousand_copies_take_effect_once(kit: &Kit) -> anyhow::Result<()> {
     const COPIES: usize = 10_000;
+    // Each of these takes a transaction of its own.
+    const GIFTS: usize = 300;
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "repeats").start().await?;
         let ticket = "repeats/copies";
         let mut events = vec![listed("repeats/copies/list", ticket)];
         events.resize(1 + COPIES, requested("repeats/copies/hold", ticket, "ann"));
         events.push(requested("repeats/copies/after", ticket, "bob"));
+        let mut about_user = vec![registered("repeats/copies/register", ticket)];
+        let named = json!({ "to": { "name": "Ann" } });
+        about_user.resize(
+            1 + COPIES,
+            event("repeats/copies/name", ticket, "profile.changed", named),
+        );
+        about_user.resize(1 + COPIES + GIFTS, added("repeats/copies/gift", ticket, 5));
         // They wait together when the gate comes back.
         worker.pause()?;
-        send(kit, &events).await?;
+        tokio::try_join!(send(kit, &events), pay(kit, &about_user))?;
         worker.resume()?;
 
         let outcomes = told(kit, ticket, 3).await?;
         ensure!(verdicts(&outcomes) == ["listed", "held", "held"], "{outcomes:?}");
+        let outcomes = told_of::<UserTold>(kit, ticket, 3).await?;
+        ensure!(
+            verdicts(&outcomes) == ["registered", "changed", "changed"],
+            "{outcomes:?}"
+        );
+        has_credits(kit, ticket, 5).await?;
         let repeats = worker.metric(r#"holdfast_events_total{answer="repeat"}"#).await?;
-        ensure!(repeats >= Some(COPIES as f64 - 1.0), "{repeats:?} repeats");
+        ensure!(repeats >= Some(2.0 * (COPIES as f64 - 1.0)), "{repeats:?} repeats");
         let windows = worker.metric("holdfast_gate_window_records_count").await?;
         let small = worker
             .metric(r#"holdfast_gate_window_records_bucket{le="1000"}"#)
             .await?;
         ensure!(windows > small, "{windows:?} windows, {small:?} small");
         let report = clean(kit).await?;
-        ensure!(report["repeats"].as_u64() >= Some(COPIES as u64 - 1), "{report}");
+        ensure!(report["repeats"].as_u64() >= Some(2 * (COPIES as u64 - 1)), "{report}");
         worker.stop().await
     })
 }
@@ -185,40 +202,66 @@ fn ten_thousand_copies_take_effect_once(kit: &Kit) -> anyhow::Result<()> {
 fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "repeats").start().await?;
-        let (ticket, topic) = ("repeats/old", topics::RESERVATIONS);
+        let key = "repeats/old";
         let days_ago = |days| now() - Duration::days(days);
-        let mut old = listed("repeats/old/by-its-time", ticket);
-        old["time"] = json!(timestamp(days_ago(8)));
-        let by_its_time = send(kit, &[old]).await?;
-        // What a broker that was away, or a mirror, brings late.
-        let late = Sent {
-            timestamp: Some((days_ago(8).unix_timestamp_nanos() / 1_000_000) as i64),
-            ..structured(&listed("repeats/old/by-the-brokers", ticket))
-        };
-        set_topic(kit, topic, "message.timestamp.type", "CreateTime").await?;
-        let by_the_brokers = kit.stack.kafka.send(topic, &[late]).await;
-        set_topic(kit, topic, "message.timestamp.type", "LogAppendTime").await?;
-        let places = [by_its_time, by_the_brokers?].concat();
-        let mut young = listed("repeats/old/young", ticket);
-        young["time"] = json!(timestamp(days_ago(6)));
-        send(kit, &[young]).await?;
-
-        let outcomes = told(kit, ticket, 1).await?;
-        ensure!(outcomes[0].causation_id.as_str() == "repeats/old/young", "{outcomes:?}");
-        for letter in letters(kit, &places).await?.values() {
-            ensure!(letter.says.reason == DeadLetterReason::TooOld, "{letter:?}");
+        let good: [Good; 2] = [listed, registered];
+        for (topic, good) in [topics::RESERVATIONS, topics::PAYMENTS].into_iter().zip(good) {
+            let aged = |id: &str, days| {
+                let mut event = good(id, key);
+                event["time"] = json!(timestamp(days_ago(days)));
+                structured(&event)
+            };
+            let id = |what: &str| format!("repeats/old/{what}/{topic}");
+            // What a broker that was away, or a mirror, brings late.
+            let late = Sent {
+                timestamp: Some((days_ago(8).unix_timestamp_nanos() / 1_000_000) as i64),
+                ..structured(&good(&id("by-the-brokers"), key))
+            };
+            set_topic(kit, topic, "message.timestamp.type", "CreateTime").await?;
+            let by_the_brokers = kit.stack.kafka.send(topic, &[late]).await;
+            set_topic(kit, topic, "message.timestamp.type", "LogAppendTime").await?;
+            let others = [aged(&id("by-its-time"), 8), aged(&id("young"), 6)];
+            let others = kit.stack.kafka.send(topic, &others).await?;
+            for letter in letters_about(kit, topic, &[by_the_brokers?[0], others[0]])
+                .await?
+                .values()
+            {
+                ensure!(letter.says.reason == DeadLetterReason::TooOld, "{letter:?}");
+            }
+        }
+        let listed = &told(kit, key, 1).await?[0].causation_id;
+        let registered = &told_of::<UserTold>(kit, key, 1).await?[0].causation_id;
+        for cause in [listed, registered] {
+            ensure!(cause.as_str().starts_with("repeats/old/young/"), "{cause}");
         }
         clean(kit).await?;
         worker.stop().await
     })
 }
 
+/// An event with this id about this key.
+type Good = fn(&str, &str) -> Value;
+
+/// Events of both topics, up to a checkout that credits paid.
+async fn are_sold(kit: &Kit, name: &str) -> anyhow::Result<()> {
+    const PRICE: i64 = 4_500;
+    let id = |what: &str| format!("{name}/{what}");
+    let hold = requested(&id("hold"), name, name);
+    send(kit, &[listed(&id("list"), name), hold]).await?;
+    told(kit, name, 2).await?;
+    let order = json!({ "checkout": name, "tickets": [name], "credits": PRICE });
+    let buy = event(&id("buy"), name, "checkout.requested", order);
+    let user = [registered(&id("register"), name), added(&id("credits"), name, PRICE)];
+    pay(kit, &[&user[..], &[buy]].concat()).await?;
+    ends(kit, name, "completed").await?;
+    sold(kit, &[name.to_owned()]).await
+}
+
 fn a_replay_by_another_gate_group_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
     const GROUP: [&str; 2] = ["--gate-group", "repeats.replay"];
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "repeats").start().await?;
-        send(kit, &[listed("repeats/replay", "repeats/replay")]).await?;
-        told(kit, "repeats/replay", 1).await?;
+        are_sold(kit, "repeats/replay").await?;
         clean(kit).await?;
         let (before, answers) = (World::look(kit).await?, answers(&worker).await?);
 
@@ -237,7 +280,8 @@ fn a_replay_by_another_gate_group_changes_nothing(kit: &Kit) -> anyhow::Result<(
             .arg(GROUP[1])
             .start()
             .await?;
-        let records = kit.stack.kafka.read(topics::RESERVATIONS).await?.len();
+        let kafka = &kit.stack.kafka;
+        let records = kafka.read(topics::RESERVATIONS).await?.len() + kafka.read(topics::PAYMENTS).await?.len();
         let admitted = until("the other gate has read it all", DEADLINE, async || {
             let count = async |result| {
                 let count = gate
@@ -265,42 +309,57 @@ fn a_replay_by_another_gate_group_changes_nothing(kit: &Kit) -> anyhow::Result<(
 fn a_second_subscription_of_the_admitted_topic_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "repeats").start().await?;
-        send(kit, &[listed("repeats/second", "repeats/second")]).await?;
-        told(kit, "repeats/second", 1).await?;
+        are_sold(kit, "repeats/second").await?;
         clean(kit).await?;
         let (before, answers) = (World::look(kit).await?, answers(&worker).await?);
 
-        let admitted = kit.stack.kafka.read(topics::RESERVATIONS_ADMITTED).await?;
-        let events = admitted.iter().map(|record| {
-            let value = record.value.as_deref().context("an admitted record without a value")?;
-            anyhow::Ok(decode_delivery::<Reservation>(value)?.len())
-        });
-        let events: usize = events.sum::<anyhow::Result<_>>()?;
         let subscriptions = format!("{}/subscriptions", kit.stack.restate.admin());
         let http = reqwest::Client::new();
-        let second = json!({
-            "source": format!("kafka://holdfast/{}", topics::RESERVATIONS_ADMITTED),
-            "sink": "service://Ticket/apply",
-            "options": { "group.id": "repeats.second", "auto.offset.reset": "earliest" },
-        });
-        let created = http
-            .post(&subscriptions)
-            .json(&second)
-            .send()
-            .await?
-            .error_for_status()?;
-        let created: Value = created.json().await?;
+        let events = admitted::<Reservation>(kit).await? + admitted::<Payment>(kit).await?;
+        let mut seconds = Vec::new();
+        for (topic, object) in [
+            (topics::RESERVATIONS_ADMITTED, "Ticket"),
+            (topics::PAYMENTS_ADMITTED, "User"),
+        ] {
+            let second = json!({
+                "source": format!("kafka://holdfast/{topic}"),
+                "sink": format!("service://{object}/apply"),
+                "options": { "group.id": format!("repeats.second.{object}"), "auto.offset.reset": "earliest" },
+            });
+            let created = http
+                .post(&subscriptions)
+                .json(&second)
+                .send()
+                .await?
+                .error_for_status()?;
+            let created: Value = created.json().await?;
+            seconds.push(
+                created["id"]
+                    .as_str()
+                    .context("a subscription without an id")?
+                    .to_owned(),
+            );
+        }
         let answered = has_answered(&worker, answers + events as f64).await;
-        let id = created["id"].as_str().context("a subscription without an id")?;
-        http.delete(format!("{subscriptions}/{id}"))
-            .send()
-            .await?
-            .error_for_status()?;
+        for id in seconds {
+            let gone = http.delete(format!("{subscriptions}/{id}")).send().await?;
+            gone.error_for_status()?;
+        }
         answered?;
 
         is_unchanged(kit, &before).await?;
         worker.stop().await
     })
+}
+
+/// How many events the gate has let through.
+async fn admitted<A: Asked>(kit: &Kit) -> anyhow::Result<usize> {
+    let records = kit.stack.kafka.read(A::ADMITTED).await?;
+    let events = records.iter().map(|record| {
+        let value = record.value.as_deref().context("an admitted record without a value")?;
+        anyhow::Ok(decode_delivery::<A>(value)?.len())
+    });
+    events.sum()
 }
 
 /// How many pieces of work the worker has answered.
@@ -327,41 +386,55 @@ async fn has_answered(worker: &Holdfast, count: f64) -> anyhow::Result<()> {
 /// All that an event can change.
 #[derive(Debug, PartialEq, Eq)]
 struct World {
-    tickets: BTreeMap<String, i64>,
-    changes: i64,
-    records: i64,
-    outcomes: usize,
+    /// The version of each row, and how many credits each user has.
+    rows: BTreeMap<String, i64>,
+    /// How many rows or records of a kind there are.
+    counts: BTreeMap<&'static str, i64>,
 }
 
 impl World {
     async fn look(kit: &Kit) -> anyhow::Result<World> {
+        const COUNTED: [&str; 9] = [
+            "ticket_change_log",
+            "user_change_log",
+            "idempotency_records",
+            "two_phase_attempts",
+            "checkout_seats",
+            "purchases",
+            "ledger",
+            "disputes",
+            "mails",
+        ];
         let pool = kit.stack.postgres.connect().await?;
-        let tickets = sqlx::query("select ticket, version from tickets")
-            .fetch_all(&pool)
-            .await?;
-        let count = async |table: &'static str| {
+        let rows = sqlx::query(
+            "select 'ticket ' || ticket, version from tickets union all select 'user ' || user_id, version from users \
+             union all select 'checkout ' || checkout, version from checkouts",
+        );
+        let rows = rows.fetch_all(&pool).await?;
+        let mut rows: BTreeMap<_, _> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        rows.extend(all_balances(kit, "").await?);
+        let mut counts = BTreeMap::new();
+        for table in COUNTED {
             let count = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {table}")));
-            count.fetch_one(&pool).await
-        };
-        let (changes, records) = (count("ticket_change_log").await?, count("idempotency_records").await?);
+            counts.insert(table, count.fetch_one(&pool).await?);
+        }
         pool.close().await;
-        Ok(World {
-            tickets: tickets.iter().map(|row| (row.get(0), row.get(1))).collect(),
-            changes,
-            records,
-            outcomes: kit.stack.kafka.read(topics::RESERVATIONS_OUTCOMES).await?.len(),
-        })
+        for topic in [topics::RESERVATIONS_OUTCOMES, topics::PAYMENTS_OUTCOMES] {
+            counts.insert(topic, kit.stack.kafka.read(topic).await?.len() as i64);
+        }
+        Ok(World { rows, counts })
     }
 }
 
 async fn is_unchanged(kit: &Kit, before: &World) -> anyhow::Result<()> {
     clean(kit).await?;
     let now = World::look(kit).await?;
-    ensure!(
-        now == *before,
-        "{} changes were {}, or tickets or outcomes changed",
-        now.changes,
-        before.changes
-    );
+    ensure!(now.counts == before.counts, "{:?} was {:?}", now.counts, before.counts);
+    let changed: Vec<_> = now
+        .rows
+        .iter()
+        .filter(|(row, value)| before.rows.get(*row) != Some(value))
+        .collect();
+    ensure!(now == *before, "{changed:?}");
     Ok(())
 }

@@ -13,6 +13,8 @@ use holdfast_tests::load::now;
 use nix::sys::signal::Signal;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::checkout::{CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, reaches, reads, sold};
 use crate::crashes::done_again;
@@ -161,6 +163,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
             let object = json!({ "id": "pi_none", "amount_received": 100, "currency": "eur", "metadata": metadata });
             told(&shop.id(id), "payment_intent.succeeded", &object)
         };
+        let half = tokio::spawn(post_half(kit.stack.webhook()?));
         let sound = captured("sound", &metadata);
         let at = now().unix_timestamp();
         let signed = |body: &str| Some(sign(SECRET, body, at));
@@ -224,8 +227,16 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
             !log.contains(SECRET) && !log.contains(NEXT),
             "a secret stands in the log"
         );
-        role.stop().await?;
-        shop.close().await
+        shop.is_clean().await?;
+        // Two could not be understood; the third has not arrived.
+        let half = half.await??;
+        ensure!(
+            half.starts_with("HTTP/1.1 408 ") && half.contains("did not arrive"),
+            "{half}"
+        );
+        let unreadable = counted(&role, "unreadable").await?;
+        ensure!(unreadable == 3.0, "{unreadable}");
+        tokio::try_join!(role.stop(), shop.worker.stop()).map(drop)
     })
 }
 
@@ -516,6 +527,16 @@ async fn post(
         .fold(request, |request, (name, value)| request.header(*name, *value));
     let answer = request.body(body.to_owned()).send().await?;
     Ok((answer.status().as_u16(), answer.text().await?))
+}
+
+/// What is answered when no more than half of the body comes.
+async fn post_half(address: String) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let half = "POST / HTTP/1.1\r\nhost: holdfast\r\nconnection: close\r\ncontent-length: 20\r\n\r\n{\"id\":\"ev";
+    stream.write_all(half.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 /// Webhooks of which this has become so far.
