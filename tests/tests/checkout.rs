@@ -778,7 +778,7 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 event(&format!("{id}/asked"), &shop.user, "checkout.requested", body)
             });
             let asked: Vec<_> = asked.collect();
-            shop.crash_and_repeat("checkout", point, &asked)
+            shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked)
                 .await
                 .with_context(|| point.name())?;
             for (number, ticket) in tickets.iter().enumerate() {
@@ -827,7 +827,7 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 shop.simulator.expire(&shop.payment(name)?)?;
             }
             shop.simulator.heal();
-            shop.crash_and_repeat("giving-back", point, &[])
+            shop.crash_and_repeat(|shop| shop.beside("serve"), point, &[])
                 .await
                 .with_context(|| format!("{}: giving back", point.name()))?;
             for name in &expired {
@@ -886,26 +886,24 @@ impl<'a> Shop<'a> {
         format!("{}/{name}", self.name)
     }
 
-    /// The worker dies at the point while it takes these events; its successor does the step before it twice. Once per instance
-    /// and point: the log tells.
-    async fn crash_and_repeat(&mut self, instance: &str, point: Point, events: &[Value]) -> anyhow::Result<()> {
+    /// The worker dies at the point while it takes these events; its successor does the step before it twice. The log
+    /// tells that, so each point may come once by the same name.
+    async fn crash_and_repeat(
+        &mut self,
+        launch: impl Fn(&Self) -> Launch<'a>,
+        point: Point,
+        events: &[Value],
+    ) -> anyhow::Result<()> {
         self.worker.kill()?;
         pay(self.kit, events).await?;
-        self.worker = self
-            .launch_as("run", instance)
-            .env("HOLDFAST_CRASH", point.name())
-            .spawn()?;
+        self.worker = launch(self).env("HOLDFAST_CRASH", point.name()).spawn()?;
         let status = self.worker.wait(DEADLINE).await?;
         ensure!(
             status.signal() == Some(Signal::SIGABRT as i32),
             "{status}\n{}",
             self.worker.last_words()
         );
-        self.worker = self
-            .launch_as("run", instance)
-            .env("HOLDFAST_REPEAT", point.name())
-            .start()
-            .await?;
+        self.worker = launch(self).env("HOLDFAST_REPEAT", point.name()).start().await?;
         done_again(&self.worker, point).await
     }
 
