@@ -319,7 +319,6 @@ fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_c
         ends(kit, &shop.id("order"), "failed").await?;
         let payments = shop.simulator.payments_of(&shop.id("order"));
         ensure!(payments.len() == 1, "{payments:?}");
-        reads(kit, &shop.user, "failed", 1).await?;
 
         // The id of a checkout is for one cart only.
         let reply = check_out(
@@ -346,7 +345,10 @@ fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_c
         let held = cart["tickets"].as_array().into_iter().flatten();
         ensure!(held.filter(|item| item["ticket"] == *again[0]).count() == 1, "{cart}");
         reads_as(kit, &again[0], "held").await?;
-        shop.close().await
+        shop.is_clean().await?;
+        let told = verbs(&outcomes_of(kit, &shop.user).await?);
+        ensure!(told.iter().filter(|verb| *verb == "failed").count() == 1, "{told:?}");
+        shop.worker.stop().await
     })
 }
 
@@ -484,13 +486,13 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
         shop.paid("taken", 0)?;
         let asked = shop.simulator.movements(&shop.id("unasked"));
         ensure!(asked.is_empty(), "{asked:?}");
-        clean(kit).await?;
+        shop.is_clean().await?;
         let told = outcomes_of::<TicketTold>(kit, &tickets[3]).await?;
         ensure!(
             !told.iter().any(|told| told.data.outcome_type().contains(".sold.")),
             "{told:?}"
         );
-        shop.close().await
+        shop.worker.stop().await
     })
 }
 
