@@ -14,6 +14,7 @@ use holdfast_tests::kit::{Holdfast, Kit, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::admin;
 use crate::crashes::done_again;
 use crate::support::{DEADLINE, clean, clean_by, event, outcomes_of, pay, told_of};
 use crate::users::{added, call, has_credits, none_prepared, registered, view};
@@ -28,7 +29,7 @@ pub(crate) const TESTS: &[Test] = tests![
     whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither,
     a_customer_who_must_confirm_is_waited_for_until_the_hold_ends,
     a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not,
-    a_payment_of_unknown_fate_is_stuck_until_an_operator_settles_it,
+    a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_it,
     a_cancelled_or_killed_checkout_gives_everything_back,
     a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_come,
     checkouts_end_once_whatever_step_dies_or_is_repeated,
@@ -218,9 +219,9 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
             let reply = check_out(kit, who, body.clone()).await?;
             ensure!(reason(&reply) == expected, "{body}: {reply}");
         }
-        // The price of a hold stands: another one is refused while the ticket is held.
+        // The price of a hold stands: another one is refused while the ticket is held. What is bought below costs the old one.
         let dearer = json!({ "show": "proofs", "price": { "amount": 2 * PRICE, "currency": "EUR" } });
-        let (_, reply) = call(kit, &[], "Ticket", one, "list", &dearer).await?;
+        let (_, reply) = call(kit, &[], "Ticket", &tickets[1], "list", &dearer).await?;
         ensure!(reason(&reply) == "held", "{reply}");
         // More credits than the user has are found out when they are to be spent.
         check_out(
@@ -233,17 +234,32 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
         ensure!(ended["reason"] == "credits_missing", "{ended}");
         free(kit, &tickets[..1]).await?;
 
-        // Two checkouts of one cart at once: one is refused.
-        let ask = |name: &str| json!({ "checkout": shop.id(name), "tickets": tickets[1..], "payment_method": card });
-        let (first, second) =
-            tokio::try_join!(check_out(kit, user, ask("first")), check_out(kit, user, ask("second")))?;
-        let mut reasons = [reason(&first), reason(&second)];
-        reasons.sort();
-        ensure!(
-            reasons[0].is_empty() && ["checkout_under_way", "not_your_hold"].contains(&reasons[1].as_str()),
-            "{reasons:?}"
-        );
-        sold(kit, &tickets[1..]).await?;
+        // Two checkouts of the same tickets at once, and two of one cart: one is refused.
+        for ticket in [&dear, &other] {
+            remove(kit, user, ticket).await?;
+        }
+        for (kind, named, bought) in [
+            ("named", json!(tickets[1..3]), &tickets[1..3]),
+            ("cart", Value::Null, &tickets[3..]),
+        ] {
+            let names = ["first", "second"].map(|name| format!("{kind}-{name}"));
+            let ask = |name: &str| json!({ "checkout": shop.id(name), "tickets": named, "payment_method": card });
+            let (first, second) = tokio::try_join!(
+                check_out(kit, user, ask(&names[0])),
+                check_out(kit, user, ask(&names[1]))
+            )?;
+            let reasons = [reason(&first), reason(&second)];
+            let (opened, refused) = if reasons[0].is_empty() { (0, 1) } else { (1, 0) };
+            let expected = ["checkout_under_way", "not_your_hold", "empty_cart"];
+            ensure!(
+                reasons[opened].is_empty() && expected.contains(&reasons[refused].as_str()),
+                "{reasons:?}"
+            );
+            ends(kit, &shop.id(&names[opened]), "completed").await?;
+            shop.paid(&names[opened], bought.len() as i64 * PRICE)?;
+            shop.paid(&names[refused], 0)?;
+            sold(kit, bought).await?;
+        }
         shop.close().await
     })
 }
@@ -256,19 +272,36 @@ fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_c
         let tickets = shop.tickets(1).await?;
         let in_cart = async || {
             let cart = look(kit, &shop.user, "cart").await?;
-            anyhow::Ok(cart["tickets"][0]["hold"].as_str().unwrap_or_default().to_owned())
+            let items = cart["tickets"].as_array().cloned().unwrap_or_default();
+            let item = items.iter().find(|item| item["ticket"] == *tickets[0]);
+            anyhow::Ok(
+                item.and_then(|item| item["hold"].as_str())
+                    .unwrap_or_default()
+                    .to_owned(),
+            )
         };
+        // Taken out, and put in again for longer.
+        let again = shop.tickets_named("again", 1).await?;
+        fill(kit, &shop.user, &again, Some(3)).await?;
+        remove(kit, &shop.user, &again[0]).await?;
+        free(kit, &again).await?;
+        let absent = json!({ "ticket": again[0] });
+        let (status, reply) = call(kit, &[], "User", &shop.user, "removeTicket", &absent).await?;
+        ensure!(status == 404, "{status}: {reply}");
+        fill(kit, &shop.user, &again, Some(3_600)).await?;
+
         let reserve = json!({ "user": shop.user });
         let (_, reply) = call(kit, &[], "Ticket", &tickets[0], "reserve", &reserve).await?;
         fill(kit, &shop.user, &tickets, None).await?;
         let first = in_cart().await?;
         ensure!(reply["outcomes"][0]["data"]["hold"] == first, "{reply} {first}");
 
-        let data = json!({ "checkout": shop.id("order"), "payment_method": DECLINED });
+        let data = json!({ "checkout": shop.id("order"), "tickets": tickets, "payment_method": DECLINED });
         let asked = event(&shop.id("asked"), &shop.user, "checkout.requested", data);
         pay(kit, std::slice::from_ref(&asked)).await?;
         ends(kit, &shop.id("order"), "failed").await?;
         ensure!(in_cart().await?.is_empty(), "what was bought is still in the cart");
+        forget(kit, &shop.id("order")).await?;
         fill(kit, &shop.user, &tickets, None).await?;
         let second = in_cart().await?;
         // The second event is decided after the first.
@@ -281,6 +314,11 @@ fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_c
         pay(kit, &[asked, mark]).await?;
         shop.took(&shop.id("mark")).await?;
         ensure!(second != first && in_cart().await? == second, "{first} {second}");
+        // Its workflow had been forgotten and was begun again: the checkout has failed once and for all.
+        forget(kit, &shop.id("order")).await?;
+        ends(kit, &shop.id("order"), "failed").await?;
+        let payments = shop.simulator.payments_of(&shop.id("order"));
+        ensure!(payments.len() == 1, "{payments:?}");
 
         // The id of a checkout is for one cart only.
         let reply = check_out(
@@ -290,7 +328,27 @@ fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_c
         )
         .await?;
         ensure!(reason(&reply) == "checkout_id_used", "{reply}");
-        shop.close().await
+
+        // The timer of the hold that was given up has gone off: those of the other three still run.
+        until("the old timer has gone off", DEADLINE, async || {
+            let query = format!(
+                "select id from sys_invocation where target_service_name = 'User' and target_service_key = '{}' \
+                 and target_handler_name = 'expireTicket' and status <> 'completed'",
+                shop.user
+            );
+            let timers = kit.stack.restate.sql(&query).await?;
+            ensure!(timers.len() == 3, "{timers:?}");
+            Ok(())
+        })
+        .await?;
+        let cart = look(kit, &shop.user, "cart").await?;
+        let held = cart["tickets"].as_array().into_iter().flatten();
+        ensure!(held.filter(|item| item["ticket"] == *again[0]).count() == 1, "{cart}");
+        reads_as(kit, &again[0], "held").await?;
+        shop.is_clean().await?;
+        let told = verbs(&outcomes_of(kit, &shop.user).await?);
+        ensure!(told.iter().filter(|verb| *verb == "failed").count() == 1, "{told:?}");
+        shop.worker.stop().await
     })
 }
 
@@ -394,70 +452,103 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
     kit.block_on(async {
         let shop = Shop::open(kit, "checkout/late").await?;
         let rival = shop.id("rival");
-        let tickets = shop.tickets(3).await?;
+        let tickets = shop.tickets(5).await?;
         fill(kit, &shop.user, &tickets, Some(4)).await?;
         // The last one's money was never asked for in time.
         shop.simulator
             .fail(Call::Create, Some(&shop.id("unasked")), Fault::RequestLost, 1_000);
-        let body = json!({ "checkout": shop.id("unasked"), "tickets": tickets[2..], "payment_method": CARD });
+        let body = json!({ "checkout": shop.id("unasked"), "tickets": tickets[4..], "payment_method": CARD });
         check_out(kit, &shop.user, body).await?;
-        for (name, ticket) in ["free", "taken"].iter().zip(&tickets) {
+        for (name, both) in ["free", "taken"].iter().zip(tickets.chunks(2)) {
             shop.simulator
                 .fail(Call::Confirm, Some(&shop.id(name)), Fault::AnswerLost, 1);
             shop.simulator
                 .fail(Call::Retrieve, Some(&shop.id(name)), Fault::Unavailable, 9);
-            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
+            let body = json!({ "checkout": shop.id(name), "tickets": both, "payment_method": CARD });
             check_out(kit, &shop.user, body).await?;
         }
         free(kit, &tickets).await?;
         let reserve = json!({ "user": rival });
-        let (status, reply) = call(kit, &[], "Ticket", &tickets[1], "reserve", &reserve).await?;
+        let (status, reply) = call(kit, &[], "Ticket", &tickets[2], "reserve", &reserve).await?;
         ensure!(status == 200 && reason(&reply).is_empty(), "{status}: {reply}");
         shop.simulator.heal();
         ends(kit, &shop.id("free"), "completed").await?;
         let ended = ends(kit, &shop.id("taken"), "failed").await?;
         ensure!(ended["reason"] == "seats_gone", "{ended}");
-        sold(kit, &tickets[..1]).await?;
-        let (_, taken) = view(kit, "Ticket", &tickets[1]).await?;
+        sold(kit, &tickets[..2]).await?;
+        let (_, taken) = view(kit, "Ticket", &tickets[2]).await?;
         ensure!(taken["status"] == "held" && taken["user"] == *rival, "{taken}");
+        // One of two is gone: the other was never sold.
+        free(kit, &tickets[3..]).await?;
         let ended = ends(kit, &shop.id("unasked"), "failed").await?;
         ensure!(ended["reason"] == "not_confirmed", "{ended}");
-        shop.paid("free", PRICE)?;
+        shop.paid("free", 2 * PRICE)?;
         shop.paid("taken", 0)?;
         let asked = shop.simulator.movements(&shop.id("unasked"));
         ensure!(asked.is_empty(), "{asked:?}");
-        shop.close().await
+        shop.is_clean().await?;
+        let told = outcomes_of::<TicketTold>(kit, &tickets[3]).await?;
+        ensure!(
+            !told.iter().any(|told| told.data.outcome_type().contains(".sold.")),
+            "{told:?}"
+        );
+        shop.worker.stop().await
     })
 }
 
-fn a_payment_of_unknown_fate_is_stuck_until_an_operator_settles_it(kit: &Kit) -> anyhow::Result<()> {
+fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_it(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let shop = Shop::open_with(kit, "checkout/stuck", &[("HOLDFAST_STUCK_AFTER", "2s")]).await?;
-        let tickets = shop.tickets(2).await?;
+        let tickets = shop.tickets(4).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
-        let names = ["goes-on", "gives-back"];
+        let names = ["goes-on", "gives-back", "hears", "unasked"];
         for (name, ticket) in names.iter().zip(&tickets) {
-            shop.simulator
-                .fail(Call::Capture, Some(&shop.id(name)), Fault::AnswerLost, 1_000);
+            let (call, fault) = match *name {
+                "unasked" => (Call::Create, Fault::RequestLost),
+                _ => (Call::Capture, Fault::AnswerLost),
+            };
+            shop.simulator.fail(call, Some(&shop.id(name)), fault, 1_000);
             shop.simulator
                 .fail(Call::Retrieve, Some(&shop.id(name)), Fault::Unavailable, 1_000);
             let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
             check_out(kit, &shop.user, body).await?;
         }
+        let is_stuck = async |name: &str| {
+            let (_, view) = view(kit, "Checkout", &shop.id(name)).await?;
+            ensure!(view["stuck"] == true, "{view}");
+            Ok(())
+        };
         for name in names {
-            until("the checkout is stuck", DEADLINE, async || {
-                let (_, view) = view(kit, "Checkout", &shop.id(name)).await?;
-                ensure!(view["stuck"] == true, "{view}");
-                Ok(())
-            })
-            .await?;
+            until("the checkout is stuck", DEADLINE, || is_stuck(name)).await?;
         }
         until("stuck checkouts are counted", DEADLINE, async || {
             let stuck = shop.worker.metric(r#"holdfast_checkouts{state="stuck"}"#).await?;
-            ensure!(stuck == Some(2.0), "{stuck:?}");
+            let oldest = r#"holdfast_checkout_oldest_seconds{state="stuck"}"#;
+            let oldest = shop.worker.metric(oldest).await?;
+            ensure!(stuck == Some(4.0) && oldest >= Some(1.0), "{stuck:?} {oldest:?}");
             Ok(())
         })
         .await?;
+        // That nobody knows breaks no promise; it is told, once of each.
+        let report = clean_by(|| shop.launch("verify")).await?;
+        ensure!(report["stuck"] == 4, "{report}");
+        let told = outcomes_of::<UserTold>(kit, &shop.user).await?;
+        let stuck = told.iter().filter_map(|told| match &told.data {
+            UserTold::CheckoutStuck { checkout } => Some(checkout.to_string()),
+            _ => None,
+        });
+        let mut stuck: Vec<_> = stuck.collect();
+        stuck.sort();
+        let mut expected = names.map(|name| shop.id(name));
+        expected.sort();
+        ensure!(stuck == expected, "{told:?}");
+        let list = admin::done(kit, &["checkout", "list"]).await?;
+        for name in names {
+            ensure!(list.contains(&shop.id(name)), "{list}");
+        }
+        let shown = admin::done(kit, &["checkout", "show", &shop.id(names[0])]).await?;
+        ensure!(shown.contains("stuck     yes"), "{shown}");
+
         let settle = async |launch: Launch<'_>, name: &str, more: &[&str]| {
             let settle = launch.arg("checkout").arg("settle").arg(&shop.id(name));
             let settle = more.iter().fold(settle, |settle, argument| settle.arg(argument));
@@ -466,27 +557,47 @@ fn a_payment_of_unknown_fate_is_stuck_until_an_operator_settles_it(kit: &Kit) ->
             anyhow::Ok((output.status.success(), said))
         };
         shop.simulator.heal();
-        // Who does not know the provider, or does not hear of it, settles nothing.
-        let stranger = kit.stack.holdfast("admin", "stranger");
-        let (settled, said) = settle(stranger, "goes-on", &[]).await?;
-        ensure!(!settled && said.contains("HOLDFAST_PROVIDER_URL"), "{said}");
+        // Who does not know the provider, or does not hear of it, settles nothing; a wrong key gives up no money that was taken.
+        let wrong_key = || shop.launch("admin").env("HOLDFAST_PROVIDER_KEY", "sk_test_wrong");
         shop.simulator
             .fail(Call::Refund, Some(&shop.id("gives-back")), Fault::AnswerLost, 1);
-        let (settled, said) = settle(shop.launch("admin"), "gives-back", &["--give-back"]).await?;
-        ensure!(!settled && said.contains("not settled"), "{said}");
-        for name in names {
-            let (_, view) = view(kit, "Checkout", &shop.id(name)).await?;
-            ensure!(view["stuck"] == true, "{view}");
-        }
-        for (name, more, state, money) in [
-            ("goes-on", &[][..], "completed", PRICE),
-            ("gives-back", &["--give-back"], "failed", 0),
+        for (launch, name, more, why) in [
+            (
+                kit.stack.holdfast("admin", "stranger"),
+                "goes-on",
+                &[][..],
+                "HOLDFAST_PROVIDER_URL",
+            ),
+            (shop.launch("admin"), "gives-back", &["--give-back"], "not settled"),
+            (wrong_key(), "goes-on", &[], "Invalid API Key"),
         ] {
-            let (settled, said) = settle(shop.launch("admin"), name, more).await?;
-            ensure!(settled && said.contains(state), "{said}");
+            let (settled, said) = settle(launch, name, more).await?;
+            ensure!(!settled && said.contains(why), "{said}");
+        }
+        for name in names {
+            is_stuck(name).await?;
+        }
+        // Where no money was ever asked for, it gives up the seats.
+        let (settled, said) = settle(wrong_key(), "unasked", &[]).await?;
+        ensure!(settled && said.contains("misconfigured"), "{said}");
+        let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
+        shop.tell("hears", "captured", amount).await?;
+        for (name, more, state, money) in [
+            ("hears", None, "completed", PRICE),
+            ("goes-on", Some(&[][..]), "completed", PRICE),
+            ("gives-back", Some(&["--give-back"][..]), "failed", 0),
+            ("unasked", None, "failed", 0),
+        ] {
+            if let Some(more) = more {
+                let (settled, said) = settle(shop.launch("admin"), name, more).await?;
+                ensure!(settled && said.contains(state), "{said}");
+            } else {
+                reaches(kit, &shop.id(name), state).await?;
+            }
             ends(kit, &shop.id(name), state).await?;
             shop.paid(name, money)?;
         }
+        free(kit, &[tickets[1].clone(), tickets[3].clone()]).await?;
         shop.close().await
     })
 }
@@ -494,35 +605,43 @@ fn a_payment_of_unknown_fate_is_stuck_until_an_operator_settles_it(kit: &Kit) ->
 fn a_cancelled_or_killed_checkout_gives_everything_back(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let shop = Shop::open_with(kit, "checkout/killed", &[("HOLDFAST_ABANDONED_AFTER", "2s")]).await?;
-        let calls = [Call::Create, Call::Confirm, Call::Capture];
-        let tickets = shop.tickets(2 * calls.len() + 2).await?;
+        // How far it has come: to which call the provider gives no answer; the last one's customer has to confirm.
+        let places = [
+            Some((Call::Create, Fault::Unavailable, "opened")),
+            Some((Call::Confirm, Fault::Unavailable, "created")),
+            Some((Call::Capture, Fault::Unavailable, "sold")),
+            Some((Call::Capture, Fault::AnswerLost, "sold")),
+            None,
+        ];
+        let tickets = shop.tickets(2 * places.len()).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        // Where the seats are sold, the credits are spent.
+        pay(kit, &[added(&shop.id("credits"), &shop.user, 4 * CREDITS)]).await?;
+        has_credits(kit, &shop.user, 4 * CREDITS).await?;
+        let ways = ["cancel", "kill"].into_iter();
+        let all = ways.flat_map(|how| places.iter().enumerate().map(move |(place, until)| (how, place, until)));
         let mut checkouts = Vec::new();
-        for (place, (how, call)) in ["cancel", "kill"]
-            .iter()
-            .flat_map(|how| calls.iter().map(move |call| (*how, Some(*call))).chain([(*how, None)]))
-            .enumerate()
-        {
+        for ((how, place, stops), ticket) in all.zip(&tickets) {
             let name = format!("{how}-{place}");
-            let method = match call {
-                Some(call) => {
-                    shop.simulator
-                        .fail(call, Some(&shop.id(&name)), Fault::Unavailable, 1_000);
-                    CARD
+            let mut body = json!({ "checkout": shop.id(&name), "tickets": [ticket], "payment_method": CONFIRMED });
+            if let Some((call, fault, state)) = stops {
+                shop.simulator.fail(*call, Some(&shop.id(&name)), *fault, 1_000);
+                body["payment_method"] = json!(CARD);
+                if *state == "sold" {
+                    body["credits"] = json!(CREDITS);
                 }
-                None => CONFIRMED,
-            };
-            let body = json!({ "checkout": shop.id(&name), "tickets": [tickets[place]], "payment_method": method });
+            }
             check_out(kit, &shop.user, body).await?;
-            let state = match call {
-                Some(Call::Create) => "opened",
-                Some(Call::Confirm) => "created",
-                Some(_) => "sold",
-                None => "waiting",
-            };
+            let state = stops.map_or("waiting", |(_, _, state)| state);
             reaches(kit, &shop.id(&name), state)
                 .await
                 .with_context(|| name.clone())?;
+            if let Some((_, Fault::AnswerLost, _)) = stops {
+                until("the money is taken", DEADLINE, async || {
+                    shop.paid(&name, PRICE - CREDITS)
+                })
+                .await?;
+            }
             end_invocation(kit, &shop.id(&name), how).await?;
             checkouts.push(name);
         }
@@ -540,6 +659,7 @@ fn a_cancelled_or_killed_checkout_gives_everything_back(kit: &Kit) -> anyhow::Re
             shop.paid(name, 0)?;
         }
         free(kit, &tickets).await?;
+        has_credits(kit, &shop.user, 4 * CREDITS).await?;
         shop.close().await
     })
 }
@@ -617,6 +737,17 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
                 ],
             "{refusals:?}"
         );
+        let shown = admin::done(kit, &["checkout", "show", &shop.id("disputed")]).await?;
+        ensure!(shown.contains("\ndispute   dp_1 2000 lost\n"), "{shown}");
+        for (metric, count) in [
+            (r#"holdfast_checkouts_ended_total{how="completed"}"#, 2.0),
+            (r#"holdfast_refunds_total{kind="partial"}"#, 1.0),
+            (r#"holdfast_refunds_total{kind="full"}"#, 1.0),
+            (r#"holdfast_disputes_total{status="lost"}"#, 1.0),
+        ] {
+            let counted = shop.worker.metric(metric).await?;
+            ensure!(counted == Some(count), "{metric}: {counted:?}");
+        }
         shop.close().await
     })
 }
@@ -649,7 +780,7 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 event(&format!("{id}/asked"), &shop.user, "checkout.requested", body)
             });
             let asked: Vec<_> = asked.collect();
-            shop.crash_and_repeat(point, &asked)
+            shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked)
                 .await
                 .with_context(|| point.name())?;
             for (number, ticket) in tickets.iter().enumerate() {
@@ -674,6 +805,39 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 }
                 .with_context(|| point.name())?;
             }
+            has_credits(kit, &shop.user, left).await.with_context(|| point.name())?;
+            if !point.name().starts_with("credits.") {
+                continue;
+            }
+
+            // Giving back goes by the same point: the seats are sold, and the provider lets go of the money before it is taken. Of
+            // two, one meets the death and the other one the repeat.
+            let expired = [0, 1].map(|number| name("expired", number));
+            let tickets = shop.tickets_named(&name("expired", 2), 2).await?;
+            fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+            for (name, ticket) in expired.iter().zip(&tickets) {
+                let id = shop.id(name);
+                shop.simulator.fail(Call::Capture, Some(&id), Fault::Unavailable, 1_000);
+                let body = json!({
+                    "checkout": id, "tickets": [ticket], "payment_method": CARD, "credits": CREDITS,
+                });
+                check_out(kit, &shop.user, body).await?;
+                reaches(kit, &id, "sold").await?;
+            }
+            shop.worker.kill()?;
+            for name in &expired {
+                shop.simulator.expire(&shop.payment(name)?)?;
+            }
+            shop.simulator.heal();
+            shop.crash_and_repeat(|shop| shop.beside("serve"), point, &[])
+                .await
+                .with_context(|| format!("{}: giving back", point.name()))?;
+            for name in &expired {
+                let ended = ends(kit, &shop.id(name), "failed").await?;
+                ensure!(ended["reason"] == "not_captured", "{ended}");
+                shop.paid(name, 0)?;
+            }
+            free(kit, &tickets).await?;
             has_credits(kit, &shop.user, left).await.with_context(|| point.name())?;
         }
         shop.close().await
@@ -724,18 +888,24 @@ impl<'a> Shop<'a> {
         format!("{}/{name}", self.name)
     }
 
-    /// The worker dies at the point while it takes these events; its successor does the step before it twice.
-    async fn crash_and_repeat(&mut self, point: Point, events: &[Value]) -> anyhow::Result<()> {
+    /// The worker dies at the point while it takes these events; its successor does the step before it twice. The log
+    /// tells that, so each point may come once by the same name.
+    async fn crash_and_repeat(
+        &mut self,
+        launch: impl Fn(&Self) -> Launch<'a>,
+        point: Point,
+        events: &[Value],
+    ) -> anyhow::Result<()> {
         self.worker.kill()?;
         pay(self.kit, events).await?;
-        self.worker = self.launch("run").env("HOLDFAST_CRASH", point.name()).spawn()?;
+        self.worker = launch(self).env("HOLDFAST_CRASH", point.name()).spawn()?;
         let status = self.worker.wait(DEADLINE).await?;
         ensure!(
             status.signal() == Some(Signal::SIGABRT as i32),
             "{status}\n{}",
             self.worker.last_words()
         );
-        self.worker = self.launch("run").env("HOLDFAST_REPEAT", point.name()).start().await?;
+        self.worker = launch(self).env("HOLDFAST_REPEAT", point.name()).start().await?;
         done_again(&self.worker, point).await
     }
 
@@ -888,6 +1058,13 @@ pub(crate) async fn fill(kit: &Kit, user: &str, tickets: &[String], hold_for: Op
     Ok(())
 }
 
+/// Takes a ticket out of the user's cart.
+async fn remove(kit: &Kit, user: &str, ticket: &str) -> anyhow::Result<()> {
+    let (status, reply) = call(kit, &[], "User", user, "removeTicket", &json!({ "ticket": ticket })).await?;
+    ensure!(status == 200 && reason(&reply).is_empty(), "{status}: {reply}");
+    Ok(())
+}
+
 pub(crate) async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Result<Value> {
     let (status, reply) = call(kit, &[], "User", user, "checkout", &body).await?;
     ensure!(status == 200, "{status}: {reply}");
@@ -991,16 +1168,38 @@ pub(crate) fn verbs(told: &[Outcome<UserTold>]) -> Vec<String> {
 
 /// Cancels or kills a checkout's workflow in the engine.
 pub(crate) async fn end_invocation(kit: &Kit, checkout: &str, how: &str) -> anyhow::Result<()> {
+    let id = workflow(kit, checkout, "<> 'completed'")
+        .await?
+        .context("no such workflow")?;
+    patch_invocation(kit, &id, how).await
+}
+
+/// The engine forgets a checkout's workflow, once it has ended.
+async fn forget(kit: &Kit, checkout: &str) -> anyhow::Result<()> {
+    let ended = async || workflow(kit, checkout, "= 'completed'").await;
+    let id = until("the workflow has ended", DEADLINE, async || {
+        ended().await?.context("it goes on")
+    })
+    .await?;
+    patch_invocation(kit, &id, "purge").await?;
+    until("the engine has forgotten it", DEADLINE, async || {
+        ensure!(ended().await?.is_none(), "it is still known");
+        Ok(())
+    })
+    .await
+}
+
+/// The engine's id of a checkout's workflow whose status is this.
+async fn workflow(kit: &Kit, checkout: &str, status: &str) -> anyhow::Result<Option<String>> {
     let query = format!(
         "select id from sys_invocation where target_service_name = 'Checkout' and target_service_key = '{checkout}' \
-         and target_handler_name = 'run' and status <> 'completed'"
+         and target_handler_name = 'run' and status {status}"
     );
     let rows = kit.stack.restate.sql(&query).await?;
-    let id = rows
-        .first()
-        .and_then(|row| row["id"].as_str())
-        .context("no such workflow")?
-        .to_owned();
+    Ok(rows.first().and_then(|row| row["id"].as_str()).map(str::to_owned))
+}
+
+async fn patch_invocation(kit: &Kit, id: &str, how: &str) -> anyhow::Result<()> {
     let url = format!("{}/invocations/{id}/{how}", kit.stack.restate.admin());
     reqwest::Client::new().patch(url).send().await?.error_for_status()?;
     Ok(())

@@ -15,6 +15,7 @@ use crate::checkout::{Driver, Progress};
 use crate::config::{CheckoutCommand, Config};
 use crate::domain::checkout::{Checkout, State};
 use crate::metrics::Metrics;
+use crate::store::checkouts::Dispute;
 use crate::store::credits::Loyalty;
 use crate::store::{self, checkouts};
 
@@ -26,11 +27,11 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let text = match command {
         CheckoutCommand::List => list(&pool).await?,
-        CheckoutCommand::Show { checkout } => show(&find(&pool, checkout).await?)?,
+        CheckoutCommand::Show { checkout } => show(&pool, checkout).await?,
         CheckoutCommand::Settle { checkout, give_back } => {
             let id = find(&pool, checkout).await?.id;
             settle(config, &pool, &id, *give_back, now).await?;
-            show(&find(&pool, checkout).await?)?
+            show(&pool, checkout).await?
         }
     };
     std::io::stdout().write_all(text.as_bytes()).context("cannot print")
@@ -85,7 +86,8 @@ async fn settle(
     }
 }
 
-fn show(checkout: &Checkout) -> anyhow::Result<String> {
+async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
+    let checkout = find(pool, checkout).await?;
     let (total, currency) = (checkout.total.amount(), checkout.currency().code());
     let failure = match &checkout.state {
         State::Undoing(failure) | State::Failed(failure) => {
@@ -119,6 +121,19 @@ fn show(checkout: &Checkout) -> anyhow::Result<String> {
             "{:<10}{} {price}",
             "ticket",
             readable(line.ticket.as_str().as_bytes())
+        )?;
+    }
+    for Dispute {
+        dispute,
+        amount,
+        status,
+    } in checkouts::disputes(pool, &checkout.id).await?
+    {
+        writeln!(
+            text,
+            "{:<10}{} {amount} {status}",
+            "dispute",
+            readable(dispute.as_bytes())
         )?;
     }
     Ok(text)

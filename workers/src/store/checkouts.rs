@@ -388,6 +388,29 @@ pub(super) async fn dispute(connection: &mut PgConnection, dispute: &DisputeId) 
     }))
 }
 
+/// A dispute of a checkout's payment, as it stands.
+pub struct Dispute {
+    pub dispute: String,
+    /// Minor units of the checkout's currency.
+    pub amount: i64,
+    pub status: String,
+}
+
+/// The disputes of a checkout.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn disputes(pool: &PgPool, checkout: &CheckoutId) -> Result<Vec<Dispute>, Error> {
+    sqlx::query_as!(
+        Dispute,
+        "select dispute, amount, status from disputes where checkout = $1 order by dispute",
+        checkout.as_str(),
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(Error::Read)
+}
+
 /// Notes how a dispute stands.
 pub(super) async fn note_dispute(
     connection: &mut PgConnection,
