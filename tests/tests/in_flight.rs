@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
+use holdfast::store::checkouts;
 use holdfast_schemas::UserTold;
 use holdfast_tests::kit::provider::{Call, Fault};
 use holdfast_tests::kit::{Kit, until};
@@ -29,6 +30,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_finished_checkout_that_the_engine_forgot_is_not_begun_again,
     nobody_gets_more_tickets_than_the_limits_allow,
     handlers_are_upgraded_while_checkouts_are_in_flight,
+    a_column_that_a_later_release_adds_breaks_no_statement_that_is_prepared,
 ];
 
 fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit) -> anyhow::Result<()> {
@@ -553,4 +555,20 @@ async fn pinned_to(kit: &Kit, deployment: &str) -> anyhow::Result<u64> {
     rows.first()
         .and_then(|row| row["invocations"].as_u64())
         .context("no count")
+}
+
+fn a_column_that_a_later_release_adds_breaks_no_statement_that_is_prepared(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        // One connection, which keeps what it has prepared.
+        let later = kit.stack.postgres.copy_database("holdfast", "later_release").await?;
+        let nowhere = "flight/nowhere".parse()?;
+        ensure!(checkouts::get(&later, &nowhere).await?.is_none());
+        sqlx::query("alter table checkouts add column later integer not null default 0")
+            .execute(&later)
+            .await?;
+        ensure!(checkouts::get(&later, &nowhere).await?.is_none());
+        ensure!(later.size() == 1, "{} connections", later.size());
+        later.close().await;
+        Ok(())
+    })
 }
