@@ -510,7 +510,8 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
 
 fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_it(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let settings = [("HOLDFAST_STUCK_AFTER", "2s"), ("HOLDFAST_RETRY_PAUSE", "1s")];
+        // Long enough for all that is said before.
+        let settings = [("HOLDFAST_STUCK_AFTER", "8s"), ("HOLDFAST_RETRY_PAUSE", "1s")];
         let shop = Shop::open_with(kit, "checkout/stuck", &settings).await?;
         let tickets = shop.tickets(4).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;

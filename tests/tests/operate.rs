@@ -78,6 +78,11 @@ fn a_wrong_setting_is_named_with_its_mend_before_any_socket_opens(kit: &Kit) -> 
                 "--credits-abandoned-after (HOLDFAST_CREDITS_ABANDONED_AFTER): give at least 1s",
             ),
             (
+                "HOLDFAST_STUCK_AFTER",
+                "2d",
+                "--stuck-after (HOLDFAST_STUCK_AFTER): give at most 12h",
+            ),
+            (
                 "HOLDFAST_LOG_FILTER",
                 "=!",
                 "--log-filter (HOLDFAST_LOG_FILTER): give directives",

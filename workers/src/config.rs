@@ -15,6 +15,9 @@ use crate::domain::checkout::MOST_TICKETS;
 use crate::domain::ticket::HOLD_FOR_SECONDS;
 use crate::mail;
 
+/// `verify` takes a checkout for lost that neither ends, goes on nor gets stuck for a day.
+const MOST_STUCK_AFTER: Duration = Duration::from_secs(12 * 3_600);
+
 /// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
 #[derive(Parser, Debug)]
 #[command(name = "holdfast", version, propagate_version = true)]
@@ -430,7 +433,8 @@ pub struct Checkout {
     /// The currency that credits pay, one minor unit each.
     #[arg(long, env = "HOLDFAST_CREDITS_CURRENCY", default_value = "EUR", value_parser = currency, global = true)]
     pub credits_currency: Currency,
-    /// How long the payment provider may leave it unknown how a payment stands before the checkout counts as stuck.
+    /// How long a step of a checkout may not come through, as when the payment provider leaves it unknown how a payment stands,
+    /// before the checkout counts as stuck; at most 12h.
     #[arg(long, env = "HOLDFAST_STUCK_AFTER", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
     pub stuck_after: Duration,
     /// How long a checkout that no workflow takes further is left alone before it is given up.
@@ -703,6 +707,11 @@ impl Config {
             checkout.show_limit.is_none_or(|limit| limit >= 1),
             "show-limit",
             "give at least 1, or leave it out",
+        );
+        require(
+            checkout.stuck_after <= MOST_STUCK_AFTER,
+            "stuck-after",
+            "give at most 12h: after a day, verify takes a checkout that has not gone on for a lost one",
         );
         require(
             checkout.abandoned_after >= Duration::from_secs(1),

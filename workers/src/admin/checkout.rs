@@ -15,7 +15,6 @@ use crate::checkout::{Driver, Progress};
 use crate::config::{CheckoutCommand, Config};
 use crate::domain::checkout::{Checkout, State};
 use crate::metrics::Metrics;
-use crate::store::checkouts::Dispute;
 use crate::store::credits::Loyalty;
 use crate::store::{self, checkouts};
 
@@ -123,18 +122,10 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
             readable(line.ticket.as_str().as_bytes())
         )?;
     }
-    for Dispute {
-        dispute,
-        amount,
-        status,
-    } in checkouts::disputes(pool, &checkout.id).await?
-    {
-        writeln!(
-            text,
-            "{:<10}{} {amount} {status}",
-            "dispute",
-            readable(dispute.as_bytes())
-        )?;
+    for dispute in checkouts::disputes(pool, &checkout.id).await? {
+        let (id, amount) = (readable(dispute.id.as_bytes()), dispute.amount);
+        let status = checkouts::dispute_name(dispute.status);
+        writeln!(text, "{:<10}{id} {amount} {status}", "dispute")?;
     }
     Ok(text)
 }

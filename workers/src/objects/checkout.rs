@@ -52,7 +52,7 @@ impl Checkout {
         let id = id(ctx.key())?;
         match self.follow(&ctx, &id, true).await {
             Ok(()) => {}
-            // Only a cancellation ends a step for good.
+            // Only a cancellation ends a step for good, or that there is no such checkout: then this ends here.
             Err(_) => {
                 ctx.run(|| self.give_up(&id)).name("give up").await?;
                 self.follow(&ctx, &id, false).await?;

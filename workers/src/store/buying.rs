@@ -12,7 +12,6 @@ use holdfast_schemas::{
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::checkouts::Noted;
 use super::commit::{self, Answer, Current, Internal, Stored, Unit, Work};
 use super::credits::{Changed, Loyalty};
 use super::ledger::{self, Kind};
@@ -605,7 +604,7 @@ fn fits_cart(checkout: &Checkout, asked: &Option<Vec<TicketId>>, cart: &[TicketI
 
 /// Whether it is this checkout's payment that an event is about, in its currency, and its dispute. Its payment is not known as
 /// long as the provider's answer is on its way. `known`: the dispute, if it was noted before.
-fn fits(checkout: &Checkout, known: Option<&Noted>, said: &Payment) -> Result<(), UserRefusalReason> {
+fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &Payment) -> Result<(), UserRefusalReason> {
     let (payment, amount) = match said {
         Payment::PaymentAuthorized { payment, amount, .. }
         | Payment::PaymentCaptured { payment, amount, .. }

@@ -283,6 +283,7 @@ pub async fn unfinished(
     live: &[String],
     live_users: &[String],
 ) -> Result<Vec<CheckoutId>, Error> {
+    // As the index checkouts_unfinished has it; so does verify.
     let rows = sqlx::query_scalar!(
         "select checkout from checkouts
          where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
@@ -357,58 +358,63 @@ pub fn dispute_name(status: DisputeStatus) -> &'static str {
     }
 }
 
-/// A dispute as it was noted.
-pub(super) struct Noted {
-    pub(super) checkout: String,
-    /// Minor units of the checkout's currency.
-    pub(super) amount: i64,
-    pub(super) status: DisputeStatus,
-}
-
-/// How a dispute stands, locked for the rest of the transaction; none when it is not known.
-pub(super) async fn dispute(connection: &mut PgConnection, dispute: &DisputeId) -> Result<Option<Noted>, Error> {
-    let row = sqlx::query!(
-        "select checkout, amount, status from disputes where dispute = $1 for update",
-        dispute.as_str()
-    );
-    let Some(row) = row.fetch_optional(connection).await.map_err(Error::Read)? else {
-        return Ok(None);
-    };
-    let known = [DisputeStatus::Opened, DisputeStatus::Won, DisputeStatus::Lost];
-    let named = known.into_iter().find(|known| dispute_name(*known) == row.status);
-    let status = named.ok_or_else(|| Error::Row {
-        table: "disputes",
-        key: dispute.to_string(),
-        what: format!("status {:?}", row.status),
-    })?;
-    Ok(Some(Noted {
-        checkout: row.checkout,
-        amount: row.amount,
-        status,
-    }))
-}
-
-/// A dispute of a checkout's payment, as it stands.
+/// A dispute, as it was noted.
 pub struct Dispute {
-    pub dispute: String,
+    /// The payment provider's id of it.
+    pub id: String,
+    pub checkout: String,
     /// Minor units of the checkout's currency.
     pub amount: i64,
-    pub status: String,
+    pub status: DisputeStatus,
+}
+
+/// A dispute, locked for the rest of the transaction; none when it is not known.
+pub(super) async fn dispute(connection: &mut PgConnection, id: &DisputeId) -> Result<Option<Dispute>, Error> {
+    let row = sqlx::query!(
+        "select checkout, amount, status from disputes where dispute = $1 for update",
+        id.as_str()
+    );
+    let row = row.fetch_optional(connection).await.map_err(Error::Read)?;
+    row.map(|row| {
+        Ok(Dispute {
+            status: dispute_status(id.as_str(), &row.status)?,
+            id: id.to_string(),
+            checkout: row.checkout,
+            amount: row.amount,
+        })
+    })
+    .transpose()
 }
 
 /// The disputes of a checkout.
 ///
 /// # Errors
-/// The database does not answer.
+/// The database does not answer, or a row cannot be understood.
 pub async fn disputes(pool: &PgPool, checkout: &CheckoutId) -> Result<Vec<Dispute>, Error> {
-    sqlx::query_as!(
-        Dispute,
+    let rows = sqlx::query!(
         "select dispute, amount, status from disputes where checkout = $1 order by dispute",
         checkout.as_str(),
-    )
-    .fetch_all(pool)
-    .await
-    .map_err(Error::Read)
+    );
+    let rows = rows.fetch_all(pool).await.map_err(Error::Read)?.into_iter();
+    rows.map(|row| {
+        Ok(Dispute {
+            status: dispute_status(&row.dispute, &row.status)?,
+            id: row.dispute,
+            checkout: checkout.to_string(),
+            amount: row.amount,
+        })
+    })
+    .collect()
+}
+
+fn dispute_status(id: &str, name: &str) -> Result<DisputeStatus, Error> {
+    let known = [DisputeStatus::Opened, DisputeStatus::Won, DisputeStatus::Lost];
+    let named = known.into_iter().find(|known| dispute_name(*known) == name);
+    named.ok_or_else(|| Error::Row {
+        table: "disputes",
+        key: id.to_owned(),
+        what: format!("status {name:?}"),
+    })
 }
 
 /// Notes how a dispute stands.

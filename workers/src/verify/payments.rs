@@ -25,11 +25,30 @@ struct Booked {
     currency: Currency,
     /// What the ledger says was captured and not given back. A disputed amount counts: the provider tells of it elsewhere.
     kept: i64,
-    /// Whether there are disputes about it.
-    disputed: bool,
+    disputes: Disputes,
     /// The same two, as the provider says so far.
     told: i64,
     told_disputed: bool,
+}
+
+/// What the database has of a checkout's disputes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disputes {
+    None,
+    /// All were won: the provider may say that it is disputed or not.
+    Won,
+    /// One was lost, or is undecided.
+    Standing,
+}
+
+impl Disputes {
+    pub(super) fn new(all: i64, won: i64) -> Self {
+        match (all, all - won) {
+            (0, _) => Self::None,
+            (_, 0) => Self::Won,
+            _ => Self::Standing,
+        }
+    }
 }
 
 impl Payments {
@@ -40,14 +59,14 @@ impl Payments {
         currency: Currency,
         ended: bool,
         kept: i64,
-        disputed: bool,
+        disputes: Disputes,
     ) {
         self.since = Some(self.since.map_or(since, |earliest| earliest.min(since)));
         let booked = Booked {
             ended,
             currency,
             kept,
-            disputed,
+            disputes,
             told: 0,
             told_disputed: false,
         };
@@ -109,12 +128,12 @@ impl Payments {
                     format!("the ledger says that {kept} was taken and not given back, in minor units, but the payment provider says {told}")
                 });
             }
-            if booked.disputed != booked.told_disputed {
-                let (ours, theirs) = (booked.disputed, booked.told_disputed);
-                report.broken(Promise::MoneyMismatch, checkout.as_str(), || {
-                    format!("whether it is disputed: the database says {ours}, the payment provider {theirs}")
-                });
-            }
+            let missing = match (booked.disputes, booked.told_disputed) {
+                (Disputes::None, true) => "the payment provider says that it is disputed, but no dispute was heard of",
+                (Disputes::Standing, false) => "it is disputed, but the payment provider does not say so",
+                _ => continue,
+            };
+            report.broken(Promise::MoneyMismatch, checkout.as_str(), || missing.to_owned());
         }
     }
 }
@@ -134,7 +153,7 @@ mod tests {
             Currency::EUR,
             ended,
             kept,
-            false,
+            Disputes::None,
         );
         if let Some((state, captured, refunded)) = payment {
             payments.hear(&told("c-1", state, captured, refunded), &mut report);
@@ -203,7 +222,7 @@ mod tests {
             Currency::USD,
             true,
             100,
-            false,
+            Disputes::None,
         );
         payments.hear(&told("c-1", State::Captured, 100, 0), &mut report);
         assert_eq!(report.money_mismatch, 1);
@@ -211,7 +230,15 @@ mod tests {
 
     #[test]
     fn a_dispute_that_only_one_of_both_knows_of_is_named() {
-        for (ours, theirs) in [(true, true), (true, false), (false, true)] {
+        for (all, won, theirs, named) in [
+            (0, 0, false, 0),
+            (0, 0, true, 1),
+            (1, 0, false, 1),
+            (1, 0, true, 0),
+            (2, 1, false, 1),
+            (1, 1, false, 0),
+            (1, 1, true, 0),
+        ] {
             let (mut payments, mut report) = (Payments::default(), Report::default());
             payments.book(
                 checkout("c-1"),
@@ -219,7 +246,7 @@ mod tests {
                 Currency::EUR,
                 true,
                 100,
-                ours,
+                Disputes::new(all, won),
             );
             let payment = Payment {
                 disputed: theirs,
@@ -227,7 +254,7 @@ mod tests {
             };
             payments.hear(&payment, &mut report);
             payments.judge(&HashSet::new(), &mut report);
-            assert_eq!(report.money_mismatch, u64::from(ours != theirs));
+            assert_eq!(report.money_mismatch, named, "{all} {won} {theirs}");
         }
     }
 }

@@ -29,7 +29,7 @@ pub struct Report {
     pub out_of_order: u64,
     /// Steps in the life of a ticket that cannot follow the step before, and tickets that are not where their log left them.
     pub oversold: u64,
-    /// Checkouts whose money, credits and seats do not agree.
+    /// Checkouts whose money, credits and seats do not agree, and those that neither end nor go on.
     pub money_mismatch: u64,
     /// Payments that the provider still has open although their checkouts have ended; only where a provider is set.
     pub open_authorisations: u64,
@@ -52,7 +52,7 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Offence {
     pub promise: Promise,
-    /// The ticket or user, or the record's key.
+    /// The ticket, user or checkout, the record's key, or the movement or transaction in which something is wrong.
     pub key: String,
     /// What is wrong, as a sentence.
     pub what: String,

@@ -15,6 +15,7 @@ use super::Look;
 use super::credits::{Credit, Spent};
 use super::history::{TicketRow, UserRow};
 use super::ledger::{Change, Entry, Record, digest};
+use super::payments::Disputes;
 use super::report::Promise;
 use crate::config;
 
@@ -189,7 +190,8 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     let mut rows = sqlx::query!(
         r#"select c.checkout, coalesce(c.called_at, c.opened_at) as "since!", c.total_currency, c.ended_at is not null as "ended!",
                   coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund')), 0)::bigint as "kept!",
-                  exists (select 1 from disputes d where d.checkout = c.checkout) as "disputed!"
+                  (select count(*) from disputes d where d.checkout = c.checkout) as "disputes!",
+                  (select count(*) from disputes d where d.checkout = c.checkout and d.status = 'won') as "won!"
            from checkouts c
            left join ledger l on l.checkout = c.checkout and l.account = 'provider'
            group by c.checkout"#
@@ -198,8 +200,14 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     while let Some(row) = rows.try_next().await? {
         let checkout = CheckoutId::parse(&row.checkout).context("the id of a checkout cannot be read")?;
         let currency = Currency::from_code(&row.total_currency).context("the currency of a checkout cannot be read")?;
-        look.payments
-            .book(checkout, row.since, currency, row.ended, row.kept, row.disputed);
+        look.payments.book(
+            checkout,
+            row.since,
+            currency,
+            row.ended,
+            row.kept,
+            Disputes::new(row.disputes, row.won),
+        );
     }
     Ok(())
 }
