@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
-use holdfast::store::checkouts;
+use holdfast::store::{self, checkouts};
 use holdfast_schemas::UserTold;
 use holdfast_tests::kit::provider::{Call, Fault};
 use holdfast_tests::kit::{Kit, until};
@@ -561,10 +561,15 @@ async fn pinned_to(kit: &Kit, deployment: &str) -> anyhow::Result<u64> {
 fn a_column_that_a_later_release_adds_breaks_no_statement_that_is_prepared(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let postgres = &kit.stack.postgres;
-        postgres.copy_database("holdfast", "later_release").await?.close().await;
+        postgres
+            .copy_database("template1", "later_release")
+            .await?
+            .close()
+            .await;
         // One connection, which keeps what it has prepared.
         let later = PgPoolOptions::new().max_connections(1);
         let later = later.connect(&postgres.url_of("later_release")).await?;
+        store::migrate(&later).await?;
         let nowhere = "flight/nowhere".parse()?;
         ensure!(checkouts::get(&later, &nowhere).await?.is_none());
         sqlx::query("alter table checkouts add column later integer not null default 0")
