@@ -8,13 +8,14 @@
 //! 2. the database, in one snapshot;
 //! 3. the outcome and dead-letter topics, up to ends that are taken now: the topics must have all that the snapshot has, as
 //!    far as it does not stand in the snapshot's outbox;
-//! 4. the payments at the provider, where one is given: they must have the money of every checkout that had ended, and its disputes;
+//! 4. the payments at the provider, where one is given: they must have the money of every checkout that had ended, and its
+//!    disputes;
 //! 5. the public topics, up to the ends of step 1.
 //!
 //! An event is one stream's, so each stream has a [`Book`], all by the same code. Five files judge, without any I/O: [`ledger`]
 //! what the database says, by itself and beside the outcomes that were told, [`history`] the life of each ticket and user,
-//! [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has the money that it should have,
-//! [`records`] what became of the records. Two files read: [`snapshot`] and [`topics`].
+//! [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has the money that it
+//! should have, [`records`] what became of the records. Two files read: [`snapshot`] and [`topics`].
 
 mod credits;
 mod history;
