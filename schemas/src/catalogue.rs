@@ -8,7 +8,7 @@ use crate::identity::OutcomeId;
 use crate::moment::Moment;
 use crate::text::{EventId, Source};
 use crate::version::Version;
-use crate::{Asked, Key, OUTCOME_SOURCE, Payment, Reservation, Told};
+use crate::{EventData, Key, OUTCOME_SOURCE, OutcomeData, TicketEvent, UserEvent};
 
 /// One type in one version.
 #[derive(Debug, Clone)]
@@ -28,26 +28,26 @@ pub struct Entry {
 
 /// What may be asked, topic by topic.
 pub fn events() -> Vec<Entry> {
-    [asked::<Reservation>(), asked::<Payment>()].concat()
+    [asked::<TicketEvent>(), asked::<UserEvent>()].concat()
 }
 
 /// What is told, topic by topic.
 pub fn outcomes() -> Vec<Entry> {
     [
-        told::<<Reservation as Asked>::Told>(),
-        told::<<Payment as Asked>::Told>(),
+        told::<<TicketEvent as EventData>::Outcome>(),
+        told::<<UserEvent as EventData>::Outcome>(),
     ]
     .concat()
 }
 
-fn asked<A: Asked>() -> Vec<Entry> {
+fn asked<A: EventData>() -> Vec<Entry> {
     let versions = A::VERSIONS.iter();
     versions
         .map(|version| entry(version, A::TOPIC, false, attributes_asked::<A::Key>()))
         .collect()
 }
 
-fn told<T: Told>() -> Vec<Entry> {
+fn told<T: OutcomeData>() -> Vec<Entry> {
     let versions = T::VERSIONS.iter();
     versions
         .map(|version| entry(version, T::TOPIC, true, attributes_told::<T::Key>()))

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use crate::event::{Content, Event, Origin};
 use crate::moment;
 use crate::refusal::{DeadLetterReason, Refusal};
-use crate::stream::{Asked, Key};
+use crate::stream::{EventData, Key};
 use crate::text::{Invalid, NUL};
 use crate::trace::Traceparent;
 use crate::version::{Object, Version};
@@ -32,7 +32,7 @@ pub struct Record<'a> {
 /// The content mode is structured if the content type says so, else binary if there is a header `ce_specversion`. A record
 /// with neither is taken as structured if its value looks like it, so that a plain console client can send events.
 /// A claimed origin is not believed: [`Event::origin`] is none.
-pub fn decode<A: Asked>(record: &Record) -> Result<Event<A>, Refusal> {
+pub fn decode<A: EventData>(record: &Record) -> Result<Event<A>, Refusal> {
     let key: A::Key = key(record.key)?;
     let value = value(record.value)?;
     let headers = Headers(&record.headers);
@@ -57,7 +57,7 @@ pub fn decode<A: Asked>(record: &Record) -> Result<Event<A>, Refusal> {
 
 /// Decodes what a handler is given: `[` opens a record of the gate, events of one key each with its origin; `{` one event
 /// in structured mode, straight from a public topic.
-pub fn decode_delivery<A: Asked>(value: &[u8]) -> Result<Vec<Event<A>>, Refusal> {
+pub fn decode_delivery<A: EventData>(value: &[u8]) -> Result<Vec<Event<A>>, Refusal> {
     let text = utf8(value)?;
     if !text.trim_ascii_start().starts_with('[') {
         return Ok(vec![structured(text)?.check()?]);
@@ -297,7 +297,7 @@ impl Envelope<'_> {
         Err(refuse(DeadLetterReason::ContentMode, detail))
     }
 
-    fn check<A: Asked>(self) -> Result<Event<A>, Refusal> {
+    fn check<A: EventData>(self) -> Result<Event<A>, Refusal> {
         self.must_be_complete()?;
         must_equal(
             "specversion",
@@ -343,7 +343,7 @@ impl Envelope<'_> {
         ))
     }
 
-    fn check_with_origin<A: Asked>(self) -> Result<Event<A>, Refusal> {
+    fn check_with_origin<A: EventData>(self) -> Result<Event<A>, Refusal> {
         let origin = Origin {
             topic: text("origintopic", &self.origintopic)?.into_owned(),
             partition: number("originpartition", &self.originpartition)?,
@@ -394,7 +394,7 @@ fn must_equal(
     }
 }
 
-fn version<A: Asked>(name: &str) -> Result<&'static Version<A>, Refusal> {
+fn version<A: EventData>(name: &str) -> Result<&'static Version<A>, Refusal> {
     if let Some(version) = A::VERSIONS.iter().find(|version| version.name == name) {
         return Ok(version);
     }

@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::moment;
-use crate::stream::{Asked, Key};
+use crate::stream::{EventData, Key};
 use crate::text::{EventId, Source};
 use crate::trace::Traceparent;
 
 /// An event. `(source, id)` names it; the same pair with another [`hash`](Self::hash) is another event that reuses the id.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event<A: Asked> {
+pub struct Event<A: EventData> {
     pub source: Source,
     pub id: EventId,
     /// When it happened, by its producer; UTC, in the years 1970 to 9999.
@@ -39,7 +39,7 @@ pub struct Origin {
     pub time: OffsetDateTime,
 }
 
-impl<A: Asked> Event<A> {
+impl<A: EventData> Event<A> {
     /// An event that did not come from Kafka, in the newest version of its type. `time` is taken to the nearest one that can
     /// be written (years 1970 to 9999).
     pub fn new(
@@ -215,12 +215,12 @@ struct Envelope<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reservations::Reservation;
+    use crate::reservations::TicketEvent;
     use serde_json::{Value, json};
     use time::macros::datetime;
 
-    fn requested(user: &str) -> Event<Reservation> {
-        let data = Reservation::ReservationRequested {
+    fn requested(user: &str) -> Event<TicketEvent> {
+        let data = TicketEvent::ReservationRequested {
             user: user.parse().unwrap(),
             hold_for: Some(60),
         };
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn an_event_made_of_an_absurd_number_or_time_can_still_be_written() {
-        let data = Reservation::ReservationRequested {
+        let data = TicketEvent::ReservationRequested {
             user: "ann".parse().unwrap(),
             hold_for: Some(i64::MAX),
         };

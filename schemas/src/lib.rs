@@ -36,13 +36,13 @@ pub use identity::{HoldId, OutcomeId, hold_id, outcome_id};
 pub use iso_currency::Currency;
 pub use money::{Credits, Price};
 pub use outcomes::{
-    CheckoutFailure, OUTCOME_SOURCE, Outcome, ProfileField, RefusalReason, Reply, ReplyOutcome, TicketTold,
-    UserRefusalReason, UserTold,
+    CheckoutFailure, OUTCOME_SOURCE, Outcome, ProfileField, RefusalReason, Reply, ReplyOutcome, TicketOutcome,
+    UserOutcome, UserRefusalReason,
 };
-pub use payments::{DisputeStatus, Payment, ProfileValues};
+pub use payments::{DisputeStatus, ProfileValues, UserEvent};
 pub use refusal::{DeadLetterReason, Refusal};
-pub use reservations::Reservation;
-pub use stream::{Asked, Key, Told};
+pub use reservations::TicketEvent;
+pub use stream::{EventData, Key, OutcomeData};
 pub use text::{
     CheckoutId, DeclineCode, DisputeId, Email, EventId, Invalid, Language, Name, PaymentId, PaymentMethod, Seat,
     ShowId, Source, TicketId, UserId,

@@ -10,13 +10,13 @@ use time::OffsetDateTime;
 
 use crate::identity::OutcomeId;
 use crate::moment;
-use crate::stream::Told;
+use crate::stream::OutcomeData;
 use crate::text::{EventId, Invalid, Source};
 use crate::trace::Traceparent;
 use crate::version::{Object, Wire};
 
-pub use tickets::{RefusalReason, TicketTold};
-pub use users::{CheckoutFailure, ProfileField, UserRefusalReason, UserTold};
+pub use tickets::{RefusalReason, TicketOutcome};
+pub use users::{CheckoutFailure, ProfileField, UserOutcome, UserRefusalReason};
 
 /// Declares the data of outcome types in one version.
 macro_rules! told {
@@ -36,7 +36,7 @@ pub(crate) use told;
 
 /// One outcome, as the world is told it. Its `source` is always [`OUTCOME_SOURCE`].
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outcome<T: Told> {
+pub struct Outcome<T: OutcomeData> {
     pub id: OutcomeId,
     pub subject: T::Key,
     pub time: OffsetDateTime,
@@ -78,7 +78,7 @@ impl Reply {
 }
 
 impl ReplyOutcome {
-    pub fn new(told: &impl Told, sequence: i64) -> Self {
+    pub fn new(told: &impl OutcomeData, sequence: i64) -> Self {
         Self {
             outcome_type: told.outcome_type().to_owned(),
             sequence,
@@ -94,7 +94,7 @@ fn write<W: Wire>(wire: W) -> Value {
     serde_json::to_value(wire).expect("wire types have text keys and whole numbers, which JSON can always write")
 }
 
-impl<T: Told> Outcome<T> {
+impl<T: OutcomeData> Outcome<T> {
     /// A CloudEvent in structured mode.
     pub fn to_json(&self) -> Vec<u8> {
         let data = serde_json::value::to_raw_value(&self.data.data()).expect("JSON can be written");
@@ -176,7 +176,7 @@ mod tests {
             causation_source: "shop".parse().unwrap(),
             causation_id: "1".parse().unwrap(),
             traceparent: Traceparent::derive("shop", "1"),
-            data: TicketTold::TicketHeld {
+            data: TicketOutcome::TicketHeld {
                 user,
                 hold,
                 until: time,

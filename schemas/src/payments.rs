@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::money::{Credits, Price};
-use crate::outcomes::UserTold;
-use crate::stream::Asked;
+use crate::outcomes::UserOutcome;
+use crate::stream::EventData;
 use crate::text::{
     CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, TicketId, UserId,
 };
@@ -18,7 +18,7 @@ pub use v1::DisputeStatus;
 
 /// What is asked, in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Payment {
+pub enum UserEvent {
     /// A user is new, with this profile.
     UserRegistered {
         email: Email,
@@ -90,9 +90,9 @@ impl ProfileValues {
     }
 }
 
-impl Asked for Payment {
+impl EventData for UserEvent {
     type Key = UserId;
-    type Told = UserTold;
+    type Outcome = UserOutcome;
     const TOPIC: &'static str = topics::PAYMENTS;
     const ADMITTED: &'static str = topics::PAYMENTS_ADMITTED;
     const VERSIONS: &'static [Version<Self>] = &[

@@ -7,15 +7,15 @@ use serde_json::value::RawValue;
 use crate::identity::HoldId;
 use crate::money::Price;
 use crate::number::MAX_SAFE;
-use crate::outcomes::TicketTold;
-use crate::stream::Asked;
+use crate::outcomes::TicketOutcome;
+use crate::stream::EventData;
 use crate::text::{Seat, ShowId, TicketId, UserId};
 use crate::topics;
 use crate::version::{Version, write};
 
 /// What is asked, in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reservation {
+pub enum TicketEvent {
     /// A ticket is for sale, at these terms.
     TicketListed {
         show: ShowId,
@@ -30,9 +30,9 @@ pub enum Reservation {
     ReservationReleased { user: UserId, hold: HoldId },
 }
 
-impl Asked for Reservation {
+impl EventData for TicketEvent {
     type Key = TicketId;
-    type Told = TicketTold;
+    type Outcome = TicketOutcome;
     const TOPIC: &'static str = topics::RESERVATIONS;
     const ADMITTED: &'static str = topics::RESERVATIONS_ADMITTED;
     const VERSIONS: &'static [Version<Self>] = &[

@@ -14,11 +14,11 @@ use crate::version::Version;
 
 /// What may be asked on one public topic, in its current form, whichever version it came in. Its versions make it known here
 /// alone: no other crate can add one.
-pub trait Asked: Clone + Debug + PartialEq + Send + Sync + 'static {
+pub trait EventData: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// What an event is about: its subject and the key of its record.
     type Key: Key;
     /// What becomes of it.
-    type Told: Told<Key = Self::Key>;
+    type Outcome: OutcomeData<Key = Self::Key>;
     /// The public topic.
     const TOPIC: &'static str;
     /// What the gate admitted, gathered by key.
@@ -31,7 +31,7 @@ pub trait Asked: Clone + Debug + PartialEq + Send + Sync + 'static {
 }
 
 /// What is told on one outcome topic, in its current form, whichever version it came in.
-pub trait Told: Clone + Debug + PartialEq + Send + Sync + 'static {
+pub trait OutcomeData: Clone + Debug + PartialEq + Send + Sync + 'static {
     type Key: Key;
     const TOPIC: &'static str;
     /// Every version that can be read; a new one is a module and a line.

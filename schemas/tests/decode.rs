@@ -6,7 +6,7 @@
 )]
 
 use holdfast_schemas::{
-    DeadLetterReason as Reason, Origin, Price, Record, Refusal, Reservation, decode, decode_delivery,
+    DeadLetterReason as Reason, Origin, Price, Record, Refusal, TicketEvent, decode, decode_delivery,
 };
 use serde_json::{Value, json};
 use time::macros::datetime;
@@ -53,7 +53,7 @@ fn record<'a>(value: &'a [u8], headers: &[(&'a str, Option<&'a [u8]>)]) -> Recor
     }
 }
 
-type Event = holdfast_schemas::Event<Reservation>;
+type Event = holdfast_schemas::Event<TicketEvent>;
 
 fn structured(event: &Value) -> Result<Event, Refusal> {
     decode(&record(event.to_string().as_bytes(), &[CLOUDEVENTS]))
@@ -95,7 +95,7 @@ fn a_structured_event_is_decoded() {
     let user = "ann".parse().unwrap();
     assert_eq!(
         event.data,
-        Reservation::ReservationRequested {
+        TicketEvent::ReservationRequested {
             user,
             hold_for: Some(60)
         }
@@ -110,7 +110,7 @@ fn the_content_type_of_structured_mode_is_read_in_any_case() {
     ] {
         let header = ("Content-Type", Some(content_type.as_bytes()));
         assert!(
-            decode::<Reservation>(&record(requested().to_string().as_bytes(), &[header])).is_ok(),
+            decode::<TicketEvent>(&record(requested().to_string().as_bytes(), &[header])).is_ok(),
             "{content_type}"
         );
     }
@@ -157,7 +157,7 @@ fn the_same_content_has_the_same_hash_however_it_is_spelled() {
     assert_ne!(*binary(r#"{"user":"ann","hold_for":61}"#, &[]).unwrap().hash(), hash);
     assert_ne!(*binary(r#"{"user":"ann"}"#, &[]).unwrap().hash(), hash);
     let value = with(requested(), "subject", json!("A-2")).to_string();
-    let elsewhere = decode::<Reservation>(&Record {
+    let elsewhere = decode::<TicketEvent>(&Record {
         key: Some(b"A-2"),
         ..record(value.as_bytes(), &[])
     });
@@ -175,7 +175,7 @@ fn structured_mode_wins_over_binary_headers() {
         ("ce_specversion", Some(&b"1.0"[..])),
         ("ce_id", Some(b"another")),
     ];
-    let event = decode::<Reservation>(&record(requested().to_string().as_bytes(), &headers));
+    let event = decode::<TicketEvent>(&record(requested().to_string().as_bytes(), &headers));
     assert_eq!(event.unwrap().id.as_str(), "1");
 }
 
@@ -215,11 +215,11 @@ fn a_delivery_is_one_event_or_a_list_with_origins() {
     );
     let bare = [b"[".to_vec(), one.to_json(), b"]".to_vec()].concat();
     assert_eq!(
-        decode_delivery::<Reservation>(&bare).unwrap_err().reason,
+        decode_delivery::<TicketEvent>(&bare).unwrap_err().reason,
         Reason::MissingAttribute
     );
     for broken in [&b"["[..], b"", b"[{}", b"[[]]", b"[1]", b"{}", b"null", b"\xff"] {
-        assert!(decode_delivery::<Reservation>(broken).is_err());
+        assert!(decode_delivery::<TicketEvent>(broken).is_err());
     }
 }
 
@@ -559,6 +559,6 @@ fn other_characters_are_all_taken() {
         "\"\n",
     ] {
         let event = structured(&with(requested(), "data", json!({"user": user}))).unwrap();
-        assert!(matches!(event.data, Reservation::ReservationRequested { user: found, .. } if found.as_str() == user));
+        assert!(matches!(event.data, TicketEvent::ReservationRequested { user: found, .. } if found.as_str() == user));
     }
 }

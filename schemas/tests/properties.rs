@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use holdfast_schemas::{
-    Asked, DeadLetter, Event, Key, Origin, Outcome, Payment, Record, Reservation, Traceparent, catalogue, decode,
+    DeadLetter, Event, EventData, Key, Origin, Outcome, Record, TicketEvent, Traceparent, UserEvent, catalogue, decode,
     decode_delivery,
 };
 use proptest::collection::vec;
@@ -59,22 +59,22 @@ proptest! {
 
     #[test]
     fn an_event_in_binary_mode_is_the_one_in_structured_mode(event in event()) {
-        same_in_binary_mode::<Reservation>(&event)?;
+        same_in_binary_mode::<TicketEvent>(&event)?;
     }
 
     #[test]
     fn a_user_event_in_binary_mode_is_the_one_in_structured_mode(event in user_event()) {
-        same_in_binary_mode::<Payment>(&event)?;
+        same_in_binary_mode::<UserEvent>(&event)?;
     }
 
     #[test]
     fn what_is_written_is_valid_by_the_published_schema(event in event()) {
-        written_is_valid::<Reservation>(&event)?;
+        written_is_valid::<TicketEvent>(&event)?;
     }
 
     #[test]
     fn what_is_written_of_a_user_is_valid_by_the_published_schema(event in user_event()) {
-        written_is_valid::<Payment>(&event)?;
+        written_is_valid::<UserEvent>(&event)?;
     }
 
     #[test]
@@ -85,7 +85,7 @@ proptest! {
     }
 }
 
-fn same_in_binary_mode<A: Asked>(event: &Value) -> Result<(), TestCaseError> {
+fn same_in_binary_mode<A: EventData>(event: &Value) -> Result<(), TestCaseError> {
     let value = event.to_string();
     let structured = decode::<A>(&Record {
         key: Some(KEY),
@@ -106,7 +106,7 @@ fn same_in_binary_mode<A: Asked>(event: &Value) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn written_is_valid<A: Asked>(event: &Value) -> Result<(), TestCaseError> {
+fn written_is_valid<A: EventData>(event: &Value) -> Result<(), TestCaseError> {
     let value = event.to_string();
     let event: Event<A> = decode(&Record {
         key: Some(KEY),
@@ -125,11 +125,15 @@ type Headers = [(String, Option<Vec<u8>>)];
 
 /// Gives the record to everything that decodes, and reads back whatever it gives.
 fn check(key: &Option<Vec<u8>>, value: &Option<Vec<u8>>, headers: &Headers) -> Result<(), TestCaseError> {
-    check_as::<Reservation>(key, value, headers)?;
-    check_as::<Payment>(key, value, headers)
+    check_as::<TicketEvent>(key, value, headers)?;
+    check_as::<UserEvent>(key, value, headers)
 }
 
-fn check_as<A: Asked>(key: &Option<Vec<u8>>, value: &Option<Vec<u8>>, headers: &Headers) -> Result<(), TestCaseError> {
+fn check_as<A: EventData>(
+    key: &Option<Vec<u8>>,
+    value: &Option<Vec<u8>>,
+    headers: &Headers,
+) -> Result<(), TestCaseError> {
     let headers: Vec<_> = headers
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_deref()))
@@ -155,13 +159,13 @@ fn check_as<A: Asked>(key: &Option<Vec<u8>>, value: &Option<Vec<u8>>, headers: &
         }
         check_gathered(events)?;
     }
-    if let Ok(outcome) = Outcome::<A::Told>::from_json(value) {
+    if let Ok(outcome) = Outcome::<A::Outcome>::from_json(value) {
         prop_assert_eq!(Outcome::from_json(&outcome.to_json()), Ok(outcome));
     }
     Ok(())
 }
 
-fn check_event<A: Asked>(event: &Event<A>) -> Result<(), TestCaseError> {
+fn check_event<A: EventData>(event: &Event<A>) -> Result<(), TestCaseError> {
     let json = event.to_json();
     let key = Some(event.subject.as_str().as_bytes());
     let again = decode(&Record {
@@ -176,7 +180,7 @@ fn check_event<A: Asked>(event: &Event<A>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn check_gathered<A: Asked>(mut events: Vec<Event<A>>) -> Result<(), TestCaseError> {
+fn check_gathered<A: EventData>(mut events: Vec<Event<A>>) -> Result<(), TestCaseError> {
     let time = OffsetDateTime::UNIX_EPOCH;
     for (offset, event) in events.iter_mut().enumerate() {
         let origin = || Origin {

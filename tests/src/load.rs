@@ -271,12 +271,12 @@ pub struct Outcome {
     pub causationsource: String,
     /// The event that it answers.
     pub causationid: String,
-    pub data: Told,
+    pub data: OutcomeFields,
 }
 
 /// The data of any outcome; which fields there are depends on its type.
 #[derive(Deserialize)]
-pub struct Told {
+pub struct OutcomeFields {
     pub user: Option<String>,
     pub hold: Option<String>,
     pub reason: Option<String>,

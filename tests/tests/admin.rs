@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{UserTold, dead_letter, hold_id, topics};
+use holdfast_schemas::{UserOutcome, dead_letter, hold_id, topics};
 use holdfast_tests::kit::kafka::{Read, Sent};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::{now, timestamp};
@@ -244,7 +244,7 @@ fn a_user_is_shown_as_they_are_and_as_they_were_without_their_profile(kit: &Kit)
             credits("admin/credits", 30),
         ];
         pay(kit, &first).await?;
-        let given = told_of::<UserTold>(kit, USER, 2).await?;
+        let given = told_of::<UserOutcome>(kit, USER, 2).await?;
         let between = timestamp(now());
         let second = [
             event("admin/again", USER, "user.registered", ann),
@@ -257,7 +257,7 @@ fn a_user_is_shown_as_they_are_and_as_they_were_without_their_profile(kit: &Kit)
             credits("admin/more", 12),
         ];
         pay(kit, &second).await?;
-        told_of::<UserTold>(kit, USER, 5).await?;
+        told_of::<UserOutcome>(kit, USER, 5).await?;
 
         let before = timestamp(given[0].time - Duration::from_millis(1));
         for (arguments, credits, changes) in [

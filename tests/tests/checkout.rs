@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::crash::Point;
-use holdfast_schemas::{Outcome, TicketTold, Told, UserTold};
+use holdfast_schemas::{Outcome, OutcomeData, TicketOutcome, UserOutcome};
 use holdfast_tests::kit::provider::{Call, Fault, Kind, Simulator};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, until};
@@ -65,9 +65,9 @@ fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
         )
         .await?;
         ends(kit, "checkout/credits/order", "completed").await?;
-        let told = told_of::<UserTold>(kit, USER, 5).await?;
+        let told = told_of::<UserOutcome>(kit, USER, 5).await?;
         ensure!(
-            matches!(&told[4].data, UserTold::CheckoutCompleted { total, .. } if total.amount() == 80),
+            matches!(&told[4].data, UserOutcome::CheckoutCompleted { total, .. } if total.amount() == 80),
             "{told:?}"
         );
         sold(kit, &tickets).await?;
@@ -115,7 +115,7 @@ fn a_card_pays_once_and_the_seats_are_sold(kit: &Kit) -> anyhow::Result<()> {
 
         sold(kit, &tickets).await?;
         shop.paid("order", 3 * PRICE)?;
-        let told = told_of::<UserTold>(kit, &shop.user, 4).await?;
+        let told = told_of::<UserOutcome>(kit, &shop.user, 4).await?;
         ensure!(
             verbs(&told) == ["registered", "opened", "completed", "refused"],
             "{told:?}"
@@ -136,7 +136,7 @@ fn a_declined_card_leaves_the_seats_free_and_no_money_moved(kit: &Kit) -> anyhow
         ensure!(ended["reason"] == "declined" && ended["code"].is_string(), "{ended}");
         free(kit, &tickets).await?;
         shop.paid("order", 0)?;
-        let told = told_of::<UserTold>(kit, &shop.user, 3).await?;
+        let told = told_of::<UserOutcome>(kit, &shop.user, 3).await?;
         ensure!(verbs(&told) == ["registered", "opened", "failed"], "{told:?}");
         shop.close().await
     })
@@ -163,7 +163,7 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
         .await?;
         let stranger = shop.id("stranger");
         pay(kit, &[registered(&shop.id("stranger"), &stranger)]).await?;
-        told_of::<UserTold>(kit, &stranger, 1).await?;
+        told_of::<UserOutcome>(kit, &stranger, 1).await?;
         let (one, card) = (&tickets[0], CARD);
         let many: Vec<_> = (0..101).map(|number| format!("{one}/{number}")).collect();
         for (who, body, expected) in [
@@ -499,7 +499,7 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
         let asked = shop.simulator.movements(&shop.id("unasked"));
         ensure!(asked.is_empty(), "{asked:?}");
         shop.is_clean().await?;
-        let told = outcomes_of::<TicketTold>(kit, &tickets[3]).await?;
+        let told = outcomes_of::<TicketOutcome>(kit, &tickets[3]).await?;
         ensure!(
             !told.iter().any(|told| told.data.outcome_type().contains(".sold.")),
             "{told:?}"
@@ -561,9 +561,9 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
         // That nobody knows breaks no promise; it is told, once of each.
         let report = clean_by(|| shop.launch("verify")).await?;
         ensure!(report["stuck"] == 4, "{report}");
-        let told = outcomes_of::<UserTold>(kit, &shop.user).await?;
+        let told = outcomes_of::<UserOutcome>(kit, &shop.user).await?;
         let stuck = told.iter().filter_map(|told| match &told.data {
-            UserTold::CheckoutStuck { checkout } => Some(checkout.to_string()),
+            UserOutcome::CheckoutStuck { checkout } => Some(checkout.to_string()),
             _ => None,
         });
         let mut stuck: Vec<_> = stuck.collect();
@@ -763,7 +763,7 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
         // A dispute that is about another checkout.
         shop.tell("refunded", "disputed", dispute("won")).await?;
         reads(kit, &shop.user, "refused", 5).await?;
-        let told = outcomes_of::<UserTold>(kit, &shop.user).await?;
+        let told = outcomes_of::<UserOutcome>(kit, &shop.user).await?;
         let refusals: Vec<_> = told.iter().filter_map(|told| told.data.refusal()).collect();
         ensure!(
             refusals
@@ -915,7 +915,7 @@ impl<'a> Shop<'a> {
             .await?;
         let user = format!("{name}/ann");
         pay(kit, &[registered(&format!("{name}/register"), &user)]).await?;
-        told_of::<UserTold>(kit, &user, 1).await?;
+        told_of::<UserOutcome>(kit, &user, 1).await?;
         Ok(Self {
             kit,
             name,
@@ -1166,7 +1166,7 @@ pub(crate) async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "sold").await?;
         until("the sale is told", DEADLINE, async || {
-            let told = outcomes_of::<TicketTold>(kit, ticket).await?;
+            let told = outcomes_of::<TicketOutcome>(kit, ticket).await?;
             let told = told.iter().filter(|told| told.subject.as_str() == ticket);
             let told: Vec<_> = told.map(|told| told.data.outcome_type()).collect();
             let sales = told.iter().filter(|told| told.contains(".sold."));
@@ -1197,14 +1197,14 @@ async fn reads_as(kit: &Kit, ticket: &str, status: &str) -> anyhow::Result<()> {
 /// The user was told so many outcomes with this verb, once the relay is quiet.
 pub(crate) async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Result<()> {
     clean(kit).await?;
-    let told = outcomes_of::<UserTold>(kit, user).await?;
+    let told = outcomes_of::<UserOutcome>(kit, user).await?;
     let found = verbs(&told).into_iter().filter(|other| other == verb).count();
     ensure!(found == count, "{found} {verb}: {told:?}");
     Ok(())
 }
 
-pub(crate) fn verbs(told: &[Outcome<UserTold>]) -> Vec<String> {
-    let verb = |told: &Outcome<UserTold>| told.data.outcome_type().rsplit('.').nth(1).map(str::to_owned);
+pub(crate) fn verbs(told: &[Outcome<UserOutcome>]) -> Vec<String> {
+    let verb = |told: &Outcome<UserOutcome>| told.data.outcome_type().rsplit('.').nth(1).map(str::to_owned);
     told.iter().filter_map(verb).collect()
 }
 

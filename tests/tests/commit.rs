@@ -12,7 +12,7 @@ use holdfast::domain::ticket::{Decision, Input, decide};
 use holdfast::metrics::Metrics;
 use holdfast::store::commit::Rules;
 use holdfast::store::{self, Answer, Committer, Unit, Work};
-use holdfast_schemas::{DeadLetterReason, Event, Price, Reservation, TicketId, UserId};
+use holdfast_schemas::{DeadLetterReason, Event, Price, TicketEvent, TicketId, UserId};
 use holdfast_tests::kit::proxy::Proxy;
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
@@ -69,7 +69,7 @@ impl Bench {
 
     async fn listed(&self, tickets: &[&str]) -> anyhow::Result<()> {
         for ticket in tickets {
-            self.commit(ticket, vec![Work::Delivered(list(&format!("list-{ticket}"), ticket))])
+            self.commit(ticket, vec![Work::Event(list(&format!("list-{ticket}"), ticket))])
                 .await?;
         }
         Ok(())
@@ -143,7 +143,7 @@ fn units_of_one_key_take_effect_in_the_order_they_came(kit: &Kit) -> anyhow::Res
         let bench = Bench::new(kit).await?;
         bench.listed(&["A"]).await?;
         let users = ["ann", "bob", "cid"];
-        let units = users.map(|user| bench.commit("A", vec![Work::Delivered(reserve(user, "A", user))]));
+        let units = users.map(|user| bench.commit("A", vec![Work::Event(reserve(user, "A", user))]));
         let answers = try_join_all(units).await?;
         let outcomes: Vec<String> = answers.iter().map(|answers| fresh(&answers[0])).collect();
         ensure!(outcomes == ["ticket.held@2", "held@3", "held@4"], "{outcomes:?}");
@@ -155,7 +155,7 @@ fn a_repeat_inside_a_unit_takes_effect_once(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let bench = Bench::new(kit).await?;
         let event = reserve("r-1", "A", "ann");
-        let work = [list("l-1", "A"), event.clone(), event.clone(), event.clone()].map(Work::Delivered);
+        let work = [list("l-1", "A"), event.clone(), event.clone(), event.clone()].map(Work::Event);
         let answers = bench.commit("A", work.to_vec()).await?;
         ensure!(
             matches!(
@@ -164,7 +164,7 @@ fn a_repeat_inside_a_unit_takes_effect_once(kit: &Kit) -> anyhow::Result<()> {
             ),
             "{answers:?}"
         );
-        let later = bench.commit("A", vec![Work::Delivered(event)]).await?;
+        let later = bench.commit("A", vec![Work::Event(event)]).await?;
         ensure!(later[0] == answers[3], "the first reply again: {later:?}");
         ensure!(bench.count("outbox").await? == 2 && bench.count("idempotency_records").await? == 2);
         Ok(())
@@ -176,8 +176,8 @@ fn an_id_used_again_for_another_ticket_is_dead_lettered(kit: &Kit) -> anyhow::Re
         let bench = Bench::new(kit).await?;
         bench.listed(&["A", "B"]).await?;
         // Both units are in one batch: the second must not be judged by what the first only means to write.
-        let first = bench.commit("A", vec![Work::Delivered(reserve("same", "A", "ann"))]);
-        let second = bench.commit("B", vec![Work::Delivered(reserve("same", "B", "ann"))]);
+        let first = bench.commit("A", vec![Work::Event(reserve("same", "A", "ann"))]);
+        let second = bench.commit("B", vec![Work::Event(reserve("same", "B", "ann"))]);
         let (first, second) = tokio::try_join!(first, second)?;
         ensure!(fresh(&first[0]) == "ticket.held@2", "{first:?}");
         ensure!(
@@ -185,7 +185,7 @@ fn an_id_used_again_for_another_ticket_is_dead_lettered(kit: &Kit) -> anyhow::Re
             "{second:?}"
         );
         let asked = bench
-            .commit("B", vec![Work::Asked(reserve("same", "B", "ann"))])
+            .commit("B", vec![Work::Request(reserve("same", "B", "ann"))])
             .await?;
         ensure!(asked == [Answer::DeadLettered(DeadLetterReason::IdReused)], "{asked:?}");
         let letters =
@@ -231,24 +231,20 @@ fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::R
         let quick = database.with(decide, 2_000).await?;
         quick.listed(&["A"]).await?;
         let held = quick
-            .commit("A", vec![Work::Delivered(reserve("r-ann", "A", "ann"))])
+            .commit("A", vec![Work::Event(reserve("r-ann", "A", "ann"))])
             .await?;
         let hold = serde_json::from_value(reply(&held[0]).outcomes[0].data["hold"].clone())?;
 
         reset_slow(false);
         let slow = database.with(decide_slowly, 2_000).await?;
-        let refused = tokio::spawn(async move {
-            slow.commit("A", vec![Work::Delivered(reserve("r-bob", "A", "bob"))])
-                .await
-        });
+        let refused =
+            tokio::spawn(async move { slow.commit("A", vec![Work::Event(reserve("r-bob", "A", "bob"))]).await });
         decided().await?;
-        let data = Reservation::ReservationReleased {
+        let data = TicketEvent::ReservationReleased {
             user: user("ann"),
             hold,
         };
-        quick
-            .commit("A", vec![Work::Delivered(event("free", "A", data))])
-            .await?;
+        quick.commit("A", vec![Work::Event(event("free", "A", data))]).await?;
         OVERTAKE_GO.store(true, Ordering::SeqCst);
         let answers = refused.await??;
         ensure!(
@@ -269,9 +265,9 @@ fn a_race_on_one_id_has_one_winner(kit: &Kit) -> anyhow::Result<()> {
             let slow = database.with(decide_slowly, 2_000).await?;
             let id = format!("race-{again}");
             let (mine, theirs) = (reserve(&id, ticket, "ann"), reserve(&id, "nowhere", "ann"));
-            let late = tokio::spawn(async move { slow.commit(ticket, vec![Work::Delivered(mine)]).await });
+            let late = tokio::spawn(async move { slow.commit(ticket, vec![Work::Event(mine)]).await });
             decided().await?;
-            let early = quick.commit("nowhere", vec![Work::Delivered(theirs)]).await?;
+            let early = quick.commit("nowhere", vec![Work::Event(theirs)]).await?;
             OVERTAKE_GO.store(true, Ordering::SeqCst);
             let late = late.await??;
             ensure!(fresh(&early[0]) == "unknown_ticket@0", "{early:?}");
@@ -302,7 +298,7 @@ fn no_plan_lets_a_locked_unit_write(kit: &Kit) -> anyhow::Result<()> {
                 .map(|ticket| {
                     let (bench, ticket) = (bench.clone(), ticket.clone());
                     tokio::spawn(async move {
-                        let work = vec![Work::Delivered(reserve(&format!("r-{ticket}"), &ticket, "ann")), Work::Delivered(reserve(&format!("s-{ticket}"), &ticket, "bob"))];
+                        let work = vec![Work::Event(reserve(&format!("r-{ticket}"), &ticket, "ann")), Work::Event(reserve(&format!("s-{ticket}"), &ticket, "bob"))];
                         bench.commit(&ticket, work).await
                     })
                 })
@@ -344,12 +340,10 @@ fn a_locked_row_keeps_only_its_own_unit_waiting(kit: &Kit) -> anyhow::Result<()>
         let committer = bench.committer.clone();
         let locked = tokio::spawn(async move {
             committer
-                .commit(unit("A", vec![Work::Delivered(reserve("r-A", "A", "ann"))]))
+                .commit(unit("A", vec![Work::Event(reserve("r-A", "A", "ann"))]))
                 .await
         });
-        let free = bench
-            .commit("B", vec![Work::Delivered(reserve("r-B", "B", "ann"))])
-            .await?;
+        let free = bench.commit("B", vec![Work::Event(reserve("r-B", "B", "ann"))]).await?;
         ensure!(fresh(&free[0]) == "ticket.held@2", "{free:?}");
         until("the locked unit to have gone round", WITHIN, async || {
             match bench.metrics.commit_conflicts.get() {
@@ -368,10 +362,8 @@ fn a_locked_row_keeps_only_its_own_unit_waiting(kit: &Kit) -> anyhow::Result<()>
 fn an_oversized_unit_takes_several_statements_in_order(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let bench = Bench::fresh(kit).await?.with(decide, 10).await?;
-        let mut work = vec![Work::Delivered(list("l", "A"))];
-        work.extend(
-            (0..34).map(|number| Work::Delivered(reserve(&format!("r-{number}"), "A", &format!("user-{number}")))),
-        );
+        let mut work = vec![Work::Event(list("l", "A"))];
+        work.extend((0..34).map(|number| Work::Event(reserve(&format!("r-{number}"), "A", &format!("user-{number}")))));
         let answers = bench.commit("A", work).await?;
         let sequences: Vec<i64> = answers
             .iter()
@@ -397,10 +389,9 @@ fn a_panic_ends_its_unit_alone(kit: &Kit) -> anyhow::Result<()> {
         let bench = Bench::fresh(kit).await?.with(decide_or_panic, 2_000).await?;
         bench.listed(&["A", "B", "C"]).await?;
         let units = [("A", "ann"), ("B", "breaker"), ("C", "cid")];
-        let answers = join_all(
-            units.map(|(ticket, user)| bench.commit(ticket, vec![Work::Delivered(reserve(user, ticket, user))])),
-        )
-        .await;
+        let answers =
+            join_all(units.map(|(ticket, user)| bench.commit(ticket, vec![Work::Event(reserve(user, ticket, user))])))
+                .await;
         ensure!(matches!(answers[1], Err(store::Error::Panic)), "{answers:?}");
         ensure!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
         ensure!(bench.told("B").await? == [("ticket.listed".to_owned(), 1)]);
@@ -419,7 +410,7 @@ fn a_write_that_touches_other_rows_than_meant_changes_nothing(kit: &Kit) -> anyh
         let committer = bench.committer.clone();
         let swallowed = tokio::spawn(async move {
             committer
-                .commit(unit("A", vec![Work::Delivered(reserve("r", "A", "ann"))]))
+                .commit(unit("A", vec![Work::Event(reserve("r", "A", "ann"))]))
                 .await
         });
         until("the statement to fail", WITHIN, async || {
@@ -450,7 +441,7 @@ fn a_dropped_unit_is_taken_out_of_the_queue(kit: &Kit) -> anyhow::Result<()> {
         sqlx::query("select 1 from tickets where ticket = 'A' for update")
             .fetch_all(&mut *other)
             .await?;
-        let dropped = bench.commit("A", vec![Work::Delivered(reserve("gone", "A", "ann"))]);
+        let dropped = bench.commit("A", vec![Work::Event(reserve("gone", "A", "ann"))]);
         ensure!(
             tokio::time::timeout(Duration::from_millis(300), dropped).await.is_err(),
             "a locked row was written"
@@ -464,7 +455,7 @@ fn a_dropped_unit_is_taken_out_of_the_queue(kit: &Kit) -> anyhow::Result<()> {
         .await?;
         other.rollback().await?;
         let answers = bench
-            .commit("A", vec![Work::Delivered(reserve("stays", "A", "bob"))])
+            .commit("A", vec![Work::Event(reserve("stays", "A", "bob"))])
             .await?;
         ensure!(fresh(&answers[0]) == "ticket.held@2", "{answers:?}");
         Ok(())
@@ -479,7 +470,7 @@ fn a_commit_whose_answer_was_lost_is_not_done_twice(kit: &Kit) -> anyhow::Result
         let bench = database.through(&url, decide, 2_000).await?;
         // The server does what the statement says; its answer is thrown away and the connection is cut.
         proxy.lose_answer_to("insert into ticket_change_log");
-        let answers = bench.commit("A", vec![Work::Delivered(list("l", "A"))]).await?;
+        let answers = bench.commit("A", vec![Work::Event(list("l", "A"))]).await?;
         ensure!(proxy.lost() == 1, "no answer was lost");
         ensure!(
             matches!(answers[0], Answer::Repeat(_)),
@@ -494,13 +485,13 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
     kit.block_on(async {
         let bench = Bench::new(kit).await?;
         bench.listed(&["A"]).await?;
-        let data = Reservation::ReservationRequested {
+        let data = TicketEvent::ReservationRequested {
             user: user("ann"),
             hold_for: None,
         };
         let time = now() - RETENTION - Duration::from_secs(1);
         let old = Event::new("shop".parse()?, "old".parse()?, time, None, ticket("A"), data);
-        let answers = bench.commit("A", vec![Work::Delivered(old)]).await?;
+        let answers = bench.commit("A", vec![Work::Event(old)]).await?;
         ensure!(
             answers == [Answer::DeadLettered(DeadLetterReason::TooOld)],
             "{answers:?}"
@@ -544,12 +535,12 @@ fn unit(name: &str, work: Vec<Work<Ticket>>) -> Unit<Ticket> {
     }
 }
 
-fn list(id: &str, ticket: &str) -> Event<Reservation> {
+fn list(id: &str, ticket: &str) -> Event<TicketEvent> {
     let price = Price::parse(4_500, "EUR").expect("a price");
     event(
         id,
         ticket,
-        Reservation::TicketListed {
+        TicketEvent::TicketListed {
             show: "show".parse().expect("a show"),
             seat: None,
             price,
@@ -557,18 +548,18 @@ fn list(id: &str, ticket: &str) -> Event<Reservation> {
     )
 }
 
-fn reserve(id: &str, ticket: &str, name: &str) -> Event<Reservation> {
+fn reserve(id: &str, ticket: &str, name: &str) -> Event<TicketEvent> {
     event(
         id,
         ticket,
-        Reservation::ReservationRequested {
+        TicketEvent::ReservationRequested {
             user: user(name),
             hold_for: None,
         },
     )
 }
 
-fn event(id: &str, name: &str, data: Reservation) -> Event<Reservation> {
+fn event(id: &str, name: &str, data: TicketEvent) -> Event<TicketEvent> {
     let source = "shop".parse().expect("a source");
     Event::new(source, id.parse().expect("an id"), now(), None, ticket(name), data)
 }

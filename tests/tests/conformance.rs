@@ -15,7 +15,7 @@ use holdfast::metrics::Metrics;
 use holdfast::provider::Provider;
 use holdfast::provider::webhook::{self, What};
 use holdfast_schemas::PaymentId;
-use holdfast_tests::kit::provider::{Asked, KEY, Simulator};
+use holdfast_tests::kit::provider::{KEY, ReceivedRequest, Simulator};
 use holdfast_tests::kit::third_party::{LocalStripe, ThirdParties};
 use holdfast_tests::kit::{self, log_to_stderr, until};
 use tokio::runtime::Runtime;
@@ -89,7 +89,7 @@ fn provider(url: &str, key: &str) -> anyhow::Result<Provider> {
 }
 
 /// All that the adapter can ask, by having the whole conversation with the simulator, and a search of two pages.
-async fn every_request() -> anyhow::Result<Vec<Asked>> {
+async fn every_request() -> anyhow::Result<Vec<ReceivedRequest>> {
     let simulator = Simulator::start().await?;
     let provider = provider(&simulator.url(), KEY)?;
     hold(&provider, &simulator, TALKS).await?;
@@ -104,7 +104,7 @@ async fn every_request() -> anyhow::Result<Vec<Asked>> {
 }
 
 /// Every request is taken, and every kind of answer is read.
-async fn described(url: &str, asked: &[Asked]) -> anyhow::Result<()> {
+async fn described(url: &str, asked: &[ReceivedRequest]) -> anyhow::Result<()> {
     let client = reqwest::Client::new();
     for asked in asked {
         let mut request = client.request(asked.method.clone(), format!("{url}{}", asked.path));

@@ -47,11 +47,11 @@ enum Fault {
     /// The connection is cut on this side of the request that holds this text.
     Cut(Side, &'static str),
     /// It ends so while its statement waits for a lock in this database.
-    Waiting(Place, End),
+    Waiting(Database, End),
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Database {
     Main,
     /// Of two-phase commit alone.
     Other,
@@ -111,9 +111,9 @@ const SETTLE: &str = "commit prepared";
 const AT_ONCE: &[(Fault, usize)] = &[
     (Fault::Cut(Side::Before, STATEMENT), 0),
     (Fault::Cut(Side::After, STATEMENT), 1),
-    (Fault::Waiting(Place::Main, End::Cut), 1),
-    (Fault::Waiting(Place::Main, End::Aborted), 1),
-    (Fault::Waiting(Place::Main, End::Killed), 0),
+    (Fault::Waiting(Database::Main, End::Cut), 1),
+    (Fault::Waiting(Database::Main, End::Aborted), 1),
+    (Fault::Waiting(Database::Main, End::Killed), 0),
 ];
 
 const AT_COMMIT: &[(Fault, usize)] = &[
@@ -121,9 +121,9 @@ const AT_COMMIT: &[(Fault, usize)] = &[
     (Fault::Cut(Side::After, STATEMENT), 0),
     (Fault::Cut(Side::Before, COMMIT), 0),
     (Fault::Cut(Side::After, COMMIT), 1),
-    (Fault::Waiting(Place::Main, End::Cut), 0),
-    (Fault::Waiting(Place::Main, End::Aborted), 0),
-    (Fault::Waiting(Place::Main, End::Killed), 0),
+    (Fault::Waiting(Database::Main, End::Cut), 0),
+    (Fault::Waiting(Database::Main, End::Aborted), 0),
+    (Fault::Waiting(Database::Main, End::Killed), 0),
 ];
 
 /// Once the sweeper has been there.
@@ -138,12 +138,12 @@ const IN_TWO_PHASES: &[(Fault, usize)] = &[
     (Fault::Cut(Side::After, COMMIT), 1),
     (Fault::Cut(Side::Before, SETTLE), 1),
     (Fault::Cut(Side::After, SETTLE), 1),
-    (Fault::Waiting(Place::Other, End::Cut), 0),
-    (Fault::Waiting(Place::Other, End::Aborted), 0),
-    (Fault::Waiting(Place::Other, End::Killed), 0),
-    (Fault::Waiting(Place::Main, End::Cut), 0),
-    (Fault::Waiting(Place::Main, End::Aborted), 0),
-    (Fault::Waiting(Place::Main, End::Killed), 0),
+    (Fault::Waiting(Database::Other, End::Cut), 0),
+    (Fault::Waiting(Database::Other, End::Aborted), 0),
+    (Fault::Waiting(Database::Other, End::Killed), 0),
+    (Fault::Waiting(Database::Main, End::Cut), 0),
+    (Fault::Waiting(Database::Main, End::Aborted), 0),
+    (Fault::Waiting(Database::Main, End::Killed), 0),
 ];
 
 impl Way {
@@ -306,10 +306,10 @@ impl Databases {
         })
     }
 
-    fn of(&self, place: Place) -> &PgPool {
+    fn of(&self, place: Database) -> &PgPool {
         match place {
-            Place::Main => &self.main,
-            Place::Other => &self.other,
+            Database::Main => &self.main,
+            Database::Other => &self.other,
         }
     }
 }
@@ -370,7 +370,7 @@ impl Case<'_> {
         &self,
         caller: &Databases,
         proxy: &Proxy,
-        place: Place,
+        place: Database,
         end: End,
     ) -> anyhow::Result<()> {
         let (pool, postgres) = (self.databases.of(place), &self.kit.stack.postgres);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{DeadLetter, Reservation, decode_delivery, topics};
+use holdfast_schemas::{DeadLetter, TicketEvent, decode_delivery, topics};
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kafka, Kit, until};
@@ -264,7 +264,7 @@ impl<'a> Proof<'a> {
         let mut admitted: HashMap<(i32, i64), usize> = HashMap::new();
         let mut last: HashMap<String, i64> = HashMap::new();
         for record in kafka.read(topics::RESERVATIONS_ADMITTED).await? {
-            for event in decode_delivery::<Reservation>(&record.value.unwrap_or_default())? {
+            for event in decode_delivery::<TicketEvent>(&record.value.unwrap_or_default())? {
                 let origin = event.origin.context("an admitted event has no origin")?;
                 let first = admitted.entry((origin.partition, origin.offset)).or_default();
                 *first += 1;

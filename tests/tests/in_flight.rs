@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::store::{self, checkouts};
-use holdfast_schemas::UserTold;
+use holdfast_schemas::UserOutcome;
 use holdfast_tests::kit::provider::{Call, Fault};
 use holdfast_tests::kit::{Kit, until};
 use serde_json::{Value, json};
@@ -204,10 +204,10 @@ fn money_given_back_before_the_sale_is_known_is_told_once_it_is(kit: &Kit) -> an
         }
         sold(kit, &tickets[..1]).await?;
         free(kit, &tickets[1..]).await?;
-        let told = told_of::<UserTold>(kit, &shop.user, 7).await?;
+        let told = told_of::<UserOutcome>(kit, &shop.user, 7).await?;
         for (name, _, _) in orders {
-            let of = |told: &&holdfast_schemas::Outcome<UserTold>| match &told.data {
-                UserTold::CheckoutCompleted { checkout, .. } | UserTold::PaymentRefunded { checkout, .. } => {
+            let of = |told: &&holdfast_schemas::Outcome<UserOutcome>| match &told.data {
+                UserOutcome::CheckoutCompleted { checkout, .. } | UserOutcome::PaymentRefunded { checkout, .. } => {
                     checkout.as_str() == shop.id(name)
                 }
                 _ => false,
@@ -258,7 +258,7 @@ fn who_waited_for_the_provider_meanwhile_writes_nothing_over_what_an_operator_se
         ensure!(ended["reason"] == "settled", "{ended}");
         shop.paid("order", 0)?;
         free(kit, &tickets).await?;
-        let told = told_of::<UserTold>(kit, &shop.user, 3).await?;
+        let told = told_of::<UserOutcome>(kit, &shop.user, 3).await?;
         ensure!(verbs(&told) == ["registered", "opened", "failed"], "{told:?}");
         shop.close().await
     })
@@ -339,7 +339,7 @@ fn a_finished_checkout_that_the_engine_forgot_is_not_begun_again(kit: &Kit) -> a
         ensure!(payments.len() == 1, "{payments:?}");
         shop.paid("order", PRICE)?;
         sold(kit, &tickets).await?;
-        let told = told_of::<UserTold>(kit, &shop.user, 3).await?;
+        let told = told_of::<UserOutcome>(kit, &shop.user, 3).await?;
         ensure!(verbs(&told) == ["registered", "opened", "completed"], "{told:?}");
         shop.close().await
     })

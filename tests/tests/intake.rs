@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::DeadLetterReason as Reason;
-use holdfast_schemas::{Key, Outcome, RefusalReason, TicketTold, Told, UserTold, topics};
+use holdfast_schemas::{Key, Outcome, OutcomeData, RefusalReason, TicketOutcome, UserOutcome, topics};
 use holdfast_tests::kit::Kit;
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::load::{now, timestamp};
@@ -391,12 +391,13 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
         });
         let registered = registered("intake/rule/bob", "intake/rule/bob");
         pay(kit, &[registered].into_iter().chain(asked).collect::<Vec<_>>()).await?;
-        let verdicts = verdicts(&told_of::<UserTold>(kit, "intake/rule/bob", 1 + carts.len()).await?);
+        let verdicts = verdicts(&told_of::<UserOutcome>(kit, "intake/rule/bob", 1 + carts.len()).await?);
         let expected = carts.iter().map(|(_, expected)| *expected);
         ensure!(verdicts[1..].iter().eq(expected), "{verdicts:?}");
 
         // A hold of one second is over soon, and its ticket has one more outcome.
-        let within_bounds = |outcome: &&Outcome<TicketTold>| !matches!(outcome.data, TicketTold::TicketExpired { .. });
+        let within_bounds =
+            |outcome: &&Outcome<TicketOutcome>| !matches!(outcome.data, TicketOutcome::TicketExpired { .. });
         let outcomes = told(kit, "intake/rule/", events.len() + 1).await?;
         for (prefix, expected) in forbidden
             .iter()
@@ -415,7 +416,7 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
             .iter()
             .find(|outcome| outcome.subject.as_str() == "intake/rule/nowhere");
         let nowhere = nowhere.context("no outcome for an unknown ticket")?;
-        let unknown = TicketTold::ReservationRefused {
+        let unknown = TicketOutcome::ReservationRefused {
             reason: RefusalReason::UnknownTicket,
         };
         ensure!(nowhere.data == unknown && nowhere.sequence == 0, "{nowhere:?}");
@@ -460,7 +461,7 @@ async fn are_read(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn answers<T: Told>(outcomes: &[Outcome<T>]) -> Vec<Answer> {
+fn answers<T: OutcomeData>(outcomes: &[Outcome<T>]) -> Vec<Answer> {
     let answer = |outcome: &Outcome<T>| Answer {
         subject: outcome.subject.as_str().to_owned(),
         cause: (outcome.causation_source.to_string(), outcome.causation_id.to_string()),
@@ -490,8 +491,8 @@ impl Intake {
     /// What was told of keys that begin with `prefix`, once it is so much; more is an error.
     async fn told(&self, kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Answer>> {
         Ok(match self.topic {
-            topics::RESERVATIONS => answers(&told_of::<TicketTold>(kit, prefix, count).await?),
-            _ => answers(&told_of::<UserTold>(kit, prefix, count).await?),
+            topics::RESERVATIONS => answers(&told_of::<TicketOutcome>(kit, prefix, count).await?),
+            _ => answers(&told_of::<UserOutcome>(kit, prefix, count).await?),
         })
     }
 

@@ -44,7 +44,7 @@ fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit: &Kit) -> a
         shop.user = shop.id("anna");
         let anna = json!({ "email": "anna@example.org", "name": "Anna <b>\"Ä\"</b>\r\nBcc: eve@example.org", "language": "de-AT" });
         pay(kit, &[event(&shop.id("anna/1"), &shop.user, "user.registered", anna)]).await?;
-        told_of::<holdfast_schemas::UserTold>(kit, &shop.user, 1).await?;
+        told_of::<holdfast_schemas::UserOutcome>(kit, &shop.user, 1).await?;
         buy(kit, &shop, "bought", &tickets[1], CARD).await?;
         ends(kit, &shop.id("bought"), "completed").await?;
         buy(kit, &shop, "declined", &tickets[2], DECLINED).await?;
@@ -168,7 +168,7 @@ fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyh
             &[event(&shop.id("frieda/1"), &shop.user, "user.registered", frieda)],
         )
         .await?;
-        told_of::<holdfast_schemas::UserTold>(kit, &shop.user, 1).await?;
+        told_of::<holdfast_schemas::UserOutcome>(kit, &shop.user, 1).await?;
         let cases: [(&str, &[Fault], Expected); 7] = [
             (
                 "later",

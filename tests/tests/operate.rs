@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::Output;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{Outcome, TicketTold, topics};
+use holdfast_schemas::{Outcome, TicketOutcome, topics};
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use nix::sys::signal::{Signal, kill};
 use rdkafka::admin::AdminOptions;
@@ -489,9 +489,9 @@ fn a_hold_expires_without_any_event_and_over_a_restart(kit: &Kit) -> anyhow::Res
 }
 
 /// Listed, held, and then expired: the same hold.
-fn has_expired(outcomes: &[Outcome<TicketTold>]) -> anyhow::Result<()> {
+fn has_expired(outcomes: &[Outcome<TicketOutcome>]) -> anyhow::Result<()> {
     ensure!(verdicts(outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
-    let (TicketTold::TicketHeld { hold: held, until, .. }, TicketTold::TicketExpired { hold: expired, .. }) =
+    let (TicketOutcome::TicketHeld { hold: held, until, .. }, TicketOutcome::TicketExpired { hold: expired, .. }) =
         (&outcomes[1].data, &outcomes[2].data)
     else {
         anyhow::bail!("{outcomes:?}");

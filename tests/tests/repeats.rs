@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{Asked, DeadLetterReason, Payment, Reservation, Told, UserTold, decode_delivery, topics};
+use holdfast_schemas::{
+    DeadLetterReason, EventData, OutcomeData, TicketEvent, UserEvent, UserOutcome, decode_delivery, topics,
+};
 use holdfast_tests::kit::kafka::Sent;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use holdfast_tests::load::{now, timestamp};
@@ -106,7 +108,7 @@ fn what_the_provider_says_under_an_id_of_something_else_is_put_aside(kit: &Kit) 
         ];
         let places = pay(kit, &events).await?;
 
-        let outcomes = told_of::<UserTold>(kit, user, 2).await?;
+        let outcomes = told_of::<UserOutcome>(kit, user, 2).await?;
         ensure!(verdicts(&outcomes) == ["unknown_user", "unknown_user"], "{outcomes:?}");
         are_reused(kit, topics::PAYMENTS, &places[2..5]).await?;
         clean(kit).await?;
@@ -180,7 +182,7 @@ fn ten_thousand_copies_take_effect_once(kit: &Kit) -> anyhow::Result<()> {
 
         let outcomes = told(kit, ticket, 3).await?;
         ensure!(verdicts(&outcomes) == ["listed", "held", "held"], "{outcomes:?}");
-        let outcomes = told_of::<UserTold>(kit, ticket, 3).await?;
+        let outcomes = told_of::<UserOutcome>(kit, ticket, 3).await?;
         ensure!(
             verdicts(&outcomes) == ["registered", "changed", "changed"],
             "{outcomes:?}"
@@ -230,7 +232,7 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
             }
         }
         let listed = &told(kit, key, 1).await?[0].causation_id;
-        let registered = &told_of::<UserTold>(kit, key, 1).await?[0].causation_id;
+        let registered = &told_of::<UserOutcome>(kit, key, 1).await?[0].causation_id;
         for cause in [listed, registered] {
             ensure!(cause.as_str().starts_with("repeats/old/young/"), "{cause}");
         }
@@ -315,7 +317,7 @@ fn a_second_subscription_of_the_admitted_topic_changes_nothing(kit: &Kit) -> any
 
         let subscriptions = format!("{}/subscriptions", kit.stack.restate.admin());
         let http = reqwest::Client::new();
-        let events = admitted::<Reservation>(kit).await? + admitted::<Payment>(kit).await?;
+        let events = admitted::<TicketEvent>(kit).await? + admitted::<UserEvent>(kit).await?;
         let mut seconds = Vec::new();
         for (topic, object) in [
             (topics::RESERVATIONS_ADMITTED, "Ticket"),
@@ -353,7 +355,7 @@ fn a_second_subscription_of_the_admitted_topic_changes_nothing(kit: &Kit) -> any
 }
 
 /// How many events the gate has let through.
-async fn admitted<A: Asked>(kit: &Kit) -> anyhow::Result<usize> {
+async fn admitted<A: EventData>(kit: &Kit) -> anyhow::Result<usize> {
     let records = kit.stack.kafka.read(A::ADMITTED).await?;
     let events = records.iter().map(|record| {
         let value = record.value.as_deref().context("an admitted record without a value")?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use holdfast_schemas::{DeadLetter, Outcome, TicketTold, Told, dead_letter, topics};
+use holdfast_schemas::{DeadLetter, Outcome, OutcomeData, TicketOutcome, dead_letter, topics};
 use holdfast_tests::kit::kafka::{Read, Sent};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, until};
@@ -84,17 +84,17 @@ async fn send_to(kit: &Kit, topic: &str, events: &[Value]) -> anyhow::Result<Vec
 }
 
 /// The outcomes so far of the tickets whose ids begin with `prefix`, those of one ticket in their order.
-pub(crate) async fn outcomes(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome<TicketTold>>> {
+pub(crate) async fn outcomes(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome<TicketOutcome>>> {
     outcomes_of(kit, prefix).await
 }
 
 /// As [`outcomes`], once there are `count`; more are an error.
-pub(crate) async fn told(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome<TicketTold>>> {
+pub(crate) async fn told(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome<TicketOutcome>>> {
     told_of(kit, prefix, count).await
 }
 
 /// The outcomes so far of whatever has an id that begins with `prefix`, those of one key in their order.
-pub(crate) async fn outcomes_of<T: Told>(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome<T>>> {
+pub(crate) async fn outcomes_of<T: OutcomeData>(kit: &Kit, prefix: &str) -> anyhow::Result<Vec<Outcome<T>>> {
     let records = kit.stack.kafka.read(T::TOPIC).await?;
     let ours = records.iter().filter(|record| {
         record
@@ -110,7 +110,7 @@ pub(crate) async fn outcomes_of<T: Told>(kit: &Kit, prefix: &str) -> anyhow::Res
 }
 
 /// As [`outcomes_of`], once there are `count`; more are an error.
-pub(crate) async fn told_of<T: Told>(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome<T>>> {
+pub(crate) async fn told_of<T: OutcomeData>(kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Outcome<T>>> {
     let outcomes = until(&format!("{count} outcomes of {prefix}"), DEADLINE, async || {
         let outcomes = outcomes_of(kit, prefix).await?;
         ensure!(outcomes.len() >= count, "{} outcomes", outcomes.len());
@@ -122,12 +122,12 @@ pub(crate) async fn told_of<T: Told>(kit: &Kit, prefix: &str, count: usize) -> a
 }
 
 /// `held`, or why it was refused.
-pub(crate) fn verdict<T: Told>(outcome: &Outcome<T>) -> String {
+pub(crate) fn verdict<T: OutcomeData>(outcome: &Outcome<T>) -> String {
     let verb = outcome.data.outcome_type().rsplit('.').nth(1).unwrap_or_default();
     outcome.data.refusal().unwrap_or(verb).to_owned()
 }
 
-pub(crate) fn verdicts<T: Told>(outcomes: &[Outcome<T>]) -> Vec<String> {
+pub(crate) fn verdicts<T: OutcomeData>(outcomes: &[Outcome<T>]) -> Vec<String> {
     outcomes.iter().map(verdict).collect()
 }
 

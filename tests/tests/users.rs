@@ -10,7 +10,7 @@ use futures::future::try_join_all;
 use holdfast::crash::Point;
 use holdfast::store::mechanisms::two_phase::{self, TransactionId};
 use holdfast_schemas::{
-    Credits, DeadLetterReason, ProfileField, Told, UserRefusalReason, UserTold, outcome_id, topics,
+    Credits, DeadLetterReason, OutcomeData, ProfileField, UserOutcome, UserRefusalReason, outcome_id, topics,
 };
 use holdfast_tests::kit::kafka::{Sent, send_with};
 use holdfast_tests::kit::proxy::Proxy;
@@ -76,25 +76,25 @@ fn a_user_is_registered_changed_and_given_credits_in_order(kit: &Kit) -> anyhow:
 
         // What is so already is not told.
         let expected = [
-            ("users/life/1", UserTold::UserRegistered),
+            ("users/life/1", UserOutcome::UserRegistered),
             ("users/life/2", refused(UserRefusalReason::AlreadyRegistered)),
             (
                 "users/life/3",
-                UserTold::ProfileChanged {
+                UserOutcome::ProfileChanged {
                     fields: vec![ProfileField::Name, ProfileField::Language],
                 },
             ),
             ("users/life/5", refused(UserRefusalReason::ProfileDiffers)),
             (
                 "users/life/6",
-                UserTold::ProfileChanged {
+                UserOutcome::ProfileChanged {
                     fields: vec![ProfileField::Name],
                 },
             ),
             ("users/life/7", given(30)?),
             ("users/life/8", given(12)?),
         ];
-        let outcomes = told_of::<UserTold>(kit, USER, expected.len()).await?;
+        let outcomes = told_of::<UserOutcome>(kit, USER, expected.len()).await?;
         let said = outcomes
             .iter()
             .map(|outcome| (outcome.causation_id.as_str(), outcome.data.clone()));
@@ -153,7 +153,7 @@ fn every_payment_event_takes_effect_once_however_often_and_by_whomever_it_is_sen
         }
 
         clean(kit).await?;
-        told_of::<UserTold>(kit, "users/thrice/", events.len()).await?;
+        told_of::<UserOutcome>(kit, "users/thrice/", events.len()).await?;
         for number in 0..USERS {
             has_credits(kit, &user(number), 13).await?;
         }
@@ -167,7 +167,7 @@ fn credits_of_an_unknown_user_are_refused_and_given_to_nobody(kit: &Kit) -> anyh
         let worker = kit.stack.holdfast("run", "users").start().await?;
         let before = all_balances(kit, "").await?;
         pay(kit, &[added("users/nobody/credits", USER, 1_000)]).await?;
-        let outcomes = told_of::<UserTold>(kit, USER, 1).await?;
+        let outcomes = told_of::<UserOutcome>(kit, USER, 1).await?;
         ensure!(
             outcomes[0].data == refused(UserRefusalReason::UnknownUser) && outcomes[0].sequence == 0,
             "{outcomes:?}"
@@ -198,10 +198,10 @@ fn credits_that_the_loyalty_database_does_not_take_are_refused_and_later_ones_go
             added("users/full/3", USER, 5),
         ];
         pay(kit, &events).await?;
-        let outcomes = told_of::<UserTold>(kit, USER, 3).await?;
+        let outcomes = told_of::<UserOutcome>(kit, USER, 3).await?;
         let said = outcomes.iter().map(|outcome| (outcome.sequence, outcome.data.clone()));
         let expected = [
-            (1, UserTold::UserRegistered),
+            (1, UserOutcome::UserRegistered),
             (2, refused(UserRefusalReason::LoyaltyRefuses)),
             (3, given(5)?),
         ];
@@ -277,7 +277,7 @@ fn credits_that_a_dead_worker_decided_are_given_without_a_next_try(kit: &Kit) ->
     kit.block_on(async {
         let mut workers = Workers::start(kit).await?;
         pay(kit, &[registered("users/decided/1", USER)]).await?;
-        told_of::<UserTold>(kit, USER, 1).await?;
+        told_of::<UserOutcome>(kit, USER, 1).await?;
         workers.serve.stop().await?;
         let serve = || kit.stack.holdfast("serve", "serve");
         let dying = serve().env("HOLDFAST_CRASH", Point::CreditsDecided.name()).spawn()?;
@@ -292,7 +292,7 @@ fn credits_that_a_dead_worker_decided_are_given_without_a_next_try(kit: &Kit) ->
 
         workers.serve = serve().env("HOLDFAST_CREDITS_ABANDONED_AFTER", "1s").start().await?;
         has_credits(kit, USER, 9).await?;
-        let outcomes = told_of::<UserTold>(kit, USER, 2).await?;
+        let outcomes = told_of::<UserOutcome>(kit, USER, 2).await?;
         ensure!(outcomes[1].data == given(9)?, "{outcomes:?}");
         none_prepared(kit).await?;
         clean(kit).await?;
@@ -341,11 +341,11 @@ fn a_loyalty_database_that_is_away_keeps_nobody_waiting_but_who_gets_credits(kit
         })
         .await?;
         pay(kit, &[registered("users/away/4", OTHER)]).await?;
-        told_of::<UserTold>(kit, OTHER, 1).await?;
-        told_of::<UserTold>(kit, USER, 2).await?;
+        told_of::<UserOutcome>(kit, OTHER, 1).await?;
+        told_of::<UserOutcome>(kit, USER, 2).await?;
 
         proxy.admit().await?;
-        told_of::<UserTold>(kit, USER, 3).await?;
+        told_of::<UserOutcome>(kit, USER, 3).await?;
         has_credits(kit, USER, 15).await?;
         none_prepared(kit).await?;
         clean(kit).await?;
@@ -376,7 +376,7 @@ impl<'a> Gifts<'a> {
             .map(|user| registered(&format!("{user}/register"), &user))
             .collect();
         pay(kit, &events).await?;
-        told_of::<UserTold>(kit, Self::PREFIX, Self::USERS).await?;
+        told_of::<UserOutcome>(kit, Self::PREFIX, Self::USERS).await?;
         Ok(Self {
             kit,
             producer: kit.stack.kafka.producer("none")?,
@@ -419,8 +419,8 @@ impl<'a> Gifts<'a> {
         let (kit, sent) = (self.kit, &self.sent);
         until("credits sent, told and kept agree", Self::WITHIN, async || {
             let mut told = BTreeMap::new();
-            for outcome in outcomes_of::<UserTold>(kit, Self::PREFIX).await? {
-                if let UserTold::CreditsChanged { added } = outcome.data {
+            for outcome in outcomes_of::<UserOutcome>(kit, Self::PREFIX).await? {
+                if let UserOutcome::CreditsChanged { added } = outcome.data {
                     *told.entry(outcome.subject.to_string()).or_default() += added.amount();
                 }
             }
@@ -462,8 +462,8 @@ fn a_bad_payment_record_is_put_aside_and_the_next_one_goes_on(kit: &Kit) -> anyh
         let places = kit.stack.kafka.send(topics::PAYMENTS, &records).await?;
         let strayed = send(kit, &[added("users/bad/7", USER, 5)]).await?;
 
-        let outcomes = told_of::<UserTold>(kit, USER, 1).await?;
-        ensure!(outcomes[0].data == UserTold::UserRegistered, "{outcomes:?}");
+        let outcomes = told_of::<UserOutcome>(kit, USER, 1).await?;
+        ensure!(outcomes[0].data == UserOutcome::UserRegistered, "{outcomes:?}");
         let put_aside = letters_about(kit, topics::PAYMENTS, &places[..bad.len()]).await?;
         for (place, (event, reason)) in places.iter().zip(&bad) {
             let letter = &put_aside[place];
@@ -505,7 +505,7 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
                 credits.clone(),
                 vec![(0, refused(UserRefusalReason::UnknownUser))],
             ),
-            ("register", ann.clone(), vec![(1, UserTold::UserRegistered)]),
+            ("register", ann.clone(), vec![(1, UserOutcome::UserRegistered)]),
             (
                 "register",
                 ann,
@@ -516,7 +516,7 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
                 change.clone(),
                 vec![(
                     3,
-                    UserTold::ProfileChanged {
+                    UserOutcome::ProfileChanged {
                         fields: vec![ProfileField::Language],
                     },
                 )],
@@ -588,7 +588,7 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
             user["email"] == "ann@example.org" && user["name"] == "Ann" && user["language"] == "de",
             "{user}"
         );
-        let outcomes = told_of::<UserTold>(kit, USER, 7).await?;
+        let outcomes = told_of::<UserOutcome>(kit, USER, 7).await?;
         ensure!(outcomes.iter().map(|outcome| outcome.sequence).eq(0..7), "{outcomes:?}");
         has_credits(kit, USER, 42).await?;
         clean(kit).await?;
@@ -877,18 +877,18 @@ pub(crate) fn added(id: &str, user: &str, amount: i64) -> Value {
     event(id, user, "credits.added", json!({ "amount": amount }))
 }
 
-fn refused(reason: UserRefusalReason) -> UserTold {
-    UserTold::PaymentRefused { reason }
+fn refused(reason: UserRefusalReason) -> UserOutcome {
+    UserOutcome::PaymentRefused { reason }
 }
 
-fn given(amount: i64) -> anyhow::Result<UserTold> {
-    Ok(UserTold::CreditsChanged {
+fn given(amount: i64) -> anyhow::Result<UserOutcome> {
+    Ok(UserOutcome::CreditsChanged {
         added: Credits::new(amount)?,
     })
 }
 
 /// One outcome of a reply.
-fn answer(sequence: i64, told: &UserTold) -> Value {
+fn answer(sequence: i64, told: &UserOutcome) -> Value {
     json!({ "type": told.outcome_type(), "sequence": sequence, "data": told.data() })
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use holdfast::config;
 use holdfast::metrics::Metrics;
 use holdfast::provider::{Order, Provider};
-use holdfast_schemas::{Currency, Event, Price, Reservation, hold_id, outcome_id, topics};
+use holdfast_schemas::{Currency, Event, Price, TicketEvent, hold_id, outcome_id, topics};
 use holdfast_tests::kit::kafka::Sent;
 use holdfast_tests::kit::provider::{self, Simulator};
 use holdfast_tests::kit::worker::Launch;
@@ -410,18 +410,18 @@ async fn corrupt(copy: &PgPool, statements: &[String]) -> anyhow::Result<()> {
 /// Lists a ticket; ann holds it, bob is refused, ann gives it back, bob holds it. Nothing runs any more when it returns.
 async fn sell(kit: &Kit, ticket: &str) -> anyhow::Result<()> {
     let worker = kit.stack.holdfast("run", "verify").start().await?;
-    let listed = Reservation::TicketListed {
+    let listed = TicketEvent::TicketListed {
         show: "verify".parse()?,
         seat: None,
         price: Price::parse(4500, "EUR")?,
     };
     let held = |by: &str| {
-        anyhow::Ok(Reservation::ReservationRequested {
+        anyhow::Ok(TicketEvent::ReservationRequested {
             user: by.parse()?,
             hold_for: None,
         })
     };
-    let released = Reservation::ReservationReleased {
+    let released = TicketEvent::ReservationReleased {
         user: "ann".parse()?,
         hold: hold_id(SHOP, &format!("{ticket}/ann"), ticket),
     };
@@ -467,7 +467,7 @@ async fn judged(verify: Launch<'_>) -> anyhow::Result<(Option<i32>, Value)> {
     Ok((status.code(), report))
 }
 
-fn event(id: &str, ticket: &str, data: Reservation) -> anyhow::Result<Event<Reservation>> {
+fn event(id: &str, ticket: &str, data: TicketEvent) -> anyhow::Result<Event<TicketEvent>> {
     const TIME: OffsetDateTime = datetime!(2100-01-01 00:00 UTC);
     Ok(Event::new(
         SHOP.parse()?,

@@ -19,7 +19,7 @@ use crate::kafka::dead_letters::{self, Copied, Letter};
 use crate::kafka::on_thread;
 use crate::metrics::Metrics;
 use crate::store::change_log::Until;
-use crate::store::settled_dead_letters::{self, Noted, Place, Settlement};
+use crate::store::settled_dead_letters::{self, Noted, RecordPosition, Settlement};
 use crate::store::{self, outbox};
 
 /// Runs one command and prints what it has to say.
@@ -67,7 +67,7 @@ fn until(state: &config::State) -> Until {
 
 /// Prints the dead letters that nobody has settled, each origin once.
 async fn list(config: &config::Kafka, pool: &PgPool) -> anyhow::Result<()> {
-    let mut passed: HashSet<Place> = settled_dead_letters::all(pool).try_collect().await?;
+    let mut passed: HashSet<RecordPosition> = settled_dead_letters::all(pool).try_collect().await?;
     let config = config.clone();
     on_thread("dead-letters", move || {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -95,7 +95,7 @@ async fn list(config: &config::Kafka, pool: &PgPool) -> anyhow::Result<()> {
     .await?
 }
 
-async fn show(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+async fn show(config: &config::Kafka, pool: &PgPool, place: &RecordPosition) -> anyhow::Result<()> {
     let letter = find(config, place).await?;
     let settlement = settled_dead_letters::find(pool, place).await?;
     let mut text = String::new();
@@ -124,7 +124,7 @@ async fn show(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow::R
 }
 
 /// Sends the record again as it lay on its topic; when retention has removed it there, as the dead letter has it.
-async fn replay(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+async fn replay(config: &config::Kafka, pool: &PgPool, place: &RecordPosition) -> anyhow::Result<()> {
     must_be_open(pool, place).await?;
     let letter = find(config, place).await?;
     let Some(says) = letter.says else {
@@ -140,20 +140,20 @@ async fn replay(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow:
     note(pool, place, Settlement::Replayed).await
 }
 
-async fn drop(config: &config::Kafka, pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+async fn drop(config: &config::Kafka, pool: &PgPool, place: &RecordPosition) -> anyhow::Result<()> {
     must_be_open(pool, place).await?;
     find(config, place).await?;
     note(pool, place, Settlement::Dropped).await
 }
 
-async fn must_be_open(pool: &PgPool, place: &Place) -> anyhow::Result<()> {
+async fn must_be_open(pool: &PgPool, place: &RecordPosition) -> anyhow::Result<()> {
     match settled_dead_letters::find(pool, place).await? {
         Some(settlement) => bail!("{place} was {settlement} already"),
         None => Ok(()),
     }
 }
 
-async fn note(pool: &PgPool, place: &Place, settlement: Settlement) -> anyhow::Result<()> {
+async fn note(pool: &PgPool, place: &RecordPosition, settlement: Settlement) -> anyhow::Result<()> {
     let what = settlement.as_str();
     let noted = settled_dead_letters::note(pool, place, settlement)
         .await
@@ -165,7 +165,7 @@ async fn note(pool: &PgPool, place: &Place, settlement: Settlement) -> anyhow::R
 }
 
 /// The newest dead letter about `place`.
-async fn find(config: &config::Kafka, place: &Place) -> anyhow::Result<Letter> {
+async fn find(config: &config::Kafka, place: &RecordPosition) -> anyhow::Result<Letter> {
     let (config, wanted) = (config.clone(), place.clone());
     let found = on_thread("dead-letters", move || {
         let mut found = None;
@@ -183,14 +183,14 @@ async fn find(config: &config::Kafka, place: &Place) -> anyhow::Result<Letter> {
 }
 
 /// A dead letter is known by its origin; one that has none, by where it lies itself.
-fn name(letter: &Letter) -> Place {
+fn name(letter: &Letter) -> RecordPosition {
     match &letter.says {
-        Some(says) => Place {
+        Some(says) => RecordPosition {
             topic: says.origin.topic.clone(),
             partition: says.origin.partition,
             offset: says.origin.offset,
         },
-        None => Place {
+        None => RecordPosition {
             topic: holdfast_schemas::topics::DEAD_LETTERS.to_owned(),
             partition: letter.partition,
             offset: letter.offset,
@@ -216,7 +216,7 @@ fn header(record: &Copied, name: &str) -> Option<String> {
     value.as_deref().map(readable)
 }
 
-fn place(text: &str) -> anyhow::Result<Place> {
+fn place(text: &str) -> anyhow::Result<RecordPosition> {
     let malformed =
         || format!("{text:?} is no origin: give topic/partition/offset, as `admin dead-letters list` prints it");
     let mut parts = text.rsplitn(3, '/');
@@ -225,7 +225,7 @@ fn place(text: &str) -> anyhow::Result<Place> {
         parts.next(),
         parts.next().filter(|topic| !topic.is_empty()),
     );
-    Ok(Place {
+    Ok(RecordPosition {
         topic: topic.with_context(malformed)?.to_owned(),
         partition: partition
             .and_then(|partition| partition.parse().ok())
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn an_origin_is_written_topic_partition_offset() {
-        let expected = Place {
+        let expected = RecordPosition {
             topic: "reservations".into(),
             partition: 3,
             offset: 17,

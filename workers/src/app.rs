@@ -349,9 +349,9 @@ impl Worker {
     }
 
     /// Watches how much the engine has unfinished.
-    fn watch_engine(&self) -> anyhow::Result<watch::Receiver<gate::Engine>> {
+    fn watch_engine(&self) -> anyhow::Result<watch::Receiver<gate::Backlog>> {
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
-        let (readings, engine) = watch::channel(gate::Engine::default());
+        let (readings, engine) = watch::channel(gate::Backlog::default());
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
         self.spawner.spawn("engine", async move {
             restate_admin::watch_engine(admin, metrics, readings, shutdown).await;
@@ -373,7 +373,7 @@ impl Worker {
         });
     }
 
-    fn spawn_gate(&self, engine: watch::Receiver<gate::Engine>) {
+    fn spawn_gate(&self, engine: watch::Receiver<gate::Backlog>) {
         let config = &self.config;
         let settings = gate::Settings {
             kafka: config.kafka.clone(),

@@ -1,8 +1,8 @@
 //! What every Kafka client of Holdfast has in common: where Kafka is, how a key finds its partition, how acknowledgements
 //! are awaited, and how the headers of any record are read.
 
-pub mod courier;
 pub mod dead_letters;
+pub mod publisher;
 pub mod reader;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

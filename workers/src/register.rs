@@ -95,7 +95,7 @@ pub async fn run(config: &Config, path: Path, patience: Option<Duration>) -> Res
     let mut report = Report::default();
     let created = patience.insist(|| topics::create(config, path)).await?;
     report.extend(patience.insist(|| topics::compare(config, path, &created)).await?);
-    let engine = engine::Engine::new(config, path)?;
+    let engine = engine::EngineSetup::new(config, path)?;
     report.extend(patience.insist(|| engine.settle(&created)).await?);
     Ok(report)
 }
@@ -105,7 +105,7 @@ pub async fn run(config: &Config, path: Path, patience: Option<Duration>) -> Res
 /// # Errors
 /// Restate refused, and waiting cannot help.
 pub async fn arm(config: &Config) -> Result<(), Error> {
-    let engine = engine::Engine::new(config, Path::Gate)?;
+    let engine = engine::EngineSetup::new(config, Path::Gate)?;
     Patience::new(None).insist(|| engine.arm_reaper()).await.map(drop)
 }
 

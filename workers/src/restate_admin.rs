@@ -450,7 +450,7 @@ const PAUSE_PER_ANSWER: u32 = 20;
 pub async fn watch_engine(
     admin: RestateAdmin,
     metrics: Arc<Metrics>,
-    engine: watch::Sender<gate::Engine>,
+    engine: watch::Sender<gate::Backlog>,
     shutdown: CancellationToken,
 ) {
     tokio::select! {
@@ -459,7 +459,7 @@ pub async fn watch_engine(
     }
 }
 
-async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Sender<gate::Engine>) {
+async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Sender<gate::Backlog>) {
     let tell = |unfinished: u64| {
         engine.send_modify(|engine| {
             engine.unfinished = unfinished;

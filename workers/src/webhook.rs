@@ -20,14 +20,14 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use holdfast_schemas::{CheckoutId, DeclineCode, DisputeStatus, Event, Payment, Source, Traceparent, UserId, topics};
+use holdfast_schemas::{CheckoutId, DeclineCode, DisputeStatus, Event, Source, Traceparent, UserEvent, UserId, topics};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::crash::{self, Point};
-use crate::kafka::courier::{self, Courier};
+use crate::kafka::publisher::{self, Publisher};
 use crate::metrics::Metrics;
 use crate::provider::webhook::{self, Buyer, Dispute, What};
 use crate::provider::{self, Provider};
@@ -64,42 +64,42 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let courier = Courier::new(&settings.kafka, ACKNOWLEDGED_WITHIN).map_err(Error::Kafka)?;
-    let desk = Desk {
+    let publisher = Publisher::new(&settings.kafka, ACKNOWLEDGED_WITHIN).map_err(Error::Kafka)?;
+    let receiver = Receiver {
         settings,
-        courier,
+        publisher,
         metrics,
     };
     let router = Router::new()
         .route("/", post(answer))
         .layer(DefaultBodyLimit::max(LIMIT))
-        .with_state(Arc::new(desk));
+        .with_state(Arc::new(receiver));
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await
         .map_err(Error::Listener)
 }
 
-struct Desk {
+struct Receiver {
     settings: Settings,
-    courier: Courier,
+    publisher: Publisher,
     metrics: Arc<Metrics>,
 }
 
 /// What a webhook was good for.
-enum Taken {
+enum Receipt {
     /// Kafka has its event.
     Accepted,
     Ignored(&'static str),
 }
 
-async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> (StatusCode, String) {
-    let answer = desk.take(request).await;
-    let label = answer.as_ref().map_or_else(Refused::label, Taken::label);
-    desk.metrics.webhook_requests.with_label_values(&[label]).inc();
+async fn answer(State(receiver): State<Arc<Receiver>>, request: Request) -> (StatusCode, String) {
+    let answer = receiver.take(request).await;
+    let label = answer.as_ref().map_or_else(Refused::label, Receipt::label);
+    receiver.metrics.webhook_requests.with_label_values(&[label]).inc();
     match answer {
-        Ok(Taken::Accepted) => (StatusCode::OK, "accepted\n".to_owned()),
-        Ok(Taken::Ignored(why)) => (StatusCode::OK, format!("ignored: {why}\n")),
+        Ok(Receipt::Accepted) => (StatusCode::OK, "accepted\n".to_owned()),
+        Ok(Receipt::Ignored(why)) => (StatusCode::OK, format!("ignored: {why}\n")),
         Err(refused) => {
             refused.log();
             (refused.status(), format!("{refused}\n"))
@@ -107,8 +107,8 @@ async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> (StatusCode,
     }
 }
 
-impl Desk {
-    async fn take(&self, request: Request) -> Result<Taken, Refused> {
+impl Receiver {
+    async fn take(&self, request: Request) -> Result<Receipt, Refused> {
         let headers = request.headers().clone();
         let body = timeout(ARRIVES_WITHIN, Bytes::from_request(request, &())).await;
         let body = body.map_err(|_| Refused::Slow)?.map_err(Refused::Body)?;
@@ -116,17 +116,17 @@ impl Desk {
         told.map_err(|_| Refused::Late)?
     }
 
-    async fn tell(&self, headers: &HeaderMap, body: &[u8]) -> Result<Taken, Refused> {
+    async fn tell(&self, headers: &HeaderMap, body: &[u8]) -> Result<Receipt, Refused> {
         let mut told = self.read(headers, body)?;
         crash::here(Point::WebhookVerified);
         if crash::again(Point::WebhookVerified) {
             told = self.read(headers, body)?;
         }
         let Some(told) = told else {
-            return Ok(Taken::Ignored("an event of no interest"));
+            return Ok(Receipt::Ignored("an event of no interest"));
         };
         let Some((checkout, user)) = self.buyer(&told).await? else {
-            return Ok(Taken::Ignored("a payment that Holdfast did not make"));
+            return Ok(Receipt::Ignored("a payment that Holdfast did not make"));
         };
         let trace = text(headers, "traceparent").and_then(|text| Traceparent::parse(text).ok());
         let event = event(told, checkout, user, trace);
@@ -136,7 +136,7 @@ impl Desk {
             self.send(&event).await?;
         }
         tracing::debug!(id = %event.id, kind = event.event_type(), "a webhook became an event");
-        Ok(Taken::Accepted)
+        Ok(Receipt::Accepted)
     }
 
     /// None when it is of no interest.
@@ -169,43 +169,43 @@ impl Desk {
         }
     }
 
-    async fn send(&self, event: &Event<Payment>) -> Result<(), Refused> {
+    async fn send(&self, event: &Event<UserEvent>) -> Result<(), Refused> {
         let (key, value) = (event.subject.as_str(), event.to_json());
-        let sent = self.courier.take(topics::PAYMENTS, key, &value, STRUCTURED);
+        let sent = self.publisher.take(topics::PAYMENTS, key, &value, STRUCTURED);
         sent.await.map_err(Refused::Kafka)
     }
 }
 
 /// The event that a webhook tells.
-fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option<Traceparent>) -> Event<Payment> {
+fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option<Traceparent>) -> Event<UserEvent> {
     let payment = told.payment;
     let data = match told.what {
-        What::Authorized(amount) => Payment::PaymentAuthorized {
+        What::Authorized(amount) => UserEvent::PaymentAuthorized {
             checkout,
             payment,
             amount,
         },
-        What::Captured(amount) => Payment::PaymentCaptured {
+        What::Captured(amount) => UserEvent::PaymentCaptured {
             checkout,
             payment,
             amount,
         },
-        What::Failed(code) => Payment::PaymentFailed {
+        What::Failed(code) => UserEvent::PaymentFailed {
             checkout,
             payment,
             code,
         },
-        What::Canceled => Payment::PaymentFailed {
+        What::Canceled => UserEvent::PaymentFailed {
             checkout,
             payment,
             code: DeclineCode::parse("canceled").expect("a visible word"),
         },
-        What::Refunded(refunded) => Payment::PaymentRefunded {
+        What::Refunded(refunded) => UserEvent::PaymentRefunded {
             checkout,
             payment,
             refunded,
         },
-        What::Disputed { id, amount, status } => Payment::PaymentDisputed {
+        What::Disputed { id, amount, status } => UserEvent::PaymentDisputed {
             checkout,
             payment,
             dispute: id,
@@ -225,12 +225,12 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 
-impl Taken {
+impl Receipt {
     /// The value of the metric's label.
     fn label(&self) -> &'static str {
         match self {
-            Taken::Accepted => "accepted",
-            Taken::Ignored(_) => "ignored",
+            Receipt::Accepted => "accepted",
+            Receipt::Ignored(_) => "ignored",
         }
     }
 }
@@ -239,7 +239,7 @@ impl Taken {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("webhooks cannot be taken to Kafka")]
-    Kafka(#[source] courier::Error),
+    Kafka(#[source] publisher::Error),
     #[error("the port for webhooks failed")]
     Listener(#[source] std::io::Error),
 }
@@ -256,7 +256,7 @@ enum Refused {
     #[error("the payment provider did not say whose payment this is; come again")]
     Provider(#[source] provider::Error),
     #[error("Kafka does not have the event; come again")]
-    Kafka(#[source] courier::Error),
+    Kafka(#[source] publisher::Error),
     #[error("not done within {ANSWERED_WITHIN:?}; come again")]
     Late,
 }

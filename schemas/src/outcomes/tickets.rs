@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::write;
 use crate::identity::HoldId;
 use crate::money::Price;
-use crate::stream::Told;
+use crate::stream::OutcomeData;
 use crate::text::{CheckoutId, Seat, ShowId, TicketId, UserId};
 use crate::topics;
 use crate::version::{Version, Wire};
@@ -17,7 +17,7 @@ pub use v1::RefusalReason;
 
 /// What is told, in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TicketTold {
+pub enum TicketOutcome {
     /// The ticket is for sale, at these terms.
     TicketListed {
         show: ShowId,
@@ -50,7 +50,7 @@ pub enum TicketTold {
     ReservationRefused { reason: RefusalReason },
 }
 
-impl Told for TicketTold {
+impl OutcomeData for TicketOutcome {
     type Key = TicketId;
     const TOPIC: &'static str = topics::RESERVATIONS_OUTCOMES;
     const VERSIONS: &'static [Version<Self>] = &[

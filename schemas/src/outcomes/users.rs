@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::write;
 use crate::money::{Credits, Price};
 use crate::payments::DisputeStatus;
-use crate::stream::Told;
+use crate::stream::OutcomeData;
 use crate::text::{CheckoutId, DeclineCode, DisputeId, PaymentId, TicketId, UserId};
 use crate::topics;
 use crate::version::{Version, Wire};
@@ -16,7 +16,7 @@ pub use v1::{CheckoutFailure, ProfileField, UserRefusalReason};
 
 /// What is told, in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UserTold {
+pub enum UserOutcome {
     /// The user is known.
     UserRegistered,
     /// These fields of the profile have new values.
@@ -62,7 +62,7 @@ pub enum UserTold {
     PaymentRefused { reason: UserRefusalReason },
 }
 
-impl Told for UserTold {
+impl OutcomeData for UserOutcome {
     type Key = UserId;
     const TOPIC: &'static str = topics::PAYMENTS_OUTCOMES;
     const VERSIONS: &'static [Version<Self>] = &[

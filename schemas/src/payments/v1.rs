@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Payment, ProfileValues};
+use super::{ProfileValues, UserEvent};
 use crate::money::{Credits, Price};
 use crate::text::{CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, TicketId};
 use crate::version::{Wire, object};
@@ -122,69 +122,69 @@ pub enum DisputeStatus {
 }
 
 impl Wire for UserRegistered {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.user.registered.v1";
 }
 
 impl Wire for ProfileChanged {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.profile.changed.v1";
 }
 
 impl Wire for CreditsAdded {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.credits.added.v1";
 }
 
 impl Wire for CheckoutRequested {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.checkout.requested.v1";
 }
 
 impl Wire for PaymentAuthorized {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.payment.authorized.v1";
 }
 
 impl Wire for PaymentCaptured {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.payment.captured.v1";
 }
 
 impl Wire for PaymentFailed {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.payment.failed.v1";
 }
 
 impl Wire for PaymentRefunded {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.payment.refunded.v1";
 }
 
 impl Wire for PaymentDisputed {
-    type Current = Payment;
+    type Current = UserEvent;
     const TYPE: &'static str = "holdfast.payment.disputed.v1";
 }
 
-impl From<UserRegistered> for Payment {
+impl From<UserRegistered> for UserEvent {
     fn from(UserRegistered { email, name, language }: UserRegistered) -> Self {
         Self::UserRegistered { email, name, language }
     }
 }
 
-impl From<ProfileChanged> for Payment {
+impl From<ProfileChanged> for UserEvent {
     fn from(ProfileChanged { to, was }: ProfileChanged) -> Self {
         Self::ProfileChanged { to, was }
     }
 }
 
-impl From<CreditsAdded> for Payment {
+impl From<CreditsAdded> for UserEvent {
     fn from(CreditsAdded { amount }: CreditsAdded) -> Self {
         Self::CreditsAdded { amount }
     }
 }
 
-impl From<CheckoutRequested> for Payment {
+impl From<CheckoutRequested> for UserEvent {
     fn from(
         CheckoutRequested {
             checkout,
@@ -202,7 +202,7 @@ impl From<CheckoutRequested> for Payment {
     }
 }
 
-impl From<PaymentAuthorized> for Payment {
+impl From<PaymentAuthorized> for UserEvent {
     fn from(
         PaymentAuthorized {
             checkout,
@@ -218,7 +218,7 @@ impl From<PaymentAuthorized> for Payment {
     }
 }
 
-impl From<PaymentCaptured> for Payment {
+impl From<PaymentCaptured> for UserEvent {
     fn from(
         PaymentCaptured {
             checkout,
@@ -234,7 +234,7 @@ impl From<PaymentCaptured> for Payment {
     }
 }
 
-impl From<PaymentFailed> for Payment {
+impl From<PaymentFailed> for UserEvent {
     fn from(
         PaymentFailed {
             checkout,
@@ -250,7 +250,7 @@ impl From<PaymentFailed> for Payment {
     }
 }
 
-impl From<PaymentRefunded> for Payment {
+impl From<PaymentRefunded> for UserEvent {
     fn from(
         PaymentRefunded {
             checkout,
@@ -266,7 +266,7 @@ impl From<PaymentRefunded> for Payment {
     }
 }
 
-impl From<PaymentDisputed> for Payment {
+impl From<PaymentDisputed> for UserEvent {
     fn from(
         PaymentDisputed {
             checkout,

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Reservation;
+use super::TicketEvent;
 use crate::identity::HoldId;
 use crate::money::Price;
 use crate::number;
@@ -49,44 +49,44 @@ pub(crate) struct ReservationReleased {
 }
 
 impl Wire for TicketListed {
-    type Current = Reservation;
+    type Current = TicketEvent;
     const TYPE: &'static str = "holdfast.ticket.listed.v1";
 }
 
 impl Wire for TicketWithdrawn {
-    type Current = Reservation;
+    type Current = TicketEvent;
     const TYPE: &'static str = "holdfast.ticket.withdrawn.v1";
 }
 
 impl Wire for ReservationRequested {
-    type Current = Reservation;
+    type Current = TicketEvent;
     const TYPE: &'static str = "holdfast.reservation.requested.v1";
 }
 
 impl Wire for ReservationReleased {
-    type Current = Reservation;
+    type Current = TicketEvent;
     const TYPE: &'static str = "holdfast.reservation.released.v1";
 }
 
-impl From<TicketListed> for Reservation {
+impl From<TicketListed> for TicketEvent {
     fn from(TicketListed { show, seat, price }: TicketListed) -> Self {
         Self::TicketListed { show, seat, price }
     }
 }
 
-impl From<TicketWithdrawn> for Reservation {
+impl From<TicketWithdrawn> for TicketEvent {
     fn from(TicketWithdrawn {}: TicketWithdrawn) -> Self {
         Self::TicketWithdrawn
     }
 }
 
-impl From<ReservationRequested> for Reservation {
+impl From<ReservationRequested> for TicketEvent {
     fn from(ReservationRequested { user, hold_for }: ReservationRequested) -> Self {
         Self::ReservationRequested { user, hold_for }
     }
 }
 
-impl From<ReservationReleased> for Reservation {
+impl From<ReservationReleased> for TicketEvent {
     fn from(ReservationReleased { user, hold }: ReservationReleased) -> Self {
         Self::ReservationReleased { user, hold }
     }

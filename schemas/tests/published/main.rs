@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use holdfast_schemas::catalogue::{self, Entry};
-use holdfast_schemas::{Asked, Event, Key, Outcome, Payment, Record, Reservation, decode, topics};
+use holdfast_schemas::{Event, EventData, Key, Outcome, Record, TicketEvent, UserEvent, decode, topics};
 use serde_json::{Value, json};
 
 const UPDATE: &str = "UPDATE=1 cargo test -p holdfast-schemas --test published";
@@ -97,14 +97,14 @@ fn entries() -> Vec<Entry> {
 /// The decoded fixture, in the form that is current; and its hash, which must never change.
 fn read_back(entry: &Entry, fixture: &[u8]) -> Value {
     match entry.topic {
-        topics::RESERVATIONS | topics::RESERVATIONS_OUTCOMES => read_back_as::<Reservation>(entry, fixture),
-        _ => read_back_as::<Payment>(entry, fixture),
+        topics::RESERVATIONS | topics::RESERVATIONS_OUTCOMES => read_back_as::<TicketEvent>(entry, fixture),
+        _ => read_back_as::<UserEvent>(entry, fixture),
     }
 }
 
-fn read_back_as<A: Asked>(entry: &Entry, fixture: &[u8]) -> Value {
+fn read_back_as<A: EventData>(entry: &Entry, fixture: &[u8]) -> Value {
     if entry.told {
-        return json!({ "current": parsed(&Outcome::<A::Told>::from_json(fixture).unwrap().to_json()) });
+        return json!({ "current": parsed(&Outcome::<A::Outcome>::from_json(fixture).unwrap().to_json()) });
     }
     let subject = A::Key::parse(parsed(fixture)["subject"].as_str().unwrap()).unwrap();
     let headers = vec![("content-type", Some(&b"application/cloudevents+json"[..]))];

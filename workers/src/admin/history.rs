@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use holdfast_schemas::{Key, TicketId, Told};
+use holdfast_schemas::{Key, OutcomeData, TicketId};
 use sqlx::PgPool;
 use time::format_description::well_known::Rfc3339;
 
 use super::readable;
-use crate::domain::{AsTold, History, KeyOf, State, Ticket, User};
+use crate::domain::{History, KeyOf, ReplayedUser, State, Ticket, User};
 use crate::store::change_log::{Change, Until};
 use crate::store::commit::Stored;
 use crate::store::ticket_attributes;
@@ -104,7 +104,7 @@ fn as_of<E: Shown>(changes: &[Change<E>]) -> anyhow::Result<Option<E::Was>> {
 }
 
 /// `ticket.held`, `payment.refused`: noun and verb of the outcome's type.
-fn told(told: &impl Told) -> &'static str {
+fn told(told: &impl OutcomeData) -> &'static str {
     let name = told.outcome_type().trim_start_matches("holdfast.outcome.");
     name.rsplit_once(".v").map_or(name, |(name, _)| name)
 }
@@ -146,7 +146,7 @@ impl Shown for Ticket {
 impl Shown for User {
     const BEGUN: &'static str = "registered";
 
-    fn described(user: &AsTold) -> anyhow::Result<Vec<(&'static str, String)>> {
+    fn described(user: &ReplayedUser) -> anyhow::Result<Vec<(&'static str, String)>> {
         Ok(vec![
             ("since", user.registered_at.format(&Rfc3339)?),
             ("version", user.version.to_string()),

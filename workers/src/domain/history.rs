@@ -1,9 +1,9 @@
 //! Tickets and users as they were: what follows from what was told of them.
 
-use holdfast_schemas::{TicketTold, UserTold};
+use holdfast_schemas::{TicketOutcome, UserOutcome};
 use time::OffsetDateTime;
 
-use super::{Entity, Hold, Sale, State, Ticket, ToldOf, User};
+use super::{Entity, Hold, OutcomeOf, Sale, State, Ticket, User};
 
 /// What was told of an entity, put together again.
 pub trait History: Entity {
@@ -13,7 +13,7 @@ pub trait History: Entity {
     /// The same once one more outcome was told of it; none when that outcome cannot follow.
     fn after(
         before: Option<Self::Was>,
-        told: ToldOf<Self>,
+        told: OutcomeOf<Self>,
         version: i64,
         changed_at: OffsetDateTime,
     ) -> Option<Self::Was>;
@@ -23,10 +23,10 @@ impl History for Ticket {
     /// Outcomes tell everything of a ticket.
     type Was = Ticket;
 
-    fn after(before: Option<Ticket>, told: TicketTold, version: i64, changed_at: OffsetDateTime) -> Option<Ticket> {
+    fn after(before: Option<Ticket>, told: TicketOutcome, version: i64, changed_at: OffsetDateTime) -> Option<Ticket> {
         let (show, seat, price, state) = match (told, before) {
-            (TicketTold::TicketListed { show, seat, price }, _) => (show, seat, price, State::Available),
-            (TicketTold::TicketChanged { show, seat, price }, Some(before)) => (show, seat, price, before.state),
+            (TicketOutcome::TicketListed { show, seat, price }, _) => (show, seat, price, State::Available),
+            (TicketOutcome::TicketChanged { show, seat, price }, Some(before)) => (show, seat, price, before.state),
             (told, Some(before)) => (before.show, before.seat, before.price, state_after(told, before.state)?),
             (_, None) => return None,
         };
@@ -41,27 +41,29 @@ impl History for Ticket {
     }
 }
 
-fn state_after(told: TicketTold, state: State) -> Option<State> {
+fn state_after(told: TicketOutcome, state: State) -> Option<State> {
     Some(match (told, state) {
-        (TicketTold::TicketHeld { user, hold, until }, _) => State::Held(Hold { id: hold, user, until }),
+        (TicketOutcome::TicketHeld { user, hold, until }, _) => State::Held(Hold { id: hold, user, until }),
         (
-            TicketTold::TicketReleased { .. } | TicketTold::TicketExpired { .. } | TicketTold::TicketReturned { .. },
+            TicketOutcome::TicketReleased { .. }
+            | TicketOutcome::TicketExpired { .. }
+            | TicketOutcome::TicketReturned { .. },
             _,
         ) => State::Available,
-        (TicketTold::TicketSold { user, checkout }, State::Held(hold)) => State::Sold(Sale {
+        (TicketOutcome::TicketSold { user, checkout }, State::Held(hold)) => State::Sold(Sale {
             hold: hold.id,
             user,
             checkout,
         }),
-        (TicketTold::TicketWithdrawn, _) => State::Withdrawn,
-        (TicketTold::ReservationRefused { .. }, state) => state,
+        (TicketOutcome::TicketWithdrawn, _) => State::Withdrawn,
+        (TicketOutcome::ReservationRefused { .. }, state) => state,
         _ => return None,
     })
 }
 
 /// A user as far as outcomes tell. They carry no personal data: of the profile only that, and in which fields, it changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AsTold {
+pub struct ReplayedUser {
     pub version: i64,
     pub registered_at: OffsetDateTime,
     /// All that were given so far. The loyalty database knows what is left of them.
@@ -70,18 +72,23 @@ pub struct AsTold {
 }
 
 impl History for User {
-    type Was = AsTold;
+    type Was = ReplayedUser;
 
-    fn after(before: Option<AsTold>, told: UserTold, version: i64, changed_at: OffsetDateTime) -> Option<AsTold> {
+    fn after(
+        before: Option<ReplayedUser>,
+        told: UserOutcome,
+        version: i64,
+        changed_at: OffsetDateTime,
+    ) -> Option<ReplayedUser> {
         let (registered_at, credits) = match (told, before) {
-            (UserTold::UserRegistered, None) => (changed_at, 0),
-            (UserTold::CreditsChanged { added }, Some(before)) => {
+            (UserOutcome::UserRegistered, None) => (changed_at, 0),
+            (UserOutcome::CreditsChanged { added }, Some(before)) => {
                 (before.registered_at, before.credits.saturating_add(added.amount()))
             }
-            (UserTold::UserRegistered, Some(_)) | (_, None) => return None,
+            (UserOutcome::UserRegistered, Some(_)) | (_, None) => return None,
             (_, Some(before)) => (before.registered_at, before.credits),
         };
-        Some(AsTold {
+        Some(ReplayedUser {
             version,
             registered_at,
             credits,

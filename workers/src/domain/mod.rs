@@ -9,7 +9,7 @@ pub mod user;
 #[cfg(test)]
 mod model;
 
-pub use entity::{Decision, Entity, KeyOf, ToldOf};
-pub use history::{AsTold, History};
+pub use entity::{Decision, Entity, KeyOf, OutcomeOf};
+pub use history::{History, ReplayedUser};
 pub use ticket::{Hold, Sale, State, Ticket};
 pub use user::User;

@@ -1,6 +1,6 @@
 //! The rules a second time, as the table of ARCHITECTURE.md says them, and random lives of a ticket to compare the two.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketTold, UserId};
+use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketOutcome, UserId};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -68,7 +68,7 @@ proptest! {
             match decide(ticket.as_ref(), input.clone(), now) {
                 Decision::Nothing => prop_assert_eq!(expected, vec!["-"]),
                 Decision::AlreadyDone => prop_assert_eq!(expected, vec!["done"]),
-                Decision::Told { next, outcomes } => {
+                Decision::Transition { next, outcomes } => {
                     let told: Vec<&str> = outcomes.iter().map(name).collect();
                     prop_assert_eq!(&told, &expected, "{:?} on {:?}", input, before);
                     let version = before.as_ref().map_or(0, |ticket| ticket.version);
@@ -160,18 +160,18 @@ fn fits(condition: &str, state: &State, input: &Input) -> bool {
     }
 }
 
-fn name(told: &TicketTold) -> &'static str {
+fn name(told: &TicketOutcome) -> &'static str {
     match told {
-        TicketTold::TicketListed { .. } => "listed",
-        TicketTold::TicketChanged { .. } => "changed",
-        TicketTold::TicketHeld { .. } => "held",
-        TicketTold::TicketReleased { .. } => "released",
-        TicketTold::TicketExpired { .. } => "expired",
-        TicketTold::TicketSold { .. } => "sold",
-        TicketTold::TicketReturned { .. } => "returned",
-        TicketTold::TicketWithdrawn => "withdrawn",
+        TicketOutcome::TicketListed { .. } => "listed",
+        TicketOutcome::TicketChanged { .. } => "changed",
+        TicketOutcome::TicketHeld { .. } => "held",
+        TicketOutcome::TicketReleased { .. } => "released",
+        TicketOutcome::TicketExpired { .. } => "expired",
+        TicketOutcome::TicketSold { .. } => "sold",
+        TicketOutcome::TicketReturned { .. } => "returned",
+        TicketOutcome::TicketWithdrawn => "withdrawn",
         // A `!` tells a refusal from the outcome of the same name.
-        TicketTold::ReservationRefused { reason } => match reason {
+        TicketOutcome::ReservationRefused { reason } => match reason {
             RefusalReason::Held => "held!",
             RefusalReason::Sold => "sold!",
             RefusalReason::Withdrawn => "withdrawn!",
@@ -181,7 +181,7 @@ fn name(told: &TicketTold) -> &'static str {
 }
 
 /// The ticket is what its outcomes say, one after the other: whoever reads only outcomes knows it.
-fn told_alone(before: Option<&Ticket>, next: &Ticket, outcomes: &[TicketTold]) -> Option<Ticket> {
+fn told_alone(before: Option<&Ticket>, next: &Ticket, outcomes: &[TicketOutcome]) -> Option<Ticket> {
     let first = next.version - outcomes.len() as i64 + 1;
     let told = outcomes.iter().cloned().zip(first..);
     told.fold(before.cloned(), |ticket, (told, version)| {

@@ -1,8 +1,8 @@
 //! The life of one ticket: listed, held, sold, returned, withdrawn.
 
 use holdfast_schemas::{
-    CheckoutId, EventId, HoldId, Price, RefusalReason, Reservation, Seat, ShowId, Source, TicketId, TicketTold, UserId,
-    hold_id,
+    CheckoutId, EventId, HoldId, Price, RefusalReason, Seat, ShowId, Source, TicketEvent, TicketId, TicketOutcome,
+    UserId, hold_id,
 };
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
@@ -94,7 +94,7 @@ pub enum Input {
 }
 
 impl Entity for Ticket {
-    type Asked = Reservation;
+    type Data = TicketEvent;
     type Input = Input;
 
     fn version(&self) -> i64 {
@@ -105,15 +105,15 @@ impl Entity for Ticket {
         self.changed_at
     }
 
-    fn input(asked: Reservation, source: &Source, id: &EventId, key: &TicketId) -> Input {
+    fn input(asked: TicketEvent, source: &Source, id: &EventId, key: &TicketId) -> Input {
         match asked {
-            Reservation::TicketListed { show, seat, price } => Input::List { show, seat, price },
-            Reservation::TicketWithdrawn => Input::Withdraw,
-            Reservation::ReservationRequested { user, hold_for } => {
+            TicketEvent::TicketListed { show, seat, price } => Input::List { show, seat, price },
+            TicketEvent::TicketWithdrawn => Input::Withdraw,
+            TicketEvent::ReservationRequested { user, hold_for } => {
                 let hold = hold_id(source.as_str(), id.as_str(), key.as_str());
                 Input::Reserve { user, hold_for, hold }
             }
-            Reservation::ReservationReleased { user, hold } => Input::Release { user, hold },
+            TicketEvent::ReservationReleased { user, hold } => Input::Release { user, hold },
         }
     }
 }
@@ -150,7 +150,7 @@ pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Dec
 fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { show, seat, price } => {
-            let outcome = TicketTold::TicketListed {
+            let outcome = TicketOutcome::TicketListed {
                 show: show.clone(),
                 seat: seat.clone(),
                 price,
@@ -163,12 +163,12 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
                 state: State::Available,
                 changed_at: now,
             };
-            Decision::Told {
+            Decision::Transition {
                 next: Some(next),
                 outcomes: vec![outcome],
             }
         }
-        Input::Withdraw | Input::Reserve { .. } | Input::Release { .. } => Decision::Told {
+        Input::Withdraw | Input::Reserve { .. } | Input::Release { .. } => Decision::Transition {
             next: None,
             outcomes: vec![refusal(RefusalReason::UnknownTicket)],
         },
@@ -179,7 +179,7 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
 fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
-        Input::Withdraw => tell(ticket, State::Withdrawn, vec![TicketTold::TicketWithdrawn], now),
+        Input::Withdraw => tell(ticket, State::Withdrawn, vec![TicketOutcome::TicketWithdrawn], now),
         Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![], now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
         Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
@@ -194,12 +194,12 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
         Input::Release { user, hold } if user == held.user && hold == held.id => tell(
             ticket,
             State::Available,
-            vec![TicketTold::TicketReleased { user, hold }],
+            vec![TicketOutcome::TicketReleased { user, hold }],
             now,
         ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotYourHold, now),
         Input::Sell { user, hold, checkout } if user == held.user && hold == held.id => {
-            let outcome = TicketTold::TicketSold {
+            let outcome = TicketOutcome::TicketSold {
                 user: user.clone(),
                 checkout: checkout.clone(),
             };
@@ -211,7 +211,7 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
 
 /// The hold's moment has come: whatever is asked, the hold ends first.
 fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision {
-    let expired = TicketTold::TicketExpired {
+    let expired = TicketOutcome::TicketExpired {
         user: due.user.clone(),
         hold: due.id,
     };
@@ -225,7 +225,7 @@ fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) ->
         Input::Withdraw => tell(
             ticket,
             State::Withdrawn,
-            vec![expired, TicketTold::TicketWithdrawn],
+            vec![expired, TicketOutcome::TicketWithdrawn],
             now,
         ),
         Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![expired], now),
@@ -244,7 +244,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
         Input::Return { checkout } if checkout == sale.checkout => tell(
             ticket,
             State::Available,
-            vec![TicketTold::TicketReturned {
+            vec![TicketOutcome::TicketReturned {
                 user: sale.user.clone(),
                 checkout,
             }],
@@ -257,7 +257,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
 fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { show, seat, price } => {
-            let outcome = TicketTold::TicketListed {
+            let outcome = TicketOutcome::TicketListed {
                 show: show.clone(),
                 seat: seat.clone(),
                 price,
@@ -282,7 +282,7 @@ fn reserve(
     user: UserId,
     hold_for: Option<i64>,
     hold: HoldId,
-    before: Vec<TicketTold>,
+    before: Vec<TicketOutcome>,
     now: OffsetDateTime,
 ) -> Decision {
     let seconds = hold_for.unwrap_or(DEFAULT_HOLD.whole_seconds());
@@ -292,7 +292,7 @@ fn reserve(
         return tell(ticket, State::Available, outcomes, now);
     }
     let until = now + Duration::seconds(seconds);
-    outcomes.push(TicketTold::TicketHeld {
+    outcomes.push(TicketOutcome::TicketHeld {
         user: user.clone(),
         hold,
         until,
@@ -304,14 +304,14 @@ fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decisi
     tell(ticket, ticket.state.clone(), vec![refusal(reason)], now)
 }
 
-fn refusal(reason: RefusalReason) -> TicketTold {
-    TicketTold::ReservationRefused { reason }
+fn refusal(reason: RefusalReason) -> TicketOutcome {
+    TicketOutcome::ReservationRefused { reason }
 }
 
 /// Every outcome raises the version by one.
-fn tell(ticket: &Ticket, state: State, outcomes: Vec<TicketTold>, now: OffsetDateTime) -> Decision {
+fn tell(ticket: &Ticket, state: State, outcomes: Vec<TicketOutcome>, now: OffsetDateTime) -> Decision {
     let version = ticket.version + outcomes.len() as i64;
-    Decision::Told {
+    Decision::Transition {
         next: Some(Ticket {
             version,
             state,

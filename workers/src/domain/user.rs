@@ -1,8 +1,8 @@
 //! A user: a profile that changes, and credits that another database keeps.
 
 use holdfast_schemas::{
-    Credits, Email, EventId, Language, Name, Payment, ProfileField, ProfileValues, Source, UserId, UserRefusalReason,
-    UserTold,
+    Credits, Email, EventId, Language, Name, ProfileField, ProfileValues, Source, UserEvent, UserId, UserOutcome,
+    UserRefusalReason,
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -43,7 +43,7 @@ pub enum Input {
 }
 
 impl Entity for User {
-    type Asked = Payment;
+    type Data = UserEvent;
     type Input = Input;
 
     fn version(&self) -> i64 {
@@ -54,17 +54,17 @@ impl Entity for User {
         self.changed_at
     }
 
-    fn input(asked: Payment, _: &Source, _: &EventId, _: &UserId) -> Input {
+    fn input(asked: UserEvent, _: &Source, _: &EventId, _: &UserId) -> Input {
         match asked {
-            Payment::UserRegistered { email, name, language } => Input::Register { email, name, language },
-            Payment::ProfileChanged { to, was } => Input::Change { to, was },
-            Payment::CreditsAdded { amount } => Input::AddCredits { amount },
-            Payment::CheckoutRequested { .. } => Input::CheckOut,
-            Payment::PaymentAuthorized { .. }
-            | Payment::PaymentCaptured { .. }
-            | Payment::PaymentFailed { .. }
-            | Payment::PaymentRefunded { .. }
-            | Payment::PaymentDisputed { .. } => Input::Hear,
+            UserEvent::UserRegistered { email, name, language } => Input::Register { email, name, language },
+            UserEvent::ProfileChanged { to, was } => Input::Change { to, was },
+            UserEvent::CreditsAdded { amount } => Input::AddCredits { amount },
+            UserEvent::CheckoutRequested { .. } => Input::CheckOut,
+            UserEvent::PaymentAuthorized { .. }
+            | UserEvent::PaymentCaptured { .. }
+            | UserEvent::PaymentFailed { .. }
+            | UserEvent::PaymentRefunded { .. }
+            | UserEvent::PaymentDisputed { .. } => Input::Hear,
         }
     }
 }
@@ -80,32 +80,32 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
                 language,
                 changed_at: now,
             };
-            Decision::Told {
+            Decision::Transition {
                 next: Some(next),
-                outcomes: vec![UserTold::UserRegistered],
+                outcomes: vec![UserOutcome::UserRegistered],
             }
         }
         (_, Input::CheckOut | Input::Hear | Input::Progress) => Decision::Nothing,
-        (None, Input::Change { .. } | Input::AddCredits { .. }) => Decision::Told {
+        (None, Input::Change { .. } | Input::AddCredits { .. }) => Decision::Transition {
             next: None,
             outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
         },
         (Some(user), Input::Register { .. }) => refuse(user, UserRefusalReason::AlreadyRegistered, now),
         (Some(user), Input::Change { to, was }) => change(user, to, was, now),
         (Some(user), Input::AddCredits { amount }) => {
-            tell(user.clone(), UserTold::CreditsChanged { added: amount }, now)
+            tell(user.clone(), UserOutcome::CreditsChanged { added: amount }, now)
         }
     }
 }
 
 /// Rules that tell the user what was decided elsewhere, whatever the input.
-pub fn telling(told: Vec<UserTold>) -> impl Fn(Option<&User>, Input, OffsetDateTime) -> Decision<User> {
+pub fn telling(told: Vec<UserOutcome>) -> impl Fn(Option<&User>, Input, OffsetDateTime) -> Decision<User> {
     move |user, _, now| match user {
-        None => Decision::Told {
+        None => Decision::Transition {
             next: None,
             outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
         },
-        Some(user) => Decision::Told {
+        Some(user) => Decision::Transition {
             next: Some(User {
                 version: user.version + told.len() as i64,
                 changed_at: if told.is_empty() { user.changed_at } else { now },
@@ -170,25 +170,25 @@ fn change(user: &User, to: ProfileValues, was: ProfileValues, now: OffsetDateTim
         .map(|(field, _)| *field)
         .collect();
     if fields.is_empty() {
-        return Decision::Told {
+        return Decision::Transition {
             next: Some(next),
             outcomes: vec![],
         };
     }
-    tell(next, UserTold::ProfileChanged { fields }, now)
+    tell(next, UserOutcome::ProfileChanged { fields }, now)
 }
 
 fn refuse(user: &User, reason: UserRefusalReason, now: OffsetDateTime) -> Decision<User> {
     tell(user.clone(), refusal(reason), now)
 }
 
-fn refusal(reason: UserRefusalReason) -> UserTold {
-    UserTold::PaymentRefused { reason }
+fn refusal(reason: UserRefusalReason) -> UserOutcome {
+    UserOutcome::PaymentRefused { reason }
 }
 
 /// Every outcome raises the version by one.
-fn tell(user: User, outcome: UserTold, now: OffsetDateTime) -> Decision<User> {
-    Decision::Told {
+fn tell(user: User, outcome: UserOutcome, now: OffsetDateTime) -> Decision<User> {
+    Decision::Transition {
         next: Some(User {
             version: user.version + 1,
             changed_at: now,
@@ -204,7 +204,7 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::domain::{AsTold, History};
+    use crate::domain::{History, ReplayedUser};
 
     /// Every field of a profile, by number; the second spelling of the rules works on these.
     type Fields = [Option<u8>; 3];
@@ -260,12 +260,12 @@ mod tests {
         }
     }
 
-    fn name(told: &UserTold) -> &'static str {
+    fn name(told: &UserOutcome) -> &'static str {
         match told {
-            UserTold::UserRegistered => "registered",
-            UserTold::ProfileChanged { .. } => "changed",
-            UserTold::CreditsChanged { .. } => "credits",
-            UserTold::PaymentRefused { reason } => reason.as_str(),
+            UserOutcome::UserRegistered => "registered",
+            UserOutcome::ProfileChanged { .. } => "changed",
+            UserOutcome::CreditsChanged { .. } => "credits",
+            UserOutcome::PaymentRefused { reason } => reason.as_str(),
             _ => "told elsewhere",
         }
     }
@@ -290,7 +290,7 @@ mod tests {
                     Step::Credits(amount) => Input::AddCredits { amount: Credits::new(*amount).unwrap() },
                 };
                 let (after, outcomes) = expected(profile, &step);
-                let Decision::Told { next, outcomes: told } = decide(user.as_ref(), input.clone(), now) else {
+                let Decision::Transition { next, outcomes: told } = decide(user.as_ref(), input.clone(), now) else {
                     return Err(TestCaseError::fail("every event is decided"));
                 };
                 prop_assert_eq!(told.iter().map(name).collect::<Vec<_>>(), outcomes, "{:?} on {:?}", input, user);
@@ -301,7 +301,7 @@ mod tests {
                     if let Step::Credits(amount) = step {
                         given += amount;
                     }
-                    let AsTold { version, credits, changed_at, .. } = as_told.clone().unwrap();
+                    let ReplayedUser { version, credits, changed_at, .. } = as_told.clone().unwrap();
                     prop_assert_eq!((version, credits, changed_at), (next.version, given, next.changed_at));
                     let has = ProfileValues {
                         email: Some(next.email.clone()),
@@ -323,7 +323,7 @@ mod tests {
             name: None,
             language: None,
         };
-        let Decision::Told { next, .. } = decide_without_loyalty(None, register, now) else {
+        let Decision::Transition { next, .. } = decide_without_loyalty(None, register, now) else {
             panic!("nothing was told");
         };
         let credits = Input::AddCredits {
@@ -343,7 +343,7 @@ mod tests {
                 UserRefusalReason::UnknownUser,
             ),
         ] {
-            assert!(matches!(decision, Decision::Told { outcomes, .. } if outcomes == [refusal(reason)]));
+            assert!(matches!(decision, Decision::Transition { outcomes, .. } if outcomes == [refusal(reason)]));
         }
     }
 }

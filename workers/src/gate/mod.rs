@@ -6,14 +6,16 @@
 //! each instance emits a partition in order from a point at or before the first record not yet emitted. First occurrences
 //! stay in order through crashes, rebalances and instances that were thought dead; repeats meet the idempotency record.
 
-mod credit;
+mod backpressure;
 mod membership;
 mod window;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_schemas::{Asked, DeadLetter, DeadLetterReason, Origin, Payment, Record, Refusal, Reservation, topics};
+use holdfast_schemas::{
+    DeadLetter, DeadLetterReason, EventData, Origin, Record, Refusal, TicketEvent, UserEvent, topics,
+};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseRecord, Producer as _};
@@ -22,10 +24,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::credit::Credit;
-pub use self::credit::Engine;
+pub use self::backpressure::Backlog;
+use self::backpressure::Backpressure;
 use self::membership::Membership;
-use self::window::{Bounds, Spans, Taken, Window};
+use self::window::{Bounds, Spans, Verdict, Window};
 use crate::config;
 use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Producer};
@@ -40,7 +42,7 @@ pub struct Route {
 }
 
 impl Route {
-    const fn of<A: Asked>() -> Self {
+    const fn of<A: EventData>() -> Self {
         Self {
             public: A::TOPIC,
             admitted: A::ADMITTED,
@@ -50,7 +52,7 @@ impl Route {
 }
 
 /// Every public topic.
-pub const ROUTES: &[Route] = &[Route::of::<Reservation>(), Route::of::<Payment>()];
+pub const ROUTES: &[Route] = &[Route::of::<TicketEvent>(), Route::of::<UserEvent>()];
 
 /// What the gate is given.
 #[derive(Debug, Clone)]
@@ -72,12 +74,12 @@ pub struct Settings {
 pub async fn run(
     settings: Settings,
     metrics: Arc<Metrics>,
-    engine: watch::Receiver<Engine>,
+    backlog: watch::Receiver<Backlog>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let runtime = Handle::current();
     kafka::on_thread("gate", move || {
-        let mut gate = Gate::join(settings, metrics, engine, shutdown.clone(), runtime)?;
+        let mut gate = Gate::join(settings, metrics, backlog, shutdown.clone(), runtime)?;
         while !shutdown.is_cancelled() {
             gate.step()?;
         }
@@ -104,12 +106,12 @@ const DEAD_LETTER_BYTES: usize = 4_096;
 struct Gate {
     settings: Settings,
     metrics: Arc<Metrics>,
-    engine: watch::Receiver<Engine>,
+    backlog: watch::Receiver<Backlog>,
     shutdown: CancellationToken,
     runtime: Handle,
     membership: Membership,
     producer: Producer,
-    credit: Credit,
+    backpressure: Backpressure,
     gathered: Gathered,
     in_flight: Option<InFlight>,
     /// Windows that failed one after the other.
@@ -137,12 +139,12 @@ impl Gate {
     fn join(
         settings: Settings,
         metrics: Arc<Metrics>,
-        engine: watch::Receiver<Engine>,
+        backlog: watch::Receiver<Backlog>,
         shutdown: CancellationToken,
         runtime: Handle,
     ) -> Result<Self, Error> {
         let membership = Membership::join(&settings, metrics.clone())?;
-        let credit = Credit::new(settings.gate.unfinished_limit, *engine.borrow());
+        let backpressure = Backpressure::new(settings.gate.unfinished_limit, *backlog.borrow());
         Ok(Self {
             producer: producer(&settings)?,
             gathered: Gathered::new(&settings, membership.rebalances()),
@@ -150,11 +152,11 @@ impl Gate {
             failures: 0,
             settings,
             metrics,
-            engine,
+            backlog,
             shutdown,
             runtime,
             membership,
-            credit,
+            backpressure,
         })
     }
 
@@ -226,7 +228,7 @@ impl Gate {
             sent = sent.and_then(|()| self.send_records(&gathered));
         }
         crash::here(Point::GateSent);
-        self.credit.spend(gathered.window.admitted().len());
+        self.backpressure.spend(gathered.window.admitted().len());
         self.in_flight = Some(InFlight {
             spans: gathered.window.spans().clone(),
             records: gathered.window.records(),
@@ -345,14 +347,14 @@ impl Gate {
     }
 
     fn has_credit(&mut self) -> bool {
-        let open = self.credit.is_open(*self.engine.borrow_and_update());
+        let open = self.backpressure.is_open(*self.backlog.borrow_and_update());
         self.metrics.gate_waiting.set(i64::from(!open));
         open
     }
 
     /// Whether the window has gathered for as long as the engine has work to do.
     fn has_paced(&self) -> bool {
-        self.gathered.window.is_full() || self.gathered.begun.elapsed() >= self.credit.pace()
+        self.gathered.window.is_full() || self.gathered.begun.elapsed() >= self.backpressure.pace()
     }
 
     /// A full window waits, for acknowledgements or for the engine.
@@ -360,7 +362,7 @@ impl Gate {
         if self.in_flight.is_some() {
             self.acknowledge(IDLE)?;
         } else {
-            wait(&self.runtime, IDLE, self.engine.changed());
+            wait(&self.runtime, IDLE, self.backlog.changed());
         }
         if self.gathered.begun.elapsed() < BLOCKED {
             return Ok(());
@@ -443,7 +445,7 @@ impl Gathered {
                 value: message.payload(),
                 headers,
             });
-        if let Taken::Refused(letter) = self.window.take(route, origin, record, now) {
+        if let Verdict::Rejected(letter) = self.window.take(route, origin, record, now) {
             tracing::debug!(
                 topic = letter.origin.topic,
                 partition = letter.origin.partition,

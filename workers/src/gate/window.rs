@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use holdfast_schemas::{Asked, DeadLetter, DeadLetterReason, Key, Origin, Record, Refusal, decode};
+use holdfast_schemas::{DeadLetter, DeadLetterReason, EventData, Key, Origin, Record, Refusal, decode};
 use time::OffsetDateTime;
 
 use super::Route;
@@ -71,10 +71,10 @@ pub(super) struct Clean {
 
 /// What becomes of one record, beside its place in the window.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum Verdict {
     Admitted,
     /// It goes to the dead letters at once, as it came, with what the dead letter says.
-    Refused(DeadLetter),
+    Rejected(DeadLetter),
 }
 
 impl Window {
@@ -97,7 +97,7 @@ impl Window {
         origin: Origin,
         record: Result<Record<'_>, Refusal>,
         now: OffsetDateTime,
-    ) -> Taken {
+    ) -> Verdict {
         self.records += 1;
         self.cover(route.public, origin.partition, origin.offset);
         let event = record.and_then(|record| {
@@ -107,9 +107,9 @@ impl Window {
         match event {
             Ok(event) => {
                 self.admit(route.admitted, event);
-                Taken::Admitted
+                Verdict::Admitted
             }
-            Err(Refusal { reason, detail }) => Taken::Refused(DeadLetter { reason, detail, origin }),
+            Err(Refusal { reason, detail }) => Verdict::Rejected(DeadLetter { reason, detail, origin }),
         }
     }
 
@@ -195,7 +195,7 @@ fn size(record: &Record<'_>) -> usize {
 
 /// Decodes a record as what `A` asks, and refuses an event whose repeats are no longer recognised. Its age counts from the
 /// earlier of its own time and the broker's: a producer that repeats an id keeps its time.
-pub(super) fn read<A: Asked>(
+pub(super) fn read<A: EventData>(
     record: &Record<'_>,
     origin: &Origin,
     now: OffsetDateTime,
@@ -222,12 +222,12 @@ pub(super) fn read<A: Asked>(
 
 #[cfg(test)]
 mod tests {
-    use holdfast_schemas::{Payment, Reservation, decode_delivery};
+    use holdfast_schemas::{TicketEvent, UserEvent, decode_delivery};
     use time::macros::datetime;
 
     use super::*;
 
-    const ROUTE: Route = Route::of::<Reservation>();
+    const ROUTE: Route = Route::of::<TicketEvent>();
     const NOW: OffsetDateTime = datetime!(2030-01-31 12:00 UTC);
     const BOUNDS: Bounds = Bounds {
         records: 10_000,
@@ -255,7 +255,7 @@ mod tests {
         )
     }
 
-    fn take(window: &mut Window, offset: i64, key: &str, value: &str) -> Taken {
+    fn take(window: &mut Window, offset: i64, key: &str, value: &str) -> Verdict {
         let record = Record {
             key: Some(key.as_bytes()),
             value: Some(value.as_bytes()),
@@ -264,7 +264,7 @@ mod tests {
         window.take(&ROUTE, origin(0, offset), Ok(record), NOW)
     }
 
-    fn request(window: &mut Window, offset: i64, key: &str) -> Taken {
+    fn request(window: &mut Window, offset: i64, key: &str) -> Verdict {
         take(
             window,
             offset,
@@ -277,11 +277,11 @@ mod tests {
     fn events_of_one_key_leave_as_one_record_in_order_with_their_origins() {
         let mut window = window();
         for (offset, key) in ["B", "A", "B", "B", "A"].into_iter().enumerate() {
-            assert_eq!(request(&mut window, offset as i64, key), Taken::Admitted);
+            assert_eq!(request(&mut window, offset as i64, key), Verdict::Admitted);
         }
         let keys: Vec<&str> = window.admitted().iter().map(|record| record.key.as_str()).collect();
         assert_eq!(keys, ["B", "A"]);
-        let events = decode_delivery::<Reservation>(&window.admitted()[0].value).unwrap();
+        let events = decode_delivery::<TicketEvent>(&window.admitted()[0].value).unwrap();
         let offsets: Vec<i64> = events
             .iter()
             .map(|event| event.origin.as_ref().unwrap().offset)
@@ -301,7 +301,7 @@ mod tests {
         let offsets: Vec<i64> = window
             .admitted()
             .iter()
-            .flat_map(|record| decode_delivery::<Reservation>(&record.value).unwrap())
+            .flat_map(|record| decode_delivery::<TicketEvent>(&record.value).unwrap())
             .map(|event| event.origin.unwrap().offset)
             .collect();
         assert!(offsets.is_sorted());
@@ -318,12 +318,12 @@ mod tests {
     #[test]
     fn a_record_that_cannot_be_decoded_is_a_dead_letter_and_the_next_goes_on() {
         let mut window = window();
-        let Taken::Refused(letter) = take(&mut window, 7, "A", "{") else {
+        let Verdict::Rejected(letter) = take(&mut window, 7, "A", "{") else {
             panic!("it was admitted");
         };
         assert_eq!(letter.reason, DeadLetterReason::Undecodable);
         assert_eq!(letter.origin, origin(0, 7));
-        assert_eq!(request(&mut window, 8, "A"), Taken::Admitted);
+        assert_eq!(request(&mut window, 8, "A"), Verdict::Admitted);
         assert_eq!((window.records(), window.admitted().len()), (2, 1));
         assert_eq!(window.spans()[&(ROUTE.public, 0)], Span { first: 7, next: 9 });
     }
@@ -333,9 +333,9 @@ mod tests {
         let young = event("A", "1", "2030-01-24T12:00:00Z");
         let old = event("A", "1", "2030-01-24T11:59:59Z");
         let mut window = window();
-        assert_eq!(take(&mut window, 0, "A", &young), Taken::Admitted);
+        assert_eq!(take(&mut window, 0, "A", &young), Verdict::Admitted);
         assert!(
-            matches!(take(&mut window, 1, "A", &old), Taken::Refused(letter) if letter.reason == DeadLetterReason::TooOld)
+            matches!(take(&mut window, 1, "A", &old), Verdict::Rejected(letter) if letter.reason == DeadLetterReason::TooOld)
         );
         let late = Origin {
             time: datetime!(2030-01-20 12:00 UTC),
@@ -346,7 +346,10 @@ mod tests {
             value: Some(young.as_bytes()),
             headers: vec![],
         };
-        assert!(matches!(window.take(&ROUTE, late, Ok(record), NOW), Taken::Refused(_)));
+        assert!(matches!(
+            window.take(&ROUTE, late, Ok(record), NOW),
+            Verdict::Rejected(_)
+        ));
     }
 
     #[test]
@@ -385,8 +388,8 @@ mod tests {
             value: Some(value.as_bytes()),
             headers: vec![],
         };
-        let taken = window.take(&Route::of::<Payment>(), origin(0, 1), Ok(record), NOW);
-        assert_eq!(taken, Taken::Admitted);
+        let taken = window.take(&Route::of::<UserEvent>(), origin(0, 1), Ok(record), NOW);
+        assert_eq!(taken, Verdict::Admitted);
         let topics: Vec<_> = window.admitted().iter().map(|record| record.topic).collect();
         assert_eq!(topics, ["reservations.admitted", "payments.admitted"]);
     }

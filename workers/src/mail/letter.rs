@@ -28,7 +28,7 @@ enum Language {
 struct Facts {
     name: Option<String>,
     order: String,
-    seats: Vec<Place>,
+    seats: Vec<Seat>,
     total: String,
     credits: Option<String>,
     /// What is left to pay.
@@ -40,7 +40,7 @@ struct Facts {
     why: &'static str,
 }
 
-struct Place {
+struct Seat {
     show: String,
     seat: String,
     price: String,
@@ -123,7 +123,7 @@ impl Letter {
 impl Facts {
     fn new(kind: Kind, amount: Option<i64>, checkout: &Checkout, name: Option<&Name>, language: Language) -> Self {
         let money = |amount| money(amount, checkout.currency(), language);
-        let seats = checkout.lines.iter().map(|line| Place {
+        let seats = checkout.lines.iter().map(|line| Seat {
             show: one_line(line.show.as_str()),
             seat: one_line(line.seat.as_ref().map_or(line.ticket.as_str(), |seat| seat.as_str())),
             price: money(line.price.amount()),

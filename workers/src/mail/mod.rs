@@ -23,10 +23,10 @@ use crate::config;
 use crate::crash::{self, Point};
 use crate::error;
 use crate::metrics::Metrics;
-use crate::store::mails::{self, Taken};
+use crate::store::mails::{self, LeasedMail};
 use crate::store::{self, PgPool};
 use letter::Letter;
-use smtp::{Place, Server};
+use smtp::{Server, ServerAddress};
 
 /// How often mails are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -91,7 +91,7 @@ enum Unwritten {
 
 /// Whether a setting names a mail server.
 pub fn is_server(url: &SecretString) -> bool {
-    Place::parse(url).is_some()
+    ServerAddress::parse(url).is_some()
 }
 
 /// Whether mails can come from this address.
@@ -114,7 +114,7 @@ impl Mailer {
         let Some(url) = &config.smtp_url else {
             return Ok(None);
         };
-        let place = Place::parse(url).ok_or(Error::Setting("smtp-url"))?;
+        let place = ServerAddress::parse(url).ok_or(Error::Setting("smtp-url"))?;
         let from = config.from.as_deref().and_then(|from| from.parse::<Address>().ok());
         let from = from.ok_or(Error::Setting("mail-from"))?;
         let server = Server::new(place, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
@@ -177,7 +177,7 @@ impl Mailer {
         }
     }
 
-    async fn take(&self, most: usize) -> Result<Vec<Taken>, store::Error> {
+    async fn take(&self, most: usize) -> Result<Vec<LeasedMail>, store::Error> {
         if most == 0 {
             return Ok(Vec::new());
         }
@@ -189,7 +189,7 @@ impl Mailer {
         Ok(understood.collect())
     }
 
-    async fn send(self, mail: Taken) {
+    async fn send(self, mail: LeasedMail) {
         let message = match self.write(&mail).await {
             Ok(message) => message,
             Err(Unwritten::Store(error)) => {
@@ -230,7 +230,7 @@ impl Mailer {
         accepted.close().await;
     }
 
-    async fn write(&self, mail: &Taken) -> Result<Message, Unwritten> {
+    async fn write(&self, mail: &LeasedMail) -> Result<Message, Unwritten> {
         let contents = mails::contents(&self.pool, mail).await?.ok_or(Unwritten::Gone)?;
         let to: Address = (contents.user.email.as_str().parse()).map_err(|_| Unwritten::Address)?;
         let letter = Letter::write(mail.kind, mail.amount, &contents)?;
@@ -250,7 +250,7 @@ impl Mailer {
     }
 
     /// Notes what became of a mail, and does not rest before: what was sent and is not noted is sent again.
-    async fn note(&self, mail: &Taken, fate: Fate) {
+    async fn note(&self, mail: &LeasedMail, fate: Fate) {
         let mut pauses = store::pauses();
         loop {
             match self.try_note(mail, &fate).await {
@@ -263,7 +263,7 @@ impl Mailer {
         }
     }
 
-    async fn try_note(&self, mail: &Taken, fate: &Fate) -> Result<(), store::Error> {
+    async fn try_note(&self, mail: &LeasedMail, fate: &Fate) -> Result<(), store::Error> {
         let (noted, result) = match fate {
             Fate::Sent(code) => (mails::sent(&self.pool, mail, *code).await?, "sent"),
             Fate::Refused(code) => (mails::refused(&self.pool, mail, *code).await?, "refused"),

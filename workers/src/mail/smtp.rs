@@ -19,7 +19,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Where a mail server is, and how it is spoken to.
 pub(super) struct Server {
-    place: Place,
+    place: ServerAddress,
     /// With the certificates that the system trusts; absent without TLS.
     trust: Option<TlsParameters>,
     hello: ClientId,
@@ -27,7 +27,7 @@ pub(super) struct Server {
 }
 
 /// What the setting says.
-pub(super) struct Place {
+pub(super) struct ServerAddress {
     host: String,
     port: u16,
     security: Security,
@@ -64,7 +64,7 @@ pub(super) struct Accepted {
     connection: AsyncSmtpConnection,
 }
 
-impl Place {
+impl ServerAddress {
     /// None when the setting cannot be understood.
     pub(super) fn parse(url: &SecretString) -> Option<Self> {
         let url = Url::parse(url.expose_secret()).ok()?;
@@ -94,7 +94,7 @@ impl Place {
 
 impl Server {
     /// `domain`: what we call ourselves; servers refuse names that are none of the Internet's.
-    pub(super) fn new(place: Place, domain: &str, patience: Duration) -> Result<Self, SmtpError> {
+    pub(super) fn new(place: ServerAddress, domain: &str, patience: Duration) -> Result<Self, SmtpError> {
         let trust = match place.security {
             // Without TLS a machine without certificates will do.
             Security::Plain => None,
@@ -129,7 +129,7 @@ impl Server {
     }
 
     async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
-        let Place {
+        let ServerAddress {
             host,
             port,
             security,
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn user_and_password_are_decoded() {
-        let place = Place::parse(&"smtps://shop%40home:se%2Fsame@mail.example".to_owned().into()).unwrap();
+        let place = ServerAddress::parse(&"smtps://shop%40home:se%2Fsame@mail.example".to_owned().into()).unwrap();
         assert_eq!((place.host.as_str(), place.port), ("mail.example", 465));
         let expected = Credentials::new("shop@home".to_owned(), "se/same".to_owned());
         assert!(place.credentials == Some(expected));

@@ -1,7 +1,9 @@
 //! A user's cart: the tickets that the user holds and means to buy, by id and hold. Prices, owners and ends of holds are never kept
 //! here: they come from the holds themselves.
 
-use holdfast_schemas::{CheckoutId, Credits, HoldId, PaymentMethod, Price, Reply, TicketId, TicketTold, Told, UserId};
+use holdfast_schemas::{
+    CheckoutId, Credits, HoldId, OutcomeData, PaymentMethod, Price, Reply, TicketId, TicketOutcome, UserId,
+};
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use time::OffsetDateTime;
 use crate::domain::{State, Ticket};
 use crate::store::{self, PgPool};
 
-use super::again;
+use super::retryable;
 
 /// State: the cart, an [`Entries`].
 pub(super) const CART: &str = "cart";
@@ -106,9 +108,9 @@ impl Added {
             return Ok(Self::Refused { ticket, reason });
         }
         let told = reply.outcomes.last();
-        let told = told.map(|told| TicketTold::read(&told.outcome_type, &told.data.to_string()));
+        let told = told.map(|told| TicketOutcome::read(&told.outcome_type, &told.data.to_string()));
         match told {
-            Some(Ok(TicketTold::TicketHeld { hold, until, .. })) => Ok(Self::Added { ticket, hold, until }),
+            Some(Ok(TicketOutcome::TicketHeld { hold, until, .. })) => Ok(Self::Added { ticket, hold, until }),
             _ => Err(format!("the reply of {ticket} tells of no hold").into()),
         }
     }
@@ -134,7 +136,7 @@ struct Item {
 pub(super) async fn view(pool: &PgPool, user: &UserId, entries: Entries, now: OffsetDateTime) -> HandlerResult<View> {
     let mut tickets = Vec::with_capacity(entries.0.len());
     for Entry { ticket, hold } in entries.0 {
-        let found = store::get::<Ticket>(pool, &ticket).await.map_err(again)?;
+        let found = store::get::<Ticket>(pool, &ticket).await.map_err(retryable)?;
         let Some(found) = found else { continue };
         if let State::Held(held) = found.state
             && held.id == hold

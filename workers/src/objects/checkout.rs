@@ -14,7 +14,7 @@ use crate::domain::checkout::State;
 use crate::error;
 use crate::store::checkouts;
 
-use super::again;
+use super::retryable;
 
 /// Takes one checkout to its end.
 pub(super) struct Checkout {
@@ -37,7 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// How far it was taken; kept in the journal.
 #[derive(Serialize, Deserialize)]
-enum Taken {
+enum Driven {
     Ended,
     /// So many milliseconds for the provider's word.
     Waits(u64),
@@ -88,9 +88,9 @@ impl Checkout {
         loop {
             let taken = ctx.run(|| self.drive(id, false)).name("drive").await?;
             let left = match taken.into_inner() {
-                Taken::Ended => return Ok(()),
-                Taken::Waits(left) => Duration::from_millis(left),
-                Taken::Stuck => pause,
+                Driven::Ended => return Ok(()),
+                Driven::Waits(left) => Duration::from_millis(left),
+                Driven::Stuck => pause,
             };
             if listens && left > pause {
                 listens = false;
@@ -106,14 +106,14 @@ impl Checkout {
         }
     }
 
-    async fn drive(&self, id: &CheckoutId, heard: bool) -> HandlerResult<Json<Taken>> {
+    async fn drive(&self, id: &CheckoutId, heard: bool) -> HandlerResult<Json<Driven>> {
         let progress = self.driver.drive(id, heard).await;
         Ok(Json(match progress.map_err(answer)? {
-            Progress::Ended => Taken::Ended,
-            Progress::Stuck => Taken::Stuck,
+            Progress::Ended => Driven::Ended,
+            Progress::Stuck => Driven::Stuck,
             Progress::Waits(until) => {
                 let pause = (until - (self.driver.now)()).whole_milliseconds();
-                Taken::Waits(u64::try_from(pause).unwrap_or(0) + 1)
+                Driven::Waits(u64::try_from(pause).unwrap_or(0) + 1)
             }
         }))
     }
@@ -128,7 +128,7 @@ impl Checkout {
     }
 
     async fn view(&self, id: &CheckoutId) -> HandlerResult<Json<View>> {
-        match checkouts::get(&self.driver.buying.main, id).await.map_err(again)? {
+        match checkouts::get(&self.driver.buying.main, id).await.map_err(retryable)? {
             Some(found) => Ok(Json(View::new(found))),
             None => Err(never_opened()),
         }

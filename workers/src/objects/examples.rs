@@ -61,7 +61,7 @@ struct Rename {
 impl Simple {
     /// The user's row, or "(row not found)".
     #[handler]
-    async fn read(&self, _ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Found>> {
+    async fn read(&self, _ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Lookup>> {
         find(&self.pool, user).await
     }
 
@@ -157,7 +157,7 @@ impl Keyed {
 
     /// The user's row, or "(row not found)", without waiting for writes in hand.
     #[handler]
-    async fn read(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<Found>> {
+    async fn read(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<Lookup>> {
         find(&self.pool, ctx.key().to_owned()).await
     }
 }
@@ -240,14 +240,14 @@ impl TwoPhaseCommit {
 /// A user as readers see it.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Found {
+enum Lookup {
     Row(User),
     Nothing(&'static str),
 }
 
-async fn find(pool: &PgPool, user: String) -> HandlerResult<Json<Found>> {
-    let Json(found) = look(pool, user, Found::Row).await?;
-    Ok(Json(found.unwrap_or(Found::Nothing("(row not found)"))))
+async fn find(pool: &PgPool, user: String) -> HandlerResult<Json<Lookup>> {
+    let Json(found) = look(pool, user, Lookup::Row).await?;
+    Ok(Json(found.unwrap_or(Lookup::Nothing("(row not found)"))))
 }
 
 /// What is asked of a user's row, if there is one.

@@ -37,7 +37,7 @@ pub(super) fn delivered<E: Object>(ctx: &ObjectContext<'_>, raw: &[u8]) -> Handl
 fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Result<Unit<E>, Refusal> {
     let decoded = KeyOf::<E>::parse(key)
         .map_err(|invalid| Refusal::new(key_reason(key), format!("key: {invalid}")))
-        .and_then(|key| Ok((key, decode_delivery::<E::Asked>(raw)?)));
+        .and_then(|key| Ok((key, decode_delivery::<E::Data>(raw)?)));
     match (decoded, origin) {
         (Ok((key, events)), origin) => {
             let work = events.into_iter().map(|event| belongs(event, &key, origin.as_ref()));
@@ -48,7 +48,7 @@ fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Resul
         }
         (Err(refusal), Some(origin)) => Ok(Unit {
             key: fitting(key),
-            work: vec![Work::Refused {
+            work: vec![Work::Rejected {
                 origin: Some(origin),
                 refusal,
                 value: raw.to_vec(),
@@ -60,13 +60,13 @@ fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Resul
 
 /// The event, if it is about the key at which it arrived. What came without a gate lay where the delivery did.
 fn belongs<E: Entity>(
-    mut event: Event<E::Asked>,
+    mut event: Event<E::Data>,
     key: &KeyOf<E>,
     delivery: Option<&Origin>,
 ) -> Result<Work<E>, Refusal> {
     event.origin = event.origin.or_else(|| delivery.cloned());
     if event.subject == *key {
-        return Ok(Work::Delivered(event));
+        return Ok(Work::Event(event));
     }
     let mend = DeadLetterReason::KeyMismatch.mend();
     let refusal = Refusal::new(
@@ -74,7 +74,7 @@ fn belongs<E: Entity>(
         format!("subject: differs from the key. {mend}"),
     );
     match &event.origin {
-        Some(_) => Ok(Work::Refused {
+        Some(_) => Ok(Work::Rejected {
             origin: event.origin.clone(),
             refusal,
             value: event.to_json(),
@@ -114,7 +114,7 @@ fn delivered_from(headers: &restate_sdk::prelude::HeaderMap) -> Option<Origin> {
 pub(super) fn asked<E: Object>(
     ctx: &ObjectContext<'_>,
     handler: &str,
-    data: E::Asked,
+    data: E::Data,
     now: OffsetDateTime,
 ) -> HandlerResult<Unit<E>> {
     let key = key::<KeyOf<E>>(ctx.key())?;
@@ -124,7 +124,7 @@ pub(super) fn asked<E: Object>(
     let event = Event::new(source, id, now, traceparent, key.clone(), data);
     Ok(Unit {
         key,
-        work: vec![Work::Asked(event)],
+        work: vec![Work::Request(event)],
     })
 }
 
@@ -169,7 +169,7 @@ pub(super) fn key<K: Key>(key: &str) -> HandlerResult<K> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_schemas::{Reservation, TicketId};
+    use holdfast_schemas::{TicketEvent, TicketId};
 
     use super::*;
 
@@ -182,15 +182,15 @@ mod tests {
         }
     }
 
-    fn event(ticket: &str, origin: Option<Origin>) -> Event<Reservation> {
+    fn event(ticket: &str, origin: Option<Origin>) -> Event<TicketEvent> {
         let (source, id) = (Source::parse("shop").unwrap(), EventId::parse("1").unwrap());
         let (time, ticket) = (OffsetDateTime::UNIX_EPOCH, TicketId::parse(ticket).unwrap());
-        let mut event = Event::new(source, id, time, None, ticket, Reservation::TicketWithdrawn);
+        let mut event = Event::new(source, id, time, None, ticket, TicketEvent::TicketWithdrawn);
         event.origin = origin;
         event
     }
 
-    fn gathered(events: &[Event<Reservation>]) -> Vec<u8> {
+    fn gathered(events: &[Event<TicketEvent>]) -> Vec<u8> {
         let events: Vec<_> = events.iter().map(Event::to_json).collect();
         [b"[", &events.join(&b',')[..], b"]"].concat()
     }
@@ -203,14 +203,14 @@ mod tests {
         };
         let raw = gathered(&[event("A-1", Some(public.clone()))]);
         let unit = decode_for::<Ticket>("A-1", &raw, Some(origin())).unwrap();
-        assert!(matches!(&unit.work[..], [Work::Delivered(event)] if event.origin == Some(public)));
+        assert!(matches!(&unit.work[..], [Work::Event(event)] if event.origin == Some(public)));
     }
 
     #[test]
     fn an_event_without_a_gate_lay_where_its_delivery_did() {
         let raw = event("A-1", None).to_json();
         let unit = decode_for::<Ticket>("A-1", &raw, Some(origin())).unwrap();
-        assert!(matches!(&unit.work[..], [Work::Delivered(event)] if event.origin == Some(origin())));
+        assert!(matches!(&unit.work[..], [Work::Event(event)] if event.origin == Some(origin())));
     }
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
         let unit = decode_for::<Ticket>("A-1", &raw, Some(origin())).unwrap();
         assert!(matches!(
             &unit.work[..],
-            [Work::Delivered(_), Work::Refused { refusal, .. }] if refusal.reason == DeadLetterReason::KeyMismatch
+            [Work::Event(_), Work::Rejected { refusal, .. }] if refusal.reason == DeadLetterReason::KeyMismatch
         ));
     }
 
@@ -235,7 +235,7 @@ mod tests {
         ] {
             let unit = decode_for::<Ticket>(key, raw, Some(origin())).unwrap();
             assert!(
-                matches!(&unit.work[..], [Work::Refused { refusal, value, .. }] if refusal.reason == reason && value == raw),
+                matches!(&unit.work[..], [Work::Rejected { refusal, value, .. }] if refusal.reason == reason && value == raw),
                 "{key:?} {raw:?}: {unit:?}"
             );
         }

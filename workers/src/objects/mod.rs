@@ -116,6 +116,6 @@ pub async fn serve(listener: TcpListener, endpoint: Endpoint, shutdown: Cancella
 }
 
 /// An error that Restate tries again, for ever; it records the text.
-fn again(error: store::Error) -> HandlerError {
+fn retryable(error: store::Error) -> HandlerError {
     error::chain(&error).into()
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::again;
+use super::retryable;
 use super::ticket::{Expire, TicketClient};
 use crate::crash::{self, Point};
 use crate::metrics::Metrics;
@@ -25,7 +25,7 @@ const REPEAT_AFTER: time::Duration = time::Duration::minutes(1);
 
 /// State: the number of the newest turn that may go on. Arming raises it, so that older turns end.
 const NUMBER: &str = "number";
-/// State: where the next turn goes on, a [`Place`].
+/// State: where the next turn goes on, a [`Cursor`].
 const PLACE: &str = "place";
 
 pub(super) struct Reaper {
@@ -41,7 +41,7 @@ impl Reaper {
 
 /// How far the Reaper has come in the holds, ordered by end and ticket.
 #[derive(Clone, Serialize, Deserialize)]
-struct Place {
+struct Cursor {
     /// The last hold that was sent its first expiration.
     head: Option<Due>,
     /// How far a repeat has come that did not fit into one turn.
@@ -55,10 +55,10 @@ struct Place {
 
 /// What one turn found and where the next goes on; kept in the journal, so that a turn that is tried again sends the same.
 #[derive(Serialize, Deserialize)]
-struct Found {
+struct DueHolds {
     due: Vec<Due>,
     full: bool,
-    next: Place,
+    next: Cursor,
 }
 
 #[restate_sdk::object(name = "Reaper", journal_retention = "0s", idempotency_retention = "0s")]
@@ -80,7 +80,7 @@ impl Reaper {
         if ctx.get::<u64>(NUMBER).await?.is_some_and(|newest| number < newest) {
             return Ok(());
         }
-        let place = ctx.get::<Json<Place>>(PLACE).await?.map(Json::into_inner);
+        let place = ctx.get::<Json<Cursor>>(PLACE).await?.map(Json::into_inner);
         let found = ctx.run(|| self.find(place)).name("find").await?.into_inner();
         if !found.due.is_empty() {
             crash::here(Point::ReaperFound);
@@ -109,7 +109,7 @@ impl Reaper {
 }
 
 impl Reaper {
-    async fn find(&self, place: Option<Place>) -> HandlerResult<Json<Found>> {
+    async fn find(&self, place: Option<Cursor>) -> HandlerResult<Json<DueHolds>> {
         let mut found = self.look(place.clone()).await?;
         if !found.due.is_empty() && crash::again(Point::ReaperFound) {
             found = self.look(place).await?;
@@ -122,11 +122,11 @@ impl Reaper {
 
     /// Holds that became due since the last turn, and once a minute those that still are, as when somebody killed an
     /// expiration, or a hold was written after its end.
-    async fn look(&self, place: Option<Place>) -> HandlerResult<Found> {
+    async fn look(&self, place: Option<Cursor>) -> HandlerResult<DueHolds> {
         let head = place.as_ref().and_then(|place| place.head.as_ref());
         let (now, mut due) = self.due(head).await?;
         let mut full = due.len() >= EXPIRATIONS;
-        let mut next = place.unwrap_or(Place {
+        let mut next = place.unwrap_or(Cursor {
             head: None,
             repeating: None,
             mark: None,
@@ -146,13 +146,13 @@ impl Reaper {
             }
             due.extend(still_due);
         }
-        Ok(Found { due, full, next })
+        Ok(DueHolds { due, full, next })
     }
 
     async fn due(&self, place: Option<&Due>) -> HandlerResult<(OffsetDateTime, Vec<Due>)> {
         tickets::due(&self.pool, place.map(after), EXPIRATIONS as i64)
             .await
-            .map_err(again)
+            .map_err(retryable)
     }
 }
 

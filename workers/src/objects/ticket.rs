@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, EventId, HoldId, Price, Reply, Reservation, Seat, ShowId, Source, TicketId, UserId,
+    CheckoutId, EventId, HoldId, Price, Reply, Seat, ShowId, Source, TicketEvent, TicketId, UserId,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -12,12 +12,12 @@ use time::OffsetDateTime;
 
 use super::attributes::{self, Attributes, Describe, Described, Tag};
 use super::body::Body;
-use super::{again, intake};
+use super::{intake, retryable};
 use crate::domain::ticket::Input;
 use crate::domain::{self, State};
 use crate::error;
 use crate::store::ticket_attributes::Access;
-use crate::store::{self, Answer, Committer, Internal, Unit, Work};
+use crate::store::{self, Answer, Command, Committer, Unit, Work};
 
 /// Sells one seat, one request after the other.
 pub(super) struct Ticket {
@@ -90,14 +90,14 @@ impl Ticket {
     #[handler]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw)?;
-        self.committer.commit(unit).await.map(drop).map_err(again)
+        self.committer.commit(unit).await.map(drop).map_err(retryable)
     }
 
     /// Puts the ticket on sale, or on sale again.
     #[handler]
     async fn list(&self, ctx: ObjectContext<'_>, body: Body<List>) -> HandlerResult<Json<Reply>> {
         let List { show, seat, price } = body.read()?;
-        self.ask(&ctx, "list", Reservation::TicketListed { show, seat, price })
+        self.ask(&ctx, "list", TicketEvent::TicketListed { show, seat, price })
             .await
     }
 
@@ -105,14 +105,14 @@ impl Ticket {
     #[handler]
     async fn withdraw(&self, ctx: ObjectContext<'_>, body: Body<Withdraw>) -> HandlerResult<Json<Reply>> {
         let Withdraw {} = body.read()?;
-        self.ask(&ctx, "withdraw", Reservation::TicketWithdrawn).await
+        self.ask(&ctx, "withdraw", TicketEvent::TicketWithdrawn).await
     }
 
     /// Holds the ticket for a user.
     #[handler]
     async fn reserve(&self, ctx: ObjectContext<'_>, body: Body<Reserve>) -> HandlerResult<Json<Reply>> {
         let Reserve { user, hold_for } = body.read()?;
-        self.ask(&ctx, "reserve", Reservation::ReservationRequested { user, hold_for })
+        self.ask(&ctx, "reserve", TicketEvent::ReservationRequested { user, hold_for })
             .await
     }
 
@@ -120,7 +120,7 @@ impl Ticket {
     #[handler]
     async fn release(&self, ctx: ObjectContext<'_>, body: Body<Release>) -> HandlerResult<Json<Reply>> {
         let Release { user, hold } = body.read()?;
-        self.ask(&ctx, "release", Reservation::ReservationReleased { user, hold })
+        self.ask(&ctx, "release", TicketEvent::ReservationReleased { user, hold })
             .await
     }
 
@@ -128,7 +128,9 @@ impl Ticket {
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
         let ticket = intake::key::<TicketId>(ctx.key())?;
-        let found = store::get::<domain::Ticket>(&self.pool, &ticket).await.map_err(again)?;
+        let found = store::get::<domain::Ticket>(&self.pool, &ticket)
+            .await
+            .map_err(retryable)?;
         match found {
             Some(found) => Ok(Json(View::new(ticket, found))),
             None => Err(error::answer_caller(
@@ -162,7 +164,7 @@ impl Ticket {
     #[handler(ingress_private)]
     async fn expire(&self, ctx: ObjectContext<'_>, Json(Expire { hold }): Json<Expire>) -> HandlerResult<()> {
         let text = |text: String| EventId::parse(&text).expect("a hold's id makes a short id");
-        let request = Internal {
+        let request = Command {
             source: Source::parse(REAPER).expect("a short name"),
             id: text(format!("{hold}/expire")),
             input: Input::Expire { hold },
@@ -177,13 +179,13 @@ impl Ticket {
 
 impl Ticket {
     /// Decides a request by HTTP and answers its caller.
-    async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: Reservation) -> HandlerResult<Json<Reply>> {
+    async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: TicketEvent) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, handler, data, (self.now)())?;
         intake::answered(self.commit_one(unit).await?)
     }
 
     async fn commit_one(&self, unit: Unit<domain::Ticket>) -> HandlerResult<Answer> {
-        let answers = self.committer.commit(unit).await.map_err(again)?;
+        let answers = self.committer.commit(unit).await.map_err(retryable)?;
         let answer = answers.into_iter().next();
         Ok(answer.expect("the committer answers every piece of work"))
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, Credits, Email, HoldId, Language, Name, Payment, ProfileValues, RefusalReason, Reply, TicketId,
-    TicketTold, Told, UserId, UserRefusalReason, hold_id,
+    CheckoutId, Credits, Email, HoldId, Language, Name, OutcomeData, ProfileValues, RefusalReason, Reply, TicketId,
+    TicketOutcome, UserEvent, UserId, UserRefusalReason, hold_id,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -20,7 +20,7 @@ use super::body::Body;
 use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
 use super::checkout::CheckoutClient;
 use super::ticket::{Release, Reserve, TicketClient};
-use super::{again, intake};
+use super::{intake, retryable};
 use crate::checkout::Driver;
 use crate::config;
 use crate::crash::{self, Point};
@@ -131,7 +131,7 @@ impl User {
     #[handler]
     async fn register(&self, ctx: ObjectContext<'_>, body: Body<Register>) -> HandlerResult<Json<Reply>> {
         let Register { email, name, language } = body.read()?;
-        let data = Payment::UserRegistered { email, name, language };
+        let data = UserEvent::UserRegistered { email, name, language };
         self.ask(&ctx, "register", data).await
     }
 
@@ -139,7 +139,7 @@ impl User {
     #[handler(name = "changeProfile")]
     async fn change_profile(&self, ctx: ObjectContext<'_>, body: Body<ChangeProfile>) -> HandlerResult<Json<Reply>> {
         let ChangeProfile { to, was } = body.read()?;
-        self.ask(&ctx, "changeProfile", Payment::ProfileChanged { to, was })
+        self.ask(&ctx, "changeProfile", UserEvent::ProfileChanged { to, was })
             .await
     }
 
@@ -147,7 +147,7 @@ impl User {
     #[handler(name = "addCredits")]
     async fn add_credits(&self, ctx: ObjectContext<'_>, body: Body<AddCredits>) -> HandlerResult<Json<Reply>> {
         let AddCredits { amount } = body.read()?;
-        self.ask(&ctx, "addCredits", Payment::CreditsAdded { amount }).await
+        self.ask(&ctx, "addCredits", UserEvent::CreditsAdded { amount }).await
     }
 
     /// Holds several tickets for the user, all or none.
@@ -261,7 +261,7 @@ impl User {
             Some(checkout) => checkout,
             None => CheckoutId::parse(ctx.invocation_id()).map_err(|invalid| invalid.to_string())?,
         };
-        let data = Payment::CheckoutRequested {
+        let data = UserEvent::CheckoutRequested {
             checkout,
             payment_method,
             credits,
@@ -274,7 +274,7 @@ impl User {
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
         let user = intake::key::<UserId>(ctx.key())?;
-        match store::get::<domain::User>(&self.pool, &user).await.map_err(again)? {
+        match store::get::<domain::User>(&self.pool, &user).await.map_err(retryable)? {
             Some(found) => Ok(Json(View::new(user, found))),
             None => Err(error::answer_caller(
                 404,
@@ -286,7 +286,7 @@ impl User {
 
 impl User {
     /// Decides a request by HTTP and answers its caller.
-    async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: Payment) -> HandlerResult<Json<Reply>> {
+    async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: UserEvent) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, handler, data, (self.now)())?;
         let answer = self.commit(ctx, unit).await?.into_iter().next();
         intake::answered(answer.expect("every piece of work is answered"))
@@ -309,7 +309,7 @@ impl User {
                     store::commit::count(std::slice::from_ref(&answer), &self.metrics);
                     answers.push(answer);
                 }
-                _ => answers.extend(self.committer.commit(unit()).await.map_err(again)?),
+                _ => answers.extend(self.committer.commit(unit()).await.map_err(retryable)?),
             }
         }
         Ok(answers)
@@ -343,7 +343,7 @@ impl User {
         }
         workflow.run().send();
         // By their holds: should the answer be a repeat, the same tickets may have come into the cart anew.
-        let opened = checkouts::get(&self.pool, checkout).await.map_err(again)?;
+        let opened = checkouts::get(&self.pool, checkout).await.map_err(retryable)?;
         let lines = opened.map(|opened| opened.lines).unwrap_or_default();
         let is_bought = |entry: &Entry| lines.iter().any(|line| line.hold == entry.hold);
         if cart.0.iter().any(is_bought) {
@@ -369,7 +369,7 @@ impl User {
                 .buying
                 .would_exceed(user, ticket, cart)
                 .await
-                .map_err(again)?;
+                .map_err(retryable)?;
             over.then_some(UserRefusalReason::ShowLimit)
         };
         Ok(Json(reason.map(|reason| reason.as_str().to_owned())))
@@ -377,14 +377,16 @@ impl User {
 
     /// The user's hold on a ticket, if there is one that no checkout buys, and how long it lives from now.
     async fn held(&self, user: &str, ticket: &TicketId) -> HandlerResult<Json<Option<(Added, Duration)>>> {
-        let found = store::get::<domain::Ticket>(&self.pool, ticket).await.map_err(again)?;
+        let found = store::get::<domain::Ticket>(&self.pool, ticket)
+            .await
+            .map_err(retryable)?;
         let Some(domain::State::Held(held)) = found.map(|found| found.state) else {
             return Ok(Json(None));
         };
         let left = held.until - (self.now)();
         let is_theirs = held.user.as_str() == user
             && left.is_positive()
-            && !self.driver.buying.is_under_way(held.id).await.map_err(again)?;
+            && !self.driver.buying.is_under_way(held.id).await.map_err(retryable)?;
         let added = Added::Added {
             ticket: ticket.clone(),
             hold: held.id,
@@ -401,7 +403,7 @@ impl User {
                 .with_label_values(&[cause.as_str()])
                 .inc();
         }
-        again(error)
+        retryable(error)
     }
 }
 
@@ -465,11 +467,11 @@ impl Held {
         let told = last.map(|last| {
             (
                 last.sequence,
-                TicketTold::read(&last.outcome_type, &last.data.to_string()),
+                TicketOutcome::read(&last.outcome_type, &last.data.to_string()),
             )
         });
         match told {
-            Some((version, Ok(TicketTold::TicketHeld { hold, until, .. }))) => Ok(Self {
+            Some((version, Ok(TicketOutcome::TicketHeld { hold, until, .. }))) => Ok(Self {
                 ticket,
                 hold,
                 until,

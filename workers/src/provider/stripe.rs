@@ -103,7 +103,7 @@ impl Stripe {
         ];
         for attempt in 0..KEYS {
             let key = idempotency_key(order.checkout, call, attempt);
-            let Told { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
+            let Answered { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
             if replayed && matches!(said, Said::Unknown(_)) {
                 continue;
             }
@@ -132,7 +132,7 @@ impl Stripe {
         }
         for attempt in 0..KEYS {
             let told = self.ask_for(call, payment, idempotency_key(checkout, call, attempt));
-            let Told { said, replayed } = told.await?;
+            let Answered { said, replayed } = told.await?;
             let (now, refusal) = match said {
                 Said::Done(body) if !replayed && call != Call::Refund => (read_payment(call, &body)?, None),
                 Said::Done(_) => (self.look(call, payment).await?, None),
@@ -216,7 +216,7 @@ impl Stripe {
         told.await?.said.payment(call, Some(payment))
     }
 
-    async fn ask_for(&self, call: Call, payment: &PaymentId, key: Uuid) -> Result<Told, Error> {
+    async fn ask_for(&self, call: Call, payment: &PaymentId, key: Uuid) -> Result<Answered, Error> {
         let id = payment.as_str();
         let verb = match call {
             Call::Refund => return self.post(call, &["refunds"], &[("payment_intent", id)], key).await,
@@ -227,7 +227,7 @@ impl Stripe {
         self.post(call, &["payment_intents", id, verb], &[EXPAND], key).await
     }
 
-    async fn post(&self, call: Call, path: &[&str], fields: &[(&str, &str)], key: Uuid) -> Result<Told, Error> {
+    async fn post(&self, call: Call, path: &[&str], fields: &[(&str, &str)], key: Uuid) -> Result<Answered, Error> {
         self.send(call, self.request(Method::POST, path, fields, Some(key)))
             .await
     }
@@ -267,7 +267,7 @@ impl Stripe {
         Ok(request.body(Full::from(body))?)
     }
 
-    async fn send(&self, call: Call, request: Result<Request<Full<Bytes>>, Cause>) -> Result<Told, Error> {
+    async fn send(&self, call: Call, request: Result<Request<Full<Bytes>>, Cause>) -> Result<Answered, Error> {
         let request = request.map_err(Error::Client)?;
         let answer = self.http.exchange(request).await;
         let answer = answer.map_err(|silence| Error::Unknown {
@@ -278,7 +278,7 @@ impl Stripe {
                 Silence::Broken(cause) => Some(cause),
             },
         })?;
-        Ok(Told {
+        Ok(Answered {
             replayed: answer.headers().get(REPLAYED).is_some_and(|value| value == "true"),
             said: said(answer),
         })
@@ -344,7 +344,7 @@ impl Standing {
     }
 }
 
-struct Told {
+struct Answered {
     said: Said,
     /// It is the answer to an earlier request with the same key.
     replayed: bool,

@@ -137,7 +137,7 @@ pub fn verify<'s>(
 /// # Errors
 /// [`Error::Unreadable`], [`Error::Incomplete`].
 pub fn read(body: &[u8]) -> Result<Option<Event>, Error> {
-    let told: Told = serde_json::from_slice(body).map_err(Error::Unreadable)?;
+    let told: Envelope = serde_json::from_slice(body).map_err(Error::Unreadable)?;
     let object = Object(&told.data.object);
     let payment = match told.kind.split_once('.') {
         Some(("payment_intent", _)) => "id",
@@ -184,7 +184,7 @@ pub fn read(body: &[u8]) -> Result<Option<Event>, Error> {
 }
 
 #[derive(Deserialize)]
-struct Told {
+struct Envelope {
     id: String,
     #[serde(rename = "type")]
     kind: String,

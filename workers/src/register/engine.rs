@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_schemas::{Asked, Payment, Reservation};
+use holdfast_schemas::{EventData, TicketEvent, UserEvent};
 use url::Url;
 
 use super::report::{Finding, Line};
@@ -27,7 +27,7 @@ struct Route {
 }
 
 impl Route {
-    const fn of<A: Asked>(object: &'static str, group: &'static str) -> Self {
+    const fn of<A: EventData>(object: &'static str, group: &'static str) -> Self {
         Self {
             object,
             public: A::TOPIC,
@@ -54,11 +54,11 @@ impl Route {
 }
 
 const ROUTES: [Route; 2] = [
-    Route::of::<Reservation>(TICKET, "holdfast.ticket"),
-    Route::of::<Payment>(USER, "holdfast.user"),
+    Route::of::<TicketEvent>(TICKET, "holdfast.ticket"),
+    Route::of::<UserEvent>(USER, "holdfast.user"),
 ];
 
-pub(super) struct Engine {
+pub(super) struct EngineSetup {
     config: Config,
     admin: RestateAdmin,
     ingress: Url,
@@ -67,7 +67,7 @@ pub(super) struct Engine {
     path: Path,
 }
 
-impl Engine {
+impl EngineSetup {
     pub(super) fn new(config: &Config, path: Path) -> Result<Self, Error> {
         let restate = &config.restate;
         Ok(Self {

@@ -79,7 +79,7 @@ pub(super) fn fitting(ids: &[i64]) -> usize {
 
 /// What a start finds.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum Comparison {
     /// Kafka and the database agree.
     Agreement,
     /// Kafka has one batch more, whose rows may still be there: they are to be compared by their messages.
@@ -90,14 +90,14 @@ pub(super) enum Found {
 
 /// Compares the database's batch number with the offset and metadata that Kafka has. Nothing at all on either side is a
 /// first start. Equal numbers need no metadata: an operator may have set the offset.
-pub(super) fn compare(database: i64, kafka: Option<(i64, &str)>) -> Found {
+pub(super) fn compare(database: i64, kafka: Option<(i64, &str)>) -> Comparison {
     match kafka {
-        None if database == 0 => Found::Agreement,
-        Some((batch, _)) if batch == database => Found::Agreement,
+        None if database == 0 => Comparison::Agreement,
+        Some((batch, _)) if batch == database => Comparison::Agreement,
         Some((batch, metadata)) if batch == database + 1 => {
-            Mark::read(batch, metadata).map_or(Found::Disagreement, Found::OneAhead)
+            Mark::read(batch, metadata).map_or(Comparison::Disagreement, Comparison::OneAhead)
         }
-        _ => Found::Disagreement,
+        _ => Comparison::Disagreement,
     }
 }
 
@@ -152,9 +152,9 @@ mod tests {
 
     #[test]
     fn agreement_is_equal_numbers_or_nothing_on_both_sides() {
-        assert_eq!(compare(0, None), Found::Agreement);
-        assert_eq!(compare(0, Some((0, ""))), Found::Agreement);
-        assert_eq!(compare(41, Some((41, &mark(41).metadata()))), Found::Agreement);
+        assert_eq!(compare(0, None), Comparison::Agreement);
+        assert_eq!(compare(0, Some((0, ""))), Comparison::Agreement);
+        assert_eq!(compare(41, Some((41, &mark(41).metadata()))), Comparison::Agreement);
     }
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
             let metadata = mark(batch).metadata();
             assert_eq!(
                 compare(batch - 1, Some((batch, &metadata))),
-                Found::OneAhead(mark(batch))
+                Comparison::OneAhead(mark(batch))
             );
         }
     }
@@ -173,9 +173,13 @@ mod tests {
         let metadata = mark(1).metadata();
         for (database, kafka) in [(41, None), (41, Some(43)), (41, Some(40)), (0, Some(2)), (1, Some(0))] {
             let kafka = kafka.map(|batch| (batch, metadata.as_str()));
-            assert_eq!(compare(database, kafka), Found::Disagreement, "{database} {kafka:?}");
+            assert_eq!(
+                compare(database, kafka),
+                Comparison::Disagreement,
+                "{database} {kafka:?}"
+            );
         }
-        assert_eq!(compare(41, Some((42, ""))), Found::Disagreement);
+        assert_eq!(compare(41, Some((42, ""))), Comparison::Disagreement);
     }
 
     #[test]

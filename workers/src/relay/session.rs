@@ -10,7 +10,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::batch::{Found, Hash, Mark, compare, fitting};
+use super::batch::{Comparison, Hash, Mark, compare, fitting};
 use super::refusal::{Culprits, Refusal};
 use super::{Error, Relay};
 use crate::crash::{self, Point};
@@ -290,8 +290,8 @@ fn settle(relay: &Relay, leadership: &mut Leadership, kafka: Option<(i64, String
     let database = relay.runtime.block_on(outbox::batch(leadership.connection()))?;
     let marked = kafka.as_ref().map(|(batch, metadata)| (*batch, metadata.as_str()));
     match compare(database, marked) {
-        Found::Agreement => return Ok(database),
-        Found::OneAhead(mark) => {
+        Comparison::Agreement => return Ok(database),
+        Comparison::OneAhead(mark) => {
             let messages = outbox::messages(leadership.connection(), &mark.ids);
             let messages = relay.runtime.block_on(messages)?;
             if messages.len() == mark.ids.len() && Hash::of(messages) == mark.hash {
@@ -305,7 +305,7 @@ fn settle(relay: &Relay, leadership: &mut Leadership, kafka: Option<(i64, String
                 return Ok(mark.batch);
             }
         }
-        Found::Disagreement => {}
+        Comparison::Disagreement => {}
     }
     relay.metrics.relay_back_in_time.set(1);
     let kafka = kafka.map_or("none".to_owned(), |(batch, _)| batch.to_string());

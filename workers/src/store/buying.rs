@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, Payment, Price, Source,
-    TicketId, Told, UserId, UserRefusalReason, UserTold, hold_id,
+    CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, OutcomeData, Price, Source,
+    TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id,
 };
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::commit::{self, Answer, Current, Internal, Stored, Unit, Work};
+use super::commit::{self, Answer, Command, Current, Stored, Unit, Work};
 use super::credits::{Changed, Loyalty};
 use super::ledger::{self, Kind};
 use super::mechanisms::interactive::{self, Attempts, Transaction};
@@ -42,26 +42,26 @@ pub struct Buying {
 
 /// Which checkout a piece of a user's work is about, if it is about one.
 pub fn concerned(work: &Work<User>) -> Option<&CheckoutId> {
-    let (Work::Delivered(event) | Work::Asked(event)) = work else {
+    let (Work::Event(event) | Work::Request(event)) = work else {
         return None;
     };
     match &event.data {
-        Payment::CheckoutRequested { checkout, .. }
-        | Payment::PaymentAuthorized { checkout, .. }
-        | Payment::PaymentCaptured { checkout, .. }
-        | Payment::PaymentFailed { checkout, .. }
-        | Payment::PaymentRefunded { checkout, .. }
-        | Payment::PaymentDisputed { checkout, .. } => Some(checkout),
-        Payment::UserRegistered { .. } | Payment::ProfileChanged { .. } | Payment::CreditsAdded { .. } => None,
+        UserEvent::CheckoutRequested { checkout, .. }
+        | UserEvent::PaymentAuthorized { checkout, .. }
+        | UserEvent::PaymentCaptured { checkout, .. }
+        | UserEvent::PaymentFailed { checkout, .. }
+        | UserEvent::PaymentRefunded { checkout, .. }
+        | UserEvent::PaymentDisputed { checkout, .. } => Some(checkout),
+        UserEvent::UserRegistered { .. } | UserEvent::ProfileChanged { .. } | UserEvent::CreditsAdded { .. } => None,
     }
 }
 
 /// Whether a piece of work opens a checkout.
 pub fn opens(work: &Work<User>) -> bool {
-    let (Work::Delivered(event) | Work::Asked(event)) = work else {
+    let (Work::Event(event) | Work::Request(event)) = work else {
         return false;
     };
-    matches!(event.data, Payment::CheckoutRequested { .. })
+    matches!(event.data, UserEvent::CheckoutRequested { .. })
 }
 
 impl Buying {
@@ -101,7 +101,7 @@ impl Buying {
     /// # Errors
     /// The database does not answer, or others change the same rows all the time.
     pub async fn commit(&self, user: &UserId, work: &Work<User>, cart: &[TicketId]) -> Result<Answer, Error> {
-        let (Work::Delivered(event) | Work::Asked(event)) = work else {
+        let (Work::Event(event) | Work::Request(event)) = work else {
             return Ok(Answer::Nothing);
         };
         let unit = Unit {
@@ -109,7 +109,7 @@ impl Buying {
             work: vec![work.clone()],
         };
         let answer = transaction(&self.main, async |main: &mut PgConnection| match &event.data {
-            Payment::CheckoutRequested { .. } => Ok((self.open(main, event, &unit, cart).await?, vec![])),
+            UserEvent::CheckoutRequested { .. } => Ok((self.open(main, event, &unit, cart).await?, vec![])),
             _ => self.hear(main, event, &unit).await,
         })
         .await?;
@@ -122,11 +122,11 @@ impl Buying {
     async fn open(
         &self,
         main: &mut PgConnection,
-        event: &Event<Payment>,
+        event: &Event<UserEvent>,
         unit: &Unit<User>,
         cart: &[TicketId],
     ) -> Result<Answer, Error> {
-        let Payment::CheckoutRequested {
+        let UserEvent::CheckoutRequested {
             checkout: id,
             payment_method,
             credits,
@@ -152,13 +152,13 @@ impl Buying {
         };
         let told = match &opened {
             Ok(None) => vec![],
-            Ok(Some(checkout)) => vec![UserTold::CheckoutOpened {
+            Ok(Some(checkout)) => vec![UserOutcome::CheckoutOpened {
                 checkout: checkout.id.clone(),
                 tickets: checkout.lines.iter().map(|line| line.ticket.clone()).collect(),
                 total: checkout.total,
                 credits: checkout.credits,
             }],
-            Err(reason) => vec![UserTold::PaymentRefused { reason: *reason }],
+            Err(reason) => vec![UserOutcome::PaymentRefused { reason: *reason }],
         };
         let answer = tell(main, unit, told, self.retention).await?;
         let is_new = matches!(&answer, Answer::Fresh(reply) if reply.refusal().is_none());
@@ -202,7 +202,7 @@ impl Buying {
     async fn hear(
         &self,
         main: &mut PgConnection,
-        event: &Event<Payment>,
+        event: &Event<UserEvent>,
         unit: &Unit<User>,
     ) -> Result<(Answer, Vec<Answer>), Error> {
         let checkout = match concerned(&unit.work[0]) {
@@ -211,7 +211,7 @@ impl Buying {
         };
         let checkout = checkout.filter(|checkout| checkout.user == unit.key);
         let known = match &event.data {
-            Payment::PaymentDisputed { dispute, .. } => checkouts::dispute(main, dispute).await?,
+            UserEvent::PaymentDisputed { dispute, .. } => checkouts::dispute(main, dispute).await?,
             _ => None,
         };
         let checkout = checkout.ok_or(UserRefusalReason::UnknownCheckout);
@@ -219,13 +219,13 @@ impl Buying {
         let checkout = match checkout {
             Ok(checkout) => checkout,
             Err(reason) => {
-                let told = vec![UserTold::PaymentRefused { reason }];
+                let told = vec![UserOutcome::PaymentRefused { reason }];
                 return Ok((tell(main, unit, told, self.retention).await?, vec![]));
             }
         };
         let heard = match &event.data {
-            Payment::PaymentRefunded { refunded, .. } => refund(&checkout, refunded.amount()),
-            Payment::PaymentDisputed {
+            UserEvent::PaymentRefunded { refunded, .. } => refund(&checkout, refunded.amount()),
+            UserEvent::PaymentDisputed {
                 dispute,
                 amount,
                 status,
@@ -274,14 +274,14 @@ impl Buying {
             _ => None,
         });
         for outcome in outcomes.flatten() {
-            match UserTold::read(&outcome.outcome_type, &outcome.data.to_string()) {
-                Ok(UserTold::CheckoutCompleted { .. }) => self.ended("completed"),
-                Ok(UserTold::CheckoutFailed { reason, .. }) => self.ended(reason.as_str()),
-                Ok(UserTold::PaymentRefunded { full, .. }) => {
+            match UserOutcome::read(&outcome.outcome_type, &outcome.data.to_string()) {
+                Ok(UserOutcome::CheckoutCompleted { .. }) => self.ended("completed"),
+                Ok(UserOutcome::CheckoutFailed { reason, .. }) => self.ended(reason.as_str()),
+                Ok(UserOutcome::PaymentRefunded { full, .. }) => {
                     let kind = if full { "full" } else { "partial" };
                     self.metrics.refunds.with_label_values(&[kind]).inc();
                 }
-                Ok(UserTold::PaymentDisputed { status, .. }) => {
+                Ok(UserOutcome::PaymentDisputed { status, .. }) => {
                     self.metrics
                         .disputes
                         .with_label_values(&[checkouts::dispute_name(status)])
@@ -415,7 +415,7 @@ impl Buying {
             stuck: false,
             ..checkout.clone()
         };
-        let told = UserTold::CheckoutCompleted {
+        let told = UserOutcome::CheckoutCompleted {
             checkout: checkout.id.clone(),
             total: checkout.total,
             credits: checkout.credits,
@@ -515,7 +515,7 @@ impl Buying {
         }
         ledger::write(main, &checkout.id, Kind::Capture, price(checkout, captured)?).await?;
         ledger::write(main, &checkout.id, Kind::Refund, price(checkout, captured)?).await?;
-        let told = UserTold::CheckoutFailed {
+        let told = UserOutcome::CheckoutFailed {
             checkout: checkout.id.clone(),
             reason: failure.reason,
             code: failure.code.clone(),
@@ -556,7 +556,7 @@ impl Buying {
             stuck: true,
             ..checkout.clone()
         };
-        let told = UserTold::CheckoutStuck {
+        let told = UserOutcome::CheckoutStuck {
             checkout: checkout.id.clone(),
         };
         // It may get stuck again after an operator set it going.
@@ -578,11 +578,11 @@ impl Buying {
         main: &mut PgConnection,
         checkout: &Checkout,
         place: &str,
-        told: Vec<UserTold>,
+        told: Vec<UserOutcome>,
     ) -> Result<Answer, Error> {
         let unit = Unit {
             key: checkout.user.clone(),
-            work: vec![Work::Internal(Internal {
+            work: vec![Work::Command(Command {
                 source: source(),
                 id: id(checkout, place),
                 input: user::Input::Progress,
@@ -604,17 +604,17 @@ fn fits_cart(checkout: &Checkout, asked: &Option<Vec<TicketId>>, cart: &[TicketI
 
 /// Whether it is this checkout's payment that an event is about, in its currency, and its dispute. Its payment is not known as
 /// long as the provider's answer is on its way. `known`: the dispute, if it was noted before.
-fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &Payment) -> Result<(), UserRefusalReason> {
+fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &UserEvent) -> Result<(), UserRefusalReason> {
     let (payment, amount) = match said {
-        Payment::PaymentAuthorized { payment, amount, .. }
-        | Payment::PaymentCaptured { payment, amount, .. }
-        | Payment::PaymentDisputed { payment, amount, .. } => (payment, Some(amount)),
-        Payment::PaymentRefunded { payment, refunded, .. } => (payment, Some(refunded)),
-        Payment::PaymentFailed { payment, .. } => (payment, None),
-        Payment::CheckoutRequested { .. }
-        | Payment::UserRegistered { .. }
-        | Payment::ProfileChanged { .. }
-        | Payment::CreditsAdded { .. } => return Ok(()),
+        UserEvent::PaymentAuthorized { payment, amount, .. }
+        | UserEvent::PaymentCaptured { payment, amount, .. }
+        | UserEvent::PaymentDisputed { payment, amount, .. } => (payment, Some(amount)),
+        UserEvent::PaymentRefunded { payment, refunded, .. } => (payment, Some(refunded)),
+        UserEvent::PaymentFailed { payment, .. } => (payment, None),
+        UserEvent::CheckoutRequested { .. }
+        | UserEvent::UserRegistered { .. }
+        | UserEvent::ProfileChanged { .. }
+        | UserEvent::CreditsAdded { .. } => return Ok(()),
     };
     let is_another = known.is_some_and(|noted| noted.checkout != checkout.id.as_str());
     if is_another || checkout.payment.as_ref().is_some_and(|ours| ours != payment) {
@@ -629,7 +629,7 @@ fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &Payment)
 /// What is to be done about what the provider says.
 #[derive(Clone, Default)]
 struct Heard {
-    told: Vec<UserTold>,
+    told: Vec<UserOutcome>,
     movements: Vec<(Kind, Price)>,
     next: Option<Checkout>,
     refund: Option<Refund>,
@@ -682,7 +682,7 @@ fn refund(checkout: &Checkout, refunded: i64) -> Heard {
         ..checkout.clone()
     };
     Heard {
-        told: vec![UserTold::PaymentRefunded {
+        told: vec![UserOutcome::PaymentRefunded {
             checkout: checkout.id.clone(),
             amount,
             full,
@@ -725,7 +725,7 @@ fn disputed(
         DisputeStatus::Lost => Some((Kind::DisputeLost, amount)),
     };
     Heard {
-        told: vec![UserTold::PaymentDisputed {
+        told: vec![UserOutcome::PaymentDisputed {
             checkout: checkout.id.clone(),
             dispute: dispute.clone(),
             amount,
@@ -775,7 +775,7 @@ async fn read(main: &mut PgConnection, tickets: impl Iterator<Item = &TicketId>)
 async fn tell(
     main: &mut PgConnection,
     unit: &Unit<User>,
-    told: Vec<UserTold>,
+    told: Vec<UserOutcome>,
     retention: Duration,
 ) -> Result<Answer, Error> {
     let rules = user::telling(told);
@@ -793,7 +793,7 @@ fn unit(checkout: &Checkout, ticket: TicketId, inputs: Vec<Input>) -> Unit<Ticke
             _ => "hold",
         };
         let of = Uuid::new_v5(&Uuid::NAMESPACE_OID, ticket.as_str().as_bytes());
-        Work::Internal(Internal {
+        Work::Command(Command {
             source: source(),
             id: id(checkout, &format!("{what}/{of}/{}", checkout.version)),
             input,

@@ -1,18 +1,18 @@
 //! The change logs, one for each kind of row: what each version said, and which event caused it. Written by [`super::commit`] in
 //! the statement that changes the row; never changed, never deleted.
 
-use holdfast_schemas::Told;
+use holdfast_schemas::OutcomeData;
 use time::OffsetDateTime;
 
 use super::Error;
 pub use super::mechanisms::log::Until;
-use crate::domain::{Entity, ToldOf};
+use crate::domain::{Entity, OutcomeOf};
 
 /// One version of an entity.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change<E: Entity> {
     pub version: i64,
-    pub told: ToldOf<E>,
+    pub told: OutcomeOf<E>,
     /// `source` and `id` of the event that caused it.
     pub cause: (String, String),
     pub changed_at: OffsetDateTime,
@@ -32,7 +32,7 @@ impl Row {
     /// # Errors
     /// [`Error::Row`] for a row of the table `log` that no release wrote.
     pub(super) fn parse<E: Entity>(self, log: &'static str, key: &str) -> Result<Change<E>, Error> {
-        let told = ToldOf::<E>::read(&self.outcome_type, &self.data).map_err(|invalid| Error::Row {
+        let told = OutcomeOf::<E>::read(&self.outcome_type, &self.data).map_err(|invalid| Error::Row {
             table: log,
             key: key.to_owned(),
             what: format!("version {}: {invalid}", self.version),

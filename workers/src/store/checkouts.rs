@@ -20,13 +20,16 @@ pub async fn get(pool: &PgPool, checkout: &CheckoutId) -> Result<Option<Checkout
 }
 
 /// A row as it was read.
-pub(super) struct Found {
+pub(super) struct StoredCheckout {
     pub(super) checkout: Checkout,
     pub(super) hash: Vec<u8>,
 }
 
 /// Locks the row for the rest of the transaction.
-pub(super) async fn lock(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Option<Found>, Error> {
+pub(super) async fn lock(
+    connection: &mut PgConnection,
+    checkout: &CheckoutId,
+) -> Result<Option<StoredCheckout>, Error> {
     sqlx::query!(
         "select 1 as one from checkouts where checkout = $1 for update",
         checkout.as_str()
@@ -48,7 +51,7 @@ pub(super) async fn lock_version(connection: &mut PgConnection, checkout: &Check
     Ok(found.is_some())
 }
 
-async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Option<Found>, Error> {
+async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Option<StoredCheckout>, Error> {
     // Each column by its name: one more, which a later release adds, must not break the statements that this one has prepared.
     let row = sqlx::query!(
         "select version, user_id, hash, state, total_amount, total_currency, credits, payment_method, payment, until, called_at,
@@ -136,7 +139,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
         sold: row.sold_at.is_some(),
         refunded: row.refunded,
     };
-    Ok(Some(Found {
+    Ok(Some(StoredCheckout {
         checkout,
         hash: row.hash,
     }))

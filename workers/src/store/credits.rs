@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use holdfast_schemas::{Credits, Payment, UserId, outcome_id};
+use holdfast_schemas::{Credits, UserEvent, UserId, outcome_id};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -224,10 +224,10 @@ async fn add(other: &mut PgConnection, user: &UserId, by: i64) -> Result<(), Spe
 
 /// The transaction is named by the outcome that tells of it.
 fn added(work: &Work<User>) -> Option<Added> {
-    let (Work::Delivered(event) | Work::Asked(event)) = work else {
+    let (Work::Event(event) | Work::Request(event)) = work else {
         return None;
     };
-    let Payment::CreditsAdded { amount } = event.data else {
+    let UserEvent::CreditsAdded { amount } = event.data else {
         return None;
     };
     let outcome = outcome_id(event.source.as_str(), event.id.as_str(), event.subject.as_str(), 0);

@@ -35,7 +35,7 @@ impl Kind {
 
 /// A mail that was taken to be sent.
 #[derive(Clone, Debug)]
-pub struct Taken {
+pub struct LeasedMail {
     pub checkout: CheckoutId,
     /// Which outcome of the checkout it tells.
     pub place: String,
@@ -110,7 +110,7 @@ async fn insert(
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Result<Taken, Error>>, Error> {
+pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Result<LeasedMail, Error>>, Error> {
     let rows = sqlx::query!(
         "update mails m set attempts = m.attempts + 1, next_at = clock_timestamp() + make_interval(secs => $2)
          from (
@@ -131,7 +131,7 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Resul
             key: row.checkout.clone(),
             what,
         };
-        Ok(Taken {
+        Ok(LeasedMail {
             checkout: CheckoutId::parse(&row.checkout).map_err(|invalid| wrong(invalid.to_string()))?,
             user: UserId::parse(&row.user_id).map_err(|invalid| wrong(invalid.to_string()))?,
             kind: (Kind::ALL.into_iter().find(|kind| kind.as_str() == row.kind))
@@ -148,7 +148,7 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Resul
 ///
 /// # Errors
 /// The database does not answer, or a row cannot be understood.
-pub async fn contents(pool: &PgPool, mail: &Taken) -> Result<Option<Contents>, Error> {
+pub async fn contents(pool: &PgPool, mail: &LeasedMail) -> Result<Option<Contents>, Error> {
     let Some(checkout) = checkouts::get(pool, &mail.checkout).await? else {
         return Ok(None);
     };
@@ -163,7 +163,7 @@ pub async fn contents(pool: &PgPool, mail: &Taken) -> Result<Option<Contents>, E
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn sent(pool: &PgPool, mail: &Taken, code: u16) -> Result<bool, Error> {
+pub async fn sent(pool: &PgPool, mail: &LeasedMail, code: u16) -> Result<bool, Error> {
     let updated = sqlx::query!(
         "update mails set state = 'sent', sent_at = clock_timestamp(), code = $3
          where checkout = $1 and place = $2 and state in ('waiting', 'refused')",
@@ -181,7 +181,7 @@ pub async fn sent(pool: &PgPool, mail: &Taken, code: u16) -> Result<bool, Error>
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn refused(pool: &PgPool, mail: &Taken, code: Option<u16>) -> Result<bool, Error> {
+pub async fn refused(pool: &PgPool, mail: &LeasedMail, code: Option<u16>) -> Result<bool, Error> {
     let updated = sqlx::query!(
         "update mails set state = 'refused', code = $4
          where checkout = $1 and place = $2 and state = 'waiting' and attempts = $3",
@@ -200,7 +200,7 @@ pub async fn refused(pool: &PgPool, mail: &Taken, code: Option<u16>) -> Result<b
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn put_back(pool: &PgPool, mail: &Taken, code: Option<u16>, pause: Duration) -> Result<bool, Error> {
+pub async fn put_back(pool: &PgPool, mail: &LeasedMail, code: Option<u16>, pause: Duration) -> Result<bool, Error> {
     let updated = sqlx::query!(
         "update mails set next_at = clock_timestamp() + make_interval(secs => $5), code = $4
          where checkout = $1 and place = $2 and state = 'waiting' and attempts = $3",

@@ -29,7 +29,7 @@ use time::OffsetDateTime;
 
 use crate::config;
 use crate::metrics::Metrics;
-pub use commit::{Answer, Committer, Internal, Unit, Work, get};
+pub use commit::{Answer, Command, Committer, Unit, Work, get};
 
 /// What can go wrong with the database, by operation.
 #[derive(Debug, thiserror::Error)]

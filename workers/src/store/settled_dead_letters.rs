@@ -14,7 +14,7 @@ pub enum Settlement {
 
 /// Where the record lay that a dead letter is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct RecordPosition {
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
@@ -38,17 +38,20 @@ impl Settlement {
 }
 
 /// Everything that was ever settled.
-pub fn all(pool: &PgPool) -> impl Stream<Item = Result<Place, Error>> {
-    sqlx::query_as!(Place, r#"select topic, partition, "offset" from settled_dead_letters"#)
-        .fetch(pool)
-        .map_err(Error::Read)
+pub fn all(pool: &PgPool) -> impl Stream<Item = Result<RecordPosition, Error>> {
+    sqlx::query_as!(
+        RecordPosition,
+        r#"select topic, partition, "offset" from settled_dead_letters"#
+    )
+    .fetch(pool)
+    .map_err(Error::Read)
 }
 
 /// How the dead letter was settled, if it was: `replayed` or `dropped`.
 ///
 /// # Errors
 /// [`Error::Read`]
-pub async fn find(pool: &PgPool, place: &Place) -> Result<Option<String>, Error> {
+pub async fn find(pool: &PgPool, place: &RecordPosition) -> Result<Option<String>, Error> {
     sqlx::query_scalar!(
         r#"select settlement from settled_dead_letters where topic = $1 and partition = $2 and "offset" = $3"#,
         place.topic,
@@ -64,7 +67,7 @@ pub async fn find(pool: &PgPool, place: &Place) -> Result<Option<String>, Error>
 ///
 /// # Errors
 /// [`Error::Write`]
-pub async fn note(pool: &PgPool, place: &Place, settlement: Settlement) -> Result<Noted, Error> {
+pub async fn note(pool: &PgPool, place: &RecordPosition, settlement: Settlement) -> Result<Noted, Error> {
     let written = sqlx::query!(
         r#"insert into settled_dead_letters (topic, partition, "offset", settlement) values ($1, $2, $3, $4)
         on conflict do nothing"#,
@@ -82,7 +85,7 @@ pub async fn note(pool: &PgPool, place: &Place, settlement: Settlement) -> Resul
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for RecordPosition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
     }

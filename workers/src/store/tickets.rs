@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
-use super::commit::{Current, Found, Gate, Stored, write_rows};
+use super::commit::{Current, KeyedRow, Stored, WriteSet, write_rows};
 use crate::domain::checkout::Line;
 use crate::domain::{Hold, Sale, State, Ticket};
 
@@ -149,12 +149,12 @@ impl Stored for Ticket {
 
     fn write<'c, 'a: 'c>(
         connection: &'c mut PgConnection,
-        gate: &'c Gate<'a>,
+        writes: &'c WriteSet<'a>,
         columns: &'c Columns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>> {
         Box::pin(async move {
             write_rows!(
-                connection, gate,
+                connection, writes,
                 table "tickets", key "ticket", log "ticket_change_log",
                 columns "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout",
                 parameters "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],
@@ -176,7 +176,7 @@ impl Stored for Ticket {
     }
 }
 
-fn parse(row: Row) -> Result<Found<Ticket>, Error> {
+fn parse(row: Row) -> Result<KeyedRow<Ticket>, Error> {
     let (
         Some(key),
         Some(version),

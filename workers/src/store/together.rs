@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use holdfast_schemas::{Asked, EventId, Key, Reply, RequestHash, Source};
+use holdfast_schemas::{EventData, EventId, Key, Reply, RequestHash, Source};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::Error;
-use super::commit::{self, Answer, Decisions, Internal, Rules, Stored, Unit, Work};
+use super::commit::{self, Answer, Command, Drafts, Rules, Stored, Unit, Work};
 use super::idempotency::{self, Whole};
 use super::mechanisms::idempotency::Once;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
@@ -88,7 +88,7 @@ async fn commit<O: Entity, E: Stored>(
         // No event among the parts that could be too old.
         commit::decide(connection, rules, Duration::MAX, units).await
     });
-    let decisions: Decisions<E> = decisions.await?;
+    let decisions: Drafts<E> = decisions.await?;
     let refusals: Vec<_> = decisions.answers().map(refusal).collect();
     let (together, answers) = if refusals.iter().any(Option::is_some) {
         let refused = decisions.into_answers().into_iter();
@@ -129,7 +129,7 @@ impl<O: Entity, E: Entity> Request<O, E> {
         Whole {
             source: &self.source,
             id: &self.id,
-            topic: O::Asked::TOPIC,
+            topic: O::Data::TOPIC,
             key: self.owner.as_str(),
             hash: RequestHash::of_request("together", &self.owner, &json!(self.parts)),
         }
@@ -140,7 +140,7 @@ impl<O: Entity, E: Entity> Request<O, E> {
         let parts = self.parts.iter().enumerate();
         let units = parts.map(|(place, (key, input))| Unit {
             key: key.clone(),
-            work: vec![Work::Unrecorded(Internal {
+            work: vec![Work::Unrecorded(Command {
                 source: self.source.clone(),
                 id: part(&self.id, place),
                 input: input.clone(),

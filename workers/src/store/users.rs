@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
-use super::commit::{Current, Found, Gate, Stored, write_rows};
+use super::commit::{Current, KeyedRow, Stored, WriteSet, write_rows};
 use crate::domain::User;
 
 /// A row of the table, if there is one, beside the clock and the generation.
@@ -59,12 +59,12 @@ impl Stored for User {
 
     fn write<'c, 'a: 'c>(
         connection: &'c mut PgConnection,
-        gate: &'c Gate<'a>,
+        writes: &'c WriteSet<'a>,
         columns: &'c Columns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>> {
         Box::pin(async move {
             write_rows!(
-                connection, gate,
+                connection, writes,
                 table "users", key "user_id", log "user_change_log",
                 columns "email, name, language",
                 parameters "$28::text[], $29::text[], $30::text[]",
@@ -79,7 +79,7 @@ impl Stored for User {
     }
 }
 
-fn parse(row: Row) -> Result<Found<User>, Error> {
+fn parse(row: Row) -> Result<KeyedRow<User>, Error> {
     let (Some(key), Some(version), Some(email), Some(changed_at)) =
         (row.user_id, row.version, row.email, row.changed_at)
     else {

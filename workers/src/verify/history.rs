@@ -4,7 +4,7 @@
 mod ticket;
 mod user;
 
-use holdfast_schemas::Asked;
+use holdfast_schemas::EventData;
 use time::OffsetDateTime;
 
 use super::report::Promise;
@@ -14,7 +14,7 @@ pub(super) use user::{User, UserRow};
 /// One key of a stream, as far as its log was replayed.
 pub(super) trait History: Default {
     /// What is asked on the stream.
-    type Asked: Asked;
+    type Data: EventData;
     /// The row of its table.
     type Row;
     /// What is broken when a step cannot follow the last one, or the row is not where the log left it.
@@ -24,7 +24,7 @@ pub(super) trait History: Default {
     ///
     /// # Errors
     /// Why the step cannot follow the last one. It is taken all the same, so that each fault is found once.
-    fn apply(&mut self, told: ToldOf<Self>, at: OffsetDateTime) -> Result<(), &'static str>;
+    fn apply(&mut self, told: OutcomeOf<Self>, at: OffsetDateTime) -> Result<(), &'static str>;
 
     /// Compares with the row of the table.
     ///
@@ -33,8 +33,8 @@ pub(super) trait History: Default {
     fn fits(&self, row: &Self::Row) -> Result<(), &'static str>;
 
     /// Whether an event may be applied without an outcome. Nothing is left of it once its idempotency record was swept.
-    fn may_go_untold(asked: &Self::Asked) -> bool;
+    fn may_go_untold(asked: &Self::Data) -> bool;
 }
 
 /// What is told on a stream.
-pub(super) type ToldOf<H> = <<H as History>::Asked as Asked>::Told;
+pub(super) type OutcomeOf<H> = <<H as History>::Data as EventData>::Outcome;

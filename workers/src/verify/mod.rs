@@ -12,14 +12,14 @@
 //!    disputes;
 //! 5. the public topics, up to the ends of step 1.
 //!
-//! An event is one stream's, so each stream has a [`Book`], all by the same code. Five files judge, without any I/O: [`ledger`]
+//! An event is one stream's, so each stream has a [`Book`], all by the same code. Five files judge, without any I/O: [`change_history`]
 //! what the database says, by itself and beside the outcomes that were told, [`history`] the life of each ticket and user,
 //! [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has the money that it
 //! should have, [`records`] what became of the records. Two files read: [`snapshot`] and [`topics`].
 
+mod change_history;
 mod credits;
 mod history;
-mod ledger;
 mod payments;
 mod records;
 mod report;
@@ -33,8 +33,8 @@ use time::OffsetDateTime;
 use crate::config;
 use crate::kafka::on_thread;
 use crate::provider::Provider;
+use change_history::ChangeHistory;
 use history::{History, Ticket, User};
-use ledger::Ledger;
 use payments::Payments;
 use records::Records;
 pub use report::{Offence, Promise, Report};
@@ -50,7 +50,7 @@ struct Look {
 
 /// What is known of one stream.
 struct Book<H: History> {
-    ledger: Ledger<H>,
+    change_history: ChangeHistory<H>,
     records: Records,
 }
 
@@ -136,7 +136,7 @@ impl<H: History> Book<H> {
     /// `swept_up_to`: the age up to which idempotency records may be swept.
     fn new(generation: i64, swept_up_to: OffsetDateTime) -> Self {
         Self {
-            ledger: Ledger::new(generation),
+            change_history: ChangeHistory::new(generation),
             records: Records::new(swept_up_to),
         }
     }

@@ -5,22 +5,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use holdfast_schemas::{DeadLetterReason, Event};
 use time::OffsetDateTime;
 
+use super::change_history::{Cause, ChangeHistory, Digest, Effect, Key, Seen, digest, millis};
 use super::history::History;
-use super::ledger::{Cause, Deed, Digest, Key, Ledger, Seen, digest, millis};
 use super::report::{Promise, Report};
 
 /// The records and the dead letters. Pure: no clock, no I/O; no payload is kept.
 pub(super) struct Records {
-    shards: BTreeMap<Shard, Vec<Record>>,
-    letters: HashMap<(Shard, i64), DeadLetterReason>,
+    topic_partitions: BTreeMap<TopicPartition, Vec<Record>>,
+    letters: HashMap<(TopicPartition, i64), DeadLetterReason>,
     /// Partitions whose beginning is gone.
-    removed: BTreeSet<Shard>,
+    removed: BTreeSet<TopicPartition>,
     /// Events older than this, in milliseconds, may have lost their idempotency record to the sweep.
     swept_up_to: i64,
 }
 
 /// A partition of a public topic.
-pub(super) type Shard = (&'static str, i32);
+pub(super) type TopicPartition = (&'static str, i32);
 
 struct Record {
     offset: i64,
@@ -59,32 +59,32 @@ impl Records {
     /// `swept_up_to`: the age up to which idempotency records may be swept.
     pub(super) fn new(swept_up_to: OffsetDateTime) -> Self {
         Self {
-            shards: BTreeMap::new(),
+            topic_partitions: BTreeMap::new(),
             letters: HashMap::new(),
             removed: BTreeSet::new(),
             swept_up_to: millis(swept_up_to),
         }
     }
 
-    pub(super) fn dead_letter(&mut self, shard: Shard, offset: i64, reason: DeadLetterReason) {
-        self.letters.insert((shard, offset), reason);
+    pub(super) fn dead_letter(&mut self, topic_partition: TopicPartition, offset: i64, reason: DeadLetterReason) {
+        self.letters.insert((topic_partition, offset), reason);
     }
 
     /// Says that the beginning of a partition is gone.
-    pub(super) fn beginning_is_gone(&mut self, shard: Shard) {
-        self.removed.insert(shard);
+    pub(super) fn beginning_is_gone(&mut self, topic_partition: TopicPartition) {
+        self.removed.insert(topic_partition);
     }
 
     /// Takes the next record of a partition. `time` is the broker's.
     pub(super) fn record<H: History>(
         &mut self,
-        shard: Shard,
+        topic_partition: TopicPartition,
         offset: i64,
         key: Option<Key>,
-        event: Option<&Event<H::Asked>>,
+        event: Option<&Event<H::Data>>,
         time: OffsetDateTime,
     ) {
-        self.shards.entry(shard).or_default().push(Record {
+        self.topic_partitions.entry(topic_partition).or_default().push(Record {
             offset,
             key,
             event: event.and_then(|event| {
@@ -99,31 +99,41 @@ impl Records {
 
     /// Accounts for every record. What is `at` or before `eaten_up_to` (milliseconds) may have had a dead letter that went with
     /// the beginning of its topic.
-    pub(super) fn judge<H: History>(&self, ledger: &mut Ledger<H>, eaten_up_to: Option<i64>, report: &mut Report) {
-        for (shard, records) in &self.shards {
+    pub(super) fn judge<H: History>(
+        &self,
+        change_history: &mut ChangeHistory<H>,
+        eaten_up_to: Option<i64>,
+        report: &mut Report,
+    ) {
+        for (topic_partition, records) in &self.topic_partitions {
             for record in records {
-                if let Standing::Decided(cause) = self.standing(*shard, record, ledger) {
-                    ledger.deed_mut(cause).seen_in(*shard);
+                if let Standing::Decided(cause) = self.standing(*topic_partition, record, change_history) {
+                    change_history.effect_mut(cause).seen_in(*topic_partition);
                 }
             }
         }
-        for (shard, records) in &self.shards {
+        for (topic_partition, records) in &self.topic_partitions {
             let mut by_key: HashMap<Option<Key>, Progress> = HashMap::new();
             for record in records {
                 let progress = by_key.entry(record.key).or_default();
-                self.account(*shard, record, progress, ledger, eaten_up_to, report);
+                self.account(*topic_partition, record, progress, change_history, eaten_up_to, report);
             }
             report.events += records.len() as u64;
             report.pending += by_key.values().map(|key| key.unaccounted.len() as u64).sum::<u64>();
         }
     }
 
-    fn standing<H: History>(&self, shard: Shard, record: &Record, ledger: &Ledger<H>) -> Standing {
-        let letter = self.letters.get(&(shard, record.offset)).copied();
+    fn standing<H: History>(
+        &self,
+        topic_partition: TopicPartition,
+        record: &Record,
+        change_history: &ChangeHistory<H>,
+    ) -> Standing {
+        let letter = self.letters.get(&(topic_partition, record.offset)).copied();
         let decided = record.event.filter(|(cause, digest)| {
-            ledger.deed(*cause).is_some_and(|deed| match deed.digest {
+            change_history.effect(*cause).is_some_and(|effect| match effect.digest {
                 Some(decided) => decided == *digest,
-                None => record.aged_from <= self.swept_up_to && Some(deed.key) == record.key,
+                None => record.aged_from <= self.swept_up_to && Some(effect.key) == record.key,
             })
         });
         match (decided, letter) {
@@ -136,36 +146,36 @@ impl Records {
 
     fn account<H: History>(
         &self,
-        shard: Shard,
+        topic_partition: TopicPartition,
         record: &Record,
         progress: &mut Progress,
-        ledger: &mut Ledger<H>,
+        change_history: &mut ChangeHistory<H>,
         eaten_up_to: Option<i64>,
         report: &mut Report,
     ) {
-        match self.standing(shard, record, ledger) {
+        match self.standing(topic_partition, record, change_history) {
             Standing::Decided(cause) => {
-                let deed = ledger.deed_mut(cause);
-                if std::mem::replace(&mut deed.counted, true) {
+                let effect = change_history.effect_mut(cause);
+                if std::mem::replace(&mut effect.counted, true) {
                     report.repeats += 1;
                     return;
                 }
-                let count = if deed.refused {
+                let count = if effect.refused {
                     &mut report.refused
                 } else {
                     &mut report.applied
                 };
                 *count += 1;
-                let (first, took_effect_here) = (deed.first, self.took_effect_here(shard, record, deed));
+                let (first, took_effect_here) = (effect.first, self.took_effect_here(topic_partition, record, effect));
                 if first.is_none() && !record.may_be_untold {
-                    report.broken(Promise::Lost, &name(record.key, ledger), || {
-                        let ((topic, partition), offset) = (shard, record.offset);
+                    report.broken(Promise::Lost, &name(record.key, change_history), || {
+                        let ((topic, partition), offset) = (topic_partition, record.offset);
                         format!("record {topic}/{partition}/{offset} was answered with nothing")
                     });
                 }
                 if took_effect_here {
-                    progress.passed(shard, record, |_| true, ledger, report);
-                    progress.in_order(shard, record, first, ledger, report);
+                    progress.passed(topic_partition, record, |_| true, change_history, report);
+                    progress.in_order(topic_partition, record, first, change_history, report);
                 }
             }
             Standing::DeadLettered(reason) => {
@@ -173,10 +183,10 @@ impl Records {
                 // Serve made this one, when it had decided all before it; the gate makes the others, ahead of serve.
                 let from_serve = reason == DeadLetterReason::IdReused;
                 progress.passed(
-                    shard,
+                    topic_partition,
                     record,
                     |earlier| from_serve || !earlier.decodable,
-                    ledger,
+                    change_history,
                     report,
                 );
             }
@@ -197,10 +207,11 @@ impl Records {
 
     /// Whether it was this record that the event took effect by, and not an earlier one that is gone, or one in another
     /// partition. Then all before it must have been taken before.
-    fn took_effect_here(&self, shard: Shard, record: &Record, deed: &Deed) -> bool {
-        let taken_again = self.letters.contains_key(&(shard, record.offset)) || record.aged_from <= self.swept_up_to;
-        let earlier_is_gone = self.removed.contains(&shard) && deed.at < record.at;
-        deed.seen == Seen::In(shard) && !taken_again && !earlier_is_gone
+    fn took_effect_here(&self, topic_partition: TopicPartition, record: &Record, effect: &Effect) -> bool {
+        let taken_again =
+            self.letters.contains_key(&(topic_partition, record.offset)) || record.aged_from <= self.swept_up_to;
+        let earlier_is_gone = self.removed.contains(&topic_partition) && effect.at < record.at;
+        effect.seen == Seen::In(topic_partition) && !taken_again && !earlier_is_gone
     }
 }
 
@@ -208,14 +219,14 @@ impl Progress {
     /// `record` was taken, so all that `must_have_been` before it and are not accounted for are lost.
     fn passed(
         &mut self,
-        (topic, partition): Shard,
+        (topic, partition): TopicPartition,
         record: &Record,
         must_have_been: impl Fn(&Unaccounted) -> bool,
-        ledger: &Ledger<impl History>,
+        change_history: &ChangeHistory<impl History>,
         report: &mut Report,
     ) {
         for lost in self.unaccounted.extract_if(.., |earlier| must_have_been(earlier)) {
-            report.broken(Promise::Lost, &name(record.key, ledger), || {
+            report.broken(Promise::Lost, &name(record.key, change_history), || {
                 let (offset, later) = (lost.offset, record.offset);
                 format!(
                     "nothing accounts for record {topic}/{partition}/{offset}, but {later} after it is accounted for"
@@ -228,17 +239,17 @@ impl Progress {
     /// key that had no row all have sequence 0.
     fn in_order(
         &mut self,
-        (topic, partition): Shard,
+        (topic, partition): TopicPartition,
         record: &Record,
         first: Option<i64>,
-        ledger: &Ledger<impl History>,
+        change_history: &ChangeHistory<impl History>,
         report: &mut Report,
     ) {
         let Some(sequence) = first else { return };
         if let Some((offset, last)) = self.last
             && (sequence < last || sequence == last && last > 0)
         {
-            report.broken(Promise::OutOfOrder, &name(record.key, ledger), || {
+            report.broken(Promise::OutOfOrder, &name(record.key, change_history), || {
                 let later = record.offset;
                 format!(
                     "record {topic}/{partition}/{later} took effect at sequence {sequence}, before record {offset} at {last}"
@@ -250,6 +261,6 @@ impl Progress {
     }
 }
 
-fn name(key: Option<Key>, ledger: &Ledger<impl History>) -> String {
-    key.map_or_else(|| "(none)".to_owned(), |key| ledger.name(key))
+fn name(key: Option<Key>, change_history: &ChangeHistory<impl History>) -> String {
+    key.map_or_else(|| "(none)".to_owned(), |key| change_history.name(key))
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
-use holdfast_schemas::{CheckoutId, Currency, DeadLetter, Outcome, OutcomeId, Reply, Told, topics};
+use holdfast_schemas::{CheckoutId, Currency, DeadLetter, Outcome, OutcomeData, OutcomeId, Reply, topics};
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::Look;
+use super::change_history::{Change, Entry, Record, digest};
 use super::credits::{Credit, Spent};
 use super::history::{TicketRow, UserRow};
-use super::ledger::{Change, Entry, Record, digest};
 use super::payments::Disputes;
 use super::report::Promise;
 use crate::config;
@@ -50,7 +50,9 @@ pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
         .await
         .context("cannot read the outbox")?;
     snapshot.rollback().await.context("cannot end the snapshot")?;
-    look.users.ledger.is_apart_from(&look.tickets.ledger, &mut look.report);
+    look.users
+        .change_history
+        .is_apart_from(&look.tickets.change_history, &mut look.report);
     Ok(look)
 }
 
@@ -107,9 +109,9 @@ async fn tickets(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
             entry,
             row: ticket,
         };
-        look.tickets.ledger.change(change, &mut look.report);
+        look.tickets.change_history.change(change, &mut look.report);
     }
-    look.tickets.ledger.end_of_changes(&mut look.report);
+    look.tickets.change_history.end_of_changes(&mut look.report);
     Ok(())
 }
 
@@ -129,14 +131,14 @@ async fn users(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
             entry,
             row: row.row_changed_at.map(|changed_at| UserRow { changed_at }),
         };
-        look.users.ledger.change(change, &mut look.report);
+        look.users.change_history.change(change, &mut look.report);
     }
-    look.users.ledger.end_of_changes(&mut look.report);
+    look.users.change_history.end_of_changes(&mut look.report);
     Ok(())
 }
 
 /// What a row of a change log tells, if that can be read.
-fn told<T: Told>(outcome_type: Option<&str>, data: Option<&str>) -> Option<T> {
+fn told<T: OutcomeData>(outcome_type: Option<&str>, data: Option<&str>) -> Option<T> {
     T::read(outcome_type?, data?).ok()
 }
 
@@ -255,8 +257,8 @@ async fn records(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
             written_at: row.written_at,
         };
         match row.topic.as_str() {
-            topics::RESERVATIONS => look.tickets.ledger.record(record, &mut look.report),
-            topics::PAYMENTS => look.users.ledger.record(record, &mut look.report),
+            topics::RESERVATIONS => look.tickets.change_history.record(record, &mut look.report),
+            topics::PAYMENTS => look.users.change_history.record(record, &mut look.report),
             topic => bail!(
                 "event {:?} of {:?} has the topic {topic:?}, which is none of Holdfast's",
                 record.id,
@@ -276,11 +278,11 @@ async fn outbox(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> an
             topics::DEAD_LETTERS => dead_letter(&row.headers, look).with_context(unreadable)?,
             topics::RESERVATIONS_OUTCOMES => {
                 let outcome = Outcome::from_json(&row.value).with_context(unreadable)?;
-                look.tickets.ledger.waiting(&outcome, &mut look.report);
+                look.tickets.change_history.waiting(&outcome, &mut look.report);
             }
             topics::PAYMENTS_OUTCOMES => {
                 let outcome = Outcome::from_json(&row.value).with_context(unreadable)?;
-                look.users.ledger.waiting(&outcome, &mut look.report);
+                look.users.change_history.waiting(&outcome, &mut look.report);
             }
             topic => bail!(
                 "outbox row {} is for {topic:?}, which is no topic of Holdfast's",

@@ -1,17 +1,17 @@
 //! Each way to break a promise, done to a small set of facts that keeps them all.
 
 use holdfast_schemas::{
-    Asked, CheckoutId, Credits, DeadLetterReason, Event, HoldId, Key, Outcome, OutcomeId, Payment, Price, ProfileField,
-    ProfileValues, RefusalReason, Reservation, ShowId, Source, TicketTold, Told, Traceparent, UserId,
-    UserRefusalReason, UserTold, hold_id, outcome_id,
+    CheckoutId, Credits, DeadLetterReason, Event, EventData, HoldId, Key, Outcome, OutcomeData, OutcomeId, Price,
+    ProfileField, ProfileValues, RefusalReason, ShowId, Source, TicketEvent, TicketOutcome, Traceparent, UserEvent,
+    UserId, UserOutcome, UserRefusalReason, hold_id, outcome_id,
 };
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
 use super::Book;
+use super::change_history::{Change, Entry, Record, RecordPosition, digest};
 use super::credits::Credit;
-use super::history::{History, Ticket, TicketRow, ToldOf, User, UserRow};
-use super::ledger::{Change, Entry, Record, Spot, digest};
+use super::history::{History, OutcomeOf, Ticket, TicketRow, User, UserRow};
 use super::report::{Promise, Report};
 
 const SHOP: &str = "shop";
@@ -20,14 +20,14 @@ const RETENTION: Duration = Duration::days(7);
 
 /// Everything that verify reads of one stream, for one partition of each topic.
 struct World<H: History> {
-    log: Vec<Logged<ToldOf<H>>>,
+    log: Vec<Logged<OutcomeOf<H>>>,
     rows: Vec<(&'static str, i64, H::Row)>,
-    answers: Vec<Answer<H::Asked>>,
-    outbox: Vec<Outcome<ToldOf<H>>>,
-    told: Vec<Outcome<ToldOf<H>>>,
+    answers: Vec<Answer<H::Data>>,
+    outbox: Vec<Outcome<OutcomeOf<H>>>,
+    told: Vec<Outcome<OutcomeOf<H>>>,
     /// Outcomes told from this place on came after the snapshot.
     snapshot_at: Option<usize>,
-    sent: Vec<Sent<H::Asked>>,
+    sent: Vec<Sent<H::Data>>,
     letters: Vec<(i64, DeadLetterReason)>,
     beginning_is_gone: bool,
     outcomes_eaten_up_to: Option<i64>,
@@ -43,7 +43,7 @@ struct Logged<T> {
     at: OffsetDateTime,
 }
 
-struct Answer<A: Asked> {
+struct Answer<A: EventData> {
     event: Event<A>,
     outcomes: Vec<i64>,
     refused: bool,
@@ -51,7 +51,7 @@ struct Answer<A: Asked> {
 }
 
 #[derive(Clone)]
-struct Sent<A: Asked> {
+struct Sent<A: EventData> {
     offset: i64,
     key: &'static str,
     event: Option<Event<A>>,
@@ -72,11 +72,11 @@ fn world() -> World<Ticket> {
     world.happens("list", "A-1", list(), &[listed()], 1);
     world.happens("ann", "A-1", reserve("ann"), &[held("ann", "ann")], 2);
     world.happens("bob-1", "A-1", reserve("bob"), &[refused(RefusalReason::Held)], 3);
-    let given_back = Reservation::ReservationReleased {
+    let given_back = TicketEvent::ReservationReleased {
         user: user("ann"),
         hold: hold("ann"),
     };
-    let released = TicketTold::TicketReleased {
+    let released = TicketOutcome::TicketReleased {
         user: user("ann"),
         hold: hold("ann"),
     };
@@ -90,11 +90,11 @@ fn world() -> World<Ticket> {
 fn users() -> World<User> {
     let mut world = World::default();
     world.happens("bob", "bob", change(), &[unknown()], 0);
-    world.happens("register", "ann", register(), &[UserTold::UserRegistered], 1);
+    world.happens("register", "ann", register(), &[UserOutcome::UserRegistered], 1);
     world.happens("change", "ann", change(), &[changed(&[ProfileField::Name])], 2);
     world.happens("again", "ann", change(), &[], 3);
     world.happens("credits", "ann", add_credits(), &[credited()], 3);
-    let refused = UserTold::PaymentRefused {
+    let refused = UserOutcome::PaymentRefused {
         reason: UserRefusalReason::AlreadyRegistered,
     };
     world.happens("register-2", "ann", register(), &[refused], 4);
@@ -128,7 +128,7 @@ impl World<Ticket> {
 
 impl<H: History<Row: Clone>> World<H> {
     /// An event is sent, decided and told.
-    fn happens(&mut self, id: &str, subject: &'static str, data: H::Asked, outcomes: &[ToldOf<H>], first: i64) {
+    fn happens(&mut self, id: &str, subject: &'static str, data: H::Data, outcomes: &[OutcomeOf<H>], first: i64) {
         let event = self.sends(id, subject, data);
         let sequences: Vec<i64> = match first {
             0 => vec![0],
@@ -145,13 +145,13 @@ impl<H: History<Row: Clone>> World<H> {
         });
     }
 
-    fn sends(&mut self, id: &str, subject: &'static str, data: H::Asked) -> Event<H::Asked> {
+    fn sends(&mut self, id: &str, subject: &'static str, data: H::Data) -> Event<H::Data> {
         let event = event(id, subject, data);
         self.send(subject, Some(event.clone()));
         event
     }
 
-    fn send(&mut self, key: &'static str, event: Option<Event<H::Asked>>) {
+    fn send(&mut self, key: &'static str, event: Option<Event<H::Data>>) {
         let offset = self.sent.len() as i64;
         let at = NOON;
         self.sent.push(Sent { offset, key, event, at });
@@ -163,7 +163,7 @@ impl<H: History<Row: Clone>> World<H> {
         (source, id): (&str, &str),
         place: u32,
         subject: &'static str,
-        told: &ToldOf<H>,
+        told: &OutcomeOf<H>,
         sequence: i64,
     ) {
         let outcome = outcome_id(source, id, subject, place);
@@ -198,37 +198,38 @@ impl<H: History<Row: Clone>> World<H> {
 
     fn read(&self, report: &mut Report) -> Book<H> {
         let mut book = Book::<H>::new(1, NOON - RETENTION);
-        let (ledger, records, shard) = (&mut book.ledger, &mut book.records, (H::Asked::TOPIC, 0));
+        let (change_history, records, topic_partition) =
+            (&mut book.change_history, &mut book.records, (H::Data::TOPIC, 0));
         self.changes()
             .into_iter()
-            .for_each(|change| ledger.change(change, report));
-        ledger.end_of_changes(report);
+            .for_each(|change| change_history.change(change, report));
+        change_history.end_of_changes(report);
         for answer in &self.answers {
-            ledger.record(answer.as_record(), report);
+            change_history.record(answer.as_record(), report);
         }
         for outcome in &self.outbox {
-            ledger.waiting(outcome, report);
+            change_history.waiting(outcome, report);
         }
         for (offset, outcome) in self.told.iter().enumerate() {
-            let spot = Spot {
+            let position = RecordPosition {
                 partition: 0,
                 offset: offset as i64,
                 before_snapshot: self.snapshot_at.is_none_or(|end| offset < end),
             };
-            ledger.told(spot, Some(outcome.subject.as_str().as_bytes()), outcome, report);
+            change_history.told(position, Some(outcome.subject.as_str().as_bytes()), outcome, report);
         }
-        ledger.end_of_outcomes(self.outcomes_eaten_up_to, report);
+        change_history.end_of_outcomes(self.outcomes_eaten_up_to, report);
         for (offset, reason) in &self.letters {
-            records.dead_letter(shard, *offset, *reason);
+            records.dead_letter(topic_partition, *offset, *reason);
         }
         if self.beginning_is_gone {
-            records.beginning_is_gone(shard);
+            records.beginning_is_gone(topic_partition);
         }
         for Sent { offset, key, event, at } in &self.sent {
-            let key = ledger.key(key.as_bytes());
-            records.record::<H>(shard, *offset, Some(key), event.as_ref(), *at);
+            let key = change_history.key(key.as_bytes());
+            records.record::<H>(topic_partition, *offset, Some(key), event.as_ref(), *at);
         }
-        records.judge(ledger, None, report);
+        records.judge(change_history, None, report);
         book
     }
 
@@ -271,7 +272,7 @@ impl<H: History<Row: Clone>> World<H> {
     }
 }
 
-impl<A: Asked> Answer<A> {
+impl<A: EventData> Answer<A> {
     fn as_record(&self) -> Record {
         Record {
             source: self.event.source.as_str().to_owned(),
@@ -285,7 +286,7 @@ impl<A: Asked> Answer<A> {
     }
 }
 
-fn event<A: Asked>(id: &str, subject: &str, data: A) -> Event<A> {
+fn event<A: EventData>(id: &str, subject: &str, data: A) -> Event<A> {
     Event::new(
         SHOP.parse::<Source>().unwrap(),
         id.parse().unwrap(),
@@ -316,83 +317,83 @@ fn show() -> ShowId {
     "show-1".parse().unwrap()
 }
 
-fn list() -> Reservation {
-    Reservation::TicketListed {
+fn list() -> TicketEvent {
+    TicketEvent::TicketListed {
         show: show(),
         seat: None,
         price: price(),
     }
 }
 
-fn listed() -> TicketTold {
-    TicketTold::TicketListed {
+fn listed() -> TicketOutcome {
+    TicketOutcome::TicketListed {
         show: show(),
         seat: None,
         price: price(),
     }
 }
 
-fn reserve(by: &str) -> Reservation {
-    Reservation::ReservationRequested {
+fn reserve(by: &str) -> TicketEvent {
+    TicketEvent::ReservationRequested {
         user: user(by),
         hold_for: None,
     }
 }
 
-fn held(by: &str, event: &str) -> TicketTold {
-    TicketTold::TicketHeld {
+fn held(by: &str, event: &str) -> TicketOutcome {
+    TicketOutcome::TicketHeld {
         user: user(by),
         hold: hold(event),
         until: NOON + Duration::minutes(15),
     }
 }
 
-fn sold(to: &str, checkout: &str) -> TicketTold {
+fn sold(to: &str, checkout: &str) -> TicketOutcome {
     let checkout: CheckoutId = checkout.parse().unwrap();
-    TicketTold::TicketSold {
+    TicketOutcome::TicketSold {
         user: user(to),
         checkout,
     }
 }
 
-fn refused(reason: RefusalReason) -> TicketTold {
-    TicketTold::ReservationRefused { reason }
+fn refused(reason: RefusalReason) -> TicketOutcome {
+    TicketOutcome::ReservationRefused { reason }
 }
 
-fn register() -> Payment {
-    Payment::UserRegistered {
+fn register() -> UserEvent {
+    UserEvent::UserRegistered {
         email: "ann@example.org".parse().unwrap(),
         name: None,
         language: None,
     }
 }
 
-fn change() -> Payment {
+fn change() -> UserEvent {
     let to = ProfileValues {
         name: Some("Ann".parse().unwrap()),
         ..ProfileValues::default()
     };
     let was = ProfileValues::default();
-    Payment::ProfileChanged { to, was }
+    UserEvent::ProfileChanged { to, was }
 }
 
-fn changed(fields: &[ProfileField]) -> UserTold {
+fn changed(fields: &[ProfileField]) -> UserOutcome {
     let fields = fields.to_vec();
-    UserTold::ProfileChanged { fields }
+    UserOutcome::ProfileChanged { fields }
 }
 
-fn add_credits() -> Payment {
+fn add_credits() -> UserEvent {
     let amount = Credits::new(5).unwrap();
-    Payment::CreditsAdded { amount }
+    UserEvent::CreditsAdded { amount }
 }
 
-fn credited() -> UserTold {
+fn credited() -> UserOutcome {
     let added = Credits::new(5).unwrap();
-    UserTold::CreditsChanged { added }
+    UserOutcome::CreditsChanged { added }
 }
 
-fn unknown() -> UserTold {
-    UserTold::PaymentRefused {
+fn unknown() -> UserOutcome {
+    UserOutcome::PaymentRefused {
         reason: UserRefusalReason::UnknownUser,
     }
 }
@@ -683,13 +684,13 @@ fn an_event_that_took_effect_twice_in_a_row_is_doubled() {
 #[test]
 fn an_event_may_have_two_outcomes() {
     let mut world = world();
-    let expired = TicketTold::TicketExpired {
+    let expired = TicketOutcome::TicketExpired {
         user: user("bob"),
         hold: hold("bob-2"),
     };
     let later = NOON + Duration::minutes(15);
     let until = later + Duration::minutes(15);
-    let held = TicketTold::TicketHeld {
+    let held = TicketOutcome::TicketHeld {
         user: user("eve"),
         hold: hold("eve"),
         until,
@@ -910,7 +911,7 @@ fn an_event_that_changed_something_was_answered_with_that() {
 #[test]
 fn a_step_that_cannot_follow_in_the_life_of_a_user_is_lost() {
     let steps = [
-        (1, UserTold::UserRegistered, "a second time"),
+        (1, UserOutcome::UserRegistered, "a second time"),
         (1, changed(&[]), "in no field"),
         (0, changed(&[ProfileField::Name]), "told of before it was registered"),
         (0, credited(), "told of before it was registered"),
@@ -959,7 +960,7 @@ fn an_event_that_took_effect_on_both_streams_is_doubled() {
         tickets.happens(id, "Z-9", reserve("ann"), &[refused(RefusalReason::UnknownTicket)], 0);
         let mut report = Report::default();
         let (tickets, users) = (tickets.read(&mut report), users.read(&mut report));
-        users.ledger.is_apart_from(&tickets.ledger, &mut report);
+        users.change_history.is_apart_from(&tickets.change_history, &mut report);
         assert_eq!(report.doubled, expected, "{report}");
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use holdfast_schemas::{self as schemas, Asked, DeadLetter, Outcome, Told, topics};
+use holdfast_schemas::{self as schemas, DeadLetter, EventData, Outcome, OutcomeData, topics};
 use rdkafka::message::{BorrowedMessage, Message};
 use time::OffsetDateTime;
 
-use super::history::{History, Ticket, ToldOf, User};
-use super::ledger::{Spot, millis};
+use super::change_history::{RecordPosition, millis};
+use super::history::{History, OutcomeOf, Ticket, User};
 use super::report::Report;
 use super::{Book, Look};
 use crate::config;
@@ -44,8 +44,8 @@ impl Topics {
 
     fn extents<H: History>(&self) -> anyhow::Result<Extents> {
         Ok(Extents {
-            public: self.0.committed(H::Asked::TOPIC)?,
-            outcomes: self.0.committed(ToldOf::<H>::TOPIC)?,
+            public: self.0.committed(H::Data::TOPIC)?,
+            outcomes: self.0.committed(OutcomeOf::<H>::TOPIC)?,
         })
     }
 
@@ -66,9 +66,9 @@ impl Topics {
         report: &mut Report,
     ) -> anyhow::Result<()> {
         let outcomes_eaten = self.outcomes(&before.outcomes, book, report)?;
-        book.ledger.end_of_outcomes(outcomes_eaten, report);
+        book.change_history.end_of_outcomes(outcomes_eaten, report);
         self.public(&before.public, book, report)?;
-        book.records.judge(&mut book.ledger, letters_eaten, report);
+        book.records.judge(&mut book.change_history, letters_eaten, report);
         Ok(())
     }
 
@@ -94,7 +94,7 @@ impl Topics {
         book: &mut Book<H>,
         report: &mut Report,
     ) -> anyhow::Result<Option<i64>> {
-        let topic = ToldOf::<H>::TOPIC;
+        let topic = OutcomeOf::<H>::TOPIC;
         let extent = self.0.written(topic)?;
         let mut eaten = Eaten::of(&extent);
         self.0.each(topic, &extent, |message| {
@@ -103,12 +103,12 @@ impl Topics {
             let outcome = Outcome::from_json(message.payload().unwrap_or_default())
                 .with_context(|| format!("the record {topic}/{partition}/{offset} cannot be read"))?;
             let end = before.get(&partition).map_or(0, |(_, end)| *end);
-            let spot = Spot {
+            let position = RecordPosition {
                 partition,
                 offset,
                 before_snapshot: offset < end,
             };
-            book.ledger.told(spot, message.key(), &outcome, report);
+            book.change_history.told(position, message.key(), &outcome, report);
             anyhow::Ok(())
         })?;
         report.starts(topic, &extent);
@@ -116,7 +116,7 @@ impl Topics {
     }
 
     fn public<H: History>(&self, extent: &Extent, book: &mut Book<H>, report: &mut Report) -> anyhow::Result<()> {
-        let topic = H::Asked::TOPIC;
+        let topic = H::Data::TOPIC;
         for (partition, _) in extent.iter().filter(|(_, (earliest, _))| *earliest > 0) {
             book.records.beginning_is_gone((topic, *partition));
         }
@@ -125,11 +125,11 @@ impl Topics {
                 let (key, value) = (message.key(), message.payload());
                 schemas::decode(&schemas::Record { key, value, headers }).ok()
             });
-            let key = message.key().map(|key| book.ledger.key(key));
-            let shard = (topic, message.partition());
+            let key = message.key().map(|key| book.change_history.key(key));
+            let topic_partition = (topic, message.partition());
             let time = broker_time(message);
             book.records
-                .record::<H>(shard, message.offset(), key, event.as_ref(), time);
+                .record::<H>(topic_partition, message.offset(), key, event.as_ref(), time);
             anyhow::Ok(())
         })?;
         report.starts(topic, extent);

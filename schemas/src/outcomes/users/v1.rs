@@ -3,14 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::UserTold;
+use super::UserOutcome;
 use crate::money::{Credits, Price};
 use crate::outcomes::told;
 use crate::payments::DisputeStatus;
 use crate::reasons::reasons;
 use crate::text::{CheckoutId, DeclineCode, DisputeId, Invalid, PaymentId, TicketId};
 
-told! { UserTold;
+told! { UserOutcome;
     /// The user is known.
     UserRegistered "holdfast.outcome.user.registered.v1" {};
     /// These fields of the profile have new values.
@@ -129,31 +129,31 @@ impl CheckoutFailure {
     }
 }
 
-impl From<UserRegistered> for UserTold {
+impl From<UserRegistered> for UserOutcome {
     fn from(UserRegistered {}: UserRegistered) -> Self {
         Self::UserRegistered
     }
 }
 
-impl From<ProfileChanged> for UserTold {
+impl From<ProfileChanged> for UserOutcome {
     fn from(ProfileChanged { fields }: ProfileChanged) -> Self {
         Self::ProfileChanged { fields }
     }
 }
 
-impl From<CreditsChanged> for UserTold {
+impl From<CreditsChanged> for UserOutcome {
     fn from(CreditsChanged { added }: CreditsChanged) -> Self {
         Self::CreditsChanged { added }
     }
 }
 
-impl From<PaymentRefused> for UserTold {
+impl From<PaymentRefused> for UserOutcome {
     fn from(PaymentRefused { reason }: PaymentRefused) -> Self {
         Self::PaymentRefused { reason }
     }
 }
 
-impl From<CheckoutOpened> for UserTold {
+impl From<CheckoutOpened> for UserOutcome {
     fn from(
         CheckoutOpened {
             checkout,
@@ -171,7 +171,7 @@ impl From<CheckoutOpened> for UserTold {
     }
 }
 
-impl From<CheckoutCompleted> for UserTold {
+impl From<CheckoutCompleted> for UserOutcome {
     fn from(
         CheckoutCompleted {
             checkout,
@@ -189,25 +189,25 @@ impl From<CheckoutCompleted> for UserTold {
     }
 }
 
-impl From<CheckoutFailed> for UserTold {
+impl From<CheckoutFailed> for UserOutcome {
     fn from(CheckoutFailed { checkout, reason, code }: CheckoutFailed) -> Self {
         Self::CheckoutFailed { checkout, reason, code }
     }
 }
 
-impl From<CheckoutStuck> for UserTold {
+impl From<CheckoutStuck> for UserOutcome {
     fn from(CheckoutStuck { checkout }: CheckoutStuck) -> Self {
         Self::CheckoutStuck { checkout }
     }
 }
 
-impl From<PaymentRefunded> for UserTold {
+impl From<PaymentRefunded> for UserOutcome {
     fn from(PaymentRefunded { checkout, amount, full }: PaymentRefunded) -> Self {
         Self::PaymentRefunded { checkout, amount, full }
     }
 }
 
-impl From<PaymentDisputed> for UserTold {
+impl From<PaymentDisputed> for UserOutcome {
     fn from(
         PaymentDisputed {
             checkout,

@@ -97,7 +97,7 @@ pub enum Fault {
 
 /// A request as it arrived, for asking somebody else the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct ReceivedRequest {
     pub method: Method,
     /// With the query.
     pub path: String,
@@ -110,7 +110,7 @@ struct State {
     books: Mutex<Books>,
     keys: Mutex<HashMap<String, Kept>>,
     faults: Mutex<Faults>,
-    asked: Mutex<Vec<Asked>>,
+    asked: Mutex<Vec<ReceivedRequest>>,
     webhooks: Mutex<webhooks::Queue>,
     /// Something happened that webhooks tell.
     news: Notify,
@@ -236,7 +236,7 @@ impl Simulator {
     }
 
     /// Everything that was asked so far.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<ReceivedRequest> {
         lock(&self.state.asked).clone()
     }
 
@@ -306,7 +306,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 async fn answer(request: Request<Incoming>, state: Arc<State>) -> io::Result<Response<Full<Bytes>>> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    let asked = Asked {
+    let asked = ReceivedRequest {
         method: head.method,
         path: head.uri.path_and_query().map_or_else(String::new, ToString::to_string),
         headers: head.headers,
@@ -318,10 +318,10 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> io::Result<Res
         .map_err(io::Error::other)?
 }
 
-type Told = (u16, Value, bool);
+type Reply = (u16, Value, bool);
 
 impl State {
-    async fn answer(&self, asked: &Asked) -> io::Result<Response<Full<Bytes>>> {
+    async fn answer(&self, asked: &ReceivedRequest) -> io::Result<Response<Full<Bytes>>> {
         let request = match Parsed::new(asked) {
             Ok(request) => request,
             Err(refused) => return respond((refused.status, json!({ "error": refused.error }), false)),
@@ -342,7 +342,7 @@ impl State {
     }
 
     /// Does what was asked, unless its key says that it was done.
-    async fn once(&self, asked: &Asked, request: &Parsed, fault: Option<Fault>) -> Told {
+    async fn once(&self, asked: &ReceivedRequest, request: &Parsed, fault: Option<Fault>) -> Reply {
         let key = asked.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let Some(key) = key.filter(|_| asked.method == Method::POST) else {
             let (status, body, _) = self.perform(request, fault);
@@ -377,7 +377,7 @@ impl State {
     }
 
     /// Status, body, and whether the answer is kept for its key.
-    fn perform(&self, request: &Parsed, fault: Option<Fault>) -> Told {
+    fn perform(&self, request: &Parsed, fault: Option<Fault>) -> Reply {
         let broken = || json!({ "error": { "type": "api_error", "message": "An unknown error occurred" } });
         if fault == Some(Fault::Broken { done: false }) {
             return (500, broken(), true);
@@ -460,7 +460,7 @@ struct Parsed {
 }
 
 impl Parsed {
-    fn new(asked: &Asked) -> Result<Parsed, Refused> {
+    fn new(asked: &ReceivedRequest) -> Result<Parsed, Refused> {
         let refused = |status, message: &str| Refused {
             status,
             error: json!({ "type": "invalid_request_error", "message": message }),
@@ -502,15 +502,15 @@ async fn slow(fault: Option<Fault>) {
     }
 }
 
-fn refusal(status: u16, code: &str) -> Told {
+fn refusal(status: u16, code: &str) -> Reply {
     refusal_of(status, "invalid_request_error", code)
 }
 
-fn refusal_of(status: u16, kind: &str, code: &str) -> Told {
+fn refusal_of(status: u16, kind: &str, code: &str) -> Reply {
     (status, json!({ "error": { "type": kind, "code": code } }), false)
 }
 
-fn respond((status, body, replayed): Told) -> io::Result<Response<Full<Bytes>>> {
+fn respond((status, body, replayed): Reply) -> io::Result<Response<Full<Bytes>>> {
     let mut response = Response::builder()
         .status(status)
         .header(CONTENT_TYPE, "application/json")

@@ -5,14 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use holdfast_schemas::{
-    Asked, DeadLetter, DeadLetterReason, Event, EventId, Key, Origin, Outcome, Refusal, Reply, ReplyOutcome,
-    RequestHash, Source, Told, Traceparent, outcome_id, topics,
+    DeadLetter, DeadLetterReason, Event, EventData, EventId, Key, Origin, Outcome, OutcomeData, Refusal, Reply,
+    ReplyOutcome, RequestHash, Source, Traceparent, outcome_id, topics,
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Answer, Internal, Rules, Work, aged_from};
-use crate::domain::{Decision, Entity, KeyOf, ToldOf};
+use super::{Answer, Command, Rules, Work, aged_from};
+use crate::domain::{Decision, Entity, KeyOf, OutcomeOf};
 use crate::store::Error;
 use crate::store::idempotency::Known;
 
@@ -24,14 +24,14 @@ pub struct Current<E> {
 }
 
 /// One of the table's rows, by key; none in the row of a statement that found none.
-pub(in crate::store) type Found<E> = Option<(String, E)>;
+pub(in crate::store) type KeyedRow<E> = Option<(String, E)>;
 
 impl<E> Current<E> {
     /// From a statement's rows: each has the clock and the generation, and one of the table's rows if there is any.
     pub(in crate::store) fn of<R>(
         rows: Vec<R>,
         clock: fn(&R) -> (OffsetDateTime, i64),
-        parse: fn(R) -> Result<Found<E>, Error>,
+        parse: fn(R) -> Result<KeyedRow<E>, Error>,
     ) -> Result<Self, Error> {
         let (now, generation) = rows.first().map_or((OffsetDateTime::UNIX_EPOCH, 0), clock);
         let rows = rows.into_iter().filter_map(|row| parse(row).transpose());
@@ -190,7 +190,7 @@ impl<E: Entity> Draft<E> {
     fn add(&mut self, work: &Work<E>, deciding: &Deciding<'_, E>) -> Answer {
         let Deciding { read, retention, .. } = deciding;
         match work {
-            Work::Delivered(event) => {
+            Work::Event(event) => {
                 if let Some(known) = self.known(read, event) {
                     return match known {
                         Some(reply) => Answer::Repeat(reply),
@@ -202,17 +202,17 @@ impl<E: Entity> Draft<E> {
                 }
                 self.apply(event, aged_from(event), deciding.rules)
             }
-            Work::Asked(event) => match self.known(read, event) {
+            Work::Request(event) => match self.known(read, event) {
                 Some(Some(reply)) => Answer::Repeat(reply),
                 Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
                 None => self.apply(event, self.decided_at, deciding.rules),
             },
-            Work::Refused { origin, refusal, value } => self.refuse(origin.as_ref(), refusal.clone(), value.clone()),
-            Work::Internal(request) => {
+            Work::Rejected { origin, refusal, value } => self.refuse(origin.as_ref(), refusal.clone(), value.clone()),
+            Work::Command(request) => {
                 match self.known_reply(read, &request.source, &request.id, &request.hash(&self.key)) {
                     Some(Some(reply)) => Answer::Repeat(reply),
                     Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
-                    None => self.apply_internal(request, deciding.rules),
+                    None => self.apply_command(request, deciding.rules),
                 }
             }
             Work::Unrecorded(request) => {
@@ -225,7 +225,7 @@ impl<E: Entity> Draft<E> {
     }
 
     /// What was answered to an event before: `Some(None)` means that its id was used for another content.
-    fn known(&self, read: &Read<E>, event: &Event<E::Asked>) -> Option<Option<Reply>> {
+    fn known(&self, read: &Read<E>, event: &Event<E::Data>) -> Option<Option<Reply>> {
         self.known_reply(read, &event.source, &event.id, event.hash())
     }
 
@@ -242,7 +242,7 @@ impl<E: Entity> Draft<E> {
         Some((known.hash == hash.as_bytes()).then(|| known.reply.clone()))
     }
 
-    fn apply(&mut self, event: &Event<E::Asked>, aged_from: OffsetDateTime, rules: &dyn Rules<E>) -> Answer {
+    fn apply(&mut self, event: &Event<E::Data>, aged_from: OffsetDateTime, rules: &dyn Rules<E>) -> Answer {
         let input = E::input(event.data.clone(), &event.source, &event.id, &self.key);
         let causation = Causation {
             source: event.source.clone(),
@@ -258,7 +258,7 @@ impl<E: Entity> Draft<E> {
         }
     }
 
-    fn apply_internal(&mut self, request: &Internal<E>, rules: &dyn Rules<E>) -> Answer {
+    fn apply_command(&mut self, request: &Command<E>, rules: &dyn Rules<E>) -> Answer {
         let causation = causation_of(request);
         match self.decide(request.input.clone(), &causation, rules) {
             Ok(reply) => {
@@ -282,7 +282,7 @@ impl<E: Entity> Draft<E> {
     /// Asks the rules, and notes row, change log and outcomes of what they say.
     fn decide(&mut self, input: E::Input, causation: &Causation, rules: &dyn Rules<E>) -> Result<Reply, Answer> {
         let (next, outcomes) = match rules(self.row.as_ref(), input, self.decided_at) {
-            Decision::Told { next, outcomes } => (next, outcomes),
+            Decision::Transition { next, outcomes } => (next, outcomes),
             Decision::Nothing => return Err(Answer::Nothing),
             Decision::AlreadyDone => return Err(Answer::AlreadyDone),
         };
@@ -299,7 +299,7 @@ impl<E: Entity> Draft<E> {
         Ok(reply)
     }
 
-    fn tell(&mut self, told: ToldOf<E>, sequence: i64, place: u32, causation: &Causation) {
+    fn tell(&mut self, told: OutcomeOf<E>, sequence: i64, place: u32, causation: &Causation) {
         let id = outcome_id(
             causation.source.as_str(),
             causation.id.as_str(),
@@ -328,7 +328,7 @@ impl<E: Entity> Draft<E> {
             data: told,
         };
         self.messages.push(Message {
-            topic: ToldOf::<E>::TOPIC,
+            topic: OutcomeOf::<E>::TOPIC,
             id: id.0,
             headers: OUTCOME_HEADERS.to_owned(),
             value: outcome.to_json(),
@@ -336,7 +336,7 @@ impl<E: Entity> Draft<E> {
     }
 
     /// An event that is not decided goes to the dead letters as it was normalised; its origin says where the original lies.
-    fn dead_letter(&mut self, event: &Event<E::Asked>, refusal: Refusal) -> Answer {
+    fn dead_letter(&mut self, event: &Event<E::Data>, refusal: Refusal) -> Answer {
         self.refuse(event.origin.as_ref(), refusal, event.to_json())
     }
 
@@ -380,7 +380,7 @@ impl<E: Entity> Draft<E> {
 const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
 const OUTCOME_HEADERS: &str = r#"{"content-type":"application/cloudevents+json; charset=UTF-8"}"#;
 
-fn causation_of<E: Entity>(request: &Internal<E>) -> Causation {
+fn causation_of<E: Entity>(request: &Command<E>) -> Causation {
     Causation {
         source: request.source.clone(),
         id: request.id.clone(),
@@ -388,7 +388,7 @@ fn causation_of<E: Entity>(request: &Internal<E>) -> Causation {
     }
 }
 
-fn id_reused<A: Asked>(event: &Event<A>) -> Refusal {
+fn id_reused<A: EventData>(event: &Event<A>) -> Refusal {
     Refusal {
         reason: DeadLetterReason::IdReused,
         detail: format!(

@@ -12,7 +12,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{Asked, DeadLetterReason, Event, EventId, Key, Origin, Refusal, Reply, RequestHash, Source};
+use holdfast_schemas::{DeadLetterReason, Event, EventData, EventId, Key, Origin, Refusal, Reply, RequestHash, Source};
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -27,9 +27,9 @@ use crate::error::{self, Disposition};
 use crate::metrics::Metrics;
 pub use draft::Current;
 use draft::Draft;
-pub(super) use draft::Found;
+pub(super) use draft::KeyedRow;
 pub use write::Stored;
-pub(super) use write::{Gate, write_rows};
+pub(super) use write::{WriteSet, write_rows};
 
 /// An ordered list of work for one entity.
 #[derive(Clone, Debug)]
@@ -42,25 +42,25 @@ pub struct Unit<E: Entity> {
 #[derive(Clone, Debug)]
 pub enum Work<E: Entity> {
     /// An event from Kafka: what cannot be decided becomes a dead letter.
-    Delivered(Event<E::Asked>),
+    Event(Event<E::Data>),
     /// An event from HTTP: what cannot be decided is answered to the caller.
-    Asked(Event<E::Asked>),
+    Request(Event<E::Data>),
     /// A record that only the handler saw (subscribed without a gate) and that cannot be taken.
-    Refused {
+    Rejected {
         origin: Option<Origin>,
         refusal: Refusal,
         value: Vec<u8>,
     },
     /// A request from within, such as a checkout's.
-    Internal(Internal<E>),
+    Command(Command<E>),
     /// A request from within that leaves no idempotency record: it is safe to repeat by itself, such as the end of a hold, named
     /// by its id, or it is part of one that is recorded as a whole.
-    Unrecorded(Internal<E>),
+    Unrecorded(Command<E>),
 }
 
 /// A request from within. Source and id make it the same when it is repeated.
 #[derive(Clone, Debug)]
-pub struct Internal<E: Entity> {
+pub struct Command<E: Entity> {
     pub source: Source,
     pub id: EventId,
     pub input: E::Input,
@@ -89,7 +89,7 @@ pub enum Answer {
 
 /// Hands units to the committer task.
 pub struct Committer<E: Entity> {
-    queue: mpsc::Sender<Request<E>>,
+    queue: mpsc::Sender<Pending<E>>,
 }
 
 impl<E: Entity> Clone for Committer<E> {
@@ -99,7 +99,7 @@ impl<E: Entity> Clone for Committer<E> {
     }
 }
 
-struct Request<E: Entity> {
+struct Pending<E: Entity> {
     unit: Unit<E>,
     /// Work of the unit that is done, in order; a large unit takes several rounds.
     answers: Vec<Answer>,
@@ -146,7 +146,7 @@ impl<E: Stored> Committer<E> {
     /// constraint), or the process is ending.
     pub async fn commit(&self, unit: Unit<E>) -> Result<Vec<Answer>, Error> {
         let (reply, answer) = oneshot::channel();
-        let request = Request {
+        let request = Pending {
             unit,
             answers: Vec::new(),
             reply,
@@ -164,8 +164,8 @@ struct Task<E: Stored> {
     limits: config::Serve,
     retention: Duration,
     metrics: Arc<Metrics>,
-    requests: mpsc::Receiver<Request<E>>,
-    waiting: VecDeque<Request<E>>,
+    requests: mpsc::Receiver<Pending<E>>,
+    waiting: VecDeque<Pending<E>>,
     /// How many of them the metric has.
     counted: i64,
 }
@@ -204,7 +204,7 @@ impl<E: Stored> Task<E> {
     }
 
     /// Takes from the front what fits one statement, at most one unit per key, and leaves the rest in order.
-    fn take_batch(&mut self) -> Vec<Request<E>> {
+    fn take_batch(&mut self) -> Vec<Pending<E>> {
         let now = Instant::now();
         let mut keys = HashSet::new();
         let (mut batch, mut left) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()));
@@ -227,7 +227,7 @@ impl<E: Stored> Task<E> {
     }
 
     /// Commits a batch in one statement. When that statement fails, each of its units is sent alone.
-    async fn commit_batch(&mut self, batch: Vec<Request<E>>) {
+    async fn commit_batch(&mut self, batch: Vec<Pending<E>>) {
         let Err((batch, error)) = self.attempt(batch).await else {
             return;
         };
@@ -262,7 +262,7 @@ impl<E: Stored> Task<E> {
     }
 
     /// One round: read, decide, write. Answers what was written and lets the rest go round again.
-    async fn attempt(&mut self, batch: Vec<Request<E>>) -> Result<(), (Vec<Request<E>>, Error)> {
+    async fn attempt(&mut self, batch: Vec<Pending<E>>) -> Result<(), (Vec<Pending<E>>, Error)> {
         let started = Instant::now();
         let mut read = self.read(&batch).await;
         if crash::again(Point::ServeRead) {
@@ -323,7 +323,7 @@ impl<E: Stored> Task<E> {
         Ok(())
     }
 
-    async fn read(&self, batch: &[Request<E>]) -> Result<draft::Read<E>, Error> {
+    async fn read(&self, batch: &[Pending<E>]) -> Result<draft::Read<E>, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::Read)?;
         let units = batch
             .iter()
@@ -331,7 +331,7 @@ impl<E: Stored> Task<E> {
         read(&mut connection, units).await
     }
 
-    async fn write(&self, decided: &[(Request<E>, Draft<E>)]) -> Result<HashSet<i32>, Error> {
+    async fn write(&self, decided: &[(Pending<E>, Draft<E>)]) -> Result<HashSet<i32>, Error> {
         let drafts = decided.iter().map(|(_, draft)| draft);
         let statement: write::Statement<'_, E> = (0..).zip(drafts).collect();
         if statement.is_empty() {
@@ -346,7 +346,7 @@ impl<E: Stored> Task<E> {
         Ok(passed)
     }
 
-    fn answer(&mut self, mut request: Request<E>, draft: Draft<E>) {
+    fn answer(&mut self, mut request: Pending<E>, draft: Draft<E>) {
         count(&draft.answers, &self.metrics);
         request.answers.extend(draft.answers);
         request.rounds = 0;
@@ -358,7 +358,7 @@ impl<E: Stored> Task<E> {
     }
 
     /// Answers a unit that breaks the worker: its invocation tries again later.
-    fn fail(&self, request: Request<E>, error: Error) {
+    fn fail(&self, request: Pending<E>, error: Error) {
         if let Disposition::Quarantine(cause) = error::disposition(&error) {
             self.metrics
                 .quarantine_candidates
@@ -372,7 +372,7 @@ impl<E: Stored> Task<E> {
     }
 
     /// Lets units go round again after a short pause that grows with their rounds.
-    fn go_round(&mut self, requests: Vec<Request<E>>) {
+    fn go_round(&mut self, requests: Vec<Pending<E>>) {
         let mut requests = requests;
         for request in &mut requests {
             request.rounds += 1;
@@ -383,7 +383,7 @@ impl<E: Stored> Task<E> {
     }
 
     /// Puts requests back before all others, in their order.
-    fn put_back(&mut self, requests: Vec<Request<E>>) {
+    fn put_back(&mut self, requests: Vec<Pending<E>>) {
         for request in requests.into_iter().rev() {
             self.waiting.push_front(request);
         }
@@ -436,7 +436,7 @@ pub async fn decide<E: Stored>(
     rules: &dyn Rules<E>,
     retention: Duration,
     units: &[Unit<E>],
-) -> Result<Decisions<E>, Error> {
+) -> Result<Drafts<E>, Error> {
     let known = read(connection, units.iter().map(|unit| (&unit.key, &unit.work[..]))).await?;
     let mut deciding = draft::Deciding::new(known, rules, retention);
     let mut drafts = Vec::with_capacity(units.len());
@@ -447,13 +447,13 @@ pub async fn decide<E: Stored>(
             draft::Decided::Failed(error) => return Err(error),
         }
     }
-    Ok(Decisions(drafts))
+    Ok(Drafts(drafts))
 }
 
-/// What was decided and, unless [`Decisions::write`] was called, is not so yet.
-pub struct Decisions<E: Entity>(Vec<Draft<E>>);
+/// What was decided and, unless [`Drafts::write`] was called, is not so yet.
+pub struct Drafts<E: Entity>(Vec<Draft<E>>);
 
-impl<E: Stored> Decisions<E> {
+impl<E: Stored> Drafts<E> {
     /// Writes all of it on the connection on which it was decided.
     ///
     /// # Errors
@@ -525,7 +525,7 @@ fn count_fresh(reply: &Reply, metrics: &Metrics) -> &'static str {
     }
 }
 
-impl<E: Entity> Request<E> {
+impl<E: Entity> Pending<E> {
     /// The work of the next round: as much as one statement may take.
     fn next_work(&self, limits: &config::Serve) -> &[Work<E>] {
         let left = &self.unit.work[self.answers.len()..];
@@ -547,23 +547,23 @@ impl<E: Entity> Work<E> {
     /// Source and id of what leaves an idempotency record.
     fn identity(&self) -> Option<(&Source, &EventId)> {
         match self {
-            Work::Delivered(event) | Work::Asked(event) => Some((&event.source, &event.id)),
-            Work::Internal(request) => Some((&request.source, &request.id)),
-            Work::Unrecorded(_) | Work::Refused { .. } => None,
+            Work::Event(event) | Work::Request(event) => Some((&event.source, &event.id)),
+            Work::Command(request) => Some((&request.source, &request.id)),
+            Work::Unrecorded(_) | Work::Rejected { .. } => None,
         }
     }
 
     /// About how many bytes the work adds to a statement.
     fn size(&self) -> usize {
         match self {
-            Work::Delivered(event) | Work::Asked(event) => event.size(),
-            Work::Refused { value, .. } => value.len(),
-            Work::Unrecorded(_) | Work::Internal(_) => 256,
+            Work::Event(event) | Work::Request(event) => event.size(),
+            Work::Rejected { value, .. } => value.len(),
+            Work::Unrecorded(_) | Work::Command(_) => 256,
         }
     }
 }
 
-impl<E: Entity> Internal<E> {
+impl<E: Entity> Command<E> {
     /// Tells the same request from another one under the same id.
     fn hash(&self, key: &KeyOf<E>) -> RequestHash {
         RequestHash::of_request("internal", key, &json!(self.input))
@@ -571,7 +571,7 @@ impl<E: Entity> Internal<E> {
 }
 
 /// The moment from which an event ages: the earlier of its own time and its broker's.
-fn aged_from<A: Asked>(event: &Event<A>) -> OffsetDateTime {
+fn aged_from<A: EventData>(event: &Event<A>) -> OffsetDateTime {
     event
         .origin
         .as_ref()

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use futures::future::BoxFuture;
-use holdfast_schemas::{Asked, Key};
+use holdfast_schemas::{EventData, Key};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -27,7 +27,7 @@ pub trait Stored: Entity {
     /// Sends the statement, by [`write_rows`]. Answers the ordinals of the units that were written.
     fn write<'c, 'a: 'c>(
         connection: &'c mut PgConnection,
-        gate: &'c Gate<'a>,
+        writes: &'c WriteSet<'a>,
         columns: &'c Self::Columns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>>;
 
@@ -41,13 +41,13 @@ pub trait Stored: Entity {
 
 /// The statement's parameters, column by column. `ordinal` names a unit's place in the batch and gates everything.
 pub(super) struct Statement<'a, E: Stored> {
-    gate: Gate<'a>,
+    writes: WriteSet<'a>,
     columns: E::Columns<'a>,
 }
 
 /// What is written beside the rows themselves, and whether: the same for every table.
 #[derive(Default)]
-pub struct Gate<'a> {
+pub struct WriteSet<'a> {
     pub(in crate::store) unit: Units<'a>,
     pub(in crate::store) record: Records<'a>,
     pub(in crate::store) change: Changes<'a>,
@@ -101,16 +101,16 @@ impl<'a, E: Stored> FromIterator<(i32, &'a Draft<E>)> for Statement<'a, E> {
     /// Leaves out what writes nothing.
     fn from_iter<I: IntoIterator<Item = (i32, &'a Draft<E>)>>(drafts: I) -> Self {
         let mut statement = Self {
-            gate: Gate::default(),
+            writes: WriteSet::default(),
             columns: E::Columns::default(),
         };
         for (ordinal, draft) in drafts.into_iter().filter(|(_, draft)| !draft.writes_nothing()) {
-            let Gate {
+            let WriteSet {
                 unit,
                 record,
                 change,
                 message,
-            } = &mut statement.gate;
+            } = &mut statement.writes;
             unit.push(ordinal, draft);
             record.push(ordinal, draft);
             change.push(ordinal, draft);
@@ -128,12 +128,12 @@ impl<E: Stored> Statement<'_, E> {
     }
 
     pub(super) fn units(&self) -> usize {
-        self.gate.unit.ordinal.len()
+        self.writes.unit.ordinal.len()
     }
 
     /// Sends the statement. Answers the ordinals of the units that were written; the others met a locked or moved row.
     pub(super) async fn execute(&self, connection: &mut PgConnection) -> Result<HashSet<i32>, Error> {
-        Ok(E::write(connection, &self.gate, &self.columns)
+        Ok(E::write(connection, &self.writes, &self.columns)
             .await?
             .into_iter()
             .collect())
@@ -159,7 +159,7 @@ impl<'a> Records<'a> {
             self.ordinal.push(ordinal);
             self.source.push(record.source.as_str());
             self.id.push(record.id.as_str());
-            self.topic.push(E::Asked::TOPIC);
+            self.topic.push(E::Data::TOPIC);
             self.hash.push(record.hash.as_bytes());
             self.reply.push(serde_json::json!(record.reply).to_string());
             self.aged_from.push(record.aged_from);
@@ -201,7 +201,7 @@ impl<'a> Messages<'a> {
 /// `columns` names the table's own columns, `parameters` their arrays from `$28` on, `sets` how an update takes them from `u`.
 macro_rules! write_rows {
     (
-        $connection:expr, $gate:expr,
+        $connection:expr, $writes:expr,
         table $table:literal, key $key:literal, log $log:literal,
         columns $columns:literal, parameters $parameters:literal, sets $sets:literal,
         $($column:expr),+ $(,)?
@@ -284,33 +284,33 @@ select
         and check_rows('outbox', coalesce(m.messages, 0), (select count(*) from queued))
         and pg_notify('outbox', '') is not null as \"written!\"
 from meant m",
-            &$gate.unit.ordinal,
-            &$gate.unit.key as _,
-            &$gate.unit.read_version as _,
-            &$gate.unit.version as _,
-            &$gate.unit.decided_at,
-            &$gate.unit.records,
-            &$gate.unit.changes,
-            &$gate.unit.messages,
-            &$gate.record.ordinal,
-            &$gate.record.source as _,
-            &$gate.record.id as _,
-            &$gate.record.topic as _,
-            &$gate.record.hash as _,
-            &$gate.record.reply,
-            &$gate.record.aged_from,
-            &$gate.change.ordinal,
-            &$gate.change.version,
-            &$gate.change.outcome,
-            &$gate.change.outcome_type as _,
-            &$gate.change.data as _,
-            &$gate.change.source as _,
-            &$gate.change.id as _,
-            &$gate.message.ordinal,
-            &$gate.message.topic as _,
-            &$gate.message.id,
-            &$gate.message.headers as _,
-            &$gate.message.value as _,
+            &$writes.unit.ordinal,
+            &$writes.unit.key as _,
+            &$writes.unit.read_version as _,
+            &$writes.unit.version as _,
+            &$writes.unit.decided_at,
+            &$writes.unit.records,
+            &$writes.unit.changes,
+            &$writes.unit.messages,
+            &$writes.record.ordinal,
+            &$writes.record.source as _,
+            &$writes.record.id as _,
+            &$writes.record.topic as _,
+            &$writes.record.hash as _,
+            &$writes.record.reply,
+            &$writes.record.aged_from,
+            &$writes.change.ordinal,
+            &$writes.change.version,
+            &$writes.change.outcome,
+            &$writes.change.outcome_type as _,
+            &$writes.change.data as _,
+            &$writes.change.source as _,
+            &$writes.change.id as _,
+            &$writes.message.ordinal,
+            &$writes.message.topic as _,
+            &$writes.message.id,
+            &$writes.message.headers as _,
+            &$writes.message.value as _,
             $($column as _),+
         )
         .fetch_one($connection)

@@ -1,6 +1,6 @@
 //! A ticket: whose it may be after whom.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, Reservation, Seat, ShowId, TicketTold, UserId};
+use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, TicketEvent, TicketOutcome, UserId};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -58,25 +58,25 @@ pub(in crate::verify) struct TicketRow {
 }
 
 impl History for Ticket {
-    type Asked = Reservation;
+    type Data = TicketEvent;
     type Row = TicketRow;
     const BROKEN: Promise = Promise::Oversold;
 
-    fn apply(&mut self, told: TicketTold, at: OffsetDateTime) -> Result<(), &'static str> {
+    fn apply(&mut self, told: TicketOutcome, at: OffsetDateTime) -> Result<(), &'static str> {
         self.changed_at = Some(at);
         match told {
-            TicketTold::TicketListed { show, seat, price } => self.listed(&show, seat.as_ref(), &price),
-            TicketTold::TicketChanged { show, seat, price } => self.changed(&show, seat.as_ref(), &price),
-            TicketTold::TicketHeld { user, hold, until } => self.held(user, hold, until),
-            TicketTold::TicketReleased { user, hold } => self.released(&user, hold),
-            TicketTold::TicketExpired { user, hold } => self.expired(&user, hold, at),
-            TicketTold::TicketSold { user, checkout } => self.sold(user, checkout, at),
-            TicketTold::TicketReturned { user, checkout } => self.returned(&user, &checkout),
-            TicketTold::TicketWithdrawn => self.withdrawn(),
-            TicketTold::ReservationRefused { .. } if self.state == State::Unlisted => {
+            TicketOutcome::TicketListed { show, seat, price } => self.listed(&show, seat.as_ref(), &price),
+            TicketOutcome::TicketChanged { show, seat, price } => self.changed(&show, seat.as_ref(), &price),
+            TicketOutcome::TicketHeld { user, hold, until } => self.held(user, hold, until),
+            TicketOutcome::TicketReleased { user, hold } => self.released(&user, hold),
+            TicketOutcome::TicketExpired { user, hold } => self.expired(&user, hold, at),
+            TicketOutcome::TicketSold { user, checkout } => self.sold(user, checkout, at),
+            TicketOutcome::TicketReturned { user, checkout } => self.returned(&user, &checkout),
+            TicketOutcome::TicketWithdrawn => self.withdrawn(),
+            TicketOutcome::ReservationRefused { .. } if self.state == State::Unlisted => {
                 Err("a refusal took a version of a ticket that was never listed")
             }
-            TicketTold::ReservationRefused { .. } => Ok(()),
+            TicketOutcome::ReservationRefused { .. } => Ok(()),
         }
     }
 
@@ -112,7 +112,7 @@ impl History for Ticket {
         }
     }
 
-    fn may_go_untold(_: &Reservation) -> bool {
+    fn may_go_untold(_: &TicketEvent) -> bool {
         false
     }
 }

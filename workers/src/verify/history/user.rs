@@ -1,6 +1,6 @@
 //! A user: registered once, then changed. No outcome says what a profile has, so of the row only the clock can be compared.
 
-use holdfast_schemas::{Payment, UserTold};
+use holdfast_schemas::{UserEvent, UserOutcome};
 use time::OffsetDateTime;
 
 use super::History;
@@ -20,18 +20,18 @@ pub(in crate::verify) struct UserRow {
 }
 
 impl History for User {
-    type Asked = Payment;
+    type Data = UserEvent;
     type Row = UserRow;
     const BROKEN: Promise = Promise::Lost;
 
-    fn apply(&mut self, told: UserTold, at: OffsetDateTime) -> Result<(), &'static str> {
+    fn apply(&mut self, told: UserOutcome, at: OffsetDateTime) -> Result<(), &'static str> {
         self.changed_at = Some(at);
         let known = std::mem::replace(&mut self.registered, true);
         match told {
-            UserTold::UserRegistered if known => Err("registered a second time"),
-            UserTold::UserRegistered => Ok(()),
+            UserOutcome::UserRegistered if known => Err("registered a second time"),
+            UserOutcome::UserRegistered => Ok(()),
             _ if !known => Err("told of before it was registered"),
-            UserTold::ProfileChanged { fields } if fields.is_empty() => Err("changed, but in no field"),
+            UserOutcome::ProfileChanged { fields } if fields.is_empty() => Err("changed, but in no field"),
             _ => Ok(()),
         }
     }
@@ -45,7 +45,7 @@ impl History for User {
 
     /// A profile may have had all the new values already, a checkout may have been opened by another event, and a payment may be
     /// as far already as its provider says.
-    fn may_go_untold(asked: &Payment) -> bool {
-        !matches!(asked, Payment::UserRegistered { .. } | Payment::CreditsAdded { .. })
+    fn may_go_untold(asked: &UserEvent) -> bool {
+        !matches!(asked, UserEvent::UserRegistered { .. } | UserEvent::CreditsAdded { .. })
     }
 }

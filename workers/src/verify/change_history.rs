@@ -7,16 +7,16 @@ use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use holdfast_schemas::{Asked, Key as _, Outcome, OutcomeId, Told, outcome_id};
+use holdfast_schemas::{EventData, Key as _, Outcome, OutcomeData, OutcomeId, outcome_id};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::history::{History, ToldOf};
-use super::records::Shard;
+use super::history::{History, OutcomeOf};
+use super::records::TopicPartition;
 use super::report::{Promise, Report};
 
 #[derive(Default)]
-pub(super) struct Ledger<H: History> {
+pub(super) struct ChangeHistory<H: History> {
     keys: HashMap<Arc<[u8]>, Key>,
     /// By key.
     names: Vec<Arc<[u8]>>,
@@ -26,7 +26,7 @@ pub(super) struct Ledger<H: History> {
     rows: Vec<Row>,
     /// Refusals for keys without a row, which no log has.
     rowless: BTreeMap<OutcomeId, Rowless>,
-    deeds: HashMap<Cause, Deed>,
+    effects: HashMap<Cause, Effect>,
     replay: Option<Replay<H>>,
     /// The newest generation. What an older one told may be gone from a database that was put back.
     generation: i64,
@@ -45,7 +45,7 @@ pub(super) type Digest = [u8; 16];
 
 /// What became of one event.
 #[derive(Debug)]
-pub(super) struct Deed {
+pub(super) struct Effect {
     pub(super) key: Key,
     /// None once the idempotency record was swept.
     pub(super) digest: Option<Digest>,
@@ -64,7 +64,7 @@ pub(super) struct Deed {
 pub(super) enum Seen {
     #[default]
     Nowhere,
-    In(Shard),
+    In(TopicPartition),
     InSeveral,
 }
 
@@ -118,7 +118,7 @@ pub(super) struct Change<H: History> {
     /// The key, as a text.
     pub(super) subject: String,
     pub(super) version: i64,
-    pub(super) entry: Option<Entry<ToldOf<H>>>,
+    pub(super) entry: Option<Entry<OutcomeOf<H>>>,
     pub(super) row: Option<H::Row>,
 }
 
@@ -147,14 +147,14 @@ pub(super) struct Record {
 
 /// Where a record of the outcome topic lies.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Spot {
+pub(super) struct RecordPosition {
     pub(super) partition: i32,
     pub(super) offset: i64,
     /// Whether it lay there before the snapshot was taken; the snapshot cannot know a later one.
     pub(super) before_snapshot: bool,
 }
 
-enum Found {
+enum VersionLookup {
     Row(usize),
     /// A version that the log should have and has not; reported when the log was read.
     Gap,
@@ -171,11 +171,11 @@ impl Cause {
     }
 }
 
-impl Deed {
-    pub(super) fn seen_in(&mut self, shard: Shard) {
+impl Effect {
+    pub(super) fn seen_in(&mut self, topic_partition: TopicPartition) {
         self.seen = match self.seen {
-            Seen::Nowhere => Seen::In(shard),
-            Seen::In(other) if other == shard => self.seen,
+            Seen::Nowhere => Seen::In(topic_partition),
+            Seen::In(other) if other == topic_partition => self.seen,
             Seen::In(_) | Seen::InSeveral => Seen::InSeveral,
         };
     }
@@ -189,7 +189,7 @@ pub(super) fn millis(time: OffsetDateTime) -> i64 {
     (time.unix_timestamp_nanos() / 1_000_000) as i64
 }
 
-impl<H: History> Ledger<H> {
+impl<H: History> ChangeHistory<H> {
     pub(super) fn new(generation: i64) -> Self {
         Self {
             generation,
@@ -250,7 +250,7 @@ impl<H: History> Ledger<H> {
         }
     }
 
-    fn logged(&mut self, replay: &mut Replay<H>, version: i64, entry: Entry<ToldOf<H>>, report: &mut Report) {
+    fn logged(&mut self, replay: &mut Replay<H>, version: i64, entry: Entry<OutcomeOf<H>>, report: &mut Report) {
         let timeline = &mut self.timelines[replay.key.0 as usize];
         let missing = version - timeline.known - 1;
         if missing > 0 {
@@ -280,7 +280,7 @@ impl<H: History> Ledger<H> {
     }
 
     /// Checks that the event behind `entry` took effect nowhere else, and that the outcome has the id that follows from it.
-    fn caused(&mut self, replay: &mut Replay<H>, version: i64, entry: &Entry<ToldOf<H>>, report: &mut Report) {
+    fn caused(&mut self, replay: &mut Replay<H>, version: i64, entry: &Entry<OutcomeOf<H>>, report: &mut Report) {
         let (source, id, subject) = (&entry.cause_source, &entry.cause_id, &replay.subject);
         let cause = Cause::of(source, id);
         let refused = entry.told.as_ref().is_some_and(|told| told.refusal().is_some());
@@ -295,9 +295,9 @@ impl<H: History> Ledger<H> {
             _ => Run { cause, place: 0 },
         };
         replay.run = Some(run);
-        match self.deeds.entry(cause) {
+        match self.effects.entry(cause) {
             Slot::Vacant(slot) => {
-                slot.insert(Deed {
+                slot.insert(Effect {
                     key: replay.key,
                     digest: None,
                     first: Some(version),
@@ -309,8 +309,8 @@ impl<H: History> Ledger<H> {
             }
             Slot::Occupied(mut slot) if run.place > 0 => slot.get_mut().refused |= refused,
             Slot::Occupied(slot) => {
-                let deed = slot.get();
-                let (before, at) = (name(&self.names, deed.key), deed.first.unwrap_or_default());
+                let effect = slot.get();
+                let (before, at) = (name(&self.names, effect.key), effect.first.unwrap_or_default());
                 report.broken(Promise::Doubled, subject, || {
                     format!(
                         "event {id:?} of {source:?} took effect at version {at} of {before:?} and again at {version}"
@@ -356,24 +356,24 @@ impl<H: History> Ledger<H> {
                 continue;
             }
             match self.find(key, sequence) {
-                Found::Row(row) if self.rows[row].outcome == expected => {}
-                Found::Gap => {}
-                Found::Row(_) => report.broken(Promise::Lost, subject, || {
+                VersionLookup::Row(row) if self.rows[row].outcome == expected => {}
+                VersionLookup::Gap => {}
+                VersionLookup::Row(_) => report.broken(Promise::Lost, subject, || {
                     format!("event {id:?} of {source:?} was answered with version {sequence}, which the log gives to another")
                 }),
-                Found::Beyond => report.broken(Promise::Lost, subject, || {
+                VersionLookup::Beyond => report.broken(Promise::Lost, subject, || {
                     format!("event {id:?} of {source:?} was answered with version {sequence}, which the log does not have")
                 }),
             }
         }
         let cause = Cause::of(source, id);
-        let logged = self.deeds.get(&cause).and_then(|logged| logged.first);
+        let logged = self.effects.get(&cause).and_then(|logged| logged.first);
         if let (Some(version), []) = (logged, &record.outcomes[..]) {
             report.broken(Promise::Lost, subject, || {
                 format!("event {id:?} of {source:?} was answered with nothing, but the log gives it version {version}")
             });
         }
-        let deed = Deed {
+        let effect = Effect {
             key,
             digest: Some(record.digest),
             first: record.outcomes.first().copied(),
@@ -382,19 +382,19 @@ impl<H: History> Ledger<H> {
             seen: Seen::Nowhere,
             counted: false,
         };
-        self.deeds.insert(cause, deed);
+        self.effects.insert(cause, effect);
     }
 
     /// Takes an outcome that stood in the outbox.
-    pub(super) fn waiting(&mut self, outcome: &Outcome<ToldOf<H>>, report: &mut Report) {
+    pub(super) fn waiting(&mut self, outcome: &Outcome<OutcomeOf<H>>, report: &mut Report) {
         let key = self.key(outcome.subject.as_str().as_bytes());
         let waiting = if outcome.sequence == 0 {
             self.rowless.get_mut(&outcome.id).map(|rowless| &mut rowless.waiting)
         } else {
             match self.find(key, outcome.sequence) {
-                Found::Gap => return,
-                Found::Row(row) if self.rows[row].outcome == outcome.id => Some(&mut self.rows[row].waiting),
-                Found::Row(_) | Found::Beyond => None,
+                VersionLookup::Gap => return,
+                VersionLookup::Row(row) if self.rows[row].outcome == outcome.id => Some(&mut self.rows[row].waiting),
+                VersionLookup::Row(_) | VersionLookup::Beyond => None,
             }
         };
         let (id, sequence) = (outcome.id, outcome.sequence);
@@ -424,44 +424,52 @@ impl<H: History> Ledger<H> {
     /// Takes the next record of a partition of the outcome topic.
     pub(super) fn told(
         &mut self,
-        spot: Spot,
+        position: RecordPosition,
         record_key: Option<&[u8]>,
-        outcome: &Outcome<ToldOf<H>>,
+        outcome: &Outcome<OutcomeOf<H>>,
         report: &mut Report,
     ) {
         let subject = outcome.subject.as_str();
         let key = self.key(subject.as_bytes());
         if record_key != Some(subject.as_bytes()) {
             report.broken(Promise::OutOfOrder, subject, || {
-                format!("the outcome at {spot} lies under another key than its subject")
+                format!("the outcome at {position} lies under another key than its subject")
             });
         }
         if outcome.sequence == 0 {
-            return self.told_rowless(spot, key, outcome, report);
+            return self.told_rowless(position, key, outcome, report);
         }
         let (id, sequence) = (outcome.id, outcome.sequence);
         let is_current = outcome.generation >= self.generation;
         match self.find(key, sequence) {
-            Found::Row(row) if self.rows[row].outcome == id => {
+            VersionLookup::Row(row) if self.rows[row].outcome == id => {
                 if std::mem::replace(&mut self.rows[row].told, true) {
-                    return twice(spot, outcome, report);
+                    return twice(position, outcome, report);
                 }
             }
-            Found::Row(row) if is_current => {
+            VersionLookup::Row(row) if is_current => {
                 let logged = self.rows[row].outcome;
                 report.broken(Promise::Doubled, subject, || {
-                    format!("sequence {sequence} at {spot} is outcome {id}; the change log has {logged}")
+                    format!("sequence {sequence} at {position} is outcome {id}; the change log has {logged}")
                 });
             }
-            Found::Beyond if is_current && spot.before_snapshot => report.broken(Promise::Lost, subject, || {
-                format!("outcome {id} at {spot} tells of sequence {sequence}, which the database does not have")
-            }),
-            Found::Row(_) | Found::Gap | Found::Beyond => {}
+            VersionLookup::Beyond if is_current && position.before_snapshot => {
+                report.broken(Promise::Lost, subject, || {
+                    format!("outcome {id} at {position} tells of sequence {sequence}, which the database does not have")
+                })
+            }
+            VersionLookup::Row(_) | VersionLookup::Gap | VersionLookup::Beyond => {}
         }
-        self.follows(spot, key, outcome, report);
+        self.follows(position, key, outcome, report);
     }
 
-    fn told_rowless(&mut self, spot: Spot, key: Key, outcome: &Outcome<ToldOf<H>>, report: &mut Report) {
+    fn told_rowless(
+        &mut self,
+        position: RecordPosition,
+        key: Key,
+        outcome: &Outcome<OutcomeOf<H>>,
+        report: &mut Report,
+    ) {
         let at = millis(outcome.time);
         let rowless = self.rowless.entry(outcome.id).or_insert(Rowless {
             key,
@@ -470,11 +478,11 @@ impl<H: History> Ledger<H> {
             waiting: false,
         });
         if std::mem::replace(&mut rowless.told, true) {
-            return twice(spot, outcome, report);
+            return twice(position, outcome, report);
         }
         // For an event whose idempotency record was swept, this is the only trace.
         let cause = Cause::of(outcome.causation_source.as_str(), outcome.causation_id.as_str());
-        self.deeds.entry(cause).or_insert(Deed {
+        self.effects.entry(cause).or_insert(Effect {
             key,
             digest: None,
             first: Some(0),
@@ -486,19 +494,19 @@ impl<H: History> Ledger<H> {
     }
 
     /// Checks the order of one key's outcomes: by generation, then by sequence. Gaps show as outcomes that were never told.
-    fn follows(&mut self, spot: Spot, key: Key, outcome: &Outcome<ToldOf<H>>, report: &mut Report) {
+    fn follows(&mut self, position: RecordPosition, key: Key, outcome: &Outcome<OutcomeOf<H>>, report: &mut Report) {
         let timeline = &mut self.timelines[key.0 as usize];
         let (subject, sequence) = (outcome.subject.as_str(), outcome.sequence);
-        let partition = *timeline.partition.get_or_insert(spot.partition);
-        if partition != spot.partition {
+        let partition = *timeline.partition.get_or_insert(position.partition);
+        if partition != position.partition {
             return report.broken(Promise::OutOfOrder, subject, || {
-                format!("its outcomes lie in partition {partition} and, at {spot}, in another")
+                format!("its outcomes lie in partition {partition} and, at {position}, in another")
             });
         }
         let (generation, last) = (timeline.generation, timeline.last_told);
         if (outcome.generation, sequence) <= (generation, last) {
             return report.broken(Promise::OutOfOrder, subject, || {
-                format!("sequence {sequence} at {spot} comes after sequence {last} of generation {generation}")
+                format!("sequence {sequence} at {position} comes after sequence {last} of generation {generation}")
             });
         }
         (timeline.generation, timeline.last_told) = (outcome.generation, sequence);
@@ -540,11 +548,11 @@ impl<H: History> Ledger<H> {
     }
 
     /// Checks that no event took effect on another stream too: its source and id name it once, whatever it is about.
-    pub(super) fn is_apart_from<O: History>(&self, other: &Ledger<O>, report: &mut Report) {
-        for (cause, deed) in &self.deeds {
-            if let Some(there) = other.deeds.get(cause) {
-                report.broken(Promise::Doubled, &self.name(deed.key), || {
-                    let (topic, there) = (O::Asked::TOPIC, other.name(there.key));
+    pub(super) fn is_apart_from<O: History>(&self, other: &ChangeHistory<O>, report: &mut Report) {
+        for (cause, effect) in &self.effects {
+            if let Some(there) = other.effects.get(cause) {
+                report.broken(Promise::Doubled, &self.name(effect.key), || {
+                    let (topic, there) = (O::Data::TOPIC, other.name(there.key));
                     format!("one of its events took effect on {there:?} of the topic {topic} too")
                 });
             }
@@ -552,12 +560,12 @@ impl<H: History> Ledger<H> {
     }
 
     /// What became of an event, if anything did.
-    pub(super) fn deed(&self, cause: Cause) -> Option<&Deed> {
-        self.deeds.get(&cause)
+    pub(super) fn effect(&self, cause: Cause) -> Option<&Effect> {
+        self.effects.get(&cause)
     }
 
-    pub(super) fn deed_mut(&mut self, cause: Cause) -> &mut Deed {
-        self.deeds.get_mut(&cause).expect("a cause that was found stays")
+    pub(super) fn effect_mut(&mut self, cause: Cause) -> &mut Effect {
+        self.effects.get_mut(&cause).expect("a cause that was found stays")
     }
 
     pub(super) fn key(&mut self, bytes: &[u8]) -> Key {
@@ -579,13 +587,13 @@ impl<H: History> Ledger<H> {
         &self.timelines[key.0 as usize]
     }
 
-    fn find(&self, key: Key, sequence: i64) -> Found {
+    fn find(&self, key: Key, sequence: i64) -> VersionLookup {
         let timeline = self.timeline(key);
         let rows = &self.rows[timeline.first_row..][..timeline.rows];
         match rows.binary_search_by_key(&sequence, |row| row.version) {
-            Ok(place) => Found::Row(timeline.first_row + place),
-            Err(_) if sequence <= timeline.known => Found::Gap,
-            Err(_) => Found::Beyond,
+            Ok(place) => VersionLookup::Row(timeline.first_row + place),
+            Err(_) if sequence <= timeline.known => VersionLookup::Gap,
+            Err(_) => VersionLookup::Beyond,
         }
     }
 }
@@ -594,14 +602,14 @@ fn name(names: &[Arc<[u8]>], key: Key) -> String {
     String::from_utf8_lossy(&names[key.0 as usize]).into_owned()
 }
 
-fn twice(spot: Spot, outcome: &Outcome<impl Told>, report: &mut Report) {
+fn twice(position: RecordPosition, outcome: &Outcome<impl OutcomeData>, report: &mut Report) {
     let (id, sequence) = (outcome.id, outcome.sequence);
     report.broken(Promise::Doubled, outcome.subject.as_str(), || {
-        format!("outcome {id} (sequence {sequence}) is told a second time at {spot}")
+        format!("outcome {id} (sequence {sequence}) is told a second time at {position}")
     });
 }
 
-impl std::fmt::Display for Spot {
+impl std::fmt::Display for RecordPosition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.partition, self.offset)
     }

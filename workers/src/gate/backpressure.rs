@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A reading of how much work the engine has not finished.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Engine {
+pub struct Backlog {
     /// Invocations that are not completed.
     pub unfinished: u64,
     /// Number of the reading. A new one with the old value lets the gate go on as before while the engine is silent.
@@ -19,27 +19,27 @@ const LONGEST_PACE: Duration = Duration::from_millis(200);
 
 /// Admitted records that may go out on the last reading. The last window may overdraw it, so that windows stay wide.
 #[derive(Debug)]
-pub(super) struct Credit {
+pub(super) struct Backpressure {
     limit: u64,
     reading: u64,
     unfinished: u64,
     left: i64,
 }
 
-impl Credit {
-    pub(super) fn new(limit: u64, engine: Engine) -> Self {
+impl Backpressure {
+    pub(super) fn new(limit: u64, backlog: Backlog) -> Self {
         Self {
             limit,
-            reading: engine.reading,
-            unfinished: engine.unfinished,
-            left: room(limit, engine),
+            reading: backlog.reading,
+            unfinished: backlog.unfinished,
+            left: room(limit, backlog),
         }
     }
 
     /// Whether anything may go out.
-    pub(super) fn is_open(&mut self, engine: Engine) -> bool {
-        if engine.reading != self.reading {
-            *self = Self::new(self.limit, engine);
+    pub(super) fn is_open(&mut self, backlog: Backlog) -> bool {
+        if backlog.reading != self.reading {
+            *self = Self::new(self.limit, backlog);
         }
         self.left > 0
     }
@@ -56,8 +56,8 @@ impl Credit {
     }
 }
 
-fn room(limit: u64, engine: Engine) -> i64 {
-    i64::try_from(limit.saturating_sub(engine.unfinished)).unwrap_or(i64::MAX)
+fn room(limit: u64, backlog: Backlog) -> i64 {
+    i64::try_from(limit.saturating_sub(backlog.unfinished)).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -66,20 +66,20 @@ mod tests {
 
     #[test]
     fn a_window_may_overdraw_and_then_the_next_reading_counts() {
-        let engine = |unfinished, reading| Engine { unfinished, reading };
-        let mut credit = Credit::new(100, engine(0, 0));
-        assert!(credit.is_open(engine(0, 0)));
-        credit.spend(150);
-        assert!(!credit.is_open(engine(0, 0)));
-        assert!(!credit.is_open(engine(120, 1)));
-        assert!(credit.is_open(engine(99, 2)));
-        credit.spend(1);
-        assert!(!credit.is_open(engine(99, 2)));
+        let backlog = |unfinished, reading| Backlog { unfinished, reading };
+        let mut backpressure = Backpressure::new(100, backlog(0, 0));
+        assert!(backpressure.is_open(backlog(0, 0)));
+        backpressure.spend(150);
+        assert!(!backpressure.is_open(backlog(0, 0)));
+        assert!(!backpressure.is_open(backlog(120, 1)));
+        assert!(backpressure.is_open(backlog(99, 2)));
+        backpressure.spend(1);
+        assert!(!backpressure.is_open(backlog(99, 2)));
     }
 
     #[test]
     fn a_window_waits_for_a_busy_engine_only() {
-        let pace = |unfinished| Credit::new(10_000, Engine { unfinished, reading: 0 }).pace();
+        let pace = |unfinished| Backpressure::new(10_000, Backlog { unfinished, reading: 0 }).pace();
         assert_eq!(pace(0), Duration::ZERO);
         assert_eq!(pace(5), Duration::from_millis(10));
         assert_eq!(pace(1_000_000), LONGEST_PACE);
@@ -87,15 +87,15 @@ mod tests {
 
     #[test]
     fn a_silent_engine_gets_as_much_again_with_each_reading() {
-        let mut credit = Credit::new(100, Engine::default());
+        let mut backpressure = Backpressure::new(100, Backlog::default());
         for reading in 0..5 {
-            let engine = Engine {
+            let backlog = Backlog {
                 unfinished: 90,
                 reading,
             };
-            assert!(credit.is_open(engine));
-            credit.spend(100);
-            assert!(!credit.is_open(engine));
+            assert!(backpressure.is_open(backlog));
+            backpressure.spend(100);
+            assert!(!backpressure.is_open(backlog));
         }
     }
 }

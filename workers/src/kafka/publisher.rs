@@ -12,14 +12,14 @@ use super::{Remarks, producer};
 use crate::config;
 
 /// Takes records to Kafka. Those of several callers travel together.
-pub struct Courier {
+pub struct Publisher {
     settings: ClientConfig,
     producer: Mutex<Sender>,
 }
 
 type Sender = FutureProducer<Remarks>;
 
-impl Courier {
+impl Publisher {
     /// `patience`: how long an acknowledgement may take. Nothing is sent yet.
     ///
     /// # Errors
