@@ -31,7 +31,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("axum::", &["lifecycle.rs", "webhook.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
     ("hyper::", &["provider/"]),
-    ("lettre::", &["mail/"]),
+    ("lettre::", &["mail/", "config/mail.rs"]),
     ("askama::", &["mail/"]),
     ("rustls::", &["provider/"]),
     ("prometheus::", &["metrics.rs"]),

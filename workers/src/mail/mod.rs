@@ -13,7 +13,6 @@ use holdfast_schemas::CheckoutId;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
-use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::store::mails::{self, LeasedMail};
 use crate::store::{self, PgPool};
 use letter::Letter;
-use smtp::{Server, ServerAddress};
+use smtp::Server;
 
 /// How often mails are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -60,8 +59,6 @@ pub struct Mailer {
 /// Why there is no mailer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the setting --{0} cannot be understood")]
-    Setting(&'static str),
     #[error("no TLS with the mail server: are the system's certificates there?")]
     Tls(#[source] lettre::transport::smtp::Error),
 }
@@ -89,16 +86,6 @@ enum Unwritten {
     Mail(#[source] lettre::error::Error),
 }
 
-/// Whether a setting names a mail server.
-pub fn is_server(url: &SecretString) -> bool {
-    ServerAddress::parse(url).is_some()
-}
-
-/// Whether mails can come from this address.
-pub fn is_sender(address: &str) -> bool {
-    address.parse::<Address>().is_ok()
-}
-
 /// The `Message-ID` of the mail about an outcome: the same however often it is sent, and no other mail's.
 pub fn message_id(checkout: &CheckoutId, place: &str, domain: &str) -> String {
     let checkout = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_str().as_bytes());
@@ -109,15 +96,12 @@ impl Mailer {
     /// By the settings; none without a mail server. Nothing is sent yet.
     ///
     /// # Errors
-    /// The settings cannot be understood, or there is to be TLS and there are no certificates to trust.
+    /// There is to be TLS, and there are no certificates to trust.
     pub fn new(config: &config::Mail, pool: &PgPool, metrics: &Arc<Metrics>) -> Result<Option<Self>, Error> {
-        let Some(url) = &config.smtp_url else {
+        let (Some(address), Some(from)) = (config.server(), config.sender()) else {
             return Ok(None);
         };
-        let place = ServerAddress::parse(url).ok_or(Error::Setting("smtp-url"))?;
-        let from = config.from.as_deref().and_then(|from| from.parse::<Address>().ok());
-        let from = from.ok_or(Error::Setting("mail-from"))?;
-        let server = Server::new(place, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
+        let server = Server::new(address, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
         Ok(Some(Self {
             pool: pool.clone(),
             server: Arc::new(server),

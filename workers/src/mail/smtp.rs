@@ -4,41 +4,26 @@
 use std::time::Duration;
 
 use lettre::address::Envelope;
+use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
-use lettre::transport::smtp::{Error as SmtpError, SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
-use percent_encoding::percent_decode_str;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::time::timeout;
-use url::Url;
+
+use crate::config::{MailSecurity, MailServer};
 
 /// How long a server may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Where a mail server is, and how it is spoken to.
+/// A mail server, and how it is spoken to.
 pub(super) struct Server {
-    place: ServerAddress,
+    address: MailServer,
     /// With the certificates that the system trusts; absent without TLS.
     trust: Option<TlsParameters>,
     hello: ClientId,
     patience: Duration,
-}
-
-/// What the setting says.
-pub(super) struct ServerAddress {
-    host: String,
-    port: u16,
-    security: Security,
-    credentials: Option<Credentials>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Security {
-    Plain,
-    StartTls,
-    Tls,
 }
 
 /// Why the server has not taken a mail, as far as is known.
@@ -64,44 +49,16 @@ pub(super) struct Accepted {
     connection: AsyncSmtpConnection,
 }
 
-impl ServerAddress {
-    /// None when the setting cannot be understood.
-    pub(super) fn parse(url: &SecretString) -> Option<Self> {
-        let url = Url::parse(url.expose_secret()).ok()?;
-        let (security, port) = match (url.scheme(), url.query()) {
-            ("smtp", None) => (Security::Plain, SMTP_PORT),
-            ("smtp", Some("tls=required")) => (Security::StartTls, SUBMISSION_PORT),
-            ("smtps", None) => (Security::Tls, SUBMISSIONS_PORT),
-            _ => return None,
-        };
-        let plain = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
-        let credentials = match (url.username(), url.password()) {
-            ("", None) => None,
-            ("", Some(_)) | (_, None) => return None,
-            (user, Some(password)) => Some(Credentials::new(plain(user)?, plain(password)?)),
-        };
-        let has_more = !matches!(url.path(), "" | "/") || url.fragment().is_some();
-        let host = url.host_str().filter(|host| !host.is_empty() && !has_more)?;
-        Some(Self {
-            // Addresses of IPv6 stand in brackets, which belong to the URL.
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: url.port().unwrap_or(port),
-            security,
-            credentials,
-        })
-    }
-}
-
 impl Server {
     /// `domain`: what we call ourselves; servers refuse names that are none of the Internet's.
-    pub(super) fn new(place: ServerAddress, domain: &str, patience: Duration) -> Result<Self, SmtpError> {
-        let trust = match place.security {
+    pub(super) fn new(address: MailServer, domain: &str, patience: Duration) -> Result<Self, SmtpError> {
+        let trust = match address.security {
             // Without TLS a machine without certificates will do.
-            Security::Plain => None,
-            Security::StartTls | Security::Tls => Some(TlsParameters::new(place.host.clone())?),
+            MailSecurity::Plain => None,
+            MailSecurity::StartTls | MailSecurity::Tls => Some(TlsParameters::new(address.host.clone())?),
         };
         Ok(Self {
-            place,
+            address,
             trust,
             hello: ClientId::Domain(domain.to_owned()),
             patience,
@@ -129,23 +86,25 @@ impl Server {
     }
 
     async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
-        let ServerAddress {
+        let MailServer {
             host,
             port,
             security,
             credentials,
-        } = &self.place;
-        let at_once = (self.trust.clone()).filter(|_| *security == Security::Tls);
+        } = &self.address;
+        let at_once = (self.trust.clone()).filter(|_| *security == MailSecurity::Tls);
         let address = (host.as_str(), *port);
         let connected =
             AsyncSmtpConnection::connect_tokio1(address, Some(self.patience), &self.hello, at_once, None).await;
         let mut connection = connected.map_err(Error::Unreachable)?;
-        if let (Security::StartTls, Some(trust)) = (security, &self.trust) {
+        if let (MailSecurity::StartTls, Some(trust)) = (security, &self.trust) {
             let upgraded = connection.starttls(trust.clone(), &self.hello).await;
             upgraded.map_err(Error::Unreachable)?;
         }
         if let Some(credentials) = credentials {
-            let let_in = connection.auth(DEFAULT_MECHANISMS, credentials).await;
+            let password = credentials.password.expose_secret().to_owned();
+            let credentials = Credentials::new(credentials.user.clone(), password);
+            let let_in = connection.auth(DEFAULT_MECHANISMS, &credentials).await;
             let_in.map_err(|error| failed("AUTH", error))?;
         }
         Ok(connection)
@@ -249,13 +208,5 @@ mod tests {
             assert!(!is_final(command, code), "{code} to {command}");
         }
         assert!(!Error::Late(GOODBYE).is_final());
-    }
-
-    #[test]
-    fn user_and_password_are_decoded() {
-        let place = ServerAddress::parse(&"smtps://shop%40home:se%2Fsame@mail.example".to_owned().into()).unwrap();
-        assert_eq!((place.host.as_str(), place.port), ("mail.example", 465));
-        let expected = Credentials::new("shop@home".to_owned(), "se/same".to_owned());
-        assert!(place.credentials == Some(expected));
     }
 }

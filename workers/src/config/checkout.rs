@@ -1,0 +1,72 @@
+//! Settings: holds, carts and checkouts.
+
+use std::time::Duration;
+
+use clap::Args;
+use holdfast_schemas::Currency;
+
+use super::Checks;
+use crate::domain::checkout::MOST_TICKETS;
+use crate::domain::ticket::HOLD_FOR_SECONDS;
+
+/// `verify` takes a checkout for lost that neither ends, goes on nor gets stuck for a day.
+const MOST_STUCK_AFTER: Duration = Duration::from_secs(12 * 3_600);
+
+/// What buyers may do, and when an operator is asked for.
+#[derive(Args, Debug, Clone)]
+pub struct Checkout {
+    /// How long a ticket is held when the request does not say, in whole seconds: 1s to 24h.
+    #[arg(long, env = "HOLDFAST_HOLD_FOR", default_value = "15m", value_parser = humantime::parse_duration, global = true)]
+    pub hold_for: Duration,
+    /// Most tickets that one user may have in the cart at a time, 1 to 100.
+    #[arg(long, env = "HOLDFAST_CART_LIMIT", default_value_t = 100, global = true)]
+    pub cart_limit: usize,
+    /// Most tickets of one show that one user may buy, over all checkouts; without it there is no limit.
+    #[arg(long, env = "HOLDFAST_SHOW_LIMIT", global = true)]
+    pub show_limit: Option<i32>,
+    /// The currency that credits pay, one minor unit each.
+    #[arg(long, env = "HOLDFAST_CREDITS_CURRENCY", default_value = "EUR", value_parser = currency, global = true)]
+    pub credits_currency: Currency,
+    /// How long a step of a checkout may not come through, as when the payment provider leaves it unknown how a payment stands,
+    /// before the checkout counts as stuck; at most 12h.
+    #[arg(long, env = "HOLDFAST_STUCK_AFTER", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
+    pub stuck_after: Duration,
+    /// How long a checkout that no workflow takes further is left alone before it is given up.
+    #[arg(long, env = "HOLDFAST_ABANDONED_AFTER", default_value = "1m", value_parser = humantime::parse_duration, global = true)]
+    pub abandoned_after: Duration,
+}
+
+impl Checkout {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.require(
+            self.hold_for.subsec_nanos() == 0
+                && i64::try_from(self.hold_for.as_secs()).is_ok_and(|seconds| HOLD_FOR_SECONDS.contains(&seconds)),
+            "hold-for",
+            "give whole seconds, 1s to 24h",
+        );
+        checks.require(
+            (1..=MOST_TICKETS).contains(&self.cart_limit),
+            "cart-limit",
+            "give 1 to 100: a checkout takes no more",
+        );
+        checks.require(
+            self.show_limit.is_none_or(|limit| limit >= 1),
+            "show-limit",
+            "give at least 1, or leave it out",
+        );
+        checks.require(
+            self.stuck_after <= MOST_STUCK_AFTER,
+            "stuck-after",
+            "give at most 12h: after a day, verify takes a checkout that has not gone on for a lost one",
+        );
+        checks.require(
+            self.abandoned_after >= Duration::from_secs(1),
+            "abandoned-after",
+            "give at least 1s: a shorter one gives up checkouts that are about to be taken further",
+        );
+    }
+}
+
+fn currency(code: &str) -> Result<Currency, String> {
+    Currency::from_code(code).ok_or_else(|| "give a code of ISO 4217 in capitals, such as EUR".to_owned())
+}

@@ -1,0 +1,147 @@
+//! What one `holdfast` process does: the subcommands.
+
+use clap::{Args, Subcommand};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// What one `holdfast` process does.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Command {
+    /// Take events from the public topics, check them and hand them on, gathered by key.
+    Gate,
+    /// Answer Restate: the Ticket object and the Reaper.
+    Serve,
+    /// Bring outcomes from the outbox to Kafka, exactly once.
+    Relay,
+    /// Take the payment provider's signed events and hand them to Kafka.
+    Webhook,
+    /// Migrate, serve, register, then gate and relay, in one process; webhooks too, where there is a secret for them.
+    Run {
+        /// Leave the database's tables as they are.
+        #[arg(long)]
+        no_migrate: bool,
+        /// Leave topics, deployment and subscriptions as they are.
+        #[arg(long)]
+        no_register: bool,
+    },
+    /// Bring the database's tables up to date.
+    Migrate,
+    /// Create or check topics, Kafka cluster, deployment and subscriptions; safe to repeat.
+    Register {
+        /// Subscribe the public topics themselves: producers keep the contract, and no gate stands before the handlers.
+        #[arg(long)]
+        direct: bool,
+    },
+    /// Prove the promises from outside; exits 1 and names the first offending key when one is broken.
+    Verify {
+        /// Print the counts as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at and settle what waits for an operator.
+    #[command(subcommand)]
+    Admin(Admin),
+}
+
+/// What an operator can look at and settle.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Admin {
+    /// Records that could not be taken.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+    /// Rows that wait for Kafka.
+    #[command(subcommand)]
+    Outbox(Outbox),
+    /// Tickets, now and earlier.
+    #[command(subcommand)]
+    Ticket(Ticket),
+    /// Users, now and earlier.
+    #[command(subcommand)]
+    User(User),
+    /// Checkouts.
+    #[command(subcommand)]
+    Checkout(CheckoutCommand),
+}
+
+/// Commands on checkouts.
+#[derive(Subcommand, Debug, Clone)]
+pub enum CheckoutCommand {
+    /// List the checkouts that are stuck: the payment provider does not say how their payments stand.
+    List,
+    /// Show one checkout.
+    Show { checkout: String },
+    /// Ask the payment provider again and take the checkout to its end.
+    Settle {
+        checkout: String,
+        /// Give money and seats back, whatever could still come of it.
+        #[arg(long)]
+        give_back: bool,
+    },
+}
+
+/// Commands on tickets.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Ticket {
+    /// Show what the ticket is, or was, and every change up to then.
+    Show {
+        ticket: String,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Show the ticket's attributes as they are, or were, and every change up to then. They have versions of their own.
+    Attributes {
+        ticket: String,
+        #[command(flatten)]
+        state: State,
+    },
+}
+
+/// Commands on users.
+#[derive(Subcommand, Debug, Clone)]
+pub enum User {
+    /// Show since when the user is known, the credits given, and every change up to then. The profile's values are in no log.
+    Show {
+        user: String,
+        #[command(flatten)]
+        state: State,
+    },
+}
+
+/// Which state of something that has a change log; without either, the newest.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct State {
+    /// As it was at this moment by the database's clock, such as 2030-01-31T19:30:00Z.
+    #[arg(long, value_name = "TIME", value_parser = moment, conflicts_with = "as_of")]
+    pub at: Option<OffsetDateTime>,
+    /// As of this version.
+    #[arg(long, value_name = "VERSION")]
+    pub as_of: Option<i64>,
+}
+
+/// Commands on dead letters. An origin is written `topic/partition/offset`.
+#[derive(Subcommand, Debug, Clone)]
+pub enum DeadLetters {
+    /// List the dead letters that nobody has settled.
+    List,
+    /// Show one dead letter: headers, key and bytes.
+    Show { origin: String },
+    /// Send the original bytes to the origin topic again, and settle the dead letter.
+    Replay { origin: String },
+    /// Settle the dead letter without sending it again.
+    Drop { origin: String },
+}
+
+/// Commands on outbox rows.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Outbox {
+    /// List the rows that Kafka refused.
+    List,
+    /// Let the relay try a refused row again.
+    Retry { id: i64 },
+    /// Delete a refused row for good: its outcome is never told.
+    Drop { id: i64 },
+}
+
+fn moment(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "give a moment such as 2030-01-31T19:30:00Z".to_owned())
+}

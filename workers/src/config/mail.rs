@@ -1,0 +1,145 @@
+//! Settings: mails to customers.
+
+use std::time::Duration;
+
+use clap::Args;
+use lettre::Address;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::Checks;
+
+/// The ports of RFC 5321 (relay), RFC 6409 (submission) and RFC 8314 (submission over TLS).
+const SMTP_PORT: u16 = 25;
+const SUBMISSION_PORT: u16 = 587;
+const SUBMISSIONS_PORT: u16 = 465;
+
+/// How customers are told of their checkouts.
+#[derive(Args, Debug, Clone)]
+pub struct Mail {
+    /// The mail server: `smtps://user:password@host` speaks TLS, `smtp://user:password@host?tls=required` changes to TLS by
+    /// STARTTLS, `smtp://host` has no TLS and suits a server nearby. Without it, no mail is ever written about what happens
+    /// meanwhile, so give it to every process that may end a checkout: `serve`, `run`, `admin checkout settle`.
+    #[arg(long, env = "HOLDFAST_SMTP_URL", hide_env_values = true, global = true)]
+    pub smtp_url: Option<SecretString>,
+    /// The address that mails come from, such as tickets@example.org.
+    #[arg(long = "mail-from", env = "HOLDFAST_MAIL_FROM", global = true)]
+    pub from: Option<String>,
+    /// Longest time the mail server may take for one mail; after that it is tried again.
+    #[arg(long, env = "HOLDFAST_SMTP_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]
+    pub smtp_timeout: Duration,
+    /// Longest pause between two tries to send a mail. Pauses begin at 1s and double.
+    #[arg(long = "mail-longest-pause", env = "HOLDFAST_MAIL_LONGEST_PAUSE", default_value = "10m", value_parser = humantime::parse_duration, global = true)]
+    pub longest_pause: Duration,
+}
+
+/// A mail server, as `--smtp-url` names it.
+#[derive(Debug, Clone)]
+pub struct MailServer {
+    pub host: String,
+    pub port: u16,
+    pub security: MailSecurity,
+    pub credentials: Option<MailCredentials>,
+}
+
+/// How the connection to the mail server is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MailSecurity {
+    Plain,
+    /// TLS begins by the command STARTTLS, and must.
+    StartTls,
+    /// TLS from the first byte.
+    Tls,
+}
+
+/// How we authenticate to the mail server.
+#[derive(Debug, Clone)]
+pub struct MailCredentials {
+    pub user: String,
+    pub password: SecretString,
+}
+
+impl Mail {
+    /// The server that takes mails; none without the setting, or when it cannot be understood.
+    pub fn server(&self) -> Option<MailServer> {
+        self.smtp_url.as_ref().and_then(MailServer::parse)
+    }
+
+    /// The sender of every mail; none without the setting, or when it is no address.
+    pub fn sender(&self) -> Option<Address> {
+        self.from.as_deref()?.parse().ok()
+    }
+
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.require(
+            self.smtp_url.is_some() == self.server().is_some(),
+            "smtp-url",
+            "give smtps://user:password@host, smtp://user:password@host?tls=required or smtp://host; encode special characters as %40",
+        );
+        checks.require(
+            self.from.is_some() == self.sender().is_some(),
+            "mail-from",
+            "give one plain address, such as tickets@example.org",
+        );
+        checks.require(
+            self.smtp_url.is_some() == self.from.is_some(),
+            "mail-from",
+            "give it together with --smtp-url (HOLDFAST_SMTP_URL), or neither",
+        );
+        checks.require(
+            (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&self.smtp_timeout),
+            "smtp-timeout",
+            "give 100ms to 10m",
+        );
+        checks.require(
+            (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&self.longest_pause),
+            "mail-longest-pause",
+            "give 1s to 1d",
+        );
+    }
+}
+
+impl MailServer {
+    fn parse(url: &SecretString) -> Option<Self> {
+        let url = Url::parse(url.expose_secret()).ok()?;
+        let (security, port) = match (url.scheme(), url.query()) {
+            ("smtp", None) => (MailSecurity::Plain, SMTP_PORT),
+            ("smtp", Some("tls=required")) => (MailSecurity::StartTls, SUBMISSION_PORT),
+            ("smtps", None) => (MailSecurity::Tls, SUBMISSIONS_PORT),
+            _ => return None,
+        };
+        let plain = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
+        let credentials = match (url.username(), url.password()) {
+            ("", None) => None,
+            ("", Some(_)) | (_, None) => return None,
+            (user, Some(password)) => Some(MailCredentials {
+                user: plain(user)?,
+                password: plain(password)?.into(),
+            }),
+        };
+        let has_more = !matches!(url.path(), "" | "/") || url.fragment().is_some();
+        let host = url.host_str().filter(|host| !host.is_empty() && !has_more)?;
+        Some(Self {
+            // Addresses of IPv6 stand in brackets, which belong to the URL.
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: url.port().unwrap_or(port),
+            security,
+            credentials,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_and_password_are_decoded() {
+        let server = MailServer::parse(&"smtps://shop%40home:se%2Fsame@mail.example".to_owned().into()).unwrap();
+        assert_eq!((server.host.as_str(), server.port), ("mail.example", 465));
+        let credentials = server.credentials.unwrap();
+        assert_eq!(credentials.user, "shop@home");
+        assert_eq!(credentials.password.expose_secret(), "se/same");
+    }
+}

@@ -1,0 +1,309 @@
+//! Every setting, from flags and environment, checked before any socket opens: a file for each section, which checks itself.
+//! Nobody else reads the environment.
+
+mod checkout;
+mod command;
+mod database;
+mod gate;
+mod kafka;
+mod mail;
+mod process;
+mod provider;
+mod relay;
+mod restate;
+mod serve;
+mod webhook;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser};
+
+pub use checkout::Checkout;
+pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, State, Ticket, User};
+pub use database::Database;
+pub use gate::Gate;
+pub use kafka::Kafka;
+pub use mail::{Mail, MailSecurity, MailServer};
+pub use process::{LogFormat, Process};
+pub use provider::Provider;
+pub use relay::Relay;
+pub use restate::Restate;
+pub use serve::Serve;
+pub use webhook::Webhook;
+
+/// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
+#[derive(Parser, Debug)]
+#[command(name = "holdfast", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub config: Config,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// Checks the settings, and what the command needs of them; names every wrong one at once.
+    ///
+    /// # Errors
+    /// The wrong settings.
+    pub fn check(&self) -> Result<(), Vec<Invalid>> {
+        let mut checks = Checks(self.config.check().err().unwrap_or_default());
+        let Config { webhook, provider, .. } = &self.config;
+        let takes_webhooks = match self.command {
+            Command::Webhook => true,
+            Command::Run { .. } => webhook.secret.is_some(),
+            _ => false,
+        };
+        checks.require(
+            !takes_webhooks || webhook.secret.is_some(),
+            "webhook-secret",
+            "give the secret of the endpoint at the payment provider: without it, anybody could be the provider",
+        );
+        // Refused at once: the first dispute may come after months, and be repeated in vain.
+        checks.require(
+            !takes_webhooks || provider.url.is_some(),
+            "provider-url",
+            "give it, with --provider-key: a dispute names no checkout, its payment has to be looked up",
+        );
+        checks.finish()
+    }
+
+    /// Reads the command line and the environment; ends the process when they cannot be understood, and says why.
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| naming_the_variable(error).exit())
+    }
+}
+
+/// The parser names only the flag, also when the wrong value stands in the environment.
+fn naming_the_variable(mut error: clap::Error) -> clap::Error {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.split(' ').next().unwrap_or_default(),
+        _ => "",
+    };
+    if let (Some(flag), ErrorKind::ValueValidation | ErrorKind::InvalidValue) =
+        (argument.strip_prefix("--"), error.kind())
+    {
+        let tip = format!("the value may stand in the environment, as {}", variable(flag));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// All settings. Each module receives only its own section.
+#[derive(Args, Debug, Clone)]
+pub struct Config {
+    #[command(flatten)]
+    pub kafka: Kafka,
+    #[command(flatten)]
+    pub database: Database,
+    #[command(flatten)]
+    pub restate: Restate,
+    #[command(flatten)]
+    pub gate: Gate,
+    #[command(flatten)]
+    pub serve: Serve,
+    #[command(flatten)]
+    pub checkout: Checkout,
+    #[command(flatten)]
+    pub relay: Relay,
+    #[command(flatten)]
+    pub provider: Provider,
+    #[command(flatten)]
+    pub mail: Mail,
+    #[command(flatten)]
+    pub webhook: Webhook,
+    #[command(flatten)]
+    pub process: Process,
+}
+
+impl Config {
+    /// Has each section check what the parser cannot see.
+    ///
+    /// # Errors
+    /// Every wrong setting.
+    pub fn check(&self) -> Result<(), Vec<Invalid>> {
+        let mut checks = Checks::default();
+        self.kafka.check(&mut checks);
+        self.database.check(&mut checks);
+        self.restate.check(&mut checks);
+        self.gate.check(&mut checks);
+        self.serve.check(&mut checks);
+        self.checkout.check(&mut checks);
+        self.relay.check(&mut checks);
+        self.provider.check(&mut checks);
+        self.mail.check(&mut checks);
+        self.webhook.check(&mut checks);
+        self.process.check(&mut checks);
+        checks.finish()
+    }
+}
+
+/// The wrong settings that were found so far.
+#[derive(Debug, Default)]
+struct Checks(Vec<Invalid>);
+
+impl Checks {
+    /// Notes the setting as wrong, and `what` mends it, unless the condition holds.
+    fn require(&mut self, holds: bool, flag: &'static str, what: &str) {
+        if !holds {
+            let what = what.to_owned();
+            self.0.push(Invalid { flag, what });
+        }
+    }
+
+    fn finish(self) -> Result<(), Vec<Invalid>> {
+        if self.0.is_empty() { Ok(()) } else { Err(self.0) }
+    }
+}
+
+/// A setting that cannot work: its flag, and what to do.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("--{flag} ({}): {what}", variable(.flag))]
+pub struct Invalid {
+    pub flag: &'static str,
+    pub what: String,
+}
+
+/// The variable that says the same as a flag.
+fn variable(flag: &str) -> String {
+    format!("HOLDFAST_{}", flag.to_uppercase().replace('-', "_"))
+}
+
+fn is_a_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn config(args: &[&str]) -> Config {
+        Cli::parse_from([&["holdfast"], args, &["migrate"]].concat()).config
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_are_accepted() {
+        assert_eq!(config(&[]).check(), Ok(()));
+    }
+
+    #[test]
+    fn every_wrong_setting_is_named_at_once_with_its_mend() {
+        let wrong = config(&["--kafka", "nowhere", "--partitions", "0", "--relay-batch", "5000"])
+            .check()
+            .unwrap_err();
+        let text: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        assert_eq!(text.len(), 3, "{text:?}");
+        assert!(
+            text[0].starts_with("--kafka (HOLDFAST_KAFKA): give host:port"),
+            "{text:?}"
+        );
+        assert!(text[1].contains("HOLDFAST_PARTITIONS"), "{text:?}");
+    }
+
+    #[test]
+    fn a_provider_has_an_address_and_a_key_or_neither() {
+        let provider = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
+        let (url, key) = ("--provider-url", "--provider-key");
+        assert_eq!(provider(&[url, "https://pay.example", key, "sk_1"]), Ok(()));
+        assert_eq!(provider(&[url, "https://pay.example"]), Err("provider-key"));
+        assert_eq!(provider(&[key, "sk_1"]), Err("provider-key"));
+        assert_eq!(
+            provider(&[url, "https://pay.example", key, "sk_1\n"]),
+            Err("provider-key")
+        );
+        for wrong in [
+            "ftp://pay.example",
+            "https://a:b@pay.example",
+            "https://pay.example?key=1",
+        ] {
+            assert_eq!(provider(&[url, wrong, key, "sk_1"]), Err("provider-url"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_mail_server_is_one_that_can_be_spoken_to_and_comes_with_a_sender() {
+        let mail = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
+        let (url, from) = ("--smtp-url", "--mail-from");
+        for right in [
+            "smtp://127.0.0.1:1025",
+            "smtps://shop:se%40same@mail.example",
+            "smtp://shop:sesame@mail.example:2525?tls=required",
+        ] {
+            assert_eq!(mail(&[url, right, from, "tickets@example.org"]), Ok(()), "{right}");
+        }
+        for wrong in [
+            "mail.example",
+            "http://mail.example",
+            "smtp:mail.example",
+            "smtp://mail.example?tls=maybe",
+            "smtp://shop@mail.example",
+            "smtp://mail.example/shop",
+        ] {
+            assert_eq!(
+                mail(&[url, wrong, from, "tickets@example.org"]),
+                Err("smtp-url"),
+                "{wrong}"
+            );
+        }
+        for wrong in [
+            "tickets",
+            "Tickets <tickets@example.org>",
+            "a@b.org\r\nBcc: c@d.org",
+            "",
+        ] {
+            assert_eq!(
+                mail(&[url, "smtp://127.0.0.1", from, wrong]),
+                Err("mail-from"),
+                "{wrong}"
+            );
+        }
+        assert_eq!(mail(&[url, "smtp://127.0.0.1"]), Err("mail-from"));
+        assert_eq!(mail(&[from, "tickets@example.org"]), Err("mail-from"));
+    }
+
+    #[test]
+    fn whoever_takes_webhooks_needs_their_secret_and_a_provider_to_ask() {
+        let check = |args: &[&str]| {
+            let wrong = Cli::parse_from([&["holdfast"], args].concat()).check();
+            let flags = |wrong: Vec<Invalid>| wrong.iter().map(|setting| setting.flag).collect::<Vec<_>>();
+            wrong.map_err(flags)
+        };
+        let provider = ["--provider-url", "https://pay.example", "--provider-key", "sk_1"];
+        let with = |args: &[&'static str]| [args, &provider].concat();
+        let secret = "--webhook-secret";
+        assert_eq!(check(&with(&["webhook", secret, "whsec_1"])), Ok(()));
+        assert_eq!(check(&with(&["webhook", secret, "whsec_1,whsec_2"])), Ok(()));
+        assert_eq!(check(&["run"]), Ok(()));
+        assert_eq!(check(&["gate", secret, "whsec_1"]), Ok(()));
+        assert_eq!(check(&with(&["webhook"])), Err(vec!["webhook-secret"]));
+        assert_eq!(check(&["webhook"]), Err(vec!["webhook-secret", "provider-url"]));
+        assert_eq!(check(&["run", secret, "whsec_1"]), Err(vec!["provider-url"]));
+        for wrong in ["", ",", "whsec_1,", "whsec_1, whsec_2", "whsec_1\n"] {
+            assert_eq!(
+                check(&with(&["webhook", secret, wrong])),
+                Err(vec!["webhook-secret"]),
+                "{wrong:?}"
+            );
+        }
+        let tolerance = ["webhook", secret, "whsec_1", "--webhook-tolerance", "0s"];
+        assert_eq!(check(&with(&tolerance)), Err(vec!["webhook-tolerance"]));
+    }
+
+    #[test]
+    fn a_password_is_never_printed() {
+        let config = config(&["--database-url", "postgres://holdfast:sesame@db/holdfast"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+        let config = self::config(&["--provider-url", "https://pay.example", "--provider-key", "sk_sesame"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+        let config = self::config(&["--smtp-url", "smtps://shop:sesame@mail.example"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+        let config = self::config(&["--webhook-secret", "whsec_sesame"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+    }
+}

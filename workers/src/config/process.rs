@@ -1,0 +1,56 @@
+//! Settings: what every process has.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::Checks;
+
+/// What every process has: a name, an HTTP port for operators, logs, a time to drain.
+#[derive(Args, Debug, Clone)]
+pub struct Process {
+    /// Name of this process among its kind, the same over restarts; the host name when absent. Two gates on one host must differ.
+    #[arg(long, env = "HOLDFAST_INSTANCE", default_value_t = host_name(), global = true)]
+    pub instance: String,
+    /// Address of /metrics, /livez and /readyz.
+    #[arg(long, env = "HOLDFAST_HTTP_LISTEN", default_value = "127.0.0.1:9464", global = true)]
+    pub http_listen: SocketAddr,
+    /// How long work in hand may take to finish after the first signal.
+    #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
+    pub drain_timeout: Duration,
+    /// Form of the log lines.
+    #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// Which log lines are written: directives such as `info,holdfast::gate=debug`.
+    #[arg(long, env = "HOLDFAST_LOG_FILTER", default_value = "info", global = true)]
+    pub log_filter: String,
+}
+
+/// Form of the log lines.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Process {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.require(
+            !self.instance.is_empty() && self.instance.len() <= 200,
+            "instance",
+            "give 1 to 200 characters",
+        );
+        checks.require(
+            tracing_subscriber::EnvFilter::try_new(&self.log_filter).is_ok(),
+            "log-filter",
+            "give directives such as info or info,holdfast::gate=debug",
+        );
+    }
+}
+
+fn host_name() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}

@@ -1,0 +1,60 @@
+//! Settings: the payment provider.
+
+use std::time::Duration;
+
+use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::{Checks, is_a_word};
+
+/// Who moves money, and how long its answers may take.
+#[derive(Args, Debug, Clone)]
+pub struct Provider {
+    /// The payment provider's API, as Stripe serves it. Without it, checkouts that need money are refused.
+    #[arg(
+        id = "provider-url",
+        long = "provider-url",
+        env = "HOLDFAST_PROVIDER_URL",
+        global = true
+    )]
+    pub url: Option<Url>,
+    /// The secret key for that API. One account serves one installation: payments are found by the checkout's id.
+    #[arg(
+        long = "provider-key",
+        env = "HOLDFAST_PROVIDER_KEY",
+        hide_env_values = true,
+        global = true
+    )]
+    pub key: Option<SecretString>,
+    /// Longest time one call may take; after that its fate is unknown, and asked about.
+    #[arg(long = "provider-timeout", env = "HOLDFAST_PROVIDER_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
+    pub timeout: Duration,
+}
+
+impl Provider {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.require(
+            (self.url.as_ref()).is_none_or(|url| {
+                ["http", "https"].contains(&url.scheme()) && url.password().is_none() && url.query().is_none()
+            }),
+            "provider-url",
+            "give https://host, without a password or a query: the secret is --provider-key",
+        );
+        checks.require(
+            self.url.is_some() == self.key.is_some(),
+            "provider-key",
+            "give it together with --provider-url (HOLDFAST_PROVIDER_URL), or neither",
+        );
+        checks.require(
+            (self.key.as_ref()).is_none_or(|key| is_a_word(key.expose_secret())),
+            "provider-key",
+            "give the key alone, without spaces or line ends",
+        );
+        checks.require(
+            (Duration::from_millis(100)..=Duration::from_secs(120)).contains(&self.timeout),
+            "provider-timeout",
+            "give 100ms to 2m",
+        );
+    }
+}
