@@ -1,6 +1,6 @@
-//! A way to Postgres that can be stopped or cut at the worst moment.
+//! A way to Postgres that can be stopped, cut or made to swallow everything at the worst moment.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
@@ -46,6 +46,11 @@ struct State {
     stopped: watch::Sender<bool>,
     cuts: watch::Sender<u32>,
     lost: AtomicU32,
+    /// How many connections there were.
+    connections: AtomicU64,
+    /// Connections before this one swallow everything.
+    swallowing_before: AtomicU64,
+    ended: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -110,6 +115,29 @@ impl Proxy {
         self.state.stopped.send_replace(false);
     }
 
+    /// Has every connection that there is die without a word, as if a firewall on the way had forgotten it: what either side sends
+    /// from now on arrives nowhere, and neither hears that the other one has gone. New connections pass.
+    pub fn swallow(&self) {
+        let connections = self.state.connections.load(Ordering::SeqCst);
+        self.state.swallowing_before.store(connections, Ordering::SeqCst);
+    }
+
+    /// As if the server's host were lost: as [`Proxy::swallow`], and new connections die in the same way until
+    /// [`Proxy::find_host`].
+    pub fn lose_host(&self) {
+        self.state.swallowing_before.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// Lets new connections pass again; those that have died stay dead.
+    pub fn find_host(&self) {
+        self.swallow();
+    }
+
+    /// How many connections were opened.
+    pub fn connections(&self) -> u64 {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
     /// Cuts every connection that there is; what is stopped is lost.
     pub fn cut(&self) {
         self.state.cuts.send_modify(|cuts| *cuts += 1);
@@ -120,10 +148,24 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.accepting.abort();
+        self.state.ended.send_replace(true);
     }
 }
 
 impl State {
+    /// Whether the connection of this number swallows everything.
+    fn swallows(&self, connection: u64) -> bool {
+        connection < self.swallowing_before.load(Ordering::SeqCst)
+    }
+
+    /// When a side of the connection has gone: the other one is not told if the connection swallows everything, unless this proxy
+    /// ends.
+    async fn gone(&self, connection: u64) {
+        if self.swallows(connection) {
+            drop(self.ended.subscribe().wait_for(|ended| *ended).await);
+        }
+    }
+
     fn plan(&self, text: &str, side: Side, then: Then) {
         let text = text.to_owned();
         *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(Plan { text, side, then });
@@ -169,21 +211,31 @@ async fn accept(listener: TcpListener, server: String, state: Arc<State>) {
 }
 
 async fn pass(client: TcpStream, server: TcpStream, state: Arc<State>) {
+    let number = state.connections.fetch_add(1, Ordering::SeqCst);
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let mut cuts = state.cuts.subscribe();
     let marked = AtomicBool::new(false);
     tokio::select! {
         biased;
         _ = cuts.changed() => {}
-        () = requests(from_client, to_server, &state, &marked) => {}
-        () = answers(from_server, to_client, &state, &marked) => {}
+        () = requests(from_client, to_server, &state, number, &marked) => {}
+        () = answers(from_server, to_client, &state, number, &marked) => {}
     }
 }
 
 /// Statements are sent by text once per connection and by name afterwards, so the first text of a plan marks its connection.
-async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, state: &State, marked: &AtomicBool) {
+async fn requests(
+    mut client: OwnedReadHalf,
+    mut server: OwnedWriteHalf,
+    state: &State,
+    connection: u64,
+    marked: &AtomicBool,
+) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = client.read(&mut buffer).await {
+        if state.swallows(connection) {
+            continue;
+        }
         let request = &buffer[..length];
         let pass_on = match state.side_of(request) {
             Some(Side::Before) => state.carry_out().await,
@@ -194,20 +246,31 @@ async fn requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, state: 
             None => true,
         };
         if !pass_on || server.write_all(request).await.is_err() {
-            return;
+            break;
         }
     }
+    state.gone(connection).await;
 }
 
-async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, state: &State, marked: &AtomicBool) {
+async fn answers(
+    mut server: OwnedReadHalf,
+    mut client: OwnedWriteHalf,
+    state: &State,
+    connection: u64,
+    marked: &AtomicBool,
+) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = server.read(&mut buffer).await {
+        if state.swallows(connection) {
+            continue;
+        }
         let answer = &buffer[..length];
         let stop = is_executed(answer) && marked.swap(false, Ordering::SeqCst);
         if (stop && !state.carry_out().await) || client.write_all(answer).await.is_err() {
-            return;
+            break;
         }
     }
+    state.gone(connection).await;
 }
 
 /// Whether this says that a statement was executed, and ready-for-query after it, that its transaction was committed or is
