@@ -13,6 +13,7 @@ use reqwest::StatusCode;
 use crate::config::Config;
 use crate::kafka::ThreadError;
 use crate::restate_admin;
+use crate::transience::{self, Fault};
 pub use report::{Finding, Line, Report};
 
 /// Where the events that the handlers take come from.
@@ -76,11 +77,14 @@ impl Error {
     /// Whether waiting may help: something is not up yet, or still busy.
     fn is_transient(&self) -> bool {
         match self {
-            Error::Kafka { .. } | Error::GroupActive { .. } | Error::InFlight { .. } | Error::Ingress { .. } => true,
-            // A replication factor is refused as long as too few brokers are up.
-            Error::TopicRefused { code, .. } => *code == RDKafkaErrorCode::InvalidReplicationFactor,
+            Error::GroupActive { .. } | Error::InFlight { .. } | Error::Ingress { .. } => true,
+            // What is new is not known everywhere at once.
+            Error::Kafka { source, .. } => {
+                (source.rdkafka_error_code()).is_none_or(|code| transience::kafka(code) != Fault::Setting)
+            }
+            Error::TopicRefused { code, .. } => transience::kafka(*code).is_transient(),
             Error::Admin(error) => error.is_transient(),
-            Error::Arm { status, .. } => status.is_server_error() || *status == StatusCode::NOT_FOUND,
+            Error::Arm { status, .. } => transience::restate_ingress(status.as_u16()).is_transient(),
             Error::Thread(_) => false,
         }
     }

@@ -18,6 +18,7 @@ use url::Url;
 
 use crate::gate;
 use crate::metrics::Metrics;
+use crate::transience;
 
 /// Services whose unfinished invocations are work that waits, as a list for SQL. The Reaper is none of them: it always has
 /// its next turn before it.
@@ -62,7 +63,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Silent { .. } => true,
-            Error::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            Error::Refused { status, .. } => transience::restate_admin(status.as_u16()).is_transient(),
             Error::Client(_) | Error::Unknown { .. } => false,
         }
     }

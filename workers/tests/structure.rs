@@ -19,15 +19,23 @@ const HOMES: &[(&str, &[&str])] = &[
             "objects/ticket.rs",
             "relay",
             "admin",
-            "error.rs",
+            "transience.rs",
         ],
     ),
     ("sqlx::query", &["store/", "verify/"]),
     (
         "rdkafka::",
-        &["kafka", "gate/", "relay", "verify/", "register", "admin"],
+        &[
+            "kafka",
+            "gate/",
+            "relay",
+            "verify/",
+            "register",
+            "admin",
+            "transience.rs",
+        ],
     ),
-    ("restate_sdk::", &["objects/", "app.rs", "error.rs"]),
+    ("restate_sdk::", &["objects/", "app.rs"]),
     ("axum::", &["lifecycle.rs", "webhook.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
     ("hyper::", &["provider/"]),
@@ -36,7 +44,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustls::", &["provider/"]),
     ("prometheus::", &["metrics.rs"]),
     ("std::env::", &["crash.rs"]),
-    ("TerminalError::", &["error.rs"]),
+    ("TerminalError::", &["objects/caller.rs"]),
 ];
 
 /// Modules that never import each other: gate, objects, relay and webhook meet only in topics and tables, and the rules know nobody.

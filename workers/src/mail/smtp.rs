@@ -13,6 +13,7 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
 use crate::config::{MailSecurity, MailServer};
+use crate::transience::{self, Fault};
 
 /// How long a server may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -124,10 +125,7 @@ impl Error {
     /// does not like our own address, is ours to mend, and the mail waits for it.
     pub(super) fn is_final(&self) -> bool {
         match self {
-            Self::Answered { command, code } => {
-                let is_ours = ["AUTH", "MAIL"].contains(command) || (530..540).contains(code);
-                (500..600).contains(code) && !is_ours
-            }
+            Self::Answered { command, code } => transience::smtp(command, *code) == Fault::Content,
             Self::Lacks(_) => true,
             _ => false,
         }
@@ -183,30 +181,5 @@ fn failed(command: &'static str, error: SmtpError) -> Error {
         },
         None if error.is_response() => Error::Unreadable,
         None => Error::Broken(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_concerns_this_mail_or_address_is_final() {
-        let is_final = |command, code| Error::Answered { command, code }.is_final();
-        for (command, code) in [("RCPT", 550), ("RCPT", 553), ("DATA", 554), ("the mail", 552)] {
-            assert!(is_final(command, code), "{code} to {command}");
-        }
-        for (command, code) in [
-            ("AUTH", 535),
-            ("MAIL", 530),
-            ("MAIL", 553),
-            ("RCPT", 530),
-            ("RCPT", 450),
-            ("the mail", 451),
-            ("DATA", 421),
-        ] {
-            assert!(!is_final(command, code), "{code} to {command}");
-        }
-        assert!(!Error::Late(GOODBYE).is_final());
     }
 }

@@ -7,6 +7,7 @@ use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::caller::answer_caller;
 use crate::error;
 use crate::store::mechanisms::Error;
 use crate::store::ticket_attributes::{self, Access};
@@ -92,7 +93,7 @@ pub(super) async fn describe(
 
 pub(super) async fn get(access: &Access, ticket: TicketId) -> HandlerResult<Json<Attributes>> {
     let Some(found) = access.get(&ticket).await.map_err(answer)? else {
-        return Err(error::answer_caller(
+        return Err(answer_caller(
             404,
             "nothing is told of this ticket: tag or describe it first",
         ));
@@ -113,7 +114,7 @@ fn answer(error: Arc<Error>) -> HandlerError {
     };
     let rule = constraint.as_deref().unwrap_or("a character that no text can hold");
     let rule = rule.strip_prefix("ticket_attributes_").unwrap_or(rule);
-    error::answer_caller(
+    answer_caller(
         400,
         format!("body: a value is against the rule `{rule}`; mend it and send it again"),
     )

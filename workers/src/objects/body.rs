@@ -9,7 +9,7 @@ use restate_sdk::serde::{Deserialize, InputMetadata, PayloadMetadata, Serialize}
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
-use crate::error;
+use super::caller::answer_caller;
 
 /// A JSON object that should be a `T`. Its schema is in the service's OpenAPI document.
 pub(super) struct Body<T> {
@@ -36,9 +36,9 @@ impl<T: DeserializeOwned> Body<T> {
         let bytes: &[u8] = if self.bytes.is_empty() { b"{}" } else { &self.bytes };
         // The derived readers would take a list of the fields' values as well.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Err(error::answer_caller(400, "body: is no JSON object; send one in UTF-8"));
+            return Err(answer_caller(400, "body: is no JSON object; send one in UTF-8"));
         }
-        let mend = |what: String| error::answer_caller(400, format!("body: {what}; mend it and send it again"));
+        let mend = |what: String| answer_caller(400, format!("body: {what}; mend it and send it again"));
         let mut json = serde_json::Deserializer::from_slice(bytes);
         let value = serde_path_to_error::deserialize(&mut json).map_err(|invalid| mend(invalid.to_string()))?;
         json.end().map_err(|invalid| mend(invalid.to_string()))?;

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use crate::domain::{State, Ticket};
 use crate::store::{self, PgPool};
 
-use super::retryable;
+use super::caller::retryable;
 
 /// State: the cart, an [`Entries`].
 pub(super) const CART: &str = "cart";

@@ -14,7 +14,7 @@ use crate::domain::checkout::State;
 use crate::error;
 use crate::store::checkouts;
 
-use super::retryable;
+use super::caller::{answer_caller, retryable};
 
 /// Takes one checkout to its end.
 pub(super) struct Checkout {
@@ -144,12 +144,11 @@ fn answer(error: checkout::Error) -> HandlerError {
 }
 
 fn never_opened() -> HandlerError {
-    error::answer_caller(404, "there is no such checkout: it was never opened")
+    answer_caller(404, "there is no such checkout: it was never opened")
 }
 
 fn id(key: &str) -> HandlerResult<CheckoutId> {
-    CheckoutId::parse(key)
-        .map_err(|invalid| error::answer_caller(400, format!("the checkout's id in the address: {invalid}")))
+    CheckoutId::parse(key).map_err(|invalid| answer_caller(400, format!("the checkout's id in the address: {invalid}")))
 }
 
 /// A checkout as readers see it.

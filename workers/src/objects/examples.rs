@@ -12,6 +12,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::body::Body;
+use super::caller::answer_caller;
 use super::intake;
 use crate::error;
 use crate::store::examples::{KEYS, User};
@@ -137,16 +138,16 @@ impl Keyed {
         let Json(Some((credits, read))) = read.name("read credits, version").await? else {
             return Err(no_such_user());
         };
-        let too_much = || error::answer_caller(400, "body: with so many the credits do not fit a number");
+        let too_much = || answer_caller(400, "body: with so many the credits do not fit a number");
         let change = User::CREDITS.set(credits.checked_add(add).ok_or_else(too_much)?);
         let mut connection = self.pool.acquire().await?;
         match version::update(&mut connection, &user, read, ctx.invocation_id(), &change).await {
             Ok(Versioned::Applied { version } | Versioned::AlreadyMine { version }) => Ok(Json(version)),
-            Ok(Versioned::Conflict { found }) => Err(error::answer_caller(
+            Ok(Versioned::Conflict { found }) => Err(answer_caller(
                 409,
                 format!("somebody else wrote version {found} meanwhile: nothing was added, ask again"),
             )),
-            Ok(Versioned::Overtaken { found }) => Err(error::answer_caller(
+            Ok(Versioned::Overtaken { found }) => Err(answer_caller(
                 409,
                 format!("others wrote up to version {found} meanwhile: read whether this was added"),
             )),
@@ -268,13 +269,13 @@ async fn add_once(pool: &PgPool, key: String, request: AddCredits) -> HandlerRes
 }
 
 fn no_such_user() -> HandlerError {
-    error::answer_caller(404, "there is no such user: insert one first")
+    answer_caller(404, "there is no such user: insert one first")
 }
 
 /// A value that the table does not take is the caller's to mend; everything else is tried again.
 fn answer(error: Error) -> HandlerError {
     match &error {
-        Error::Forbidden { .. } => error::answer_caller(400, error::chain(&error)),
+        Error::Forbidden { .. } => answer_caller(400, error::chain(&error)),
         _ => error::chain(&error).into(),
     }
 }

@@ -7,8 +7,8 @@ use restate_sdk::prelude::*;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::caller::answer_caller;
 use crate::domain::{Entity, KeyOf, Ticket, User};
-use crate::error;
 use crate::store::{Answer, Unit, Work};
 
 /// An entity with a virtual object.
@@ -31,7 +31,7 @@ impl Object for User {
 /// Answers the caller with 400 when nobody could find the record again: it has no origin.
 pub(super) fn delivered<E: Object>(ctx: &ObjectContext<'_>, raw: &[u8]) -> HandlerResult<Unit<E>> {
     let origin = delivered_from(ctx.headers());
-    decode_for(ctx.key(), raw, origin).map_err(|refusal| error::answer_caller(400, refusal.to_string()))
+    decode_for(ctx.key(), raw, origin).map_err(|refusal| answer_caller(400, refusal.to_string()))
 }
 
 fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Result<Unit<E>, Refusal> {
@@ -133,14 +133,14 @@ pub(super) fn answered(answer: Answer) -> HandlerResult<Json<Reply>> {
     match answer {
         Answer::Fresh(reply) | Answer::Repeat(reply) => Ok(Json(reply)),
         Answer::DeadLettered(DeadLetterReason::IdReused) => Err(id_reused()),
-        Answer::DeadLettered(reason) => Err(error::answer_caller(400, reason.meaning())),
+        Answer::DeadLettered(reason) => Err(answer_caller(400, reason.meaning())),
         Answer::Nothing | Answer::AlreadyDone => Ok(Json(Reply { outcomes: Vec::new() })),
     }
 }
 
 /// The same key for another request.
 pub(super) fn id_reused() -> HandlerError {
-    error::answer_caller(
+    answer_caller(
         409,
         "header idempotency-key: another request to this handler had the same key; choose a new one",
     )
@@ -163,8 +163,7 @@ fn source(object: &str, key: &str, handler: &str) -> Source {
 
 /// The key in the address.
 pub(super) fn key<K: Key>(key: &str) -> HandlerResult<K> {
-    K::parse(key)
-        .map_err(|invalid| error::answer_caller(400, format!("the {}'s id in the address: {invalid}", K::NAMES)))
+    K::parse(key).map_err(|invalid| answer_caller(400, format!("the {}'s id in the address: {invalid}", K::NAMES)))
 }
 
 #[cfg(test)]

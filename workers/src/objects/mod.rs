@@ -3,6 +3,7 @@
 
 mod attributes;
 mod body;
+mod caller;
 mod cart;
 mod checkout;
 mod examples;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use restate_sdk::http_server::HttpServer;
-use restate_sdk::prelude::{Endpoint, HandlerError, IntoServiceDefinition, ServiceOptions};
+use restate_sdk::prelude::{Endpoint, IntoServiceDefinition, ServiceOptions};
 use restate_sdk::service::ServiceDefinition;
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -24,10 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkout::Driver;
 use crate::metrics::Metrics;
+use crate::store::Committer;
 use crate::store::credits::Loyalty;
 use crate::store::ticket_attributes::Access;
-use crate::store::{self, Committer};
-use crate::{config, domain, error};
+use crate::{config, domain};
 use checkout::Checkout;
 use reaper::Reaper;
 use ticket::Ticket;
@@ -113,9 +114,4 @@ pub async fn serve(listener: TcpListener, endpoint: Endpoint, shutdown: Cancella
     HttpServer::new(endpoint)
         .serve_with_cancel(listener, shutdown.cancelled_owned())
         .await;
-}
-
-/// An error that Restate tries again, for ever; it records the text.
-fn retryable(error: store::Error) -> HandlerError {
-    error::chain(&error).into()
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::retryable;
+use super::caller::retryable;
 use super::ticket::{Expire, TicketClient};
 use crate::crash::{self, Point};
 use crate::metrics::Metrics;

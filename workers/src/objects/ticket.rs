@@ -12,10 +12,10 @@ use time::OffsetDateTime;
 
 use super::attributes::{self, Attributes, Describe, Described, Tag};
 use super::body::Body;
-use super::{intake, retryable};
+use super::caller::{answer_caller, retryable};
+use super::intake;
 use crate::domain::ticket::Input;
 use crate::domain::{self, State};
-use crate::error;
 use crate::store::ticket_attributes::Access;
 use crate::store::{self, Answer, Command, Committer, Unit, Work};
 
@@ -133,10 +133,7 @@ impl Ticket {
             .map_err(retryable)?;
         match found {
             Some(found) => Ok(Json(View::new(ticket, found))),
-            None => Err(error::answer_caller(
-                404,
-                "there is no such ticket: it was never listed",
-            )),
+            None => Err(answer_caller(404, "there is no such ticket: it was never listed")),
         }
     }
 

@@ -17,16 +17,16 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::body::Body;
+use super::caller::{answer_caller, retryable};
 use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
 use super::checkout::CheckoutClient;
+use super::intake;
 use super::ticket::{Release, Reserve, TicketClient};
-use super::{intake, retryable};
 use crate::checkout::Driver;
 use crate::config;
 use crate::crash::{self, Point};
 use crate::domain;
 use crate::domain::ticket::{self, Input};
-use crate::error::{self, Disposition};
 use crate::metrics::Metrics;
 use crate::store::buying;
 use crate::store::credits::Loyalty;
@@ -213,7 +213,7 @@ impl User {
         let RemoveTicket { ticket } = body.read()?;
         let mut cart = cart(&ctx).await?;
         let Some(entry) = cart.find(&ticket).cloned() else {
-            return Err(error::answer_caller(404, "the ticket is not in the cart"));
+            return Err(answer_caller(404, "the ticket is not in the cart"));
         };
         let release = Body::of(&Release {
             user: intake::key(ctx.key())?,
@@ -276,10 +276,7 @@ impl User {
         let user = intake::key::<UserId>(ctx.key())?;
         match store::get::<domain::User>(&self.pool, &user).await.map_err(retryable)? {
             Some(found) => Ok(Json(View::new(user, found))),
-            None => Err(error::answer_caller(
-                404,
-                "there is no such user: they were never registered",
-            )),
+            None => Err(answer_caller(404, "there is no such user: they were never registered")),
         }
     }
 }
@@ -397,7 +394,7 @@ impl User {
 
     /// What the committer counts of an error by itself.
     fn failed(&self, error: store::Error) -> HandlerError {
-        if let Disposition::Quarantine(cause) = error::disposition(&error) {
+        if let Some(cause) = error.cause() {
             self.metrics
                 .quarantine_candidates
                 .with_label_values(&[cause.as_str()])
@@ -417,7 +414,7 @@ fn holds(
     let different: HashSet<_> = tickets.iter().collect();
     if !(1..=TOGETHER).contains(&tickets.len()) || different.len() < tickets.len() {
         let what = format!("tickets: name 1 to {TOGETHER} tickets, each once");
-        return Err(error::answer_caller(400, what));
+        return Err(answer_caller(400, what));
     }
     let (source, id) = intake::identity::<domain::User>(ctx, "holdTogether")?;
     let parts = tickets.iter().map(|ticket| {

@@ -37,6 +37,7 @@ use uuid::{Uuid, uuid};
 
 use super::http::{Cause, Http, Silence};
 use super::{Call, CheckoutId, Currency, Error, Order, Payment, PaymentId, State, UserId};
+use crate::transience;
 
 /// The version of the API whose words are spoken here; the account's own setting does not matter.
 const VERSION: &str = "2026-08-26.dahlia";
@@ -386,10 +387,7 @@ fn said(answer: Response<Bytes>) -> Said {
         }
         StatusCode::NOT_FOUND if code == "resource_missing" => Said::Absent(message),
         StatusCode::BAD_REQUEST => Said::Refused(message),
-        StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
-            Said::Unknown(message)
-        }
-        status if status.is_server_error() => Said::Unknown(message),
+        status if transience::provider(status.as_u16()).is_transient() => Said::Unknown(message),
         _ => Said::Misconfigured(message),
     }
 }

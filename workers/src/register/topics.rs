@@ -18,6 +18,7 @@ use super::report::{Finding, Line};
 use super::{Error, Path};
 use crate::config::Config;
 use crate::kafka::{self, on_thread};
+use crate::transience::{self, Fault};
 
 /// Longest wait for one answer of Kafka.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -344,12 +345,5 @@ fn options() -> AdminOptions {
 
 /// The group has members, so only they may commit.
 fn is_busy(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::UnknownMemberId
-                | RDKafkaErrorCode::IllegalGeneration
-                | RDKafkaErrorCode::RebalanceInProgress
-        )
-    )
+    error.rdkafka_error_code().map(transience::kafka) == Some(Fault::Rival)
 }

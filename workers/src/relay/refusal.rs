@@ -3,6 +3,7 @@
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::kafka::Failure;
+use crate::transience::{self, Fault};
 
 /// Records of one batch that Kafka will never take.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,27 +63,12 @@ impl Refusal {
 
 /// Any record to this topic would be refused.
 fn about_topic(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode::*;
-    matches!(
-        code,
-        UnknownTopic | UnknownTopicOrPartition | UnknownPartition | InvalidTopic | TopicAuthorizationFailed
-    )
+    transience::kafka(code) == Fault::Destination
 }
 
 /// This record, or one that travelled with it, would be refused again.
 fn about_record(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode::*;
-    matches!(
-        code,
-        MessageSizeTooLarge
-            | MessageBatchTooLarge
-            | InvalidMessage
-            | InvalidMessageSize
-            | InvalidRecord
-            | InvalidTimestamp
-            | PolicyViolation
-            | UnsupportedForMessageFormat
-    )
+    transience::kafka(code) == Fault::Content
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod change_log;
 pub mod checkouts;
 pub mod commit;
 pub mod credits;
+mod error;
 pub mod examples;
 pub mod idempotency;
 mod ledger;
@@ -30,42 +31,7 @@ use time::OffsetDateTime;
 use crate::config;
 use crate::metrics::Metrics;
 pub use commit::{Answer, Command, Committer, Unit, Work, get};
-
-/// What can go wrong with the database, by operation.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the database URL cannot be read")]
-    Url(#[source] sqlx::Error),
-    #[error("the tables could not be brought up to date")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
-    #[error("the current rows could not be read")]
-    Read(#[source] sqlx::Error),
-    #[error("the batch could not be written")]
-    Write(#[source] sqlx::Error),
-    /// A row says what no migration allows: somebody else wrote it, or a newer version.
-    #[error("the row of {table} with key {key:?} cannot be understood: {what}")]
-    Row {
-        table: &'static str,
-        key: String,
-        what: String,
-    },
-    /// The rules panicked on this unit; the panic's own message is in the log.
-    #[error("the decision panicked")]
-    Panic,
-    /// A row was locked, or changed since it was read: nothing was written.
-    #[error("somebody else changes the same rows")]
-    Moved,
-    /// A mechanism failed.
-    #[error(transparent)]
-    Mechanism(#[from] mechanisms::Error),
-    /// The committer ended with the process.
-    #[error("the committer has ended")]
-    Ended,
-    #[error("credits are to be given back to {user}, who has no account in the loyalty database: make one")]
-    NoAccount { user: String },
-    #[error("a checkout spends credits, but there is no loyalty database: set --loyalty-url (HOLDFAST_LOYALTY_URL)")]
-    NoLoyalty,
-}
+pub use error::{Cause, Error};
 
 /// A pool whose sessions carry our timeouts. Waits for the database for ever, with capped back-off, and says so.
 ///

@@ -23,8 +23,9 @@ use super::{Error, pauses};
 use crate::config;
 use crate::crash::{self, Point};
 use crate::domain::{Decision, Entity, KeyOf};
-use crate::error::{self, Disposition};
+use crate::error;
 use crate::metrics::Metrics;
+use crate::transience::Fault;
 pub use draft::Current;
 use draft::Draft;
 pub(super) use draft::KeyedRow;
@@ -237,13 +238,18 @@ impl<E: Stored> Task<E> {
             "write"
         };
         self.metrics.retries.with_label_values(&[step]).inc();
-        match error::disposition(&error) {
-            Disposition::Retry if batch.len() == 1 && !error::waits_for_server(&error) => self.go_round(batch),
-            Disposition::Retry if error::waits_for_server(&error) => {
+        match error.fault() {
+            Fault::Server => {
                 self.await_server(&error).await;
                 self.put_back(batch);
             }
-            _ if batch.len() > 1 => {
+            Fault::Content if batch.len() == 1 => {
+                if let Some(request) = batch.into_iter().next() {
+                    self.fail(request, error);
+                }
+            }
+            _ if batch.len() == 1 => self.go_round(batch),
+            _ => {
                 tracing::warn!(
                     units = batch.len(),
                     error = error::chain(&error),
@@ -251,11 +257,6 @@ impl<E: Stored> Task<E> {
                 );
                 for request in batch {
                     Box::pin(self.commit_batch(vec![request])).await;
-                }
-            }
-            _ => {
-                if let Some(request) = batch.into_iter().next() {
-                    self.fail(request, error);
                 }
             }
         }
@@ -359,7 +360,7 @@ impl<E: Stored> Task<E> {
 
     /// Answers a unit that breaks the worker: its invocation tries again later.
     fn fail(&self, request: Pending<E>, error: Error) {
-        if let Disposition::Quarantine(cause) = error::disposition(&error) {
+        if let Some(cause) = error.cause() {
             self.metrics
                 .quarantine_candidates
                 .with_label_values(&[cause.as_str()])

@@ -64,6 +64,8 @@ pub mod version;
 
 pub use table::{Change, Column, Key, Table, Values};
 
+use crate::transience::{self, Fault};
+
 /// What can go wrong with a tool. What the tool decides (missing, conflict, repeat) is an answer and never comes here.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -106,6 +108,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::Forbidden { .. } | Error::Swallowed | Error::Reply(_) => Fault::Content,
+            Error::Conflict(_) | Error::Swept => Fault::Rival,
+            Error::Unknown(_) | Error::Ended => Fault::Server,
+            Error::Statement { source, .. } => transience::sql(source),
+            Error::CannotPrepare => Fault::Setting,
+        }
+    }
+
     /// By SQLSTATE. Classes 22 (data) and 23 (constraint) and what a trigger raises (P0001) are about the value, 40 (rollback) is about somebody else.
     /// Source: PostgreSQL, appendix A.
     fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Self {

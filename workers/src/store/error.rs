@@ -1,0 +1,103 @@
+//! What can go wrong with the database, and what each error means for work that met it. A refusal by a rule is an outcome and
+//! never comes here.
+
+use super::mechanisms;
+use crate::transience::{self, Fault};
+
+/// What can go wrong with the database, by operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the database URL cannot be read")]
+    Url(#[source] sqlx::Error),
+    #[error("the tables could not be brought up to date")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    #[error("the current rows could not be read")]
+    Read(#[source] sqlx::Error),
+    #[error("the batch could not be written")]
+    Write(#[source] sqlx::Error),
+    /// A row says what no migration allows: somebody else wrote it, or a newer version.
+    #[error("the row of {table} with key {key:?} cannot be understood: {what}")]
+    Row {
+        table: &'static str,
+        key: String,
+        what: String,
+    },
+    /// The rules panicked on this unit; the panic's own message is in the log.
+    #[error("the decision panicked")]
+    Panic,
+    /// A row was locked, or changed since it was read: nothing was written.
+    #[error("somebody else changes the same rows")]
+    Moved,
+    /// A mechanism failed.
+    #[error(transparent)]
+    Mechanism(#[from] mechanisms::Error),
+    /// The committer ended with the process.
+    #[error("the committer has ended")]
+    Ended,
+    #[error("credits are to be given back to {user}, who has no account in the loyalty database: make one")]
+    NoAccount { user: String },
+    #[error("a checkout spends credits, but there is no loyalty database: set --loyalty-url (HOLDFAST_LOYALTY_URL)")]
+    NoLoyalty,
+}
+
+/// Why work is given back to its invocation undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The rules panicked.
+    Panic,
+    /// The database refused a value, or a row cannot be understood.
+    Data,
+    /// A constraint other than the idempotency key's was violated.
+    Constraint,
+}
+
+impl Cause {
+    /// The value of the metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cause::Panic => "panic",
+            Cause::Data => "data",
+            Cause::Constraint => "constraint",
+        }
+    }
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::Read(error) | Error::Write(error) if is_taken_id(error) => Fault::Rival,
+            Error::Read(error) | Error::Write(error) => transience::sql(error),
+            Error::Mechanism(error) => error.fault(),
+            Error::Row { .. } | Error::Panic => Fault::Content,
+            Error::Moved => Fault::Rival,
+            Error::Ended => Fault::Server,
+            Error::Url(_) | Error::Migrate(_) | Error::NoAccount { .. } | Error::NoLoyalty => Fault::Setting,
+        }
+    }
+
+    /// Why the work itself is at fault; none when it is not.
+    pub fn cause(&self) -> Option<Cause> {
+        match (self, self.fault()) {
+            (Error::Panic, _) => Some(Cause::Panic),
+            (_, Fault::Content) if self.sqlstate().is_some_and(|code| code.starts_with("23")) => {
+                Some(Cause::Constraint)
+            }
+            (_, Fault::Content) => Some(Cause::Data),
+            _ => None,
+        }
+    }
+
+    fn sqlstate(&self) -> Option<String> {
+        let (Error::Read(error) | Error::Write(error)) = self else {
+            return None;
+        };
+        Some(error.as_database_error()?.code()?.into_owned())
+    }
+}
+
+/// The idempotency key's own constraint: somebody was quicker, and the next round meets the record.
+fn is_taken_id(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error();
+    error.and_then(|error| error.constraint()) == Some("idempotency_records_pkey")
+}

@@ -1,0 +1,241 @@
+//! What an error means for whoever tries again: one table for each client, by the codes that its server answers with. Everybody
+//! asks here, and does with the [`Fault`] what is right in its place. What no table names is [`Fault::Unknown`], never transient.
+
+use rdkafka::error::RDKafkaErrorCode;
+
+/// Whose fault an error is, and so what helps against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The server is away, overloaded or starting, or the way to it is broken: nothing passes until that is mended.
+    Server,
+    /// This connection alone: it is thrown away, and the same passes on a new one.
+    Session,
+    /// A rival was in the way: the same may pass now.
+    Rival,
+    /// The place that was asked for, such as a topic: everything for it fails, and everything else passes.
+    Destination,
+    /// What was sent: the same fails for good, and everything else passes.
+    Content,
+    /// A setting, a grant, a table: everything fails until an operator mends it.
+    Setting,
+    /// Nobody has thought of it.
+    Unknown,
+}
+
+impl Fault {
+    /// Whether waiting helps, with nobody mending anything.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Fault::Server | Fault::Session | Fault::Rival)
+    }
+}
+
+/// A SQLSTATE. Source: PostgreSQL, appendix A.
+pub fn postgres(sqlstate: &str) -> Fault {
+    match sqlstate {
+        // Read-only: a session from before a failover. A closed or broken transaction, an idle one that was ended, a statement
+        // or a type that is not as it was when the session prepared it.
+        "25006" | "25P02" | "25P03" | "57P05" | "26000" | "0A000" => Fault::Session,
+        // A lock that was not given in time; a row version that is gone.
+        "55P03" | "55006" | "72000" => Fault::Rival,
+        // The database was dropped. A statement that was ended for its time (57014) may be slow for ever.
+        "57P04" => Fault::Setting,
+        "57014" => Fault::Unknown,
+        _ => match sqlstate.get(..2) {
+            // Connection exceptions, insufficient resources, operator intervention, system errors.
+            Some("08" | "53" | "57" | "58") => Fault::Server,
+            // Serialization failures and deadlocks.
+            Some("40") => Fault::Rival,
+            // Data exceptions, violated constraints, limits of the program such as the longest index row.
+            Some("22" | "23" | "54") => Fault::Content,
+            // Authorization, unknown database or schema, access rules and missing tables, object states, configuration.
+            Some("28" | "3D" | "3F" | "42" | "55" | "F0") => Fault::Setting,
+            _ => Fault::Unknown,
+        },
+    }
+}
+
+/// What the SQL client says, by SQLSTATE if the server answered.
+pub fn sql(error: &sqlx::Error) -> Fault {
+    use sqlx::Error;
+    match error {
+        Error::Database(error) => error.code().map_or(Fault::Unknown, |code| postgres(&code)),
+        Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => Fault::Server,
+        Error::Protocol(_) | Error::BeginFailed | Error::InvalidSavePointStatement => Fault::Session,
+        Error::ColumnDecode { .. } | Error::Decode(_) | Error::Encode(_) | Error::RowNotFound => Fault::Content,
+        Error::Configuration(_) | Error::Tls(_) | Error::TypeNotFound { .. } | Error::Migrate(_) => Fault::Setting,
+        Error::ColumnNotFound(_) | Error::ColumnIndexOutOfBounds { .. } => Fault::Setting,
+        _ => Fault::Unknown,
+    }
+}
+
+/// What Kafka or its client library says. Source: Kafka, protocol error codes; librdkafka, `rd_kafka_resp_err_t`.
+pub fn kafka(code: RDKafkaErrorCode) -> Fault {
+    use RDKafkaErrorCode::*;
+    match code {
+        BrokerTransportFailure | AllBrokersDown | Resolve | BrokerNotAvailable | NetworkException | UnknownBroker => {
+            Fault::Server
+        }
+        MessageTimedOut | OperationTimedOut | RequestTimedOut | TimedOutQueue | Retry | QueueFull | WaitCache => {
+            Fault::Server
+        }
+        // A producer was given up, with all that it had in hand.
+        PurgeQueue | PurgeInflight => Fault::Server,
+        LeaderNotAvailable
+        | NotLeaderForPartition
+        | ReplicaNotAvailable
+        | PreferredLeaderNotAvailable
+        | EligibleLeadersNotAvailable
+        | FencedLeaderEpoch
+        | UnknownLeaderEpoch
+        | NotController
+        | StaleControllerEpoch => Fault::Server,
+        CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator | WaitingForCoordinator => Fault::Server,
+        // So it is refused as long as too few brokers are up.
+        NotEnoughReplicas | NotEnoughReplicasAfterAppend | ISRInsufficient | InvalidReplicationFactor => Fault::Server,
+        KafkaStorageError | ThrottlingQuotaExceeded | UnstableOffsetCommit | OffsetNotAvailable => Fault::Server,
+        RebalanceInProgress | IllegalGeneration | UnknownMemberId | FencedInstanceId | FencedMemberEpoch
+        | StaleMemberEpoch | MemberIdRequired => Fault::Rival,
+        Fenced | ProducerFenced | InvalidProducerEpoch | ConcurrentTransactions | TransactionCoordinatorFenced => {
+            Fault::Rival
+        }
+        UnknownTopic
+        | UnknownTopicOrPartition
+        | UnknownPartition
+        | UnknownTopicId
+        | InvalidTopic
+        | TopicAuthorizationFailed => Fault::Destination,
+        MessageSizeTooLarge
+        | MessageBatchTooLarge
+        | InvalidMessage
+        | InvalidMessageSize
+        | InvalidRecord
+        | InvalidTimestamp
+        | PolicyViolation
+        | UnsupportedForMessageFormat => Fault::Content,
+        ClusterAuthorizationFailed
+        | GroupAuthorizationFailed
+        | TransactionalIdAuthorizationFailed
+        | SaslAuthenticationFailed
+        | Authentication
+        | SSL
+        | SecurityDisabled
+        | UnsupportedSASLMechanism
+        | IllegalSASLState => Fault::Setting,
+        UnsupportedVersion
+        | UnsupportedFeature
+        | UnsupportedCompressionType
+        | NotImplemented
+        | InvalidRequiredAcks
+        | InvalidConfig
+        | InvalidPartitions
+        | InvalidReplicaAssignment
+        | InvalidSessionTimeout
+        | InvalidTransactionTimeout
+        | InvalidGroupId
+        | InconsistentGroupProtocol => Fault::Setting,
+        _ => Fault::Unknown,
+    }
+}
+
+/// A status of Restate's admin API, where all comes from us: what it refuses, a setting or a version has to mend.
+pub fn restate_admin(status: u16) -> Fault {
+    match status {
+        408 | 425 | 429 | 500..=599 => Fault::Server,
+        _ => Fault::Setting,
+    }
+}
+
+/// A status of Restate's ingress. A service that is not found is one that is not registered yet.
+pub fn restate_ingress(status: u16) -> Fault {
+    match status {
+        404 => Fault::Server,
+        _ => restate_admin(status),
+    }
+}
+
+/// A status of the payment provider, where its body does not say more.
+pub fn provider(status: u16) -> Fault {
+    match status {
+        408 | 425 | 429 | 500..=599 => Fault::Server,
+        // Another call with the same idempotency key is under way.
+        409 => Fault::Rival,
+        400 | 402 => Fault::Content,
+        _ => Fault::Setting,
+    }
+}
+
+/// A mail server's answer to a command. That it does not let us in, or does not like our own address, is ours to mend.
+pub fn smtp(command: &str, code: u16) -> Fault {
+    match (command, code) {
+        ("AUTH" | "MAIL", 500..=599) | (_, 530..=539) => Fault::Setting,
+        (_, 500..=599) => Fault::Content,
+        _ => Fault::Server,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sqlstate_has_its_meaning() {
+        for (codes, fault) in [
+            (&["08006", "53300", "57P01", "57P03", "58030"][..], Fault::Server),
+            (&["25006", "26000", "25P03"], Fault::Session),
+            (&["40001", "40P01", "55P03"], Fault::Rival),
+            (&["22021", "23514", "54000"], Fault::Content),
+            (&["28P01", "3D000", "42501", "42P01", "57P04"], Fault::Setting),
+            (&["57014", "P0001", "XX000", "", "ö"], Fault::Unknown),
+        ] {
+            for code in codes {
+                assert_eq!(postgres(code), fault, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_no_server_that_is_away() {
+        let decode = sqlx::Error::Decode("no JSON".into());
+        let column = sqlx::Error::ColumnDecode {
+            index: "reply".into(),
+            source: "no JSON".into(),
+        };
+        assert_eq!([sql(&decode), sql(&column)], [Fault::Content; 2]);
+        assert_eq!(sql(&sqlx::Error::PoolTimedOut), Fault::Server);
+    }
+
+    #[test]
+    fn only_what_waiting_mends_is_transient() {
+        for code in [
+            RDKafkaErrorCode::MessageTimedOut,
+            RDKafkaErrorCode::NotEnoughReplicas,
+            RDKafkaErrorCode::RebalanceInProgress,
+        ] {
+            assert!(kafka(code).is_transient(), "{code:?}");
+        }
+        for code in [
+            RDKafkaErrorCode::TopicAuthorizationFailed,
+            RDKafkaErrorCode::MessageSizeTooLarge,
+            RDKafkaErrorCode::SaslAuthenticationFailed,
+            RDKafkaErrorCode::Fatal,
+        ] {
+            assert!(!kafka(code).is_transient(), "{code:?}");
+        }
+        assert!(restate_admin(503).is_transient() && !restate_admin(404).is_transient());
+        assert!(restate_ingress(404).is_transient() && !restate_ingress(400).is_transient());
+        assert!(provider(409).is_transient() && !provider(401).is_transient());
+    }
+
+    #[test]
+    fn only_what_concerns_this_mail_or_address_is_its_content() {
+        for (command, code) in [("RCPT", 550), ("RCPT", 553), ("DATA", 554), ("the mail", 552)] {
+            assert_eq!(smtp(command, code), Fault::Content, "{code} to {command}");
+        }
+        for (command, code) in [("AUTH", 535), ("MAIL", 530), ("MAIL", 553), ("RCPT", 530)] {
+            assert_eq!(smtp(command, code), Fault::Setting, "{code} to {command}");
+        }
+        for (command, code) in [("RCPT", 450), ("the mail", 451), ("DATA", 421)] {
+            assert_eq!(smtp(command, code), Fault::Server, "{code} to {command}");
+        }
+    }
+}
