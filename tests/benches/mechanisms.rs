@@ -1,4 +1,4 @@
-//! What each way to write safely costs, beside a plain update of one column by key: statements sent, and time. Adds the key
+//! Measures each way to write safely beside a plain update of one column by key: statements sent, and time. Adds the key
 //! `mechanisms` to `target/reports/bench.json`.
 
 use std::fmt::Write as _;
@@ -86,7 +86,7 @@ impl Mechanism {
     }
 }
 
-/// How one mechanism did.
+/// The figures of one mechanism.
 struct Measured {
     mechanism: Mechanism,
     /// Per call, as the server counted them.
@@ -138,7 +138,7 @@ async fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Beside what `dev bench` measured, if it did.
+/// Adds the figures to the file of `dev bench`, if there is one.
 fn write(rows: Vec<Value>, batching: f64) -> anyhow::Result<PathBuf> {
     let folder = kit::checkout().join("target/reports");
     fs::create_dir_all(&folder)?;

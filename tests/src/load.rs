@@ -1,5 +1,5 @@
-//! The load generator: events as a stranger's producer writes them, and what became of them as a stranger's consumer sees
-//! it. It knows Kafka, JSON and the catalogue, and nothing of the product's code.
+//! The load generator: a producer of events and a consumer of outcomes, written as a third party would. It knows Kafka,
+//! JSON and the catalogue, and nothing of the product's code.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -29,7 +29,7 @@ pub const DEAD_LETTERS: &str = "dead-letters";
 /// The `source` of every event from here.
 pub const SOURCE: &str = "box-office";
 
-/// How long Kafka may take to answer.
+/// Longest wait for an answer of Kafka.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Paced events are sent in handfuls, this often.
 const BEAT: Duration = Duration::from_millis(5);
@@ -106,7 +106,7 @@ impl Event {
     }
 }
 
-/// What a producer stamps on its events.
+/// The time that a producer puts into its events.
 #[expect(clippy::disallowed_methods, reason = "a producer has only the clock of its machine")]
 pub fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
@@ -154,7 +154,7 @@ impl Producer {
         Ok(())
     }
 
-    /// Sends at `pace`; gives the time at which each one was sent, in order.
+    /// Sends at `pace`; returns the time at which each event was sent, in order.
     pub async fn send_all(&mut self, events: impl Iterator<Item = Event>, pace: Pace) -> anyhow::Result<Vec<Instant>> {
         let mut sent = Vec::new();
         let mut beats = pace.beats();
@@ -177,7 +177,7 @@ impl Producer {
     }
 }
 
-/// How fast to send.
+/// The rate of sending.
 #[derive(Clone, Copy)]
 pub enum Pace {
     FullSpeed,
@@ -205,7 +205,7 @@ pub struct Beats {
 }
 
 impl Beats {
-    /// How many may have been sent by now.
+    /// Events that may have been sent by now.
     pub fn due(&self) -> usize {
         match self.pace {
             Pace::FullSpeed => usize::MAX,
@@ -260,16 +260,16 @@ pub fn follow(kafka: &Kafka, topic: &str) -> anyhow::Result<mpsc::UnboundedRecei
     Ok(receiver)
 }
 
-/// What a consumer of an outcome topic reads, as far as it cares.
+/// An outcome, with the fields that this consumer needs.
 #[derive(Deserialize)]
 pub struct Outcome {
     pub id: String,
     #[serde(rename = "type")]
     pub kind: String,
     pub subject: String,
-    /// Who caused it: [`SOURCE`], or a part of Holdfast.
+    /// Source of the event that caused it: [`SOURCE`], or a part of Holdfast.
     pub causationsource: String,
-    /// The event that it answers.
+    /// Id of that event.
     pub causationid: String,
     pub data: OutcomeFields,
 }
@@ -288,9 +288,9 @@ pub struct OutcomeFields {
     pub total: Option<Money>,
     /// The part of it that credits pay.
     pub credits: Option<i64>,
-    /// What was given back.
+    /// The amount refunded.
     pub amount: Option<Money>,
-    /// Whether all of it was given back.
+    /// True when nothing is left to refund.
     pub full: Option<bool>,
 }
 

@@ -1,4 +1,4 @@
-//! What operators do about dead letters and refused outbox rows.
+//! The commands by which operators settle dead letters and refused outbox rows.
 
 use std::time::Duration;
 
@@ -177,7 +177,7 @@ fn a_refused_outbox_row_is_listed_retried_and_dropped(kit: &Kit) -> anyhow::Resu
     })
 }
 
-/// Runs a command that must succeed; what it printed.
+/// Runs a command that must succeed; returns what it printed.
 pub(crate) async fn done(kit: &Kit, command: &[&str]) -> anyhow::Result<String> {
     let output = admin(kit, command).await?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -281,7 +281,7 @@ fn a_user_is_shown_as_they_are_and_as_they_were_without_their_profile(kit: &Kit)
     })
 }
 
-/// Runs a command that must fail, and say why.
+/// Runs a command that must fail with an error that contains `why`.
 pub(crate) async fn refused(kit: &Kit, command: &[&str], why: &str) -> anyhow::Result<()> {
     let output = admin(kit, command).await?;
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -1,5 +1,5 @@
-//! What readers are told of a ticket beside its state: written by many at once, compared before it is written, and of no
-//! consequence for what is decided.
+//! Attributes of tickets, which readers see beside the state: written by many callers at once, compared before they are
+//! written, and of no consequence for decisions.
 
 use anyhow::ensure;
 use futures::future::try_join_all;
@@ -22,7 +22,7 @@ fn tags_of_many_callers_at_once_are_all_there_and_each_once(kit: &Kit) -> anyhow
     const CALLERS: usize = 32;
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "attributes").start().await?;
-        // The first is on one ticket alone, the second on as many as callers; each caller comes twice.
+        // The first round is on one ticket alone, the second on as many as callers; each caller calls twice.
         for tickets in [1, CALLERS] {
             let ticket = |caller: usize| format!("attributes/tags-{tickets}-{}", caller % tickets);
             let callers = (0..CALLERS).chain(0..CALLERS);
@@ -59,7 +59,7 @@ fn a_description_is_written_where_it_changes_and_only_over_what_was_seen(kit: &K
         let [unchanged, differs, gone] = ["unchanged", "differs", "gone"].map(|status| json!({ "status": status }));
         let (balcony, east) = (json!({ "description": "balcony" }), json!({ "entrance": "east" }));
         let both = json!({ "description": "stalls", "entrance": "east" });
-        // What is sent, and what must be answered.
+        // Request, and the answer that it must get.
         let calls = [
             (json!({ "from": {}, "to": balcony }), gone),
             (json!({ "to": balcony }), applied(&["description"])),
@@ -71,7 +71,7 @@ fn a_description_is_written_where_it_changes_and_only_over_what_was_seen(kit: &K
             ),
             (json!({ "from": balcony, "to": both }), unchanged.clone()),
             (json!({ "from": balcony, "to": { "description": "box" } }), differs),
-            // The description has changed since, which does not matter to who changes the entrance alone.
+            // The description has changed since, which does not matter to a caller who changes the entrance alone.
             (
                 json!({ "from": both, "to": { "description": "" } }),
                 applied(&["description"]),
@@ -135,7 +135,7 @@ fn each_change_of_attributes_is_in_their_log_once_and_shown_as_it_was(kit: &Kit)
         let worker = kit.stack.holdfast("run", "attributes").start().await?;
         refused(kit, SHOW, "nothing was told of attributes/logged").await?;
         let described = json!({ "description": "stalls", "entrance": "east" });
-        // What is sent, and what the log has of it: nothing where nothing changes.
+        // Request, and its item in the change log: none where nothing changes.
         let calls = [
             (
                 "tag",
@@ -243,7 +243,7 @@ async fn call(kit: &Kit, ticket: &str, handler: &str, body: &Value) -> anyhow::R
     Ok((response.status().as_u16(), response.json().await?))
 }
 
-/// What the log has of a ticket's attributes, one item for each version from 1 on.
+/// The change log of a ticket's attributes, one item for each version from 1 on.
 async fn items(kit: &Kit, ticket: &str) -> anyhow::Result<Vec<Value>> {
     let pool = kit.stack.postgres.connect().await?;
     let select = "select version, data from ticket_attributes_change_log where ticket = $1 order by version";

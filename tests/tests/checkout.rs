@@ -1,4 +1,4 @@
-//! Buying: a cart, a checkout, the seats and the money, all or nothing, whatever the provider answers and whoever dies.
+//! Checkouts: cart, seats and money, all or nothing, whatever the provider answers and whichever process dies.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -38,7 +38,7 @@ pub(crate) const TESTS: &[Test] = tests![
 pub(crate) const CARD: &str = "pm_card_visa";
 pub(crate) const DECLINED: &str = "pm_card_visa_chargeDeclined";
 pub(crate) const CONFIRMED: &str = "pm_card_authenticationRequired";
-/// What a ticket costs here, in cents of EUR.
+/// Price of a ticket in these proofs, in cents of EUR.
 pub(crate) const PRICE: i64 = 2_500;
 /// The part of it that credits pay, where they do.
 const CREDITS: i64 = 500;
@@ -314,7 +314,7 @@ fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_c
         pay(kit, &[asked, mark]).await?;
         shop.took(&shop.id("mark")).await?;
         ensure!(second != first && in_cart().await? == second, "{first} {second}");
-        // Its workflow had been forgotten and was begun again: the checkout has failed once and for all.
+        // Restate has forgotten the workflow and begins it again: the checkout has failed once and for all.
         forget(kit, &shop.id("order")).await?;
         ends(kit, &shop.id("order"), "failed").await?;
         let payments = shop.simulator.payments_of(&shop.id("order"));
@@ -397,7 +397,7 @@ fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither
             }
             .with_context(|| name.clone())?;
         }
-        // When the money is given back, answers are lost as well.
+        // Answers are lost also when the money is refunded.
         for call in [Call::Cancel, Call::Retrieve] {
             shop.simulator.fail(call, None, Fault::AnswerLost, 2);
         }
@@ -424,7 +424,7 @@ fn a_customer_who_must_confirm_is_waited_for_until_the_hold_ends(kit: &Kit) -> a
             check_out(kit, &shop.user, body).await?;
         }
         reaches(kit, &shop.id("yes"), "waiting").await?;
-        // What is being bought comes into no cart again, and who did not open a checkout does not begin it.
+        // A ticket in an open checkout comes into no cart again, and a user who did not open a checkout cannot begin it.
         let again = json!({ "ticket": tickets[0] });
         let (status, added) = call(kit, &[], "User", &shop.user, "addTicket", &again).await?;
         ensure!(
@@ -466,7 +466,7 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
         let rival = shop.id("rival");
         let tickets = shop.tickets(5).await?;
         fill(kit, &shop.user, &tickets, Some(4)).await?;
-        // The last one's money was never asked for in time.
+        // The last checkout's payment is never made: its requests are lost.
         shop.simulator
             .fail(Call::Create, Some(&shop.id("unasked")), Fault::RequestLost, 1_000);
         let body = json!({ "checkout": shop.id("unasked"), "tickets": tickets[4..], "payment_method": CARD });
@@ -527,8 +527,8 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
             let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
             check_out(kit, &shop.user, body).await?;
         }
-        // What is heard before a checkout gets stuck sets it going once, however often its step is tried again. There are two
-        // words, so that the one that sees it get stuck is not alone.
+        // A provider event that comes before a checkout is stuck sets it going once, however often its step is tried again. There
+        // are two such events, so that the one that meets the stuck checkout is not alone.
         reaches(kit, &shop.id("goes-on"), "sold").await?;
         let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
         for _ in 0..2 {
@@ -558,7 +558,7 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
             Ok(())
         })
         .await?;
-        // That nobody knows breaks no promise; it is told, once of each.
+        // A checkout whose payment's state nobody knows breaks no promise; `verify` reports each once.
         let report = clean_by(|| shop.launch("verify")).await?;
         ensure!(report["stuck"] == 4, "{report}");
         let told = outcomes_of::<UserOutcome>(kit, &shop.user).await?;
@@ -586,7 +586,7 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
             anyhow::Ok((output.status.success(), said))
         };
         shop.simulator.heal();
-        // Who does not know the provider, or does not hear of it, settles nothing; a wrong key gives up no money that was taken.
+        // Without a provider, or without its answer, `settle` does nothing; with a wrong key it gives up no captured money.
         let wrong_key = || shop.launch("admin").env("HOLDFAST_PROVIDER_KEY", "sk_test_wrong");
         shop.simulator
             .fail(Call::Refund, Some(&shop.id("gives-back")), Fault::AnswerLost, 1);
@@ -634,7 +634,7 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
 fn a_cancelled_or_killed_checkout_gives_everything_back(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let shop = Shop::open_with(kit, "checkout/killed", &[("HOLDFAST_ABANDONED_AFTER", "2s")]).await?;
-        // How far it has come: to which call the provider gives no answer; the last one's customer has to confirm.
+        // For each place: the call to which the provider gives no answer. In the last one the customer has to confirm.
         let places = [
             Some((Call::Create, Fault::Unavailable, "opened")),
             Some((Call::Confirm, Fault::Unavailable, "created")),
@@ -709,7 +709,8 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
         }
         has_credits(kit, &shop.user, 0).await?;
         let money = |amount: i64| json!({ "amount": amount, "currency": "EUR" });
-        // A part leaves the seat; the rest returns it, and the credits. Old news and repeats change nothing.
+        // A partial refund leaves the seat sold; the rest frees it and returns the credits. Stale events and repeats change
+        // nothing.
         let payment = shop.payment("refunded")?;
         shop.simulator.refund(&payment, 700)?;
         shop.tell("refunded", "refunded", json!({ "refunded": money(700) }))
@@ -745,14 +746,14 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
             shop.tell("disputed", "disputed", dispute(status)).await?;
         }
         reads(kit, &shop.user, "disputed", 1).await?;
-        // Decided, it is about the amount that it was opened for.
+        // The event that closes a dispute is about the amount that it was opened for.
         for (amount, status) in [(500, "opened"), (300, "lost")] {
             shop.tell("disputed", "disputed", about(&open, amount, status)).await?;
         }
         reads(kit, &shop.user, "disputed", 3).await?;
         sold(kit, &tickets[1..]).await?;
-        // Words about a checkout that is not the user's are refused, or about another payment, or in another currency; words
-        // about one that has ended change nothing.
+        // Provider events about a checkout of another user, about another payment or in another currency are refused; events
+        // about a checkout that has ended change nothing.
         shop.tell("nowhere", "captured", json!({ "amount": money(1) })).await?;
         let other = json!({ "payment": "pi_other", "refunded": money(1) });
         shop.tell("disputed", "refunded", other).await?;
@@ -852,8 +853,8 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 continue;
             }
 
-            // Giving back goes by the same point: the seats are sold, and the provider lets go of the money before it is taken. Of
-            // two, one meets the death and the other one the repeat.
+            // A sale that is undone passes the same point: the seats are sold, and the provider cancels the authorisation before
+            // the capture. Of two checkouts, one meets the crash and the other one the repeat.
             let expired = [0, 1].map(|number| name("expired", number));
             let tickets = shop.tickets_named(&name("expired", 2), 2).await?;
             fill(kit, &shop.user, &tickets, Some(3_600)).await?;
@@ -930,8 +931,8 @@ impl<'a> Shop<'a> {
         format!("{}/{name}", self.name)
     }
 
-    /// The worker dies at the point while it takes these events; its successor does the step before it twice. The log
-    /// tells that, so each point may come once by the same name.
+    /// The worker dies at the point while it handles these events; its successor does the step before the point twice. The
+    /// successor's log shows that, so each point may be used once by the same name.
     async fn crash_and_repeat(
         &mut self,
         launch: impl Fn(&Self) -> Launch<'a>,
@@ -959,7 +960,7 @@ impl<'a> Shop<'a> {
         dress(self.kit.stack.holdfast(subcommand, instance), &self.environment)
     }
 
-    /// As [`Self::launch`], by a name of its own: for a process that runs beside the worker.
+    /// As [`Self::launch`], with an instance name of its own: for a process that runs beside the worker.
     pub(crate) fn beside(&self, subcommand: &str) -> Launch<'a> {
         self.launch_as(subcommand, subcommand)
     }
@@ -995,7 +996,7 @@ impl<'a> Shop<'a> {
         Ok(payments.first().context("the provider has no such payment")?.id.clone())
     }
 
-    /// The provider says something about a checkout; the event's id.
+    /// Sends a provider event about a checkout; returns the event's id.
     pub(crate) async fn tell(&self, checkout: &str, kind: &str, mut data: Value) -> anyhow::Result<String> {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -1009,7 +1010,7 @@ impl<'a> Shop<'a> {
         Ok(id)
     }
 
-    /// Once an event was decided.
+    /// Waits until an event has its idempotency record.
     pub(crate) async fn took(&self, event: &str) -> anyhow::Result<()> {
         let pool = self.kit.stack.postgres.connect().await?;
         until(&format!("{event} is decided"), DEADLINE, async || {
@@ -1021,7 +1022,7 @@ impl<'a> Shop<'a> {
         Ok(())
     }
 
-    /// What the provider's books have of a checkout is this much money, and nothing is set aside any more.
+    /// The provider's books have this much money of a checkout, and no authorisation is open.
     pub(crate) fn paid(&self, checkout: &str, money: i64) -> anyhow::Result<()> {
         let movements = self.simulator.movements(&self.id(checkout));
         let mut sums: BTreeMap<&str, i64> = BTreeMap::new();
@@ -1046,7 +1047,7 @@ impl<'a> Shop<'a> {
         Ok(())
     }
 
-    /// Every promise is kept.
+    /// Closes the shop; `verify` must find every promise kept.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         self.is_clean().await?;
         self.worker.stop().await
@@ -1113,7 +1114,7 @@ pub(crate) async fn check_out(kit: &Kit, user: &str, body: Value) -> anyhow::Res
     Ok(reply)
 }
 
-/// Why the last outcome of a reply refuses; empty when it does not.
+/// Reason of the last outcome of a reply, if it is a refusal; else empty.
 pub(crate) fn reason(reply: &Value) -> String {
     let outcomes = reply["outcomes"].as_array();
     let last = outcomes.and_then(|outcomes| outcomes.last());
@@ -1161,7 +1162,7 @@ pub(crate) async fn has_ended(kit: &Kit, checkout: &str) -> anyhow::Result<Value
     .await
 }
 
-/// Each of the tickets was sold once, and is still.
+/// Each of the tickets was sold once, and is sold now.
 pub(crate) async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "sold").await?;
@@ -1194,7 +1195,7 @@ async fn reads_as(kit: &Kit, ticket: &str, status: &str) -> anyhow::Result<()> {
     .await
 }
 
-/// The user was told so many outcomes with this verb, once the relay is quiet.
+/// The user's outcomes with this verb are this many, once the relay is idle.
 pub(crate) async fn reads(kit: &Kit, user: &str, verb: &str, count: usize) -> anyhow::Result<()> {
     clean(kit).await?;
     let told = outcomes_of::<UserOutcome>(kit, user).await?;

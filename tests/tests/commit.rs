@@ -80,7 +80,7 @@ impl Bench {
         Ok(sqlx::query(statement).fetch_one(&self.pool).await?.get(0))
     }
 
-    /// Types and sequences of what was told about a ticket, in the order of the outbox.
+    /// Types and sequences of a ticket's outcomes, in the order of the outbox.
     async fn told(&self, ticket: &str) -> anyhow::Result<Vec<(String, i64)>> {
         let rows = sqlx::query("select type, version from ticket_change_log where ticket = $1 order by version")
             .bind(ticket)
@@ -175,7 +175,7 @@ fn an_id_used_again_for_another_ticket_is_dead_lettered(kit: &Kit) -> anyhow::Re
     kit.block_on(async {
         let bench = Bench::new(kit).await?;
         bench.listed(&["A", "B"]).await?;
-        // Both units are in one batch: the second must not be judged by what the first only means to write.
+        // Both units are in one batch: the second must not be judged by a record that the first has not written yet.
         let first = bench.commit("A", vec![Work::Event(reserve("same", "A", "ann"))]);
         let second = bench.commit("B", vec![Work::Event(reserve("same", "B", "ann"))]);
         let (first, second) = tokio::try_join!(first, second)?;

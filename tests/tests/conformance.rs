@@ -1,4 +1,4 @@
-//! The payment provider's adapter against servers that others wrote: `stripe-mock`, which holds every request against Stripe's
+//! The payment provider's adapter against servers of third parties: `stripe-mock`, which checks every request against Stripe's
 //! published description, and `localstripe`, which keeps the states of payments. `make conformance` fetches and starts them.
 
 #[path = "provider/conversation.rs"]
@@ -62,7 +62,7 @@ async fn run() -> anyhow::Result<()> {
     hold(&provider(&localstripe.url(), KEY)?, localstripe, TALKS)
         .await
         .context("localstripe")?;
-    // Each is told a second later.
+    // localstripe sends each webhook a second later.
     for talk in ["talk-captured-and-given-back", "talk-proved"] {
         until("localstripe tells what was captured", PATIENCE, async || {
             let events = receiver.events()?;
@@ -88,7 +88,7 @@ fn provider(url: &str, key: &str) -> anyhow::Result<Provider> {
     provider.context("no provider")
 }
 
-/// All that the adapter can ask, by having the whole conversation with the simulator, and a search of two pages.
+/// Every request that the adapter can send, gathered from the whole conversation with the simulator and a search of two pages.
 async fn every_request() -> anyhow::Result<Vec<ReceivedRequest>> {
     let simulator = Simulator::start().await?;
     let provider = provider(&simulator.url(), KEY)?;
@@ -103,7 +103,7 @@ async fn every_request() -> anyhow::Result<Vec<ReceivedRequest>> {
     Ok(simulator.asked())
 }
 
-/// Every request is taken, and every kind of answer is read.
+/// stripe-mock accepts every request, and the adapter reads every kind of answer.
 async fn described(url: &str, asked: &[ReceivedRequest]) -> anyhow::Result<()> {
     let client = reqwest::Client::new();
     for asked in asked {
@@ -136,7 +136,7 @@ async fn described(url: &str, asked: &[ReceivedRequest]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// It keeps no state: whatever step was taken, the payment has not moved.
+/// stripe-mock keeps no state: whatever step was taken, the payment has not changed.
 fn unmoved(error: holdfast::provider::Error) -> anyhow::Result<()> {
     ensure!(error.to_string().contains("it was done"), "{error:?}");
     Ok(())

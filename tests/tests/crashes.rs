@@ -1,5 +1,5 @@
-//! Each part dies at each of its crash points, comes back, and does the step before that point twice; events keep coming
-//! all the while. One stack for all rounds: what one round leaves behind is what the next one begins with.
+//! Each role dies at each of its crash points, comes back, and does the step before that point twice, while events keep
+//! coming. All rounds share one stack: each begins with what the one before left behind.
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;

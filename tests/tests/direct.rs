@@ -1,4 +1,4 @@
-//! The public topic, subscribed without a gate: the same events, decided by the same code.
+//! A direct subscription of Restate to the public topic, without a gate: the same code decides the same events.
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::{DeadLetterReason, topics};
@@ -9,7 +9,7 @@ use crate::support::{DEADLINE, clean, event, letters, listed, requested, send, s
 use crate::workers::done;
 use crate::{Test, tests};
 
-// A record without a key, or with one that is no UTF-8, would end such a subscription: no proof before has sent one.
+// A record without a key, or with one that is no UTF-8, would end such a subscription, so no proof before may send one.
 pub(crate) const TESTS: &[Test] = tests![events_taken_without_a_gate_take_effect_once_also_when_a_gate_follows];
 
 fn events_taken_without_a_gate_take_effect_once_also_when_a_gate_follows(kit: &Kit) -> anyhow::Result<()> {
@@ -43,7 +43,7 @@ fn events_taken_without_a_gate_take_effect_once_also_when_a_gate_follows(kit: &K
         ensure!(reasons == expected, "{reasons:?}");
         clean(kit).await?;
 
-        // What `register` asks for, before the other path may be taken: the topic is drained.
+        // `register` demands a drained topic before events may take the other path.
         unsubscribe(kit, topics::RESERVATIONS).await?;
         unsubscribe(kit, topics::PAYMENTS).await?;
         done(kit.stack.holdfast("register", "register")).await?;

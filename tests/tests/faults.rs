@@ -1,7 +1,7 @@
-//! Every way to commit, under every fault: what stands then, and what the repeat leaves. [`PAGES`] is what the pages of the
-//! tools promise; the faults are those of a real Postgres, met at a known moment.
+//! Every way to commit, under every fault: whether its effect stands then, and what its repeat does. [`PAGES`] holds the promises
+//! of the tools' pages; the faults are those of a real Postgres, met at a known moment.
 //!
-//! Not here, because it is not there: a cut at COMMIT for the ways of one statement, which the database commits by itself.
+//! A cut at COMMIT is missing for the ways of one statement: the database commits those by itself.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -67,7 +67,7 @@ enum End {
     Killed,
 }
 
-/// What a repeat does where the first call has taken effect.
+/// The effect of a repeat after a first call that took effect.
 #[derive(Clone, Copy)]
 enum Repeat {
     /// Nothing.
@@ -78,8 +78,8 @@ enum Repeat {
     Again,
 }
 
-/// What a page promises: what the repeat answers where nothing stands and where the effect stands, what it does in the second
-/// case, and which of the two cases each fault leaves behind.
+/// The promise of a page: the repeat's answer where the first call had no effect and where it had, the repeat's effect in the
+/// second case, and which of the two cases each fault leaves behind.
 struct Page(Way, [&'static str; 2], Repeat, &'static [(Fault, usize)]);
 
 const PAGES: &[Page] = &[
@@ -238,7 +238,7 @@ fn said(answer: impl Debug) -> String {
     format!("{answer:?}")
 }
 
-/// Its own row says that it is done: what makes a transaction safe to repeat.
+/// The tag in the row says that it is done, which makes the transaction safe to repeat.
 async fn pay_once(transaction: &mut Transaction, key: &String) -> Result<bool, Error> {
     let row = transaction.get::<User>(key).await?;
     let Some(mut row) = row.filter(|row| row.tags.is_empty()) else {

@@ -1,4 +1,4 @@
-//! The gate alone, on the public topics: everything comes out, in order, through crashes, kills and rebalances.
+//! The gate alone, on the public topics: it admits or dead-letters every record, in order, through crashes, kills and rebalances.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -65,7 +65,7 @@ fn everything_comes_out_in_order_while_gates_are_killed_and_join(kit: &Kit) -> a
             first.kill()?;
             gate.feed(1_000).await?;
             if round % 2 == 1 {
-                // Its partitions went to nobody yet, or to the other: it wakes up late.
+                // It resumes late: its partitions are unassigned, or assigned to the other gate.
                 second.resume()?;
             }
             first = gate.launch("gate").start().await?;
@@ -103,7 +103,7 @@ fn a_refused_record_keeps_its_bytes(kit: &Kit) -> anyhow::Result<()> {
             sent(Some(b"A"), Some(b""), &[]),
             sent(Some(b"A"), Some(&[0xff; 1_000]), &headers),
         ];
-        // As large as the broker takes it: record and batch have a frame of their own.
+        // As large as the broker accepts: the record and its batch add headers of their own.
         let noise: Vec<u8> = (0..(1_u32 << 20) - 200)
             .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
             .collect();

@@ -1,5 +1,5 @@
-//! Checkouts in flight, while the provider, the engine or the handlers change under them, and limits that two of them meet at
-//! once.
+//! Checkouts in flight while the provider, the engine or the handlers change under them, and limits that two checkouts meet
+//! at once.
 
 use std::time::Duration;
 
@@ -41,10 +41,10 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
             ("HOLDFAST_RETRY_PAUSE", "500ms"),
         ];
         let shop = Shop::open_with(kit, "flight/away", &settings).await?;
-        // Half of the time it is silent for longer than anybody waits, else it cannot be reached.
+        // In half of the cases the provider is silent for longer than the time-out, else it cannot be reached.
         let silent = Fault::Slow(Duration::from_secs(2));
         let orders = [
-            // What is given back or let go of in silence is so all the same.
+            // A refund or a cancellation whose answer is lost has taken effect all the same.
             (Call::Refund, "refund", Fault::Unavailable, CARD, None, "failed"),
             (Call::Create, "create", silent, CARD, None, "completed"),
             (Call::Confirm, "authorise", silent, CARD, None, "completed"),
@@ -65,7 +65,7 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
             shop.simulator.fail(*call, Some(&order), *fault, 4);
             shop.simulator.fail(*call, Some(&order), Fault::RequestLost, 1_000);
             if *call == Call::Refund {
-                // Taken, and nobody here knows when it is cancelled.
+                // The provider has captured the money; the worker does not know it when the checkout is cancelled.
                 shop.simulator
                     .fail(Call::Capture, Some(&order), Fault::AnswerLost, 1_000);
             }
@@ -132,7 +132,7 @@ fn a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind(k
             fill(kit, &shop.user, &tickets, Some(3_600)).await?;
             let [selling, undoing] = ["selling", "undoing"].map(|what| format!("{how}-{what}"));
 
-            // Somebody else has the user's account: the money is set aside, and the seats wait for the credits.
+            // Another session locks the user's account: the money is authorised, and the sale of the seats waits for the credits.
             let loyalty = kit.stack.postgres.connect_to_loyalty().await?;
             let mut account = loyalty.begin().await?;
             sqlx::query("select credits from accounts where user_id = $1 for update")
@@ -162,7 +162,7 @@ fn a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind(k
             end_invocation(kit, &shop.id(&undoing), how).await?;
             shop.simulator.heal();
 
-            // What had failed before it was ended has failed for its own reason.
+            // A checkout that had failed before it was ended has failed for its own reason.
             let ended = ends(kit, &shop.id(&undoing), "failed").await?;
             ensure!(ended["reason"] == "declined", "{ended}");
             let ended = ends(kit, &shop.id(&selling), "failed").await?;
@@ -189,7 +189,7 @@ fn money_given_back_before_the_sale_is_known_is_told_once_it_is(kit: &Kit) -> an
                 .fail(Call::Capture, Some(&shop.id(name)), Fault::AnswerLost, 1_000);
             let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CARD });
             check_out(kit, &shop.user, body).await?;
-            // The provider has taken the money, and nobody here knows.
+            // The provider has captured the money, and the worker does not know it.
             until("the money is taken", DEADLINE, async || shop.paid(name, PRICE)).await?;
             shop.simulator.refund(&shop.payment(name)?, *back)?;
             let told = json!({ "refunded": { "amount": back, "currency": "EUR" } });
@@ -225,7 +225,7 @@ fn who_waited_for_the_provider_meanwhile_writes_nothing_over_what_an_operator_se
         let tickets = shop.tickets(1).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
         let order = shop.id("order");
-        // The money is set aside at once, and the worker hears of it late.
+        // The provider authorises at once, and its answer comes late.
         let late = Fault::Slow(Duration::from_secs(10));
         shop.simulator.fail(Call::Confirm, Some(&order), late, 1);
         let body = json!({ "checkout": order, "tickets": tickets, "payment_method": CARD });
@@ -269,7 +269,7 @@ fn after_a_day_a_payment_is_looked_up_and_never_made_again(kit: &Kit) -> anyhow:
         let shop = Shop::open(kit, "flight/day").await?;
         let tickets = shop.tickets(2).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
-        // One was made, and nobody here knows; the other request never arrived.
+        // One payment was made, and its answer was lost; the other request never arrived.
         let orders = [
             ("made", Fault::AnswerLost, "completed", PRICE),
             ("lost", Fault::RequestLost, "failed", 0),
@@ -383,7 +383,7 @@ fn nobody_gets_more_tickets_than_the_limits_allow(kit: &Kit) -> anyhow::Result<(
         }
         free(kit, &[gala[2].clone(), fair[1].clone()]).await?;
 
-        // Who holds it all the same cannot buy it.
+        // A user who holds it all the same cannot buy it.
         let reserve = json!({ "user": shop.user, "hold_for": 3_600 });
         let (_, reply) = call(kit, &[], "Ticket", &gala[2], "reserve", &reserve).await?;
         ensure!(reason(&reply).is_empty(), "{reply}");
@@ -391,7 +391,7 @@ fn nobody_gets_more_tickets_than_the_limits_allow(kit: &Kit) -> anyhow::Result<(
         let reply = check_out(kit, &shop.user, body).await?;
         ensure!(reason(&reply) == "show_limit", "{reply}");
 
-        // Two checkouts that keep the limit each, but not together: who sells first wins, the other gives back.
+        // Two checkouts that keep the limit each, but not together: the first to sell wins, the other one is undone.
         for (name, tickets) in [("one", &gala[..1]), ("two", &gala[1..])] {
             let body = json!({ "checkout": shop.id(name), "tickets": tickets, "payment_method": CONFIRMED });
             let reply = check_out(kit, &shop.user, body).await?;
@@ -443,7 +443,8 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         reaches(kit, &shop.id("waits"), "waiting").await?;
         reaches(kit, &shop.id("tries"), "sold").await?;
 
-        // The new ones, at an address of their own. Another setting stands for another version: the engine knows it by that.
+        // The new handlers, at an address of their own. A changed setting stands for a new version: Restate sees another
+        // deployment.
         let address = format!("127.0.0.1:{}", kit.stack.ports.get("upgraded-serve")?);
         let url = format!("http://{address}");
         let new = |subcommand: &str, version: &str| {
@@ -460,7 +461,7 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         buy("new", &tickets[2], CARD).await?;
         ends(kit, &shop.id("new"), "completed").await?;
 
-        // What the old ones began they bring to its end.
+        // The old handlers finish the invocations that they began.
         let pinned = pinned_to(kit, &before).await?;
         ensure!(pinned == 2, "{pinned} invocations are left to the old handlers");
         shop.simulator.heal();
@@ -499,7 +500,7 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         buy("alone", &tickets[3], CARD).await?;
         ends(kit, &shop.id("alone"), "completed").await?;
 
-        // Other ones at the same address are not in use before what was begun has ended.
+        // New handlers at the same address are not used before the invocations under way have ended.
         buy("last", &tickets[4], CONFIRMED).await?;
         reaches(kit, &shop.id("last"), "waiting").await?;
         serve.kill()?;
@@ -530,7 +531,7 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
     })
 }
 
-/// Where the engine sends new work of a service.
+/// The deployment to which Restate sends new invocations of a service.
 async fn deployment_of(kit: &Kit, service: &str) -> anyhow::Result<String> {
     let url = format!("{}/services/{service}", kit.stack.restate.admin());
     let service: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
@@ -546,7 +547,7 @@ async fn kept_cart(kit: &Kit, user: &str) -> anyhow::Result<String> {
     Ok(cart.context("no cart")?.to_owned())
 }
 
-/// How many invocations that have not ended belong to a deployment.
+/// Unfinished invocations that are pinned to a deployment.
 async fn pinned_to(kit: &Kit, deployment: &str) -> anyhow::Result<u64> {
     let query = format!(
         "select count(*) as invocations from sys_invocation_status \

@@ -1,4 +1,4 @@
-//! What comes in: whatever is sent, bad records are put aside as they came, and no good one waits or suffers for it.
+//! Intake: bad records become dead letters with their original bytes, and no good record waits or suffers for them.
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::DeadLetterReason as Reason;
@@ -28,11 +28,11 @@ pub(crate) const TESTS: &[Test] = tests![
 /// The broker's limit on the public topic, in bytes.
 const LIMIT: usize = 1 << 20;
 
-/// A record that must be put aside.
+/// A record that must become a dead letter.
 struct Bad {
     what: String,
     reason: Reason,
-    /// What its detail must name, so that its sender finds the fault.
+    /// A word that the dead letter's detail must have, so that the sender finds the fault.
     names: String,
     sent: Sent,
 }
@@ -48,32 +48,32 @@ impl Bad {
     }
 }
 
-/// One topic, and what is sound there.
+/// One public topic, and its valid events.
 struct Intake {
     topic: &'static str,
-    /// What would be decided, were nothing wrong with it. Its data have the text `ann`.
+    /// A valid event, to be spoilt. Its data have the text `ann`.
     sound: Value,
-    /// Where that text stands.
+    /// The field with that text.
     field: &'static str,
     /// A type of the other topic.
     strange: &'static str,
-    /// What is wrong with the data of this topic's types.
+    /// Bad records with faults in the data of this topic's types.
     data: fn() -> Vec<Bad>,
-    /// An event that is decided, with this id, and what is told of it.
+    /// A valid event with this id, and its outcome.
     good: fn(&str) -> Value,
     verdict: &'static str,
-    /// Two events of this key that say this text, and where their outcomes say it again.
+    /// Two events of this key that contain this text, and the fields of their outcomes that repeat it.
     odd: fn(&str, &str) -> [Value; 2],
     told_as: Option<[&'static str; 2]>,
     /// Reads keys that begin with `$1`, and the text that each keeps of the first of these.
     kept: &'static str,
-    /// Events of this key, the last of which says `4500`; where its outcome does, and the least that it may say.
+    /// Events of this key, the last with the amount `4500`; the field of its outcome with the amount, and the least valid one.
     amount: fn(&str) -> Vec<Value>,
     amount_at: &'static str,
     least: &'static str,
 }
 
-/// What was told of an event, of whichever topic.
+/// An outcome of either topic.
 #[derive(Debug)]
 struct Answer {
     subject: String,
@@ -155,7 +155,7 @@ async fn are_put_aside(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
         records.push(bad.sent.clone());
         records.push(structured(&(intake.good)(&format!("{prefix}{number}"))));
     }
-    // All in one partition: were one of them to stop it, nothing after it would be decided.
+    // All in one partition: if one of them stopped it, nothing after it would be decided.
     for record in &mut records {
         record.partition = Some(0);
     }
@@ -488,7 +488,7 @@ fn changed(event: &Value, pointer: &str, value: Option<Value>) -> Sent {
 }
 
 impl Intake {
-    /// What was told of keys that begin with `prefix`, once it is so much; more is an error.
+    /// The outcomes of keys that begin with `prefix`, once there are `count`; more are an error.
     async fn told(&self, kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<Vec<Answer>> {
         Ok(match self.topic {
             topics::RESERVATIONS => answers(&told_of::<TicketOutcome>(kit, prefix, count).await?),
@@ -496,14 +496,14 @@ impl Intake {
         })
     }
 
-    /// So many good events with ids that begin with `prefix` were decided.
+    /// Waits until `count` valid events with ids that begin with `prefix` are decided.
     async fn are_good(&self, kit: &Kit, prefix: &str, count: usize) -> anyhow::Result<()> {
         let told = self.told(kit, prefix, count).await?;
         ensure!(told.iter().all(|told| told.verdict == self.verdict), "{told:?}");
         Ok(())
     }
 
-    /// Everything that is wrong on any topic, then what is wrong with the data of this one.
+    /// The faults of any topic, then the faults in the data of this one.
     fn bad_records(&self) -> Vec<Bad> {
         [
             self.bad_keys(),
@@ -781,7 +781,7 @@ impl Intake {
         ]
     }
 
-    /// Data that are wrong whatever they say, and what a text in them must not be.
+    /// Faults of data of any type, and of the texts in them.
     fn bad_texts(&self) -> Vec<Bad> {
         let field = format!("data.{}", self.field);
         let pointer = format!("/data/{}", self.field);
@@ -881,7 +881,7 @@ fn bad_payments() -> Vec<Bad> {
         ("a ticket that is an object", "tickets", json!([{ "ticket": "A-1" }])),
         ("a ticket with too long an id", "tickets", json!(["t".repeat(256)])),
         ("a way to pay of dots", "payment_method", json!("..")),
-        // The holds say what is paid, and nobody else.
+        // The price comes from the holds, never from a request.
         ("a price", "price", price.clone()),
         ("a total", "total", price.clone()),
     ] {
@@ -924,7 +924,7 @@ fn bad_payments() -> Vec<Bad> {
                 ));
             };
             let place = format!("data.{field}");
-            // Whoever asks for a checkout may leave the rest open.
+            // A request for a checkout may leave out the other fields.
             if kind != "checkout.requested" || field == "checkout" {
                 wrong("is missing", Reason::InvalidData, field, None);
                 wrong("is null", Reason::InvalidData, &place, Some(Value::Null));
@@ -949,7 +949,7 @@ fn bad_payments() -> Vec<Bad> {
     bad
 }
 
-/// What the money in `field` of an event's data must not be.
+/// Faults of the money in `field` of an event's data.
 fn bad_prices(sound: &Value, field: &str) -> Vec<Bad> {
     let prices = [
         ("negative", r#"{"amount":-1,"currency":"EUR"}"#),

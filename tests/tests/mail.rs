@@ -1,4 +1,4 @@
-//! Mail to customers: one about each outcome, whatever the mail server says, and nothing that waits for it but mail.
+//! Mail to customers: one about each outcome, whatever the mail server answers, and nothing but mail waits for the mail server.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -54,7 +54,7 @@ fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit: &Kit) -> a
             shop.simulator.refund(&payment, amount)?;
         }
         let money = |amount: i64| json!({ "refunded": { "amount": amount, "currency": "EUR" } });
-        // Old news and repeats tell nothing new.
+        // Stale events and repeats cause no mail.
         for so_far in [700, 700, PRICE, 700] {
             shop.tell("bought", "refunded", money(so_far)).await?;
         }
@@ -137,7 +137,7 @@ fn a_mail_server_that_is_away_or_silent_holds_up_mails_and_nothing_else(kit: &Ki
         })
         .await?;
 
-        // It is back, but says nothing for as long as anybody would wait.
+        // It is back, but answers nothing within the time-out.
         sink.fail(Fault::Silence, 4);
         sink.come_back().await?;
         for (checkout, place) in &orders {
@@ -178,14 +178,14 @@ fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyh
             ("closing", &[Fault::Answer("DATA", 421)], ("sent", 2, 250, 1)),
             ("unknown", &[Fault::Answer("RCPT", 550)], ("refused", 1, 550, 0)),
             ("full", &[Fault::Answer(".", 552)], ("refused", 1, 552, 0)),
-            // Ours to mend: the mail waits until it is.
+            // A fault of our settings: the mail waits until an operator mends it.
             (
                 "sender",
                 &[Fault::Answer("MAIL", 550), Fault::Answer("RCPT", 530)],
                 ("sent", 3, 250, 1),
             ),
             ("goodbye", &[Fault::NoGoodbye], ("sent", 1, 250, 1)),
-            // Nobody can know that the first one arrived.
+            // The mailer cannot know that the first one arrived.
             ("lost", &[Fault::AnswerLost], ("sent", 2, 250, 2)),
         ];
         let tickets = shop.tickets(cases.len()).await?;
@@ -258,10 +258,10 @@ fn a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is
             }
             let count = |order: &str| anyhow::Ok(of(&sink, &shop.id(order), "completed")?.len());
             let counts = (count(&first)?, count(&second)?);
-            // What was taken and not noted is sent again: once after the crash, and once more by the step that is repeated.
+            // A mail that was accepted and not noted is sent again: once after the crash, and once more by the repeated step.
             let expected = if point == Point::MailAccepted { (3, 1) } else { (1, 1) };
             ensure!(counts == expected, "{}: {counts:?}", point.name());
-            // Whatever arrived about an order has its one id.
+            // All copies of the mail about an order have one id.
             for order in [&first, &second] {
                 let about = sink
                     .mails()
@@ -276,7 +276,7 @@ fn a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is
 }
 
 fn two_serves_at_once_send_each_mail_once(kit: &Kit) -> anyhow::Result<()> {
-    // More than one process sends within a time-out and a pause, so that the other one has to take some.
+    // More mails than one process sends within a time-out and a pause, so that the other process has to send some.
     const ORDERS: usize = 12;
     const TIMEOUT: (&str, &str) = ("HOLDFAST_SMTP_TIMEOUT", "5s");
     kit.block_on(async {
@@ -339,7 +339,7 @@ fn without_a_mail_server_nobody_is_written_to_then_or_later(kit: &Kit) -> anyhow
         check_out(kit, USER, json!({ "checkout": "mail/off/order", "credits": 40 })).await?;
         ends(kit, "mail/off/order", "completed").await?;
         worker.stop().await?;
-        // One with a mail server comes: it writes about what happens from now on.
+        // A worker with a mail server starts: it sends mails about outcomes from now on.
         let shop = Shop::open(kit, "mail/on").await?;
         let ticket = shop.tickets(1).await?.remove(0);
         buy(kit, &shop, "order", &ticket, CARD).await?;

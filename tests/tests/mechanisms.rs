@@ -1,5 +1,5 @@
-//! The database mechanisms against a real Postgres: what each answers, repeated, overtaken, cut off, with nothing there and
-//! with too much; and the example handlers that show them.
+//! The database mechanisms against a real Postgres: the answer of each when it is repeated, overtaken or cut off, with no row
+//! and with too many; and the example handlers that show them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,7 +124,7 @@ fn a_value_that_the_table_forbids_changes_nothing(kit: &Kit) -> anyhow::Result<(
         });
         forbidden(once.await, "name_length")?;
 
-        // One that is forbidden spoils nothing for those whose statement it shared.
+        // A change that a constraint forbids spoils nothing for those that shared its statement.
         with_user(&pool, "bob", 7).await?;
         let (changes, changing) = batch::changes::<User>(pool.clone());
         let both = ["ann", "bob"]
@@ -168,7 +168,7 @@ fn an_inserted_row_is_mine_over_every_retry_and_nobody_elses(kit: &Kit) -> anyho
         );
         ensure!(insert::once(&pool, &user("bob", 2)).await? == Insert::Present);
 
-        // Another writer has inserted the row and not committed yet: whose it will be is open until then.
+        // Another writer has inserted the row and not committed yet: the insert waits for its end.
         for (theirs, answer) in [(true, Insert::Present), (false, Insert::Inserted)] {
             let cid = user(&format!("cid-{theirs}"), 1);
             let mut first = pool.begin().await?;
@@ -212,7 +212,7 @@ fn a_plain_update_lets_the_last_writer_win_and_a_relative_one_loses_nothing(kit:
         let row = row(&pool, "ann").await?.expect("ann");
         ensure!(row.name == "last" && row.credits == 32 && row.version == 34, "{row:?}");
 
-        // What the page warns of: an update whose answer was lost had taken effect, and its repeat adds again.
+        // The page warns of this: an update whose answer was lost had taken effect, and its repeat adds again.
         let proxied = Proxied::new(kit).await?;
         proxied.proxy.lose_answer_to("update example_users");
         ensure!(update::apply(&proxied.pool, &ann, &add).await.is_err());
@@ -236,7 +236,7 @@ fn a_versioned_update_tells_whose_write_it_found(kit: &Kit) -> anyhow::Result<()
             theirs == Versioned::Conflict { found: 1 },
             "the same content proves nothing: {theirs:?}"
         );
-        // A plain writer takes the mark away: the next version is not mine because the one before was.
+        // A plain writer clears the attempt's mark: the next version is not this attempt's because the one before was.
         update::apply(&pool, &ann, &User::NAME.set("Ann")).await?;
         ensure!(mine(&mut connection, 1).await? == Versioned::Conflict { found: 2 });
         ensure!(mine(&mut connection, 0).await? == Versioned::Overtaken { found: 2 });
@@ -661,7 +661,7 @@ fn an_aborted_task_undoes_its_transaction_and_its_statement_is_found_by_the_repe
         let again = version::update(&mut connection, &ann, 0, "mine", &User::CREDITS.add(1)).await?;
         ensure!(again == Versioned::AlreadyMine { version: 1 }, "{again:?}");
 
-        // Nobody is left to send COMMIT.
+        // No task is left to send COMMIT.
         let (other, key) = (pool.clone(), ann.clone());
         abort_while_blocked(&pool, async move {
             add_once(&other, "k", &key, 1).await?;

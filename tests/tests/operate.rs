@@ -1,4 +1,4 @@
-//! What operators and callers see: settings, readiness, metrics, draining, back-pressure, and what needs no event.
+//! The view of operators and callers: settings, readiness, metrics, draining, back-pressure, and requests without events.
 
 use std::cell::RefCell;
 use std::net::TcpListener;
@@ -30,7 +30,7 @@ pub(crate) const TESTS: &[Test] = tests![
 
 fn a_wrong_setting_is_named_with_its_mend_before_any_socket_opens(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        // Where a process that connects or listens too early is noticed.
+        // A listener that notices a process that connects or listens too early.
         let taken = TcpListener::bind("127.0.0.1:0")?;
         taken.set_nonblocking(true)?;
         let address = taken.local_addr()?.to_string();
@@ -122,7 +122,7 @@ fn a_wrong_setting_is_named_with_its_mend_before_any_socket_opens(kit: &Kit) -> 
     })
 }
 
-/// What was said by a start that was refused for its settings.
+/// The error of a start that was refused for its settings.
 fn refused(output: &Output) -> anyhow::Result<String> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(2), "{}: {said}", output.status);
@@ -177,7 +177,7 @@ async fn get(url: &str) -> anyhow::Result<(u16, String)> {
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// Asks it to end, and gives its exit code.
+/// Sends SIGTERM, and returns the exit code.
 async fn terminate(worker: &Holdfast) -> anyhow::Result<Option<i32>> {
     kill(worker.pid(), Signal::SIGTERM)?;
     Ok(worker.wait(DEADLINE).await?.code())
@@ -628,7 +628,7 @@ fn a_gate_whose_offsets_were_lost_stops_and_names_them(kit: &Kit) -> anyhow::Res
         clean(kit).await?;
         let (status, said) = register(kit, &["--gate-group", GROUP]).await?;
         ensure!(status == Some(0), "{said}");
-        // What retention does to a gate that was away for too long.
+        // Deletes records as retention does while a gate is away for too long.
         let partition = places[0].0;
         let mut removed = TopicPartitionList::new();
         removed.add_partition_offset(topics::RESERVATIONS, partition, Offset::Offset(1))?;

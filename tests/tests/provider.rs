@@ -1,4 +1,4 @@
-//! The payment provider: what the adapter says and understands, and that no fault makes a payment twice or loses its fate.
+//! The payment provider's adapter: its requests and its reading of answers; no fault makes a payment twice or loses its state.
 
 mod conversation;
 mod receiver;
@@ -52,7 +52,7 @@ fn the_simulator_answers_as_real_servers_do(kit: &Kit) -> anyhow::Result<()> {
     })
 }
 
-/// A step of a checkout, and how far its payment is before it.
+/// A step of a checkout at the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Create,
@@ -116,7 +116,7 @@ async fn take(provider: &Provider, buyer: &Buyer, step: Step, id: Option<&Paymen
     }
 }
 
-/// Takes the step again and again while its fate is unknown; nothing else may be wrong.
+/// Repeats the step while its result is unknown; any other failure is an error.
 async fn persist(provider: &Provider, buyer: &Buyer, step: Step, id: Option<&PaymentId>) -> anyhow::Result<Payment> {
     until(&format!("{step:?} has its answer"), DEADLINE, async || {
         match take(provider, buyer, step, id).await {
@@ -140,7 +140,8 @@ fn whatever_breaks_in_whichever_call_money_moves_once_and_its_fate_can_be_asked(
                     let run = under_fault(&simulator, &provider, &checkout, steps, broken).await;
                     run.with_context(|| checkout.clone())?;
                     let payments = simulator.payments_of(&checkout);
-                    // A failure that is kept for the key hides what was made: another one is, and no money moves by the first.
+                    // A 500 that is kept for the key hides the payment that was made: the adapter makes another, and no money moves
+                    // by the first.
                     let hidden = broken == (Step::Create, Fault::Broken { done: true });
                     ensure!(payments.len() == 1 + usize::from(hidden), "{checkout}: {payments:?}");
                     let moved = simulator.movements(&checkout);
@@ -163,7 +164,7 @@ fn whatever_breaks_in_whichever_call_money_moves_once_and_its_fate_can_be_asked(
     })
 }
 
-/// Takes the steps; the one that breaks is asked about before it is taken again.
+/// Takes the steps; after the one that breaks, the payment is retrieved before the step is repeated.
 async fn under_fault(
     simulator: &Simulator,
     provider: &Provider,
@@ -178,7 +179,7 @@ async fn under_fault(
         if *step == broken {
             simulator.fail(step.call(), Some(checkout), fault, 1);
             let answer = take(provider, &buyer, *step, id.as_ref()).await;
-            // What a refund answers is not read: the payment is.
+            // The adapter does not read a refund's answer: it retrieves the payment.
             let told = (*step, fault) == (Step::Refund, Fault::Garbled) && answer.is_ok();
             ensure!(
                 told || matches!(answer, Err(Error::Unknown { .. })),
@@ -280,7 +281,7 @@ fn a_payment_is_found_among_many_after_its_key_is_forgotten(kit: &Kit) -> anyhow
             .find(&lost.checkout, since + Duration::from_secs(3_600))
             .await?;
         ensure!(later.is_none(), "{later:?}");
-        // Made twice after all, the one with money on it counts.
+        // Of two payments for one checkout, the one with money on it counts.
         let twin = provider.create(&lost.order()).await?;
         provider.authorise(&twin.id, &lost.checkout).await?;
         let found = provider

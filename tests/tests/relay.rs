@@ -87,7 +87,7 @@ fn of_two_relays_one_works_and_the_other_takes_over(kit: &Kit) -> anyhow::Result
         let second = kit.stack.holdfast("relay", "relay-b").start().await?;
         proof.fill(2_000).await?;
         first.pause()?;
-        // The lock of a relay that only sleeps is still its own; without its connection it is not, and it wakes up fenced.
+        // A frozen relay keeps its lock until its connection is ended; then it resumes fenced.
         sqlx::query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'")
             .execute(&proof.pool)
             .await?;
@@ -163,7 +163,7 @@ fn a_database_that_went_back_in_time_stops_the_relay(kit: &Kit) -> anyhow::Resul
         let relay = kit.stack.holdfast("relay", "relay").start().await?;
         proof.emptied().await?;
         relay.stop().await?;
-        // One batch back, as after a restore: but the rows of that batch are others.
+        // Sets the batch number back by one, as a restore does, while that batch had other rows.
         sqlx::query("update relay_state set batch = batch - 1")
             .execute(&proof.pool)
             .await?;

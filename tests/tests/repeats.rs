@@ -1,4 +1,4 @@
-//! What comes twice: however often, in whatever form and by whatever way an event comes again, it takes effect once.
+//! Repeats: an event takes effect once, however often, in whatever form and by whatever way it is sent again.
 
 use std::collections::BTreeMap;
 
@@ -214,7 +214,7 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
                 structured(&event)
             };
             let id = |what: &str| format!("repeats/old/{what}/{topic}");
-            // What a broker that was away, or a mirror, brings late.
+            // A record that a mirror, or a broker after an outage, brings late.
             let late = Sent {
                 timestamp: Some((days_ago(8).unix_timestamp_nanos() / 1_000_000) as i64),
                 ..structured(&good(&id("by-the-brokers"), key))
@@ -354,7 +354,7 @@ fn a_second_subscription_of_the_admitted_topic_changes_nothing(kit: &Kit) -> any
     })
 }
 
-/// How many events the gate has let through.
+/// Events that the gate has admitted.
 async fn admitted<A: EventData>(kit: &Kit) -> anyhow::Result<usize> {
     let records = kit.stack.kafka.read(A::ADMITTED).await?;
     let events = records.iter().map(|record| {
@@ -364,7 +364,7 @@ async fn admitted<A: EventData>(kit: &Kit) -> anyhow::Result<usize> {
     events.sum()
 }
 
-/// How many pieces of work the worker has answered.
+/// Pieces of work that the worker has answered.
 async fn answers(worker: &Holdfast) -> anyhow::Result<f64> {
     let mut sum = 0.0;
     for answer in ["applied", "refused", "repeat", "dead_letter"] {
@@ -385,12 +385,12 @@ async fn has_answered(worker: &Holdfast, count: f64) -> anyhow::Result<()> {
     .await
 }
 
-/// All that an event can change.
+/// All state that an event can change.
 #[derive(Debug, PartialEq, Eq)]
 struct World {
     /// The version of each row, and how many credits each user has.
     rows: BTreeMap<String, i64>,
-    /// How many rows or records of a kind there are.
+    /// Number of rows or records of each kind.
     counts: BTreeMap<&'static str, i64>,
 }
 

@@ -1,4 +1,4 @@
-//! A server is killed under load and comes back. The worker is never restarted: it waits, and goes on where it was.
+//! A server is killed under load and comes back. The worker is never restarted: it waits, and then goes on.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ fn a_database_killed_amid_a_write_costs_no_event(kit: &Kit) -> anyhow::Result<()
         let worker = kit.stack.holdfast("run", "worker").start().await?;
         let mut traffic = Traffic::new(kit, "killed-amid-a-write")?;
         let postgres = &kit.stack.postgres;
-        // The write stands still inside the server, on a lock.
+        // The write waits inside the server, on a lock.
         traffic
             .during(async {
                 let pool = postgres.connect().await?;
@@ -76,7 +76,7 @@ fn a_database_killed_amid_a_write_costs_no_event(kit: &Kit) -> anyhow::Result<()
             })
             .await?;
         traffic.answered().await?;
-        // It stands still anywhere: sent, executed, committed, its answer half on the way.
+        // The server is frozen anywhere in the write: sent, executed, committed, its answer half on the way.
         for _ in 0..3 {
             traffic
                 .during(async {

@@ -1,4 +1,4 @@
-//! The kit itself: servers that can be killed and come back, set as we mean them to be.
+//! The kit itself: servers that can be killed and come back, with the settings of their manifests.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What several proofs need: events as a shop writes them, what became of them, and the quiet point at which `verify`
-//! has its say.
+//! Shared by several proofs: events as a shop writes them, their outcomes and dead letters, and the wait for the idle stack on
+//! which `verify` is run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use holdfast_tests::load::{now, timestamp};
 use rdkafka::admin::{AdminOptions, AlterConfig, ConfigSource, ResourceSpecifier};
 use serde_json::{Value, json};
 
-/// How long anything may take that is meant to happen.
+/// Longest wait for anything that must happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The `source` of the events made here.
@@ -68,12 +68,12 @@ pub(crate) fn header(name: &str, value: &str) -> (String, Vec<u8>) {
     (name.to_owned(), value.as_bytes().to_vec())
 }
 
-/// Sends events to the reservations in structured mode; where each lies.
+/// Sends events to `reservations` in structured mode; returns partition and offset of each.
 pub(crate) async fn send(kit: &Kit, events: &[Value]) -> anyhow::Result<Vec<(i32, i64)>> {
     send_to(kit, topics::RESERVATIONS, events).await
 }
 
-/// As [`send`], to the payments.
+/// As [`send`], to `payments`.
 pub(crate) async fn pay(kit: &Kit, events: &[Value]) -> anyhow::Result<Vec<(i32, i64)>> {
     send_to(kit, topics::PAYMENTS, events).await
 }
@@ -121,7 +121,7 @@ pub(crate) async fn told_of<T: OutcomeData>(kit: &Kit, prefix: &str, count: usiz
     Ok(outcomes)
 }
 
-/// `held`, or why it was refused.
+/// `held`, or the reason of the refusal.
 pub(crate) fn verdict<T: OutcomeData>(outcome: &Outcome<T>) -> String {
     let verb = outcome.data.outcome_type().rsplit('.').nth(1).unwrap_or_default();
     outcome.data.refusal().unwrap_or(verb).to_owned()
@@ -131,7 +131,7 @@ pub(crate) fn verdicts<T: OutcomeData>(outcomes: &[Outcome<T>]) -> Vec<String> {
     outcomes.iter().map(verdict).collect()
 }
 
-/// A dead letter: what it says, and all of it.
+/// A dead letter, decoded and raw.
 #[derive(Debug)]
 pub(crate) struct Letter {
     pub(crate) says: DeadLetter,
@@ -184,7 +184,7 @@ async fn dead_letters(kit: &Kit, topic: &str) -> anyhow::Result<BTreeMap<(i32, i
     Ok(letters)
 }
 
-/// Waits until every record is accounted for; then `verify` must find every promise kept. Its counts.
+/// Waits until every record is accounted for; then `verify` must find every promise kept. Returns its counts.
 pub(crate) async fn clean(kit: &Kit) -> anyhow::Result<Value> {
     clean_by(|| kit.stack.holdfast("verify", "verify")).await
 }

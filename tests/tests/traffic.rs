@@ -1,4 +1,4 @@
-//! Traffic that keeps coming while something is broken, and the account of each of its events.
+//! A stream of events that goes on while something is broken, and the check that each one is answered.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::support::clean;
 
-/// Tickets that are fought for, beside those that are held once and let go.
+/// Tickets that several users request, beside those that are held once and released.
 const TICKETS: usize = 40;
 /// Two or three events each time: about 250 a second.
 const BEAT: Duration = Duration::from_millis(10);
@@ -26,8 +26,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// Of every ticket.
 const PRICE: i64 = 4_500;
 
-/// Events of tickets of its own: listed, fought for, released, held for a second and left to the Reaper, bought for credits;
-/// repeats and poison among them. Each one is answered by an outcome.
+/// Events of tickets of its own: listed, requested by rivals, released, held for a second and left to the Reaper, bought for
+/// credits; repeats and bad records among them. Each event is answered by an outcome.
 pub(crate) struct Traffic<'a> {
     kit: &'a Kit,
     /// Begins the names of its tickets and the ids of its events.

@@ -1,4 +1,5 @@
-//! Two-phase commit: whatever step ends early, and whoever goes on, both databases change once, or neither.
+//! Two-phase commit: whatever step ends early, and whether the next try or the sweeper goes on, both databases change once, or
+//! neither.
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub(crate) const TESTS: &[Test] = tests![
 
 /// The other database of these proofs, not the one that the stack's workers use.
 const DATABASE: &str = "two_phase";
-/// What others prepared before this proof is left alone; ours is swept at once.
+/// Age from which the sweeper takes a prepared transaction: zero, so that it takes those of this proof at once.
 const AT_ONCE: Duration = Duration::ZERO;
 
 /// The product's database with a table for this proof, and another one that knows nothing of us.
@@ -133,7 +134,7 @@ fn id(number: i64) -> anyhow::Result<TransactionId> {
 fn both_databases_change_once_whatever_step_ends_early(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let databases = Databases::new(kit).await?;
-        // How many steps the first try gets done before its process ends; who goes on, the next try or the sweeper first.
+        // Steps that the first try gets done before its process ends; and whether the sweeper runs before the next try.
         for (number, (steps, swept)) in (0..4).flat_map(|steps| [(steps, false), (steps, true)]).enumerate() {
             let number = number as i64;
             let (transaction, first, second) = (id(number)?, Uuid::new_v4(), Uuid::new_v4());
@@ -153,7 +154,7 @@ fn both_databases_change_once_whatever_step_ends_early(kit: &Kit) -> anyhow::Res
                     let ended = databases.sweep().await?;
                     ensure!(ended == usize::from(steps == 1 || steps == 2), "{ended} swept");
                 }
-                // What nobody has swept holds its locks, but the next try ends it first.
+                // A prepared transaction that was not swept holds its locks, but the next try ends it first.
                 let outcome = databases.run(&transaction, second, number).await?;
                 let expected = if steps >= 2 { Outcome::Before } else { Outcome::Now };
                 ensure!(outcome == expected, "{outcome:?}");
@@ -172,7 +173,7 @@ fn a_try_that_wakes_up_late_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let databases = Databases::new(kit).await?;
         let (transaction, late) = (id(0)?, Uuid::new_v4());
-        // It looked for a committed attempt, found none, and slept while another try lived its whole life.
+        // It looked for a committed attempt, found none, and was suspended while another try ran from start to end.
         ensure!(databases.run(&transaction, Uuid::new_v4(), 0).await? == Outcome::Now);
         databases.prepare(&transaction, late).await?;
         let fate = databases.decide(&transaction, late, 1).await?;
@@ -242,7 +243,7 @@ fn the_other_database_may_be_away_at_any_step(kit: &Kit) -> anyhow::Result<()> {
         ensure!(databases.run(&transaction, Uuid::new_v4(), 0).await? == Outcome::Before);
         databases.expect(1, 1).await?;
 
-        // What a decision that failed cannot end any more is ended by the next try.
+        // The next try ends what a failed decision left prepared.
         let (transaction, (main, loyalty)) = (id(1)?, (&databases.main, &databases.loyalty));
         let here = async |_: &mut PgConnection| {
             databases.open_loyalty(false).await.expect("the main database answers");
@@ -292,7 +293,7 @@ fn the_other_database_may_be_away_longer_than_every_timeout(kit: &Kit) -> anyhow
     })
 }
 
-/// Nobody let us in for as long as the pool waits.
+/// True if the pool waited in vain for a connection.
 fn timed_out(result: &Result<(), Error>) -> bool {
     let Err(Error::Statement { source, .. }) = result else {
         return false;

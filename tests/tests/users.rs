@@ -1,5 +1,5 @@
-//! Users: registered, changed and given credits by events and by HTTP, each once, also where the credits are kept by somebody
-//! else's database; and tickets that a user gets all together or not at all.
+//! Users: registered, changed and given credits by events and by HTTP, each once, also where a second database keeps the
+//! credits; and tickets that a user gets all together or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -74,7 +74,7 @@ fn a_user_is_registered_changed_and_given_credits_in_order(kit: &Kit) -> anyhow:
         ];
         pay(kit, &events).await?;
 
-        // What is so already is not told.
+        // A change to the present value makes no outcome.
         let expected = [
             ("users/life/1", UserOutcome::UserRegistered),
             ("users/life/2", refused(UserRefusalReason::AlreadyRegistered)),
@@ -235,7 +235,7 @@ fn credits_that_a_dead_worker_left_prepared_are_ended_without_a_next_try(kit: &K
     const USER: &str = "users/orphan";
     kit.block_on(async {
         let (main, loyalty) = tokio::try_join!(kit.stack.postgres.connect(), kit.stack.postgres.connect_to_loyalty())?;
-        // As `store::credits` names it. Nobody asks for this outcome again, and what is prepared outlives its session.
+        // Named as by `store::credits`. No try for this outcome comes again, and a prepared transaction outlives its session.
         let outcome = outcome_id(SHOP, "users/orphan/1", USER, 0);
         let (transaction, attempt) = (TransactionId::parse(&format!("credits/{outcome}"))?, Uuid::new_v4());
         let give = async |loyalty: &mut PgConnection| {
@@ -300,7 +300,7 @@ fn credits_that_a_dead_worker_decided_are_given_without_a_next_try(kit: &Kit) ->
     })
 }
 
-/// Makes the engine forget what it is about to ask of the user.
+/// Kills the user's unfinished invocation, so that Restate does not retry it.
 async fn give_up(kit: &Kit, user: &str) -> anyhow::Result<()> {
     let invocation = &invocation(kit, user).await?["id"];
     let id = invocation.as_str().context("an invocation without an id")?;
@@ -363,7 +363,7 @@ struct Gifts<'a> {
 }
 
 impl<'a> Gifts<'a> {
-    /// So many that an attempt left behind, which keeps its user waiting until it is swept, leaves others to go on with.
+    /// Enough users to go on with while those with an unfinished attempt wait for the sweeper.
     const USERS: usize = 40;
     const PREFIX: &'static str = "users/gifts/";
     const BEAT: Duration = Duration::from_millis(40);
@@ -414,7 +414,7 @@ impl<'a> Gifts<'a> {
         Ok(())
     }
 
-    /// Waits until what was sent, what was told and what the loyalty database has are the same, user by user.
+    /// Waits until the credits sent, those in outcomes and those in the loyalty database are the same, user by user.
     async fn agree(&self) -> anyhow::Result<()> {
         let (kit, sent) = (self.kit, &self.sent);
         until("credits sent, told and kept agree", Self::WITHIN, async || {
@@ -498,7 +498,7 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
         let credits = json!({ "amount": 30 });
         let change = json!({ "to": { "language": "de" }, "was": { "name": "Ann" } });
         let differs = json!({ "to": { "language": "fr" }, "was": { "language": "en" } });
-        // What is asked, and what must be answered: a sequence with what was told.
+        // Request, and the answer that it must get: a sequence with its outcome.
         let asked = [
             (
                 "addCredits",
@@ -700,7 +700,7 @@ fn a_request_to_hold_together_has_one_answer_for_ever_refused_or_not(kit: &Kit) 
         let refused = (200, json!({ "refused": [{ "ticket": tickets[1], "reason": "held" }] }));
         ensure!(ask("users-once-1", &tickets).await? == refused);
         ask_ticket(tickets[1], "release", json!({ "user": "bob", "hold": bobs["hold"] })).await?;
-        // Somebody may have gone by the answer: what comes late, of the same request, changes nothing.
+        // The caller may have acted on the answer: a late repeat of the same request changes nothing.
         let again = ask("users-once-1", &tickets).await?;
         ensure!(again == refused, "{again:?} is not {refused:?}");
         all_are("available").await?;
@@ -813,7 +813,7 @@ fn whoever_wins_one_of_the_tickets_that_many_want_together_wins_all(kit: &Kit) -
     })
 }
 
-/// Whether the user got all; whoever did not got none.
+/// True if the user got all tickets; else the user must have got none.
 async fn hold_together(kit: &Kit, user: &str, tickets: Vec<String>) -> anyhow::Result<bool> {
     let (status, reply) = call(kit, &[], "User", user, "holdTogether", &json!({ "tickets": tickets })).await?;
     ensure!(status == 200, "{user}: {status}: {reply}");
@@ -836,7 +836,7 @@ async fn hold_together(kit: &Kit, user: &str, tickets: Vec<String>) -> anyhow::R
     Ok(false)
 }
 
-/// Who holds the ticket, once somebody does.
+/// The holder of the ticket, once there is one.
 async fn holder(kit: &Kit, ticket: &str) -> anyhow::Result<String> {
     until("somebody holds the ticket", DEADLINE, async || {
         let (_, said) = view(kit, "Ticket", ticket).await?;
@@ -846,7 +846,7 @@ async fn holder(kit: &Kit, ticket: &str) -> anyhow::Result<String> {
     .await
 }
 
-/// A stranger's request for each ticket alone, in an order of its own.
+/// A rival's requests for each ticket alone, in an order of its own.
 fn single(tickets: &[String; 4], number: usize) -> [Value; 4] {
     [0, 1, 2, 3].map(|place| {
         let ticket = &tickets[(place + number) % tickets.len()];
@@ -932,7 +932,7 @@ pub(crate) async fn all_balances(kit: &Kit, prefix: &str) -> anyhow::Result<BTre
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Waits until the loyalty database has what was told; more is never there.
+/// Waits until the loyalty database has exactly these credits.
 pub(crate) async fn has_credits(kit: &Kit, user: &str, credits: i64) -> anyhow::Result<()> {
     until("the credits that were told", DEADLINE, async || {
         let balance = all_balances(kit, user).await?.get(user).copied();

@@ -1,4 +1,4 @@
-//! `holdfast verify` itself: it finds kept promises kept, and every way to break one, done to a copy of the data.
+//! `holdfast verify` itself: it finds kept promises kept, and notices each corruption of a copy of the data.
 //!
 //! The last module of all: its last test leaves a record on the outcome topic that does not belong there.
 
@@ -81,7 +81,7 @@ fn verify_catches_and_names_money_that_went_astray(kit: &Kit) -> anyhow::Result<
             );
         }
 
-        // Another provider's books: it never took the money, and sets some aside for a checkout that has ended.
+        // Another provider's books: it never captured the money, and has an authorisation for a checkout that has ended.
         let other = Simulator::start().await?;
         let settings = config::Provider {
             url: Some(other.url().parse()?),
@@ -187,7 +187,7 @@ fn named(report: &Value, promise: &str) -> anyhow::Result<String> {
     key.map(str::to_owned).context("no such offence")
 }
 
-/// What each corruption of a completed checkout's money is, and how it is done.
+/// Corruptions of a completed checkout's money: name and statements.
 fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
     let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_bytes());
     let of = format!("where checkout = '{checkout}'");
@@ -295,7 +295,7 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
     ]
 }
 
-/// What each corruption is, the promise it breaks, and how it is done.
+/// Corruptions: name, broken promise, and statements.
 fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
     let version = |version| format!("update tickets set version = {version} where ticket = '{ticket}'");
     let log = |version: i64, outcome: Uuid, told: &str, data: Value, source: &str, id: &str| {
@@ -407,7 +407,7 @@ async fn corrupt(copy: &PgPool, statements: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lists a ticket; ann holds it, bob is refused, ann gives it back, bob holds it. Nothing runs any more when it returns.
+/// Lists a ticket; ann holds it, bob is refused, ann releases it, bob holds it. Nothing runs any more when it returns.
 async fn sell(kit: &Kit, ticket: &str) -> anyhow::Result<()> {
     let worker = kit.stack.holdfast("run", "verify").start().await?;
     let listed = TicketEvent::TicketListed {

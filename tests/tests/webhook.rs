@@ -1,5 +1,5 @@
-//! What the payment provider tells by itself: payments work with nothing but configuration, whatever is told twice, late or
-//! backwards takes effect once, and nobody else is believed.
+//! The payment provider's webhooks: they need nothing but configuration; an event that comes twice, late or out of order takes
+//! effect once; and only the provider's signature is believed.
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
@@ -97,10 +97,10 @@ fn what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_wh
             shop.paid(&parted, PRICE - 700)?;
             shop.paid(&returned, 0)?;
         }
-        // Of what comes backwards, only the last word is news: the whole refund, and how the dispute was decided.
+        // Of events in reverse order only the last one takes effect: the whole refund, and the closed dispute.
         reads(kit, &shop.user, "refunded", 3 + 2 + 3).await?;
         reads(kit, &shop.user, "disputed", 4 + 2 + 4).await?;
-        // What was looked up for a dispute is the same each time: no event has come with two contents.
+        // The receiver looks up the same for a dispute each time: no event id has come with two contents.
         let after = dead_letters(kit).await?;
         ensure!(before == after, "{before} dead letters have become {after}");
         role.stop().await?;
@@ -116,7 +116,7 @@ fn a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten(kit:
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
         let orders = [("parted", 700), ("returned", PRICE)];
         for ((name, refund), ticket) in orders.iter().zip(&tickets) {
-            // The money is taken, but the answer that says so does not arrive.
+            // The provider captures, but its answer is lost.
             let id = shop.id(name);
             shop.simulator.fail(Call::Capture, Some(&id), Fault::AnswerLost, 1);
             shop.simulator.fail(Call::Capture, Some(&id), Fault::Unavailable, 1_000);
@@ -131,7 +131,7 @@ fn a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten(kit:
             shop.simulator.refund(&shop.payment(name)?, *refund)?;
         }
         shop.simulator.deliver(Delivery::InOrder).await?;
-        // All of it is heard before the provider answers again.
+        // All webhooks are handled before the provider answers again.
         clean(kit).await?;
         shop.simulator.heal();
         ends(kit, &shop.id("parted"), "completed").await?;
@@ -200,7 +200,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
         let taken = from_provider(kit, &shop).await?;
         ensure!(taken.is_empty(), "{taken:?}");
 
-        // Signed by either secret it is taken; overheard and repeated in time, it is the same event again.
+        // Either secret's signature is accepted; a copy sent within the tolerance is a repeat of the same event.
         let other = captured("other", &metadata);
         for (signature, body) in [(signed(&sound), &sound), (Some(sign(NEXT, &other, at)), &other)] {
             for _ in 0..2 {
@@ -217,7 +217,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
         ensure!(ids == [&sound, &sound, &other, &other], "{taken:?}");
         ensure!(taken.iter().all(|event| event["traceparent"] == TRACE), "{taken:?}");
         ensure!(counted(&role, "accepted").await? == 4.0, "not all are counted");
-        // Of a checkout that is not there; that is said once for each of the two.
+        // The checkout does not exist; each of the two events is refused once.
         reads(kit, &shop.user, "refused", 2).await?;
 
         let asked = reqwest::get(format!("http://{}/", kit.stack.webhook()?)).await?;
@@ -228,7 +228,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
             "a secret stands in the log"
         );
         shop.is_clean().await?;
-        // Two could not be understood; the third has not arrived.
+        // Two could not be decoded; the third has not arrived.
         let half = half.await??;
         ensure!(
             half.starts_with("HTTP/1.1 408 ") && half.contains("did not arrive"),
@@ -315,14 +315,14 @@ fn a_dispute_is_heard_as_soon_as_the_provider_says_whose_payment_it_is(kit: &Kit
         reads(kit, &shop.user, "disputed", 1).await?;
         sold(kit, &tickets).await?;
 
-        // Somebody else's payment by the same account is looked up, and let pass.
+        // A payment of another shop on the same account is looked up and ignored.
         let foreign = shop_elsewhere(&shop.simulator.url()).await?;
         let before = counted(&role, "ignored").await?;
         shop.simulator.dispute(&foreign)?;
         shop.simulator.deliver(Delivery::InOrder).await?;
-        // It was authorised and captured as well.
+        // That payment was authorised and captured as well.
         ensure!(counted(&role, "ignored").await? == before + 4.0, "not let pass");
-        // A payment that the account of the key does not know: somebody has to mend a setting, and nothing is let pass.
+        // A payment that the account of the key does not know: an operator has to mend a setting, and nothing is ignored.
         let object =
             json!({ "id": "du_none", "payment_intent": "pi_none", "amount": 1, "currency": "eur", "status": "lost" });
         let unknown = told(&shop.id("unknown"), "charge.dispute.closed", &object);
@@ -448,7 +448,7 @@ fn without_a_secret_or_a_provider_nobody_takes_webhooks(kit: &Kit) -> anyhow::Re
     })
 }
 
-/// From now on the provider tells what happens, and nothing of what happened before.
+/// From now on the provider sends webhooks, without those of earlier events.
 fn listen(kit: &Kit) -> anyhow::Result<()> {
     kit.provider.webhooks_to_nobody();
     kit.provider
@@ -456,7 +456,7 @@ fn listen(kit: &Kit) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The role alone, to which the provider tells what happens from now on.
+/// The `webhook` role alone, to which the provider sends events from now on.
 async fn role(kit: &Kit, shop: &Shop<'_>) -> anyhow::Result<Holdfast> {
     listen(kit)?;
     shop.beside("webhook")
@@ -511,7 +511,7 @@ fn told(id: &str, kind: &str, object: &Value) -> String {
     json!({ "id": id, "type": kind, "created": created, "data": { "object": object } }).to_string()
 }
 
-/// What a webhook with this signature and body is answered.
+/// The answer to a webhook with this signature and body.
 async fn post(
     kit: &Kit,
     signature: Option<&str>,
@@ -529,7 +529,7 @@ async fn post(
     Ok((answer.status().as_u16(), answer.text().await?))
 }
 
-/// What is answered when no more than half of the body comes.
+/// The answer when only half of the body comes.
 async fn post_half(address: String) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let half = "POST / HTTP/1.1\r\nhost: holdfast\r\nconnection: close\r\ncontent-length: 20\r\n\r\n{\"id\":\"ev";
@@ -539,7 +539,7 @@ async fn post_half(address: String) -> anyhow::Result<String> {
     Ok(answer)
 }
 
-/// Webhooks of which this has become so far.
+/// Number of webhooks with this result so far.
 async fn counted(role: &Holdfast, result: &str) -> anyhow::Result<f64> {
     let name = format!(r#"holdfast_webhook_requests_total{{result="{result}"}}"#);
     Ok(role.metric(&name).await?.unwrap_or(0.0))
@@ -556,7 +556,7 @@ async fn from_provider(kit: &Kit, shop: &Shop<'_>) -> anyhow::Result<Vec<Value>>
     Ok(events.into_iter().filter(|event| event["source"] == "stripe").collect())
 }
 
-/// Waits until webhooks have told this of so many payments.
+/// Waits until webhooks have reported this about so many payments.
 async fn is_told(kit: &Kit, shop: &Shop<'_>, payments: usize, kind: &str) -> anyhow::Result<()> {
     until(&format!("{kind} of {payments} payments"), DEADLINE, async || {
         let events = from_provider(kit, shop).await?;

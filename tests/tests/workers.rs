@@ -1,10 +1,10 @@
-//! The parts of the product as processes of their own, each of which can be killed and started again alone.
+//! The roles of the product as processes of their own, each of which can be killed and started again alone.
 
 use anyhow::ensure;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit};
 
-/// One gate, one serve and one relay, on tables, topics and handlers that are made when they are not there.
+/// One gate, one serve and one relay, with the tables, topics and deployment that they need.
 pub(crate) struct Workers {
     pub(crate) gate: Holdfast,
     pub(crate) serve: Holdfast,

@@ -1,5 +1,5 @@
-//! Several of a kind, and those that wake up late: a process that was stopped goes on as if nothing had happened, when
-//! another one has long taken over. And a database that is put back to what it was.
+//! Several instances of a role, and zombies: a frozen process resumes after another one has taken over. And a database that
+//! is restored from a copy.
 
 use std::fs;
 use std::path::Path;
@@ -69,7 +69,7 @@ async fn assigned(gate: &Holdfast, before: usize) -> anyhow::Result<()> {
     .await
 }
 
-/// How often gates of this name were given partitions.
+/// Assignments of partitions to gates of this name, as their log shows them.
 fn assignments(gate: &Holdfast) -> anyhow::Result<usize> {
     let log = fs::read_to_string(gate.log())?;
     let given = log
@@ -128,7 +128,7 @@ fn a_serve_that_wakes_up_late_finds_its_work_done(kit: &Kit) -> anyhow::Result<(
         traffic.burst(200)?;
         let taken_over = async {
             workers.serve.pause()?;
-            // The engine no longer knows what it asked the first for, and asks anew.
+            // Restate has lost its connection to the first serve, and retries the invocation at the second.
             kit.stack.restate.kill()?;
             kit.stack.restate.start().await?;
             let second = elsewhere(kit, "serve")?.start().await?;
@@ -152,7 +152,7 @@ fn a_serve_that_wakes_up_late_finds_its_work_done(kit: &Kit) -> anyhow::Result<(
     })
 }
 
-/// At an address of its own.
+/// A launch at an address of its own.
 pub(crate) fn elsewhere<'a>(kit: &'a Kit, subcommand: &str) -> anyhow::Result<Launch<'a>> {
     let address = format!("127.0.0.1:{}", kit.stack.ports.get("serve-elsewhere")?);
     let launch = kit
@@ -200,7 +200,7 @@ fn a_database_that_is_put_back_stops_the_relay(kit: &Kit) -> anyhow::Result<()> 
             "it told something before it stopped"
         );
 
-        // As the runbook has it: the database is brought forward to where it was.
+        // Follows the runbook: the database is brought forward to where it was.
         postgres.stop().await?;
         fs::remove_dir_all(postgres.data())?;
         fs::rename(&later, postgres.data())?;

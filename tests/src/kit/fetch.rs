@@ -22,7 +22,7 @@ pub struct Servers {
     pub maildev: PathBuf,
 }
 
-/// Uses what is there; the first time it downloads.
+/// Returns the installed servers; downloads those that are missing.
 pub fn servers() -> anyhow::Result<Servers> {
     let store = dev_folder().join("servers");
     fs::create_dir_all(&store)?;
@@ -52,7 +52,7 @@ pub fn localstripe() -> anyhow::Result<PathBuf> {
     Ok(alone("localstripe", "requirements.txt", pip)?.join("venv/bin/python"))
 }
 
-/// As [`installed`], while no other kit of this checkout fetches.
+/// As [`installed`], under a lock that keeps other kits of this checkout from fetching.
 fn alone(name: &str, pin: &str, install: fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     let store = dev_folder().join("servers");
     fs::create_dir_all(&store)?;
@@ -65,7 +65,7 @@ pub fn manifests() -> PathBuf {
     checkout().join("deploy/local")
 }
 
-/// The folder is named by what pins the server, and appears whole or not at all.
+/// Installs into a folder named by the version that pins the server; the folder appears whole or not at all.
 fn installed(store: &Path, name: &str, pin: &str, install: fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     let manifest = manifests().join(name);
     let mut hasher = DefaultHasher::new();
@@ -114,7 +114,7 @@ fn go(folder: &Path) -> anyhow::Result<()> {
     process::output(go).map(drop)
 }
 
-/// The environment is moved afterwards: its Python works there, its scripts do not.
+/// Installs a Python environment that is moved afterwards: its Python works there, its scripts do not.
 fn pip(folder: &Path) -> anyhow::Result<()> {
     let mut venv = Command::new("python3");
     venv.args(["-m", "venv", "venv"]).current_dir(folder);

@@ -32,7 +32,7 @@ pub struct Kafka {
     pub(super) data: PathBuf,
     pub(super) client: u16,
     pub(super) controller: u16,
-    /// Whether every record is synced to disk before it is acknowledged. Kafka itself relies on replicas.
+    /// True to have every record synced to disk before it is acknowledged. Kafka by default relies on replicas.
     pub(super) sync_records: bool,
 }
 
@@ -244,7 +244,7 @@ fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Read>
             Some(Ok(message)) => records.push(Read::from(&message)),
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 unread -= 1;
-                // What is written from now on is not asked for.
+                // Records written from now on are not read.
                 let mut done = TopicPartitionList::new();
                 done.add_partition(topic, partition);
                 consumer.incremental_unassign(&done)?;

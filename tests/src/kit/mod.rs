@@ -13,8 +13,8 @@
 //! # }
 //! ```
 //!
-//! Whatever is started dies with the kit: [`run_to_end`] stops it in good order, dropping a [`Holdfast`] kills it, and
-//! the system kills what a killed kit leaves behind.
+//! Every process that is started dies with the kit: [`run_to_end`] stops it in good order, dropping a [`Holdfast`] kills it,
+//! and Linux kills what a killed kit leaves behind.
 
 pub mod fetch;
 pub mod kafka;
@@ -87,8 +87,8 @@ impl Kit {
     }
 }
 
-/// Runs `work` on a thread of its own and then stops everything that was started; so too when Ctrl-C or SIGTERM asks
-/// for it before `work` is done, and then there is no result. A second one does not wait for an orderly end.
+/// Runs `work` on a thread of its own and then stops everything that was started. Ctrl-C or SIGTERM before `work` is done
+/// does the same, and then there is no result; a second signal does not wait for an orderly end.
 pub fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<Option<T>> {
     let runtime = Runtime::new()?;
     let (done, mut result) = oneshot::channel();
@@ -103,7 +103,7 @@ pub fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
             asked = interrupted() => return asked.map(|()| None).map_err(anyhow::Error::from),
         }
         if early.is_none() {
-            // Its servers gone, the work soon ends and cleans up behind itself; not every work does.
+            // Without its servers the work soon fails and cleans up behind itself; some work does not.
             drop(timeout(Duration::from_secs(2), result).await);
         }
         anyhow::Ok(early)
@@ -112,7 +112,7 @@ pub fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     result
 }
 
-/// Completes when somebody asks this process to end.
+/// Completes on the first SIGINT or SIGTERM.
 async fn interrupted() -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -122,7 +122,7 @@ async fn interrupted() -> io::Result<()> {
     }
 }
 
-/// What the kit does, one line each; more with `RUST_LOG`. The Kafka client is left out: it calls the end of a partition
+/// Logs each step of the kit as one line; more with `RUST_LOG`. The Kafka client is left out: it calls the end of a partition
 /// an error, and tests that take a broker away know of it.
 pub fn log_to_stderr() {
     let ours = "warn,holdfast_tests=info,dev=info,rdkafka=off,librdkafka=off";

@@ -21,7 +21,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Reads what was kept; a port that somebody else has taken meanwhile is given up.
+    /// Reads the ports of earlier runs, without those that another program has taken meanwhile.
     pub fn open(file: PathBuf) -> anyhow::Result<Ports> {
         let mut ports: BTreeMap<String, u16> = match fs::read(&file) {
             Ok(kept) => serde_json::from_slice(&kept).with_context(|| file.display().to_string())?,

@@ -15,10 +15,10 @@ use super::server::Kind;
 use super::{fetch, process};
 
 const DATABASE: &str = "holdfast";
-/// Somebody else's database, which knows nothing of the product.
+/// The loyalty system's database, which has no table of the product.
 const LOYALTY: &str = "loyalty";
 const OWNER: &str = "postgres";
-/// Where the data goes when the checkout lies where the other user cannot go. Survives a reboot, unlike /tmp.
+/// The data goes here when the other user cannot reach the checkout. Survives a reboot, unlike /tmp.
 const ELSEWHERE: &str = "/var/tmp";
 
 pub struct Postgres {

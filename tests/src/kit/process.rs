@@ -16,16 +16,16 @@ use nix::unistd::{Pid, User};
 use tracing::{info, warn};
 
 const POLL: Duration = Duration::from_millis(20);
-/// How long a killed process may take to be gone.
+/// Longest time that a killed process may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// How to run and to stop one process.
+/// The command, the folder and the stop signal of one process.
 pub struct Plan {
     pub name: String,
     pub command: Command,
     /// Folder for the log (`<name>.log`, appended) and the process id (`<name>.pid`).
     pub folder: PathBuf,
-    /// What asks it to end in good order.
+    /// The signal for an orderly end.
     pub stop: Signal,
     /// After this long it is killed instead.
     pub stop_within: Duration,
@@ -40,7 +40,7 @@ pub struct Process {
     stop_within: Duration,
 }
 
-/// What runs, oldest first, so that [`stop_all`] can end it: workers before the servers that they use.
+/// The running processes, oldest first, so that [`stop_all`] ends workers before the servers that they use.
 static LIVE: Mutex<Live> = Mutex::new(Live {
     closed: false,
     processes: Vec::new(),
@@ -155,7 +155,7 @@ impl Process {
         self.pid
     }
 
-    /// How it ended, or nothing while it runs.
+    /// Its exit status, or `None` while it runs.
     pub fn ended(&self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(lock(&self.child).try_wait()?)
     }
@@ -306,7 +306,7 @@ fn birth(pid: Pid) -> Option<String> {
     (!dead).then(|| fields.get(19).map(|ticks| String::from(*ticks)))?
 }
 
-/// The death signal of [`command`] is sent when the *thread* that spawned ends: one that lives as long as the kit.
+/// Linux sends the death signal of [`command`] when the *thread* that spawned ends: so this one lives as long as the kit.
 fn spawn_for_life(command: Command) -> io::Result<Child> {
     type Order = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {

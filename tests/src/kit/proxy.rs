@@ -1,4 +1,4 @@
-//! A way to Postgres that can be stopped, cut or made to swallow everything at the worst moment.
+//! A proxy before Postgres that can stop, cut or silently drop traffic at the worst moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Passes everything on, until it is told to stop somewhere. Dropping it lets nobody in any more.
+/// Forwards all traffic, unless a fault is planned. Dropping it closes the port.
 pub struct Proxy {
     address: String,
     server: String,
@@ -18,16 +18,16 @@ pub struct Proxy {
     accepting: JoinHandle<()>,
 }
 
-/// On which side of the server's work.
+/// Before or after the server executes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The server has not heard of the request.
+    /// The server has not received the request.
     Before,
-    /// The server has worked it off; its answer is on the way.
+    /// The server has executed it; the answer is on the way.
     After,
 }
 
-/// What happens to the first request that holds the text.
+/// The fault for the first request that contains the text.
 struct Plan {
     text: String,
     side: Side,
@@ -46,7 +46,7 @@ struct State {
     stopped: watch::Sender<bool>,
     cuts: watch::Sender<u32>,
     lost: AtomicU32,
-    /// How many connections there were.
+    /// Connections so far.
     connections: AtomicU64,
     /// Connections before this one swallow everything.
     swallowing_before: AtomicU64,
@@ -70,7 +70,7 @@ impl Proxy {
         })
     }
 
-    /// As if the server were gone: cuts every connection, and refuses new ones until [`Proxy::admit`].
+    /// Acts as if the server were gone: cuts every connection, and refuses new ones until [`Proxy::admit`].
     pub async fn refuse(&mut self) {
         self.accepting.abort();
         // Until it has ended, the port is open.
@@ -89,17 +89,17 @@ impl Proxy {
         self.address.clone()
     }
 
-    /// Loses the answer to the next request that holds `text`: the server works it off, then the connection is cut.
+    /// Loses the answer to the next request that contains `text`: the server executes it, then the connection is cut.
     pub fn lose_answer_to(&self, text: &str) {
         self.state.plan(text, Side::After, Then::Cut);
     }
 
-    /// How many answers were lost.
+    /// Answers lost so far.
     pub fn lost(&self) -> u32 {
         self.state.lost.load(Ordering::SeqCst)
     }
 
-    /// Stops the next request that holds `text`, or its answer, until [`Proxy::go_on`] or [`Proxy::cut`].
+    /// Stops the next request that contains `text`, or its answer, until [`Proxy::go_on`] or [`Proxy::cut`].
     pub fn stop_at(&self, text: &str, side: Side) {
         self.state.plan(text, side, Then::Wait);
     }
@@ -133,7 +133,7 @@ impl Proxy {
         self.swallow();
     }
 
-    /// How many connections were opened.
+    /// Connections opened so far.
     pub fn connections(&self) -> u64 {
         self.state.connections.load(Ordering::SeqCst)
     }
@@ -153,13 +153,13 @@ impl Drop for Proxy {
 }
 
 impl State {
-    /// Whether the connection of this number swallows everything.
+    /// True if the connection of this number swallows everything.
     fn swallows(&self, connection: u64) -> bool {
         connection < self.swallowing_before.load(Ordering::SeqCst)
     }
 
-    /// When a side of the connection has gone: the other one is not told if the connection swallows everything, unless this proxy
-    /// ends.
+    /// Returns when the proxy may close the connection after one side closed it: never for a connection that swallows everything,
+    /// unless the proxy ends.
     async fn gone(&self, connection: u64) {
         if self.swallows(connection) {
             drop(self.ended.subscribe().wait_for(|ended| *ended).await);
@@ -171,7 +171,7 @@ impl State {
         *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(Plan { text, side, then });
     }
 
-    /// On which side of this request to stop.
+    /// The side of this request on which to stop it, if the plan is about it.
     fn side_of(&self, request: &[u8]) -> Option<Side> {
         let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         let Plan { text, side, .. } = plan.as_ref()?;
@@ -179,7 +179,7 @@ impl State {
         holds.then_some(*side)
     }
 
-    /// Carries the plan out. Whether to pass on what was stopped.
+    /// Carries the plan out. Returns true if the stopped bytes are to be forwarded.
     async fn carry_out(&self) -> bool {
         let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
         match plan.map(|plan| plan.then) {
@@ -191,7 +191,7 @@ impl State {
                 let cuts = *self.cuts.borrow();
                 self.stopped.send_replace(true);
                 drop(self.stopped.subscribe().wait_for(|stopped| !stopped).await);
-                // A cut lets go too, and may come before anybody waits for it here.
+                // A cut ends the wait too, and may come before this task waits for it.
                 *self.cuts.borrow() == cuts
             }
             None => true,
@@ -273,8 +273,8 @@ async fn answers(
     state.gone(connection).await;
 }
 
-/// Whether this says that a statement was executed, and ready-for-query after it, that its transaction was committed or is
-/// open.
+/// True for the messages that say that a statement was executed and, by ready-for-query after it, that its transaction was
+/// committed or is open.
 fn is_executed(answer: &[u8]) -> bool {
     let complete = |part: &[u8]| matches!(part, [b'C', 0, 0, 0, length] if *length > 4);
     let ready = |status: u8| answer.ends_with(&[b'Z', 0, 0, 0, 5, status]);

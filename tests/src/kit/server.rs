@@ -1,4 +1,4 @@
-//! One server of the stack, whatever its kind.
+//! One server of the stack, of any kind.
 
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -14,22 +14,22 @@ use tokio::task::spawn_blocking;
 use super::process::{self, Plan, Process, lock};
 use super::until;
 
-/// Opening its port takes a broker that was killed under load up to 20 s.
+/// A broker that was killed under load takes up to 20 s to open its port.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
-/// What tells the servers apart.
+/// The differences between the servers.
 pub trait Kind: Send + Sync + 'static {
     const NAME: &'static str;
     /// The signal for an orderly end that does not wait for clients.
     const STOP: Signal;
 
-    /// Before each start: makes the data folder when there is none, writes and checks settings.
+    /// Runs before each start: makes the data folder when there is none, writes and checks settings.
     fn prepare(&self) -> anyhow::Result<()>;
 
     fn command(&self) -> Command;
 
-    /// Whether it serves requests. An error says what was seen.
+    /// Succeeds once the server serves requests. An error says what was seen.
     fn answers(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
@@ -110,7 +110,7 @@ impl<K: Kind> Server<K> {
         self.start().await
     }
 
-    /// Makes it answer, whatever was done to it.
+    /// Brings the server back to answering: resumes it or starts it.
     pub async fn heal(&self) -> anyhow::Result<()> {
         if self.runs() {
             self.resume()?;

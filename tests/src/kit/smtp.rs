@@ -10,14 +10,14 @@ use tokio::task::JoinHandle;
 
 use super::process::lock;
 
-/// Takes every mail, unless it is told otherwise. Dropping it ends it.
+/// Accepts every mail, unless a fault is planned. Dropping it ends it.
 pub struct Sink {
     address: String,
     state: Arc<State>,
     accepting: Option<JoinHandle<()>>,
 }
 
-/// What goes wrong.
+/// A fault of the mail server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// This answer to this command (`MAIL`, `RCPT`, `DATA`), or to the mail itself (`.`).
@@ -26,7 +26,7 @@ pub enum Fault {
     AnswerLost,
     /// No answer to `MAIL`, ever.
     Silence,
-    /// The mail is taken, but nothing is said to `QUIT`.
+    /// The mail is accepted, but `QUIT` gets no answer.
     NoGoodbye,
 }
 
@@ -66,7 +66,7 @@ impl Sink {
         format!("smtp://{}", self.address)
     }
 
-    /// The next mails, so many of them, meet this fault.
+    /// Plans this fault for the next `times` mails.
     pub fn fail(&self, fault: Fault, times: u32) {
         lock(&self.state.faults).push((fault, times));
     }
@@ -76,7 +76,7 @@ impl Sink {
         lock(&self.state.faults).clear();
     }
 
-    /// As if it were not there: nobody is let in, and whoever was in is cut off.
+    /// Acts as if the server were gone: refuses new connections and cuts the open ones.
     pub async fn go_away(&mut self) {
         if let Some(accepting) = self.accepting.take() {
             accepting.abort();
@@ -93,12 +93,12 @@ impl Sink {
         Ok(())
     }
 
-    /// Every mail that was taken, or kept without saying so.
+    /// Every mail that was accepted, also those whose answer was lost.
     pub fn mails(&self) -> Vec<Mail> {
         lock(&self.state.mails).clone()
     }
 
-    /// How many clients came.
+    /// Connections so far.
     pub fn connections(&self) -> u32 {
         *lock(&self.state.connections)
     }

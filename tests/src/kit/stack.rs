@@ -14,7 +14,7 @@ use super::{Kafka, Maildev, Postgres, Restate, Server, dev_folder, fetch, proces
 /// Stacks may run beside each other; one name runs once per checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name {
-    /// Held open for whoever wants to attach; the only one that keeps its data.
+    /// Held open by `make dev`; the only stack that keeps its data.
     Dev,
     Test,
     Demo,
@@ -40,7 +40,7 @@ pub struct Stack {
     pub kafka: Server<Kafka>,
     pub restate: Server<Restate>,
     pub postgres: Server<Postgres>,
-    /// Where nothing is measured that mail would disturb.
+    /// `None` on the bench's stack, whose figures mail would disturb.
     pub maildev: Option<Server<Maildev>>,
     pub ports: Ports,
     folder: PathBuf,
@@ -49,7 +49,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Everything made ready but not started: servers fetched, leftovers stopped, old data removed.
+    /// Prepares everything without starting it: servers fetched, leftovers stopped, old data removed.
     pub async fn open(name: Name) -> anyhow::Result<Stack> {
         spawn_blocking(move || open(name)).await?
     }
@@ -69,7 +69,7 @@ impl Stack {
         self.postgres.make_loyalty().await
     }
 
-    /// Makes all answer again, whatever was done to them.
+    /// Brings all servers back to answering.
     pub async fn heal(&self) -> anyhow::Result<()> {
         let mail = async {
             match &self.maildev {
@@ -85,7 +85,7 @@ impl Stack {
         Launch::new(self, subcommand, instance)
     }
 
-    /// Where whichever instance takes webhooks listens for them.
+    /// The address of the webhook listener; one instance at a time has it.
     pub fn webhook(&self) -> anyhow::Result<String> {
         Ok(format!("127.0.0.1:{}", self.ports.get("webhook")?))
     }

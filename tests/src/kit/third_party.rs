@@ -1,4 +1,4 @@
-//! Servers that others wrote, which speak the payment provider's API and move no money.
+//! Servers of third parties that speak the payment provider's API and move no money.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct ThirdParties {
     _alone: File,
 }
 
-/// Holds each request against Stripe's published description, and answers with an example. It keeps no state.
+/// Checks each request against Stripe's published description, and answers with an example. It keeps no state.
 pub struct StripeMock {
     binary: PathBuf,
     port: u16,
@@ -125,7 +125,7 @@ impl LocalStripe {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Where it tells what happens, signed with this secret.
+    /// Sets the address of its webhooks and the secret that signs them.
     pub async fn webhooks_to(&self, url: &str, secret: &str) -> anyhow::Result<()> {
         let target = reqwest::Client::new().post(format!("{}/_config/webhooks/kit", self.url()));
         let target = target.json(&json!({ "url": url, "secret": secret }));
@@ -133,7 +133,7 @@ impl LocalStripe {
         Ok(())
     }
 
-    /// Asks past the adapter, as a shop and a browser do.
+    /// Sends a request past the adapter, as a shop and a browser do.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.ask(reqwest::Client::new().get(self.address(path))).await
     }

@@ -20,10 +20,10 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Longer than the product's own time to drain (20 s).
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// Whom mails come from.
+/// The sender's address of mails.
 pub const SENDER: &str = "tickets@holdfast.example";
 
-/// What to start, and how.
+/// The subcommand and the settings of an instance to start.
 pub struct Launch<'a> {
     stack: &'a Stack,
     subcommand: String,
@@ -69,13 +69,13 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Has it paid by this provider.
+    /// Makes the worker use this payment provider.
     pub fn provider(self, provider: &Simulator) -> Self {
         let settings = provider.settings().into_iter();
         settings.fold(self, |launch, (name, value)| launch.env(name, &value))
     }
 
-    /// Has it take the provider's webhooks, of which one instance at a time can.
+    /// Makes the worker receive the provider's webhooks, which one instance at a time can.
     pub fn webhooks(self) -> Self {
         self.env("HOLDFAST_WEBHOOK_SECRET", WEBHOOK_SECRET)
     }
@@ -121,7 +121,7 @@ impl<'a> Launch<'a> {
     }
 
     /// All instances share one address for Restate to call, so that an invocation finds the successor of a worker that
-    /// was killed; a second one that serves at the same time needs another (`HOLDFAST_SERVE_LISTEN`, `_URL`).
+    /// was killed; a second instance that serves at the same time needs another (`HOLDFAST_SERVE_LISTEN`, `_URL`).
     fn set(&self, command: &mut Command) -> anyhow::Result<()> {
         let Stack {
             kafka,

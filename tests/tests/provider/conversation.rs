@@ -1,5 +1,5 @@
-//! One conversation with a payment provider, as lists of steps with what each must answer. Whoever serves the API, the answers
-//! are the same: the kit's simulator in the proofs, a server that others wrote in `make conformance`.
+//! One conversation with a payment provider, as lists of steps with the answer that each must get. The answers are the same from
+//! every server of the API: the kit's simulator in the proofs, a third party's in `make conformance`.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use holdfast_tests::kit::provider::Simulator;
 
 pub(crate) const AMOUNT: i64 = 4_500;
 
-/// What a customer pays with.
+/// A customer's card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Card {
     Good,
-    /// Its bank says no when it is asked for the money.
+    /// Its bank declines the authorisation.
     Declined,
-    /// Its bank wants a proof from the customer.
+    /// Its bank asks the customer for authentication (3D Secure).
     Asks,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Step {
     Capture,
     Cancel,
     Refund,
-    /// The customer gives the bank the proof, or fails to.
+    /// The customer passes or fails the authentication.
     Customer(bool),
 }
 
@@ -164,7 +164,7 @@ pub(crate) const TALKS: &[Talk] = &[
     },
 ];
 
-/// What a server that is exact about states and keys answers besides.
+/// Further talks, for servers that are exact about states and idempotency keys.
 pub(crate) const EXACT: &[Talk] = &[Talk {
     name: "in-another-order",
     card: Card::Good,
@@ -253,7 +253,7 @@ fn seen(answer: &Result<Payment, Error>) -> Option<Seen> {
     }
 }
 
-/// Somebody who pays, for one checkout.
+/// The buyer of one checkout.
 pub(crate) struct Buyer {
     pub(crate) checkout: CheckoutId,
     pub(crate) user: UserId,
@@ -264,7 +264,7 @@ impl Buyer {
     pub(crate) fn new(checkout: &str, method: &str) -> anyhow::Result<Buyer> {
         Ok(Buyer {
             checkout: CheckoutId::parse(checkout)?,
-            // What a form has to escape.
+            // With characters that a form has to escape.
             user: UserId::parse("Änn & Bob=100%/2+2?")?,
             method: method.to_owned(),
         })
@@ -293,7 +293,7 @@ impl Buyer {
     }
 }
 
-/// How to reach a provider.
+/// Settings by which the adapter reaches a provider.
 pub(crate) fn settings(url: &str, key: &str, timeout: Duration) -> anyhow::Result<config::Provider> {
     Ok(config::Provider {
         url: Some(url.parse().map_err(|error| anyhow!("{url}: {error}"))?),

@@ -1,4 +1,4 @@
-//! Takes webhooks as Holdfast would: each must be signed, and be understood.
+//! Receives webhooks as Holdfast does: each must be signed and decodable.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// What the sender has to sign with.
+/// The secret that signs the webhooks.
 pub(crate) const SECRET: &str = "whsec_proofs";
 
 /// Dropping it ends it.
@@ -28,7 +28,7 @@ pub(crate) struct Receiver {
 #[derive(Default)]
 struct State {
     refuse: AtomicU32,
-    /// What was acknowledged, those of interest.
+    /// The acknowledged events that concern Holdfast, or the fault of one.
     events: Mutex<Vec<Result<Event, String>>>,
 }
 
@@ -57,7 +57,7 @@ impl Receiver {
         format!("http://{}", self.address)
     }
 
-    /// Everything so far, in the order of arrival. An error when one was not signed or not understood.
+    /// The events so far, in the order of arrival. An error when one was not signed or not decodable.
     pub(crate) fn events(&self) -> anyhow::Result<Vec<Event>> {
         let events = self.state.events.lock().unwrap_or_else(PoisonError::into_inner);
         events

@@ -1,9 +1,9 @@
-//! What the way of an event costs, beside a handler that does nothing, on one stack that syncs to disk everywhere.
+//! Measures the path of an event beside a Restate handler that does nothing, on one stack that syncs to disk everywhere.
 //!
 //! Throughput is that of draining a backlog. The path: `holdfast run` is frozen (SIGSTOP) while the backlog is produced; the
-//! clock runs from the moment it is let go to the arrival of the last outcome. The no-op: the backlog lies in a topic of its
-//! own before the subscription is made; the clock runs from the first call to the last, which favours the no-op. Both are
-//! measured in turn, and the median of the rounds is told: a noisy machine then disturbs neither alone.
+//! clock runs from SIGCONT to the arrival of the last outcome. The no-op: the backlog lies in a topic of its own before the
+//! subscription is made; the clock runs from the first call to the last, which favours the no-op. Both are measured in turn,
+//! and the median of the rounds is reported: a noisy machine then disturbs neither alone.
 
 mod checkout;
 mod cost;
@@ -31,7 +31,7 @@ use noop::Noop;
 use report::Report;
 use workload::Workload;
 
-/// No outcome for so long means that none will come.
+/// After this long without an outcome the bench gives up.
 const SILENCE: Duration = Duration::from_secs(60);
 
 #[derive(clap::Args)]
@@ -116,15 +116,15 @@ struct Bench {
     stack: Stack,
     noop: Noop,
     provider: Simulator,
-    /// Of tickets; open once the topic exists.
+    /// The outcomes of tickets; open once the topic exists.
     tickets: Option<Outcomes>,
-    /// Of users; likewise.
+    /// The outcomes of users; likewise.
     users: Option<Outcomes>,
     scale: f64,
     report: Report,
 }
 
-/// A topic of outcomes, as they come.
+/// An outcome topic, read as a consumer does.
 struct Outcomes(UnboundedReceiver<anyhow::Result<Arrival>>);
 
 type Used = Vec<(&'static str, Duration)>;
@@ -156,7 +156,7 @@ impl Bench {
         scaled(self.scale, count)
     }
 
-    /// Events per second of both ways, one after the other in each round: the median of the rounds.
+    /// Events per second of the path and of the no-op, measured one after the other in each round: the median of the rounds.
     async fn throughput(
         &mut self,
         name: &str,
@@ -199,8 +199,8 @@ impl Bench {
         self.hear(workload.tickets).await.map(drop)
     }
 
-    /// How long it takes from letting `gate`, a process with a gate in it, go to the last outcome, and how much CPU time
-    /// each of the processes to `watch` took meanwhile.
+    /// The time from SIGCONT to `gate`, a process with a gate in it, to the last outcome, and the CPU time that each process
+    /// in `watch` took meanwhile.
     async fn drain(
         &mut self,
         workload: &Workload,
@@ -212,7 +212,7 @@ impl Bench {
         self.let_go(RESERVATIONS, workload.events(), gate, watch, heard).await
     }
 
-    /// As [`Bench::drain`], of these events on `topic`, until `heard` has heard of the last one.
+    /// As [`Bench::drain`], of these events on `topic`, until `heard` has read the last outcome.
     async fn let_go(
         &mut self,
         topic: &str,
@@ -279,7 +279,7 @@ impl Bench {
         apart.stop().await
     }
 
-    /// Waits for so many outcomes of tickets; gives the arrival of the last.
+    /// Waits for `count` outcomes of tickets; returns the arrival of the last.
     async fn hear(&mut self, count: usize) -> anyhow::Result<Instant> {
         self.tickets()?.hear(count).await
     }
@@ -292,7 +292,7 @@ impl Bench {
         self.users.as_mut().context("the outcomes are not followed yet")
     }
 
-    /// A bench of what loses or doubles events would be worth nothing.
+    /// Runs `holdfast verify` and writes the report: figures of a build that loses or repeats events are worth nothing.
     async fn finish(mut self) -> anyhow::Result<()> {
         info!("verifying");
         let verify = self.stack.holdfast("verify", "verify").provider(&self.provider);
@@ -308,7 +308,7 @@ impl Bench {
 }
 
 impl Outcomes {
-    /// Waits for so many; gives the arrival of the last.
+    /// Waits for `count` outcomes; returns the arrival of the last.
     async fn hear(&mut self, count: usize) -> anyhow::Result<Instant> {
         self.hear_each(count, |_| Ok(())).await
     }
@@ -348,7 +348,7 @@ impl Apart {
         })
     }
 
-    /// These, and the servers.
+    /// The processes of these roles and of the servers, by name.
     fn watch(&self, stack: &Stack) -> anyhow::Result<[(&'static str, Pid); 6]> {
         Ok([
             ("gate", self.gate.pid()),
@@ -367,7 +367,7 @@ impl Apart {
     }
 }
 
-/// By process.
+/// CPU time per event, by process.
 fn microseconds_each(used: Used, count: usize) -> Value {
     let each = |used: Duration| json!((used.as_secs_f64() * 1e6 / count as f64).round());
     let by_process: serde_json::Map<String, Value> = used

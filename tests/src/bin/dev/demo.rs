@@ -33,16 +33,16 @@ use script::{Kind, Step};
 const RATE: u32 = 500;
 /// Checkouts per second.
 const BUYING_RATE: u32 = 25;
-/// How many events are sent once more when the killed worker is back; in the fight, and among those who buy.
+/// Events sent once more when the killed worker is back, in either half of the sale.
 const SENT_AGAIN: usize = 200;
 const BOUGHT_AGAIN: usize = 40;
-/// How many regret that they bought; and what those get who regret a part, in cents.
+/// Checkouts that are refunded later; below, the amount of each partial refund, in cents.
 const REGRETS: usize = 12;
 const PART: i64 = 1_000;
 /// The same faults each time.
 const SEED: u64 = 7;
 const BEAT: Duration = Duration::from_millis(10);
-/// Longer than a worker is down, and than the engine waits before it tries again.
+/// Longer than a worker is down, and than Restate waits before it retries.
 const SILENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run() -> anyhow::Result<()> {
@@ -53,9 +53,9 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     provider.webhooks_to(&format!("http://{}/", stack.webhook()?), WEBHOOK_SECRET);
     provider.deliver_always(Delivery::Twice);
     let launch = |instance| stack.holdfast("run", instance).provider(&provider);
-    // Only the first one takes webhooks: while it is down, the provider comes again and again.
+    // Only the first worker receives webhooks: while it is down, the provider retries.
     let first = launch("first").webhooks().start().await?;
-    // It takes over at the gate and the relay; Restate knows one address for the handlers, and that is the first's.
+    // The second worker takes over as gate and relay; Restate knows one address for the handlers, and that is the first's.
     let serve = format!("127.0.0.1:{}", stack.ports.get("second-serve")?);
     let second = launch("second").arg("--no-migrate").arg("--no-register");
     let second = second.env("HOLDFAST_SERVE_LISTEN", &serve).start().await?;
@@ -112,7 +112,7 @@ struct Sale {
     pace: Beats,
     beat: Interval,
     last_news: Instant,
-    /// Steps that were taken of those that began last.
+    /// Steps taken so far of the ones that [`Self::begin`] was given last.
     scripted: usize,
 }
 
@@ -135,7 +135,7 @@ impl Sale {
         })
     }
 
-    /// From now on these steps are taken, so many per second.
+    /// From now on these steps are taken, at `rate` per second.
     fn begin(&mut self, steps: Vec<Step>, rate: u32) {
         self.steps = VecDeque::from(steps);
         self.scripted = 0;
@@ -152,7 +152,7 @@ impl Sale {
         Ok(())
     }
 
-    /// Gives half the number of its steps.
+    /// Begins the fight for the seats; returns half the number of its steps.
     fn begin_fight(&mut self) -> usize {
         self.display.say(&format!(
             "on sale: {} seats, {} requests, one seat wanted by {} buyers",
@@ -164,7 +164,7 @@ impl Sale {
         self.steps.len() / 2
     }
 
-    /// Gives the number of checkouts.
+    /// Begins the checkouts; returns their number.
     fn begin_buying(&mut self) -> anyhow::Result<usize> {
         let holders = self.books.holders();
         let orders = holders.iter().map(|(user, tickets)| script::order(user, tickets));
@@ -178,7 +178,7 @@ impl Sale {
         Ok(count)
     }
 
-    /// Some have their money given back, past Holdfast; the provider tells of it.
+    /// Refunds some checkouts at the provider, past Holdfast; the provider sends webhooks about it.
     fn regret(&mut self, provider: &Simulator) -> anyhow::Result<()> {
         let regrets = self.books.money.regrets(REGRETS, PART);
         self.display.say(&format!(
@@ -194,7 +194,7 @@ impl Sale {
         Ok(())
     }
 
-    /// What makes no outcome: webhooks that told nothing new, and mails.
+    /// Waits for what makes no outcome: webhooks that changed nothing, and mails.
     async fn hear_the_rest(&mut self, stack: &Stack, provider: &Simulator) -> anyhow::Result<()> {
         let verify = || stack.holdfast("verify", "verify").provider(provider).arg("--json");
         until("every record is accounted for", SILENCE, async || {
@@ -224,7 +224,7 @@ impl Sale {
         Ok(())
     }
 
-    /// Kills a worker and starts its successor; the sale goes on meanwhile. Gives how long it was down.
+    /// Kills a worker and starts its successor; the sale goes on meanwhile. Returns how long the worker was down.
     async fn go_on_without(&mut self, worker: Holdfast, again: Launch<'_>) -> anyhow::Result<(Holdfast, Duration)> {
         worker.kill()?;
         let killed = Instant::now();
@@ -244,7 +244,7 @@ impl Sale {
         Ok((successor, down))
     }
 
-    /// Sends what is due, or hears one piece of news.
+    /// Sends the steps that are due, or reads one outcome or dead letter.
     async fn go_on(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             _ = self.beat.tick() => self.send_due()?,
@@ -303,7 +303,7 @@ impl Sale {
         }
     }
 
-    /// Some who hold a seat give it back, and now and then somebody else tries to.
+    /// Has some holders release their seat, and now and then another user try to release it.
     fn react(&mut self, ticket: &str, user: &str, hold: &str) -> anyhow::Result<()> {
         let id = format!("release-{hold}");
         // A hold id is as good as a die, and falls the same way each time.
@@ -331,7 +331,7 @@ async fn verify(stack: &Stack, provider: &Simulator) -> anyhow::Result<Value> {
     serde_json::from_slice(&counts.stdout).context("the counts of verify")
 }
 
-/// As the database has them.
+/// The sales that the database has.
 async fn sales(stack: &Stack) -> anyhow::Result<Sales> {
     let pool = stack.postgres.connect().await?;
     let (held, sold, revenue): (i64, i64, i64) = sqlx::query_as(

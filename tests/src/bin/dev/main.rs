@@ -1,4 +1,4 @@
-//! `dev`: what `make` calls. Each subcommand is a module beside; all run on stacks of the kit.
+//! `dev`, the tool that `make` calls. Each subcommand is a module beside this file; all run on stacks of the kit.
 
 mod bench;
 mod demo;

@@ -13,13 +13,13 @@ use holdfast_tests::kit::{Name, Stack, dev_folder};
 use serde_json::json;
 use tracing::{info, warn};
 
-/// Whoever kills a checkout here wants to see soon what becomes of it.
+/// Short, so that a developer who kills a checkout sees the reconciler take it up soon.
 const ABANDONED_AFTER: &str = "10s";
 
-/// Whoever wants to see holds end soon may set it from outside; nothing else.
+/// The one setting that `make dev` takes from the environment, for developers who want to see holds end soon.
 const HOLD_FOR: &str = "HOLDFAST_HOLD_FOR";
 
-/// Tells clients where everything is, as long as it is there.
+/// The file with every address, removed when the stack ends.
 struct Addresses(PathBuf);
 
 pub(crate) async fn run() -> anyhow::Result<()> {

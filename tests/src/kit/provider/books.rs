@@ -1,4 +1,4 @@
-//! The simulated provider's books: payments, what may happen to them, every movement of money, and the events that tell it.
+//! The simulated provider's books: payments and their transitions, every movement of money, and the events for webhooks.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +10,7 @@ use crate::load::now;
 pub(super) struct Refused {
     pub(super) status: u16,
     pub(super) error: Value,
-    /// The request was taken up before it was refused, so that its answer is kept for its key.
+    /// True when the provider had begun the request before it refused it, so that the answer is kept for the idempotency key.
     pub(super) kept: bool,
 }
 
@@ -22,10 +22,10 @@ pub(super) type Fields = [(String, String)];
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) payments: Vec<Payment>,
-    /// Where each stands among them, by id.
+    /// Index of each payment, by id.
     places: HashMap<String, usize>,
     pub(super) ledger: Vec<Movement>,
-    /// What webhooks have to tell, oldest first.
+    /// The events for webhooks, oldest first.
     pub(super) events: Vec<Value>,
     ids: u64,
 }
@@ -58,7 +58,7 @@ pub enum Status {
     Succeeded,
 }
 
-/// Money that moved, or was set aside or let go of.
+/// Money that moved, or an authorisation made or cancelled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Movement {
     pub payment: String,
@@ -74,7 +74,7 @@ pub enum Kind {
     Released,
     Captured,
     Refunded,
-    /// Taken back by the customer's bank.
+    /// Withdrawn by the customer's bank when a dispute is opened.
     Disputed,
     /// Given back after a dispute was won.
     Reinstated,
@@ -105,7 +105,7 @@ impl Status {
 }
 
 impl Books {
-    /// Its ids are none that an earlier provider gave: a stack that keeps its data still knows those.
+    /// New ids differ from those of an earlier simulator: a stack that keeps its data still has those.
     pub(super) fn open() -> Books {
         let milliseconds = now().unix_timestamp_nanos() / 1_000_000;
         Books {
@@ -187,7 +187,7 @@ impl Books {
         }
     }
 
-    /// The customer did, or failed to do, what the bank asked for.
+    /// The customer passes or fails the authentication (3D Secure) that the bank asks for.
     pub(super) fn authenticate(&mut self, id: &str, success: bool) -> Answer {
         self.at(id, &[Status::RequiresAction], "authenticate")?;
         match success {
@@ -232,7 +232,7 @@ impl Books {
         }))
     }
 
-    /// `amount`: all that is left when none.
+    /// `amount`: `None` refunds all that is left.
     pub(super) fn refund(&mut self, id: &str, amount: Option<i64>) -> Answer {
         let payment = self.find(id)?;
         if payment.status != Status::Succeeded {
@@ -296,7 +296,7 @@ impl Books {
         Ok(json!({ "object": "list", "data": page, "has_more": listed.len() > limit, "url": "/v1/payment_intents" }))
     }
 
-    /// The customer's bank takes the money back until the dispute is closed.
+    /// The customer's bank opens a dispute and withdraws the money until it is closed.
     pub(super) fn dispute(&mut self, id: &str) -> Answer {
         let left = {
             let payment = self.at(id, &[Status::Succeeded], "dispute")?;
@@ -383,7 +383,7 @@ impl Books {
         self.ledger.push(movement);
     }
 
-    /// One that is known to be there.
+    /// A payment that is known to exist.
     fn payment(&mut self, id: &str) -> &mut Payment {
         let place = self.places.get(id).expect("it was found before");
         &mut self.payments[*place]
@@ -472,11 +472,11 @@ impl Payment {
     }
 }
 
-/// A card of this provider alone: the money is set aside, but never can be taken, so that a checkout stays under way for whoever
-/// wants to see one.
+/// A card of this simulator alone: it can be authorised but never captured, so that a developer can look at a checkout that
+/// stays under way.
 const NEVER_CAPTURED: &str = "pm_card_captureUnavailable";
 
-/// The cards that Stripe's page on testing names: what their bank says.
+/// The decline code of a card that Stripe's page on testing names.
 fn declined_card(method: &str) -> Option<&'static str> {
     let (_, kind) = method.split_once("chargeDeclined")?;
     Some(match kind {
@@ -501,7 +501,7 @@ fn field<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
     found.map(|(_, value)| value.as_str())
 }
 
-/// Everything may be expanded, and have metadata where it is made.
+/// Refuses fields other than `known`, `expand` and `metadata`.
 pub(super) fn only(known: &[&str], fields: &Fields) -> Result<(), Refused> {
     let is_known = |name: &str| known.contains(&name) || name == "expand[]" || name.starts_with("metadata[");
     match fields.iter().find(|(name, _)| !is_known(name)) {

@@ -34,10 +34,10 @@ use books::{Answer, Books, Refused};
 pub use books::{Kind, Movement, Payment, Status};
 pub use webhooks::{Delivery, sign};
 
-/// The secret key that it asks for.
+/// The secret key that requests must carry.
 pub const KEY: &str = "sk_test_simulator";
 
-/// What it signs webhooks with, where nobody says otherwise.
+/// The secret that signs webhooks, unless a test sets another.
 pub const WEBHOOK_SECRET: &str = "whsec_simulator";
 
 /// Dropping it ends it.
@@ -48,7 +48,7 @@ pub struct Simulator {
     delivering: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What is asked for, in the words of the API.
+/// A call of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
     Create,
@@ -72,30 +72,30 @@ impl Call {
     ];
 }
 
-/// What goes wrong with one request.
+/// The fault of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The bank says no, for this reason. Only confirming can be declined.
+    /// The bank declines, with this code. Only confirming can be declined.
     Decline(&'static str),
-    /// The connection is cut before anything is done.
+    /// The connection is cut before the call is executed.
     RequestLost,
-    /// It is done, and the connection is cut.
+    /// The call is executed, and the connection cut before the answer.
     AnswerLost,
-    /// It is done, and what comes back is no payment.
+    /// The call is executed, and the answer is no payment.
     Garbled,
-    /// It is done, and the answer comes after this long.
+    /// The call is executed, and the answer comes after this long.
     Slow(Duration),
-    /// 409: something else is under way with this payment.
+    /// 409: another request for this payment is under way.
     Busy,
     /// 429.
     TooMany,
-    /// 500, kept for the key.
+    /// 500, kept for the idempotency key.
     Broken { done: bool },
     /// 503, not kept.
     Unavailable,
 }
 
-/// A request as it arrived, for asking somebody else the same.
+/// A request as it arrived, to be sent to another server as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceivedRequest {
     pub method: Method,
@@ -112,7 +112,7 @@ struct State {
     faults: Mutex<Faults>,
     asked: Mutex<Vec<ReceivedRequest>>,
     webhooks: Mutex<webhooks::Queue>,
-    /// Something happened that webhooks tell.
+    /// Notified of each new event for webhooks.
     news: Notify,
 }
 
@@ -128,7 +128,7 @@ struct Faults {
     plans: Vec<Plan>,
     rates: Vec<(Fault, u32)>,
     seed: u64,
-    /// Requests so far, by call and checkout, so that chance does not depend on who comes first.
+    /// Requests so far, by call and checkout, so that random faults do not depend on the order of checkouts.
     counts: HashMap<(Call, String), u64>,
 }
 
@@ -166,7 +166,7 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
-    /// What sets a worker to be paid by it, and not to wait long for its answers.
+    /// Settings that make a worker use this provider, with a short time-out.
     pub fn settings(&self) -> [(&'static str, String); 3] {
         [
             ("HOLDFAST_PROVIDER_URL", self.url()),
@@ -175,7 +175,7 @@ impl Simulator {
         ]
     }
 
-    /// The next `times` such requests go wrong; for one checkout, or for any.
+    /// Plans the fault for the next `times` such requests, of one checkout or of any.
     pub fn fail(&self, call: Call, checkout: Option<&str>, fault: Fault, times: u32) {
         lock(&self.state.faults).plans.push(Plan {
             call,
@@ -185,23 +185,23 @@ impl Simulator {
         });
     }
 
-    /// From now on, each of these happens to so many requests in a thousand, the same ones for the same seed.
+    /// From now on each of these faults meets so many requests in a thousand, the same ones for the same seed.
     pub fn fail_at_random(&self, seed: u64, per_mille: &[(Fault, u32)]) {
         let mut faults = lock(&self.state.faults);
         (faults.seed, faults.rates) = (seed, per_mille.to_vec());
     }
 
-    /// Nothing that was planned goes wrong any more.
+    /// Ends all planned faults.
     pub fn heal(&self) {
         *lock(&self.state.faults) = Faults::default();
     }
 
-    /// As if it could not be reached, until it is told otherwise.
+    /// While `away`, every connection is cut, as if the provider could not be reached.
     pub fn away(&self, away: bool) {
         lock(&self.state.faults).away = away;
     }
 
-    /// As a day later.
+    /// Forgets the idempotency keys, as Stripe does after a day.
     pub fn forget_keys(&self) {
         lock(&self.state.keys).clear();
     }
@@ -228,19 +228,19 @@ impl Simulator {
         ours.map(|movement| (movement.kind, movement.amount)).collect()
     }
 
-    /// Payments whose amount is set aside and neither taken nor let go of.
+    /// Payments that are authorised and neither captured nor cancelled.
     pub fn open_authorisations(&self) -> Vec<Payment> {
         let mut payments = self.payments();
         payments.retain(|payment| payment.status == Status::RequiresCapture);
         payments
     }
 
-    /// Everything that was asked so far.
+    /// All requests so far.
     pub fn asked(&self) -> Vec<ReceivedRequest> {
         lock(&self.state.asked).clone()
     }
 
-    /// The customer did, or failed to do, what the bank asked for.
+    /// The customer passes or fails the authentication (3D Secure) that the bank asks for.
     pub fn authenticate(&self, payment: &str, success: bool) -> anyhow::Result<()> {
         match self.change(|books| books.authenticate(payment, success)) {
             Err(refused) if success || refused.status != 402 => Err(anyhow!("{}", refused.error)),
@@ -248,17 +248,17 @@ impl Simulator {
         }
     }
 
-    /// The operator gives back a part by hand, past Holdfast.
+    /// An operator refunds a part at the provider, past Holdfast.
     pub fn refund(&self, payment: &str, amount: i64) -> anyhow::Result<()> {
         self.by_hand(|books| books.refund(payment, Some(amount)))
     }
 
-    /// The provider lets go of what was set aside for too long.
+    /// The provider cancels an authorisation that has expired.
     pub fn expire(&self, payment: &str) -> anyhow::Result<()> {
         self.by_hand(|books| books.cancel(payment))
     }
 
-    /// The customer's bank takes the money back.
+    /// The customer's bank opens a dispute.
     pub fn dispute(&self, payment: &str) -> anyhow::Result<()> {
         self.by_hand(|books| books.dispute(payment))
     }
@@ -341,7 +341,7 @@ impl State {
         }
     }
 
-    /// Does what was asked, unless its key says that it was done.
+    /// Executes the call, unless its idempotency key has an answer already.
     async fn once(&self, asked: &ReceivedRequest, request: &Parsed, fault: Option<Fault>) -> Reply {
         let key = asked.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let Some(key) = key.filter(|_| asked.method == Method::POST) else {
@@ -454,7 +454,7 @@ impl Faults {
 /// A request that can be understood.
 struct Parsed {
     call: Call,
-    /// Of the payment; empty where there is none yet.
+    /// Id of the payment; empty for calls that create or list.
     id: String,
     fields: Vec<(String, String)>,
 }

@@ -1,4 +1,4 @@
-//! What the simulated provider tells on its own: signed events to an address, in any order and any number.
+//! Webhooks of the simulated provider: signed events, sent to an address in any order and any number.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use super::{Simulator, State};
 use crate::kit::process::lock;
 use crate::load::now;
 
-/// How long a refused event waits for its next attempt.
+/// Pause before the next attempt to deliver a refused event.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// In which order what waits is told.
+/// The order in which waiting events are delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     InOrder,
@@ -29,7 +29,7 @@ pub(super) struct Queue {
     target: Option<Target>,
     waiting: Vec<Value>,
     told: Vec<Value>,
-    /// How many there ever were: waiting, told, or being told.
+    /// All events so far: waiting, being delivered, or delivered.
     all: usize,
 }
 
@@ -47,13 +47,13 @@ impl Queue {
 }
 
 impl Simulator {
-    /// Where events go, signed with this secret. Those that happened before wait for it.
+    /// Sets the address of the webhooks and the secret that signs them. Events that happened before are waiting for it.
     pub fn webhooks_to(&self, url: &str, secret: &str) {
         let (url, secret) = (url.to_owned(), secret.to_owned());
         lock(&self.state.webhooks).target = Some(Target { url, secret });
     }
 
-    /// Tells nothing more of what happened so far, and nobody of what happens until somebody wants to know.
+    /// Drops all events so far and the address; new events wait until [`Self::webhooks_to`] sets another.
     pub fn webhooks_to_nobody(&self) {
         if let Some(delivering) = lock(&self.delivering).take() {
             delivering.abort();
@@ -66,18 +66,18 @@ impl Simulator {
         lock(&self.state.webhooks).waiting.clone()
     }
 
-    /// Whether everything that happened was acknowledged.
+    /// True once every event was acknowledged.
     pub fn has_told_all(&self) -> bool {
         let queue = lock(&self.state.webhooks);
         queue.told.len() == queue.all
     }
 
-    /// Tells now what waits, once. What is not answered with 2xx waits on, and is the error.
+    /// Delivers the waiting events, once. An event that is not answered with 2xx stays in the queue, and is the error.
     pub async fn deliver(&self, delivery: Delivery) -> anyhow::Result<usize> {
         self.state.deliver(delivery).await
     }
 
-    /// Tells again everything that was acknowledged so far, the oldest first.
+    /// Delivers again every event that was acknowledged so far, the oldest first.
     pub async fn deliver_again(&self) -> anyhow::Result<usize> {
         {
             let mut queue = lock(&self.state.webhooks);
@@ -87,7 +87,7 @@ impl Simulator {
         self.deliver(Delivery::InOrder).await
     }
 
-    /// From now on tells by itself, as it happens, and again until it is acknowledged.
+    /// From now on delivers each event as it happens, and retries until it is acknowledged.
     pub fn deliver_always(&self, delivery: Delivery) {
         let state = self.state.clone();
         let delivering = tokio::spawn(async move {
@@ -95,7 +95,7 @@ impl Simulator {
                 if let Err(error) = state.deliver(delivery).await {
                     tracing::debug!("events wait: {error:#}");
                 }
-                // Elapsed: the next attempt of what was refused.
+                // On time-out: the next attempt for refused events.
                 drop(timeout(AGAIN_AFTER, state.news.notified()).await);
             }
         });

@@ -1,5 +1,5 @@
-//! What buying costs: checkouts asked for by Kafka, each by a user of its own for tickets that the user holds, paid at a provider
-//! without faults or pauses, up to the outcome that says that they are completed. As many bare reservation events, those that held
+//! Measures checkouts: each is requested through Kafka, by a user of its own for tickets that the user holds, and paid at a
+//! provider without faults or pauses; the clock stops at `checkout.completed`. As many bare reservation events, those that held
 //! the tickets, are measured in the same way just before.
 
 use std::time::Duration;
@@ -15,9 +15,9 @@ use tracing::info;
 use super::{Apart, Bench, Used, median, microseconds_each};
 
 const ROUNDS: usize = 3;
-/// What begins the keys of the figures, tickets in each checkout, and checkouts.
+/// Prefix of the keys of the figures, tickets in each checkout, and checkouts.
 const SIZES: [(&str, usize, usize); 2] = [("checkout", 1, 500), ("checkout4", 4, 250)];
-/// Checkouts per second, for how long one takes where nothing waits.
+/// Checkouts per second in the measurement of latency: few enough that none waits for another.
 const MODEST_PACE: u32 = 10;
 const CARD: &str = "pm_card_visa";
 
@@ -26,12 +26,12 @@ struct Purchases {
     /// Begins every id, user and ticket, so that no two share any.
     name: String,
     checkouts: usize,
-    /// In each.
+    /// Tickets in each checkout.
     tickets: usize,
 }
 
 impl Bench {
-    /// Throughput and the time that one takes.
+    /// Measures throughput, and the latency of a single checkout.
     pub(super) async fn checkouts(&mut self, run: &Holdfast) -> anyhow::Result<()> {
         for (key, tickets, checkouts) in SIZES {
             let (mut bare, mut bought) = (Vec::new(), Vec::new());
@@ -150,7 +150,7 @@ impl Bench {
         heard.iter().map(latency).collect()
     }
 
-    /// Waits until every checkout is completed, and the sale of every ticket is told; gives when the last one was completed.
+    /// Waits for the outcomes that every checkout is completed and every ticket sold; returns when the last completion arrived.
     async fn hear_completed(
         &mut self,
         purchases: &Purchases,
@@ -230,7 +230,7 @@ impl Purchases {
         format!("{}-{number}", self.name)
     }
 
-    /// The other way round.
+    /// The number in an id: the inverse of [`Self::id`].
     fn number_of(&self, id: &str) -> anyhow::Result<usize> {
         let number = id.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('-'));
         let number = number.with_context(|| format!("{id} is no checkout of {}", self.name))?;

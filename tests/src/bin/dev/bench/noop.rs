@@ -1,4 +1,4 @@
-//! What the engine alone can do: a handler keyed by ticket that does nothing, fed straight from a topic.
+//! Measures Restate alone: a virtual object keyed by ticket whose handler does nothing, subscribed straight to a topic.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

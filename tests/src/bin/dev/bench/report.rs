@@ -65,7 +65,7 @@ impl Report {
         );
     }
 
-    /// What is no single number.
+    /// Adds a figure that is more than one number.
     pub(super) fn detail(&mut self, key: &str, value: Value) {
         self.lines.push(format!("{key}: {value}"));
         self.figures.insert(String::from(key), value);

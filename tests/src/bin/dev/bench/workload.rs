@@ -4,7 +4,8 @@ use anyhow::Context;
 use holdfast_schemas::hold_id;
 use holdfast_tests::load::{Event, SOURCE};
 
-/// Events that go round the tickets: in the first round each is requested, in the next released, and so on. All are applied.
+/// Events that go round the tickets: in the first round each ticket is requested, in the next released, and so on. All are
+/// applied.
 #[derive(Clone)]
 pub(super) struct Workload {
     /// Begins every id and ticket, so that no two workloads share any.
@@ -52,7 +53,7 @@ impl Workload {
         format!("{}-{number}", self.name)
     }
 
-    /// The other way round.
+    /// The number in an id: the inverse of [`Self::id`].
     pub(super) fn number_of(&self, id: &str) -> anyhow::Result<usize> {
         let number = id.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('-'));
         let number = number.with_context(|| format!("{id} is no event of {}", self.name))?;

@@ -1,4 +1,4 @@
-//! Who was sent what, and what was heard: everything must add up.
+//! The books of the demo: records sent, outcomes, dead letters and mails received. Everything must add up.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::money::{Money, euros};
 use super::script::{self, Kind};
 
-/// What the types of outcomes about tickets begin with.
+/// The prefix of the types of outcomes about tickets.
 const TICKET: &str = "holdfast.outcome.ticket.";
 
 #[derive(Default)]
@@ -22,7 +22,7 @@ pub(super) struct Books {
     /// When an event was first sent, by id.
     sent: HashMap<String, Instant>,
     repeats: u64,
-    /// Bad records sent, by the reason for which each must be put aside.
+    /// Bad records sent, by the reason for which the gate must dead-letter each.
     bad: Tally,
 
     applied: Tally,
@@ -36,26 +36,26 @@ pub(super) struct Books {
     sold: HashMap<String, String>,
     pub(super) money: Money,
     webhooks: Webhooks,
-    /// Mails that arrived, and how often one of them came again.
+    /// Mails that arrived, and how many of them were repeats.
     mails: (usize, usize),
     dead_letters: Tally,
-    /// The gate may put a record aside more than once: it is known by where it came from.
+    /// The gate may dead-letter a record more than once: the copies have the same origin.
     origins: HashSet<Vec<Vec<u8>>>,
 }
 
-/// What is left at the end.
+/// Seats, checkouts and money at the end of the sale.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Sales {
     pub(super) held: usize,
     pub(super) sold: usize,
-    /// Of cards, in cents.
+    /// Paid by cards, in cents.
     pub(super) revenue: i64,
 }
 
-/// What the payment provider told by itself.
+/// The events of the payment provider's webhooks.
 #[derive(Default)]
 struct Webhooks {
-    /// Events on the topic, each as often as it came there.
+    /// Records on the topic, repeats included.
     records: u64,
     events: u64,
     refused: u64,
@@ -75,11 +75,11 @@ impl Books {
         }
     }
 
-    /// Fails on an outcome that must not be.
+    /// Records an outcome; fails on one that must not be.
     pub(super) fn outcome(&mut self, outcome: &Outcome, at: Instant) -> anyhow::Result<()> {
         let (id, cause) = (&outcome.id, &outcome.causationid);
         ensure!(self.outcomes.insert(id.clone()), "outcome {id} is told twice");
-        // What a checkout comes to has the checkout as its cause.
+        // The outcome that ends a checkout has the checkout as its cause.
         if outcome.causationsource == SOURCE {
             let sent = self
                 .sent
@@ -161,7 +161,7 @@ impl Books {
         Ok(())
     }
 
-    /// Takes down what the provider told: all records of the payments that are not ours.
+    /// Records the provider's events: all records on `payments` that this demo did not send.
     pub(super) fn webhooks(&mut self, records: &[Read]) -> anyhow::Result<()> {
         #[derive(serde::Deserialize)]
         struct Named {
@@ -180,7 +180,7 @@ impl Books {
         Ok(())
     }
 
-    /// Takes down the mails that arrived, by their ids.
+    /// Records the mails that arrived, by their ids.
     pub(super) fn mails(&mut self, ids: &[String]) {
         let different: HashSet<_> = ids.iter().collect();
         self.mails = (different.len(), ids.len() - different.len());
@@ -205,7 +205,7 @@ impl Books {
         self.answered.len() == self.sent.len() && self.dead_letters.total() >= self.bad.total()
     }
 
-    /// Whether every checkout has ended, and every seat that one was about is sold or free.
+    /// True once every checkout has ended, and every seat of one is sold or free.
     pub(super) fn are_settled(&self) -> bool {
         self.are_complete()
             && self.money.is_settled()
@@ -295,7 +295,7 @@ impl Books {
         text
     }
 
-    /// Holds what `holdfast verify` counted against what was sent and heard here.
+    /// Compares the counts of `holdfast verify` with what was sent and received here.
     pub(super) fn compare(&self, verified: &Value) -> anyhow::Result<()> {
         ensure!(
             self.dead_letters == self.bad,
@@ -326,7 +326,7 @@ impl Books {
         Ok(())
     }
 
-    /// Holds the database and the provider's books against what was heard here.
+    /// Compares the database and the provider's books with what was received here.
     pub(super) fn compare_sales(&self, in_database: &Sales, provider: &Simulator) -> anyhow::Result<()> {
         let told = Sales {
             held: self.held.len(),

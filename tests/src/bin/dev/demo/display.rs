@@ -1,4 +1,4 @@
-//! How the on-sale goes, while it goes: one line that changes on a terminal, a line now and then elsewhere.
+//! Shows the progress of the on-sale: one line that changes on a terminal, a line now and then elsewhere.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Display {
         }
     }
 
-    /// For what happens once.
+    /// Prints a line about something that happens once.
     pub(super) fn say(&self, what: &str) {
         self.bar.suspend(|| println!("{what}"));
     }

@@ -1,4 +1,4 @@
-//! Who bought what and where the money went, by the outcomes: the payment provider's books must say the same, to the last cent.
+//! The checkouts and their money, by the outcomes: the payment provider's books must say the same, to the last cent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,11 +12,11 @@ use tokio::time::Instant;
 pub(super) struct Money {
     orders: BTreeMap<String, Order>,
     failed: Tally,
-    /// Checkouts of which money was given back and no outcome says so yet.
+    /// Checkouts that were refunded and have no outcome that says so yet.
     regretted: BTreeSet<String>,
-    /// What customers are written about.
+    /// Outcomes that customers get a mail about.
     mails: usize,
-    /// From the request to the end.
+    /// Time of each checkout from its request to its end.
     took: Vec<Duration>,
 }
 
@@ -34,19 +34,19 @@ enum Fate {
     Open,
     Completed,
     Failed,
-    /// Paid, then given back wholly.
+    /// Paid, then refunded in full.
     Refunded,
 }
 
-/// A checkout that somebody regrets.
+/// A checkout to refund.
 pub(super) struct Regret {
     pub(super) checkout: String,
-    /// What of it is given back, in cents.
+    /// The amount to refund, in cents.
     pub(super) amount: i64,
 }
 
 impl Money {
-    /// Takes down what is told of a checkout; `asked`: when it was asked for.
+    /// Records an outcome about a checkout; `asked`: when the checkout was requested.
     pub(super) fn outcome(&mut self, outcome: &Outcome, asked: Option<Instant>, at: Instant) -> anyhow::Result<()> {
         let told = &outcome.data;
         let Some(checkout) = &told.checkout else { return Ok(()) };
@@ -93,17 +93,17 @@ impl Money {
         self.orders.len() - self.count(Fate::Open)
     }
 
-    /// The money of this one was given back.
+    /// Records that this checkout was refunded at the provider.
     pub(super) fn regret(&mut self, checkout: &str) {
         self.regretted.insert(checkout.to_owned());
     }
 
-    /// Whether every checkout has ended, and what was given back is told.
+    /// True once every checkout has ended and every refund has its outcome.
     pub(super) fn is_settled(&self) -> bool {
         self.open() == 0 && self.regretted.is_empty()
     }
 
-    /// How many mails customers must get: one for each end of a checkout, and for each time that they get money back.
+    /// Mails that customers must get: one for each end of a checkout, and one for each refund.
     pub(super) fn mails(&self) -> usize {
         self.mails
     }
@@ -118,12 +118,12 @@ impl Money {
         bought.flat_map(|order| &order.tickets).collect()
     }
 
-    /// What was taken and not given back, in cents.
+    /// Captured and not refunded, in cents.
     pub(super) fn revenue(&self) -> i64 {
         self.orders.values().map(Order::kept).sum()
     }
 
-    /// Of these some regret all of it, and others a part.
+    /// Chooses checkouts to refund: some in full, others in part.
     pub(super) fn regrets(&self, count: usize, part: i64) -> Vec<Regret> {
         let bought = self.orders.iter().filter(|(_, order)| order.fate == Fate::Completed);
         let regretted = bought.take(count).enumerate().map(|(place, (checkout, order))| Regret {
@@ -175,12 +175,12 @@ impl Money {
         ]
     }
 
-    /// Between request and end, of each.
+    /// Time of each checkout from its request to its end.
     pub(super) fn took(&mut self) -> &mut [Duration] {
         &mut self.took
     }
 
-    /// Holds the provider's books against what was told here, checkout by checkout.
+    /// Compares the provider's books with the outcomes, checkout by checkout.
     pub(super) fn compare(&self, provider: &Simulator) -> anyhow::Result<()> {
         let mut theirs: BTreeMap<String, i64> = BTreeMap::new();
         for movement in provider.ledger() {

@@ -1,4 +1,4 @@
-//! What happens at the on-sale, in order. It is the same each time.
+//! The script of the on-sale: its records in order, the same in each run.
 
 use anyhow::Context;
 use holdfast_tests::kit::provider::Fault;
@@ -8,17 +8,17 @@ use time::Duration;
 
 pub(super) const SEATS: usize = 300;
 pub(super) const REQUESTS: usize = 8_000;
-/// Each so many-th request is for the one seat that all want.
+/// One in this many requests is for the one seat that all want.
 pub(super) const HOT_EVERY: usize = 10;
 /// A prime, and so large that nobody wants the one seat twice.
 pub(super) const BUYERS: usize = 997;
 
-/// Each so many-th buyer has credits, and spends them.
+/// One in this many buyers has credits, and spends them.
 const CREDITED_EVERY: usize = 4;
 const CREDITS: i64 = 2_000;
-/// Each so many-th buyer has a card that its bank declines.
+/// One in this many buyers has a card that its bank declines.
 const DECLINED_EVERY: usize = 11;
-/// How many in a thousand requests to the payment provider go wrong, and how.
+/// Faults of the payment provider, each in this many of a thousand requests.
 pub(super) const FAULTS: &[(Fault, u32)] = &[
     (Fault::AnswerLost, 40),
     (Fault::RequestLost, 20),
@@ -28,7 +28,7 @@ pub(super) const FAULTS: &[(Fault, u32)] = &[
 
 const REPEAT_EVERY: usize = 20;
 const BAD_EVERY: usize = 40;
-/// How long ago the event was first sent that is sent again.
+/// Steps between the first sending of an event and its repeat.
 const REPEAT_AFTER: usize = 15;
 
 #[derive(Clone)]
@@ -38,14 +38,14 @@ pub(super) struct Step {
     pub(super) record: Record,
 }
 
-/// What must become of a record.
+/// The answer that a record must get.
 #[derive(Clone)]
 pub(super) enum Kind {
-    /// An outcome answers it.
+    /// An outcome.
     Event { id: String },
-    /// It was sent before, and changes nothing.
+    /// None: it is a repeat, and changes nothing.
     Repeat,
-    /// It is put aside, with this reason.
+    /// A dead letter with this reason.
     Bad { reason: &'static str },
 }
 
@@ -81,7 +81,7 @@ impl Step {
     }
 }
 
-/// Everybody registers, and some get credits, before the sale.
+/// Registers all users and gives some of them credits, before the sale.
 pub(super) fn registrations() -> Vec<Step> {
     let buyers = (0..BUYERS).flat_map(|number| {
         let user = buyer(number);
@@ -108,7 +108,7 @@ pub(super) fn fight() -> Vec<Step> {
             steps.push(bad(number, &requests[number]));
         }
     }
-    // The last seat is taken from sale; whoever holds it keeps it, and then it is refused.
+    // The last seat is withdrawn: a user who holds it keeps it, and later requests are refused.
     steps.push(Step::event(Event::withdrawn(
         String::from("withdraw"),
         &ticket(SEATS - 1),
@@ -116,7 +116,7 @@ pub(super) fn fight() -> Vec<Step> {
     steps
 }
 
-/// The user buys the seats that they hold: one checkout, of which the request has the id as well.
+/// The user buys the seats that they hold: one checkout, with the id of its request.
 pub(super) fn order(user: &str, tickets: &[String]) -> anyhow::Result<Step> {
     let number = user.strip_prefix("buyer-").context("a holder who is no buyer")?;
     let id = format!("order-{number}");
@@ -159,7 +159,7 @@ fn request(number: usize) -> Event {
     event
 }
 
-/// Every reason in turn for which a record can be put aside.
+/// Bad records, one for each reason to dead-letter, in turn.
 fn bad(number: usize, good: &Event) -> Step {
     let mut event = good.clone();
     event.id = format!("bad-{number}");
