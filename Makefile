@@ -31,9 +31,11 @@ dev: tools ## Hold the stack open with `holdfast run` and a payment provider on 
 	$(BUILD)
 	$(DEV) up
 
-check: tools ## The quick one: format, clippy, unit and property tests; no servers
+check: tools ## The quick one: format, clippy, dependencies, unit and property tests; no servers
+	@deploy/local/tools cargo-deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	.dev/tools/cargo-deny/bin/cargo-deny --offline --log-level error check bans licenses sources
 	$(CARGO) test --workspace --lib --test published --test structure --test decode --test properties
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
