@@ -1,4 +1,8 @@
 //! From bytes to events: CloudEvents 1.0 as Kafka carries them, in structured and in binary content mode.
+//!
+//! `time` is required: `too_old` needs it, and a producer that repeats an id must repeat it. Unknown fields inside `data`
+//! are refused, since a mistyped optional field would silently become its default; unknown CloudEvents attributes are
+//! ignored, as the specification demands.
 
 use std::borrow::Cow;
 use std::fmt;

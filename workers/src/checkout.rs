@@ -1,5 +1,8 @@
 //! Takes checkouts further: reads what is to be done next, asks the payment provider where money is meant, and writes what came
 //! of it. All that counts lies in the checkout's row, so that anybody may go on with it, several at once, and after any crash.
+//!
+//! The provider's word about a payment under way changes nothing by itself, since its events come late, twice and in any
+//! order: they only make the driver ask, and the provider's answer is what counts.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,6 +10,9 @@
 //!
 //! A webhook that comes twice makes the same event twice: all of it is as the provider wrote it down when it happened. A dispute
 //! does not name its checkout; what is looked up for it are the two names that its payment was made with, which never change.
+//!
+//! `webhook` refuses to start without a provider to ask: a dispute names neither checkout nor user. The first one may come
+//! after months, and would be answered 503 until the provider gives it up.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,8 @@
 //! A user: a profile that changes, and credits that another database keeps.
+//!
+//! The profile is compared and set by the rules, on the row whose version the statement then insists on: the answer is an
+//! outcome like any other. The tool `store::mechanisms::compare_and_set` serves columns of rows that have no version, such
+//! as a ticket's attributes.
 
 use holdfast_schemas::{
     Credits, Email, EventId, Language, Name, ProfileField, ProfileValues, Source, UserEvent, UserId, UserOutcome,

@@ -1,4 +1,8 @@
 //! How much the gate may hand to the engine before it looks again.
+//!
+//! A window that is not full goes on gathering for 2 ms per unfinished invocation, at most 200 ms. A ticket's invocations
+//! run one after the other, so few large records finish sooner than many small ones. An idle engine gets everything at
+//! once.
 
 use std::time::Duration;
 

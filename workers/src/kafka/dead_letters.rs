@@ -1,4 +1,7 @@
 //! The dead-letter topic, for operators: reading it, and sending a record again.
+//!
+//! A dead letter is without its bytes when the original came in compressed and fits no record of `dead-letters` even so:
+//! then reason and origin stand alone, and the detail says it. Otherwise it would stop its partition.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,6 +2,11 @@
 //! the database, so it never holds up seats or money, and survives every process; several processes may send at once.
 //!
 //! SMTP knows no exactly once: a mail is sent again when nobody could note that it was taken. It has the same `Message-ID` then.
+//!
+//! A mail is a row with a lease and no step of the checkout's workflow. The row is written in the transaction of the
+//! outcome, whoever ends the checkout: the workflow, the reconciler, an operator, an event of the provider. It waits for a
+//! mail server that is away without a live invocation, and `verify` can count it. The mailer that sends a mail leases it
+//! for a little longer than an exchange may last: no lock is held meanwhile, and a process that died holds it up no longer.
 
 mod letter;
 mod smtp;

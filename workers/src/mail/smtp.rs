@@ -1,5 +1,9 @@
 //! A mail server, and one exchange with it: the mail is taken, or there is a reason why not. Reasons never hold what a server
 //! said in words, since it may repeat the address.
+//!
+//! SMTP is spoken command by command: a 5xx to the recipient or the mail ends that mail; one to our credentials or our own
+//! address is ours to mend, and must refuse nobody's. And once the mail is accepted nothing may be waited for before that
+//! is noted, not even the server's goodbye.
 
 use std::time::Duration;
 

@@ -1,4 +1,12 @@
 //! How work reaches an object: what Kafka delivers, and what is asked by HTTP, as events of one key.
+//!
+//! A handler tells a gathered record from a single event by its first byte: `[` is the CloudEvents JSON batch that the gate
+//! writes, `{` is one structured event of a direct subscription. An event's origin travels as four extension attributes, so
+//! that every element is a CloudEvent of its own.
+//!
+//! A request by HTTP is identified by its invocation id. Restate makes that of handler, key and `idempotency-key`, keeps
+//! the header to itself, and gives each request without the header a new one. Restate's own store of answers is switched
+//! off (`idempotency_retention = 0`), so that a repeat reaches our record and another content is a 409.
 
 use holdfast_schemas::{
     DeadLetterReason, Event, EventId, Key, Origin, Refusal, Reply, Source, Traceparent, decode_delivery,

@@ -1,5 +1,8 @@
 //! The Reaper: a virtual object that ends holds. Each second it looks for holds that are due and sends each ticket its
 //! expiration. A hold needs no timer of its own, and none is lost with the engine's disk: the database knows what is due.
+//!
+//! No hold is sent twice within a minute, and no list of what was sent is kept: the turns walk the index on `held_until`
+//! behind a cursor that goes back to the start once a minute.
 
 use std::sync::Arc;
 use std::time::Duration;

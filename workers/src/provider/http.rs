@@ -1,5 +1,8 @@
 //! One HTTP exchange: an answer in time, or the reason why there is none. TLS trusts what the system trusts (its certificate
 //! store, or the file that `SSL_CERT_FILE` names).
+//!
+//! The provider has an HTTP client of its own: TLS for all clients would make every client load the system's certificates,
+//! and fail where there are none.
 
 use std::sync::Arc;
 use std::time::Duration;

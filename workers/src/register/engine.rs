@@ -1,4 +1,7 @@
 //! What Restate must know: where Kafka is, where the handlers are, which topic they take, and that the Reaper runs.
+//!
+//! The consumer group of a subscription may change its name: a static member that outlives its topic commits offsets of the
+//! old one. When the admitted topic is new, `register` makes a new subscription in a group of its own.
 
 use std::collections::BTreeMap;
 

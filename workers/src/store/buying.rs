@@ -1,5 +1,9 @@
 //! Checkouts in the database. Each step changes checkout, seats, user and ledger in one transaction, or nothing; a step that
 //! somebody else has taken meanwhile writes nothing. Who takes a step reads the checkout anew afterwards.
+//!
+//! The steps are not SERIALIZABLE: each locks what it decides on, the checkout first, or writes it against its version.
+//! SERIALIZABLE would see rivals in checkouts whose rows lie side by side in an index, and make most of them begin anew
+//! when many buy at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,6 +1,11 @@
 //! Credits, which the loyalty database keeps: it may be somebody else's, so nothing is added to it but the credits themselves.
 //! An event that adds credits is committed by two-phase commit: prepared there, decided and recorded here, then settled there.
 //! So its one statement there takes effect exactly once, and only if the event was applied here.
+//!
+//! Each addition of credits goes by itself and not with its batch: what is prepared in the loyalty database locks the
+//! user's row there until it is settled, so two prepared additions for one user would wait for each other. The next try of
+//! an addition ends what a crashed one left prepared, by the row of the attempt, since it would wait for its locks; what no
+//! try goes on with is swept after a minute.
 
 use std::time::Duration;
 

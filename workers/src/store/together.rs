@@ -1,5 +1,11 @@
 //! One request about several entities, all or none: their rows are read, decided and written in one interactive transaction, and
 //! with them what is answered, a refusal too. Whoever changes one of the rows meanwhile makes it begin anew on fresh rows.
+//!
+//! A refused request writes its idempotency record alone. Telling a refusal would move the version of rows that were to
+//! stay as they are; but who was told "refused" must not hold tickets by a repeat that comes late. The parts of the request
+//! have no records of their own: theirs is the request's, in the same transaction, with the replies of all parts. Records
+//! of the parts would be read within the transaction, and SERIALIZABLE takes requests whose records lie side by side for
+//! rivals.
 
 use std::time::Duration;
 

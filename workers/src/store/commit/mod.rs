@@ -4,6 +4,18 @@
 //! A batch goes through three steps: read the rows and the known answers, decide event by event, write everything gated by the
 //! version that was read. Whatever was not written goes round again from the first step. Every step may be repeated and any
 //! may be the last one that this process does: the idempotency records lie in the same statement as the rows.
+//!
+//! The rows and the known answers are read by two statements, which need not be one snapshot: an answer that appears in
+//! between makes the write fail its version check or its key, and the unit goes round again. When two units of a batch name
+//! the same event id, the later one waits a round: judged by an answer that is only meant to be written, it would be dead-
+//! lettered although the first unit may not pass.
+//!
+//! The committer does not wait for a batch to fill. While one statement is under way the next batch collects by itself;
+//! letting it collect longer made batches wider and the path no faster, since the cost is per row.
+//!
+//! There is one committer for each table, by the same code: `Entity` says what the rules need, `Stored` what the statement
+//! needs. What an event, its outcome and its key are follows from one type, `schemas::EventData`, so no event can reach the
+//! wrong rules. Idempotency records are shared: an id is used once, on whichever topic.
 
 mod draft;
 mod write;
