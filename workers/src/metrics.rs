@@ -79,9 +79,9 @@ metrics! {
     events: IntCounterVec = "holdfast_events_total" ["answer"];
     /// Events refused by a rule, by reason (the refusal reasons of the catalogue).
     refusals: IntCounterVec = "holdfast_refusals_total" ["reason"];
-    /// Events that serve dead-lettered, by reason: id_reused, too_old, undecodable.
+    /// Events that serve dead-lettered, by reason (the dead-letter reasons of the catalogue).
     serve_dead_letters: IntCounterVec = "holdfast_serve_dead_letters_total" ["reason"];
-    /// Events that break the worker itself; they are tried again until quarantine exists, by cause: panic, data, constraint, oversized.
+    /// Events that break the worker itself; they are tried again until quarantine exists, by cause: panic, data, constraint.
     quarantine_candidates: IntCounterVec = "holdfast_quarantine_candidates_total" ["cause"];
     /// Units whose row was locked or had moved, and which went round again.
     commit_conflicts: IntCounter = "holdfast_commit_conflicts_total";
@@ -91,7 +91,7 @@ metrics! {
     commit_seconds: HistogramVec = "holdfast_commit_seconds" ["step"] in seconds();
     /// Units waiting for the committer.
     commit_waiting: IntGauge = "holdfast_commit_waiting_units";
-    /// Attempts that infrastructure made fail and that are tried again, by where: connect, read, write, engine, unknown.
+    /// Attempts that infrastructure made fail and that are tried again, by where: connect, read, write.
     retries: IntCounterVec = "holdfast_retries_total" ["where"];
     /// Connections in the pool, by state: idle, used.
     pool_connections: IntGaugeVec = "holdfast_pool_connections" ["state"];

@@ -9,7 +9,8 @@ use time::format_description::well_known::Rfc3339;
 pub enum Command {
     /// Take events from the public topics, check them and hand them on, gathered by key.
     Gate,
-    /// Answer Restate: the Ticket object and the Reaper.
+    /// Answer Restate: the Ticket and User objects, the Checkout workflow and the Reaper; send mails, sweep what has expired, look
+    /// after checkouts that nobody takes further.
     Serve,
     /// Bring outcomes from the outbox to Kafka, exactly once.
     Relay,

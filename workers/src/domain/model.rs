@@ -1,4 +1,4 @@
-//! The rules a second time, as the table of ARCHITECTURE.md says them, and random lives of a ticket to compare the two.
+//! The rules of a ticket a second time, as a table, and random lives of a ticket to compare the two.
 
 use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketOutcome, UserId};
 use proptest::prelude::*;

@@ -1,5 +1,6 @@
-//! Postgres: the only place with SQL, beside what `verify` reads. One file per table, free functions over a pool or connection.
-//! `mechanisms` are tools for tables of your own.
+//! Postgres: the only place with SQL, beside what `verify` reads. A file for each table, with free functions over a pool or
+//! connection; `commit`, `buying`, `together` and `credits` are the transactions over several of them. `mechanisms` are tools for
+//! tables of your own.
 //!
 //! Statements take generic plans (`plan_cache_mode`): all of them take arrays, and planning a batch of 1,000 anew costs as
 //! much as half its execution.
