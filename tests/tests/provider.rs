@@ -140,8 +140,8 @@ fn whatever_breaks_in_whichever_call_money_moves_once_and_its_fate_can_be_asked(
                     let run = under_fault(&simulator, &provider, &checkout, steps, broken).await;
                     run.with_context(|| checkout.clone())?;
                     let payments = simulator.payments_of(&checkout);
-                    // A 500 that is kept for the key hides the payment that was made: the adapter makes another, and no money moves
-                    // by the first.
+                    // A 500 that is kept for the key hides the payment that was made: the adapter makes another, and no
+                    // money moves by the first.
                     let hidden = broken == (Step::Create, Fault::Broken { done: true });
                     ensure!(payments.len() == 1 + usize::from(hidden), "{checkout}: {payments:?}");
                     let moved = simulator.movements(&checkout);

@@ -24,33 +24,33 @@ use crate::store::buying::{Buying, undoing};
 use crate::store::credits::Loyalty;
 use crate::store::{self, PgPool, checkouts};
 
-/// How often checkouts are counted, and looked for that nobody takes further.
+/// Interval at which checkouts are counted and abandoned ones are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How many of those are taken further at a time.
+/// Most abandoned checkouts that are driven at a time.
 const AT_ONCE: usize = 8;
 
-/// Takes checkouts further.
+/// Takes the next steps of checkouts.
 #[derive(Clone)]
 pub struct Driver {
     pub buying: Buying,
     pub provider: Option<Provider>,
-    /// How long the provider may leave a payment's fate unknown before an operator is asked for.
+    /// After this long without a step that comes through, a checkout is marked as stuck, for an operator.
     pub stuck_after: Duration,
     pub now: fn() -> OffsetDateTime,
 }
 
-/// How far a checkout was taken.
+/// Where a drive has left a checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// It waits for the provider's word until then.
+    /// It waits for an event of the provider, at most until then.
     Waits(OffsetDateTime),
-    /// An operator is asked for.
+    /// It is marked as stuck, for an operator.
     Stuck,
     Ended,
 }
 
-/// Why a checkout was not taken further: to be tried again.
+/// The reason why a drive failed; the caller retries.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("there is no checkout {0:?}")]
@@ -66,7 +66,7 @@ pub enum Error {
 }
 
 impl Driver {
-    /// By the settings. Nothing is sent yet.
+    /// A driver by the settings. It sends nothing yet.
     ///
     /// # Errors
     /// No client of the payment provider can be made.
@@ -99,11 +99,11 @@ impl Driver {
         })
     }
 
-    /// Takes a checkout as far as it goes without waiting; one that is stuck is left as it is. `heard`: the provider has said
-    /// something, so a payment that waits is looked at.
+    /// Takes steps of a checkout until it has ended or must wait; a stuck one is left as it is. `heard`: the provider has sent an
+    /// event, so the driver asks for the state of a payment that waits.
     ///
     /// # Errors
-    /// A server does not answer, or the provider does not say how the payment stands.
+    /// A server does not answer, or the provider does not tell the payment's state.
     pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<Progress, Error> {
         let mut before = None;
         loop {
@@ -118,7 +118,7 @@ impl Driver {
             if matches!(next, Step::Capture | Step::Complete | Step::End)
                 && let Err(error) = self.buying.settle_credits(&checkout).await
             {
-                // The sweep does it later; nothing else waits for it.
+                // The sweeper settles them later; nothing else waits for it.
                 tracing::warn!(checkout = %checkout.id, error = error::chain(&error), "credits are settled later");
             }
             let step = match next {
@@ -127,7 +127,7 @@ impl Driver {
                 Step::Wait(_) => Step::Look,
                 step => step,
             };
-            // A look may leave a payment that waits as it is.
+            // A `Look` may leave a payment that waits as it is.
             before = (step != Step::Look).then_some(checkout.version);
             heard = false;
             if let Err(error) = self.take(&step, &checkout).await {
@@ -144,7 +144,7 @@ impl Driver {
         }
     }
 
-    /// Notes that a step has not come through; when it has not for long, an operator is asked for.
+    /// Writes since when a step fails; marks the checkout as stuck when it fails for too long.
     async fn held_up(&self, checkout: &Checkout, error: Error) -> Result<Progress, Error> {
         let now = (self.now)();
         match checkout.unknown_since {
@@ -165,7 +165,7 @@ impl Driver {
         Err(error)
     }
 
-    /// Gives a checkout up that has not ended; what it set aside, sold or spent is given back by the next drive.
+    /// Sets a checkout that has not ended to be undone; the next drive gives back what it authorised, sold or spent.
     ///
     /// # Errors
     /// The database does not answer.
@@ -186,7 +186,7 @@ impl Driver {
         }
     }
 
-    /// Sets a checkout going again that is stuck, once for each reason to: it may get stuck again.
+    /// Takes the mark off a stuck checkout, so that it is driven again; it may get stuck again.
     ///
     /// # Errors
     /// The database does not answer.
@@ -203,7 +203,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Leaves a checkout to an operator again, of whom it was asked before: nobody else takes it further meanwhile.
+    /// Marks a checkout as stuck again after an operator's try, so that nothing but an operator drives it.
     ///
     /// # Errors
     /// The database does not answer.
@@ -243,7 +243,7 @@ impl Driver {
         }
     }
 
-    /// Notes that the provider is about to be called.
+    /// Writes the time of the first call to the provider, before that call.
     async fn call(&self, checkout: &Checkout) -> Result<(), Error> {
         let next = Checkout {
             called_at: Some((self.now)()),
@@ -274,8 +274,8 @@ impl Driver {
         }
     }
 
-    /// The payment that was made for this checkout, whichever answer was lost. A payment that we know of and the provider does
-    /// not is no answer: it may be another account's.
+    /// The payment that was made for this checkout, whichever answer was lost. A payment id that the row has and the provider
+    /// does not know is an error: it may belong to another account.
     async fn found(&self, checkout: &Checkout) -> Result<Option<Payment>, Error> {
         let Some(called_at) = checkout.called_at else {
             return Ok(None);
@@ -285,12 +285,12 @@ impl Driver {
             return Ok(Some(provider.get(payment).await?));
         }
         if !checkout.key_lives((self.now)()) {
-            // The clocks of the provider and ours may differ.
+            // The provider's clock may differ from ours.
             return Ok(provider
                 .find(&checkout.id, called_at - time::Duration::hours(1))
                 .await?);
         }
-        // Asked for again, it is the same one; and no call that is late makes another after it.
+        // The idempotency key makes it the same payment; and no late call makes another after it.
         match provider.create(&order(checkout)).await {
             Ok(payment) => Ok(Some(payment)),
             Err(provider::Error::Declined { .. } | provider::Error::Misconfigured { .. }) => Ok(None),
@@ -320,7 +320,7 @@ impl Driver {
         }
         match answer {
             Ok(payment) => self.stands(checkout, &payment).await,
-            // It was authorised before, by a call whose answer was lost.
+            // An earlier call, whose answer was lost, has authorised it.
             Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
             Err(error) => self.did_not(checkout, error).await,
         }
@@ -333,7 +333,7 @@ impl Driver {
         }
     }
 
-    /// Goes by how the payment stands.
+    /// Takes the step that follows from the payment's state.
     async fn stands(&self, checkout: &Checkout, payment: &Payment) -> Result<(), Error> {
         let in_time = (self.now)() < checkout.until;
         let state = match payment.state {
@@ -374,7 +374,7 @@ impl Driver {
         }
     }
 
-    /// Has the provider give back what it set aside or took, then frees the seats.
+    /// Has the provider cancel or refund the payment, then frees the seats.
     async fn give_back(&self, checkout: &Checkout) -> Result<(), Error> {
         let mut given_back = self.given_back(checkout).await;
         crash::here(Point::CheckoutGivenBack);
@@ -384,7 +384,7 @@ impl Driver {
         Ok(self.buying.fail(checkout, given_back?, Uuid::new_v4()).await?)
     }
 
-    /// How much the provider had taken, now that it has given everything back.
+    /// Cancels or refunds the whole payment; returns the amount that had been captured.
     async fn given_back(&self, checkout: &Checkout) -> Result<i64, Error> {
         let Some(payment) = self.found(checkout).await? else {
             return Ok(0);
@@ -398,7 +398,7 @@ impl Driver {
         Ok(payment.captured)
     }
 
-    /// The provider did not do what it was asked for before any money was set aside.
+    /// Handles an error of the provider before any money was authorised.
     async fn did_not(&self, checkout: &Checkout, error: provider::Error) -> Result<(), Error> {
         match error {
             provider::Error::Declined { reason } => self.undo(checkout, declined(Some(&reason))).await,
@@ -414,7 +414,7 @@ impl Driver {
         self.advance(checkout, &undoing(checkout, failure)).await
     }
 
-    /// Whether somebody else took a step instead shows when the row is read again.
+    /// Writes the step against the version that was read. If another process took a step first, the next read shows it.
     async fn advance(&self, from: &Checkout, to: &Checkout) -> Result<(), Error> {
         self.buying.advance(from, to).await?;
         Ok(())
@@ -432,7 +432,7 @@ fn declined(code: Option<&str>) -> Failure {
     }
 }
 
-/// The same however often it is asked for.
+/// The order of a checkout's payment, the same at each call, as the idempotency key demands.
 fn order(checkout: &Checkout) -> Order<'_> {
     Order {
         checkout: &checkout.id,
@@ -454,10 +454,11 @@ fn point(step: &Step) -> Option<Point> {
     }
 }
 
-/// Looks after checkouts that nobody takes further, for ever: each is given up, unless it was being undone or only owes credits,
-/// and taken to its end. `idle`: how long nobody has taken a step of it.
+/// The reconciler, which runs for ever: it sets each abandoned checkout to be undone, unless it is being undone or only owes
+/// credits, and drives it to its end. A checkout is abandoned when no step was taken for `idle` and Restate has no live
+/// invocation for it.
 pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration) {
-    // Not at once: what waited for this process to come back goes on by itself.
+    // Not at once: workflows that waited for this process to come back go on by themselves.
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + idle, LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -470,9 +471,9 @@ pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration) {
 
 async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> anyhow::Result<()> {
     let main = &driver.buying.main;
-    // Before the engine is asked, however long it takes to answer: what began later it may not have named.
+    // Read before Restate is asked, however long it takes to answer: its answer may lack workflows that began later.
     let last_moved = store::now(main).await? - idle;
-    // It is asked only when there is something to ask about.
+    // Restate is asked only when there is such a checkout.
     if checkouts::unfinished(main, last_moved, &[], &[]).await?.is_empty() {
         return Ok(());
     }

@@ -1,8 +1,8 @@
-//! A checkout: tickets that a user holds become theirs and are paid, or nothing happens. Each step is decided here, from what
-//! stands in the checkout's row alone; each may be done again.
+//! A checkout: tickets that a user holds become theirs and are paid, or nothing happens. Each step is decided here, from the
+//! checkout's row alone; each may be repeated.
 //!
-//! The money is set aside first, then the seats are sold, then the money is taken: should the seats be gone meanwhile, what was
-//! set aside is given back without a charge (Stripe: "place a hold on a payment method").
+//! The money is authorised first, then the seats are sold, then the money is captured: should the seats be gone meanwhile, the
+//! authorisation is cancelled without a charge (Stripe: "place a hold on a payment method").
 
 use std::collections::HashSet;
 
@@ -15,14 +15,14 @@ use time::{Duration, OffsetDateTime};
 use super::ticket::Input;
 use super::{State as TicketState, Ticket};
 
-/// The most tickets that one checkout takes.
+/// Most tickets of one checkout.
 pub const MOST_TICKETS: usize = 100;
 
-/// How long the provider is asked again under the same idempotency key: it keeps keys for 24 hours (Stripe). Later a payment is
-/// looked up, never made again.
+/// Time for which the creation of a payment is retried under its idempotency key: the provider keeps keys for 24 hours (Stripe).
+/// Later the payment is looked up, never made again.
 const KEY_LIVES: Duration = Duration::hours(23);
 
-/// A checkout that was opened.
+/// A checkout, as its row has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkout {
     pub id: CheckoutId,
@@ -30,7 +30,7 @@ pub struct Checkout {
     pub version: i64,
     pub user: UserId,
     pub lines: Vec<Line>,
-    /// The held prices together.
+    /// Sum of the prices of the holds.
     pub total: Price,
     /// The part of the total that credits pay.
     pub credits: Option<Credits>,
@@ -38,20 +38,20 @@ pub struct Checkout {
     pub state: State,
     /// When the first of the holds ends.
     pub until: OffsetDateTime,
-    /// Just before the first call to the payment provider.
+    /// Moment just before the first call to the payment provider.
     pub called_at: Option<OffsetDateTime>,
     pub payment: Option<PaymentId>,
-    /// Since when its next step has not come through: the provider does not say how the payment stands, or a setting is missing.
+    /// Since when its next step fails: the provider does not tell the payment's state, or a setting is missing.
     pub unknown_since: Option<OffsetDateTime>,
-    /// Whether an operator is asked for.
+    /// True while it waits for an operator.
     pub stuck: bool,
-    /// Whether the seats are sold and the credits spent.
+    /// True once the seats are sold and the credits spent.
     pub sold: bool,
-    /// Given back of what was captured, in minor units.
+    /// Refunded of the captured amount, in minor units.
     pub refunded: i64,
 }
 
-/// One ticket of a checkout, as it was held.
+/// One ticket of a checkout, with the hold and the price at its opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub ticket: TicketId,
@@ -61,34 +61,34 @@ pub struct Line {
     pub price: Price,
 }
 
-/// How far a checkout has come.
+/// The progress of a checkout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Prices and seats stand; the provider may have been asked for a payment.
+    /// Prices and seats are fixed; the provider may have been asked for a payment.
     Opened,
-    /// The provider knows the payment; no money moves yet.
+    /// The payment exists at the provider; no money moves yet.
     Created,
     /// The customer must confirm the payment (3-D Secure).
     Waiting,
-    /// The money is set aside.
+    /// The money is authorised.
     Authorised,
-    /// The seats are sold and the credits spent; the money is to be taken.
+    /// The seats are sold and the credits spent; the money is to be captured.
     Sold,
-    /// Whatever was set aside, taken, sold or spent is to be given back.
+    /// All that was authorised, captured, sold or spent is to be given back.
     Undoing(Failure),
     /// Paid and sold.
     Completed,
-    /// Paid and sold, then given back wholly; credits that were spent are to be given back as well.
+    /// Paid and sold, then refunded in full; the credits that were spent are to be returned as well.
     Refunded,
-    /// It came to nothing.
+    /// Ended without a sale.
     Failed(Failure),
 }
 
-/// Why a checkout came to nothing.
+/// The reason why a checkout failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub reason: CheckoutFailure,
-    /// What the provider says to it.
+    /// The provider's decline code.
     pub code: Option<DeclineCode>,
 }
 
@@ -98,37 +98,37 @@ impl From<CheckoutFailure> for Failure {
     }
 }
 
-/// What is to be done next.
+/// The next step of a checkout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Ask the provider for a payment, under the same key however often.
+    /// Create the payment, under the same idempotency key at each try.
     Create,
-    /// The provider's key may have been forgotten: look whether it made a payment.
+    /// Search for the payment: the provider may have forgotten the idempotency key.
     Find,
-    /// Ask the provider to set the money aside.
+    /// Authorise the payment.
     Authorise,
-    /// Ask the provider how the payment stands.
+    /// Retrieve the payment's state from the provider.
     Look,
-    /// Wait for the provider's word until then.
+    /// Wait for an event of the provider, at most until then.
     Wait(OffsetDateTime),
     /// Sell the seats and spend the credits.
     Sell,
-    /// Ask the provider for the money.
+    /// Capture the payment.
     Capture,
-    /// Tell that it is done.
+    /// Write `checkout.completed`.
     Complete,
-    /// Have the provider give back what it set aside or took.
+    /// Cancel or refund the payment.
     GiveBack,
-    /// Free the seats, give the credits back and tell that it failed.
+    /// Free the seats, return the credits and write `checkout.failed`.
     Fail,
-    /// Give back credits that paid for seats that were returned.
+    /// Return the credits that paid for seats which a refund freed.
     ReturnCredits,
     /// Nothing.
     End,
 }
 
 impl Checkout {
-    /// What is left to pay when the credits are spent, in minor units of the total's currency.
+    /// The amount that the provider charges, the total without the credits, in minor units of the total's currency.
     pub fn due(&self) -> i64 {
         self.total.amount() - self.credits.map_or(0, Credits::amount)
     }
@@ -137,12 +137,12 @@ impl Checkout {
         self.total.currency()
     }
 
-    /// Whether the provider gives the same payment again, and makes no other, when it is asked for one.
+    /// True while the provider still knows the idempotency key, so that a repeated creation returns the same payment.
     pub fn key_lives(&self, now: OffsetDateTime) -> bool {
         self.called_at.is_some_and(|called| now - called < KEY_LIVES)
     }
 
-    /// What is to be done next.
+    /// The next step of a checkout.
     pub fn next(&self, now: OffsetDateTime) -> Step {
         let is_late = now >= self.until;
         match &self.state {
@@ -150,7 +150,7 @@ impl Checkout {
             State::Opened if self.called_at.is_none() && is_late => Step::Look,
             State::Opened if self.called_at.is_none() || self.key_lives(now) => Step::Create,
             State::Opened => Step::Find,
-            // No money is asked for any more; what was asked for before may have come.
+            // Too late to authorise; but an earlier call may have authorised the payment.
             State::Created if is_late => Step::Look,
             State::Created => Step::Authorise,
             State::Waiting if !is_late => Step::Wait(self.until),
@@ -166,7 +166,7 @@ impl Checkout {
     }
 }
 
-/// What is asked of a checkout that is to be opened.
+/// The request for a checkout.
 pub struct Wish<'a> {
     pub id: &'a CheckoutId,
     pub user: &'a UserId,
@@ -175,10 +175,10 @@ pub struct Wish<'a> {
     pub method: Option<&'a PaymentMethod>,
 }
 
-/// What the installation offers.
+/// The settings of the installation that the rules need.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Whether there is a payment provider.
+    /// True if there is a payment provider.
     pub provider: bool,
     /// The currency that credits can pay, if there is a loyalty database.
     pub credits: Option<Currency>,
@@ -186,8 +186,8 @@ pub struct Terms {
     pub show_limit: Option<i32>,
 }
 
-/// Opens a checkout of tickets that the user holds, at the prices of the holds. `ticket` finds the row of a ticket, `bought` how
-/// many tickets of a show the user has bought before.
+/// Opens a checkout of tickets that the user holds, at the prices of the holds. `ticket` finds the row of a ticket, `bought`
+/// counts the tickets of a show that the user has bought before.
 ///
 /// # Errors
 /// The rule that forbids it.
@@ -278,7 +278,7 @@ fn total(lines: &[Line]) -> Result<Price, UserRefusalReason> {
     Price::new(sum, currency).map_err(|_| UserRefusalReason::TotalTooHigh)
 }
 
-/// How many tickets of each show, in order.
+/// Number of tickets of each show, in order.
 pub fn shows(lines: &[Line]) -> Vec<(&ShowId, i32)> {
     let mut shows: Vec<(&ShowId, i32)> = Vec::new();
     for line in lines {
@@ -290,8 +290,8 @@ pub fn shows(lines: &[Line]) -> Vec<(&ShowId, i32)> {
     shows
 }
 
-/// What sells one ticket of a checkout: the hold still stands, or it has ended and nobody else has the ticket, which is still the
-/// same seat at the same price: then it is held anew. None when it cannot be sold any more. `anew` is the id of the new hold.
+/// The inputs that sell one ticket of a checkout. If its hold has ended, and nobody else has the ticket, and it is still the same
+/// seat at the same price, it is held anew first, with the hold id `anew`. None when it cannot be sold any more.
 pub fn sale(
     checkout: &Checkout,
     line: &Line,
@@ -323,8 +323,8 @@ pub fn sale(
     }
 }
 
-/// What frees one ticket of a checkout that failed: the hold is released, or the sale returned. None when it is no longer the
-/// checkout's.
+/// The input that frees one ticket of a checkout that failed: it releases the hold or returns the sale. None when the ticket
+/// is no longer the checkout's.
 pub fn freeing(checkout: &Checkout, line: &Line, ticket: Option<&Ticket>, now: OffsetDateTime) -> Option<Input> {
     match &ticket?.state {
         TicketState::Held(hold) if hold.id == line.hold && now < hold.until => Some(Input::Release {
@@ -430,7 +430,7 @@ mod tests {
         for state in [State::Opened, State::Created, State::Waiting] {
             assert_eq!(checkout(state.clone()).next(late), Step::Look, "{state:?}");
         }
-        // It was set aside in time: the seats are sold if they are free.
+        // It was authorised in time: the seats are sold if they are free.
         assert_eq!(checkout(State::Authorised).next(late), Step::Sell);
         assert_eq!(checkout(State::Waiting).next(now()), Step::Wait(late));
     }

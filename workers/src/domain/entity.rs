@@ -1,4 +1,4 @@
-//! What the rules of every kind of row have in common.
+//! The traits and types that the rules of every kind of row share.
 
 use std::fmt::Debug;
 
@@ -6,11 +6,11 @@ use holdfast_schemas::{EventData, EventId, Source};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-/// A kind of thing that has a versioned row, and rules.
+/// A kind of row with a version, and with rules.
 pub trait Entity: Clone + Send + Sync + 'static {
-    /// What the world asks of it.
+    /// The data of its public events.
     type Data: EventData;
-    /// What can be asked of it, from within too. Its JSON tells one request from another under the same id.
+    /// The input of its rules, from events and from the product itself. Its JSON tells two requests with the same id apart.
     type Input: Clone + Debug + Serialize + Send + Sync + 'static;
 
     /// Sequence of its newest outcome.
@@ -19,25 +19,25 @@ pub trait Entity: Clone + Send + Sync + 'static {
     /// Moment of the last change; no decision is taken at an earlier one.
     fn changed_at(&self) -> OffsetDateTime;
 
-    /// What the event `(source, id)` asks.
+    /// The input that the event `(source, id)` makes.
     fn input(asked: Self::Data, source: &Source, id: &EventId, key: &KeyOf<Self>) -> Self::Input;
 }
 
-/// What names an entity.
+/// The key of an entity.
 pub type KeyOf<E> = <<E as Entity>::Data as EventData>::Key;
-/// What is told of an entity.
+/// The outcomes of an entity.
 pub type OutcomeOf<E> = <<E as Entity>::Data as EventData>::Outcome;
 
-/// What an input does to an entity.
+/// The effect of an input on an entity.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision<E: Entity> {
-    /// The entity becomes `next` (absent: there is no row and there will be none), and the world is told, in this order. The
+    /// The entity becomes `next` (absent: there is no row and there will be none), with these outcomes, in this order. The
     /// version rises by one for each outcome.
     Transition {
         next: Option<E>,
         outcomes: Vec<OutcomeOf<E>>,
     },
-    /// An internal input that does not fit: no outcome, no new version.
+    /// An internal input that does not fit the state: no outcome, no new version.
     Nothing,
     /// An internal input that has taken effect before.
     AlreadyDone,

@@ -1,16 +1,16 @@
-//! Tickets and users as they were: what follows from what was told of them.
+//! Tickets and users as they were: their state, replayed from their outcomes.
 
 use holdfast_schemas::{TicketOutcome, UserOutcome};
 use time::OffsetDateTime;
 
 use super::{Entity, Hold, OutcomeOf, Sale, State, Ticket, User};
 
-/// What was told of an entity, put together again.
+/// An entity whose state can be replayed from its outcomes.
 pub trait History: Entity {
-    /// What is known of the entity from that alone.
+    /// The replayed state.
     type Was;
 
-    /// The same once one more outcome was told of it; none when that outcome cannot follow.
+    /// The state after one more outcome; none when that outcome cannot follow.
     fn after(
         before: Option<Self::Was>,
         told: OutcomeOf<Self>,
@@ -61,12 +61,12 @@ fn state_after(told: TicketOutcome, state: State) -> Option<State> {
     })
 }
 
-/// A user as far as outcomes tell. They carry no personal data: of the profile only that, and in which fields, it changed.
+/// A user, as far as outcomes tell. They carry no personal data: of a changed profile only the names of the fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayedUser {
     pub version: i64,
     pub registered_at: OffsetDateTime,
-    /// All that were given so far. The loyalty database knows what is left of them.
+    /// Sum of the credits added so far. The loyalty database has what is left of them.
     pub credits: i64,
     pub changed_at: OffsetDateTime,
 }

@@ -180,7 +180,7 @@ fn name(told: &TicketOutcome) -> &'static str {
     }
 }
 
-/// The ticket is what its outcomes say, one after the other: whoever reads only outcomes knows it.
+/// Replays a ticket from its outcomes alone, as a consumer would.
 fn told_alone(before: Option<&Ticket>, next: &Ticket, outcomes: &[TicketOutcome]) -> Option<Ticket> {
     let first = next.version - outcomes.len() as i64 + 1;
     let told = outcomes.iter().cloned().zip(first..);

@@ -9,12 +9,12 @@ use time::{Duration, OffsetDateTime};
 
 use super::Entity;
 
-/// What an input does to a ticket.
+/// The effect of an input on a ticket.
 pub type Decision = super::Decision<Ticket>;
 
-/// How long a hold lives when neither the request nor the installation says.
+/// Length of a hold when neither the request nor the installation sets one.
 const DEFAULT_HOLD: Duration = Duration::minutes(15);
-/// The shortest and the longest time that a ticket may be held for, in seconds: 1 s to 24 h.
+/// Shortest and longest hold, in seconds: 1 s to 24 h.
 pub const HOLD_FOR_SECONDS: std::ops::RangeInclusive<i64> = 1..=24 * 60 * 60;
 
 /// A ticket that was listed at least once.
@@ -30,11 +30,11 @@ pub struct Ticket {
     pub changed_at: OffsetDateTime,
 }
 
-/// Whose the ticket is.
+/// The state of a ticket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Available,
-    /// Kept for a user until a moment. A hold whose moment has come is due: it binds nobody, and the next input ends it.
+    /// Kept for a user until a moment. From that moment on the hold is due: it binds nobody, and the next input ends it.
     Held(Hold),
     Sold(Sale),
     Withdrawn,
@@ -56,7 +56,7 @@ pub struct Sale {
     pub checkout: CheckoutId,
 }
 
-/// What can be asked of a ticket.
+/// The inputs of a ticket's rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -68,7 +68,7 @@ pub enum Input {
     Withdraw,
     Reserve {
         user: UserId,
-        /// Seconds; absent means what the installation says ([`holding_for`]), or 15 minutes.
+        /// Seconds; absent means the installation's setting ([`holding_for`]), or 15 minutes.
         hold_for: Option<i64>,
         /// The id that the hold will have.
         hold: HoldId,
@@ -81,13 +81,13 @@ pub enum Input {
     Expire {
         hold: HoldId,
     },
-    /// Internal: a checkout sells what is held.
+    /// Internal: a checkout sells the ticket out of its hold.
     Sell {
         user: UserId,
         hold: HoldId,
         checkout: CheckoutId,
     },
-    /// Internal: a checkout gives back what it sold.
+    /// Internal: a checkout returns the ticket that it sold.
     Return {
         checkout: CheckoutId,
     },
@@ -118,7 +118,7 @@ impl Entity for Ticket {
     }
 }
 
-/// As [`decide`], where a request that does not say how long it holds a ticket holds it for so many seconds.
+/// As [`decide`], with `seconds` as the length of a hold whose request sets none.
 pub fn holding_for(seconds: i64) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision + Copy {
     move |ticket, input, now| match input {
         Input::Reserve {
@@ -209,7 +209,7 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
     }
 }
 
-/// The hold's moment has come: whatever is asked, the hold ends first.
+/// Decides about a ticket whose hold is due: the hold ends first, then the input is decided.
 fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision {
     let expired = TicketOutcome::TicketExpired {
         user: due.user.clone(),
@@ -276,7 +276,7 @@ fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decis
     }
 }
 
-/// Holds a free ticket; `before` is what is told first.
+/// Holds a free ticket; `before` are the outcomes that come first.
 fn reserve(
     ticket: &Ticket,
     user: UserId,

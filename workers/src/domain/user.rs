@@ -25,7 +25,7 @@ pub struct User {
     pub changed_at: OffsetDateTime,
 }
 
-/// What can be asked of a user.
+/// The inputs of a user's rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -34,15 +34,15 @@ pub enum Input {
         name: Option<Name>,
         language: Option<Language>,
     },
-    /// Compare and set: nothing is changed unless the profile has the values that `was` names, and only what differs from `to`.
+    /// Compare and set: changes the fields that differ from `to`, but only if the profile has the values in `was`.
     Change { to: ProfileValues, was: ProfileValues },
-    /// The credits are prepared in the loyalty database; they are added there if this is told.
+    /// The credits are prepared in the loyalty database; they are committed there if this input has its outcome.
     AddCredits { amount: Credits },
     /// Buy tickets. Decided with the rows of tickets and checkouts, by [`telling`].
     CheckOut,
-    /// What the payment provider says of a payment. Decided with the row of its checkout, by [`telling`].
+    /// An event of the payment provider about a payment. Decided with the row of its checkout, by [`telling`].
     Hear,
-    /// Internal: a checkout has come so far. Decided by [`telling`].
+    /// Internal: a step of a checkout with an outcome for its user. Decided by [`telling`].
     Progress,
 }
 
@@ -102,7 +102,7 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
     }
 }
 
-/// Rules that tell the user what was decided elsewhere, whatever the input.
+/// Rules that write outcomes which were decided elsewhere, whatever the input.
 pub fn telling(told: Vec<UserOutcome>) -> impl Fn(Option<&User>, Input, OffsetDateTime) -> Decision<User> {
     move |user, _, now| match user {
         None => Decision::Transition {
@@ -125,12 +125,13 @@ pub fn decide_without_loyalty(user: Option<&User>, input: Input, now: OffsetDate
     decide_refusing(user, input, now, UserRefusalReason::NoLoyalty)
 }
 
-/// As [`decide`], when the loyalty database does not take the credits.
+/// As [`decide`], when a constraint of the loyalty database refuses the credits.
 pub fn decide_loyalty_refuses(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decision<User> {
     decide_refusing(user, input, now, UserRefusalReason::LoyaltyRefuses)
 }
 
-/// As [`decide`], when the credits were added before: should their answer be gone, there is no other.
+/// As [`decide`], when the loyalty database has the credits already: the answer is in their idempotency record, and no
+/// other is given.
 pub fn decide_added_already(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decision<User> {
     match input {
         Input::AddCredits { .. } => Decision::AlreadyDone,
@@ -210,7 +211,7 @@ mod tests {
     use super::*;
     use crate::domain::{History, ReplayedUser};
 
-    /// Every field of a profile, by number; the second spelling of the rules works on these.
+    /// Every field of a profile, by number; the model of the rules works on these.
     type Fields = [Option<u8>; 3];
 
     #[derive(Clone, Debug)]
@@ -244,7 +245,7 @@ mod tests {
         ]
     }
 
-    /// What is expected of a step, and the profile after it.
+    /// The expected outcomes of a step, and the profile after it.
     fn expected(profile: Option<Fields>, step: &Step) -> (Option<Fields>, Vec<&'static str>) {
         match (profile, step) {
             (None, Step::Register([email, name, language])) => {

@@ -30,7 +30,7 @@ pub(super) struct Http {
     patience: Duration,
 }
 
-/// Why there is no answer. Whether the request arrived is not known.
+/// The reason why there is no answer. The request may or may not have arrived.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Silence {
     #[error("no answer within {0:?}")]
@@ -40,7 +40,7 @@ pub(super) enum Silence {
 }
 
 impl Http {
-    /// For requests to `url` and below.
+    /// A client for requests to `url` and paths below it.
     pub(super) fn new(url: &Url, patience: Duration) -> Result<Self, Cause> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let config = config.with_safe_default_protocol_versions()?;

@@ -1,17 +1,17 @@
-//! The payment provider: what may be asked of it and what its answers mean, in words that belong to no provider. Nobody else
-//! talks to it. [`stripe`] is the one adapter.
+//! The payment provider: the calls to it and the meaning of its answers, in terms that belong to no provider. No other module
+//! calls it. [`stripe`] is the one adapter.
 //!
-//! A payment is made first and authorised in a second call, so that its id is known before any money can move: whatever
-//! answer is lost after that, [`Provider::get`] tells what became of it. An answer is one of these:
+//! A payment is created first and authorised in a second call, so that its id is known before any money can move: whichever
+//! answer is lost after that, [`Provider::get`] tells the payment's state. An answer is one of these:
 //!
-//! | answer | what the caller knows |
+//! | answer | what it tells the caller |
 //! | --- | --- |
 //! | `Ok` | what the payment is now |
-//! | [`Error::Declined`] | no money moved, and none will by asking again |
+//! | [`Error::Declined`] | no money moved, and a retry would move none |
 //! | [`Error::Conflict`] | nothing changed: the payment is past this step, or not yet at it |
 //! | [`Error::NotFound`] | the provider has no such payment |
-//! | [`Error::Misconfigured`] | nothing changed; somebody has to mend a setting, the account or this program |
-//! | [`Error::Unknown`] | nothing at all: ask the same again, or look with [`Provider::get`] or [`Provider::find`] |
+//! | [`Error::Misconfigured`] | nothing changed; an operator has to mend a setting, the account or this program |
+//! | [`Error::Unknown`] | nothing at all: retry the call, or look with [`Provider::get`] or [`Provider::find`] |
 
 mod http;
 mod stripe;
@@ -29,7 +29,7 @@ use crate::config;
 use crate::metrics::Metrics;
 use stripe::Stripe;
 
-/// The way to the provider. Cheap to clone.
+/// A client of the provider. Cheap to clone.
 #[derive(Clone)]
 pub struct Provider {
     stripe: Arc<Stripe>,
@@ -37,7 +37,7 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// None when there is no provider: checkouts that need money are refused. Nothing is sent yet.
+    /// A client by the settings; it sends nothing yet. None when no provider is set: then checkouts that need money are refused.
     ///
     /// # Errors
     /// [`Error::Client`].
@@ -49,40 +49,40 @@ impl Provider {
         Ok(Some(Self { stripe, metrics }))
     }
 
-    /// Makes the payment, or gives the one that an earlier call for this checkout made within 24 hours. No money moves.
+    /// Creates the payment, or returns the one that an earlier call for this checkout created within 24 hours. No money moves.
     pub async fn create(&self, order: &Order<'_>) -> Result<Payment, Error> {
         self.count(Call::Create, self.stripe.create(order).await)
     }
 
-    /// Asks the customer's bank to set the amount aside. `Ok` is also [`State::ActionRequired`], [`State::Processing`] and, when
-    /// somebody was quicker, [`State::Captured`].
+    /// Authorises the amount with the customer's bank. `Ok` is also [`State::ActionRequired`], [`State::Processing`] and, when
+    /// another call has captured it meanwhile, [`State::Captured`].
     pub async fn authorise(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
         self.step(Call::Authorise, payment, checkout).await
     }
 
-    /// Takes the whole amount that was set aside; `Ok` too when it was taken before.
+    /// Captures the whole authorised amount; `Ok` too when it was captured before.
     pub async fn capture(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
         self.step(Call::Capture, payment, checkout).await
     }
 
-    /// Lets go of a payment that was not captured; `Ok` too when it was let go of before.
+    /// Cancels a payment that was not captured; `Ok` too when it was cancelled before.
     pub async fn cancel(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
         self.step(Call::Cancel, payment, checkout).await
     }
 
-    /// Gives back all that was captured and is not given back yet; `Ok` too when nothing is left.
+    /// Refunds all that was captured and is not refunded yet; `Ok` too when nothing is left.
     pub async fn refund(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
         self.step(Call::Refund, payment, checkout).await
     }
 
-    /// What the payment is now.
+    /// Retrieves the payment as it is now.
     pub async fn get(&self, payment: &PaymentId) -> Result<Payment, Error> {
         self.count(Call::Get, self.stripe.get(payment).await)
     }
 
-    /// The payment that [`Provider::create`] made for this checkout since then, if it made one; for when an answer was lost and
-    /// asking again could make another. Of several, the one that has got furthest. Slow: it goes through all payments of
-    /// the account since then.
+    /// Finds the payment that [`Provider::create`] made for this checkout since then, if it made one; for when an answer was lost
+    /// and a retry could make another. Of several, the one that has got furthest. Slow: it lists all payments of the account
+    /// since then.
     pub async fn find(&self, checkout: &CheckoutId, since: OffsetDateTime) -> Result<Option<Payment>, Error> {
         self.count(Call::Find, self.stripe.find(checkout, since).await)
     }
@@ -104,7 +104,7 @@ impl Provider {
     }
 }
 
-/// What a payment is made of. All of it must be the same whenever it is asked for again.
+/// The parameters of a payment. All must be the same at each retry.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
     pub checkout: &'a CheckoutId,
@@ -112,7 +112,7 @@ pub struct Order<'a> {
     /// Minor units, at least 1.
     pub amount: i64,
     pub currency: Currency,
-    /// What the customer pays with, by the provider's name for it (`pm_card_visa`): 1 to 255 bytes.
+    /// The payment method, by the provider's token for it (`pm_card_visa`): 1 to 255 bytes.
     pub method: &'a str,
 }
 
@@ -126,32 +126,32 @@ pub struct Payment {
     pub captured: i64,
     /// Refunds on their way included.
     pub refunded: i64,
-    /// Whether it was ever disputed.
+    /// True if it was ever disputed.
     pub disputed: bool,
-    /// Why the last attempt to authorise failed, by the provider's short code. Such a payment is [`State::Unconfirmed`] again.
+    /// The provider's short code for the failure of the last authorisation. Such a payment is [`State::Unconfirmed`] again.
     pub failure: Option<String>,
-    /// For whom it was made; none when somebody else made it, or rewrote it.
+    /// The checkout that it was made for; none for a payment that Holdfast did not make, or whose metadata was changed.
     pub checkout: Option<CheckoutId>,
     pub user: Option<UserId>,
 }
 
-/// How far a payment has got. That money was given back shows in the amounts.
+/// The progress of a payment. Refunds show in the amounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// No money was asked for, or the bank said no.
+    /// Not authorised yet, or declined.
     Unconfirmed,
     Canceled,
-    /// The customer has to prove something to the bank (3-D Secure).
+    /// The customer has to authenticate with the bank (3-D Secure).
     ActionRequired,
-    /// The bank has not said.
+    /// The bank has not answered yet.
     Processing,
-    /// The amount is set aside; the provider lets go of it by itself after some days.
+    /// The amount is authorised; the provider cancels the authorisation by itself after some days.
     Authorized,
     Captured,
 }
 
-/// What can be asked of the provider.
+/// The calls to the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     Create,
@@ -185,7 +185,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// An answer other than the payment that was asked for; the table above says what each means to the caller.
+/// An answer other than the payment; the table above says what each tells the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The reason is the provider's short code: 1 to 64 of `a-z`, `0-9` and `_`.

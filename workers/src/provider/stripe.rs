@@ -1,5 +1,5 @@
-//! Stripe's PaymentIntents: every request of ours, and every answer of theirs. Payments are made with manual capture; on top
-//! of what a payment says of itself only its latest charge is asked for, for the refunds.
+//! Stripe's PaymentIntents: every request of ours, and every answer of theirs. Payments are made with manual capture; of each
+//! payment only its latest charge is expanded, for the refunds.
 //!
 //! | HTTP answer | meaning |
 //! | --- | --- |
@@ -13,12 +13,12 @@
 //! | none in time, broken off, or done but not readable | unknown |
 //!
 //! Each call that changes something carries an `Idempotency-Key` that follows from checkout and call. Stripe keeps a key for at
-//! least 24 hours and gives the first answer again, marked `Idempotent-Replayed: true`, whatever it was: an answer that has
-//! become old, or a 500 that says nothing. So after a replay the payment itself is asked what it is, and when the step is still
-//! open it is asked for under a next key: a payment takes each step only once, whatever the key. After a 500 that was kept for
-//! making a payment there may be one that nobody knows of: it was never confirmed, so no money moves by it.
+//! least 24 hours and gives the first answer again, marked `Idempotent-Replayed: true`, whatever it was: an answer that is
+//! out of date, or a 500 that says nothing. So after a replay the adapter retrieves the payment, and when the step is still
+//! open it sends the call under the next key: a payment takes each step only once, whatever the key. After a 500 that Stripe
+//! kept for the creation of a payment there may be one whose id was lost: it was never confirmed, so no money moves by it.
 //!
-//! Amounts go out as they are, in minor units of ISO 4217. Where Stripe counts a currency otherwise nothing is asked for at all.
+//! Amounts are sent as they are, in minor units of ISO 4217. Payments in a currency that Stripe counts otherwise are refused.
 //!
 //! Sources: Stripe's documentation, "Supported currencies" (zero-decimal, three-decimal and special cases); its API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
 
@@ -39,13 +39,13 @@ use super::http::{Cause, Http, Silence};
 use super::{Call, CheckoutId, Currency, Error, Order, Payment, PaymentId, State, UserId};
 use crate::transience;
 
-/// The version of the API whose words are spoken here; the account's own setting does not matter.
+/// The version of the API that every request names; the account's own setting does not matter.
 const VERSION: &str = "2026-08-26.dahlia";
 
 /// Payments on one page of a list: the most that Stripe gives.
 const PAGE: &str = "100";
 
-/// How far Stripe's clock may be behind ours.
+/// Largest lag of Stripe's clock behind ours.
 const SKEW: time::Duration = time::Duration::minutes(5);
 
 /// Keys for one step, used one after the other where Stripe repeats a failure that it has kept.
@@ -59,10 +59,10 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const STRIPE_VERSION: HeaderName = HeaderName::from_static("stripe-version");
 
-/// With each answer that is a payment.
+/// Parameter of each call that returns a payment.
 const EXPAND: (&str, &str) = ("expand[]", "latest_charge");
 
-/// With each payment of a list.
+/// Parameter of each list of payments.
 const EXPAND_LISTED: (&str, &str) = ("expand[]", "data.latest_charge");
 
 pub(super) struct Stripe {
@@ -123,7 +123,7 @@ impl Stripe {
 
     /// Brings an existing payment one step further, at most once.
     pub(super) async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
-        // What is only set aside is not given back: it is never asked for, lest it be understood as something else.
+        // A payment that is only authorised is never refunded: Stripe could understand such a call as something else.
         if call == Call::Refund {
             let now = self.look(call, payment).await?;
             match standing(call, &now) {
@@ -286,8 +286,8 @@ impl Stripe {
     }
 }
 
-/// Whether an amount means the same to Stripe. It counts MGA without decimals and ISK and UGX with two, against ISO 4217, and takes
-/// three decimals only where the last is 0.
+/// True if an amount means the same to Stripe. It counts MGA without decimals and ISK and UGX with two, against ISO 4217, and
+/// accepts three decimals only where the last is 0.
 fn takes(currency: Currency, amount: i64) -> bool {
     match currency.code() {
         "ISK" | "MGA" | "UGX" => false,
@@ -296,12 +296,12 @@ fn takes(currency: Currency, amount: i64) -> bool {
     }
 }
 
-/// The same for the same step of the same checkout, for ever.
+/// The idempotency key of a try of a step of a checkout. It never changes.
 fn idempotency_key(checkout: &CheckoutId, call: Call, attempt: u32) -> Uuid {
     Uuid::new_v5(&IDEMPOTENCY, format!("{call}:{attempt}:{checkout}").as_bytes())
 }
 
-/// How a payment stands towards a step.
+/// A payment's state in relation to a step.
 enum Standing {
     /// The step is done.
     Reached,
@@ -309,7 +309,7 @@ enum Standing {
     Open,
     /// The payment is past the step, or not yet at it.
     Barred,
-    /// The step was taken, and the bank said no.
+    /// The step was taken, and the bank declined.
     Declined(String),
 }
 
@@ -347,23 +347,23 @@ impl Standing {
 
 struct Answered {
     said: Said,
-    /// It is the answer to an earlier request with the same key.
+    /// True for the replayed answer to an earlier request with the same idempotency key.
     replayed: bool,
 }
 
-/// What an answer says by itself.
+/// The meaning of an answer without the payment's state.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Done(Bytes),
     Declined(String),
-    /// Not as things are, or not at all: the payment tells.
+    /// The step is refused, now or for ever: the payment's state decides.
     Refused(String),
     Absent(String),
     Misconfigured(String),
     Unknown(String),
 }
 
-/// The table above.
+/// Classifies an answer by the table above.
 fn said(answer: Response<Bytes>) -> Said {
     let status = answer.status();
     if status.is_success() {
@@ -393,7 +393,7 @@ fn said(answer: Response<Bytes>) -> Said {
 }
 
 impl Said {
-    /// What was done, or why not. `payment` is the one that was asked about.
+    /// The body of a call that was executed, or the error. `payment` is the one that the call was about.
     fn done(self, call: Call, payment: Option<&PaymentId>) -> Result<Bytes, Error> {
         Err(match (self, payment) {
             (Said::Done(body), _) => return Ok(body),
@@ -435,7 +435,7 @@ pub(super) struct Wrong {
 }
 
 impl Wrong {
-    /// A code that may stand in an outcome and in a log.
+    /// A code that is safe for outcomes and logs.
     pub(super) fn reason(&self) -> String {
         let codes = [&self.decline_code, &self.code];
         let is_code = |text: &&String| {
@@ -448,7 +448,7 @@ impl Wrong {
         code.map_or("unspecified", String::as_str).to_owned()
     }
 
-    /// For an operator, with what Stripe's own log calls the request.
+    /// The message for an operator, with the request's id in Stripe's own log.
     fn message(&self, status: StatusCode, request: &str) -> String {
         let mut message = self.message.clone().unwrap_or_default();
         message.truncate(message.floor_char_boundary(300));
@@ -462,14 +462,14 @@ impl Wrong {
     }
 }
 
-/// A PaymentIntent, as far as it is read.
+/// A PaymentIntent, with the fields that the adapter needs.
 #[derive(Deserialize)]
 struct Intent {
     id: PaymentId,
     status: Status,
     amount: i64,
     currency: String,
-    /// Where it is absent, all was captured or nothing.
+    /// If absent, all was captured or nothing.
     amount_received: Option<i64>,
     latest_charge: Option<Charge>,
     last_payment_error: Option<Wrong>,
@@ -515,7 +515,7 @@ pub(super) fn text<'a>(metadata: Option<&'a Map<String, Value>>, name: &str) -> 
     metadata?.get(name)?.as_str()
 }
 
-/// Reads what was done. That it was done is certain; what it is now is unknown when this fails.
+/// Decodes the answer to a call that Stripe has executed; if that fails, the payment's state is unknown.
 fn read<T: DeserializeOwned>(call: Call, body: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::Unknown {
         call,

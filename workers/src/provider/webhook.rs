@@ -1,9 +1,8 @@
-//! What the provider tells by itself: whether it was the provider who said it, and what it says. Pure: the caller has the
-//! clock and the secret.
+//! The provider's webhooks: checks the signature and decodes the event. Pure: the caller has the clock and the secret.
 //!
 //! Stripe signs `t` (seconds since 1970), a full stop and the body with HMAC-SHA256 under the endpoint's secret, and sends it as
-//! `Stripe-Signature: t=...,v1=...`; while a secret is being replaced there is one `v1` for each. Every attempt is signed anew,
-//! so that an old `t` is somebody's repetition. Source: Stripe's documentation, "Verify webhook signatures manually".
+//! `Stripe-Signature: t=...,v1=...`; while a secret is being replaced there is one `v1` for each. Stripe signs every attempt
+//! anew, so that an old `t` means a replay attack. Source: Stripe's documentation, "Verify webhook signatures manually".
 
 use hmac::{Hmac, Mac};
 use holdfast_schemas::{DeclineCode, DisputeId, EventId, Price};
@@ -18,10 +17,10 @@ use super::{CheckoutId, Currency, PaymentId, UserId};
 /// The header that the signatures come in.
 pub const SIGNATURE: &str = "stripe-signature";
 
-/// Who says it: the `source` of the events that are made of webhooks.
+/// The `source` of the events that webhooks become.
 pub const SOURCE: &str = "stripe";
 
-/// Something that happened to a payment. All of it is as it was then, and the same each time the provider tells it.
+/// An event of the provider about a payment, as the payment was then; the same in each delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     pub id: EventId,
@@ -31,16 +30,16 @@ pub struct Event {
     pub what: What,
 }
 
-/// For whom the payment was made.
+/// The buyer whom the payment was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Buyer {
     Known {
         checkout: CheckoutId,
         user: UserId,
     },
-    /// Somebody else made the payment.
+    /// Holdfast did not make the payment.
     Stranger,
-    /// A dispute does not say; [`super::Provider::get`] does.
+    /// A dispute does not name the buyer; [`super::Provider::get`] tells.
     Unsaid,
 }
 
@@ -53,15 +52,15 @@ impl Buyer {
     }
 }
 
-/// Amounts are totals of the payment so far.
+/// The change of the payment. Amounts are totals of the payment so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
     Authorized(Price),
     Captured(Price),
     Failed(DeclineCode),
-    /// Nothing was captured, and nothing will be.
+    /// The payment was cancelled: nothing was captured, and nothing will be.
     Canceled,
-    /// So much of what was captured was given back.
+    /// The captured amount that was refunded so far.
     Refunded(Price),
     Disputed {
         id: DisputeId,
@@ -70,16 +69,16 @@ pub enum What {
     },
 }
 
-/// How a dispute stands.
+/// The state of a dispute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dispute {
-    /// Asked about, or contested; where money is taken meanwhile, it may come back.
+    /// An inquiry, or contested; money that is withdrawn meanwhile may come back.
     Open,
     Won,
     Lost,
 }
 
-/// Why a request is not the provider's, or says nothing that can be understood.
+/// The reason why a request is not the provider's, or cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the signature header is absent or not of the form t=...,v1=...")]
@@ -94,7 +93,7 @@ pub enum Error {
     Incomplete(&'static str),
 }
 
-/// Whether the holder of one of the `secrets` signed this body, at most `tolerance` before or after `now`.
+/// Checks that a holder of one of the `secrets` signed this body, at most `tolerance` before or after `now`.
 ///
 /// # Errors
 /// [`Error::Unsigned`], [`Error::Forged`], [`Error::Old`].
@@ -119,7 +118,7 @@ pub fn verify<'s>(
     if !secrets.into_iter().any(fits) {
         return Err(Error::Forged);
     }
-    // Looked at last: only what is signed is worth a reason.
+    // Checked last: only a signed request gets this reason.
     let moment = signed_at
         .parse()
         .ok()
@@ -132,7 +131,7 @@ pub fn verify<'s>(
     }
 }
 
-/// None when the event is of no interest.
+/// Decodes an event; none when it is of no interest.
 ///
 /// # Errors
 /// [`Error::Unreadable`], [`Error::Incomplete`].
@@ -154,7 +153,7 @@ pub fn read(body: &[u8]) -> Result<Option<Event>, Error> {
         }
         "payment_intent.payment_failed" => What::Failed(object.reason()?),
         "payment_intent.canceled" => What::Canceled,
-        // An authorisation that is let go of counts as refunded too; nothing was captured then.
+        // Stripe reports a cancelled authorisation as refunded too; nothing was captured then.
         "charge.refunded" if object.amount("amount_captured").is_ok_and(|captured| captured == 0) => return Ok(None),
         "charge.refunded" => What::Refunded(object.price("amount_refunded")?),
         "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed" => What::Disputed {
@@ -167,7 +166,7 @@ pub fn read(body: &[u8]) -> Result<Option<Event>, Error> {
     let metadata = object.0.get("metadata").and_then(Value::as_object);
     let name = |name| text(metadata, name);
     let buyer = match &what {
-        // It has metadata of its own, which say nothing of the payment.
+        // A dispute has metadata of its own, not the payment's.
         What::Disputed { .. } => Buyer::Unsaid,
         _ => Buyer::new(
             name("checkout").and_then(|id| CheckoutId::parse(id).ok()),
@@ -197,7 +196,7 @@ struct Data {
     object: Map<String, Value>,
 }
 
-/// What the event is about, as it was then: a PaymentIntent, a charge, or a dispute.
+/// The object of the event, as it was then: a PaymentIntent, a charge, or a dispute.
 struct Object<'a>(&'a Map<String, Value>);
 
 impl<'a> Object<'a> {
@@ -247,7 +246,7 @@ mod tests {
 
     const NOW: i64 = 1_790_000_000;
     const BODY: &[u8] = br#"{"id":"evt_1"}"#;
-    /// Of `1790000000.` and the body, under `whsec_1`; made with another program.
+    /// Signature of `1790000000.` and the body, under `whsec_1`; made with another program.
     const SIGNATURE: &str = "ace72f9d559fb7bff58a31b5b3ac2ba03497737581c689dfe693de3df9ac4a1d";
 
     fn check(header: &str, body: &[u8], secret: &str, now: i64) -> Result<(), Error> {
