@@ -1,4 +1,4 @@
-//! The composition root: which parts each subcommand is made of.
+//! The composition root: puts each subcommand together from its parts.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -24,17 +24,17 @@ use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
 use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify, webhook};
 
-/// How often idempotency records are swept.
+/// Interval of the sweep of idempotency records.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
-/// How often credits are looked for that a try prepared and left behind.
+/// Interval of the sweep of prepared transactions that a try left behind in the loyalty database.
 const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
 
-/// How often the database is asked for any answer, and how long it may take.
+/// Interval of the pings of the database; below, the longest wait for an answer.
 const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long `register` waits for servers that are not up; `run` waits for ever.
+/// Longest time that `register` waits for servers that are not up; `run` waits for ever.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs one subcommand. Exit codes: 0 done, 1 failed or a promise is broken, 2 a setting is wrong.
@@ -157,7 +157,7 @@ impl Worker {
         Ok(())
     }
 
-    /// `run`: tables first, then the objects, then what brings them work, then what tells the world.
+    /// `run`: tables first, then the objects, then gate and webhook that bring them events, then the relay.
     async fn start_all(&self, command: &Command) -> anyhow::Result<()> {
         let &Command::Run {
             no_migrate,
@@ -190,7 +190,7 @@ impl Worker {
         Ok(pool)
     }
 
-    /// Watches whether the database answers, and how busy its pool is.
+    /// Pings the database for readiness, and counts the pool's connections.
     fn watch_postgres(&self, pool: PgPool) {
         let (metrics, readiness) = (self.metrics.clone(), self.readiness.clone());
         let shutdown = self.spawner.shutdown();
@@ -257,7 +257,7 @@ impl Worker {
         self.spawn_checkouts(driver.clone())?;
         self.spawn_mailer(&pool)?;
         let (attributes, batching) = store::ticket_attributes::Access::new(pool.clone());
-        // They end when the objects have let go of them and nothing waits.
+        // The committers end when the objects have dropped their handles and nothing waits.
         self.spawn_to_end("tickets", committing_tickets);
         self.spawn_to_end("users", committing_users);
         self.spawn_to_end("attributes", batching);
@@ -293,8 +293,8 @@ impl Worker {
         });
     }
 
-    /// Looks after the loyalty database, if there is one. It may be away for as long as it likes: only users with
-    /// credits on their way wait.
+    /// Connects to the loyalty database, if there is one, and sweeps it. While it is away, only users whose credits change
+    /// wait.
     fn spawn_loyalty(&self, main: &PgPool) -> anyhow::Result<Option<Loyalty>> {
         let database = &self.config.database;
         let Some(url) = &database.loyalty_url else {
@@ -313,7 +313,7 @@ impl Worker {
         Ok(Some(loyalty))
     }
 
-    /// Looks after checkouts that no workflow takes further.
+    /// Starts the reconciler of abandoned checkouts.
     fn spawn_checkouts(&self, driver: Driver) -> anyhow::Result<()> {
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
         let idle = self.config.checkout.abandoned_after;
@@ -329,7 +329,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends mails to customers, if there is a mail server. It may be away for as long as it likes: only mails wait.
+    /// Starts the mailer, if there is a mail server. While the server is away, only mails wait.
     fn spawn_mailer(&self, pool: &PgPool) -> anyhow::Result<()> {
         let mailer = Mailer::new(&self.config.mail, pool, &self.metrics)
             .context("no mails can be sent by --smtp-url (HOLDFAST_SMTP_URL)")?;
@@ -348,7 +348,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Watches how much the engine has unfinished.
+    /// Watches the number of Restate's unfinished invocations.
     fn watch_engine(&self) -> anyhow::Result<watch::Receiver<gate::Backlog>> {
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
         let (readings, engine) = watch::channel(gate::Backlog::default());
@@ -360,7 +360,7 @@ impl Worker {
         Ok(engine)
     }
 
-    /// The Reaper's turns start anew with each process, so that none is lost with the engine's disk.
+    /// Arms the Reaper: its turns start anew with each process, so that none is lost with Restate's disk.
     fn spawn_arming(&self) {
         let (config, shutdown) = (self.config.clone(), self.spawner.shutdown());
         self.spawner.spawn("arm", async move {
@@ -397,7 +397,7 @@ impl Worker {
         });
     }
 
-    /// Takes webhooks, if there are a secret to know the provider by and a provider to ask; [`Cli::check`] has seen to both.
+    /// Starts the receiver of webhooks, if the webhook secret and the provider are set; [`Cli::check`] demands both together.
     async fn spawn_webhook(&self) -> anyhow::Result<()> {
         let config = &self.config;
         let provider = Provider::new(&config.provider, self.metrics.clone())?;
@@ -432,7 +432,7 @@ impl Worker {
     }
 }
 
-/// Ends prepared credits of this age, which no try goes on with. Refuses a loyalty database that cannot prepare.
+/// Ends prepared transactions of this age that a try left behind. Refuses a loyalty database that cannot prepare.
 async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> anyhow::Result<()> {
     store::await_answer(loyalty.pool(), metrics).await;
     let mut ticks = tokio::time::interval(SWEEP_CREDITS_EVERY);
@@ -453,7 +453,7 @@ async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> a
     }
 }
 
-/// Deletes idempotency records that are too old to be asked for, unless the engine does not say what it has unfinished.
+/// Deletes idempotency records that no invocation can ask for any more; none if Restate does not name its unfinished ones.
 async fn sweep(
     pool: PgPool,
     admin: RestateAdmin,
@@ -513,6 +513,6 @@ fn say(text: &str) -> anyhow::Result<()> {
 }
 
 fn complain(text: &str, code: u8) -> ExitCode {
-    // When standard error is gone as well, the exit code has to say it.
+    // If standard error is closed, the exit code alone says it.
     writeln!(std::io::stderr(), "holdfast: {text}").map_or(ExitCode::from(code), |()| ExitCode::from(code))
 }

@@ -17,7 +17,7 @@ pub enum Point {
     ServeRead,
     /// A batch is decided, nothing of it written.
     ServeDecided,
-    /// A batch is written and committed, nobody has been told.
+    /// A batch is written and committed, its handlers have no answers.
     ServeWritten,
     /// Outbox rows are selected, no Kafka transaction begun.
     RelaySelected,
@@ -37,37 +37,37 @@ pub enum Point {
     CreditsPrepared,
     /// Credits are decided and committed in the main database, the loyalty database still has them prepared.
     CreditsDecided,
-    /// Credits are settled in the loyalty database, nobody has been told.
+    /// Credits are settled in the loyalty database, the handler has no answer.
     CreditsSettled,
     /// Tickets to be held together are all written in their transaction, which is not committed.
     TogetherWritten,
-    /// The transaction in which tickets are held together is committed, nobody has been told.
+    /// The transaction in which tickets are held together is committed, the handler has no answer.
     TogetherCommitted,
     /// A checkout is opened and committed, its workflow is not started.
     CheckoutOpened,
-    /// The payment provider is about to be called for the first time; that is noted.
+    /// The payment provider is about to be called for the first time; the checkout's row says so.
     CheckoutCalled,
-    /// The payment provider has made a payment, nothing of it is noted.
+    /// The payment provider has created a payment, the checkout's row does not say so.
     CheckoutCreated,
-    /// The payment provider has set the money aside, or not; nothing of it is noted.
+    /// The payment provider has authorised the payment or declined it, the checkout's row does not say so.
     CheckoutAuthorised,
-    /// The seats are sold and committed, the money is not taken.
+    /// The seats are sold and committed, the money is not captured.
     CheckoutSold,
-    /// The payment provider has taken the money, nothing of it is noted.
+    /// The payment provider has captured the money, the checkout's row does not say so.
     CheckoutCaptured,
-    /// A checkout is completed and committed, nobody has been told.
+    /// A checkout is completed and committed, its workflow does not know it.
     CheckoutCompleted,
-    /// The payment provider has given back what it had, nothing of it is noted.
+    /// The payment provider has cancelled or refunded the payment, the checkout's row does not say so.
     CheckoutGivenBack,
-    /// A checkout has failed and that is committed, nobody has been told.
+    /// A checkout has failed and that is committed, its workflow does not know it.
     CheckoutFailed,
-    /// The mail server has taken a mail, nothing of it is noted.
+    /// The mail server has accepted a mail, its row does not say so.
     MailAccepted,
-    /// It is noted that the mail server has taken a mail.
+    /// The row of a mail says that the mail server has accepted it.
     MailNoted,
-    /// A webhook is verified and understood, nothing is sent to Kafka.
+    /// A webhook is verified and decoded, nothing is sent to Kafka.
     WebhookVerified,
-    /// Kafka has the event that a webhook told, the payment provider has no answer.
+    /// Kafka has the event of a webhook, the payment provider has no answer.
     WebhookAcknowledged,
 }
 

@@ -1,4 +1,4 @@
-//! How an error is written. What one means for a retry says [`transience`](crate::transience).
+//! Writes an error as one line. [`transience`](crate::transience) decides which errors are retried.
 
 use std::fmt::Write;
 

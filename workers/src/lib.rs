@@ -1,5 +1,5 @@
-//! Holdfast's workers: what all share, then the groups in which an event meets them, then what puts them together and looks
-//! after them. ARCHITECTURE.md has the map and the walk of one event.
+//! Holdfast's workers: first the modules that all share, then those on the path of an event in its order, then those that
+//! compose and operate them. ARCHITECTURE.md has the map and the walk of one event.
 
 pub mod config;
 pub mod crash;

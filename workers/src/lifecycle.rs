@@ -1,5 +1,5 @@
-//! How a process starts, drains and ends: named tasks, the first signal drains, the second or a deadline ends at once, and
-//! any task that ends by itself ends the process with its name and cause. Also the port for operators.
+//! The life of a process: named tasks; the first signal drains them, the second signal or a deadline ends them at once, and
+//! any task that ends by itself ends the process with its name and cause. Also the HTTP port for operators.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -69,7 +69,7 @@ impl Lifecycle {
         self.spawner.clone()
     }
 
-    /// What `/readyz` answers from.
+    /// The state that `/readyz` reports.
     pub fn readiness(&self) -> Readiness {
         self.readiness.clone()
     }
@@ -135,12 +135,12 @@ fn unexpected_end(ended: Result<(&'static str, anyhow::Result<()>), tokio::task:
     }
 }
 
-/// Which parts of the process can do their work now.
+/// The parts of the process, and whether each can do its work now.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
 
 impl Readiness {
-    /// Says whether `part` is ready. A part counts from the first time it is named.
+    /// Sets whether `part` is ready. `/readyz` counts a part from the first time it is named.
     pub fn set(&self, part: &'static str, ready: bool) {
         self.0
             .lock()

@@ -1,4 +1,4 @@
-//! Every metric of Holdfast. Each has its meaning here, labels are bounded and their values listed; none is born elsewhere.
+//! Every metric of Holdfast, with its meaning. Labels are bounded and their values listed; no other module makes a metric.
 
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -107,7 +107,7 @@ metrics! {
     checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how"];
     /// Refunds of completed checkouts, by kind: partial, full.
     refunds: IntCounterVec = "holdfast_refunds_total" ["kind"];
-    /// What was heard of disputes, by status: opened, won, lost.
+    /// Events of the payment provider about disputes, by status: opened, won, lost.
     disputes: IntCounterVec = "holdfast_disputes_total" ["status"];
     /// Seconds since the checkout that has waited longest in a state was last taken a step further, by state.
     checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state"];

@@ -1,4 +1,4 @@
-//! A ticket's attributes: requests by HTTP to the Ticket object that no decision depends on.
+//! A ticket's attributes: HTTP requests to the Ticket object that no decision depends on.
 
 use std::sync::Arc;
 
@@ -23,8 +23,8 @@ pub(super) struct Tag {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Describe {
-    /// As the caller saw it; what is not named was empty. With it, nothing is written if somebody has changed since what
-    /// this changes.
+    /// The description as the caller saw it; a field that is not named was empty. With it, nothing is written if another
+    /// caller has since changed a field that this changes.
     #[serde(default)]
     from: Option<Description>,
     to: Description,
@@ -46,7 +46,7 @@ impl From<Description> for ticket_attributes::Description {
     }
 }
 
-/// What came of a description.
+/// The result of a description.
 #[derive(Serialize, JsonSchema)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub(super) enum Described {
@@ -54,21 +54,21 @@ pub(super) enum Described {
     Applied { fields: Vec<&'static str> },
     /// The ticket is described so already, perhaps by an earlier try of the same request.
     Unchanged,
-    /// Somebody else changed what this would have changed; nothing was written.
+    /// Another caller changed what this would have changed; nothing was written.
     Differs,
-    /// Nothing is told of this ticket, so `from` cannot have been seen.
+    /// The ticket has no attributes, so `from` cannot have been seen.
     Gone,
 }
 
-/// What readers are told of a ticket beside its state.
+/// The attributes of a ticket, as readers see them.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Attributes {
     ticket: TicketId,
-    /// Counts the changes of what follows; it has nothing to do with the ticket's own version.
+    /// Counts the changes of the attributes; independent of the ticket's own version.
     version: i64,
     description: String,
     entrance: String,
-    /// Each once, in the order in which they came.
+    /// Each tag once, in the order in which they were added.
     tags: Vec<String>,
 }
 
@@ -107,7 +107,7 @@ pub(super) async fn get(access: &Access, ticket: TicketId) -> HandlerResult<Json
     }))
 }
 
-/// A value that the table does not take is the caller's to mend; everything else is tried again.
+/// Answers the caller about a value that a constraint forbids; has Restate retry after any other error.
 fn answer(error: Arc<Error>) -> HandlerError {
     let Error::Forbidden { constraint, .. } = &*error else {
         return error::chain(&error).into();

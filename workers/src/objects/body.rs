@@ -1,4 +1,4 @@
-//! The body of an HTTP request, decoded by the handler itself: so that its caller reads what to mend.
+//! The body of an HTTP request, decoded by the handler itself, so that its caller reads what to mend.
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ pub(super) struct Body<T> {
 }
 
 impl<T: serde::Serialize> Body<T> {
-    /// For a request from one object to another.
+    /// The body of a request from one object to another.
     pub(super) fn of(value: &T) -> Result<Self, HandlerError> {
         Ok(Self {
             bytes: serde_json::to_vec(value)?.into(),
@@ -34,7 +34,7 @@ impl<T: DeserializeOwned> Body<T> {
     /// Answers the caller with 400 and what is wrong.
     pub(super) fn read(&self) -> Result<T, HandlerError> {
         let bytes: &[u8] = if self.bytes.is_empty() { b"{}" } else { &self.bytes };
-        // The derived readers would take a list of the fields' values as well.
+        // The derived decoders would accept a list of the fields' values as well.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
             return Err(answer_caller(400, "body: is no JSON object; send one in UTF-8"));
         }

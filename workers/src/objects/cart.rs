@@ -1,5 +1,5 @@
-//! A user's cart: the tickets that the user holds and means to buy, by id and hold. Prices, owners and ends of holds are never kept
-//! here: they come from the holds themselves.
+//! A user's cart: the tickets that the user holds and means to buy, by ticket id and hold id. Prices, owners and ends of holds
+//! are never kept here: they come from the holds themselves.
 
 use holdfast_schemas::{
     CheckoutId, Credits, HoldId, OutcomeData, PaymentMethod, Price, Reply, TicketId, TicketOutcome, UserId,
@@ -48,7 +48,7 @@ impl Entries {
 #[serde(deny_unknown_fields)]
 pub(super) struct AddTicket {
     pub(super) ticket: TicketId,
-    /// Seconds, 1 to 86400; without it what the installation says (`--hold-for`).
+    /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
     #[serde(default)]
     pub(super) hold_for: Option<i64>,
 }
@@ -71,24 +71,24 @@ pub(super) struct ExpireTicket {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CheckOut {
-    /// An id that was never used before; without it one is made of the request.
+    /// A checkout id that was never used before; by default one is derived from the request.
     #[serde(default)]
     pub(super) checkout: Option<CheckoutId>,
     #[serde(default)]
     pub(super) payment_method: Option<PaymentMethod>,
-    /// So many credits are spent as part of the price.
+    /// Credits to spend as part of the price.
     #[serde(default)]
     pub(super) credits: Option<Credits>,
-    /// Without it, all tickets in the cart.
+    /// By default, all tickets in the cart.
     #[serde(default)]
     pub(super) tickets: Option<Vec<TicketId>>,
 }
 
-/// What came of putting a ticket into the cart.
+/// The result of adding a ticket to the cart.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Added {
-    /// It is held for the user.
+    /// The ticket is held for the user.
     Added {
         ticket: TicketId,
         hold: HoldId,
@@ -101,7 +101,7 @@ pub(super) enum Added {
 }
 
 impl Added {
-    /// What the ticket answered.
+    /// Reads the Ticket object's reply.
     pub(super) fn of(ticket: TicketId, reply: &Reply) -> HandlerResult<Self> {
         if let Some(reason) = reply.refusal() {
             let reason = reason.to_owned();
@@ -132,7 +132,7 @@ struct Item {
     until: OffsetDateTime,
 }
 
-/// The entries whose holds stand, with what the holds say.
+/// The entries whose holds have not ended, with price and end of each hold.
 pub(super) async fn view(pool: &PgPool, user: &UserId, entries: Entries, now: OffsetDateTime) -> HandlerResult<View> {
     let mut tickets = Vec::with_capacity(entries.0.len());
     for Entry { ticket, hold } in entries.0 {
@@ -154,7 +154,7 @@ pub(super) async fn view(pool: &PgPool, user: &UserId, entries: Entries, now: Of
     Ok(View { tickets })
 }
 
-/// From now until a hold has ended for certain that was asked for so many seconds, or for as long as one lives by `default`.
+/// Time after which a hold that is requested now, for `hold_for` seconds or else for `default`, has ended for certain.
 pub(super) fn lifetime(hold_for: Option<i64>, default: Duration) -> Duration {
     let asked = hold_for.and_then(|seconds| u64::try_from(seconds).ok());
     asked.map_or(default, Duration::from_secs)

@@ -1,5 +1,6 @@
-//! The Checkout workflow: its key is the checkout's id. It takes the checkout to its end while its user goes on with other things.
-//! What it does lies in the checkout's row, not in its journal: killed, forgotten or upgraded, somebody else goes on from there.
+//! The Checkout workflow: its key is the checkout's id. It drives the checkout to its end while the User object goes on with
+//! other requests. Progress lies in the checkout's row, not in the journal: if the workflow is killed, forgotten or upgraded,
+//! another caller of the driver goes on from there.
 
 use holdfast_schemas::{CheckoutFailure, CheckoutId, Credits, DeclineCode, PaymentId, Price, TicketId, UserId};
 use restate_sdk::prelude::*;
@@ -16,7 +17,7 @@ use crate::store::checkouts;
 
 use super::caller::{answer_caller, retryable};
 
-/// Takes one checkout to its end.
+/// Drives one checkout to its end.
 pub(super) struct Checkout {
     driver: Driver,
 }
@@ -27,32 +28,33 @@ impl Checkout {
     }
 }
 
-/// Kept once the provider has said something, so that a workflow that waits goes on at once.
+/// The durable promise that an event of the provider resolves, so that a waiting workflow goes on at once.
 const HEARD: &str = "heard";
 
-/// Pauses before a checkout that somebody else may have taken further is looked at again: they double from the first to the
-/// longest, so that the journal stays short.
+/// Pauses before the workflow reads a waiting checkout again, as another caller may have driven it: they double from the first
+/// to the longest, so that the journal stays short.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
-/// How far it was taken; kept in the journal.
+/// The result of a drive, as the journal keeps it.
 #[derive(Serialize, Deserialize)]
 enum Driven {
     Ended,
-    /// So many milliseconds for the provider's word.
+    /// It waits for an event of the provider, at most this many milliseconds.
     Waits(u64),
     Stuck,
 }
 
 #[restate_sdk::workflow(name = "Checkout", journal_retention = "1h", workflow_completion_retention = "1d")]
 impl Checkout {
-    /// Takes the checkout to its end and answers how it ended. Cancelled, it gives everything back first. Who opens it begins it.
+    /// Drives the checkout to its end and returns it. A cancelled workflow undoes the checkout first. The User object starts this
+    /// handler when it has opened the checkout.
     #[handler(ingress_private)]
     async fn run(&self, ctx: WorkflowContext<'_>) -> HandlerResult<Json<View>> {
         let id = id(ctx.key())?;
         match self.follow(&ctx, &id, true).await {
             Ok(()) => {}
-            // Only a cancellation ends a step for good, or that there is no such checkout: then this ends here.
+            // Only a cancellation, or an unknown checkout, ends a step for good; for an unknown one this fails again.
             Err(_) => {
                 ctx.run(|| self.give_up(&id)).name("give up").await?;
                 self.follow(&ctx, &id, false).await?;
@@ -61,11 +63,11 @@ impl Checkout {
         self.view(&id).await
     }
 
-    /// The provider has said something about the payment.
+    /// Handles an event of the provider about the payment.
     #[handler(ingress_private)]
     async fn hear(&self, ctx: SharedWorkflowContext<'_>) -> HandlerResult<()> {
         let id = id(ctx.key())?;
-        // Once, however often the drive is tried again.
+        // Journalled: once, however often the drive is retried.
         ctx.run(|| self.resume(&id)).name("resume").await?;
         ctx.run(|| self.drive(&id, true)).name("drive").await?;
         if ctx.peek_promise::<()>(HEARD).await?.is_none() {
@@ -74,7 +76,7 @@ impl Checkout {
         Ok(())
     }
 
-    /// The checkout as it is, whether its workflow lives or not.
+    /// The checkout as it is, from its row.
     #[handler]
     async fn get(&self, ctx: SharedWorkflowContext<'_>) -> HandlerResult<Json<View>> {
         self.view(&id(ctx.key())?).await
@@ -82,7 +84,7 @@ impl Checkout {
 }
 
 impl Checkout {
-    /// Follows the checkout to its end.
+    /// Drives the checkout, with pauses, to its end.
     async fn follow(&self, ctx: &WorkflowContext<'_>, id: &CheckoutId, may_wait: bool) -> Result<(), TerminalError> {
         let (mut listens, mut pause) = (may_wait, FIRST_PAUSE);
         loop {
@@ -99,7 +101,7 @@ impl Checkout {
                     slept = ctx.sleep(left) => slept?,
                 };
             } else {
-                // Who hears the provider's word, or is an operator, takes the checkout to its end; here that is seen later.
+                // The `hear` handler or an operator drives the checkout; this workflow sees it after the pause.
                 ctx.sleep(left.min(pause)).await?;
                 pause = (2 * pause).min(LONGEST_PAUSE);
             }
@@ -135,7 +137,7 @@ impl Checkout {
     }
 }
 
-/// To be tried again, unless there is nothing to try.
+/// An error that Restate retries, unless the checkout does not exist.
 fn answer(error: checkout::Error) -> HandlerError {
     match error {
         checkout::Error::NoCheckout(_) => never_opened(),
@@ -158,7 +160,7 @@ pub(super) struct View {
     user: UserId,
     /// opened, created, waiting, authorised, sold, undoing, completed, refunded or failed.
     state: String,
-    /// An operator is asked for.
+    /// The checkout waits for an operator.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     stuck: bool,
     tickets: Vec<TicketId>,

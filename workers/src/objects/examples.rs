@@ -1,5 +1,5 @@
 //! The example handlers: the well-known ways to access a database from durable handlers, on tables of their own. Each calls
-//! one tool of [`crate::store::mechanisms`], whose page says what happens at a crash. Some are unsafe on purpose and say so.
+//! one tool of [`crate::store::mechanisms`], whose page describes its crashes. Some are unsafe on purpose and say so.
 //! Served only with `--examples`.
 
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Simple {
         find(&self.pool, user).await
     }
 
-    /// The user's credits, or null. Read once per invocation: every retry goes by the same value.
+    /// The user's credits, or null. Read once per invocation: every retry uses the same value.
     #[handler(name = "durableRead")]
     async fn durable_read(&self, ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Option<i64>>> {
         let credits = ctx
@@ -130,7 +130,7 @@ impl Keyed {
     }
 
     /// Adds credits exactly once; answers the row's version after it. Credits and version are read once per invocation, and
-    /// written only over that version. 409 when somebody who does not come through this object was in between.
+    /// written only over that version. 409 when a writer outside this object has changed the row in between.
     #[handler(name = "updateConditional")]
     async fn update_conditional(&self, ctx: ObjectContext<'_>, Json(add): Json<i64>) -> HandlerResult<Json<i64>> {
         let user = ctx.key().to_owned();
@@ -163,7 +163,7 @@ impl Keyed {
     }
 }
 
-/// Remembers in the database what was done.
+/// Keeps an idempotency key in the database.
 struct Idempotency {
     pool: PgPool,
 }
@@ -175,7 +175,7 @@ struct AddCredits {
     add_credits: i64,
 }
 
-/// After a key's time: clocks of engine and database may differ by this much.
+/// Margin after the end of a key: the clocks of Restate and the database may differ by this much.
 const SKEW: Duration = Duration::from_secs(60);
 
 #[restate_sdk::service(
@@ -193,7 +193,7 @@ impl Idempotency {
         let (key, request) = (ctx.invocation_id().to_owned(), body.read()?);
         let once = ctx.run(|| add_once(&self.pool, key.clone(), request)).name("add once");
         let Json(once) = once.await?;
-        // Only now: the answer lies in the journal, and no retry of this invocation asks for the key again.
+        // Sent only now that the answer lies in the journal: no retry of this invocation asks for the key again.
         let client = ctx.service_client::<IdempotencyClient>();
         client.expire_idempotency_key(Json(key)).send_after(DAY + SKEW);
         match once {
@@ -231,7 +231,7 @@ impl TwoPhaseCommit {
             let added = update::apply(connection, &user_id, &User::CREDITS.add(add_credits)).await;
             added.map(|_| ())
         };
-        // A try of its own each time the engine calls: not drawn from the invocation, which would repeat it.
+        // A new attempt id at each call of Restate: an id from the invocation would be the same at each retry.
         let attempt = Uuid::new_v4();
         let done = two_phase::run(&self.pool, &self.pool, &transaction, attempt, async |_| Ok(()), add).await;
         Ok(Json(done.map_err(answer)? == Outcome::Now))
@@ -251,7 +251,7 @@ async fn find(pool: &PgPool, user: String) -> HandlerResult<Json<Lookup>> {
     Ok(Json(found.unwrap_or(Lookup::Nothing("(row not found)"))))
 }
 
-/// What is asked of a user's row, if there is one.
+/// A value of a user's row, if there is one.
 async fn look<R>(pool: &PgPool, user: String, asked: fn(User) -> R) -> HandlerResult<Json<Option<R>>> {
     let found = read::one(pool, &user).await.map_err(answer)?;
     Ok(Json(found.map(asked)))

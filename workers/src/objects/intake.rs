@@ -33,10 +33,10 @@ impl Object for User {
     const NAME: &'static str = super::USER;
 }
 
-/// The work that a delivery holds: events, and in their place what cannot be taken, each on its way to the dead letters.
+/// The work in a delivery: events, and in the place of each that is refused its dead letter.
 ///
 /// # Errors
-/// Answers the caller with 400 when nobody could find the record again: it has no origin.
+/// Answers the caller with 400 when the delivery has no origin, so that a dead letter could not name its record.
 pub(super) fn delivered<E: Object>(ctx: &ObjectContext<'_>, raw: &[u8]) -> HandlerResult<Unit<E>> {
     let origin = delivered_from(ctx.headers());
     decode_for(ctx.key(), raw, origin).map_err(|refusal| answer_caller(400, refusal.to_string()))
@@ -66,7 +66,8 @@ fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Resul
     }
 }
 
-/// The event, if it is about the key at which it arrived. What came without a gate lay where the delivery did.
+/// Accepts an event if it is about the key at which it arrived. An event without an origin of its own came without a gate:
+/// it gets the delivery's.
 fn belongs<E: Entity>(
     mut event: Event<E::Data>,
     key: &KeyOf<E>,
@@ -99,7 +100,7 @@ fn key_reason(key: &str) -> DeadLetterReason {
     }
 }
 
-/// A key under which the dead letter of an unusable key can be stored; its origin leads to the key as it was.
+/// A key under which the dead letter of an unusable key can be stored; its origin leads to the original key.
 fn fitting<K: Key>(key: &str) -> K {
     let end = key.floor_char_boundary(K::MAX_BYTES);
     let text: String = key[..end].chars().map(|c| if c == '\0' { '_' } else { c }).collect();
@@ -118,7 +119,7 @@ fn delivered_from(headers: &restate_sdk::prelude::HeaderMap) -> Option<Origin> {
     })
 }
 
-/// A request by HTTP, as an event.
+/// An HTTP request, as an event.
 pub(super) fn asked<E: Object>(
     ctx: &ObjectContext<'_>,
     handler: &str,
@@ -136,7 +137,7 @@ pub(super) fn asked<E: Object>(
     })
 }
 
-/// What a request by HTTP is answered.
+/// The answer to an HTTP request.
 pub(super) fn answered(answer: Answer) -> HandlerResult<Json<Reply>> {
     match answer {
         Answer::Fresh(reply) | Answer::Repeat(reply) => Ok(Json(reply)),
@@ -146,7 +147,7 @@ pub(super) fn answered(answer: Answer) -> HandlerResult<Json<Reply>> {
     }
 }
 
-/// The same key for another request.
+/// The answer when an `idempotency-key` comes again with another request.
 pub(super) fn id_reused() -> HandlerError {
     answer_caller(
         409,
@@ -154,14 +155,15 @@ pub(super) fn id_reused() -> HandlerError {
     )
 }
 
-/// What makes a request by HTTP the same when it is sent again: the invocation's id, which Restate makes of handler, key and
-/// `idempotency-key` (the header itself it keeps). Without one every request is a new one.
+/// The identity of an HTTP request: the invocation's id, which Restate derives from handler, key and `idempotency-key` (it does
+/// not pass the header on). Without the header every request is a new one.
 pub(super) fn identity<E: Object>(ctx: &ObjectContext<'_>, handler: &str) -> HandlerResult<(Source, EventId)> {
     let id = EventId::parse(ctx.invocation_id()).map_err(|invalid| invalid.to_string())?;
     Ok((source(E::NAME, ctx.key(), handler), id))
 }
 
-/// Names object, key and handler in at most 255 bytes: a key that is too long for that stands as a UUID made of it.
+/// The source of HTTP requests: object, key and handler in at most 255 bytes. A key that is too long for that is replaced by a
+/// UUID derived from it.
 fn source(object: &str, key: &str, handler: &str) -> Source {
     let short = |key: &str| Source::parse(&format!("restate:{object}/{key}/{handler}"));
     short(key)
@@ -169,7 +171,7 @@ fn source(object: &str, key: &str, handler: &str) -> Source {
         .expect("a UUID and a handler's name fit")
 }
 
-/// The key in the address.
+/// Parses the key in the URL.
 pub(super) fn key<K: Key>(key: &str) -> HandlerResult<K> {
     K::parse(key).map_err(|invalid| answer_caller(400, format!("the {}'s id in the address: {invalid}", K::NAMES)))
 }

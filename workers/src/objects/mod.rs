@@ -1,5 +1,5 @@
-//! The virtual objects: what Restate runs, one invocation at a time per key. Here is no SQL and no rule: an object takes a
-//! request, hands it to the store's committer and answers.
+//! The virtual objects, which Restate runs with one invocation at a time per key. They contain no SQL and no rule: a handler
+//! decodes a request, hands it to the store's committer and answers.
 
 mod attributes;
 mod body;
@@ -39,7 +39,7 @@ use user::User;
 pub const TICKET: &str = "Ticket";
 /// The User object's name.
 pub const USER: &str = "User";
-/// The handler of both that takes what Kafka delivers.
+/// The handler of both that receives Restate's deliveries from Kafka.
 pub const APPLY: &str = "apply";
 /// The Reaper object's name.
 pub const REAPER: &str = "Reaper";
@@ -48,7 +48,7 @@ pub const REAPER_SHARD: &str = "0";
 /// The Reaper handler that begins its turns.
 pub const ARM: &str = "arm";
 
-/// What the objects work with.
+/// The dependencies of the objects.
 pub struct Tools {
     pub tickets: Committer<domain::Ticket>,
     pub users: Committer<domain::User>,
@@ -59,7 +59,7 @@ pub struct Tools {
     pub driver: Driver,
     pub settings: config::Checkout,
     pub metrics: Arc<Metrics>,
-    /// The time that events from HTTP carry; what is decided goes by the database's clock.
+    /// The clock for the `time` of events from HTTP requests; decisions use the database's clock.
     pub now: fn() -> OffsetDateTime,
 }
 
@@ -96,7 +96,7 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
     }
 }
 
-/// What fails is tried again after pauses that grow up to a bound. How many attempts there are is Restate's setting.
+/// Sets Restate's retry policy: growing pauses up to a bound. The number of attempts is a setting of the server.
 fn retried(serve: &config::Serve, object: impl IntoServiceDefinition) -> ServiceDefinition {
     let options = ServiceOptions::new()
         .retry_policy_initial_interval(FIRST_PAUSE)
@@ -105,11 +105,11 @@ fn retried(serve: &config::Serve, object: impl IntoServiceDefinition) -> Service
     object.into_service_definition().options(options)
 }
 
-/// Before Restate calls a handler again for the first time.
+/// Pause before Restate's first retry of a handler.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers Restate (HTTP/2) until `shutdown`; then takes no new connections and gives invocations in hand 10 s to finish.
-/// Restate tries again elsewhere, or later, what did not.
+/// Serves Restate (HTTP/2) until `shutdown`; then accepts no new connections and gives the invocations under way 10 s to
+/// finish. Restate retries the others elsewhere, or later.
 pub async fn serve(listener: TcpListener, endpoint: Endpoint, shutdown: CancellationToken) {
     HttpServer::new(endpoint)
         .serve_with_cancel(listener, shutdown.cancelled_owned())

@@ -42,21 +42,21 @@ impl Reaper {
     }
 }
 
-/// How far the Reaper has come in the holds, ordered by end and ticket.
+/// The Reaper's position in the holds, ordered by end and ticket.
 #[derive(Clone, Serialize, Deserialize)]
 struct Cursor {
     /// The last hold that was sent its first expiration.
     head: Option<Due>,
-    /// How far a repeat has come that did not fit into one turn.
+    /// The position of a repeat that did not fit into one turn.
     repeating: Option<Due>,
-    /// What `head` was when the last repeat ended: a minute ago or more. Only up to here may anything be repeated.
+    /// The value of `head` when the last repeat ended, a minute ago or more. The next repeat goes only up to here.
     mark: Option<Due>,
     /// When the last repeat ended.
     #[serde(with = "time::serde::rfc3339")]
     repeated: OffsetDateTime,
 }
 
-/// What one turn found and where the next goes on; kept in the journal, so that a turn that is tried again sends the same.
+/// The holds that one turn found, and the cursor of the next; kept in the journal, so that a retried turn sends the same.
 #[derive(Serialize, Deserialize)]
 struct DueHolds {
     due: Vec<Due>,
@@ -66,12 +66,12 @@ struct DueHolds {
 
 #[restate_sdk::object(name = "Reaper", journal_retention = "0s", idempotency_retention = "0s")]
 impl Reaper {
-    /// Begins the turns, or begins them anew: those that were under way end.
+    /// Begins the turns, or begins them anew: earlier ones end.
     #[handler]
     async fn arm(&self, ctx: ObjectContext<'_>) -> HandlerResult<()> {
         let number = ctx.get::<u64>(NUMBER).await?.unwrap_or_default() + 1;
         ctx.set(NUMBER, number);
-        // From the start: the database may have been put back meanwhile.
+        // From the start: the database may have been restored meanwhile.
         ctx.clear(PLACE);
         ctx.object_client::<ReaperClient>(ctx.key()).turn(number).send();
         Ok(())
@@ -95,7 +95,7 @@ impl Reaper {
             sent = Some(client.expire(Json(Expire { hold: *hold })).send());
         }
         if let Some(last) = sent {
-            // Once the engine has numbered the last one it has them all.
+            // Once Restate has acknowledged the last one it has them all.
             last.await?;
             crash::here(Point::ReaperSent);
         }
@@ -123,8 +123,8 @@ impl Reaper {
         Ok(Json(found))
     }
 
-    /// Holds that became due since the last turn, and once a minute those that still are, as when somebody killed an
-    /// expiration, or a hold was written after its end.
+    /// Finds the holds that became due since the last turn, and once a minute those that still are due: an operator may have
+    /// killed their expiration, or a hold was written after its end.
     async fn look(&self, place: Option<Cursor>) -> HandlerResult<DueHolds> {
         let head = place.as_ref().and_then(|place| place.head.as_ref());
         let (now, mut due) = self.due(head).await?;

@@ -1,4 +1,4 @@
-//! The Ticket object: its key is the ticket's id. Events from Kafka and requests by HTTP take the same way into the database.
+//! The Ticket object: its key is the ticket's id. Events from Kafka and HTTP requests are committed in the same way.
 
 use bytes::Bytes;
 use holdfast_schemas::{
@@ -19,7 +19,7 @@ use crate::domain::{self, State};
 use crate::store::ticket_attributes::Access;
 use crate::store::{self, Answer, Command, Committer, Unit, Work};
 
-/// Sells one seat, one request after the other.
+/// The handlers of one ticket, which Restate runs one after the other.
 pub(super) struct Ticket {
     committer: Committer<domain::Ticket>,
     pool: PgPool,
@@ -63,12 +63,12 @@ struct Withdraw {}
 #[serde(deny_unknown_fields)]
 pub(super) struct Reserve {
     pub(super) user: UserId,
-    /// Seconds, 1 to 86400; without it what the installation says (`--hold-for`).
+    /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) hold_for: Option<i64>,
 }
 
-/// Gives a hold back.
+/// Releases a hold.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Release {
@@ -82,11 +82,11 @@ pub(super) struct Expire {
     pub(super) hold: HoldId,
 }
 
-// No handler keeps a journal: each is one write that may be repeated. The answer to an `idempotency-key` is kept by the
-// database, not by the engine.
+// Restate retains no journal: each handler is one write that may be repeated. The database, not Restate, keeps the answer to an
+// `idempotency-key`.
 #[restate_sdk::object(name = "Ticket", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl Ticket {
-    /// Takes what Kafka delivers: events of one ticket that the gate gathered, or one event straight from a public topic.
+    /// Applies a delivery from Kafka: events of one ticket that the gate gathered, or one event straight from a public topic.
     #[handler]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw)?;
@@ -116,7 +116,7 @@ impl Ticket {
             .await
     }
 
-    /// Gives a user's hold back.
+    /// Releases a user's hold.
     #[handler]
     async fn release(&self, ctx: ObjectContext<'_>, body: Body<Release>) -> HandlerResult<Json<Reply>> {
         let Release { user, hold } = body.read()?;
@@ -124,7 +124,7 @@ impl Ticket {
             .await
     }
 
-    /// The ticket as it is, without waiting for requests in hand.
+    /// The ticket as it is, without waiting for requests under way.
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
         let ticket = intake::key::<TicketId>(ctx.key())?;
@@ -137,27 +137,28 @@ impl Ticket {
         }
     }
 
-    /// Adds a tag to what readers are told of the ticket. One that is there stays as it is, so that a repeat adds nothing; no
-    /// decision and no outcome comes of it. It waits for no request in hand.
+    /// Adds a tag to the ticket's attributes, unless it is there, so that a repeat adds nothing. It causes no decision and no
+    /// outcome, and does not wait for requests under way.
     #[handler]
     async fn tag(&self, ctx: SharedObjectContext<'_>, body: Body<Tag>) -> HandlerResult<()> {
         attributes::tag(&self.attributes, &intake::key::<TicketId>(ctx.key())?, body.read()?).await
     }
 
-    /// Describes the ticket to its readers, and answers what was written. With `from` it is written only if nobody has changed
-    /// it since; without, whatever it is now. A repeat changes nothing; no decision and no outcome comes of it.
+    /// Describes the ticket to its readers, and answers which fields were written. With `from` it writes only if no other caller
+    /// has changed these fields since; without, it overwrites them. A repeat changes nothing; it causes no decision and no
+    /// outcome.
     #[handler]
     async fn describe(&self, ctx: ObjectContext<'_>, body: Body<Describe>) -> HandlerResult<Json<Described>> {
         attributes::describe(&self.attributes, &intake::key::<TicketId>(ctx.key())?, body.read()?).await
     }
 
-    /// What readers are told of the ticket beside its state.
+    /// The ticket's attributes.
     #[handler]
     async fn attributes(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<Attributes>> {
         attributes::get(&self.attributes, intake::key::<TicketId>(ctx.key())?).await
     }
 
-    /// Ends a hold that is due; leaves any other as it is.
+    /// Ends the hold if it is due; changes nothing else.
     #[handler(ingress_private)]
     async fn expire(&self, ctx: ObjectContext<'_>, Json(Expire { hold }): Json<Expire>) -> HandlerResult<()> {
         let text = |text: String| EventId::parse(&text).expect("a hold's id makes a short id");
@@ -175,7 +176,7 @@ impl Ticket {
 }
 
 impl Ticket {
-    /// Decides a request by HTTP and answers its caller.
+    /// Commits an HTTP request and answers its caller.
     async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: TicketEvent) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, handler, data, (self.now)())?;
         intake::answered(self.commit_one(unit).await?)
@@ -188,7 +189,7 @@ impl Ticket {
     }
 }
 
-/// Who asks for the end of a hold.
+/// The `source` of expirations.
 const REAPER: &str = "holdfast/Reaper";
 
 /// A ticket as readers see it.

@@ -1,5 +1,5 @@
-//! The User object: its key is the user's id. Events from Kafka and requests by HTTP take the same way into the database;
-//! those that add credits change the loyalty database as well.
+//! The User object: its key is the user's id. Events from Kafka and HTTP requests are committed in the same way; those that add
+//! credits change the loyalty database as well.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::store::mechanisms::idempotency::Once;
 use crate::store::together::{self, Together};
 use crate::store::{self, Answer, Committer, PgPool, Unit, Work, checkouts};
 
-/// Keeps one user, one request after the other.
+/// The handlers of one user, which Restate runs one after the other.
 pub(super) struct User {
     pub(super) committer: Committer<domain::User>,
     pub(super) pool: PgPool,
@@ -45,13 +45,13 @@ pub(super) struct User {
     pub(super) now: fn() -> OffsetDateTime,
 }
 
-/// Handlers that wait for answers of other objects: begun by one build, they cannot be gone on with by another.
+/// Handlers that wait for answers of other objects: an invocation that one build began cannot be resumed by another.
 pub(crate) const STEPWISE: [&str; 2] = ["addTicket", "removeTicket"];
 
-/// The most tickets that can be held together.
+/// Most tickets of one `holdTogether`.
 const TOGETHER: usize = 100;
 
-/// Makes the user known.
+/// Registers the user.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Register {
@@ -67,7 +67,7 @@ struct Register {
 #[serde(deny_unknown_fields)]
 struct ChangeProfile {
     to: ProfileValues,
-    /// Nothing is changed unless the profile has these values.
+    /// Changes nothing unless the profile has these values.
     #[serde(default)]
     was: ProfileValues,
 }
@@ -84,18 +84,18 @@ struct AddCredits {
 #[serde(deny_unknown_fields)]
 struct HoldTogether {
     tickets: Vec<TicketId>,
-    /// Seconds, 1 to 86400; without it what the installation says (`--hold-for`).
+    /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
     #[serde(default)]
     hold_for: Option<i64>,
 }
 
-/// What came of holding tickets together.
+/// The result of `holdTogether`.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum HeldTogether {
-    /// All of them, in the order asked for.
+    /// All tickets, in the order of the request.
     Held(Vec<Held>),
-    /// None of them; these are those that a rule forbids.
+    /// None of them; these are the tickets that a rule forbids.
     Refused(Vec<NotHeld>),
 }
 
@@ -116,18 +116,18 @@ struct NotHeld {
     reason: String,
 }
 
-// Each is one write that may be repeated, and what is kept of the cart; only what asks other objects for an answer has steps
-// that a journal must remember (`STEPWISE`).
+// Each handler is one write that may be repeated, and a change of the cart's state; only handlers that wait for answers of other
+// objects have steps that a journal must remember (`STEPWISE`).
 #[restate_sdk::object(name = "User", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl User {
-    /// Takes what Kafka delivers: events of one user that the gate gathered, or one event straight from a public topic.
+    /// Applies a delivery from Kafka: events of one user that the gate gathered, or one event straight from a public topic.
     #[handler]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw)?;
         self.commit(&ctx, unit).await.map(drop)
     }
 
-    /// Makes the user known.
+    /// Registers the user.
     #[handler]
     async fn register(&self, ctx: ObjectContext<'_>, body: Body<Register>) -> HandlerResult<Json<Reply>> {
         let Register { email, name, language } = body.read()?;
@@ -188,7 +188,7 @@ impl User {
         if let Added::Refused { ticket, reason } = &added
             && reason == RefusalReason::AlreadyYours.as_str()
         {
-            // The user holds it by another way.
+            // The user holds it already, by a request outside the cart.
             let held = ctx.run(|| self.held(ctx.key(), ticket)).name("held");
             if let Json(Some((held, left))) = held.await? {
                 (added, lifetime) = (held, left);
@@ -239,7 +239,7 @@ impl User {
         Ok(())
     }
 
-    /// The cart: the tickets in it that the user still holds, without waiting for requests in hand.
+    /// The cart: the tickets in it that the user still holds, without waiting for requests under way.
     #[handler]
     async fn cart(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<cart::View>> {
         let entries = ctx.get::<Json<Entries>>(CART).await?;
@@ -248,7 +248,7 @@ impl User {
         cart::view(&self.pool, &user, entries, (self.now)()).await.map(Json)
     }
 
-    /// Buys tickets that the user holds: answers once the checkout is open. `Checkout/{id}` tells how it ends.
+    /// Buys tickets that the user holds: answers once the checkout is open. `Checkout/{id}` shows its end.
     #[handler]
     async fn checkout(&self, ctx: ObjectContext<'_>, body: Body<CheckOut>) -> HandlerResult<Json<Reply>> {
         let CheckOut {
@@ -270,7 +270,7 @@ impl User {
         self.ask(&ctx, "checkout", data).await
     }
 
-    /// The user as they are, without waiting for requests in hand.
+    /// The user as they are, without waiting for requests under way.
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
         let user = intake::key::<UserId>(ctx.key())?;
@@ -282,14 +282,14 @@ impl User {
 }
 
 impl User {
-    /// Decides a request by HTTP and answers its caller.
+    /// Commits an HTTP request and answers its caller.
     async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: UserEvent) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, handler, data, (self.now)())?;
         let answer = self.commit(ctx, unit).await?.into_iter().next();
         intake::answered(answer.expect("every piece of work is answered"))
     }
 
-    /// Commits work in order; what adds credits or is about a checkout by itself, the rest together.
+    /// Commits work in order: each piece that adds credits or is about a checkout by itself, the others in one unit.
     async fn commit(&self, ctx: &ObjectContext<'_>, unit: Unit<domain::User>) -> HandlerResult<Vec<Answer>> {
         let Unit { key, work } = unit;
         let mut answers = Vec::with_capacity(work.len());
@@ -316,7 +316,7 @@ impl User {
         buying::concerned(work).is_none() && !(self.loyalty.is_some() && Loyalty::concerns(work))
     }
 
-    /// Commits what is about a checkout, and has its workflow take it further: sent again with each repeat, it is taken once.
+    /// Commits work about a checkout, and starts or notifies its workflow: sent again with each repeat, that takes effect once.
     async fn buy(&self, ctx: &ObjectContext<'_>, user: &UserId, work: &Work<domain::User>) -> HandlerResult<Answer> {
         let mut cart = cart(ctx).await?;
         let buying = &self.driver.buying;
@@ -339,7 +339,7 @@ impl User {
             return Ok(answer);
         }
         workflow.run().send();
-        // By their holds: should the answer be a repeat, the same tickets may have come into the cart anew.
+        // Removed by their holds: if the answer is a repeat, the same tickets may have been added to the cart anew.
         let opened = checkouts::get(&self.pool, checkout).await.map_err(retryable)?;
         let lines = opened.map(|opened| opened.lines).unwrap_or_default();
         let is_bought = |entry: &Entry| lines.iter().any(|line| line.hold == entry.hold);
@@ -350,7 +350,7 @@ impl User {
         Ok(answer)
     }
 
-    /// Why the user may not have this ticket in the cart as well, if so.
+    /// The reason why the user may not have this ticket in the cart as well, if there is one.
     async fn forbids(
         &self,
         user: &UserId,
@@ -372,7 +372,7 @@ impl User {
         Ok(Json(reason.map(|reason| reason.as_str().to_owned())))
     }
 
-    /// The user's hold on a ticket, if there is one that no checkout buys, and how long it lives from now.
+    /// The user's hold on a ticket, if there is one that no checkout buys, and the time until its end.
     async fn held(&self, user: &str, ticket: &TicketId) -> HandlerResult<Json<Option<(Added, Duration)>>> {
         let found = store::get::<domain::Ticket>(&self.pool, ticket)
             .await
@@ -392,7 +392,7 @@ impl User {
         Ok(Json(is_theirs.then(|| (added, left.unsigned_abs()))))
     }
 
-    /// What the committer counts of an error by itself.
+    /// Counts an error as the committer does, for work that does not pass the committer.
     fn failed(&self, error: store::Error) -> HandlerError {
         if let Some(cause) = error.cause() {
             self.metrics
@@ -404,7 +404,7 @@ impl User {
     }
 }
 
-/// To hold each of these tickets for the user whose object this is.
+/// The inputs that hold each of these tickets for the user.
 fn holds(
     ctx: &ObjectContext<'_>,
     tickets: &[TicketId],
@@ -458,7 +458,7 @@ async fn cart(ctx: &ObjectContext<'_>) -> HandlerResult<Entries> {
 }
 
 impl Held {
-    /// The last outcome of a ticket that is held tells of the hold.
+    /// Reads the hold from the last outcome in the ticket's reply.
     fn of((ticket, reply): (TicketId, Reply)) -> HandlerResult<Self> {
         let last = reply.outcomes.last();
         let told = last.map(|last| {

@@ -1,9 +1,9 @@
 //! Checkouts in the database. Each step changes checkout, seats, user and ledger in one transaction, or nothing; a step that
-//! somebody else has taken meanwhile writes nothing. Who takes a step reads the checkout anew afterwards.
+//! another caller has taken meanwhile writes nothing. The caller of a step reads the checkout anew afterwards.
 //!
 //! The steps are not SERIALIZABLE: each locks what it decides on, the checkout first, or writes it against its version.
-//! SERIALIZABLE would see rivals in checkouts whose rows lie side by side in an index, and make most of them begin anew
-//! when many buy at once.
+//! SERIALIZABLE would see conflicts between checkouts whose rows lie side by side in an index, and make most of them begin
+//! anew when many buy at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,24 +27,24 @@ use crate::domain::ticket::Input;
 use crate::domain::{Ticket, User, ticket, user};
 use crate::metrics::Metrics;
 
-/// How often a transaction begins anew when others change the same rows, before its caller is told to come again.
+/// Attempts of a transaction while others change the same rows, before its caller gets an error and retries.
 const ATTEMPTS: Attempts = Attempts(30);
 
-/// What checkouts are kept with.
+/// The databases and settings of checkouts.
 #[derive(Clone)]
 pub struct Buying {
     pub main: PgPool,
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
     pub terms: Terms,
-    /// Whether customers are told by mail.
+    /// True if there is a mail server, so that customers get mails.
     pub mails: bool,
-    /// How long answers to events are kept.
+    /// Retention of idempotency records.
     pub retention: Duration,
     pub metrics: Arc<Metrics>,
 }
 
-/// Which checkout a piece of a user's work is about, if it is about one.
+/// The checkout that a piece of a user's work is about, if it is about one.
 pub fn concerned(work: &Work<User>) -> Option<&CheckoutId> {
     let (Work::Event(event) | Work::Request(event)) = work else {
         return None;
@@ -60,7 +60,7 @@ pub fn concerned(work: &Work<User>) -> Option<&CheckoutId> {
     }
 }
 
-/// Whether a piece of work opens a checkout.
+/// True for work that opens a checkout.
 pub fn opens(work: &Work<User>) -> bool {
     let (Work::Event(event) | Work::Request(event)) = work else {
         return false;
@@ -69,7 +69,7 @@ pub fn opens(work: &Work<User>) -> bool {
 }
 
 impl Buying {
-    /// Whether the user would have more tickets of a show than one user may, with this one in the cart too. A hint: what sells
+    /// True if the user would have more tickets of a show than one user may, with this one in the cart too. A hint: the sale
     /// counts exactly.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Buying {
         Ok(held + bought + 1 > limit)
     }
 
-    /// Whether a checkout buys what is held by this hold. A hint, as it may end at any time.
+    /// True while a checkout buys the ticket of this hold. A hint, as the checkout may end at any time.
     ///
     /// # Errors
     /// The database does not answer.
@@ -147,7 +147,7 @@ impl Buying {
             method: payment_method.as_ref(),
         };
         let opened = match checkouts::lock(main, id).await? {
-            // Asked for by another event: it is open already.
+            // Another event with the same request has opened it already.
             Some(found) if found.hash == event.hash().as_bytes() && fits_cart(&found.checkout, tickets, cart) => {
                 Ok(None)
             }
@@ -200,9 +200,9 @@ impl Buying {
         }
     }
 
-    /// What the provider says. How a payment stands that is under way is asked of the provider itself, whatever arrives here and
-    /// in which order; what is given back, and what befalls a completed checkout, is noted here. Answers the event, and then
-    /// what was asked of tickets.
+    /// Handles an event of the provider. About a payment under way it writes nothing: the driver asks the provider, whatever
+    /// arrives here and in whatever order. Refunds, and disputes about a completed checkout, are written here. Returns the answer
+    /// to the event, then those of the tickets.
     async fn hear(
         &self,
         main: &mut PgConnection,
@@ -235,7 +235,7 @@ impl Buying {
                 status,
                 ..
             } => {
-                // What was booked when it was opened stands.
+                // The amount that was booked when the dispute was opened stands.
                 let booked = known.as_ref().map(|noted| price(&checkout, noted.amount)).transpose()?;
                 let before = known.map(|noted| noted.status);
                 disputed(&checkout, dispute, booked.unwrap_or(*amount), *status, before)
@@ -250,7 +250,7 @@ impl Buying {
         Ok((answer, tickets))
     }
 
-    /// Writes what was heard of a checkout; answers what was asked of tickets.
+    /// Writes a refund or dispute of a checkout; returns the answers of the tickets.
     async fn note(&self, main: &mut PgConnection, checkout: &Checkout, heard: Heard) -> Result<Vec<Answer>, Error> {
         if let Some(Dispute { id, amount, status }) = &heard.dispute {
             checkouts::note_dispute(main, &checkout.id, id, *amount, *status).await?;
@@ -300,7 +300,7 @@ impl Buying {
         self.metrics.checkouts_ended.with_label_values(&[how]).inc();
     }
 
-    /// Writes a step that nobody is told of. False when somebody else took one.
+    /// Writes a step without an outcome. False when another caller took a step first.
     ///
     /// # Errors
     /// The database does not answer.
@@ -309,7 +309,7 @@ impl Buying {
         checkouts::update(&mut main, from, to).await
     }
 
-    /// Sells the seats and spends the credits, all or nothing; what cannot be sold any more is to be undone.
+    /// Sells the seats and spends the credits, all or nothing; if that cannot be done any more, sets the checkout to be undone.
     ///
     /// # Errors
     /// One of the databases does not answer, or others change the same rows all the time.
@@ -339,7 +339,7 @@ impl Buying {
         Ok(())
     }
 
-    /// Settles credits that were spent or given back by a try that died before it could: until then the user's account is locked.
+    /// Settles credits of a try that died after it had prepared them: until then they lock the user's account.
     ///
     /// # Errors
     /// One of the databases does not answer.
@@ -352,13 +352,13 @@ impl Buying {
         Ok(())
     }
 
-    /// Whether the seats are sold, and what their tickets answered.
+    /// Sells the seats within the transaction; returns its fate and the answers of the tickets.
     async fn sell_within(&self, main: &mut PgConnection, checkout: &Checkout) -> Result<(Fate, Vec<Answer>), Error> {
         if !checkouts::lock_version(main, checkout).await? {
-            // Somebody else took a step.
+            // Another caller took a step.
             return Ok((Fate::Aborted, vec![]));
         }
-        // Nobody changes them between this look and the write: the committer passes locked rows over until they are free.
+        // The lock keeps them unchanged between this read and the write: the committer passes over locked rows.
         tickets::lock(main, &checkout.lines).await?;
         let current = read(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
         let sales = checkout.lines.iter().map(|line| {
@@ -408,7 +408,7 @@ impl Buying {
         }
     }
 
-    /// Ends a checkout whose seats are sold and whose money was taken.
+    /// Ends a checkout whose seats are sold and whose money was captured.
     ///
     /// # Errors
     /// The database does not answer, or others change the same rows all the time.
@@ -425,7 +425,7 @@ impl Buying {
             credits: checkout.credits,
             payment: checkout.payment.clone(),
         };
-        // Given back before anybody knew that it was taken: that has its turn now.
+        // A refund that came before the capture was known is written now.
         let completed = Checkout {
             version: checkout.version + 1,
             refunded: 0,
@@ -449,8 +449,8 @@ impl Buying {
         Ok(())
     }
 
-    /// Ends a checkout that came to nothing: the provider has nothing any more. `captured`: how much of the money it had taken
-    /// before it gave it back, in minor units.
+    /// Ends a checkout that failed, after the provider has cancelled or refunded the payment. `captured`: the amount that was
+    /// captured and refunded, in minor units.
     ///
     /// # Errors
     /// One of the databases does not answer, or others change the same rows all the time.
@@ -467,8 +467,8 @@ impl Buying {
         Ok(())
     }
 
-    /// Gives spent credits back together with what `here` writes. None of both when that is nothing, because somebody else took a
-    /// step.
+    /// Returns spent credits together with the writes of `here`. Neither takes effect when `here` writes nothing, because another
+    /// caller took a step.
     async fn give_credits_back(
         &self,
         checkout: &Checkout,
@@ -529,7 +529,7 @@ impl Buying {
         Ok(Some(answers))
     }
 
-    /// Gives back the credits of a checkout that was refunded wholly.
+    /// Returns the credits of a checkout that was refunded in full.
     ///
     /// # Errors
     /// One of the databases does not answer, or another try was quicker.
@@ -551,7 +551,7 @@ impl Buying {
         self.give_credits_back(checkout, credits, attempt, here).await.map(drop)
     }
 
-    /// Asks for an operator.
+    /// Marks a checkout as stuck, for an operator.
     ///
     /// # Errors
     /// The database does not answer, or others change the same rows all the time.
@@ -563,7 +563,7 @@ impl Buying {
         let told = UserOutcome::CheckoutStuck {
             checkout: checkout.id.clone(),
         };
-        // It may get stuck again after an operator set it going.
+        // It may get stuck again after an operator has resumed it.
         let place = format!("stuck/{}", checkout.version);
         let answer = transaction(&self.main, async |main: &mut PgConnection| {
             match checkouts::update(main, checkout, &next).await? {
@@ -576,7 +576,7 @@ impl Buying {
         Ok(())
     }
 
-    /// Tells the user how far a checkout has come.
+    /// Writes an outcome of the user about a checkout.
     async fn progress(
         &self,
         main: &mut PgConnection,
@@ -600,14 +600,14 @@ impl Buying {
     }
 }
 
-/// Whether a checkout may be of this cart, where the request names no tickets: what is opened has left the cart.
+/// True if an open checkout can come from this cart, where the request names no tickets: its tickets have left the cart.
 fn fits_cart(checkout: &Checkout, asked: &Option<Vec<TicketId>>, cart: &[TicketId]) -> bool {
     let is_bought = |ticket: &TicketId| checkout.lines.iter().any(|line| line.ticket == *ticket);
     asked.is_some() || cart.iter().all(is_bought)
 }
 
-/// Whether it is this checkout's payment that an event is about, in its currency, and its dispute. Its payment is not known as
-/// long as the provider's answer is on its way. `known`: the dispute, if it was noted before.
+/// Checks that an event is about this checkout's payment, in its currency, and about its dispute. The payment is unknown
+/// while the provider's answer is on its way. `known`: the dispute, if it has a row.
 fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &UserEvent) -> Result<(), UserRefusalReason> {
     let (payment, amount) = match said {
         UserEvent::PaymentAuthorized { payment, amount, .. }
@@ -630,7 +630,7 @@ fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &UserEven
     }
 }
 
-/// What is to be done about what the provider says.
+/// The changes that an event of the provider makes.
 #[derive(Clone, Default)]
 struct Heard {
     told: Vec<UserOutcome>,
@@ -640,7 +640,7 @@ struct Heard {
     dispute: Option<Dispute>,
 }
 
-/// How a dispute stands now.
+/// The new state of a dispute.
 #[derive(Clone)]
 struct Dispute {
     id: DisputeId,
@@ -648,7 +648,7 @@ struct Dispute {
     status: DisputeStatus,
 }
 
-/// What the customer is written about.
+/// A refund that the customer gets a mail about.
 #[derive(Clone)]
 struct Refund {
     kind: mails::Kind,
@@ -657,8 +657,8 @@ struct Refund {
     so_far: i64,
 }
 
-/// The provider says how much it has given back in all, so that an older word changes nothing. What is given back before the
-/// checkout is completed is remembered until it is; what was given back of one that came to nothing was written when it failed.
+/// The provider reports the total of refunds, so that a stale event changes nothing. A refund before the checkout is completed is
+/// kept in the row until then; that of a failed checkout was written when it failed.
 fn refund(checkout: &Checkout, refunded: i64) -> Heard {
     let more = refunded.min(checkout.due()) - checkout.refunded;
     let Some(amount) = price(checkout, more).ok().filter(|_| more > 0) else {
@@ -706,7 +706,7 @@ fn refund(checkout: &Checkout, refunded: i64) -> Heard {
     }
 }
 
-/// A dispute is opened, then won or lost; an older word changes nothing. `before`: how it stood.
+/// A dispute is opened, then won or lost; a stale event changes nothing. `before`: its state so far.
 fn disputed(
     checkout: &Checkout,
     dispute: &DisputeId,
@@ -745,7 +745,7 @@ fn disputed(
     }
 }
 
-/// The checkout on its way back.
+/// The checkout, set to be undone.
 pub fn undoing(checkout: &Checkout, failure: Failure) -> Checkout {
     Checkout {
         state: State::Undoing(failure),
@@ -754,7 +754,7 @@ pub fn undoing(checkout: &Checkout, failure: Failure) -> Checkout {
     }
 }
 
-/// Frees what the checkout holds or has bought.
+/// Frees the tickets that the checkout holds or has bought.
 async fn free(main: &mut PgConnection, checkout: &Checkout, retention: Duration) -> Result<Vec<Answer>, Error> {
     tickets::lock(main, &checkout.lines).await?;
     let current = read(main, checkout.lines.iter().map(|line| &line.ticket)).await?;
@@ -817,14 +817,14 @@ fn took_effect(answer: &Answer) -> bool {
     }
 }
 
-/// Who asks.
+/// The `source` of these requests.
 const SOURCE: &str = "holdfast/Checkout";
 
 fn source() -> Source {
     Source::parse(SOURCE).expect("a short name")
 }
 
-/// A checkout's id may be as long as an event's: a UUID made of it leaves room for more.
+/// The id of a request of a checkout. A checkout's id may be as long as an event's: a UUID derived from it leaves room for more.
 fn id(checkout: &Checkout, place: &str) -> EventId {
     EventId::parse(&format!("{}/{place}", uuid(&checkout.id))).expect("UUIDs and a few words are short")
 }

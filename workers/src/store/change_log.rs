@@ -1,5 +1,5 @@
-//! The change logs, one for each kind of row: what each version said, and which event caused it. Written by [`super::commit`] in
-//! the statement that changes the row; never changed, never deleted.
+//! The change logs, one for each kind of row: the outcome of each version, and the event that caused it. [`super::commit`] writes
+//! them in the statement that changes the row; they are never changed and never deleted.
 
 use holdfast_schemas::OutcomeData;
 use time::OffsetDateTime;
@@ -18,7 +18,7 @@ pub struct Change<E: Entity> {
     pub changed_at: OffsetDateTime,
 }
 
-/// A row as every log has it.
+/// A row of any log.
 pub(super) struct Row {
     pub(super) version: i64,
     pub(super) outcome_type: String,

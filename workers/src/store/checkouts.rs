@@ -40,7 +40,7 @@ pub(super) async fn lock(
     find(connection, checkout).await
 }
 
-/// Locks the row for the rest of the transaction, if it is as it was read.
+/// Locks the row for the rest of the transaction, if its version is still the one that was read.
 pub(super) async fn lock_version(connection: &mut PgConnection, checkout: &Checkout) -> Result<bool, Error> {
     let found = sqlx::query_scalar!(
         "select 1 as one from checkouts where checkout = $1 and version = $2 for update",
@@ -200,7 +200,7 @@ pub(super) async fn insert(
     Ok(inserted.rows_affected() == lines.len() as u64)
 }
 
-/// Which of these holds are being bought by a checkout.
+/// True if a checkout buys one of these holds.
 pub(super) async fn under_way(connection: &mut PgConnection, holds: &[HoldId]) -> Result<bool, Error> {
     let holds: Vec<_> = holds.iter().map(|hold| hold.0).collect();
     let found = sqlx::query_scalar!(
@@ -213,7 +213,8 @@ pub(super) async fn under_way(connection: &mut PgConnection, holds: &[HoldId]) -
     Ok(found.is_some())
 }
 
-/// Writes what changes of a checkout, if it is as `from` says. False when somebody else took a step: nothing was written.
+/// Writes the columns that change, if the checkout still has the version of `from`. False when another caller took a step:
+/// nothing was written.
 pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
     let failure = match &to.state {
         State::Undoing(failure) | State::Failed(failure) => Some(failure),
@@ -275,8 +276,8 @@ pub fn name(state: &State) -> &'static str {
     }
 }
 
-/// Checkouts that have not ended, or owe credits, are not stuck, and were last moved before a time by the database's clock; the
-/// oldest first, 1,000 at most, none of those that live by their own id or their user's.
+/// Checkouts that have not ended, or owe credits, are not stuck, and took their last step before a time by the database's clock;
+/// the oldest first, 1,000 at most, without those whose id or user is in the lists of live invocations.
 ///
 /// # Errors
 /// The database does not answer.
@@ -286,7 +287,7 @@ pub async fn unfinished(
     live: &[String],
     live_users: &[String],
 ) -> Result<Vec<CheckoutId>, Error> {
-    // As the index checkouts_unfinished has it; so does verify.
+    // The condition of the index checkouts_unfinished, and of verify.
     let rows = sqlx::query_scalar!(
         "select checkout from checkouts
          where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
@@ -303,7 +304,7 @@ pub async fn unfinished(
     Ok(rows.iter().filter_map(|id| CheckoutId::parse(id).ok()).collect())
 }
 
-/// What [`counts`] may name.
+/// The states that [`counts`] may name.
 pub const COUNTED: [&str; 8] = [
     "opened",
     "created",
@@ -315,7 +316,7 @@ pub const COUNTED: [&str; 8] = [
     "stuck",
 ];
 
-/// How many checkouts of a state there are, and since how many seconds the oldest of them has not moved.
+/// The number of checkouts in a state, and the seconds since the last step of the oldest.
 pub struct Count {
     pub state: String,
     pub checkouts: i64,
@@ -361,9 +362,9 @@ pub fn dispute_name(status: DisputeStatus) -> &'static str {
     }
 }
 
-/// A dispute, as it was noted.
+/// A row of a dispute.
 pub struct Dispute {
-    /// The payment provider's id of it.
+    /// The payment provider's id of the dispute.
     pub id: String,
     pub checkout: String,
     /// Minor units of the checkout's currency.
@@ -420,7 +421,7 @@ fn dispute_status(id: &str, name: &str) -> Result<DisputeStatus, Error> {
     })
 }
 
-/// Notes how a dispute stands.
+/// Writes the state of a dispute.
 pub(super) async fn note_dispute(
     connection: &mut PgConnection,
     checkout: &CheckoutId,

@@ -29,7 +29,7 @@ pub struct Loyalty {
     retention: Duration,
 }
 
-/// What an event adds.
+/// The addition of credits that an event asks for.
 struct Added {
     user: UserId,
     amount: Credits,
@@ -37,12 +37,12 @@ struct Added {
 }
 
 impl Loyalty {
-    /// `retention`: how long answers to events are kept.
+    /// `retention`: that of idempotency records.
     pub fn new(main: PgPool, other: PgPool, retention: Duration) -> Self {
         Self { main, other, retention }
     }
 
-    /// Whether this work is to be committed here and not by the committer.
+    /// True for work that is committed here and not by the committer.
     pub fn concerns(work: &Work<User>) -> bool {
         added(work).is_some()
     }
@@ -57,7 +57,7 @@ impl Loyalty {
         };
         let transaction = &added.transaction;
         if two_phase::done_before(&self.main, &self.other, transaction).await? {
-            // All that is left is the answer.
+            // An earlier try has done it: only the answer is left.
             return self.decide(&user::decide_added_already, unit).await;
         }
         if let Err(error) = self.prepare(&added, attempt).await {
@@ -82,8 +82,8 @@ impl Loyalty {
         answer.ok_or(Error::Moved)
     }
 
-    /// Changes a user's credits by `by` together with a change in the main database, or neither. `here` decides; the credits
-    /// that it finds prepared are never below 0. `attempt` must be new for each try.
+    /// Changes a user's credits by `by` together with a change in the main database, or neither. `here` decides; it is called
+    /// only when the prepared credits are not below 0. `attempt` must be new for each try.
     ///
     /// # Errors
     /// One of the databases does not answer, or another try was quicker: to be tried again.
@@ -107,7 +107,7 @@ impl Loyalty {
         }
         crash::here(Point::CreditsPrepared);
         if crash::again(Point::CreditsPrepared) {
-            // As the next try would find it.
+            // The same error as the next try would meet.
             return Err(Error::Moved);
         }
         let fate = two_phase::decide::<Error>(&self.main, &self.other, transaction, attempt, here).await?;
@@ -120,7 +120,7 @@ impl Loyalty {
         Ok(Changed::Decided)
     }
 
-    /// Ends at once what tries that have gone left prepared of this transaction, as the row of each says.
+    /// Ends at once the transactions that earlier tries left prepared under this id, each as its row says.
     ///
     /// # Errors
     /// One of the databases does not answer.
@@ -152,7 +152,7 @@ impl Loyalty {
         .await
     }
 
-    /// Decides what is prepared. No answer: another try was quicker.
+    /// Decides the prepared transaction. No answer: another try was first.
     async fn decide_prepared(
         &self,
         unit: &Unit<User>,
@@ -170,7 +170,7 @@ impl Loyalty {
         Ok((fate, answer))
     }
 
-    /// Decides an event that changes nothing in the loyalty database, or did so before.
+    /// Decides an event that changes nothing in the loyalty database, or has changed it before.
     async fn decide(&self, rules: &dyn Rules<User>, unit: &Unit<User>) -> Result<Answer, Error> {
         let mut main = self.main.begin().await.map_err(Error::Write)?;
         let answers = commit::within(&mut main, rules, self.retention, std::slice::from_ref(unit)).await?;
@@ -178,12 +178,12 @@ impl Loyalty {
         Ok(first(answers))
     }
 
-    /// Ends what tries of other processes left behind, if it is older than `age`. Answers how many were ended.
+    /// Ends prepared transactions older than `age` that other processes left behind; returns their number.
     pub async fn sweep(&self, age: Duration) -> Result<usize, Error> {
         Ok(two_phase::sweep(&self.main, &self.other, age).await?)
     }
 
-    /// Whether the loyalty database can prepare.
+    /// Checks that the loyalty database can prepare transactions.
     ///
     /// # Errors
     /// It cannot, or does not answer.
@@ -196,18 +196,18 @@ impl Loyalty {
     }
 }
 
-/// What became of a change of credits.
+/// The result of a change of credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Changed {
-    /// What `here` decided stands.
+    /// The decision of `here` is committed.
     Decided,
-    /// An earlier try had done all of it.
+    /// An earlier try has done all of it.
     Before,
     /// The user has fewer credits than were to be taken; nothing was done.
     Missing,
 }
 
-/// Why credits were not prepared.
+/// The reason why credits were not prepared.
 enum Spend {
     Missing,
     Failed(mechanisms::Error),
@@ -220,14 +220,14 @@ impl From<mechanisms::Error> for Spend {
 }
 
 async fn add(other: &mut PgConnection, user: &UserId, by: i64) -> Result<(), Spend> {
-    // What is given back is owed, whatever the account says now.
+    // Returned credits are owed, whatever the account's limits.
     let query =
         sqlx::query("update accounts set credits = credits + $2 where user_id = $1 and (credits + $2 >= 0 or $2 > 0)");
     let added = mechanisms::raw::run("accounts", query.bind(user.as_str()).bind(by).execute(other)).await?;
     (added.rows_affected() > 0).then_some(()).ok_or(Spend::Missing)
 }
 
-/// The transaction is named by the outcome that tells of it.
+/// The addition in a piece of work; its transaction is named by the id of its outcome.
 fn added(work: &Work<User>) -> Option<Added> {
     let (Work::Event(event) | Work::Request(event)) = work else {
         return None;

@@ -63,7 +63,7 @@ impl Cause {
 }
 
 impl Error {
-    /// Whose fault it is.
+    /// The fault, which decides whether work is retried.
     pub fn fault(&self) -> Fault {
         match self {
             Error::Read(error) | Error::Write(error) if is_taken_id(error) => Fault::Rival,

@@ -1,4 +1,4 @@
-//! The idempotency_records table: what was answered to each event.
+//! The idempotency_records table: the answer to each event.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub(super) async fn read(
         .collect())
 }
 
-/// What a request that is recorded as a whole was answered; `None` when it has not been yet.
+/// The answer to a request that is recorded as a whole; `None` when there is no record yet.
 pub(super) async fn find<R: DeserializeOwned>(pool: &PgPool, request: &Whole<'_>) -> Result<Option<Once<R>>, Error> {
     let (source, id) = (request.source.as_str(), request.id.as_str());
     let known = sqlx::query!(
@@ -73,7 +73,8 @@ pub(super) async fn find<R: DeserializeOwned>(pool: &PgPool, request: &Whole<'_>
     Ok(Some(Once::Repeat(kept.answer)))
 }
 
-/// Records a request as a whole, in the transaction that does it. Recorded meanwhile by somebody else, it fails by the primary key.
+/// Records a request as a whole, in the transaction that does it. If another call has recorded it meanwhile, the primary key
+/// makes this fail.
 pub(super) async fn keep(
     connection: &mut PgConnection,
     request: &Whole<'_>,
@@ -99,14 +100,14 @@ pub(super) async fn keep(
 pub(super) struct Whole<'a> {
     pub(super) source: &'a Source,
     pub(super) id: &'a EventId,
-    /// On which such requests are asked.
+    /// The topic of such requests.
     pub(super) topic: &'static str,
-    /// Whose request it is.
+    /// The key of the entity that asks.
     pub(super) key: &'a str,
     pub(super) hash: RequestHash,
 }
 
-/// Its reply. Read as a [`Reply`] it has no outcomes: those of its parts are told in the name of the parts.
+/// Its reply. Read as a [`Reply`] it has no outcomes: those of the parts have the parts as their cause.
 #[derive(Serialize, Deserialize)]
 struct Kept<R> {
     outcomes: [(); 0],

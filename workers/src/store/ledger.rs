@@ -6,24 +6,24 @@ use uuid::Uuid;
 
 use super::Error;
 
-/// What moves.
+/// The kinds of movements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The provider took the money.
+    /// The provider captured the money.
     Capture,
     /// Credits paid a part.
     Credit,
-    /// Credits were given back.
+    /// Credits were returned.
     CreditBack,
-    /// The money was given back, all that was left of it.
+    /// The money was refunded, all that was left of it.
     Refund,
-    /// A part of the money was given back; the seat stays sold.
+    /// A part of the money was refunded; the seat stays sold.
     PartialRefund,
-    /// The customer's bank took the money back until it decides.
+    /// The customer's bank opened a dispute and withdrew the money until it decides.
     Dispute,
-    /// It came back.
+    /// The dispute was won: the money came back.
     DisputeWon,
-    /// It is gone.
+    /// The dispute was lost: the money is gone.
     DisputeLost,
 }
 
@@ -56,7 +56,7 @@ impl Kind {
     }
 }
 
-/// Writes one movement; of nothing, none.
+/// Writes one movement; none for an amount of 0.
 pub(super) async fn write(
     connection: &mut PgConnection,
     checkout: &CheckoutId,

@@ -1,5 +1,5 @@
-//! The mails that customers are to get, one row each. It is written in the transaction of the outcome that it tells, so that it is
-//! neither lost nor doubled; who sends it takes it for a while first, and notes afterwards what the mail server said.
+//! The mails to customers, one row each. A row is written in the transaction of the outcome that the mail is about, so that it is
+//! neither lost nor doubled; the mailer takes a lease on the row first, and writes the mail server's answer afterwards.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{Error, checkouts};
 use crate::domain::User;
 use crate::domain::checkout::Checkout;
 
-/// What a mail tells.
+/// The subject of a mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Completed,
@@ -33,33 +33,33 @@ impl Kind {
     }
 }
 
-/// A mail that was taken to be sent.
+/// A mail under a lease.
 #[derive(Clone, Debug)]
 pub struct LeasedMail {
     pub checkout: CheckoutId,
-    /// Which outcome of the checkout it tells.
+    /// The outcome of the checkout that it is about.
     pub place: String,
     pub user: UserId,
     pub kind: Kind,
-    /// What was given back, in minor units of the checkout's currency.
+    /// The refund, in minor units of the checkout's currency.
     pub amount: Option<i64>,
-    /// How often it was taken, this time included.
+    /// Number of leases so far, this one included.
     pub attempts: i32,
 }
 
-/// What a mail is made of.
+/// The data of a mail.
 pub struct Contents {
     pub checkout: Checkout,
     pub user: User,
 }
 
-/// How many mails wait, and since how many seconds the oldest does.
+/// The number of waiting mails, and the age of the oldest in seconds.
 pub struct Waiting {
     pub mails: i64,
     pub oldest_seconds: f64,
 }
 
-/// Writes that a checkout has ended. `wanted`: whether there is a mail server.
+/// Writes the mail about the end of a checkout. `wanted`: true if there is a mail server.
 pub(super) async fn ended(
     connection: &mut PgConnection,
     checkout: &Checkout,
@@ -69,7 +69,7 @@ pub(super) async fn ended(
     insert(connection, checkout, kind.as_str(), kind, None, wanted).await
 }
 
-/// Writes that so much was given back, which makes `refunded` in all, in minor units.
+/// Writes the mail about a refund of this amount, which makes `refunded` in all, in minor units.
 pub(super) async fn refunded(
     connection: &mut PgConnection,
     checkout: &Checkout,
@@ -105,8 +105,8 @@ async fn insert(
     .map_err(Error::Write)
 }
 
-/// Takes mails that are due, the longest due first; for `lease`, nobody else takes them. One whose row cannot be understood
-/// keeps none of the others back.
+/// Leases mails that are due, the longest due first; for the time of `lease` no other process takes them. A row that cannot be
+/// decoded keeps none of the others back.
 ///
 /// # Errors
 /// The database does not answer.
@@ -144,7 +144,7 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Resul
     Ok(taken.collect())
 }
 
-/// What the mail is made of, as it stands now. None when checkout or user is not there.
+/// The data of the mail, as the rows are now. None when there is no such checkout or user.
 ///
 /// # Errors
 /// The database does not answer, or a row cannot be understood.
@@ -158,8 +158,8 @@ pub async fn contents(pool: &PgPool, mail: &LeasedMail) -> Result<Option<Content
     Ok(user.map(|user| Contents { checkout, user }))
 }
 
-/// Notes that the mail server has taken it, also when somebody else has taken the mail from us meanwhile: then they need not try
-/// again. False when that stands there already.
+/// Writes that the mail server has accepted the mail, also when another process has the lease by now: then that one need not
+/// send it again. False when the row says so already.
 ///
 /// # Errors
 /// The database does not answer.
@@ -177,7 +177,7 @@ pub async fn sent(pool: &PgPool, mail: &LeasedMail, code: u16) -> Result<bool, E
     Ok(updated.rows_affected() == 1)
 }
 
-/// Notes that the mail server never takes it. False when somebody else has taken the mail from us meanwhile: theirs counts.
+/// Writes that the mail server refused the mail for good. False when another process has the lease by now: its result counts.
 ///
 /// # Errors
 /// The database does not answer.
@@ -196,7 +196,7 @@ pub async fn refused(pool: &PgPool, mail: &LeasedMail, code: Option<u16>) -> Res
     Ok(updated.rows_affected() == 1)
 }
 
-/// Puts it back, to be taken again after a pause. False as in [`refused`].
+/// Ends the lease, so that the mail is due again after a pause. False as in [`refused`].
 ///
 /// # Errors
 /// The database does not answer.

@@ -62,7 +62,7 @@ pub fn pool(url: &SecretString, config: &config::Database) -> Result<PgPool, Err
             milliseconds(config.idle_in_transaction_timeout),
         ),
         ("synchronous_commit", "on".to_owned()),
-        // A prepared transaction has left its session when the driver ends it there: no news.
+        // The driver rolls back a transaction that was prepared and so has left the session: that warning is of no use.
         ("client_min_messages", "error".to_owned()),
         // Our statements take arrays: one plan suits every length, and costs no planning. It is often made while the tables
         // are still empty, so it must go by index to stay right when they have grown.
@@ -93,7 +93,7 @@ pub async fn await_answer(pool: &PgPool, metrics: &Metrics) {
     }
 }
 
-/// Asks the database for any answer.
+/// Checks that the database answers.
 ///
 /// # Errors
 /// It does not answer.

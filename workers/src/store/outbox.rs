@@ -108,7 +108,7 @@ pub async fn refuse(db: impl PgExecutor<'_>, ids: &[i64], reason: &str) -> Resul
     .map_err(Error::Refuse)
 }
 
-/// How much waits.
+/// The backlog of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Lag {
     pub rows: i64,
@@ -117,7 +117,7 @@ pub struct Lag {
     pub oldest_seconds: f64,
 }
 
-/// Counts what waits.
+/// Measures the backlog.
 ///
 /// # Errors
 /// [`Error::Select`]
@@ -169,7 +169,7 @@ pub async fn refused(db: impl PgExecutor<'_>) -> Result<Vec<Refused>, Error> {
     .map_err(Error::Select)
 }
 
-/// What became of an operator's wish for one row.
+/// The result of an operator's command for one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     Done,
@@ -211,16 +211,16 @@ pub async fn discard(db: impl PgExecutor<'_>, id: i64) -> Result<Settled, Error>
         .map_err(Error::Settle)
 }
 
-/// The right to be the one relay of this database: an advisory lock, which ends with its connection. The relay works on this
+/// The leadership among the relays of this database: an advisory lock, which ends with its connection. The relay uses this
 /// connection alone, so that without the lock it can neither read nor delete a row, and after a restart or a restore of the
-/// database it compares again before it sends anything.
+/// database it compares batch numbers again before it sends anything.
 pub struct Leadership(PgConnection);
 
-/// A relay that asks nothing for so long, being frozen or cut off, loses the lock to another one: longer than it waits for
-/// any answer of Kafka, and than the pause of one that is idle.
+/// A relay that sends no statement for so long, being frozen or cut off, loses the lock to another one: longer than it waits
+/// for any answer of Kafka, and than its pause when it is idle.
 const LEASE: &str = "set idle_session_timeout = '20s'";
 
-/// Key of the advisory lock; any number will do that nothing else in this database locks.
+/// Key of the advisory lock: a number that nothing else in this database locks.
 const LEADERSHIP: i64 = i64::from_be_bytes(*b"hf.relay");
 
 impl Leadership {
@@ -246,12 +246,12 @@ impl Leadership {
         &mut self.0
     }
 
-    /// Whether the lock's connection still lives, and with it the lock: a round trip.
+    /// True while the lock's connection lives, and with it the lock; asks the database.
     pub async fn holds(&mut self) -> bool {
         self.0.ping().await.is_ok()
     }
 
-    /// Gives the lock back, so that another relay need not wait for a timeout.
+    /// Releases the lock, so that another relay need not wait for a timeout.
     ///
     /// # Errors
     /// [`Error::Lead`]
@@ -260,7 +260,7 @@ impl Leadership {
     }
 }
 
-/// Wakes `wake` whenever rows were written, for ever; while the database is away, nobody is woken.
+/// Notifies `wake` whenever rows were written, for ever; while the database is away, it notifies nobody.
 pub async fn listen(pool: &PgPool, wake: &Notify) -> Infallible {
     const RETRY: Duration = Duration::from_secs(1);
     loop {
@@ -282,7 +282,7 @@ async fn listen_once(pool: &PgPool, wake: &Notify) -> Result<(), sqlx::Error> {
     }
 }
 
-/// What failed, with the database's own words as the source.
+/// The statement that failed, with the database's error as the source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot read the outbox")]

@@ -1,11 +1,11 @@
-//! How many tickets of a show a user has bought. The transaction that sells locks the row, so that a limit is exact.
+//! The number of tickets of each show that a user has bought. The transaction that sells locks the row, so that a limit is exact.
 
 use holdfast_schemas::{ShowId, UserId};
 use sqlx::PgConnection;
 
 use super::Error;
 
-/// Adds tickets of shows to what the user has bought, unless one show would have more than `limit` then: false, and nothing was
+/// Adds tickets of shows to the user's counts, unless the count of one show would exceed `limit`: then false, and nothing is
 /// added.
 pub(super) async fn add(
     connection: &mut PgConnection,
@@ -41,7 +41,7 @@ pub(super) async fn add(
     Ok(true)
 }
 
-/// Takes tickets that were returned off what the user has bought.
+/// Subtracts returned tickets from the user's counts.
 pub(super) async fn take_off(
     connection: &mut PgConnection,
     user: &UserId,
@@ -52,7 +52,7 @@ pub(super) async fn take_off(
     change(connection, user, &names, &counts).await
 }
 
-/// How many tickets of these shows the user has bought.
+/// The user's counts for these shows.
 pub(super) async fn of(
     connection: &mut PgConnection,
     user: &UserId,

@@ -1,18 +1,18 @@
-//! The settled_dead_letters table: what an operator has replayed or dropped. The dead-letters topic itself is never changed.
+//! The settled_dead_letters table: the dead letters that operators have replayed or dropped. The topic itself is never changed.
 
 use futures::{Stream, TryStreamExt};
 use sqlx::PgPool;
 
 use super::Error;
 
-/// What an operator did with a dead letter.
+/// The ways to settle a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
     Replayed,
     Dropped,
 }
 
-/// Where the record lay that a dead letter is about.
+/// The position of the original record of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RecordPosition {
     pub topic: String,
@@ -20,11 +20,11 @@ pub struct RecordPosition {
     pub offset: i64,
 }
 
-/// Whether a settlement was noted.
+/// The result of writing a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noted {
     Now,
-    /// Somebody else has settled it before.
+    /// Another operator has settled it before.
     Before,
 }
 
@@ -37,7 +37,7 @@ impl Settlement {
     }
 }
 
-/// Everything that was ever settled.
+/// The positions of all settled dead letters.
 pub fn all(pool: &PgPool) -> impl Stream<Item = Result<RecordPosition, Error>> {
     sqlx::query_as!(
         RecordPosition,
@@ -47,7 +47,7 @@ pub fn all(pool: &PgPool) -> impl Stream<Item = Result<RecordPosition, Error>> {
     .map_err(Error::Read)
 }
 
-/// How the dead letter was settled, if it was: `replayed` or `dropped`.
+/// The settlement of the dead letter, if there is one: `replayed` or `dropped`.
 ///
 /// # Errors
 /// [`Error::Read`]
@@ -63,7 +63,7 @@ pub async fn find(pool: &PgPool, place: &RecordPosition) -> Result<Option<String
     .map_err(Error::Read)
 }
 
-/// Notes how a dead letter was settled.
+/// Writes the settlement of a dead letter.
 ///
 /// # Errors
 /// [`Error::Write`]

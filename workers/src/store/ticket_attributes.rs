@@ -1,7 +1,7 @@
-//! The ticket_attributes table: what readers are told of a ticket beside its state. No decision reads it, so what is written
-//! here neither raises the ticket's version nor tells an outcome: it has versions, and a change log, of its own. Written with
-//! three of the [`mechanisms`](super::mechanisms): an expression for the tags, compare-and-set and update only what changed for
-//! the rest.
+//! The ticket_attributes table: description, entrance and tags of a ticket, for its readers. No decision reads it, so a change
+//! here neither raises the ticket's version nor makes an outcome: the table has versions, and a change log, of its own. Written
+//! with three of the [`mechanisms`](super::mechanisms): an expression for the tags, compare-and-set and update only what changed
+//! for the rest.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Attributes {
     pub const ENTRANCE: Column<Attributes, String> = Column::new("entrance");
     pub const TAGS: Column<Attributes, Vec<String>> = Column::new("tags");
 
-    /// Of a ticket of which nothing is told yet.
+    /// The attributes of a ticket without a row.
     fn none(ticket: &TicketId) -> Self {
         Self {
             ticket: ticket.as_str().to_owned(),
@@ -44,7 +44,7 @@ impl Attributes {
         }
     }
 
-    /// As these, and otherwise with what is described there.
+    /// These attributes, with the fields that the description names.
     fn described(&self, as_there: &Description) -> Self {
         let Description { description, entrance } = as_there.clone();
         Self {
@@ -73,7 +73,7 @@ impl Table for Attributes {
     }
 }
 
-/// A ticket's attributes as they were, and each change up to then; none when nothing was told of it yet.
+/// A ticket's attributes as they were, and each change up to then; none when there was no row yet.
 pub async fn history(pool: &PgPool, ticket: &TicketId, until: Until) -> Result<Option<(Attributes, Vec<Item>)>, Error> {
     let key = ticket.as_str().to_owned();
     let items = log::items::<Attributes>(pool, &key, until).await?;
@@ -82,27 +82,27 @@ pub async fn history(pool: &PgPool, ticket: &TicketId, until: Until) -> Result<O
     Ok(was.map(|was| (was, items)))
 }
 
-/// What of a ticket's description is meant; what is not named is left alone.
+/// Fields of a ticket's description; a field that is not named is left alone.
 #[derive(Clone, Debug, Default)]
 pub struct Description {
     pub description: Option<String>,
     pub entrance: Option<String>,
 }
 
-/// What came of a description.
+/// The result of a description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Described {
     /// These columns were written.
     Applied(Vec<&'static str>),
-    /// The ticket is described so already: by an earlier try of the same, by somebody else, or as it was seen.
+    /// The ticket is described so already: by an earlier try of the same request, by another caller, or as it was seen.
     Unchanged,
-    /// Somebody else changed what this would have changed; nothing was written.
+    /// Another caller changed what this would have changed; nothing was written.
     Differs,
-    /// Nothing is told of this ticket, so nothing of it can have been seen.
+    /// The ticket has no row, so no attribute of it can have been seen.
     Gone,
 }
 
-/// The table as many handlers at once reach it: reads, and tags, share statements.
+/// Access to the table for many handlers at once: reads share statements, and so do tags.
 #[derive(Clone)]
 pub struct Access {
     pool: PgPool,
@@ -111,7 +111,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// And the task that must run for it; it ends when every handle is gone.
+    /// The access, and the task that must run for it; the task ends when every handle is gone.
     pub fn new(pool: PgPool) -> (Self, impl Future<Output = ()>) {
         let (reads, reading) = batch::reads(pool.clone());
         let (changes, changing) = batch::changes(pool.clone());
@@ -125,13 +125,13 @@ impl Access {
         self.reads.ask(ticket.as_str().to_owned()).await
     }
 
-    /// Adds a tag without reading the others; one that is there stays as it is, so that the same may be asked again.
+    /// Adds a tag without reading the others, unless it is there, so that the request may be repeated.
     pub async fn tag(&self, ticket: &TicketId, tag: &str) -> Result<(), Arc<Error>> {
         let first = Attributes {
             tags: vec![tag.to_owned()],
             ..Attributes::none(ticket)
         };
-        // Rows are never deleted: who finds none, and then one of somebody else's, finds it in the next turn.
+        // Rows are never deleted: a caller that finds none, and then meets another's insert, finds the row in the next turn.
         loop {
             let change = Attributes::TAGS.include(tag);
             if self.changes.ask((first.key(), change)).await? == Update::Updated {
@@ -143,8 +143,8 @@ impl Access {
         }
     }
 
-    /// Writes those of the columns in `to` that change. With `from`, what the caller saw (what it does not name was empty),
-    /// nothing is written where somebody has changed one of them since.
+    /// Writes those of the columns in `to` that change. With `from`, the description that the caller saw (a field that it does
+    /// not name was empty), nothing is written if another caller has changed one of them since.
     pub async fn describe(
         &self,
         ticket: &TicketId,
@@ -164,7 +164,8 @@ impl Access {
         if changed != Changed::Differs {
             return Ok(changed.into());
         }
-        // An earlier try whose answer was lost leaves what is wanted. Who wrote it cannot be told, and need not be.
+        // An earlier try whose answer was lost has left the wanted values. Nobody can tell its write from another caller's, and
+        // nobody needs to.
         let now = read::one::<Attributes>(&mut *connection, &seen.key()).await?;
         let is_so = now.is_some_and(|now| now.described(to) == now);
         Ok(if is_so {

@@ -43,7 +43,7 @@ pub(super) async fn lock(connection: &mut PgConnection, lines: &[Line]) -> Resul
     .map_err(Error::Read)
 }
 
-/// A hold whose moment has come.
+/// A hold that is due.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Due {
     pub ticket: TicketId,

@@ -1,11 +1,11 @@
-//! One request about several entities, all or none: their rows are read, decided and written in one interactive transaction, and
-//! with them what is answered, a refusal too. Whoever changes one of the rows meanwhile makes it begin anew on fresh rows.
+//! One request about several entities, all or none: one interactive transaction reads, decides and writes their rows, and with
+//! them the answer, a refusal too. If another writer changes one of the rows meanwhile, it begins anew on fresh rows.
 //!
-//! A refused request writes its idempotency record alone. Telling a refusal would move the version of rows that were to
-//! stay as they are; but who was told "refused" must not hold tickets by a repeat that comes late. The parts of the request
+//! A refused request writes its idempotency record alone. An outcome of the refusal would raise the version of rows that were
+//! to stay as they are; but a caller who got "refused" must not hold tickets by a late repeat. The parts of the request
 //! have no records of their own: theirs is the request's, in the same transaction, with the replies of all parts. Records
-//! of the parts would be read within the transaction, and SERIALIZABLE takes requests whose records lie side by side for
-//! rivals.
+//! of the parts would be read within the transaction, and SERIALIZABLE would see conflicts between requests whose records
+//! lie side by side.
 
 use std::time::Duration;
 
@@ -24,19 +24,19 @@ use crate::crash::{self, Point};
 use crate::domain::{Entity, KeyOf};
 use crate::metrics::Metrics;
 
-/// How often the transaction begins anew when others change the same rows, before its caller is told to come again.
+/// Attempts of the transaction while others change the same rows, before its caller gets an error and retries.
 const ATTEMPTS: Attempts = Attempts(30);
 
-/// What an owner `O` asks of several `E`. Source and id make it the same when it is repeated.
+/// A request of an owner `O` about several `E`. A repeat has the same source and id.
 pub struct Request<O: Entity, E: Entity> {
     pub owner: KeyOf<O>,
     pub source: Source,
     pub id: EventId,
-    /// Of different keys.
+    /// The parts, with different keys.
     pub parts: Vec<(KeyOf<E>, E::Input)>,
 }
 
-/// What came of it.
+/// The answer to such a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Together {
@@ -46,11 +46,11 @@ pub enum Together {
     Refused(Vec<Option<String>>),
 }
 
-/// Does all that is asked, or nothing when a rule forbids a part of it; asked again, it is answered as before.
+/// Does all parts, or nothing when a rule forbids one of them; a repeat gets the same answer.
 ///
 /// # Errors
-/// The database does not answer, others change the same rows all the time, or another call of the same request was quicker: to be
-/// tried again.
+/// The database does not answer, others change the same rows all the time, or another call of the same request was first: the
+/// caller retries.
 pub async fn commit_all<O: Entity, E: Stored>(
     pool: &PgPool,
     rules: &dyn Rules<E>,
@@ -71,7 +71,7 @@ async fn known_or_new<O: Entity, E: Stored>(
     request: &Request<O, E>,
     metrics: &Metrics,
 ) -> Result<Once<Together>, Error> {
-    // Not within the transaction: SERIALIZABLE would take requests whose records lie side by side for rivals.
+    // Not within the transaction: SERIALIZABLE would see conflicts between requests whose records lie side by side.
     if let Some(known) = idempotency::find(pool, &request.whole()).await? {
         metrics.events.with_label_values(&["repeat"]).inc();
         return Ok(known);
@@ -83,7 +83,8 @@ async fn known_or_new<O: Entity, E: Stored>(
     Ok(Once::Fresh(together))
 }
 
-/// As [`commit_all`], within the caller's transaction and for the first time. Answers what is to be counted once that is committed, too.
+/// As [`commit_all`], within the caller's transaction and for a new request. Also returns the answers to count once the
+/// transaction is committed.
 async fn commit<O: Entity, E: Stored>(
     transaction: &mut Transaction,
     rules: &dyn Rules<E>,
@@ -103,7 +104,7 @@ async fn commit<O: Entity, E: Stored>(
     } else {
         step(transaction, async |connection| decisions.write(connection).await).await?;
         if crash::again(Point::TogetherWritten) {
-            // Its rows are not as they were read: the transaction begins anew.
+            // If a row has changed since it was read, the transaction begins anew.
             step(transaction, async |connection| decisions.write(connection).await).await?;
         }
         crash::here(Point::TogetherWritten);
@@ -115,7 +116,7 @@ async fn commit<O: Entity, E: Stored>(
     Ok((together, answers))
 }
 
-/// A step of the committer within the transaction; rows that moved meanwhile make it begin anew.
+/// Runs a step of the committer within the transaction, which begins anew if a row has changed meanwhile.
 pub(super) async fn step<R>(
     transaction: &mut Transaction,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error>,
@@ -141,7 +142,7 @@ impl<O: Entity, E: Entity> Request<O, E> {
         }
     }
 
-    /// Each part under an id of its own: an event has outcomes of one key.
+    /// The units of the parts, each under an id of its own: an event has outcomes of one key.
     fn units(&self) -> Vec<Unit<E>> {
         let parts = self.parts.iter().enumerate();
         let units = parts.map(|(place, (key, input))| Unit {
@@ -156,7 +157,8 @@ impl<O: Entity, E: Entity> Request<O, E> {
     }
 }
 
-/// Names request and place in at most 255 bytes: what is too long for that stands as a UUID made of it.
+/// The id of a part: request and place in at most 255 bytes. A request's id that is too long for that is replaced by a UUID
+/// derived from it.
 fn part(id: &EventId, place: usize) -> EventId {
     let name = format!("{id}/{place}");
     EventId::parse(&name)
@@ -171,7 +173,7 @@ fn reply(answer: &Answer) -> Reply {
     }
 }
 
-/// Why a part is not done, if it is not.
+/// The reason of a part that a rule forbids.
 fn refusal(answer: &Answer) -> Option<String> {
     match answer {
         Answer::Fresh(reply) | Answer::Repeat(reply) => reply.refusal().map(str::to_owned),

@@ -1,5 +1,5 @@
-//! Automatic batching: callers ask for one row each, and whatever has gathered while the last statement was under way goes
-//! into the next one (group commit). Alone, a caller waits for nobody; under load, statements grow and their number does not.
+//! Automatic batching: callers ask for one row each, and the requests that have gathered while the last statement was under way
+//! go into the next one (group commit). Alone, a caller waits for nobody; under load, statements grow and their number does not.
 //!
 //! **For** many handlers at once that read, or change, a row each. The answers are those of one by one.
 //!
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! **Errors** Those of one by one: a statement that a value or a lock made fail is taken apart, and each change is sent alone.
-//! Any other error is told to all of its callers. [`Error::Ended`] once the task has ended.
+//! Any other error goes to all callers of the statement. [`Error::Ended`] once the task has ended.
 //!
 //! **Crashes** As [`super::update`]: before or during, nothing has changed; after, or with the answer lost, a repeated `add`
 //! adds again. A caller that goes away before its statement is sent takes its request with it.
@@ -54,7 +54,7 @@ struct Request<Q, A> {
 
 type Answer<A> = Result<A, Arc<Error>>;
 
-/// Requests that may wait at once; another one waits to be taken in. Also the most of one statement.
+/// Requests in the queue at most; a further one waits for a place. Also the most of one statement.
 const QUEUE: usize = 1_000;
 
 impl<Q, A> Batch<Q, A> {
@@ -63,7 +63,7 @@ impl<Q, A> Batch<Q, A> {
         (Self { queue }, requests)
     }
 
-    /// The answer to this request, asked together with others.
+    /// Sends this request together with others, and returns its answer.
     pub async fn ask(&self, ask: Q) -> Answer<A> {
         let (reply, answer) = oneshot::channel();
         let sent = self.queue.send(Request { ask, reply }).await;

@@ -52,7 +52,7 @@ use sqlx::types::Json;
 use super::table::{list, sql};
 use super::{Change, Error, Table, Values};
 
-/// What came of a compare-and-set.
+/// The result of a compare-and-set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swap {
     Swapped,
@@ -61,14 +61,14 @@ pub enum Swap {
     Gone,
 }
 
-/// What came of an update of only what changed.
+/// The result of an update of only what changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
     /// These columns were written.
     Changed(Vec<&'static str>),
     /// The row was wanted as it had been loaded; no statement was sent.
     Unchanged,
-    /// Somebody else changed what this would have changed; nothing was written.
+    /// Another writer changed what this would have changed; nothing was written.
     Differs,
     Gone,
 }

@@ -36,7 +36,7 @@ use sqlx::types::Json;
 use super::table::sql;
 use super::{Change, Error, Table};
 
-/// Changes each of these rows once. Answers the keys of those that there are.
+/// Changes each of these rows once. Returns the keys of those that exist.
 pub async fn apply_to_all<T: Table>(
     executor: impl PgExecutor<'_>,
     keys: &[T::Key],

@@ -1,4 +1,4 @@
-//! An idempotency key in the same transaction as what it stands for: done once, answered every time.
+//! An idempotency key in the same transaction as the work that it stands for: done once, answered every time.
 //!
 //! **For** everything that may not happen twice and is not safe by itself: adding, appending, several tables.
 //!
@@ -65,12 +65,12 @@ pub struct Keys {
     table: &'static str,
 }
 
-/// What became of a request.
+/// The result of a request with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Once<R> {
     /// Done now.
     Fresh(R),
-    /// Done before; this was answered then.
+    /// Done before; this is the first answer.
     Repeat(R),
     /// The key was used for another request; nothing was done.
     Reused,
@@ -81,10 +81,10 @@ impl Keys {
         Self { table }
     }
 
-    /// Does the work unless the key says that it was done. The key does not end before `keep`, counted from now.
+    /// Does the work unless the key is there already. The key does not end before `keep`, counted from now.
     ///
     /// # Errors
-    /// The work's, and the database's. The answer to COMMIT may be among what was lost: try again.
+    /// The work's, and the database's. The answer to COMMIT may have been lost: retry.
     pub async fn once<R, E>(
         &self,
         connection: &mut PgConnection,
@@ -174,7 +174,7 @@ impl Keys {
     }
 }
 
-/// Of the request's JSON with its fields in order of their names.
+/// The hash of the request's JSON with its fields in order of their names.
 fn hash(request: &impl Serialize) -> Result<Vec<u8>, Error> {
     let request = serde_json::to_value(request).map_err(Error::Reply)?;
     Ok(Sha256::digest(request.to_string()).to_vec())

@@ -1,4 +1,4 @@
-//! Insert once: the first one wins, and everyone learns who that was.
+//! Insert once: the first caller wins, and each caller learns whether it was the first.
 //!
 //! **For** registering something under a key of the caller's choice.
 //!
@@ -35,12 +35,12 @@ use sqlx::types::Json;
 use super::table::{list, logged, sql};
 use super::{Error, Table};
 
-/// Whose row is there now.
+/// The writer of the row that is there now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insert {
     /// Mine: inserted by this call, or by an earlier one that was the same.
     Inserted,
-    /// Somebody else's.
+    /// Another writer's.
     Present,
 }
 

@@ -58,18 +58,18 @@ use super::insert::row_json;
 use super::table::{has_version, list, logged, row, sql};
 use super::{Table, read};
 
-/// How often the closure is called at most; at least once.
+/// Most calls of the closure; at least one.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempts(pub usize);
 
-/// What was committed.
+/// A committed transaction.
 #[derive(Clone, Debug)]
 pub struct Committed<R> {
-    /// What the closure answered.
+    /// The closure's value.
     pub value: R,
-    /// Everything that was written, in order. Empty when nothing changed.
+    /// The rows that were written, in order. Empty when nothing changed.
     pub writes: Vec<Written>,
-    /// How often the closure was called.
+    /// Calls of the closure.
     pub calls: usize,
 }
 
@@ -81,10 +81,10 @@ pub struct Written {
     pub what: Write,
 }
 
-/// What was done to a row.
+/// A write to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// It is as it was put, with this version if its table has versions.
+    /// Inserted or overwritten; with its new version if the table has versions.
     Put {
         version: Option<i64>,
     },
@@ -101,8 +101,9 @@ pub async fn transact<R, E: From<Error>>(
     transact_with("begin isolation level serializable", pool, attempts, closure).await
 }
 
-/// As [`transact`], at READ COMMITTED: for a closure that locks each row on which it decides, or writes it against the version that it
-/// read. Nobody is its rival but who wants the same rows; SERIALIZABLE takes for rivals whose rows lie side by side, too.
+/// As [`transact`], at READ COMMITTED: for a closure that locks each row on which it decides, or writes it against the version
+/// that it read. It conflicts only with transactions on the same rows; under SERIALIZABLE, rows that lie side by side conflict
+/// too.
 pub async fn transact_on_locks<R, E: From<Error>>(
     pool: &PgPool,
     attempts: Attempts,
@@ -177,7 +178,7 @@ pub struct Transaction {
     sql: PgTransaction<'static>,
     writes: Vec<Written>,
     failed: Option<Failure>,
-    /// Own SQL was run, whose failures may have gone unseen.
+    /// True once own SQL was run, whose failures may have gone unseen.
     raw: bool,
 }
 
@@ -208,7 +209,7 @@ impl Transaction {
         self.note(found)
     }
 
-    /// Inserts the row or overwrites what is there. A row that is there just so is left as it is.
+    /// Inserts the row or overwrites it. A row with the same values is left alone.
     pub async fn put<T: Table>(&mut self, row: &T) -> Result<(), Error> {
         let query = sqlx::query_scalar(sql(put::<T>())).bind(Json(row_json(row)));
         let put = query.fetch_optional(&mut *self.sql).await.map_err(Error::of(T::TABLE));
@@ -246,13 +247,13 @@ impl Transaction {
         self.note(done)
     }
 
-    /// For a closure that finds by itself that somebody else was quicker: failing with this, it is called anew.
+    /// The error for a closure that finds by itself that another transaction was first: it is called anew.
     pub fn overtaken(&mut self) -> Error {
         self.failed.get_or_insert(Failure::Conflict);
         Error::Conflict(sqlx::Error::RowNotFound)
     }
 
-    /// Whether the database still takes statements: one that failed unseen has ended the transaction.
+    /// Checks that the database still accepts statements: one that failed unseen has ended the transaction.
     async fn check_raw(&mut self) {
         if self.raw && self.failed.is_none() && sqlx::query("select 1").execute(&mut *self.sql).await.is_err() {
             self.failed = Some(Failure::Other);
@@ -309,7 +310,7 @@ fn put<T: Table>() -> String {
     logged::<T>(&write, T::COLUMNS, version)
 }
 
-/// Growing pauses, with chance in them so that those who met do not meet again: one less than the attempts.
+/// Growing random pauses, so that transactions that met do not meet again: one less than the attempts.
 fn pauses(attempts: Attempts) -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(2))

@@ -1,6 +1,6 @@
-//! The change log: what each version of a row was, written in the statement that makes the version.
+//! The change log: the values of each version of a row, written in the statement that makes the version.
 //!
-//! **For** rows whose past somebody will ask for. A table that names its log in [`Table::LOG`] gets an item for each change,
+//! **For** rows whose past will be asked for. A table that names its log in [`Table::LOG`] gets an item for each change,
 //! whichever tool makes it. Its rows are read with their `version`: that of a marked table; an unmarked one has a column `version
 //! bigint not null default 1`, which each change raises that changes something. A change that changes nothing leaves no item.
 //! The log has the key's column, `version`, `data jsonb` (the columns that were written, as this version has them), `changed_at
@@ -52,7 +52,7 @@ pub struct Item {
     pub changed_at: OffsetDateTime,
 }
 
-/// Up to which of a row's versions.
+/// The last version of a row to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     Now,
@@ -85,7 +85,7 @@ pub async fn items<T: Table>(executor: impl PgExecutor<'_>, key: &T::Key, until:
 pub async fn as_of<T: Table>(executor: impl PgExecutor<'_>, key: &T::Key, until: Until) -> Result<Option<T>, Error> {
     let (table, key_column, row) = (T::TABLE, T::KEY, row::<T>());
     let (log, which) = (log::<T>(), which::<T>());
-    // Of equal names an object keeps the last.
+    // Of fields with equal names, a JSON object keeps the last.
     let text = format!(
         "select {row}
          from (

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | read a row, or many rows in one statement | [`read`] |
 //! | insert a row once, and know over every retry whether it was me | [`insert`] |
-//! | overwrite columns, whoever else does; add to a number | [`update`] |
+//! | overwrite columns, whatever other writers do; add to a number | [`update`] |
 //! | add to a list or number of many rows without reading them | [`expression`] |
 //! | read, compute, write; safe to retry because one writer works on a key at a time | [`version`] |
 //! | do anything once per request, and answer a repeat as before | [`idempotency`] |
@@ -21,9 +21,9 @@
 //! A durable engine calls a handler again when it has not seen its end; the statement may have taken effect. Each page says
 //! what the repeat does. Reads, absolute updates, versioned updates and idempotency keys may be repeated as they are; a
 //! relative update, an expression and a bare compare-and-set may not: put them under an idempotency key.
-//! "During" a statement is for the server to say: it finishes what it has begun for a caller that dies or is aborted, and that
-//! counts as after. Within a transaction nothing counts before its COMMIT.
-//! `tests/tests/faults.rs` holds every way to commit to its page: cut off, aborted, and with the database killed.
+//! The server decides where "during" ends: it finishes a statement that it has begun for a caller that dies or is aborted, and
+//! that counts as after. Within a transaction nothing counts before its COMMIT.
+//! `tests/tests/faults.rs` proves the page of every way to commit: cut off, aborted, and with the database killed.
 //!
 //! A statement needs no journalled step (`ctx.run`) of its own: where the write is safe to repeat the journal adds only its
 //! disk sync. Journal what a later branch depends on (the version of [`version`], for example) and what may not be repeated.
@@ -34,13 +34,13 @@
 //!
 //! | fault | here | proof |
 //! | --- | --- | --- |
-//! | "no row updated" counts as my own earlier attempt | a mark in the row says whose write it is | `a_versioned_update_tells_whose_write_it_found` |
-//! | an insert that is retried says that somebody else was first | the attempt knows its row | `an_inserted_row_is_mine_over_every_retry_and_nobody_elses` |
-//! | an idempotency key drawn per call misses the producer's repeats | the producer's key; another request under it is told | `a_key_lets_its_work_happen_once` |
+//! | "no row updated" counts as my own earlier attempt | a mark in the row names the attempt that wrote it | `a_versioned_update_tells_whose_write_it_found` |
+//! | an insert that is retried reports that another writer was first | the attempt knows its row | `an_inserted_row_is_mine_over_every_retry_and_nobody_elses` |
+//! | an idempotency key drawn per call misses the producer's repeats | the producer's key; another request under it is reported | `a_key_lets_its_work_happen_once` |
 //! | a key ends by a clock while its call may still be retried | it ends after the answer is kept, and never early | `a_key_ends_only_when_its_time_is_over` |
-//! | two transactions each decide on what the other changes | SERIALIZABLE, and the closure anew | `two_closures_never_decide_on_what_the_other_changes` |
+//! | two transactions each decide on rows that the other changes | SERIALIZABLE, and the closure anew | `two_closures_never_decide_on_what_the_other_changes` |
 //! | COMMIT after a failed statement rolls back and reports success | the closure's success is not believed | `a_closure_that_fails_panics_or_swallows_writes_nothing` |
-//! | a lost answer to COMMIT is tried again | told as unknown | `a_lost_answer_to_commit_is_told_as_unknown` |
+//! | a transaction is retried after a lost answer to COMMIT | reported as unknown | `a_lost_answer_to_commit_is_told_as_unknown` |
 //! | values in the text of a statement | bound | `a_value_that_the_table_forbids_changes_nothing` |
 //!
 //! # How values travel
@@ -66,10 +66,10 @@ pub use table::{Change, Column, Key, Table, Values};
 
 use crate::transience::{self, Fault};
 
-/// What can go wrong with a tool. What the tool decides (missing, conflict, repeat) is an answer and never comes here.
+/// The errors of the tools. A result that a tool decides (missing, conflict, repeat) is an answer and never an error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A value that the table does not take: too long, of another type, against a rule. The same again fails again.
+    /// A value that the table does not accept: too long, of another type, against a constraint. A retry fails again.
     #[error("{table} forbids the value{}", constraint.as_ref().map(|name| format!(" ({name})")).unwrap_or_default())]
     Forbidden {
         table: &'static str,
@@ -77,7 +77,7 @@ pub enum Error {
         #[source]
         source: sqlx::Error,
     },
-    /// Another transaction was in the way (SQLSTATE 40001, 40P01). Nothing was written; the same again may pass.
+    /// A conflict with another transaction (SQLSTATE 40001, 40P01). Nothing was written; a retry may pass.
     #[error("another transaction was in the way")]
     Conflict(#[source] sqlx::Error),
     /// COMMIT was sent and its answer was lost: the transaction took effect as a whole, or not at all.
@@ -108,7 +108,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whose fault it is.
+    /// The fault, which decides whether work is retried.
     pub fn fault(&self) -> Fault {
         match self {
             Error::Forbidden { .. } | Error::Swallowed | Error::Reply(_) => Fault::Content,
@@ -119,8 +119,8 @@ impl Error {
         }
     }
 
-    /// By SQLSTATE. Classes 22 (data) and 23 (constraint) and what a trigger raises (P0001) are about the value, 40 (rollback) is about somebody else.
-    /// Source: PostgreSQL, appendix A.
+    /// Classifies by SQLSTATE. Classes 22 (data) and 23 (constraint) and the exception of a trigger (P0001) are about the value,
+    /// 40 (rollback) is about another transaction. Source: PostgreSQL, appendix A.
     fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Self {
         move |source| {
             let database = source.as_database_error();

@@ -1,13 +1,13 @@
 //! The raw way out: own SQL inside an interactive transaction, and reading a large table as a stream.
 //!
-//! **For** what no tool says: joins, `for update`, bulk statements. Whoever writes a tool's table this way raises its
-//! `version` and clears its `written_by`, as every tool does.
+//! **For** statements that no tool sends: joins, `for update`, bulk statements. SQL that writes a tool's table this way must
+//! raise its `version` and clear its `written_by`, as every tool does.
 //!
 //! Stored procedures and triggers are atomic by themselves: a call is one statement, and a trigger's writes belong to the
 //! statement that fired it. They suit rules that must hold for every writer, whatever program it is. They hide writes from
 //! what a tool answers ([`super::interactive::Committed::writes`] does not list them), and are changed by migrations only.
 //!
-//! A replica may be behind: what is read from it may be shown, and never decides a write.
+//! A replica may be behind: values read from it may be shown, and must never decide a write.
 //!
 //! **SQL** The caller's own; a stream sends `select t.user_id, ... from example_users t order by t.user_id`.
 //!

@@ -1,4 +1,4 @@
-//! How a table is declared, and how a change to it is spelled.
+//! The declaration of a table, and of changes to its columns.
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -59,7 +59,7 @@ pub trait Table: for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static {
     fn values(&self) -> Values<Self>;
 }
 
-/// What can be a primary key.
+/// The types that a primary key may have.
 pub trait Key:
     Clone
     + Debug
@@ -138,7 +138,7 @@ pub struct Values<T> {
     of: PhantomData<fn() -> T>,
 }
 
-/// What to do to columns of a row; never nothing.
+/// Operations on columns of a row; at least one.
 pub struct Change<T> {
     all: Vec<(&'static str, Operation, Json)>,
     of: PhantomData<fn() -> T>,
@@ -153,7 +153,7 @@ enum Operation {
 }
 
 impl<T> Values<T> {
-    /// These and those.
+    /// Both sets of values.
     pub fn and(mut self, more: Self) -> Self {
         self.all.extend(more.all);
         self
@@ -195,7 +195,7 @@ impl<T> From<Values<T>> for Change<T> {
 }
 
 impl<T: Table> Change<T> {
-    /// This and that; where both name a column, that.
+    /// Both changes; if both name a column, `more` wins.
     pub fn and(mut self, more: Self) -> Self {
         self.all
             .retain(|(name, ..)| !more.all.iter().any(|(other, ..)| other == name));
@@ -215,8 +215,8 @@ impl<T: Table> Change<T> {
         Json::Object(all.collect())
     }
 
-    /// Updates the rows of `t` that `which` names with the values `n`, which come `from` somewhere, and answers their keys. `by`
-    /// is the SQL of the attempt that a marked row gets.
+    /// The statement that updates the rows of `t` that the condition `which` selects with the values `n` of the SQL `from`, and
+    /// returns their keys. `by` is the SQL of the attempt that a marked row gets.
     pub(super) fn update(&self, by: &'static str, from: &str, which: &str) -> String {
         let (table, sets) = (T::TABLE, self.sets(by));
         let write = format!("update {table} t set {sets} from {from} where {which}");
@@ -258,8 +258,8 @@ impl Operation {
     }
 }
 
-/// Lets a statement that writes these columns of `t` answer something of each row. Where the table has a change log, versions
-/// that it has not yet go there in the same statement.
+/// Completes a statement that writes these columns of `t`, so that it returns `answer` for each row. If the table has a change
+/// log, the same statement writes the new versions there.
 pub(super) fn logged<T: Table>(write: &str, columns: &[&'static str], answer: &str) -> String {
     let Some(log) = T::LOG else {
         return format!("{write} returning {answer}");
@@ -283,7 +283,7 @@ pub(super) fn list(alias: &'static str, names: &[&'static str]) -> String {
     names.join(", ")
 }
 
-/// What is read of a row of `t`.
+/// The columns that are read of a row of `t`.
 pub(super) fn row<T: Table>() -> String {
     let version: &[_] = if has_version::<T>() { &["version"] } else { &[] };
     list("t", &[&[T::KEY], T::COLUMNS, version].concat())
@@ -293,7 +293,7 @@ pub(super) const fn has_version<T: Table>() -> bool {
     T::MARKED || T::LOG.is_some()
 }
 
-/// The only place where a text becomes SQL. It is put together from `&'static str`s of this folder and of declarations.
+/// The only place where a text becomes SQL. The text consists of `&'static str`s of this folder and of declarations.
 pub(super) fn sql(text: String) -> AssertSqlSafe<String> {
     AssertSqlSafe(text)
 }

@@ -4,30 +4,30 @@
 //! Only the other database prepares. What it prepared is bound to commit or roll back by a row in `two_phase_attempts` of the
 //! main database, which is written in the same transaction as the changes here. The other database needs no table of ours.
 //!
-//! 1. other: what earlier tries left is ended ([`done_before`]); `begin`, the caller's statements,
+//! 1. other: prepared transactions of earlier tries are ended ([`done_before`]); `begin`, the caller's statements,
 //!    `prepare transaction 'holdfast:<transaction>:<attempt>'`
 //! 2. main: `begin`, the caller's statements, `insert into two_phase_attempts (…, 'committed')`, `commit`
-//! 3. other: `commit prepared`, or `rollback prepared` when the insert found that another attempt was quicker, or when what was
-//!    read in 2 decided against it. When 2 failed, the attempt is aborted by its row, and ended as the row then says
+//! 3. other: `commit prepared`, or `rollback prepared` when the insert found that another attempt was first, or when the reads
+//!    in 2 decided against it. When 2 failed, the attempt is aborted by its row, and ended as the row then says
 //!
-//! The sweep ends what its own role prepared. Two installations that use one other database need a role each: by the rows of
-//! its own main database, each would abort what the other one does.
+//! The sweep ends the transactions that its own database role prepared. Two installations that use one other database need a
+//! role each: by the rows of its own main database, each would abort the other's transactions.
 //!
-//! Each try has an attempt id of its own. So a try that slept through its successor's whole life and prepares once more finds
-//! another attempt committed, and rolls back what it prepared: one name for all of them could not tell the two apart. A try
-//! takes what it finds prepared for its transaction for left behind, so whoever calls lets one try run at a time, as the engine
-//! does for each key: two at once end each other, and begin anew. Nothing is done twice by that, only later.
+//! Each try has an attempt id of its own. So a try that was suspended while its successor ran, and then prepares once more, finds
+//! another attempt committed, and rolls back its own: one name for all attempts could not tell the two apart. A try takes
+//! every prepared transaction under its id for a leftover, so the caller must let one try run at a time, as Restate does
+//! for each key: two at once end each other, and begin anew. Nothing is done twice by that, only later.
 //!
-//! | it ends | what stands | who goes on |
+//! | the try ends | result so far | goes on with it |
 //! | --- | --- | --- |
 //! | before or during 1 | nothing | the next try |
 //! | after 1 | a prepared transaction that holds its locks | the next try, or [`sweep`], aborts it; the next try prepares anew |
-//! | during the commit of 2, answer lost | both or nothing of 2 | the try itself ends what it prepared as the row says; the next try finds the row, or begins anew |
+//! | during the commit of 2, answer lost | both or nothing of 2 | the try itself ends its prepared transaction as the row says; the next try finds the row, or begins anew |
 //! | after 2 | a prepared transaction bound to commit | the next try, or [`sweep`], commits it; the next try answers [`Outcome::Before`] |
-//! | during 3, answer lost | it is done or not | `commit prepared` is not idempotent: a second one answers 42704, as after a rollback. Only the row tells which it was |
+//! | during 3, answer lost | 3 is done or not | the next try, or [`sweep`], by the row alone: `commit prepared` is not idempotent, a second one answers 42704, as after a rollback |
 //!
-//! **Errors** The closures' own; [`Error::Swept`] when the sweeper took a slow try for an orphan. Nothing is known then but what
-//! the rows say: try again with the same transaction and a new attempt.
+//! **Errors** The closures' own; [`Error::Swept`] when the sweeper took a slow try for an orphan. Then only the rows tell the
+//! result: retry with the same transaction id and a new attempt.
 //!
 //! PostgreSQL: `PREPARE TRANSACTION` needs `max_prepared_transactions` above 0 ([`check`]); a prepared transaction outlives its
 //! session and every restart, keeps its locks, and holds back vacuum until it is settled.
@@ -57,15 +57,15 @@ use uuid::Uuid;
 use super::Error;
 use super::table::sql;
 
-/// Names what is to happen once. It stands inside statements that take no parameters, so only plain characters may.
+/// The name of a change that is to happen once. Statements without parameters contain it, so it has plain characters only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransactionId(String);
 
-/// Begins the names of our prepared transactions; what others prepared is left alone.
+/// Prefix of the names of our prepared transactions; those of other programs are left alone.
 const PREFIX: &str = "holdfast";
 
 impl TransactionId {
-    /// PostgreSQL takes names of less than 200 bytes; prefix, attempt and two colons stand in each.
+    /// PostgreSQL accepts names of less than 200 bytes; each has prefix, attempt and two colons besides.
     pub const MAX_BYTES: usize = 199 - PREFIX.len() - 36 - 2;
 
     /// # Errors
@@ -86,16 +86,16 @@ impl TransactionId {
 #[error("a transaction id has 1 to {} letters, digits or -_./", TransactionId::MAX_BYTES)]
 pub struct InvalidId;
 
-/// What a try came to.
+/// The result of a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Both changes stand, by this try.
+    /// Both changes are committed, by this try.
     Now,
-    /// Both stood already; nothing of this try remains.
+    /// Both were committed by an earlier try; nothing of this try remains.
     Before,
 }
 
-/// What became of an attempt.
+/// The fate of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Committed,
@@ -127,8 +127,8 @@ pub async fn run<E: From<Error>>(
     }
 }
 
-/// Ends what earlier tries left, whatever its age: the next one would wait for its locks. Whether one of them was committed:
-/// then nothing is left to do.
+/// Ends the prepared transactions of earlier tries, whatever their age: the next try would wait for their locks. True if one of
+/// them was committed: then nothing is left to do.
 pub async fn done_before(main: &PgPool, other: &PgPool, transaction: &TransactionId) -> Result<bool, Error> {
     let named = format!("{PREFIX}:{}", transaction.as_str());
     sweep_named(main, other, Duration::ZERO, named).await?;
@@ -153,14 +153,14 @@ pub async fn prepare<E: From<Error>>(
         .execute(&mut *work)
         .await
         .map_err(Error::of(PREPARED))?;
-    // The session has left the transaction; only the driver does not know.
+    // The session has left the transaction; only the driver does not know that.
     work.rollback().await.map_err(Error::of(PREPARED))?;
     Ok(())
 }
 
-/// The second step: the row that binds the attempt, and statements in the main database, in one transaction. What they read
-/// may decide against the other database's part: then they answer [`Fate::Aborted`], and what they wrote stands alone. The
-/// fate is [`Fate::Aborted`] as well when the sweeper or another attempt was quicker; then they were not executed at all.
+/// The second step: the row that binds the attempt, and statements in the main database, in one transaction. Their reads may
+/// decide against the other database's part: then they answer [`Fate::Aborted`], and their writes alone are committed. The
+/// fate is [`Fate::Aborted`] as well when the sweeper or another attempt was first; then they were not executed at all.
 ///
 /// # Errors
 /// The statements', and the database's. Nothing stays prepared then, as far as the databases can be reached.
@@ -173,7 +173,7 @@ pub async fn decide<E: From<Error>>(
 ) -> Result<Fate, E> {
     let decided = bind(main, transaction, attempt, here).await;
     if decided.is_err() {
-        // Nobody knows whether a COMMIT whose answer was lost took effect: the row says.
+        // The answer to COMMIT may have been lost: the row says whether it took effect.
         if let Err(error) = end(main, other, transaction, attempt).await {
             let (transaction, error) = (transaction.as_str(), &error as &dyn std::error::Error);
             tracing::warn!(transaction, %attempt, error, "an attempt stays prepared until the next try or the sweep");
@@ -216,8 +216,8 @@ async fn bind<E: From<Error>>(
     Ok(fate)
 }
 
-/// The third step: ends the prepared transaction as its fate says. Safe to repeat: one that is gone was ended so before,
-/// because nobody ends one against its row.
+/// The third step: ends the prepared transaction as its fate says. Safe to repeat: one that is gone was ended in the same way,
+/// because every try and every sweep goes by the row.
 pub async fn settle(other: &PgPool, transaction: &TransactionId, attempt: Uuid, fate: Fate) -> Result<(), Error> {
     let verb = match fate {
         Fate::Committed => "commit",
@@ -231,16 +231,16 @@ pub async fn settle(other: &PgPool, transaction: &TransactionId, attempt: Uuid, 
     }
 }
 
-/// Where a statement failed, for its error.
+/// The place that errors of these statements name, instead of a table.
 const PREPARED: &str = "(prepared transactions)";
 const ATTEMPTS: &str = "two_phase_attempts";
 
 /// PostgreSQL's answer to a name that no prepared transaction has.
 const UNDEFINED_OBJECT: &str = "42704";
 
-/// Ends what tries left behind in the other database, if it is older than `age`: an undecided attempt is aborted by a row in
-/// the main database first, and only then rolled back. So age is a hint, never a verdict: an attempt that is merely slow finds
-/// itself aborted and changes nothing. Answers how many were ended.
+/// Ends prepared transactions older than `age` in the other database: an undecided attempt is aborted by a row in the main
+/// database first, and only then rolled back. So age is a hint, never a verdict: an attempt that is merely slow finds
+/// itself aborted and changes nothing. Returns the number of those ended.
 pub async fn sweep(main: &PgPool, other: &PgPool, age: Duration) -> Result<usize, Error> {
     sweep_named(main, other, age, PREFIX.to_owned()).await
 }
@@ -261,7 +261,7 @@ async fn sweep_named(main: &PgPool, other: &PgPool, age: Duration, named: String
     for (transaction, attempt) in names.iter().filter_map(|name| parse(name)) {
         match end(main, other, &transaction, attempt).await {
             Ok(()) => ended += 1,
-            // One that cannot be ended keeps nobody else from it.
+            // One that cannot be ended keeps the sweep from no other.
             Err(error) => drop(failed.get_or_insert(error)),
         }
     }
@@ -273,7 +273,7 @@ async fn end(main: &PgPool, other: &PgPool, transaction: &TransactionId, attempt
     settle(other, transaction, attempt, fate).await
 }
 
-/// Aborts an attempt, unless its fate is decided. Its fate.
+/// Aborts an attempt, unless its fate is decided. Returns its fate.
 async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<Fate, Error> {
     sqlx::query!(
         "insert into two_phase_attempts (transaction, attempt, fate) values ($1, $2, 'aborted') on conflict do nothing",
@@ -308,7 +308,7 @@ async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<
     .map_err(Error::of(ATTEMPTS))
 }
 
-/// Refuses a database that cannot prepare ([`Error::CannotPrepare`]): found out at the start, not at the first use.
+/// Refuses a database that cannot prepare ([`Error::CannotPrepare`]), at the start and not at the first use.
 pub async fn check(other: &PgPool) -> Result<(), Error> {
     let limit: i32 = sqlx::query_scalar("select current_setting('max_prepared_transactions')::int")
         .fetch_one(other)

@@ -32,14 +32,14 @@ use sqlx::types::Json;
 use super::table::sql;
 use super::{Change, Error, Table};
 
-/// Whether there was a row to update.
+/// The result of an update by key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Update {
     Updated,
     Missing,
 }
 
-/// Changes the row, whatever it is now.
+/// Changes the row, whatever its values.
 pub async fn apply<T: Table>(executor: impl PgExecutor<'_>, key: &T::Key, change: &Change<T>) -> Result<Update, Error> {
     let (table, key_column) = (T::TABLE, T::KEY);
     let from = format!("jsonb_populate_record(null::{table}, $2) n");

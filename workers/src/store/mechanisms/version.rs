@@ -12,8 +12,8 @@
 //! select version, written_by = $4 from example_users where user_id = $1
 //! ```
 //!
-//! No row touched does not prove that it was me: the row may be gone, or somebody else may have written. The mark in the row
-//! tells. Once a second write has followed, the mark of the first is gone: then nobody can say, and the answer is
+//! "No row touched" does not prove that this attempt has written: the row may be gone, or another attempt may have written. The
+//! mark in the row tells. Once a second write has followed, the mark of the first is gone, and the answer is
 //! [`Versioned::Overtaken`]. A key with one writer never sees it; where there are others, use [`super::idempotency`].
 //!
 //! **Errors** [`Error::Forbidden`] for a value that the table does not take.
@@ -41,7 +41,7 @@ use sqlx::types::Json;
 use super::table::sql;
 use super::{Change, Error, Table};
 
-/// What came of a versioned update. `version` is the row's after it.
+/// The result of a versioned update. `version` is the row's after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Versioned {
     /// Written now.
@@ -52,11 +52,11 @@ pub enum Versioned {
     AlreadyMine {
         version: i64,
     },
-    /// Somebody else wrote the version after the one that was read: this attempt has changed nothing.
+    /// Another attempt wrote the version after the one that was read: this attempt has changed nothing.
     Conflict {
         found: i64,
     },
-    /// Others have written since: whether this attempt was among them, the row no longer tells.
+    /// Others have written since: the row no longer tells whether this attempt was among them.
     Overtaken {
         found: i64,
     },
@@ -89,7 +89,7 @@ pub async fn update<T: Table>(
     }
 }
 
-/// Why the update found no row. A statement of its own: it sees what was committed while the update waited.
+/// Finds out why the update touched no row. A statement of its own sees rows that were committed while the update waited.
 async fn look<T: Table>(
     connection: &mut PgConnection,
     key: &T::Key,
