@@ -1,4 +1,4 @@
-//! Every type in every version, with its JSON Schema: what the published documents are generated from.
+//! Every type in every version, with its JSON Schema: the source of the published documents.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
@@ -16,9 +16,9 @@ pub struct Entry {
     /// The CloudEvents `type`.
     pub name: &'static str,
     pub topic: &'static str,
-    /// Whether it is an outcome.
+    /// True for an outcome, false for an event.
     pub told: bool,
-    /// What it says, for people.
+    /// Its meaning, for people.
     pub description: String,
     /// The attributes of a CloudEvent of this type: name to JSON Schema.
     pub attributes: Map<String, Value>,
@@ -26,12 +26,12 @@ pub struct Entry {
     pub data: Value,
 }
 
-/// What may be asked, topic by topic.
+/// The events, topic by topic.
 pub fn events() -> Vec<Entry> {
     [asked::<TicketEvent>(), asked::<UserEvent>()].concat()
 }
 
-/// What is told, topic by topic.
+/// The outcomes, topic by topic.
 pub fn outcomes() -> Vec<Entry> {
     [
         told::<<TicketEvent as EventData>::Outcome>(),
@@ -78,7 +78,7 @@ impl Entry {
         })
     }
 
-    /// Whether absent data is valid: when no field is required.
+    /// True if absent data is valid, because no field is required.
     pub fn allows_no_data(&self) -> bool {
         self.data.get("required").is_none()
     }

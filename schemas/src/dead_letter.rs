@@ -1,4 +1,4 @@
-//! A dead letter: the record's own key and value, with headers that say why it was not decided and where it came from.
+//! A dead letter: the record's own key and value, with headers that give the reason and the origin.
 
 use time::OffsetDateTime;
 
@@ -14,12 +14,12 @@ pub const ORIGIN_OFFSET: &str = "holdfast-origin-offset";
 /// The broker's timestamp of the record, in milliseconds since 1970.
 pub const ORIGIN_TIMESTAMP: &str = "holdfast-origin-timestamp";
 
-/// Whether a header is Holdfast's own, and not one that the record came with.
+/// True for a header of Holdfast's own, false for one that the record came with.
 pub fn is_own(header: &str) -> bool {
     header.starts_with("holdfast-")
 }
 
-/// What the headers of a dead letter say.
+/// The content of a dead letter's headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     pub reason: DeadLetterReason,

@@ -20,7 +20,7 @@ use crate::text::{Invalid, NUL};
 use crate::trace::Traceparent;
 use crate::version::{Object, Version};
 
-/// How deep JSON may nest; events of the catalogue nest 3 deep.
+/// Deepest nesting of JSON that is accepted; events of the catalogue nest 3 deep.
 const MAX_NESTING: usize = 32;
 
 /// A Kafka record as a client hands it over.
@@ -59,7 +59,7 @@ pub fn decode<A: EventData>(record: &Record) -> Result<Event<A>, Refusal> {
     }
 }
 
-/// Decodes what a handler is given: `[` opens a record of the gate, events of one key each with its origin; `{` one event
+/// Decodes a delivery to a handler: `[` opens a record of the gate, events of one key each with its origin; `{` one event
 /// in structured mode, straight from a public topic.
 pub fn decode_delivery<A: EventData>(value: &[u8]) -> Result<Vec<Event<A>>, Refusal> {
     let text = utf8(value)?;
@@ -235,8 +235,7 @@ fn malformed(error: serde_json::Error) -> Refusal {
     }
 }
 
-/// Finds in JSON, which it must be, what is refused wherever it stands: deep nesting, and U+0000, which only an escape can
-/// write.
+/// Checks that a text is JSON without deep nesting and without U+0000, which only an escape can write.
 fn inspect(json: &str) -> Result<(), Refusal> {
     let mut depth = 0_usize;
     let mut in_string = false;
@@ -261,7 +260,7 @@ fn inspect(json: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A CloudEvent as it came: attributes that are not known are ignored, as the specification demands.
+/// A CloudEvent before its checks: unknown attributes are ignored, as the specification demands.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Envelope<'a> {
@@ -327,12 +326,12 @@ impl Envelope<'_> {
         let id = parse("id", &self.id, str::parse)?;
         let subject = parse("subject", &self.subject, A::Key::parse)?;
         let time = parse("time", &self.time, moment::parse)?;
-        // An invalid one is to be ignored, says W3C Trace Context.
+        // W3C Trace Context demands that an invalid one is ignored.
         let traceparent = match &self.traceparent {
             Some(Attribute::Text(text)) => Traceparent::parse(text).ok(),
             _ => None,
         };
-        // Absent data says as much as an empty object.
+        // Absent data means the same as an empty object.
         let data = (version.read)(self.data.map_or("{}", RawValue::get));
         let data = data.map_err(|detail| refuse(DeadLetterReason::InvalidData, detail))?;
         let content = Content::new(version.name, &subject, data.canonical);

@@ -17,19 +17,19 @@ use crate::trace::Traceparent;
 pub struct Event<A: EventData> {
     pub source: Source,
     pub id: EventId,
-    /// When it happened, by its producer; UTC, in the years 1970 to 9999.
+    /// The time of the event, by its producer; UTC, in the years 1970 to 9999.
     pub time: OffsetDateTime,
     /// The producer's trace, or one that follows from source and id.
     pub traceparent: Traceparent,
-    /// What it is about: the key of its record.
+    /// The subject, which is the key of its record.
     pub subject: A::Key,
-    /// Where it lay on the public topic; none for what did not come through the gate.
+    /// The position of its record on the public topic; none for an event that did not come through the gate.
     pub origin: Option<Origin>,
     pub data: A,
     content: Content,
 }
 
-/// Where a record lay, and since when.
+/// The position and the time of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     pub topic: String,
@@ -87,7 +87,7 @@ impl<A: EventData> Event<A> {
         &self.content.hash
     }
 
-    /// About how many bytes the event takes as JSON.
+    /// Approximate size of the event as JSON, in bytes.
     pub fn size(&self) -> usize {
         400 + self.source.as_str().len()
             + self.id.as_str().len()
@@ -140,7 +140,7 @@ impl PartialEq for Content {
     }
 }
 
-/// What an event says, in 33 bytes: a tag that names the way of hashing, then the hash.
+/// The hash of an event's content in 33 bytes: a tag that names the way of hashing, then the hash.
 ///
 /// Tag 1 is SHA-256 of the canonical JSON (RFC 8785) of `{"data":…,"subject":…,"type":…}`, without trace, time and origin.
 /// A tag stays computable for as long as its hashes are kept.

@@ -1,4 +1,4 @@
-//! Ids that follow from what caused them, so that whoever computes them again gets the same.
+//! Ids that are derived from their cause, so that every computation gives the same id.
 
 use std::borrow::Cow;
 use std::fmt;

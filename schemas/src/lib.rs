@@ -1,9 +1,9 @@
-//! The contract of Holdfast: what is said on its topics, and in which words.
+//! The contract of Holdfast: the records on its topics, and their formats.
 //!
 //! Pure: no clock, no I/O. Everything that enters is decoded here once ([`decode`], [`decode_delivery`]) into types that
 //! need no further check; everything that leaves is encoded here.
 
-// In reading order: what a stream is, what an event is, how one is decoded, what becomes of it; then what these are made of.
+// In reading order: streams, events, decoding, outcomes; then the parts that these consist of.
 mod stream;
 
 mod event;

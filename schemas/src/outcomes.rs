@@ -1,4 +1,4 @@
-//! The outcomes: what became of what was asked.
+//! The outcomes: the answers to events.
 
 mod tickets;
 mod users;
@@ -34,7 +34,7 @@ macro_rules! told {
 }
 pub(crate) use told;
 
-/// One outcome, as the world is told it. Its `source` is always [`OUTCOME_SOURCE`].
+/// One outcome, as on the outcome topic. Its `source` is always [`OUTCOME_SOURCE`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome<T: OutcomeData> {
     pub id: OutcomeId,
@@ -42,7 +42,7 @@ pub struct Outcome<T: OutcomeData> {
     pub time: OffsetDateTime,
     /// Counts the outcomes of one subject without a gap; 0 for a refusal where there is no such subject.
     pub sequence: i64,
-    /// Rises when the database was put back; consumers order by generation, then sequence.
+    /// Raised when the database was restored; consumers order by generation, then sequence.
     pub generation: i64,
     /// The event that it answers.
     pub causation_source: Source,
@@ -51,7 +51,7 @@ pub struct Outcome<T: OutcomeData> {
     pub data: T,
 }
 
-/// What one event was answered: kept with it, so that a repeat gets the same again.
+/// The answer to one event, kept in its idempotency record, so that a repeat gets the same again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Reply {
     /// In order; none when the event changed nothing.
@@ -68,7 +68,7 @@ pub struct ReplyOutcome {
 }
 
 impl Reply {
-    /// Why the event was refused, if its last outcome says so.
+    /// The reason for which the event was refused, if its last outcome is a refusal.
     pub fn refusal(&self) -> Option<&str> {
         let last = self.outcomes.last()?;
         last.outcome_type

@@ -1,4 +1,4 @@
-//! The events of the topic `payments`: what may be asked about users.
+//! The events of the topic `payments`, about users.
 
 pub(crate) mod v1;
 
@@ -16,7 +16,7 @@ use crate::version::{Version, write};
 
 pub use v1::DisputeStatus;
 
-/// What is asked, in its current form, whichever version it came in.
+/// An event of a user in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UserEvent {
     /// A user is new, with this profile.
@@ -37,31 +37,31 @@ pub enum UserEvent {
         /// Absent: those in the user's cart.
         tickets: Option<Vec<TicketId>>,
     },
-    /// From the payment provider: the money of a checkout is set aside.
+    /// From the payment provider: the money of a checkout is authorised.
     PaymentAuthorized {
         checkout: CheckoutId,
         payment: PaymentId,
         amount: Price,
     },
-    /// From the payment provider: the money of a checkout is taken.
+    /// From the payment provider: the money of a checkout is captured.
     PaymentCaptured {
         checkout: CheckoutId,
         payment: PaymentId,
         amount: Price,
     },
-    /// From the payment provider: a payment came to nothing.
+    /// From the payment provider: a payment failed.
     PaymentFailed {
         checkout: CheckoutId,
         payment: PaymentId,
         code: DeclineCode,
     },
-    /// From the payment provider: so much of a payment was given back, all in all.
+    /// From the payment provider: a payment was refunded, with the total of its refunds so far.
     PaymentRefunded {
         checkout: CheckoutId,
         payment: PaymentId,
         refunded: Price,
     },
-    /// From the payment provider: the customer's bank wants a payment back.
+    /// From the payment provider: the customer's bank disputes a payment, or has decided.
     PaymentDisputed {
         checkout: CheckoutId,
         payment: PaymentId,
@@ -71,7 +71,7 @@ pub enum UserEvent {
     },
 }
 
-/// Some fields of a profile, by value; an absent one is not meant.
+/// Some fields of a profile, by value; an absent field is left alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(inline)]

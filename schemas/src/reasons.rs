@@ -1,4 +1,4 @@
-//! How a list of reasons is declared: each with its name on the wire, what it says, and what to do about it.
+//! The declaration of a list of reasons: each with its name on the wire, its meaning and its mend.
 
 /// An enum of reasons: `Variant "name": "meaning", "mend";`.
 macro_rules! reasons {
@@ -18,14 +18,14 @@ macro_rules! reasons {
                 }
             }
 
-            /// What it says.
+            /// The meaning, for people.
             pub fn meaning(self) -> &'static str {
                 match self {
                     $(Self::$name => $meaning,)+
                 }
             }
 
-            /// What can be done about it.
+            /// The mend: what a person can do about it.
             pub fn mend(self) -> &'static str {
                 match self {
                     $(Self::$name => $mend,)+

@@ -1,4 +1,4 @@
-//! Why a record is not decided but dead-lettered.
+//! The reasons for which a record is dead-lettered.
 
 use std::fmt;
 
@@ -10,8 +10,8 @@ use crate::text::Invalid;
 #[error("{reason}: {detail}")]
 pub struct Refusal {
     pub reason: DeadLetterReason,
-    /// What is wrong, where, and how to mend it, for whoever sent the record: at most [`Self::MAX_DETAIL`] bytes, without
-    /// any of its data.
+    /// The fault, its place and its mend, for the sender of the record: at most [`Self::MAX_DETAIL`] bytes, without any of its
+    /// data.
     pub detail: String,
 }
 

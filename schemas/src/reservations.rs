@@ -1,4 +1,4 @@
-//! The events of the topic `reservations`: what may be asked about tickets.
+//! The events of the topic `reservations`, about tickets.
 
 pub(crate) mod v1;
 
@@ -13,7 +13,7 @@ use crate::text::{Seat, ShowId, TicketId, UserId};
 use crate::topics;
 use crate::version::{Version, write};
 
-/// What is asked, in its current form, whichever version it came in.
+/// An event of a ticket in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TicketEvent {
     /// A ticket is for sale, at these terms.
@@ -24,9 +24,9 @@ pub enum TicketEvent {
     },
     /// A ticket is no longer for sale.
     TicketWithdrawn,
-    /// A user asks to hold the ticket. `hold_for` is in seconds; any value: the rule judges it.
+    /// A user asks to hold the ticket. `hold_for` is in seconds and may have any value: a rule checks it.
     ReservationRequested { user: UserId, hold_for: Option<i64> },
-    /// A user gives a hold back.
+    /// A user releases a hold.
     ReservationReleased { user: UserId, hold: HoldId },
 }
 

@@ -1,4 +1,4 @@
-//! A stream: one public topic with what is asked on it, and the topics that follow from it.
+//! A stream: one public topic with its events, and the topics that belong to it.
 
 use std::fmt::{Debug, Display};
 use std::hash::Hash;
@@ -12,16 +12,16 @@ use serde_json::value::RawValue;
 use crate::text::{Invalid, TicketId, UserId};
 use crate::version::Version;
 
-/// What may be asked on one public topic, in its current form, whichever version it came in. Its versions make it known here
-/// alone: no other crate can add one.
+/// The events of one public topic, in their current form, whichever version they came in. No other crate can implement this
+/// trait, because it cannot name the type of `VERSIONS`.
 pub trait EventData: Clone + Debug + PartialEq + Send + Sync + 'static {
-    /// What an event is about: its subject and the key of its record.
+    /// The type of an event's subject, which is the key of its record.
     type Key: Key;
-    /// What becomes of it.
+    /// The outcomes of these events.
     type Outcome: OutcomeData<Key = Self::Key>;
     /// The public topic.
     const TOPIC: &'static str;
-    /// What the gate admitted, gathered by key.
+    /// The topic to which the gate writes the events, gathered by key.
     const ADMITTED: &'static str;
     /// Every version that can be read; a new one is a module and a line.
     const VERSIONS: &'static [Version<Self>];
@@ -30,7 +30,7 @@ pub trait EventData: Clone + Debug + PartialEq + Send + Sync + 'static {
     fn newest(&self) -> (&'static str, Box<RawValue>);
 }
 
-/// What is told on one outcome topic, in its current form, whichever version it came in.
+/// The outcomes of one outcome topic, in their current form, whichever version they came in.
 pub trait OutcomeData: Clone + Debug + PartialEq + Send + Sync + 'static {
     type Key: Key;
     const TOPIC: &'static str;
@@ -43,7 +43,7 @@ pub trait OutcomeData: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The data, in the newest version.
     fn data(&self) -> Value;
 
-    /// Why a rule forbade what was asked, if one did.
+    /// The reason of a refusal, if this is one.
     fn refusal(&self) -> Option<&'static str>;
 
     /// Reads the data of an outcome of this type, in whichever version.
@@ -57,11 +57,11 @@ pub trait OutcomeData: Clone + Debug + PartialEq + Send + Sync + 'static {
     }
 }
 
-/// What can be the key of a stream.
+/// The types that the key of a stream may have.
 pub trait Key:
     Clone + Debug + Display + Eq + Ord + Hash + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static
 {
-    /// What the key names, in a word.
+    /// The noun for the key's entity.
     const NAMES: &'static str;
     const MAX_BYTES: usize;
 

@@ -2,17 +2,17 @@
 
 /// Public, in: reservation events, keyed by ticket.
 pub const RESERVATIONS: &str = "reservations";
-/// Internal: what the gate admitted, gathered by ticket.
+/// Internal: events that the gate admitted, gathered by ticket.
 pub const RESERVATIONS_ADMITTED: &str = "reservations.admitted";
-/// Public, out: what became of the tickets, keyed by ticket.
+/// Public, out: outcomes of tickets, keyed by ticket.
 pub const RESERVATIONS_OUTCOMES: &str = "reservations.outcomes";
 /// Public, in: payment events, keyed by user.
 pub const PAYMENTS: &str = "payments";
-/// Internal: what the gate admitted, gathered by user.
+/// Internal: events that the gate admitted, gathered by user.
 pub const PAYMENTS_ADMITTED: &str = "payments.admitted";
-/// Public, out: what became of the users, keyed by user.
+/// Public, out: outcomes of users, keyed by user.
 pub const PAYMENTS_OUTCOMES: &str = "payments.outcomes";
-/// Public, out: records that nobody can decide, with the reason.
+/// Public, out: records that could not be decided, with the reason.
 pub const DEAD_LETTERS: &str = "dead-letters";
 /// Internal: one partition, never written; its offsets carry the relay's state.
 pub const RELAY_STATE: &str = "relay.state";

@@ -12,13 +12,14 @@ use serde_json::value::RawValue;
 
 /// The data of one type in one version.
 pub(crate) trait Wire: Serialize + DeserializeOwned + JsonSchema {
-    /// What this version became: the form that the rest of the product knows.
+    /// The current form, which the rest of the product uses.
     type Current: From<Self>;
     /// The CloudEvents `type`, with its version.
     const TYPE: &'static str;
 }
 
-/// How to read one version; one line of a table of all versions. Public in a private module: traits of the contract name it, nobody else can.
+/// The reader of one version, a line of the table of all versions. Public in a private module: traits of the contract name
+/// it, and no other crate can.
 pub struct Version<T> {
     pub(crate) name: &'static str,
     pub(crate) read: fn(&str) -> Result<Read<T>, String>,
@@ -29,7 +30,7 @@ pub struct Version<T> {
 /// Data that was read.
 pub(crate) struct Read<T> {
     pub(crate) current: T,
-    /// The data as it was said, in canonical JSON (RFC 8785).
+    /// The data as it was sent, in canonical JSON (RFC 8785).
     pub(crate) canonical: Box<RawValue>,
 }
 
@@ -70,7 +71,7 @@ fn read<W: Wire>(data: &str) -> Result<Read<W::Current>, String> {
     }
 }
 
-/// Reads again, slower, to say where the fault is.
+/// Reads again, more slowly, to find the place of the fault.
 fn explain<W: Wire>(data: &str) -> String {
     let from = &mut serde_json::Deserializer::from_str(data);
     match serde_path_to_error::deserialize::<_, Object<W>>(from) {

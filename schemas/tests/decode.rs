@@ -1,4 +1,4 @@
-//! What is decoded, and what each kind of bad input is told.
+//! Decoding: accepted records, and the refusal that each kind of bad input gets.
 
 #![expect(
     clippy::unwrap_used,

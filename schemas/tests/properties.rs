@@ -1,4 +1,4 @@
-//! Whatever bytes come: decoding never panics, and what decodes is written so that it decodes to the same again.
+//! Properties of decoding: it panics on no bytes, and a decoded event is written so that it decodes to the same again.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its files fails")]
 
@@ -247,7 +247,7 @@ fn valid() -> impl Strategy<Value = Value> {
     any::<Index>().prop_map(|index| index.get(&VALID).clone())
 }
 
-/// Cut, overwritten, doubled: what bad disks and bad code do to bytes.
+/// Cut, overwritten or doubled bytes, as bad disks and bad code leave them.
 fn mutated_bytes() -> impl Strategy<Value = Vec<u8>> {
     const FRAGMENTS: &[&str] = &[
         "\\u0000", "\\ud800", "[", "{", "\"", "\\", "null", "1e999", "-", "\0", "\u{fffd}", "type", ",",

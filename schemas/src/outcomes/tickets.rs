@@ -1,4 +1,4 @@
-//! What is told of tickets, on the topic `reservations.outcomes`.
+//! The outcomes of tickets, on the topic `reservations.outcomes`.
 
 mod v1;
 
@@ -15,7 +15,7 @@ use crate::version::{Version, Wire};
 
 pub use v1::RefusalReason;
 
-/// What is told, in its current form, whichever version it came in.
+/// An outcome of a ticket in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TicketOutcome {
     /// The ticket is for sale, at these terms.
@@ -36,17 +36,17 @@ pub enum TicketOutcome {
         hold: HoldId,
         until: OffsetDateTime,
     },
-    /// The user gave the hold back; the ticket is for sale again.
+    /// The user released the hold; the ticket is for sale again.
     TicketReleased { user: UserId, hold: HoldId },
-    /// The hold is over; the ticket is for sale again.
+    /// The hold has ended; the ticket is for sale again.
     TicketExpired { user: UserId, hold: HoldId },
-    /// The ticket is the user's.
+    /// The ticket is sold to the user.
     TicketSold { user: UserId, checkout: CheckoutId },
     /// The sale is undone; the ticket is for sale again.
     TicketReturned { user: UserId, checkout: CheckoutId },
     /// The ticket is no longer for sale.
     TicketWithdrawn,
-    /// A rule forbids what was asked; nothing changed.
+    /// A rule forbids the request; nothing changed.
     ReservationRefused { reason: RefusalReason },
 }
 

@@ -1,4 +1,4 @@
-//! What is told of users, on the topic `payments.outcomes`. No personal data: who wants to know more asks the User object.
+//! The outcomes of users, on the topic `payments.outcomes`. They carry no personal data: the User object answers requests for it.
 
 mod v1;
 
@@ -14,16 +14,16 @@ use crate::version::{Version, Wire};
 
 pub use v1::{CheckoutFailure, ProfileField, UserRefusalReason};
 
-/// What is told, in its current form, whichever version it came in.
+/// An outcome of a user in its current form, whichever version it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UserOutcome {
-    /// The user is known.
+    /// The user is registered.
     UserRegistered,
     /// These fields of the profile have new values.
     ProfileChanged { fields: Vec<ProfileField> },
-    /// The user has so many credits more.
+    /// The user got these credits.
     CreditsChanged { added: Credits },
-    /// The user buys these tickets: their prices stand, and nobody else gets them meanwhile.
+    /// The user buys these tickets: their prices are fixed, and no other user gets them meanwhile.
     CheckoutOpened {
         checkout: CheckoutId,
         tickets: Vec<TicketId>,
@@ -37,28 +37,28 @@ pub enum UserOutcome {
         credits: Option<Credits>,
         payment: Option<PaymentId>,
     },
-    /// The checkout came to nothing: no money was kept, no ticket sold.
+    /// The checkout failed: no money was kept, no ticket sold.
     CheckoutFailed {
         checkout: CheckoutId,
         reason: CheckoutFailure,
         code: Option<DeclineCode>,
     },
-    /// Nobody knows what became of the payment: an operator is asked for.
+    /// A step of the checkout fails for too long, so that the payment's state is unknown: an operator has to settle it.
     CheckoutStuck { checkout: CheckoutId },
-    /// Money of a completed checkout was given back; with all of it the tickets.
+    /// Money of a completed checkout was refunded; a full refund returns the tickets.
     PaymentRefunded {
         checkout: CheckoutId,
         amount: Price,
         full: bool,
     },
-    /// The customer's bank wants money back, or has decided.
+    /// The customer's bank opened a dispute, or has decided it.
     PaymentDisputed {
         checkout: CheckoutId,
         dispute: DisputeId,
         amount: Price,
         status: DisputeStatus,
     },
-    /// A rule forbids what was asked; nothing changed.
+    /// A rule forbids the request; nothing changed.
     PaymentRefused { reason: UserRefusalReason },
 }
 

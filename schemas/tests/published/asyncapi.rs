@@ -1,4 +1,4 @@
-//! The AsyncAPI 3 document: the topics, and what may be sent to and read from them.
+//! The AsyncAPI 3 document: the topics, and the messages that may be sent to and read from them.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! What is published beside the crate agrees with it: JSON Schemas, the AsyncAPI document, the catalogue page, and one
-//! fixture for every version that ever was.
+//! The published files agree with the crate: JSON Schemas, the AsyncAPI document, the catalogue page, and one fixture for
+//! every version that ever was.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its files fails")]
 
@@ -94,7 +94,7 @@ fn entries() -> Vec<Entry> {
     [catalogue::events(), catalogue::outcomes()].concat()
 }
 
-/// The decoded fixture, in the form that is current; and its hash, which must never change.
+/// The decoded fixture in its current form, and its hash, which must never change.
 fn read_back(entry: &Entry, fixture: &[u8]) -> Value {
     match entry.topic {
         topics::RESERVATIONS | topics::RESERVATIONS_OUTCOMES => read_back_as::<TicketEvent>(entry, fixture),
