@@ -1,5 +1,4 @@
-//! What an operator can look at and settle: dead letters, outbox rows that Kafka refused, checkouts, and the history of tickets
-//! and users.
+//! The commands of operators: dead letters, outbox rows that Kafka refused, checkouts, and the history of tickets and users.
 
 mod checkout;
 mod history;
@@ -22,7 +21,7 @@ use crate::store::change_log::Until;
 use crate::store::settled_dead_letters::{self, Noted, RecordPosition, Settlement};
 use crate::store::{self, outbox};
 
-/// Runs one command and prints what it has to say.
+/// Runs one command and prints its result.
 ///
 /// # Errors
 /// In words for the operator: what was not found or not done, and why.
@@ -65,7 +64,7 @@ fn until(state: &config::State) -> Until {
     }
 }
 
-/// Prints the dead letters that nobody has settled, each origin once.
+/// Prints the dead letters that no operator has settled, each origin once.
 async fn list(config: &config::Kafka, pool: &PgPool) -> anyhow::Result<()> {
     let mut passed: HashSet<RecordPosition> = settled_dead_letters::all(pool).try_collect().await?;
     let config = config.clone();
@@ -123,7 +122,7 @@ async fn show(config: &config::Kafka, pool: &PgPool, place: &RecordPosition) -> 
     std::io::stdout().write_all(text.as_bytes()).context("cannot print")
 }
 
-/// Sends the record again as it lay on its topic; when retention has removed it there, as the dead letter has it.
+/// Sends the original record again; if retention has removed it from its topic, the copy in the dead letter.
 async fn replay(config: &config::Kafka, pool: &PgPool, place: &RecordPosition) -> anyhow::Result<()> {
     must_be_open(pool, place).await?;
     let letter = find(config, place).await?;
@@ -182,7 +181,7 @@ async fn find(config: &config::Kafka, place: &RecordPosition) -> anyhow::Result<
         .ok_or_else(|| anyhow!("there is no dead letter about {place}: `admin dead-letters list` has them"))
 }
 
-/// A dead letter is known by its origin; one that has none, by where it lies itself.
+/// The name of a dead letter: its origin; if it has none, its own position.
 fn name(letter: &Letter) -> RecordPosition {
     match &letter.says {
         Some(says) => RecordPosition {
@@ -234,7 +233,7 @@ fn place(text: &str) -> anyhow::Result<RecordPosition> {
     })
 }
 
-/// Text as it is, but for characters that would change the terminal or the reading order; other bytes in hexadecimal.
+/// UTF-8 text with characters escaped that would change the terminal or the reading order; other bytes in hexadecimal.
 fn readable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text

@@ -1,5 +1,5 @@
-//! Restate's admin API, typed: deployments, Kafka clusters, subscriptions, and questions in SQL about invocations. Here too:
-//! the poller that tells the gate how much work the engine has not finished.
+//! Restate's admin API, typed: deployments, Kafka clusters, subscriptions, and SQL queries about invocations. Here too: the
+//! poller that reports Restate's unfinished invocations to the gate.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -20,8 +20,8 @@ use crate::gate;
 use crate::metrics::Metrics;
 use crate::transience;
 
-/// Services whose unfinished invocations are work that waits, as a list for SQL. The Reaper is none of them: it always has
-/// its next turn before it.
+/// Services whose unfinished invocations count as the backlog, as a list for SQL. The Reaper is none of them: its next turn is
+/// always scheduled.
 const KEYED_SERVICES: &str = "'Ticket', 'User'";
 
 /// A client of one admin API.
@@ -31,7 +31,7 @@ pub struct RestateAdmin {
     base: Url,
 }
 
-/// A question that the admin API did not answer as asked.
+/// A request that the admin API did not answer as expected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("an HTTP client cannot be made")]
@@ -69,11 +69,11 @@ impl Error {
     }
 }
 
-/// Keys of objects with work in hand.
+/// Keys with live invocations.
 #[derive(Debug, Clone)]
 pub struct Live {
     pub checkouts: Vec<String>,
-    /// Users who may be about to call a checkout's workflow.
+    /// Users whose object may be about to call a checkout's workflow.
     pub users: Vec<String>,
 }
 
@@ -85,8 +85,8 @@ pub struct Deployment {
     pub uri: Option<String>,
 }
 
-/// A service and its handlers as the engine knows them. What the engine decides by itself (revision, deployment) is left out
-/// of the comparison.
+/// A service and its handlers as Restate knows them. Values that Restate sets by itself (revision, deployment) are left out of
+/// the comparison.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Service {
     pub name: String,
@@ -116,26 +116,26 @@ impl Service {
             .collect()
     }
 
-    /// After how many attempts an invocation is no longer tried; none when it always is.
+    /// Most attempts of an invocation; none when Restate retries for ever.
     pub fn max_attempts(&self) -> Option<u64> {
         self.rest.get("retry_policy")?.get("max_attempts")?.as_u64()
     }
 }
 
-/// What registering an address made, or would make.
+/// The result of a registration, or of its dry run.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Registered {
     pub services: Vec<Service>,
 }
 
-/// How an address is registered.
+/// The mode of a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
-    /// Only asks the address what it serves; nothing is changed.
+    /// Only discovers the services at the address; changes nothing.
     DryRun,
-    /// Takes a new address, and leaves a known one as it is.
+    /// Registers a new address, and leaves a known one as it is.
     Keep,
-    /// Replaces what is known of this address. Invocations in flight go on with the new handlers.
+    /// Replaces the deployment of this address. Invocations under way go on with the new handlers.
     Replace,
 }
 
@@ -146,7 +146,7 @@ pub struct KafkaCluster {
     pub properties: BTreeMap<String, String>,
 }
 
-/// A Kafka topic that the engine brings to a handler.
+/// A subscription of a handler to a Kafka topic.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 pub struct Subscription {
     pub id: String,
@@ -155,12 +155,12 @@ pub struct Subscription {
     pub options: BTreeMap<String, String>,
 }
 
-/// How much work of Holdfast's objects the engine holds.
+/// The backlog of Holdfast's objects in Restate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unfinished {
-    /// Invocations that wait, run or wait to be tried again; scheduled ones do not count.
+    /// Invocations that wait, run or wait for a retry; scheduled ones do not count.
     pub all: u64,
-    /// Those of them that wait for an operator; each holds up its key.
+    /// The paused ones among them, which wait for an operator; each holds up its key.
     pub paused: u64,
 }
 
@@ -175,7 +175,7 @@ pub struct Pinned {
 }
 
 impl RestateAdmin {
-    /// A client of the admin API at `base`. Nothing is sent yet.
+    /// A client of the admin API at `base`. It sends nothing yet.
     ///
     /// # Errors
     /// The HTTP client cannot be made.
@@ -198,9 +198,9 @@ impl RestateAdmin {
         Ok(self.get::<Answer>("deployments").await?.deployments)
     }
 
-    /// Registers the address `uri`, or asks what registering it would make.
+    /// Registers the address `uri`, or makes a dry run.
     pub async fn register(&self, uri: &Url, how: Registration) -> Result<Registered, Error> {
-        // A dry run asks with force, or a known address would be answered from memory.
+        // A dry run needs `force`, or Restate would answer for a known address from memory.
         let body = json!({
             "uri": uri.as_str(),
             "force": how != Registration::Keep,
@@ -237,7 +237,7 @@ impl RestateAdmin {
         Ok(self.get::<Answer>("kafka-clusters").await?.clusters)
     }
 
-    /// Makes a Kafka cluster known.
+    /// Creates a Kafka cluster in Restate.
     pub async fn create_kafka_cluster(&self, name: &str, properties: &BTreeMap<String, String>) -> Result<(), Error> {
         let body = json!({ "name": name, "properties": properties });
         self.send::<Value>(Method::POST, "kafka-clusters", &body)
@@ -292,7 +292,7 @@ impl RestateAdmin {
         Ok(answer.metadata_cluster_health.members.len())
     }
 
-    /// Work of Holdfast's objects that the engine has not finished. Cheap as long as few completed invocations are retained.
+    /// Counts the unfinished invocations of Holdfast's objects. Cheap as long as few completed invocations are retained.
     pub async fn unfinished(&self) -> Result<Unfinished, Error> {
         #[derive(Deserialize)]
         struct Row {
@@ -313,7 +313,7 @@ impl RestateAdmin {
         })
     }
 
-    /// When the oldest unfinished invocation of Holdfast's objects was made; none when there is none.
+    /// Start of the oldest unfinished invocation of Holdfast's objects, if there is one.
     pub async fn oldest_unfinished(&self) -> Result<Option<OffsetDateTime>, Error> {
         #[derive(Deserialize)]
         struct Row {
@@ -334,7 +334,7 @@ impl RestateAdmin {
             .map_err(|error| self.unknown(path, serde::de::Error::custom(error)))
     }
 
-    /// Which checkouts somebody takes further.
+    /// The checkouts with a live workflow, and the users with live invocations.
     pub async fn live_checkouts(&self) -> Result<Live, Error> {
         #[derive(Deserialize)]
         struct Row {
@@ -355,7 +355,7 @@ impl RestateAdmin {
         })
     }
 
-    /// Asks a question in SQL.
+    /// Sends an SQL query.
     pub async fn query<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, Error> {
         #[derive(Deserialize)]
         struct Answer<T> {
@@ -439,15 +439,15 @@ fn refusal(answer: &[u8]) -> String {
     }
 }
 
-/// Pause between two questions while the engine has work.
+/// Pause between two queries while Restate has work.
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
-/// Pause between two questions while it has none or is silent, and between two readings while an answer is awaited.
+/// Pause between two queries while it has none or does not answer, and between two readings while an answer is awaited.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
-/// A pause is at least this many times as long as the answer took: asking takes at most a twentieth of the time.
+/// A pause is at least this many times as long as the answer took: queries take at most a twentieth of the time.
 const PAUSE_PER_ANSWER: u32 = 20;
 
-/// Tells the gate again and again how much the engine has not finished, until `shutdown`. While the engine is silent the last
-/// value is told again under new numbers, so that the gate goes on at its last rate.
+/// Reports Restate's backlog to the gate until `shutdown`. While Restate does not answer, it reports the last value under new
+/// reading numbers, so that the gate goes on at its last rate.
 pub async fn watch_engine(
     admin: RestateAdmin,
     metrics: Arc<Metrics>,

@@ -1,35 +1,35 @@
-//! What an error means for whoever tries again: one table for each client, by the codes that its server answers with. Everybody
-//! asks here, and does with the [`Fault`] what is right in its place. What no table names is [`Fault::Unknown`], never transient.
+//! The meaning of errors for retries: one table for each client, by the codes of its server's answers. Every module that retries
+//! asks here, and acts on the [`Fault`] in its own way. A code that no table names is [`Fault::Unknown`], never transient.
 
 use rdkafka::error::RDKafkaErrorCode;
 
-/// Whose fault an error is, and so what helps against it.
+/// The place of a fault, and so the remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The server is away, overloaded or starting, or the way to it is broken: nothing passes until that is mended.
+    /// The server is away, overloaded or starting, or the network to it is broken: nothing passes until that is mended.
     Server,
-    /// This connection alone: it is thrown away, and the same passes on a new one.
+    /// This connection alone: the client drops it, and a retry passes on a new one.
     Session,
-    /// A rival was in the way: the same may pass now.
+    /// A conflict with another writer: a retry may pass now.
     Rival,
-    /// The place that was asked for, such as a topic: everything for it fails, and everything else passes.
+    /// The destination, such as a topic: everything for it fails, and everything else passes.
     Destination,
-    /// What was sent: the same fails for good, and everything else passes.
+    /// The content that was sent: a retry fails for good, and everything else passes.
     Content,
     /// A setting, a grant, a table: everything fails until an operator mends it.
     Setting,
-    /// Nobody has thought of it.
+    /// No table names the code.
     Unknown,
 }
 
 impl Fault {
-    /// Whether waiting helps, with nobody mending anything.
+    /// True if a later retry may pass without an operator.
     pub fn is_transient(self) -> bool {
         matches!(self, Fault::Server | Fault::Session | Fault::Rival)
     }
 }
 
-/// A SQLSTATE. Source: PostgreSQL, appendix A.
+/// The fault of a SQLSTATE. Source: PostgreSQL, appendix A.
 pub fn postgres(sqlstate: &str) -> Fault {
     match sqlstate {
         // Read-only: a session from before a failover. A closed or broken transaction, an idle one that was ended, a statement
@@ -54,7 +54,7 @@ pub fn postgres(sqlstate: &str) -> Fault {
     }
 }
 
-/// What the SQL client says, by SQLSTATE if the server answered.
+/// The fault of the SQL client's error, by SQLSTATE if the server answered.
 pub fn sql(error: &sqlx::Error) -> Fault {
     use sqlx::Error;
     match error {
@@ -68,7 +68,7 @@ pub fn sql(error: &sqlx::Error) -> Fault {
     }
 }
 
-/// What Kafka or its client library says. Source: Kafka, protocol error codes; librdkafka, `rd_kafka_resp_err_t`.
+/// The fault of a code of Kafka or its client library. Source: Kafka, protocol error codes; librdkafka, `rd_kafka_resp_err_t`.
 pub fn kafka(code: RDKafkaErrorCode) -> Fault {
     use RDKafkaErrorCode::*;
     match code {
@@ -78,7 +78,7 @@ pub fn kafka(code: RDKafkaErrorCode) -> Fault {
         MessageTimedOut | OperationTimedOut | RequestTimedOut | TimedOutQueue | Retry | QueueFull | WaitCache => {
             Fault::Server
         }
-        // A producer was given up, with all that it had in hand.
+        // A producer was dropped with the records in its queue.
         PurgeQueue | PurgeInflight => Fault::Server,
         LeaderNotAvailable
         | NotLeaderForPartition
@@ -90,7 +90,7 @@ pub fn kafka(code: RDKafkaErrorCode) -> Fault {
         | NotController
         | StaleControllerEpoch => Fault::Server,
         CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator | WaitingForCoordinator => Fault::Server,
-        // So it is refused as long as too few brokers are up.
+        // Kafka answers so as long as too few brokers are up.
         NotEnoughReplicas | NotEnoughReplicasAfterAppend | ISRInsufficient | InvalidReplicationFactor => Fault::Server,
         KafkaStorageError | ThrottlingQuotaExceeded | UnstableOffsetCommit | OffsetNotAvailable => Fault::Server,
         RebalanceInProgress | IllegalGeneration | UnknownMemberId | FencedInstanceId | FencedMemberEpoch
@@ -137,7 +137,7 @@ pub fn kafka(code: RDKafkaErrorCode) -> Fault {
     }
 }
 
-/// A status of Restate's admin API, where all comes from us: what it refuses, a setting or a version has to mend.
+/// The fault of a status of Restate's admin API. All requests are our own: a setting or a version has to mend a refusal.
 pub fn restate_admin(status: u16) -> Fault {
     match status {
         408 | 425 | 429 | 500..=599 => Fault::Server,
@@ -145,7 +145,7 @@ pub fn restate_admin(status: u16) -> Fault {
     }
 }
 
-/// A status of Restate's ingress. A service that is not found is one that is not registered yet.
+/// The fault of a status of Restate's ingress. A service that is not found is one that is not registered yet.
 pub fn restate_ingress(status: u16) -> Fault {
     match status {
         404 => Fault::Server,
@@ -153,7 +153,7 @@ pub fn restate_ingress(status: u16) -> Fault {
     }
 }
 
-/// A status of the payment provider, where its body does not say more.
+/// The fault of a status of the payment provider, if its body does not say more.
 pub fn provider(status: u16) -> Fault {
     match status {
         408 | 425 | 429 | 500..=599 => Fault::Server,
@@ -164,7 +164,7 @@ pub fn provider(status: u16) -> Fault {
     }
 }
 
-/// A mail server's answer to a command. That it does not let us in, or does not like our own address, is ours to mend.
+/// The fault of a mail server's answer to a command. A refusal of our credentials or of our own address is ours to mend.
 pub fn smtp(command: &str, code: u16) -> Fault {
     match (command, code) {
         ("AUTH" | "MAIL", 500..=599) | (_, 530..=539) => Fault::Setting,

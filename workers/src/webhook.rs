@@ -1,15 +1,15 @@
-//! What the payment provider tells by itself becomes events on `payments`. Nothing is kept here: a webhook is answered with 200
-//! once Kafka has its event, and until then the provider comes again.
+//! The receiver of the payment provider's webhooks, which become events on `payments`. It keeps nothing: it answers a webhook
+//! with 200 once Kafka has its event, and until then the provider retries.
 //!
 //! | answer | when |
 //! | --- | --- |
 //! | 200 | Kafka has the event; or it is of no interest, or about a payment that Holdfast did not make |
-//! | 400 | unsigned, forged, signed too long ago, or not to be understood |
+//! | 400 | unsigned, forged, signed too long ago, or not decodable |
 //! | 408, 413 | the body does not arrive, or is too large |
 //! | 503 | Kafka or the provider does not answer in time |
 //!
-//! A webhook that comes twice makes the same event twice: all of it is as the provider wrote it down when it happened. A dispute
-//! does not name its checkout; what is looked up for it are the two names that its payment was made with, which never change.
+//! A webhook that comes twice makes the same event twice: the provider sends the same content at each delivery. A dispute does
+//! not name its checkout; the receiver looks up checkout and user in its payment's metadata, which never change.
 //!
 //! `webhook` refuses to start without a provider to ask: a dispute names neither checkout nor user. The first one may come
 //! after months, and would be answered 503 until the provider gives it up.
@@ -36,28 +36,29 @@ use crate::provider::webhook::{self, Buyer, Dispute, What};
 use crate::provider::{self, Provider};
 use crate::{config, error};
 
-/// The largest body, in bytes. The provider's are a hundredth of it.
+/// Largest body, in bytes. The provider's are a hundredth of it.
 const LIMIT: usize = 1 << 20;
 
-/// How long a body may take to arrive.
+/// Longest time for a body to arrive.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(8);
 
-/// How long Kafka may take, and all that follows the arrival. With the arrival it is less than the time to drain.
+/// Longest time from the arrival of the body to the answer, Kafka's acknowledgement included. Together with the arrival it is
+/// less than the time to drain.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(8);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
 
-/// What the role needs to know.
+/// The settings of the role.
 pub struct Settings {
     pub kafka: config::Kafka,
     pub webhook: config::Webhook,
-    /// For disputes.
+    /// Asked for the payments of disputes.
     pub provider: Provider,
     pub clock: fn() -> OffsetDateTime,
 }
 
-/// Takes webhooks until `shutdown`; those in hand are then answered.
+/// Receives webhooks until `shutdown`; those under way are then answered.
 ///
 /// # Errors
 /// The listener fails, or no Kafka producer can be made.
@@ -89,7 +90,7 @@ struct Receiver {
     metrics: Arc<Metrics>,
 }
 
-/// What a webhook was good for.
+/// The result of a webhook that is answered with 200.
 enum Receipt {
     /// Kafka has its event.
     Accepted,
@@ -142,7 +143,7 @@ impl Receiver {
         Ok(Receipt::Accepted)
     }
 
-    /// None when it is of no interest.
+    /// Verifies and decodes a webhook; none when it is of no interest.
     fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Option<webhook::Event>, Refused> {
         let Settings { webhook, clock, .. } = &self.settings;
         let signature = text(headers, webhook::SIGNATURE).unwrap_or_default();
@@ -152,7 +153,7 @@ impl Receiver {
         Ok(webhook::read(body)?)
     }
 
-    /// For whom the payment was made; none when somebody else made it.
+    /// The checkout and the user that the payment was made for; none when Holdfast did not make it.
     async fn buyer(&self, told: &webhook::Event) -> Result<Option<(CheckoutId, UserId)>, Refused> {
         let buyer = match &told.buyer {
             Buyer::Unsaid => {
@@ -179,7 +180,7 @@ impl Receiver {
     }
 }
 
-/// The event that a webhook tells.
+/// The event that a webhook becomes.
 fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option<Traceparent>) -> Event<UserEvent> {
     let payment = told.payment;
     let data = match told.what {
@@ -238,7 +239,7 @@ impl Receipt {
     }
 }
 
-/// Why no webhooks can be taken.
+/// The reason why the role cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("webhooks cannot be taken to Kafka")]
@@ -247,7 +248,7 @@ pub enum Error {
     Listener(#[source] std::io::Error),
 }
 
-/// Why a webhook was not taken, in words for whoever sent it.
+/// The reason why a webhook was refused, in words for its sender.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(transparent)]
@@ -286,7 +287,7 @@ impl Refused {
         }
     }
 
-    /// What anybody on the way here can cause is counted, and fills no log.
+    /// Logs a refusal; those that any sender on the Internet can cause only at debug level, so that they fill no log.
     fn log(&self) {
         let why = error::chain(self);
         match self {

@@ -1,4 +1,4 @@
-//! Checkouts for an operator: which are stuck, how one stands, and how it is settled.
+//! Checkouts for an operator: lists the stuck ones, shows one, settles one.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -52,7 +52,7 @@ async fn find(pool: &PgPool, checkout: &str) -> anyhow::Result<Checkout> {
     found.with_context(|| format!("{checkout:?} was never opened: check the id"))
 }
 
-/// Takes the checkout to its end, as its workflow would.
+/// Drives the checkout to its end, as its workflow would.
 async fn settle(
     config: &Config,
     pool: &PgPool,

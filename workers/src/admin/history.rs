@@ -1,4 +1,4 @@
-//! Tickets, their attributes, and users for an operator: what each is or was, and how it came to be so.
+//! Tickets, their attributes, and users for an operator: the state now or earlier, and the changes that led to it.
 
 use std::io::Write;
 
@@ -13,16 +13,16 @@ use crate::store::change_log::{Change, Until};
 use crate::store::commit::Stored;
 use crate::store::ticket_attributes;
 
-/// What can be shown as its change log tells.
+/// An entity that can be shown from its change log.
 pub(super) trait Shown: Stored + History {
-    /// What happens to it first.
+    /// The verb of its first change.
     const BEGUN: &'static str;
 
-    /// Names, each of at most eleven characters, with values.
+    /// The state as names, each of at most eleven characters, with values.
     fn described(was: &Self::Was) -> anyhow::Result<Vec<(&'static str, String)>>;
 }
 
-/// Prints what has this key as of `until`, and every change up to then.
+/// Prints the entity with this key as of `until`, and every change up to then.
 pub(super) async fn show<E: Shown>(pool: &PgPool, key: &str, until: Until) -> anyhow::Result<()> {
     let key = parse::<KeyOf<E>>(key)?;
     let changes = E::changes(pool, &key, until).await?;

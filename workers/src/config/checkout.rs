@@ -9,13 +9,13 @@ use super::Checks;
 use crate::domain::checkout::MOST_TICKETS;
 use crate::domain::ticket::HOLD_FOR_SECONDS;
 
-/// `verify` takes a checkout for lost that neither ends, goes on nor gets stuck for a day.
+/// `verify` reports a checkout that neither ends, takes a step nor gets stuck for a day.
 const MOST_STUCK_AFTER: Duration = Duration::from_secs(12 * 3_600);
 
-/// What buyers may do, and when an operator is asked for.
+/// Limits for buyers, and the times after which a checkout needs an operator or the reconciler.
 #[derive(Args, Debug, Clone)]
 pub struct Checkout {
-    /// How long a ticket is held when the request does not say, in whole seconds: 1s to 24h.
+    /// Length of a hold when the request names none, in whole seconds: 1s to 24h.
     #[arg(long, env = "HOLDFAST_HOLD_FOR", default_value = "15m", value_parser = humantime::parse_duration, global = true)]
     pub hold_for: Duration,
     /// Most tickets that one user may have in the cart at a time, 1 to 100.
@@ -27,11 +27,11 @@ pub struct Checkout {
     /// The currency that credits pay, one minor unit each.
     #[arg(long, env = "HOLDFAST_CREDITS_CURRENCY", default_value = "EUR", value_parser = currency, global = true)]
     pub credits_currency: Currency,
-    /// How long a step of a checkout may not come through, as when the payment provider leaves it unknown how a payment stands,
+    /// Longest time for which a step of a checkout may fail, as when the payment provider does not tell a payment's state,
     /// before the checkout counts as stuck; at most 12h.
     #[arg(long, env = "HOLDFAST_STUCK_AFTER", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
     pub stuck_after: Duration,
-    /// How long a checkout that no workflow takes further is left alone before it is given up.
+    /// Time without a step, and without a workflow in Restate, after which a checkout counts as abandoned and is undone.
     #[arg(long, env = "HOLDFAST_ABANDONED_AFTER", default_value = "1m", value_parser = humantime::parse_duration, global = true)]
     pub abandoned_after: Duration,
 }

@@ -1,10 +1,10 @@
-//! What one `holdfast` process does: the subcommands.
+//! The subcommands.
 
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// What one `holdfast` process does.
+/// The work of one `holdfast` process.
 #[derive(Subcommand, Debug, Clone)]
 pub enum Command {
     /// Take events from the public topics, check them and hand them on, gathered by key.
@@ -14,7 +14,7 @@ pub enum Command {
     Serve,
     /// Bring outcomes from the outbox to Kafka, exactly once.
     Relay,
-    /// Take the payment provider's signed events and hand them to Kafka.
+    /// Receive the payment provider's signed events and produce them to Kafka.
     Webhook,
     /// Migrate, serve, register, then gate and relay, in one process; webhooks too, where there is a secret for them.
     Run {
@@ -44,10 +44,10 @@ pub enum Command {
     Admin(Admin),
 }
 
-/// What an operator can look at and settle.
+/// The commands of an operator.
 #[derive(Subcommand, Debug, Clone)]
 pub enum Admin {
-    /// Records that could not be taken.
+    /// Records that could not be decided.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
     /// Rows that wait for Kafka.
@@ -83,7 +83,7 @@ pub enum CheckoutCommand {
 /// Commands on tickets.
 #[derive(Subcommand, Debug, Clone)]
 pub enum Ticket {
-    /// Show what the ticket is, or was, and every change up to then.
+    /// Show the ticket as it is, or was, and every change up to then.
     Show {
         ticket: String,
         #[command(flatten)]
@@ -108,7 +108,7 @@ pub enum User {
     },
 }
 
-/// Which state of something that has a change log; without either, the newest.
+/// The state to show of an entity with a change log; without either option, the newest.
 #[derive(Args, Debug, Clone, Copy)]
 pub struct State {
     /// As it was at this moment by the database's clock, such as 2030-01-31T19:30:00Z.
@@ -139,7 +139,7 @@ pub enum Outbox {
     List,
     /// Let the relay try a refused row again.
     Retry { id: i64 },
-    /// Delete a refused row for good: its outcome is never told.
+    /// Delete a refused row for good: its outcome is never sent to Kafka.
     Drop { id: i64 },
 }
 

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::Checks;
 
-/// Where Postgres is, and how long its answers may take.
+/// The address of Postgres, and the time-outs of its answers.
 #[derive(Args, Debug, Clone)]
 pub struct Database {
     /// Postgres, `postgres://user:password@host:port/database`.
@@ -24,8 +24,8 @@ pub struct Database {
     /// is added to it. Without it, credits are refused.
     #[arg(long, env = "HOLDFAST_LOYALTY_URL", hide_env_values = true, global = true)]
     pub loyalty_url: Option<SecretString>,
-    /// Age from which credits that a try prepared there count as left behind, and are ended as the row of the try says. A try
-    /// that is merely slower is aborted by that, and made again.
+    /// Age from which a transaction that is prepared there counts as left behind by its try, and is ended as the try's row
+    /// says. A try that is merely slower is aborted by that, and made again.
     #[arg(long, env = "HOLDFAST_CREDITS_ABANDONED_AFTER", default_value = "60s", value_parser = humantime::parse_duration, global = true)]
     pub credits_abandoned_after: Duration,
     /// Connections of one process.
@@ -43,7 +43,7 @@ pub struct Database {
     /// Longest time a transaction may do nothing before the server ends its session.
     #[arg(long, env = "HOLDFAST_IDLE_IN_TRANSACTION_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]
     pub idle_in_transaction_timeout: Duration,
-    /// How long an event's answer is kept; an older event is never decided.
+    /// Retention of idempotency records, which have the answers to events; an older event is never decided.
     #[arg(long, env = "HOLDFAST_IDEMPOTENCY_RETENTION", default_value = "7d", value_parser = humantime::parse_duration, global = true)]
     pub idempotency_retention: Duration,
 }

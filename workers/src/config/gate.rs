@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::Checks;
 
-/// How the gate gathers.
+/// The gate's consumer group and the bounds of its windows.
 #[derive(Args, Debug, Clone)]
 pub struct Gate {
     /// Kafka consumer group of the gates.

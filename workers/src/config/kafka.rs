@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Checks;
 
-/// Where Kafka is, and how its topics are laid out.
+/// The address of Kafka, and the layout of its topics.
 #[derive(Args, Debug, Clone)]
 pub struct Kafka {
     /// Kafka bootstrap servers, `host:port` separated by commas.
@@ -29,7 +29,7 @@ pub struct Kafka {
     /// Largest record on the admitted and dead-letter topics, in bytes.
     #[arg(long, env = "HOLDFAST_ADMITTED_RECORD_BYTES", default_value_t = 4 << 20, global = true)]
     pub admitted_record_bytes: usize,
-    /// How long the topics keep records.
+    /// Retention of the topics' records.
     #[arg(long, env = "HOLDFAST_TOPIC_RETENTION", default_value = "14d", value_parser = humantime::parse_duration, global = true)]
     pub topic_retention: Duration,
 }

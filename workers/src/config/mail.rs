@@ -15,12 +15,12 @@ const SMTP_PORT: u16 = 25;
 const SUBMISSION_PORT: u16 = 587;
 const SUBMISSIONS_PORT: u16 = 465;
 
-/// How customers are told of their checkouts.
+/// The mail server and the sender of mails to customers.
 #[derive(Args, Debug, Clone)]
 pub struct Mail {
     /// The mail server: `smtps://user:password@host` speaks TLS, `smtp://user:password@host?tls=required` changes to TLS by
-    /// STARTTLS, `smtp://host` has no TLS and suits a server nearby. Without it, no mail is ever written about what happens
-    /// meanwhile, so give it to every process that may end a checkout: `serve`, `run`, `admin checkout settle`.
+    /// STARTTLS, `smtp://host` has no TLS and suits a server nearby. A process without it has no mails sent about the
+    /// outcomes that it writes, so give it to every process that may end a checkout: `serve`, `run`, `admin checkout settle`.
     #[arg(long, env = "HOLDFAST_SMTP_URL", hide_env_values = true, global = true)]
     pub smtp_url: Option<SecretString>,
     /// The address that mails come from, such as tickets@example.org.
@@ -43,7 +43,7 @@ pub struct MailServer {
     pub credentials: Option<MailCredentials>,
 }
 
-/// How the connection to the mail server is protected.
+/// The protection of the connection to the mail server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MailSecurity {
     Plain,
@@ -53,7 +53,7 @@ pub enum MailSecurity {
     Tls,
 }
 
-/// How we authenticate to the mail server.
+/// The credentials for the mail server.
 #[derive(Debug, Clone)]
 pub struct MailCredentials {
     pub user: String,

@@ -1,5 +1,5 @@
 //! Every setting, from flags and environment, checked before any socket opens: a file for each section, which checks itself.
-//! Nobody else reads the environment.
+//! No other module reads the environment.
 
 mod checkout;
 mod command;
@@ -58,7 +58,7 @@ impl Cli {
             "webhook-secret",
             "give the secret of the endpoint at the payment provider: without it, anybody could be the provider",
         );
-        // Refused at once: the first dispute may come after months, and be repeated in vain.
+        // Refused at the start: the first dispute may come after months, and all its deliveries would fail.
         checks.require(
             !takes_webhooks || provider.url.is_some(),
             "provider-url",
@@ -116,7 +116,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Has each section check what the parser cannot see.
+    /// Has each section check its values beyond what the parser checks.
     ///
     /// # Errors
     /// Every wrong setting.
@@ -163,7 +163,7 @@ pub struct Invalid {
     pub what: String,
 }
 
-/// The variable that says the same as a flag.
+/// The environment variable of a flag.
 fn variable(flag: &str) -> String {
     format!("HOLDFAST_{}", flag.to_uppercase().replace('-', "_"))
 }

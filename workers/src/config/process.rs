@@ -1,4 +1,4 @@
-//! Settings: what every process has.
+//! Settings of every process.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::Checks;
 
-/// What every process has: a name, an HTTP port for operators, logs, a time to drain.
+/// Settings of every process: its name, the HTTP port for operators, logs, the time to drain.
 #[derive(Args, Debug, Clone)]
 pub struct Process {
     /// Name of this process among its kind, the same over restarts; the host name when absent. Two gates on one host must differ.
@@ -16,7 +16,7 @@ pub struct Process {
     /// Address of /metrics, /livez and /readyz.
     #[arg(long, env = "HOLDFAST_HTTP_LISTEN", default_value = "127.0.0.1:9464", global = true)]
     pub http_listen: SocketAddr,
-    /// How long work in hand may take to finish after the first signal.
+    /// Longest time that work under way may take to finish after the first signal.
     #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub drain_timeout: Duration,
     /// Form of the log lines.

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{Checks, is_a_word};
 
-/// Who moves money, and how long its answers may take.
+/// The payment provider, and the time-out of its answers.
 #[derive(Args, Debug, Clone)]
 pub struct Provider {
     /// The payment provider's API, as Stripe serves it. Without it, checkouts that need money are refused.
@@ -27,7 +27,7 @@ pub struct Provider {
         global = true
     )]
     pub key: Option<SecretString>,
-    /// Longest time one call may take; after that its fate is unknown, and asked about.
+    /// Longest time one call may take; after that its result is unknown, and Holdfast asks for the payment's state.
     #[arg(long = "provider-timeout", env = "HOLDFAST_PROVIDER_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub timeout: Duration,
 }

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::Checks;
 
-/// How the relay batches.
+/// The bounds of the relay's batches.
 #[derive(Args, Debug, Clone)]
 pub struct Relay {
     /// Most outbox rows in one Kafka transaction.

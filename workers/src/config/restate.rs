@@ -6,7 +6,7 @@ use url::Url;
 use super::Checks;
 use super::kafka::{BOOTSTRAP_FORM, bootstrap_is_well_formed};
 
-/// Where Restate is.
+/// The addresses of Restate.
 #[derive(Args, Debug, Clone)]
 pub struct Restate {
     /// Restate's admin API.

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Checks;
 
-/// How `serve` listens and writes.
+/// The address of `serve`, and the bounds of its statements and retries.
 #[derive(Args, Debug, Clone)]
 pub struct Serve {
     /// Address on which the objects listen for Restate (HTTP/2).

@@ -8,10 +8,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{Checks, is_a_word};
 
-/// How the payment provider's own words come in.
+/// The listener for the payment provider's webhooks.
 #[derive(Args, Debug, Clone)]
 pub struct Webhook {
-    /// Address on which the payment provider's events are taken (POST /). The provider wants HTTPS: put a proxy before it.
+    /// Address that receives the payment provider's events (POST /). The provider wants HTTPS: put a proxy before it.
     #[arg(
         id = "webhook-listen",
         long = "webhook-listen",
@@ -20,8 +20,8 @@ pub struct Webhook {
         global = true
     )]
     pub listen: SocketAddr,
-    /// The secret with which the provider signs them, its endpoint's own; both, separated by a comma, while one replaces the
-    /// other. Without it, `run` takes none.
+    /// The signing secret of the provider's webhook endpoint; two, separated by a comma, while one replaces the other.
+    /// Without it, `run` receives no webhooks.
     #[arg(
         long = "webhook-secret",
         env = "HOLDFAST_WEBHOOK_SECRET",
@@ -29,7 +29,7 @@ pub struct Webhook {
         global = true
     )]
     pub secret: Option<SecretString>,
-    /// How far the moment of a signature may be from now: a longer one lets others repeat for longer what they overheard.
+    /// Largest distance of a signature's time from now: a longer one gives more time to replay an overheard request.
     #[arg(long = "webhook-tolerance", env = "HOLDFAST_WEBHOOK_TOLERANCE", default_value = "5m", value_parser = humantime::parse_duration, global = true)]
     pub tolerance: Duration,
 }

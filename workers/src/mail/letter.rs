@@ -1,4 +1,4 @@
-//! What mails say: one template for each kind, language and form, in `templates/`.
+//! The texts of mails: one template for each kind, language and form, in `templates/`.
 
 use askama::Template;
 use holdfast_schemas::{CheckoutFailure, Currency, Language as Tag, Name};
@@ -6,12 +6,12 @@ use holdfast_schemas::{CheckoutFailure, Currency, Language as Tag, Name};
 use crate::domain::checkout::{Checkout, State};
 use crate::store::mails::{Contents, Kind};
 
-/// A mail, but for its addresses.
+/// A mail without its addresses.
 #[derive(Debug)]
 pub(super) struct Letter {
-    /// What the recipient wants to be called, on one line.
+    /// The recipient's name, on one line.
     pub(super) name: Option<String>,
-    /// Nothing that anybody else wrote.
+    /// A fixed text, without anything that a customer or a shop wrote.
     pub(super) subject: &'static str,
     pub(super) text: String,
     pub(super) html: String,
@@ -24,19 +24,19 @@ enum Language {
     German,
 }
 
-/// What the templates may name. Nothing here has more than one line, so that nobody can write paragraphs of ours.
+/// The values for the templates. Each has one line at most, so that no customer or shop can add paragraphs to a mail.
 struct Facts {
     name: Option<String>,
     order: String,
     seats: Vec<Seat>,
     total: String,
     credits: Option<String>,
-    /// What is left to pay.
+    /// The part of the price that credits do not pay.
     due: String,
-    /// What was given back.
+    /// The refund.
     amount: String,
     in_part: bool,
-    /// Why it came to nothing, as a sentence.
+    /// The reason of the failure, as a sentence.
     why: &'static str,
 }
 
@@ -72,7 +72,7 @@ templates! {
 }
 
 impl Letter {
-    /// `amount`: what was given back, in minor units.
+    /// Writes a mail. `amount`: the refund, in minor units.
     pub(super) fn write(kind: Kind, amount: Option<i64>, contents: &Contents) -> askama::Result<Self> {
         use Language::{English, German};
         let Contents { checkout, user } = contents;
@@ -147,7 +147,7 @@ impl Facts {
 }
 
 impl Language {
-    /// By the first part of the tag; English when there is none, or when it is another one.
+    /// The language of the tag's first part; English when there is no tag or no template for it.
     fn of(tag: Option<&Tag>) -> Self {
         let primary = tag.and_then(|tag| tag.as_str().split('-').next());
         match primary {

@@ -1,10 +1,12 @@
-//! Mail to customers: takes the mails that wait, has the mail server take each, and notes what it said. A mail waits in a row of
-//! the database, so it never holds up seats or money, and survives every process; several processes may send at once.
+//! Mail to customers: the mailer leases waiting mails, sends each to the mail server, and writes the server's answer. A mail
+//! waits in a row of the database, so it never holds up seats or money, and survives every process; several processes may
+//! send at once.
 //!
-//! SMTP knows no exactly once: a mail is sent again when nobody could note that it was taken. It has the same `Message-ID` then.
+//! SMTP has no exactly once: a mail is sent again when the mailer could not write that the server accepted it. The repeat has the
+//! same `Message-ID`.
 //!
 //! A mail is a row with a lease and no step of the checkout's workflow. The row is written in the transaction of the
-//! outcome, whoever ends the checkout: the workflow, the reconciler, an operator, an event of the provider. It waits for a
+//! outcome, whichever of these ends the checkout: workflow, reconciler, operator, event of the provider. It waits for a
 //! mail server that is away without a live invocation, and `verify` can count it. The mailer that sends a mail leases it
 //! for a little longer than an exchange may last: no lock is held meanwhile, and a process that died holds it up no longer.
 
@@ -32,25 +34,25 @@ use crate::store::{self, PgPool};
 use letter::Letter;
 use smtp::Server;
 
-/// How often mails are looked for.
+/// Interval at which the mailer looks for mails.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often those that wait are counted.
+/// Interval at which waiting mails are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 
-/// How many mails one process sends at once.
+/// Mails that one process sends at once.
 const AT_ONCE: usize = 8;
 
-/// The pause after the first try that failed; each further one is twice as long.
+/// Pause after the first failed try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How much longer than an exchange may take a mail stays taken: time to read it before, and to note its fate afterwards.
+/// Length of a lease beyond the longest exchange: time to read the mail before, and to write the answer afterwards.
 const TO_SPARE: Duration = Duration::from_secs(5);
 
-/// How long mails under way may take when the process ends.
+/// Longest time for mails under way when the process ends.
 const LAST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends the mails that wait.
+/// Sends the waiting mails.
 #[derive(Clone)]
 pub struct Mailer {
     pool: PgPool,
@@ -61,22 +63,22 @@ pub struct Mailer {
     metrics: Arc<Metrics>,
 }
 
-/// Why there is no mailer.
+/// The reason why no mailer can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no TLS with the mail server: are the system's certificates there?")]
     Tls(#[source] lettre::transport::smtp::Error),
 }
 
-/// What became of a mail, with the mail server's answer.
+/// The result of a try to send a mail, with the mail server's answer.
 enum Fate {
     Sent(u16),
-    /// It is never taken.
+    /// The server refuses it for good.
     Refused(Option<u16>),
     Later(Option<u16>),
 }
 
-/// Why a mail cannot be made, now or ever.
+/// The reason why a mail cannot be written, now or ever.
 #[derive(Debug, thiserror::Error)]
 enum Unwritten {
     #[error(transparent)]
@@ -98,10 +100,10 @@ pub fn message_id(checkout: &CheckoutId, place: &str, domain: &str) -> String {
 }
 
 impl Mailer {
-    /// By the settings; none without a mail server. Nothing is sent yet.
+    /// A mailer by the settings; none without a mail server. It sends nothing yet.
     ///
     /// # Errors
-    /// There is to be TLS, and there are no certificates to trust.
+    /// The settings demand TLS, and the system has no certificates to trust.
     pub fn new(config: &config::Mail, pool: &PgPool, metrics: &Arc<Metrics>) -> Result<Option<Self>, Error> {
         let (Some(address), Some(from)) = (config.server(), config.sender()) else {
             return Ok(None);
@@ -117,7 +119,7 @@ impl Mailer {
         }))
     }
 
-    /// Sends what waits, until shutdown; what is under way then is finished, if that does not take long.
+    /// Sends waiting mails until shutdown; those under way then are finished, if that does not take long.
     ///
     /// # Errors
     /// Sending panicked.
@@ -147,11 +149,11 @@ impl Mailer {
             }
             anyhow::Ok(())
         };
-        // What takes longer is sent again by whoever comes next.
+        // A mail that takes longer is sent again by the next mailer.
         timeout(LAST_PATIENCE, under_way).await.unwrap_or(Ok(()))
     }
 
-    /// Counts what waits, for ever.
+    /// Counts the waiting mails, for ever.
     pub async fn count(self) {
         let mut ticks = interval(COUNT_EVERY);
         loop {
@@ -229,7 +231,7 @@ impl Mailer {
             .to(Mailbox::new(letter.name, to))
             .subject(letter.subject)
             .message_id(Some(id))
-            // So that no absence is answered to us (RFC 3834).
+            // Keeps mailboxes from sending us notices of absence (RFC 3834).
             .raw_header(HeaderValue::new(
                 HeaderName::new_from_ascii_str("Auto-Submitted"),
                 "auto-generated".to_owned(),
@@ -238,7 +240,7 @@ impl Mailer {
             .map_err(Unwritten::Mail)
     }
 
-    /// Notes what became of a mail, and does not rest before: what was sent and is not noted is sent again.
+    /// Writes the result of a mail, and retries until that succeeds: a mail that was sent without a note is sent again.
     async fn note(&self, mail: &LeasedMail, fate: Fate) {
         let mut pauses = store::pauses();
         loop {
@@ -269,7 +271,7 @@ impl Mailer {
     }
 }
 
-/// How long to wait after so many tries.
+/// The pause after this many tries.
 fn pause(attempts: i32, longest: Duration) -> Duration {
     let doublings = u32::try_from(attempts - 1).unwrap_or(0).min(30);
     FIRST_PAUSE.saturating_mul(1 << doublings).min(longest)

@@ -1,5 +1,5 @@
-//! A mail server, and one exchange with it: the mail is taken, or there is a reason why not. Reasons never hold what a server
-//! said in words, since it may repeat the address.
+//! A mail server, and one exchange with it: the server accepts the mail, or there is a reason why not. Reasons never contain the
+//! text of the server's answer, since it may repeat the address.
 //!
 //! SMTP is spoken command by command: a 5xx to the recipient or the mail ends that mail; one to our credentials or our own
 //! address is ours to mend, and must refuse nobody's. And once the mail is accepted nothing may be waited for before that
@@ -19,19 +19,19 @@ use tokio::time::timeout;
 use crate::config::{MailSecurity, MailServer};
 use crate::transience::{self, Fault};
 
-/// How long a server may take to say goodbye.
+/// Longest wait for the answer to `QUIT`.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// A mail server, and how it is spoken to.
+/// A mail server, with the settings of its connections.
 pub(super) struct Server {
     address: MailServer,
-    /// With the certificates that the system trusts; absent without TLS.
+    /// The certificates that the system trusts; absent without TLS.
     trust: Option<TlsParameters>,
     hello: ClientId,
     patience: Duration,
 }
 
-/// Why the server has not taken a mail, as far as is known.
+/// The reason why the server has not accepted a mail, as far as is known.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("no answer within {0:?}")]
@@ -48,17 +48,17 @@ pub(super) enum Error {
     Broken(#[source] SmtpError),
 }
 
-/// A mail that the server has taken.
+/// A mail that the server has accepted.
 pub(super) struct Accepted {
     pub(super) code: u16,
     connection: AsyncSmtpConnection,
 }
 
 impl Server {
-    /// `domain`: what we call ourselves; servers refuse names that are none of the Internet's.
+    /// `domain`: our name in `EHLO`; servers refuse names that are not public domains.
     pub(super) fn new(address: MailServer, domain: &str, patience: Duration) -> Result<Self, SmtpError> {
         let trust = match address.security {
-            // Without TLS a machine without certificates will do.
+            // Without TLS no certificates are needed.
             MailSecurity::Plain => None,
             MailSecurity::StartTls | MailSecurity::Tls => Some(TlsParameters::new(address.host.clone())?),
         };
@@ -70,7 +70,7 @@ impl Server {
         })
     }
 
-    /// Hands one mail over.
+    /// Sends one mail.
     pub(super) async fn deliver(&self, envelope: &Envelope, mail: &[u8]) -> Result<Accepted, Error> {
         let late = |_elapsed| Error::Late(self.patience);
         timeout(self.patience, self.exchange(envelope, mail))
@@ -125,8 +125,8 @@ impl Error {
         }
     }
 
-    /// Whether trying again is of no use: the server does not take this mail for this address. That it does not let us in, or
-    /// does not like our own address, is ours to mend, and the mail waits for it.
+    /// True if a retry is of no use: the server refuses this mail, or this address. A refusal of our credentials or of our own
+    /// address is ours to mend, and the mail waits for that.
     pub(super) fn is_final(&self) -> bool {
         match self {
             Self::Answered { command, code } => transience::smtp(command, *code) == Fault::Content,
@@ -172,7 +172,7 @@ async fn send(connection: &mut AsyncSmtpConnection, envelope: &Envelope, mail: &
     Ok(accepted.code().into())
 }
 
-/// A server that says no goodbye has the mail all the same.
+/// Ends the exchange. A server that does not answer `QUIT` has the mail all the same.
 async fn goodbye(mut connection: AsyncSmtpConnection) {
     drop(timeout(GOODBYE, connection.abort()).await);
 }
