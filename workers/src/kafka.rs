@@ -1,5 +1,5 @@
-//! What every Kafka client of Holdfast has in common: where Kafka is, how a key finds its partition, how acknowledgements
-//! are awaited, and how the headers of any record are read.
+//! Shared by every Kafka client of Holdfast: the settings, the partitioner, the wait for acknowledgements, and the reader of
+//! headers.
 //!
 //! A thread of each producer waits for Kafka's acknowledgements and wakes the caller. The client library's `poll` counts in
 //! whole milliseconds: asked to wait for less, it spins, which took a tenth of the machine from the path.
@@ -48,11 +48,11 @@ pub fn producer(config: &config::Kafka) -> ClientConfig {
 /// a core busy: the client library counts in whole ones.)
 pub type Producer = ThreadedProducer<Deliveries>;
 
-/// What became of the records of one producer. A record's opaque is any number by which its sender knows it.
+/// The delivery reports of one producer. A record's opaque is any number by which its sender knows it.
 #[derive(Debug, Default)]
 pub struct Deliveries {
     counts: Mutex<Counts>,
-    /// Told when all that was sent is settled.
+    /// Notified when all records sent are settled.
     all_settled: Condvar,
 }
 
@@ -120,14 +120,14 @@ impl ProducerContext for Deliveries {
     }
 }
 
-/// What the client library remarks, brought to our log.
+/// Brings the client library's own log lines to our log.
 #[derive(Debug, Clone, Copy)]
 pub struct Remarks;
 
 impl ClientContext for Remarks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
-            // Remarks on settings that were chosen with care.
+            // Warnings about settings that were chosen on purpose.
             _ if facility == "CONFWARN" => tracing::debug!(facility, "{message}"),
             RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
                 tracing::debug!(facility, "{message}");

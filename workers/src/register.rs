@@ -1,5 +1,5 @@
-//! `holdfast register`: makes Kafka and Restate ready, or says what differs from what is wanted. Safe to repeat: what is as
-//! wanted is left alone, and nothing that holds records is ever changed.
+//! `holdfast register`: makes Kafka and Restate ready, or reports differences from the wanted state. Safe to repeat: it leaves
+//! alone everything that is as wanted, and never changes anything that holds records.
 
 mod engine;
 mod report;
@@ -16,7 +16,7 @@ use crate::restate_admin;
 use crate::transience::{self, Fault};
 pub use report::{Finding, Line, Report};
 
-/// Where the events that the handlers take come from.
+/// The source of the handlers' events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
     /// From the gate, gathered and checked.
@@ -25,7 +25,7 @@ pub enum Path {
     Direct,
 }
 
-/// Why Kafka and Restate could not be made ready.
+/// The reason why Kafka and Restate could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("Kafka at {address} could not {what}")]
@@ -74,11 +74,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether waiting may help: something is not up yet, or still busy.
+    /// True if waiting may help: a server is not up yet, or still busy.
     fn is_transient(&self) -> bool {
         match self {
             Error::GroupActive { .. } | Error::InFlight { .. } | Error::Ingress { .. } => true,
-            // What is new is not known everywhere at once.
+            // A new topic is not known to every broker at once.
             Error::Kafka { source, .. } => {
                 (source.rdkafka_error_code()).is_none_or(|code| transience::kafka(code) != Fault::Setting)
             }
@@ -90,7 +90,7 @@ impl Error {
     }
 }
 
-/// Makes everything ready and says what was found. What is not up yet is waited for, `patience` long, or for ever without it.
+/// Makes everything ready and reports the findings. Waits for servers that are not up for `patience`, or for ever without it.
 ///
 /// # Errors
 /// The first thing that could not be made ready, when patience is over or waiting cannot help.
@@ -113,7 +113,7 @@ pub async fn arm(config: &Config) -> Result<(), Error> {
     Patience::new(None).insist(|| engine.arm_reaper()).await.map(drop)
 }
 
-/// How long to try again.
+/// The time for which to retry.
 struct Patience {
     until: Option<Instant>,
 }

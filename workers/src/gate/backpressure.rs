@@ -1,4 +1,4 @@
-//! How much the gate may hand to the engine before it looks again.
+//! Backpressure: the number of records that the gate may send to Restate before it reads Restate's backlog again.
 //!
 //! A window that is not full goes on gathering for 2 ms per unfinished invocation, at most 200 ms. A ticket's invocations
 //! run one after the other, so few large records finish sooner than many small ones. An idle engine gets everything at
@@ -6,16 +6,16 @@
 
 use std::time::Duration;
 
-/// A reading of how much work the engine has not finished.
+/// A reading of Restate's backlog.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Invocations that are not completed.
     pub unfinished: u64,
-    /// Number of the reading. A new one with the old value lets the gate go on as before while the engine is silent.
+    /// Number of the reading. A new one with the old value lets the gate go on as before while Restate does not answer.
     pub reading: u64,
 }
 
-/// How much longer a window gathers for each unfinished invocation. Each invocation of a hot key costs the engine a few disk
+/// Additional gathering time of a window for each unfinished invocation. Each invocation of a hot key costs Restate a few disk
 /// syncs, one after the other; a window that waits about as long finds the queue short.
 const PACE_PER_UNFINISHED: Duration = Duration::from_millis(2);
 /// A full window never waits, so a backlog is not slowed down; this bounds what a busy engine adds to the latency of the rest.
@@ -40,7 +40,7 @@ impl Backpressure {
         }
     }
 
-    /// Whether anything may go out.
+    /// True if a window may be sent.
     pub(super) fn is_open(&mut self, backlog: Backlog) -> bool {
         if backlog.reading != self.reading {
             *self = Self::new(self.limit, backlog);
@@ -48,8 +48,8 @@ impl Backpressure {
         self.left > 0
     }
 
-    /// How long a window goes on gathering before it is sent. An idle engine gets everything at once; behind a busy one, and
-    /// above all behind a hot key, whose invocations run one after the other, many small records become few large ones.
+    /// The time for which a window goes on gathering before it is sent. An idle Restate gets everything at once; behind a busy
+    /// one, and above all behind a hot key, whose invocations run one after the other, many small records become few large ones.
     pub(super) fn pace(&self) -> Duration {
         let unfinished = u32::try_from(self.unfinished).unwrap_or(u32::MAX);
         PACE_PER_UNFINISHED.saturating_mul(unfinished).min(LONGEST_PACE)

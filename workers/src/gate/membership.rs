@@ -1,4 +1,4 @@
-//! The gate's place in its consumer group: which partitions it reads, from where, and how far it has come.
+//! The gate's membership in its consumer group: assigned partitions, positions and committed offsets.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 /// How long the broker may take to answer a question about offsets, or the client to move to another one.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A static member of the group: it comes back to its partitions at once after a restart.
+/// A static member of the group: it gets its partitions back at once after a restart.
 pub(super) struct Membership {
     consumer: BaseConsumer<Watcher>,
     group: String,
@@ -61,8 +61,8 @@ impl Membership {
         })
     }
 
-    /// The next record, waiting for it at most `timeout`. Rebalances happen in here and nowhere else; none means nothing,
-    /// since other news may end the wait early.
+    /// The next record, waiting for it at most `timeout`. Rebalances happen in this call and nowhere else. None does not mean
+    /// that the time is over, since other events of the group may end the wait early.
     pub(super) fn poll(&self, timeout: Duration) -> Result<Option<BorrowedMessage<'_>>, Error> {
         match self.consumer.poll(timeout) {
             None => Ok(None),
@@ -76,8 +76,8 @@ impl Membership {
         self.consumer.context().rebalances.load(Ordering::Relaxed)
     }
 
-    /// Commits the ends of `spans` in the partitions that are still this member's, and waits for the answer. A commit that
-    /// fails costs no more than repeats after the next start.
+    /// Commits the ends of `spans` in the partitions that are still assigned to this member, and waits for the answer. A commit
+    /// that fails costs no more than repeats after the next start.
     pub(super) fn commit(&self, spans: &Spans) {
         let committed = self
             .offsets(spans, |span| span.next)
@@ -91,8 +91,8 @@ impl Membership {
         }
     }
 
-    /// Goes back to the beginnings of `spans` in the partitions that are still this member's; the others are read from
-    /// their last commit by whoever has them now.
+    /// Seeks back to the beginnings of `spans` in the partitions that are still assigned to this member; the other members read
+    /// theirs from the last commit.
     pub(super) fn go_back(&self, spans: &Spans) -> Result<(), Error> {
         let offsets = self.offsets(spans, |span| span.first).map_err(Error::GoBack)?;
         if offsets.count() == 0 {

@@ -1,10 +1,10 @@
-//! The gate: public topics in, admitted and dead-letter topics out. It lets through what is decodable and well keyed,
-//! gathers the events of a key, and sends everything else to the dead letters.
+//! The gate: public topics in, admitted and dead-letter topics out. It admits records that are decodable and well keyed,
+//! gathers the events of a key, and dead-letters all other records.
 //!
-//! At least once, and in order: a window goes out by an idempotent producer, its offsets are committed once all of it was
-//! acknowledged, and after any failure nothing more is sent until the consumer has gone back to where the window began. So
+//! At least once, and in order: an idempotent producer sends a window, its offsets are committed once Kafka has acknowledged
+//! all of it, and after any failure nothing more is sent until the consumer has sought back to where the window began. So
 //! each instance emits a partition in order from a point at or before the first record not yet emitted. First occurrences
-//! stay in order through crashes, rebalances and instances that were thought dead; repeats meet the idempotency record.
+//! stay in order through crashes, rebalances and zombie instances; repeats meet the idempotency record.
 
 mod backpressure;
 mod membership;
@@ -33,7 +33,7 @@ use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Producer};
 use crate::metrics::Metrics;
 
-/// Where the records of a public topic go, and how they are read.
+/// The route of a public topic: its admitted topic, and the decoder of its records.
 #[derive(Debug)]
 pub struct Route {
     pub public: &'static str,
@@ -54,23 +54,23 @@ impl Route {
 /// Every public topic.
 pub const ROUTES: &[Route] = &[Route::of::<TicketEvent>(), Route::of::<UserEvent>()];
 
-/// What the gate is given.
+/// The settings and the clock of the gate.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub kafka: config::Kafka,
     pub gate: config::Gate,
-    /// How long repeats of an event are recognised; an older event is refused.
+    /// Time for which repeats of an event are recognised; an older event is refused.
     pub idempotency_retention: Duration,
     /// Name among the members of the group, the same over restarts.
     pub instance: String,
-    /// The time now; only the age of events is read from it.
+    /// The clock; only the age of events is computed from it.
     pub clock: fn() -> OffsetDateTime,
 }
 
 /// Runs until `shutdown`, then finishes the window in flight.
 ///
 /// # Errors
-/// What only an operator or a restart can mend.
+/// Only errors that an operator or a restart has to mend.
 pub async fn run(
     settings: Settings,
     metrics: Arc<Metrics>,
@@ -94,10 +94,10 @@ const WINDOW_BYTES: usize = 16 << 20;
 const BUSY: usize = 500;
 const GRACE: Duration = Duration::from_millis(2);
 const OLD: Duration = Duration::from_millis(100);
-/// How long one look at records or acknowledgements takes at most.
+/// Longest wait for records or acknowledgements in one step.
 const IDLE: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(1);
-/// A gate that cannot send for so long stops fetching, so that news of the group still reaches it.
+/// A gate that cannot send for so long stops fetching, so that it still takes part in rebalances.
 const BLOCKED: Duration = Duration::from_secs(1);
 
 /// What a dead letter takes beside its record, with the longest detail, and the broker's own bytes.
@@ -123,7 +123,7 @@ struct Gathered {
     window: Window,
     dead_letters: Vec<(DeadLetter, OwnedMessage)>,
     begun: Instant,
-    /// The group's state when it began: after a rebalance it is another one.
+    /// The number of rebalances when it began: a larger number now means that partitions may have moved.
     rebalances: u64,
 }
 
@@ -160,7 +160,7 @@ impl Gate {
         })
     }
 
-    /// Gathers what there is, looks after the window in flight, and sends the next one when it may.
+    /// Gathers waiting records, handles acknowledgements of the window in flight, and sends the next window when it may.
     fn step(&mut self) -> Result<(), Error> {
         self.gather()?;
         self.acknowledge(Duration::ZERO)?;
@@ -202,8 +202,8 @@ impl Gate {
         Ok(())
     }
 
-    /// A gathered window may belong to another member now: it is given up. The one in flight goes on; what it repeats does
-    /// no harm.
+    /// Drops the gathered window, whose partitions may belong to another member now. The one in flight goes on; its repeats do no
+    /// harm.
     fn rebalanced(&mut self, mut spans: Spans) -> Result<(), Error> {
         if !self.gathered.window.is_empty() {
             self.metrics
@@ -322,7 +322,7 @@ impl Gate {
             .observe(window.sent_at.elapsed().as_secs_f64());
     }
 
-    /// Something of the window in flight was not delivered: nothing more is sent until everything uncommitted is read again.
+    /// Handles a failed delivery of the window in flight: nothing more is sent until all uncommitted records are read again.
     fn failed(&mut self, cause: &str) -> Result<(), Error> {
         tracing::error!(cause, "a window was not delivered; it is read and sent again");
         self.metrics
@@ -352,12 +352,12 @@ impl Gate {
         open
     }
 
-    /// Whether the window has gathered for as long as the engine has work to do.
+    /// True once the window has gathered for as long as Restate's backlog asks for.
     fn has_paced(&self) -> bool {
         self.gathered.window.is_full() || self.gathered.begun.elapsed() >= self.backpressure.pace()
     }
 
-    /// A full window waits, for acknowledgements or for the engine.
+    /// Waits with a full window, for acknowledgements or for Restate.
     fn wait_blocked(&mut self) -> Result<(), Error> {
         if self.in_flight.is_some() {
             self.acknowledge(IDLE)?;
@@ -384,7 +384,7 @@ impl Gate {
         std::mem::replace(&mut self.gathered, next)
     }
 
-    /// Finishes the window in flight; what was gathered since is read again by the next start.
+    /// Finishes the window in flight; the records gathered since are read again by the next start.
     fn leave(mut self) -> Result<(), Error> {
         while self.in_flight.is_some() {
             self.acknowledge(IDLE)?;
@@ -393,7 +393,7 @@ impl Gate {
     }
 }
 
-/// Waits for something that happens elsewhere, at most `limit`.
+/// Waits for a future, at most `limit`.
 fn wait<T>(runtime: &Handle, limit: Duration, happens: impl Future<Output = T>) {
     runtime.block_on(async {
         tokio::select! {
@@ -499,9 +499,9 @@ fn size(record: &OwnedMessage) -> usize {
 fn producer(settings: &Settings) -> Result<Producer, Error> {
     let mut config = kafka::producer(&settings.kafka);
     config
-        // No record is dropped for its age: a later one must never overtake it.
+        // The producer drops no record for its age: a later one must never overtake it.
         .set("message.timeout.ms", "0")
-        // Nor is one left out: whatever Kafka refuses for good ends this producer.
+        // Nor does it skip one: a record that Kafka refuses for good ends this producer.
         .set("enable.gapless.guarantee", "true")
         // The broker's limit is on what it receives, compressed; this one is on what is compressed.
         .set("message.max.bytes", "100000000")
@@ -515,7 +515,7 @@ fn producer(settings: &Settings) -> Result<Producer, Error> {
         .map_err(Error::Producer)
 }
 
-/// Why the gate stopped.
+/// The reason why the gate stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot join the gate's consumer group")]

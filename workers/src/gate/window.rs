@@ -1,5 +1,5 @@
-//! What the gate does to records, without Kafka: a window takes records in and knows what goes out, and where to commit or
-//! to go back to.
+//! The window of the gate, without Kafka: it takes records in, and has the records to send, the offsets to commit and those to
+//! seek back to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -20,18 +20,18 @@ pub(super) struct Bounds {
     pub admitted: usize,
 }
 
-/// Bounds of one admitted record: what a handler gets at once.
+/// Bounds of one admitted record, which is one delivery to a handler.
 const EVENTS_PER_RECORD: usize = 1_000;
 const BYTES_PER_RECORD: usize = 512 * 1024;
 
-/// Records that were read together, and what becomes of them.
+/// Records that were read together, and the records that are sent for them.
 #[derive(Debug)]
 pub(super) struct Window {
     bounds: Bounds,
-    /// An event older than this cannot be told from a repeat any more.
+    /// An event older than this may be a repeat whose idempotency record was swept.
     retention: Duration,
     admitted: Vec<Admitted>,
-    /// Where in `admitted` the next event of a key goes.
+    /// Index in `admitted` of the record that gets a key's next event.
     open: HashMap<(&'static str, String), usize>,
     records: usize,
     bytes: usize,
@@ -44,13 +44,13 @@ pub(super) type Spans = BTreeMap<(&'static str, i32), Span>;
 /// A stretch of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
-    /// The first offset read: where to go back to.
+    /// The first offset read: the one to seek back to.
     pub first: i64,
-    /// The offset after the last one read: what to commit.
+    /// The offset after the last one read: the one to commit.
     pub next: i64,
 }
 
-/// Events of one key that go out as one record: a JSON batch of CloudEvents.
+/// Events of one key that are sent as one record: a JSON batch of CloudEvents.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Admitted {
     pub topic: &'static str,
@@ -59,7 +59,7 @@ pub(super) struct Admitted {
     pub events: usize,
 }
 
-/// Reads a record: a clean event, as it goes on.
+/// A decoder of records: it gives the event in its normalised form.
 pub(super) type Read = fn(&Record<'_>, &Origin, OffsetDateTime, Duration) -> Result<Clean, Refusal>;
 
 /// An event that was decoded and checked.
@@ -69,11 +69,11 @@ pub(super) struct Clean {
     json: Vec<u8>,
 }
 
-/// What becomes of one record, beside its place in the window.
+/// The decision about one record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Admitted,
-    /// It goes to the dead letters at once, as it came, with what the dead letter says.
+    /// It is dead-lettered at once, with its original bytes and these headers.
     Rejected(DeadLetter),
 }
 
@@ -113,7 +113,7 @@ impl Window {
         }
     }
 
-    /// What goes out, in the order in which the keys first appeared; of one key in the order of its events.
+    /// The records to send, in the order in which the keys first appeared; of one key in the order of its events.
     pub(super) fn admitted(&self) -> &[Admitted] {
         &self.admitted
     }
@@ -132,7 +132,7 @@ impl Window {
         self.records == 0
     }
 
-    /// Nothing more fits: it is sent before more is read.
+    /// True if nothing more fits: the gate sends the window before it reads on.
     pub(super) fn is_full(&self) -> bool {
         self.records >= self.bounds.records
             || self.bytes >= self.bounds.bytes

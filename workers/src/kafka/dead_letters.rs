@@ -15,7 +15,7 @@ use super::reader::{self, Reader};
 use super::{Deliveries, Drained, Producer, headers, producer, send};
 use crate::config;
 
-/// How long an acknowledgement may take.
+/// Longest wait for an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A record of the dead-letter topic.
@@ -23,12 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Letter {
     pub partition: i32,
     pub offset: i64,
-    /// What its headers say. None for the record of a direct subscription that has no origin.
+    /// The content of its headers. None for the record of a direct subscription that has no origin.
     pub says: Option<DeadLetter>,
     pub record: Copied,
 }
 
-/// What a record is made of.
+/// A copy of a record's key, value and headers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Copied {
     pub key: Option<Vec<u8>>,
@@ -59,7 +59,7 @@ pub fn each<E: From<reader::Error>>(
     })
 }
 
-/// The record that a dead letter is about, if it still lies where it came from.
+/// The original record of a dead letter, if it is still on its topic.
 ///
 /// # Errors
 /// The topic cannot be read.
@@ -74,7 +74,7 @@ pub fn original(config: &config::Kafka, letter: &DeadLetter) -> Result<Option<Co
     let one = BTreeMap::from([(origin.partition, (origin.offset, origin.offset + 1))]);
     let mut found = None;
     reader.each(&origin.topic, &one, |message| {
-        // A topic that was made anew has another record there.
+        // A topic that was created anew has another record at this offset.
         let time = (origin.time.unix_timestamp_nanos() / 1_000_000) as i64;
         if message.offset() == origin.offset && message.timestamp().to_millis() == Some(time) {
             found = Some(Copied::of(message));
@@ -134,7 +134,7 @@ impl Copied {
     }
 }
 
-/// Why a record could not be sent.
+/// The reason why a record could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the record was not sent to {topic}")]

@@ -1,4 +1,4 @@
-//! Single records, each of which somebody waits for until Kafka has it.
+//! A publisher of single records, each of which has a caller that waits for Kafka's acknowledgement.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use super::{Remarks, producer};
 use crate::config;
 
-/// Takes records to Kafka. Those of several callers travel together.
+/// Sends records to Kafka. Those of several callers share batches.
 pub struct Publisher {
     settings: ClientConfig,
     producer: Mutex<Sender>,
@@ -20,7 +20,7 @@ pub struct Publisher {
 type Sender = FutureProducer<Remarks>;
 
 impl Publisher {
-    /// `patience`: how long an acknowledgement may take. Nothing is sent yet.
+    /// `patience`: the longest wait for an acknowledgement. It sends nothing yet.
     ///
     /// # Errors
     /// [`Error::Producer`]
@@ -34,7 +34,7 @@ impl Publisher {
     /// Returns once Kafka has the record, on as many replicas as the topic asks for.
     ///
     /// # Errors
-    /// Nobody knows whether Kafka has it: [`Error::Send`], [`Error::Producer`]. It may be sent again.
+    /// Kafka may or may not have the record: [`Error::Send`], [`Error::Producer`]. The caller may send it again.
     pub async fn take(&self, topic: &str, key: &str, value: &[u8], content_type: &str) -> Result<(), Error> {
         let content_type = Header {
             key: "content-type",
@@ -50,7 +50,7 @@ impl Publisher {
         match settled {
             Ok(Ok(_)) => Ok(()),
             Ok(Err((error, _))) => Err(failed(topic, error)),
-            // Its producer was broken, and given up with all that it had in hand.
+            // Its producer was broken, and dropped with the records in its queue.
             Err(_) => Err(failed(
                 topic,
                 KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight),
@@ -78,7 +78,7 @@ fn failed(topic: &str, source: KafkaError) -> Error {
     Error::Send { topic, source }
 }
 
-/// Why a record may not have arrived.
+/// The reason why a record may not have arrived.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("a Kafka producer cannot be made")]

@@ -11,18 +11,18 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::client;
 use crate::config;
 
-/// How long Kafka may stay silent, or keep a transaction open.
+/// Longest time for which Kafka may not answer, or keep a transaction open.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one request may take.
+/// Longest time for one request.
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// Clients that see what is committed, and what is written at all.
+/// Two clients: one that reads committed records, and one that reads all.
 pub struct Reader {
     committed: BaseConsumer,
     written: BaseConsumer,
 }
 
-/// What there is to read of one topic, by partition: from the earliest offset up to, not with, the end.
+/// The readable offsets of one topic, by partition: from the earliest up to, not with, the end.
 pub type Extent = BTreeMap<i32, (i64, i64)>;
 
 impl Reader {
@@ -31,7 +31,7 @@ impl Reader {
     pub fn new(config: &config::Kafka) -> Result<Self, Error> {
         let consumer = |isolation| {
             client(config)
-                // Named because the client library asks for one; it is never joined, and nothing is committed to it.
+                // The client library demands a group; this one is never joined, and has no offsets.
                 .set("group.id", "holdfast.reader")
                 .set("enable.auto.commit", "false")
                 .set("enable.partition.eof", "true")
@@ -47,7 +47,7 @@ impl Reader {
         })
     }
 
-    /// All that can be read by now.
+    /// The extent of the committed records at this moment.
     ///
     /// # Errors
     /// [`Error::Ask`], [`Error::NoTopic`]
@@ -55,8 +55,8 @@ impl Reader {
         extent(&self.committed, topic)
     }
 
-    /// All that is written by now, once it is known to be committed or aborted. (The answer to a commit comes before its
-    /// records can be read.)
+    /// The extent of all records written at this moment, once they are known to be committed or aborted. (Kafka answers a commit
+    /// before its records can be read.)
     ///
     /// # Errors
     /// [`Error::Ask`], [`Error::NoTopic`], [`Error::Transaction`]
@@ -112,7 +112,7 @@ impl Reader {
                         open.remove(&message.partition());
                     }
                 }
-                // All before the end is committed or aborted, so what is left before it is no record.
+                // All before the end is committed or aborted, so the offsets left before it have no records.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     heard = Instant::now();
                     open.remove(&partition);
@@ -155,7 +155,7 @@ fn ends(client: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64)
         })
 }
 
-/// Why a topic could not be read.
+/// The reason why a topic could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot make a Kafka client")]

@@ -1,4 +1,4 @@
-//! What Restate must know: where Kafka is, where the handlers are, which topic they take, and that the Reaper runs.
+//! The registrations in Restate: Kafka's address, the handlers' address, their subscriptions, and the Reaper's start.
 //!
 //! The consumer group of a subscription may change its name: a static member that outlives its topic commits offsets of the
 //! old one. When the admitted topic is new, `register` makes a new subscription in a group of its own.
@@ -14,18 +14,18 @@ use crate::config::Config;
 use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, STEPWISE, TICKET, USER};
 use crate::restate_admin::{self, Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
-/// The name under which the engine knows our Kafka.
+/// The name of our Kafka cluster in Restate.
 const CLUSTER: &str = "holdfast";
 /// The engine's name in its Kafka group, where it is a single node: after a restart it takes its partitions back at once.
 /// Several nodes must not share one.
 const MEMBER: &str = "restate";
 
-/// Which object takes which events.
+/// The object that handles a stream's events.
 struct Route {
     object: &'static str,
     public: &'static str,
     admitted: &'static str,
-    /// The engine's Kafka consumer group.
+    /// Restate's consumer group.
     group: &'static str,
 }
 
@@ -39,7 +39,7 @@ impl Route {
         }
     }
 
-    /// The topic that the handler takes.
+    /// The topic that the handler subscribes to.
     fn source(&self, path: Path) -> &'static str {
         match path {
             Path::Gate => self.admitted,
@@ -98,10 +98,10 @@ impl EngineSetup {
         let wanted = BTreeMap::from(
             [
                 ("bootstrap.servers", self.kafka.as_str()),
-                // A broker that goes away must not hold the engine up for longer than this.
+                // A broker that goes away must not hold Restate up for longer than this.
                 ("session.timeout.ms", "6000"),
                 ("heartbeat.interval.ms", "1500"),
-                // Without statistics the engine has no metric of its lag.
+                // Without statistics Restate has no metric of its lag.
                 ("statistics.interval.ms", "1000"),
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned())),
@@ -165,8 +165,8 @@ impl EngineSetup {
         Ok(lines)
     }
 
-    /// New handlers may go on with what old ones began, unless that keeps a journal that the new ones may not fit, or calls a
-    /// handler that is gone.
+    /// Checks that new handlers may finish the invocations of the old ones: not if an invocation keeps a journal that the new
+    /// ones may not fit, or calls a handler that is gone.
     async fn may_replace(&self, deployment: &str, served: &Registered) -> Result<(), Error> {
         let fits = |pinned: &Pinned| {
             let service = served.services.iter().find(|service| service.name == pinned.service);
@@ -207,7 +207,7 @@ impl EngineSetup {
             },
         };
         if finding != Finding::AsWanted {
-            // What is delivered twice meets its idempotency record.
+            // An event that is delivered twice meets its idempotency record.
             for known in &ours {
                 self.admin.delete_subscription(&known.id).await?;
             }
@@ -230,14 +230,14 @@ impl EngineSetup {
         let have = Options(known.options.clone());
         let stale = created.contains(&topic) || !topics::fits(&self.config, have.get("group.id"), topic).await?;
         if stale {
-            // The old members may still commit offsets of the topic that was: the new ones need a group of their own.
+            // The old members may still commit offsets of the deleted topic: the new ones need a group of their own.
             wanted.suffix("group.id", &known.id);
             return Ok(Some("was older than its topic".to_owned()));
         }
         if have.settings() == wanted.settings() {
             return Ok(None);
         }
-        // Under a known name Kafka would give the new member what the old one had, be it nothing.
+        // Under a known member id Kafka would give the new member the old one's assignment, even an empty one.
         wanted.set("group.id", have.get("group.id"));
         wanted.suffix("group.instance.id", &known.id);
         Ok(Some(format!("had {}", have.settings().join(", "))))
@@ -271,7 +271,7 @@ impl EngineSetup {
     }
 }
 
-/// The services whose handlers, or whose address, the engine knows otherwise than they are served.
+/// The services whose handlers or address in Restate differ from those that are served.
 fn changed(served: &Registered, known: &[Service], deployment: &str) -> Vec<String> {
     let is_known = |service: &Service| {
         let known = known.iter().find(|known| known.name == service.name);
@@ -281,7 +281,7 @@ fn changed(served: &Registered, known: &[Service], deployment: &str) -> Vec<Stri
     served.map(|service| service.name.clone()).collect()
 }
 
-/// How a subscription reads its topic: properties of its Kafka consumer.
+/// The options of a subscription: properties of its Kafka consumer.
 struct Options(BTreeMap<String, String>);
 
 impl Options {
@@ -303,14 +303,14 @@ impl Options {
         self.0.insert(name.to_owned(), value.to_owned());
     }
 
-    /// Makes a value that is set another one than it ever was.
+    /// Extends a value that is set, so that it becomes one that was never used.
     fn suffix(&mut self, name: &str, suffix: &str) {
         if let Some(value) = self.0.get_mut(name) {
             *value = format!("{value}.{suffix}");
         }
     }
 
-    /// What matters of the options: names in Kafka change with each subscription, and the engine adds its own as a client.
+    /// The options to compare: group and member names change with each subscription, and Restate adds a client id.
     fn settings(&self) -> Vec<String> {
         let settings = self.0.iter().filter_map(|(name, value)| match name.as_str() {
             "client.id" => None,
@@ -321,7 +321,7 @@ impl Options {
     }
 }
 
-/// Another topic that brings events to the same handler.
+/// Reports another topic that the same handler subscribes to.
 fn another(known: Subscription) -> Line {
     Line::new(
         format!("subscription of {} to {}", known.sink, known.source),
@@ -332,7 +332,8 @@ fn another(known: Subscription) -> Line {
     )
 }
 
-/// An engine that gives up pauses the ticket or user until an operator comes, after an outage of an hour or so.
+/// Reports a Restate that limits attempts: after an outage of an hour or so it pauses invocations, and their ticket or user waits
+/// for an operator.
 fn gives_up(services: &[Service]) -> Option<Line> {
     let ours = services
         .iter()

@@ -1,30 +1,30 @@
-//! What `register` found and did.
+//! The report of `register`.
 
 use std::fmt;
 
-/// Everything that was looked at, in order.
+/// All findings, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     lines: Vec<Line>,
 }
 
-/// One thing that was looked at.
+/// The finding about one part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     pub what: String,
     pub finding: Finding,
 }
 
-/// How it was found.
+/// The state of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     AsWanted,
     Created,
-    /// It was made as wanted.
+    /// It was changed to the wanted state.
     Changed {
         before: String,
     },
-    /// It was left as it is.
+    /// It differs from the wanted state and was left alone.
     Differs {
         how: String,
         mend: String,
@@ -49,7 +49,7 @@ impl Report {
         &self.lines
     }
 
-    /// Whether something is left that is not as wanted.
+    /// True if a part differs from the wanted state.
     pub fn differs(&self) -> bool {
         self.lines
             .iter()

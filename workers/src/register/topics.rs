@@ -29,7 +29,7 @@ pub(super) async fn create(config: &Config, path: Path) -> Result<Vec<&'static s
     on_thread("register", move || kafka.create(&wanted(&kafka.config, path))).await?
 }
 
-/// Compares the topics with what is wanted, and sees to the gate's first offsets.
+/// Compares the topics with the wanted state, and commits the gate's first offsets.
 pub(super) async fn compare(config: &Config, path: Path, created: &[&'static str]) -> Result<Vec<Line>, Error> {
     let kafka = Kafka::new(config);
     let created = created.to_vec();
@@ -43,8 +43,8 @@ pub(super) async fn compare(config: &Config, path: Path, created: &[&'static str
     .await?
 }
 
-/// Whether the offsets of the engine's `group` still fit the topic. They do not once the topic was made anew or cut off: then
-/// the engine would drop records, whose offsets it believes to have seen.
+/// True if the offsets of Restate's `group` fit the topic. They do not once the topic was created anew or truncated: then
+/// Restate would drop records, whose offsets it believes to have seen.
 pub(super) async fn fits(config: &Config, group: &str, topic: &'static str) -> Result<bool, Error> {
     let kafka = Kafka::new(config);
     let group = group.to_owned();
@@ -72,7 +72,7 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
         ],
         stays,
     };
-    // The broker's clock, not a producer's, says how old a record is.
+    // The broker's clock, not a producer's, stamps the records.
     let public = |mut topic: Wanted| {
         let setting = ("message.timestamp.type", "LogAppendTime".to_owned());
         topic.settings.push(setting);
@@ -134,7 +134,7 @@ impl Kafka {
         let results = block_on(admin.create_topics(&new, &options())).map_err(self.failed_to("create topics"))?;
         for result in results {
             match result {
-                // Somebody else may have been quicker.
+                // Another `register` may have been first.
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((topic, code)) => {
                     let address = self.config.kafka.bootstrap.clone();
@@ -235,7 +235,7 @@ impl Kafka {
         self.client.create().map_err(self.failed_to("make a client"))
     }
 
-    /// How many replicas each partition has; nothing when there is no such topic.
+    /// Number of replicas of each partition; nothing when there is no such topic.
     fn replicas<C: rdkafka::ClientContext>(
         &self,
         client: &rdkafka::client::Client<C>,
@@ -249,8 +249,8 @@ impl Kafka {
         Ok(partitions.map(|partition| partition.replicas().len()).collect())
     }
 
-    /// A gate that finds no offset for a partition stops, because retention may have taken records that nobody read. So the
-    /// first offset of every partition is committed before the first gate starts.
+    /// Commits the first offset of every partition before the first gate starts: a gate that finds no offset for a partition
+    /// stops, because retention may have removed records that no gate has read.
     fn settle_offsets(&self) -> Result<Line, Error> {
         let group = &self.config.gate.group;
         let consumer = self.consumer(group)?;
@@ -307,7 +307,7 @@ impl Kafka {
             .map_err(self.failed_to("tell where a partition begins and ends"))
     }
 
-    /// The consumer's group's offset of each partition, if it has one.
+    /// The committed offset of the consumer's group in each partition, if it has one.
     fn committed(&self, consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, Option<i64>)>, Error> {
         let count = self.replicas(consumer.client(), topic)?.len();
         let mut asked = TopicPartitionList::new();
@@ -343,7 +343,7 @@ fn options() -> AdminOptions {
         .request_timeout(Some(ANSWER))
 }
 
-/// The group has members, so only they may commit.
+/// True for Kafka's error that the group has members, so that only they may commit.
 fn is_busy(error: &KafkaError) -> bool {
     error.rdkafka_error_code().map(transience::kafka) == Some(Fault::Rival)
 }

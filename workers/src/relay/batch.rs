@@ -1,4 +1,4 @@
-//! What the relay commits in Kafka together with a batch, and what it concludes from it on its start.
+//! The mark that the relay commits in Kafka together with a batch, and its comparison with the database at the start.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -63,7 +63,7 @@ impl Mark {
     }
 }
 
-/// How many of these ids, ascending, fit into the metadata of one batch.
+/// The number of these ids, ascending, that fit into the metadata of one batch.
 pub(super) fn fitting(ids: &[i64]) -> usize {
     let room = (MAX_METADATA - PREFIX) * 3 / 4;
     let mut size = 0;
@@ -77,12 +77,12 @@ pub(super) fn fitting(ids: &[i64]) -> usize {
         .count()
 }
 
-/// What a start finds.
+/// The result of the comparison.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     /// Kafka and the database agree.
     Agreement,
-    /// Kafka has one batch more, whose rows may still be there: they are to be compared by their messages.
+    /// Kafka has one batch more, whose rows may still be in the outbox: the relay compares their messages.
     OneAhead(Mark),
     /// They cannot both be right.
     Disagreement,

@@ -6,7 +6,7 @@
 //! number; when they cannot both be right, a store went back in time, and the relay stops rather than guess.
 //!
 //! One relay works at a time: an advisory lock elects it. The transactional id keeps the outcomes safe even if two believe
-//! to be the one: Kafka then fences the older.
+//! that they hold it: Kafka then fences the older.
 //!
 //! Batches are as large as the path is busy: the next batch gathers for 2 ms per row of the last one, at most 200 ms, so
 //! that transactions become fewer, not smaller. After a single row nothing waits.
@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::store::PgPool;
 use crate::store::outbox::{self, Leadership};
 
-/// What the relay is given.
+/// The settings of the relay.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub kafka: config::Kafka,
@@ -45,7 +45,7 @@ pub struct Settings {
 /// Runs until `shutdown`, then finishes the batch in hand. Waits for Kafka and Postgres for as long as they are away.
 ///
 /// # Errors
-/// What only an operator can mend.
+/// Only errors that an operator has to mend.
 pub async fn run(
     settings: Settings,
     pool: PgPool,
@@ -85,12 +85,12 @@ async fn report(pool: &PgPool, metrics: &Metrics) -> Infallible {
     }
 }
 
-/// How long the next batch gathers for each row of the last one. A batch costs Kafka and the database much the same whatever
-/// its size: the busier the path, the fewer and larger they become.
+/// Gathering time of the next batch for each row of the last one. A batch costs Kafka and the database much the same whatever
+/// its size: the busier the path, the fewer and larger batches become.
 const PACE_PER_ROW: Duration = Duration::from_millis(2);
-/// What gathering adds to the latency at most.
+/// Most latency that gathering adds.
 const LONGEST_PACE: Duration = Duration::from_millis(200);
-/// How long an idle relay waits to be woken before it looks by itself.
+/// Longest wait of an idle relay for a notification, before it reads the outbox by itself.
 const LOOK: Duration = Duration::from_secs(1);
 
 struct Relay {
@@ -100,7 +100,7 @@ struct Relay {
     wake: Arc<Notify>,
     shutdown: CancellationToken,
     runtime: Handle,
-    /// Rows in the next batch; fewer while one that Kafka refuses is being searched.
+    /// Rows in the next batch; fewer while the relay searches for a row that Kafka refuses.
     limit: usize,
 }
 
@@ -144,7 +144,7 @@ impl Relay {
                     self.metrics.relay_rebuilds.inc();
                 }
             }
-            // Kafka fences a relay that waited too long just as one that was replaced: the lock tells which it was.
+            // Kafka fences a relay that waited too long in the same way as one that was replaced: the lock tells which it was.
             if !self.runtime.block_on(leadership.holds()) {
                 tracing::warn!("another relay may lead: waiting for the lock");
                 return Ok(());
@@ -161,7 +161,7 @@ impl Relay {
         Ok(())
     }
 
-    /// One session with Kafka, until shutdown or trouble.
+    /// Runs one session with Kafka, until shutdown or an error.
     fn work(&mut self, leadership: &mut Leadership, failures: &mut u32) -> Result<(), Trouble> {
         if self.shutdown.is_cancelled() {
             return Ok(());
@@ -201,13 +201,13 @@ impl Relay {
     }
 }
 
-/// How long the relay gathers after a batch of so many rows. After a single row the path was idle: the next goes out at once.
+/// Gathering time after a batch of so many rows. After a single row the path was idle: the next batch is sent at once.
 fn pace(rows: usize) -> Duration {
     let more = u32::try_from(rows.saturating_sub(1)).unwrap_or(u32::MAX);
     PACE_PER_ROW.saturating_mul(more).min(LONGEST_PACE)
 }
 
-/// Why the relay stopped.
+/// The reason why the relay stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(

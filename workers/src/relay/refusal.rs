@@ -1,23 +1,23 @@
-//! What Kafka refuses for good, and whose fault it is.
+//! Records that Kafka refuses for good, and which of a batch they are.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::kafka::Failure;
 use crate::transience::{self, Fault};
 
-/// Records of one batch that Kafka will never take.
+/// Records of one batch that Kafka will never accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub code: RDKafkaErrorCode,
     pub culprits: Culprits,
 }
 
-/// Which records of the batch it is about.
+/// The records of the batch that caused the refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Culprits {
     /// These places in the batch.
     Known(Vec<usize>),
-    /// One of them at least: Kafka answers for all records that travelled together.
+    /// One of them at least: Kafka gives one answer for all records of a produce batch.
     Unknown,
 }
 
@@ -31,7 +31,7 @@ impl Refusal {
         })
     }
 
-    /// Failed deliveries, if a refusal is among them: the others then only shared its fate.
+    /// The refusal among failed deliveries, if there is one: the others then failed because of it.
     pub(super) fn among(failures: &[Failure]) -> Option<Self> {
         let topics = failures.iter().filter(|failure| about_topic(failure.code));
         let places: Vec<usize> = topics.clone().map(|failure| failure.record).collect();
@@ -48,7 +48,7 @@ impl Refusal {
         })
     }
 
-    /// A transaction that failed because of what is in it.
+    /// A transaction that failed because of its records.
     pub(super) fn of_transaction(error: &KafkaError) -> Option<Self> {
         let code = match error {
             KafkaError::Transaction(error) if error.txn_requires_abort() => error.code(),
@@ -61,12 +61,12 @@ impl Refusal {
     }
 }
 
-/// Any record to this topic would be refused.
+/// True if Kafka would refuse any record to this topic.
 fn about_topic(code: RDKafkaErrorCode) -> bool {
     transience::kafka(code) == Fault::Destination
 }
 
-/// This record, or one that travelled with it, would be refused again.
+/// True if Kafka would refuse this record, or another of its produce batch, again.
 fn about_record(code: RDKafkaErrorCode) -> bool {
     transience::kafka(code) == Fault::Content
 }

@@ -1,5 +1,5 @@
-//! One life of the relay's transactional producer: opened by comparing Kafka with the database, ended by the first error
-//! that is not about a record.
+//! One session of the relay's transactional producer: it begins by comparing Kafka with the database, and ends with the first
+//! error that is not about a record.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Producer};
 use crate::store::outbox::{self, Leadership, Row};
 
-/// Kafka's name for the one relay.
+/// The transactional id that all relays share.
 const TRANSACTIONAL_ID: &str = "holdfast.relay";
 /// The group whose committed offset is the mark; it never has members.
 const GROUP: &str = "holdfast.relay";
@@ -25,14 +25,14 @@ const GROUP: &str = "holdfast.relay";
 const PARTITION: i32 = 0;
 /// How long Kafka may take to answer before the call is made again.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a call that Kafka wants to be made again is made again; also how long records may stay unacknowledged. Kafka
-/// gives a transaction up after 10 s.
+/// Longest time for which a retriable call is repeated, and for which records may stay unacknowledged. Kafka aborts a
+/// transaction after 10 s.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// Kafka forgets the offsets of a group without members after 7 days.
 const RENEW: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Session<'a> {
-    /// All that is asked of the database is asked on the lock's connection.
+    /// Every statement is sent on the lock's connection.
     leadership: &'a mut Leadership,
     producer: Producer,
     group: ConsumerGroupMetadata,
@@ -42,16 +42,16 @@ pub(super) struct Session<'a> {
     marked_at: Option<Instant>,
 }
 
-/// What one step did.
+/// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// This many rows left the outbox, or one step was made towards the row that Kafka refuses.
+    /// This many rows left the outbox, or the search for a refused row made progress.
     Worked(usize),
     Idle,
 }
 
 impl<'a> Session<'a> {
-    /// Ends whatever transaction a predecessor left open, then settles what it left undone.
+    /// Aborts the transaction that a predecessor left open, then settles its last batch.
     pub(super) fn open(relay: &Relay, leadership: &'a mut Leadership) -> Result<Self, Trouble> {
         let producer = producer(relay)?;
         persist(relay, || producer.init_transactions(ANSWER)).map_err(doing("starting transactions"))?;
@@ -318,7 +318,7 @@ fn producer(relay: &Relay) -> Result<Producer, Error> {
         .set("transactional.id", TRANSACTIONAL_ID)
         .set("transaction.timeout.ms", "10000")
         .set("message.timeout.ms", "9000")
-        // A topic that is missing is told as such before that.
+        // The client reports a missing topic as such before the other time-outs.
         .set("topic.metadata.propagation.max.ms", "4000")
         .set(
             "message.max.bytes",
@@ -327,7 +327,7 @@ fn producer(relay: &Relay) -> Result<Producer, Error> {
     config.create_with_context(Deliveries::default()).map_err(Error::Client)
 }
 
-/// Makes a call again for as long as Kafka asks for it.
+/// Repeats a call for as long as Kafka's error is retriable.
 fn persist(relay: &Relay, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
     let start = Instant::now();
     loop {
@@ -343,7 +343,7 @@ fn persist(relay: &Relay, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()>
     }
 }
 
-/// What ends a session. All but [`Trouble::Stop`] is mended by the next one: it compares first.
+/// The errors that end a session. The next session mends all but [`Trouble::Stop`]: it compares first.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     #[error("Kafka failed while {doing}")]
@@ -352,7 +352,7 @@ pub(super) enum Trouble {
     Unacknowledged,
     #[error(transparent)]
     Outbox(#[from] outbox::Error),
-    /// A proof asked for it.
+    /// A proof asked for the repeat.
     #[error("a step is done again")]
     Repeated,
     #[error(transparent)]

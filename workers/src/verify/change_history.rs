@@ -1,4 +1,4 @@
-//! What the database says happened on one stream, compared with itself and with what was told to the world.
+//! The changes of one stream by the database, compared with each other and with the outcomes on Kafka.
 //!
 //! Fed in this order: the change log with the table's rows, the idempotency records, the outbox, the outcome topic. Pure:
 //! no clock, no I/O. It keeps numbers and ids, no payload.
@@ -28,7 +28,7 @@ pub(super) struct ChangeHistory<H: History> {
     rowless: BTreeMap<OutcomeId, Rowless>,
     effects: HashMap<Cause, Effect>,
     replay: Option<Replay<H>>,
-    /// The newest generation. What an older one told may be gone from a database that was put back.
+    /// The newest generation. The outcomes of an older one may be missing in a database that was restored.
     generation: i64,
 }
 
@@ -55,11 +55,11 @@ pub(super) struct Effect {
     /// When it was written, in milliseconds.
     pub(super) at: i64,
     pub(super) seen: Seen,
-    /// Whether one of its records was counted as the first.
+    /// True once one of its records was counted as the first.
     pub(super) counted: bool,
 }
 
-/// Where the records of a decided event lie.
+/// The partitions with records of a decided event.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Seen {
     #[default]
@@ -122,7 +122,7 @@ pub(super) struct Change<H: History> {
     pub(super) row: Option<H::Row>,
 }
 
-/// What the change log says of one version.
+/// The change log's row of one version.
 pub(super) struct Entry<T> {
     pub(super) outcome: OutcomeId,
     /// None when it cannot be read.
@@ -150,7 +150,7 @@ pub(super) struct Record {
 pub(super) struct RecordPosition {
     pub(super) partition: i32,
     pub(super) offset: i64,
-    /// Whether it lay there before the snapshot was taken; the snapshot cannot know a later one.
+    /// True if it was there before the snapshot was taken; the snapshot cannot have a later one.
     pub(super) before_snapshot: bool,
 }
 
@@ -493,7 +493,7 @@ impl<H: History> ChangeHistory<H> {
         });
     }
 
-    /// Checks the order of one key's outcomes: by generation, then by sequence. Gaps show as outcomes that were never told.
+    /// Checks the order of one key's outcomes: by generation, then by sequence. Gaps show as outcomes that were never sent.
     fn follows(&mut self, position: RecordPosition, key: Key, outcome: &Outcome<OutcomeOf<H>>, report: &mut Report) {
         let timeline = &mut self.timelines[key.0 as usize];
         let (subject, sequence) = (outcome.subject.as_str(), outcome.sequence);
@@ -559,7 +559,7 @@ impl<H: History> ChangeHistory<H> {
         }
     }
 
-    /// What became of an event, if anything did.
+    /// The effect of an event, if it had one.
     pub(super) fn effect(&self, cause: Cause) -> Option<&Effect> {
         self.effects.get(&cause)
     }

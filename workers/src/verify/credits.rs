@@ -1,5 +1,6 @@
-//! Credits: told by a user's change log or booked for a checkout, kept by another database. What binds the two is the row of the
-//! attempt that committed, so there must be one for each outcome or booking, and one of these for each.
+//! Credits: a user's change log has their outcomes, the ledger has those of checkouts, and another database keeps them. The
+//! row of the committed attempt binds the two, so there must be one such row for each outcome or ledger line, and one of
+//! these for each row.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +8,13 @@ use uuid::Uuid;
 
 use super::report::{Promise, Report};
 
-/// What is known of one transaction that gives credits.
+/// The facts about one transaction that adds credits.
 pub(super) struct Credit {
     /// `credits/`, then the id of the outcome.
     pub(super) transaction: String,
-    /// Whose change log has the outcome, if one has.
+    /// The user whose change log has the outcome, if one has.
     pub(super) user: Option<String>,
-    /// How many attempts at it were committed.
+    /// Number of its attempts that were committed.
     pub(super) commits: i64,
 }
 
@@ -40,14 +41,14 @@ impl Credit {
 pub(super) struct Spent(BTreeMap<String, String>);
 
 impl Spent {
-    /// Takes down that the ledger has entries of this kind, `credit` or `credit_back`, for a checkout.
+    /// Records that the ledger has entries of this kind, `credit` or `credit_back`, for a checkout.
     pub(super) fn told(&mut self, checkout: String, kind: &str) {
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_bytes());
         let step = if kind == "credit" { "spend" } else { "return" };
         self.0.insert(format!("checkout/{id}/{step}"), checkout);
     }
 
-    /// Takes down that an attempt at this transaction was committed.
+    /// Records that an attempt at this transaction was committed.
     pub(super) fn bound(&mut self, transaction: &str, report: &mut Report) {
         if self.0.remove(transaction).is_none() {
             report.broken(Promise::MoneyMismatch, transaction, || {
@@ -56,7 +57,7 @@ impl Spent {
         }
     }
 
-    /// Once every attempt was taken down.
+    /// Judges, once every attempt was recorded.
     pub(super) fn judge(self, report: &mut Report) {
         for (transaction, checkout) in self.0 {
             report.broken(Promise::MoneyMismatch, &checkout, || {

@@ -56,11 +56,11 @@ struct Book<H: History> {
 
 /// Verifies the whole system.
 ///
-/// On a live system a look may fall between two acknowledgements of the gate. What is broken stays broken, so only what a
-/// second look finds too is reported.
+/// On a live system a look may fall between two acknowledgements of the gate. A broken promise stays broken, so only offences
+/// that a second look finds too are reported.
 ///
 /// # Errors
-/// Kafka, Postgres or the provider cannot be read, or hold what no release ever wrote.
+/// Kafka, Postgres or the provider cannot be read, or hold data that no release ever wrote.
 pub async fn run(
     kafka: &config::Kafka,
     database: &config::Database,

@@ -1,5 +1,5 @@
-//! What the payment provider has, beside what the database says of its checkouts: the money of each that has ended, to the last
-//! minor unit, and nothing set aside for it any more.
+//! The payments at the provider, compared with the database's checkouts: each that has ended must have the same money, to
+//! the last minor unit, and no open authorisation.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,9 +13,9 @@ use crate::provider::{Payment, State};
 #[derive(Default)]
 pub(super) struct Payments {
     checkouts: HashMap<CheckoutId, Booked>,
-    /// From when on the provider can have been called for one of them.
+    /// The time of the earliest call to the provider for one of them.
     pub(super) since: Option<OffsetDateTime>,
-    /// What it has for checkouts that were not known when the database was read: in a live system they may be younger.
+    /// The provider's payments for checkouts that the snapshot does not have: in a live system these may be younger.
     strangers: BTreeMap<CheckoutId, (Promise, String)>,
 }
 
@@ -23,19 +23,19 @@ pub(super) struct Payments {
 struct Booked {
     ended: bool,
     currency: Currency,
-    /// What the ledger says was captured and not given back. A disputed amount counts: the provider tells of it elsewhere.
+    /// Captured and not refunded, by the ledger. A disputed amount counts: the provider reports it elsewhere.
     kept: i64,
     disputes: Disputes,
-    /// The same two, as the provider says so far.
+    /// The same amount by the provider's payments so far.
     told: i64,
     told_disputed: bool,
 }
 
-/// What the database has of a checkout's disputes.
+/// The database's disputes of a checkout.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disputes {
     None,
-    /// All were won: the provider may say that it is disputed or not.
+    /// All were won: the provider may report the payment as disputed or not.
     Won,
     /// One was lost, or is undecided.
     Standing,
@@ -73,9 +73,9 @@ impl Payments {
         self.checkouts.insert(checkout, booked);
     }
 
-    /// Takes down one payment, as it is later than the database was read: a checkout that had ended stays so.
+    /// Records one payment. It was read later than the database: a checkout that had ended has not changed since.
     pub(super) fn hear(&mut self, payment: &Payment, report: &mut Report) {
-        // One that somebody else made.
+        // A payment that Holdfast did not make.
         let Some(checkout) = &payment.checkout else { return };
         let open = payment.state == State::Authorized;
         let kept = payment.captured - payment.refunded;
@@ -115,7 +115,7 @@ impl Payments {
         self.strangers.keys().map(CheckoutId::as_str).collect()
     }
 
-    /// Once all payments were heard of. `younger`: the strangers that the database knows by now.
+    /// Judges, once all payments were recorded. `younger`: the strangers that the database has by now.
     pub(super) fn judge(&self, younger: &HashSet<String>, report: &mut Report) {
         let strangers = self.strangers.iter();
         for (checkout, (promise, what)) in strangers.filter(|(checkout, _)| !younger.contains(checkout.as_str())) {
@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// A checkout that has ended, or not, with its payment at the provider: what is reported.
+    /// The offences of a checkout that has ended, or not, with its payment at the provider.
     fn compared(ended: bool, kept: i64, payment: Option<(State, i64, i64)>) -> (u64, u64) {
         let (mut payments, mut report) = (Payments::default(), Report::default());
         payments.book(

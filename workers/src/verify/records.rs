@@ -31,7 +31,7 @@ struct Record {
     aged_from: i64,
     /// The broker's time, in milliseconds.
     at: i64,
-    /// Whether it may have been applied without an outcome.
+    /// True if it may have been applied without an outcome.
     may_be_untold: bool,
 }
 
@@ -70,7 +70,7 @@ impl Records {
         self.letters.insert((topic_partition, offset), reason);
     }
 
-    /// Says that the beginning of a partition is gone.
+    /// Records that retention has removed the beginning of a partition.
     pub(super) fn beginning_is_gone(&mut self, topic_partition: TopicPartition) {
         self.removed.insert(topic_partition);
     }
@@ -180,7 +180,7 @@ impl Records {
             }
             Standing::DeadLettered(reason) => {
                 report.dead_letters += 1;
-                // Serve made this one, when it had decided all before it; the gate makes the others, ahead of serve.
+                // Serve writes this one, when it has decided all before it; the gate writes the others, ahead of serve.
                 let from_serve = reason == DeadLetterReason::IdReused;
                 progress.passed(
                     topic_partition,
@@ -205,8 +205,8 @@ impl Records {
         letter_is_gone || record.may_be_untold && record.aged_from <= self.swept_up_to
     }
 
-    /// Whether it was this record that the event took effect by, and not an earlier one that is gone, or one in another
-    /// partition. Then all before it must have been taken before.
+    /// True if the event took effect by this record, and not by an earlier one that is gone, or by one in another partition. Then
+    /// all records before it must have been decided before.
     fn took_effect_here(&self, topic_partition: TopicPartition, record: &Record, effect: &Effect) -> bool {
         let taken_again =
             self.letters.contains_key(&(topic_partition, record.offset)) || record.aged_from <= self.swept_up_to;
@@ -216,7 +216,7 @@ impl Records {
 }
 
 impl Progress {
-    /// `record` was taken, so all that `must_have_been` before it and are not accounted for are lost.
+    /// `record` was decided, so all records that `must_have_been` before it and are not accounted for are lost.
     fn passed(
         &mut self,
         (topic, partition): TopicPartition,

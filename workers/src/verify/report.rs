@@ -1,4 +1,4 @@
-//! What verify found.
+//! The report of `holdfast verify`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,26 +24,26 @@ pub struct Report {
     pub out_of_scope: u64,
     /// Events, outcomes, credits, and what is missing in the life of a user.
     pub lost: u64,
-    /// Events, outcomes and credits.
+    /// Events, outcomes and credits that took effect or were sent twice.
     pub doubled: u64,
     pub out_of_order: u64,
-    /// Steps in the life of a ticket that cannot follow the step before, and tickets that are not where their log left them.
+    /// Steps in a ticket's change log that cannot follow the step before, and rows that differ from their log.
     pub oversold: u64,
-    /// Checkouts whose money, credits and seats do not agree, and those that neither end nor go on.
+    /// Checkouts whose money, credits and seats do not agree, and those that neither end nor take a step.
     pub money_mismatch: u64,
     /// Payments that the provider still has open although their checkouts have ended; only where a provider is set.
     pub open_authorisations: u64,
-    /// Outcomes that a customer is to be written about and that have no mail, and mails about nothing that was told.
+    /// Outcomes that need a mail to the customer and have none, and mails without an outcome.
     pub mail_missing: u64,
-    /// Checkouts for which an operator is asked: that breaks no promise.
+    /// Checkouts that wait for an operator: that breaks no promise.
     pub stuck: u64,
     /// Checkouts on their way, and refunded ones that owe credits: that breaks no promise, unless it takes more than a day.
     pub unfinished: u64,
     /// The first offence against each promise.
     pub offences: Vec<Offence>,
-    /// The earliest offsets, by topic and partition; what lay before them was not looked at.
+    /// The earliest offsets, by topic and partition; records before them could not be read.
     pub earliest_offsets: BTreeMap<String, BTreeMap<i32, i64>>,
-    /// Everything that offends, with the first thing that is wrong with it.
+    /// The offender of each offence, with the first fault found.
     #[serde(skip)]
     offenders: BTreeMap<(Promise, String), String>,
 }
@@ -54,7 +54,7 @@ pub struct Offence {
     pub promise: Promise,
     /// The ticket, user or checkout, the record's key, or the movement or transaction in which something is wrong.
     pub key: String,
-    /// What is wrong, as a sentence.
+    /// The fault, as a sentence.
     pub what: String,
 }
 
@@ -72,7 +72,7 @@ pub enum Promise {
 }
 
 impl Report {
-    /// Whether every promise is kept.
+    /// True if every promise is kept.
     pub fn is_clean(&self) -> bool {
         self.offences.is_empty()
     }
@@ -82,7 +82,7 @@ impl Report {
         self.offences.iter().find(|offence| offence.promise == promise)
     }
 
-    /// Notes from where `topic` was read.
+    /// Records the offsets from which `topic` was read.
     pub(super) fn starts(&mut self, topic: &str, extent: &BTreeMap<i32, (i64, i64)>) {
         let earliest = extent.iter().map(|(partition, (earliest, _))| (*partition, *earliest));
         self.earliest_offsets.insert(topic.to_owned(), earliest.collect());
@@ -120,8 +120,8 @@ impl Report {
         }
     }
 
-    /// What stays of this report when only that counts which an earlier one found too: a promise is broken if something offends
-    /// against it in both.
+    /// This report, with only the offences that an earlier one found too: a promise is broken if the same key offends against
+    /// it in both.
     pub(super) fn confirming(mut self, earlier: &Report) -> Self {
         let offences = std::mem::take(&mut self.offences);
         for offence in offences {

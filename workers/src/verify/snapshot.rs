@@ -137,7 +137,7 @@ async fn users(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     Ok(())
 }
 
-/// What a row of a change log tells, if that can be read.
+/// The outcome in a row of a change log, if it can be decoded.
 fn told<T: OutcomeData>(outcome_type: Option<&str>, data: Option<&str>) -> Option<T> {
     T::read(outcome_type?, data?).ok()
 }
@@ -155,7 +155,7 @@ async fn credits(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
     Ok(())
 }
 
-/// Credits that checkouts spent or got back, beside the attempts at that.
+/// Compares the credits that checkouts spent or got back with the committed attempts.
 async fn spent(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
     let mut spent = Spent::default();
     let mut rows = sqlx::query!("select distinct checkout, kind from ledger where kind in ('credit', 'credit_back')")
@@ -175,7 +175,7 @@ async fn spent(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     Ok(())
 }
 
-/// What does not agree is found by the statement itself. A checkout that is stuck breaks no promise: it says that nobody knows.
+/// The statement itself finds checkouts whose money does not agree. A stuck checkout breaks no promise: it is reported as such.
 async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query_file!("src/verify/money.sql").fetch(&mut **snapshot);
     while let Some(row) = rows.try_next().await? {
@@ -214,7 +214,7 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
     Ok(())
 }
 
-/// Which of these checkouts the database knows now.
+/// Those of these checkouts that the database has now.
 pub(super) async fn which_exist(database: &config::Database, checkouts: &[&str]) -> anyhow::Result<HashSet<String>> {
     if checkouts.is_empty() {
         return Ok(HashSet::new());
@@ -228,7 +228,7 @@ pub(super) async fn which_exist(database: &config::Database, checkouts: &[&str])
     Ok(known.into_iter().collect())
 }
 
-/// Each outcome that a customer is to be written about has its mail, which waits, was sent, was refused, or was not wanted.
+/// Each outcome that needs a mail to the customer must have one, which waits, was sent, was refused, or was not wanted.
 async fn mails(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query_file!("src/verify/mails.sql").fetch(&mut **snapshot);
     while let Some(row) = rows.try_next().await? {

@@ -1,4 +1,4 @@
-//! Each way to break a promise, done to a small set of facts that keeps them all.
+//! Each way to break a promise, applied to a small set of facts that keeps them all.
 
 use holdfast_schemas::{
     CheckoutId, Credits, DeadLetterReason, Event, EventData, HoldId, Key, Outcome, OutcomeData, OutcomeId, Price,
@@ -25,7 +25,7 @@ struct World<H: History> {
     answers: Vec<Answer<H::Data>>,
     outbox: Vec<Outcome<OutcomeOf<H>>>,
     told: Vec<Outcome<OutcomeOf<H>>>,
-    /// Outcomes told from this place on came after the snapshot.
+    /// Outcomes from this index on came after the snapshot.
     snapshot_at: Option<usize>,
     sent: Vec<Sent<H::Data>>,
     letters: Vec<(i64, DeadLetterReason)>,
@@ -58,8 +58,8 @@ struct Sent<A: EventData> {
     at: OffsetDateTime,
 }
 
-/// A ticket that was listed, held by ann, refused to bob, given back by ann, and held by bob; and a request for a ticket
-/// that there is none of.
+/// A ticket that was listed, held by ann, refused to bob, released by ann, and held by bob; and a request for a ticket that
+/// does not exist.
 fn world() -> World<Ticket> {
     let mut world = World::default();
     world.happens(
@@ -127,7 +127,7 @@ impl World<Ticket> {
 }
 
 impl<H: History<Row: Clone>> World<H> {
-    /// An event is sent, decided and told.
+    /// Adds an event with its decision and its outcomes.
     fn happens(&mut self, id: &str, subject: &'static str, data: H::Data, outcomes: &[OutcomeOf<H>], first: i64) {
         let event = self.sends(id, subject, data);
         let sequences: Vec<i64> = match first {
@@ -157,7 +157,7 @@ impl<H: History<Row: Clone>> World<H> {
         self.sent.push(Sent { offset, key, event, at });
     }
 
-    /// Something other than a public record changes a row.
+    /// Adds a change of a row that no public record caused.
     fn tells(
         &mut self,
         (source, id): (&str, &str),

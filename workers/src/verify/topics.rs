@@ -1,4 +1,4 @@
-//! The topics, as far as they bear witness.
+//! Reads the topics that verify compares with the database.
 
 use std::collections::BTreeMap;
 
@@ -17,13 +17,13 @@ use crate::kafka::reader::{Extent, Reader};
 
 pub(super) struct Topics(Reader);
 
-/// What was on the topics before the snapshot was taken.
+/// The ends of the topics before the snapshot was taken.
 pub(super) struct Before {
     tickets: Extents,
     users: Extents,
 }
 
-/// What was on the topics of one stream.
+/// The extents of the topics of one stream.
 struct Extents {
     public: Extent,
     outcomes: Extent,
@@ -34,7 +34,7 @@ impl Topics {
         Ok(Self(Reader::new(config)?))
     }
 
-    /// Notes the ends that the snapshot, taken after this, must know all of.
+    /// Reads the ends of the topics: the snapshot, taken after this, must have everything before them.
     pub(super) fn before_snapshot(&self) -> anyhow::Result<Before> {
         Ok(Before {
             tickets: self.extents::<Ticket>()?,

@@ -1,4 +1,4 @@
-//! The second step: what a unit's work does, decided on what was read. Nothing here waits or writes.
+//! The second step: decides the work of each unit on the rows and records that were read. Nothing here waits or writes.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,7 +43,7 @@ impl<E> Current<E> {
     }
 }
 
-/// What the first step read.
+/// The rows and answers that the first step read.
 pub(super) struct Read<E> {
     pub(super) current: Current<E>,
     pub(super) known: HashMap<(String, String), Known>,
@@ -59,7 +59,7 @@ pub(super) struct Deciding<'r, E: Entity> {
     recorded: HashSet<(Source, EventId)>,
 }
 
-/// What became of one unit.
+/// The decision about one unit.
 pub(super) enum Decided<E: Entity> {
     Draft(Box<Draft<E>>),
     Later,
@@ -109,7 +109,7 @@ impl<'r, E: Entity> Deciding<'r, E> {
     }
 }
 
-/// A decided unit: what is written if its row still has the version that was read, and what is answered then.
+/// A decided unit: the writes, if its row still has the version that was read, and the answers in that case.
 pub(super) struct Draft<E: Entity> {
     pub(super) key: KeyOf<E>,
     pub(super) read_version: Option<i64>,
@@ -150,7 +150,7 @@ pub(super) struct Message {
     pub(super) value: Vec<u8>,
 }
 
-/// Who caused a decision, for its outcomes.
+/// The event that caused a decision, for its outcomes.
 struct Causation {
     source: Source,
     id: EventId,
@@ -224,7 +224,7 @@ impl<E: Entity> Draft<E> {
         }
     }
 
-    /// What was answered to an event before: `Some(None)` means that its id was used for another content.
+    /// The first answer to an event, if it has a record: `Some(None)` means that its id was used for another content.
     fn known(&self, read: &Read<E>, event: &Event<E::Data>) -> Option<Option<Reply>> {
         self.known_reply(read, &event.source, &event.id, event.hash())
     }
@@ -279,7 +279,7 @@ impl<E: Entity> Draft<E> {
         });
     }
 
-    /// Asks the rules, and notes row, change log and outcomes of what they say.
+    /// Calls the rules, and adds row, change log and outcomes of their decision to the draft.
     fn decide(&mut self, input: E::Input, causation: &Causation, rules: &dyn Rules<E>) -> Result<Reply, Answer> {
         let (next, outcomes) = match rules(self.row.as_ref(), input, self.decided_at) {
             Decision::Transition { next, outcomes } => (next, outcomes),
@@ -335,7 +335,7 @@ impl<E: Entity> Draft<E> {
         });
     }
 
-    /// An event that is not decided goes to the dead letters as it was normalised; its origin says where the original lies.
+    /// An event that is not decided becomes a dead letter in its normalised form; its origin says where the original lies.
     fn dead_letter(&mut self, event: &Event<E::Data>, refusal: Refusal) -> Answer {
         self.refuse(event.origin.as_ref(), refusal, event.to_json())
     }

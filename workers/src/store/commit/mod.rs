@@ -1,8 +1,8 @@
-//! The one way in which events change the database. Handlers hand over units; one committer per table writes whatever is
-//! waiting in one statement (group commit): alone, a unit waits for nobody; under load, batches grow.
+//! The one way in which events change the database. Handlers hand over units; one committer per table writes all waiting
+//! units in one statement (group commit): alone, a unit waits for no other; under load, batches grow.
 //!
 //! A batch goes through three steps: read the rows and the known answers, decide event by event, write everything gated by the
-//! version that was read. Whatever was not written goes round again from the first step. Every step may be repeated and any
+//! version that was read. Units that were not written go round again from the first step. Every step may be repeated and any
 //! may be the last one that this process does: the idempotency records lie in the same statement as the rows.
 //!
 //! The rows and the known answers are read by two statements, which need not be one snapshot: an answer that appears in
@@ -54,24 +54,24 @@ pub struct Unit<E: Entity> {
 /// One thing to do to an entity.
 #[derive(Clone, Debug)]
 pub enum Work<E: Entity> {
-    /// An event from Kafka: what cannot be decided becomes a dead letter.
+    /// An event from Kafka: if it cannot be decided, it becomes a dead letter.
     Event(Event<E::Data>),
-    /// An event from HTTP: what cannot be decided is answered to the caller.
+    /// An event from HTTP: if it cannot be decided, its caller gets the reason.
     Request(Event<E::Data>),
-    /// A record that only the handler saw (subscribed without a gate) and that cannot be taken.
+    /// A record that the handler refuses, as no gate stands before it.
     Rejected {
         origin: Option<Origin>,
         refusal: Refusal,
         value: Vec<u8>,
     },
-    /// A request from within, such as a checkout's.
+    /// A request of the product itself, such as a checkout's.
     Command(Command<E>),
-    /// A request from within that leaves no idempotency record: it is safe to repeat by itself, such as the end of a hold, named
-    /// by its id, or it is part of one that is recorded as a whole.
+    /// A request of the product itself without an idempotency record: it is safe to repeat by itself, such as the end of a hold,
+    /// named by its id, or it is part of one that is recorded as a whole.
     Unrecorded(Command<E>),
 }
 
-/// A request from within. Source and id make it the same when it is repeated.
+/// A request of the product itself. A repeat has the same source and id.
 #[derive(Clone, Debug)]
 pub struct Command<E: Entity> {
     pub source: Source,
@@ -79,18 +79,18 @@ pub struct Command<E: Entity> {
     pub input: E::Input,
 }
 
-/// The rules that decide, such as `domain::ticket::decide`, or a closure that knows of other rows; in a proof whatever breaks
+/// The rules that decide, such as `domain::ticket::decide`, or a closure that knows other rows; in a proof a closure that breaks
 /// the committer.
 pub trait Rules<E: Entity>: Fn(Option<&E>, E::Input, OffsetDateTime) -> Decision<E> + Send + Sync {}
 
 impl<E: Entity, F: Fn(Option<&E>, E::Input, OffsetDateTime) -> Decision<E> + Send + Sync> Rules<E> for F {}
 
-/// What came of one piece of work.
+/// The answer to one piece of work.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// It took effect now.
     Fresh(Reply),
-    /// It had taken effect before; this is what was answered then.
+    /// It had taken effect before; this is the first reply.
     Repeat(Reply),
     /// It was not decided.
     DeadLettered(DeadLetterReason),
@@ -122,7 +122,7 @@ struct Pending<E: Entity> {
     rounds: u32,
 }
 
-/// Units that may wait at once; handing over another one waits. The engine's own limit is lower.
+/// Units in the queue at most; a further one waits for a place. Restate's own limit is lower.
 const QUEUE: usize = 20_000;
 /// The longest pause before a unit that met a locked or moved row goes round again.
 const LONGEST_ROUND: Duration = Duration::from_millis(200);
@@ -274,7 +274,7 @@ impl<E: Stored> Task<E> {
         }
     }
 
-    /// One round: read, decide, write. Answers what was written and lets the rest go round again.
+    /// One round: read, decide, write. Answers the units that were written and lets the rest go round again.
     async fn attempt(&mut self, batch: Vec<Pending<E>>) -> Result<(), (Vec<Pending<E>>, Error)> {
         let started = Instant::now();
         let mut read = self.read(&batch).await;
@@ -423,8 +423,8 @@ pub async fn get<E: Stored>(pool: &PgPool, key: &KeyOf<E>) -> Result<Option<E>, 
     Ok(current.rows.remove(key.as_str()))
 }
 
-/// Decides units on the caller's connection, at most one of each key, and writes what was decided there: in the caller's
-/// transaction, if there is one. What it did is to be counted ([`count`]) once that is committed.
+/// Decides units on the caller's connection, at most one of each key, and writes the decisions there: in the caller's
+/// transaction, if there is one. The caller must count the answers ([`count`]) once that is committed.
 ///
 /// # Errors
 /// [`Error::Moved`] when a row of the units was locked or changed since it was read: the transaction must not be committed. And
@@ -463,7 +463,7 @@ pub async fn decide<E: Stored>(
     Ok(Drafts(drafts))
 }
 
-/// What was decided and, unless [`Drafts::write`] was called, is not so yet.
+/// Decisions, which [`Drafts::write`] has yet to write.
 pub struct Drafts<E: Entity>(Vec<Draft<E>>);
 
 impl<E: Stored> Drafts<E> {
@@ -479,7 +479,7 @@ impl<E: Stored> Drafts<E> {
         Ok(())
     }
 
-    /// What each piece of work is answered, in order.
+    /// The answers to the pieces of work, in order.
     pub fn into_answers(self) -> Vec<Answer> {
         self.0.into_iter().flat_map(|draft| draft.answers).collect()
     }
@@ -511,7 +511,7 @@ async fn read<'a, E: Stored>(
     Ok(draft::Read { current, known })
 }
 
-/// Counts what was committed.
+/// Counts answers that were committed.
 pub fn count(answers: &[Answer], metrics: &Metrics) {
     for answer in answers {
         let name = match answer {
@@ -527,7 +527,7 @@ pub fn count(answers: &[Answer], metrics: &Metrics) {
     }
 }
 
-/// An event whose last outcome is a refusal is refused, by that reason.
+/// Counts a refusal by its reason; returns the label of the answer: refused, if the last outcome is a refusal.
 fn count_fresh(reply: &Reply, metrics: &Metrics) -> &'static str {
     match reply.refusal() {
         Some(reason) => {
@@ -539,7 +539,7 @@ fn count_fresh(reply: &Reply, metrics: &Metrics) -> &'static str {
 }
 
 impl<E: Entity> Pending<E> {
-    /// The work of the next round: as much as one statement may take.
+    /// The work of the next round: as much as fits one statement.
     fn next_work(&self, limits: &config::Serve) -> &[Work<E>] {
         let left = &self.unit.work[self.answers.len()..];
         let mut bytes = 0;
@@ -557,7 +557,7 @@ impl<E: Entity> Pending<E> {
 }
 
 impl<E: Entity> Work<E> {
-    /// Source and id of what leaves an idempotency record.
+    /// Source and id of work that leaves an idempotency record.
     fn identity(&self) -> Option<(&Source, &EventId)> {
         match self {
             Work::Event(event) | Work::Request(event) => Some((&event.source, &event.id)),
@@ -566,7 +566,7 @@ impl<E: Entity> Work<E> {
         }
     }
 
-    /// About how many bytes the work adds to a statement.
+    /// Approximate size of the work in a statement, in bytes.
     fn size(&self) -> usize {
         match self {
             Work::Event(event) | Work::Request(event) => event.size(),
@@ -577,7 +577,7 @@ impl<E: Entity> Work<E> {
 }
 
 impl<E: Entity> Command<E> {
-    /// Tells the same request from another one under the same id.
+    /// The hash that tells a repeat from another request under the same id.
     fn hash(&self, key: &KeyOf<E>) -> RequestHash {
         RequestHash::of_request("internal", key, &json!(self.input))
     }

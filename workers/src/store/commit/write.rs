@@ -18,20 +18,20 @@ pub trait Stored: Entity {
     /// The table's own columns, each a list with an element for each unit.
     type Columns<'a>: Default + Send + Sync;
 
-    /// Adds an element to each column: of the row as it shall be, or nulls where there shall be none or no other.
+    /// Adds an element to each column: of the new row, or nulls if the unit writes no row.
     fn push<'a>(columns: &mut Self::Columns<'a>, row: Option<&'a Self>);
 
-    /// The rows with these keys, as far as there are any, and the clock.
+    /// Reads the rows with these keys that exist, and the clock.
     fn read<'c>(connection: &'c mut PgConnection, keys: &'c [&'c str]) -> BoxFuture<'c, Result<Current<Self>, Error>>;
 
-    /// Sends the statement, by [`write_rows`]. Answers the ordinals of the units that were written.
+    /// Sends the statement, by [`write_rows`]. Returns the ordinals of the units that were written.
     fn write<'c, 'a: 'c>(
         connection: &'c mut PgConnection,
         writes: &'c WriteSet<'a>,
         columns: &'c Self::Columns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>>;
 
-    /// What the entity's change log says, oldest first, by [`read_changes`](crate::store::change_log).
+    /// Reads the entity's change log, oldest first, by [`read_changes`](crate::store::change_log).
     fn changes<'c>(
         pool: &'c PgPool,
         key: &'c KeyOf<Self>,
@@ -45,7 +45,7 @@ pub(super) struct Statement<'a, E: Stored> {
     columns: E::Columns<'a>,
 }
 
-/// What is written beside the rows themselves, and whether: the same for every table.
+/// The columns that are the same for every table: the units, which gate the writes, and records, changes and messages.
 #[derive(Default)]
 pub struct WriteSet<'a> {
     pub(in crate::store) unit: Units<'a>,
@@ -98,7 +98,7 @@ pub(in crate::store) struct Messages<'a> {
 }
 
 impl<'a, E: Stored> FromIterator<(i32, &'a Draft<E>)> for Statement<'a, E> {
-    /// Leaves out what writes nothing.
+    /// Leaves out units that write nothing.
     fn from_iter<I: IntoIterator<Item = (i32, &'a Draft<E>)>>(drafts: I) -> Self {
         let mut statement = Self {
             writes: WriteSet::default(),
@@ -131,7 +131,7 @@ impl<E: Stored> Statement<'_, E> {
         self.writes.unit.ordinal.len()
     }
 
-    /// Sends the statement. Answers the ordinals of the units that were written; the others met a locked or moved row.
+    /// Sends the statement. Returns the ordinals of the units that were written; the others met a locked or moved row.
     pub(super) async fn execute(&self, connection: &mut PgConnection) -> Result<HashSet<i32>, Error> {
         Ok(E::write(connection, &self.writes, &self.columns)
             .await?

@@ -1,4 +1,4 @@
-//! A ticket: whose it may be after whom.
+//! The state machine of a ticket: listings, holds and sales that can follow each other.
 
 use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, TicketEvent, TicketOutcome, UserId};
 use time::OffsetDateTime;

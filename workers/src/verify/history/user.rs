@@ -1,4 +1,5 @@
-//! A user: registered once, then changed. No outcome says what a profile has, so of the row only the clock can be compared.
+//! The state machine of a user: registered once, then changed. No outcome has the profile's values, so of the row only the
+//! time of the last change can be compared.
 
 use holdfast_schemas::{UserEvent, UserOutcome};
 use time::OffsetDateTime;
@@ -43,8 +44,8 @@ impl History for User {
         }
     }
 
-    /// A profile may have had all the new values already, a checkout may have been opened by another event, and a payment may be
-    /// as far already as its provider says.
+    /// A profile may have had all the new values already, another event may have opened the checkout, and the payment may have
+    /// been in the reported state already.
     fn may_go_untold(asked: &UserEvent) -> bool {
         !matches!(asked, UserEvent::UserRegistered { .. } | UserEvent::CreditsAdded { .. })
     }
