@@ -314,7 +314,7 @@ impl Databases {
     }
 }
 
-/// One way under one fault, with rows that are nobody else's.
+/// One way under one fault, with rows of its own.
 struct Case<'a> {
     kit: &'a Kit,
     /// By a way that is never cut.

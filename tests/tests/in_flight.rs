@@ -481,7 +481,7 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         })
         .await?;
         free(kit, &tickets[5..]).await?;
-        // Not by the Reaper alone: the cart has let go of it by its own timer.
+        // Not by the Reaper alone: the cart's own timer has removed the ticket.
         until("the cart lets go of what has ended", DEADLINE, async || {
             let cart = kept_cart(kit, &shop.user).await?;
             ensure!(cart.contains(&tickets[4]) && !cart.contains(&tickets[5]), "{cart}");

@@ -409,7 +409,7 @@ fn only_what_changed_is_written(kit: &Kit) -> anyhow::Result<()> {
             row(&pool, "ann").await?.is_some_and(|row| row.version == 0),
             "nothing differed, yet it was written"
         );
-        // Somebody else's change of another column stays.
+        // Another writer's change of another column stays.
         update::apply(&pool, &loaded.user_id, &User::CREDITS.add(1)).await?;
         let changed = compare_and_set::only_changed_if_unmoved(&mut connection, &loaded, &moved).await?;
         ensure!(changed == Changed::Changed(vec!["address"]), "{changed:?}");
@@ -418,7 +418,7 @@ fn only_what_changed_is_written(kit: &Kit) -> anyhow::Result<()> {
             now.credits == 11 && now.address == moved.address && now.version == 2,
             "{now:?}"
         );
-        // Somebody else's change of the same column: seen by the one, overwritten by the other.
+        // Another writer's change of the same column: one tool notices it, the other one overwrites it.
         update::apply(&pool, &loaded.user_id, &User::ADDRESS.set("3, Elsewhere")).await?;
         let changed = compare_and_set::only_changed_if_unmoved(&mut connection, &loaded, &moved).await?;
         ensure!(changed == Changed::Differs, "{changed:?}");
@@ -643,7 +643,7 @@ fn an_aborted_task_undoes_its_transaction_and_its_statement_is_found_by_the_repe
         let pool = database(kit).await?;
         let ann = with_user(&pool, "ann", 0).await?.user_id;
 
-        // Its one statement is with the database, which does not hear of the end.
+        // Its one statement is with the database, which does not learn of the task's end.
         let (other, key) = (pool.clone(), ann.clone());
         abort_while_blocked(&pool, async move {
             let mut connection = other.acquire().await?;

@@ -38,7 +38,7 @@ pub(crate) struct Traffic<'a> {
     payment_outcomes: UnboundedReceiver<anyhow::Result<Arrival>>,
     beats: usize,
     unanswered: HashSet<String>,
-    /// Tickets whose hold nobody but the Reaper ends.
+    /// Tickets whose hold only the Reaper ends.
     held: HashSet<String>,
     /// Tickets that are bought as soon as they are held.
     wanted: HashSet<String>,
@@ -194,7 +194,7 @@ impl<'a> Traffic<'a> {
         Ok(())
     }
 
-    /// A ticket that its buyer, whom nobody knew before, pays by credits.
+    /// A ticket that a newly registered buyer pays by credits.
     fn want(&mut self, ticket: &str) -> anyhow::Result<()> {
         let user = buyer(ticket);
         self.pay(&Event::registered(format!("{ticket}-registered"), &user))?;

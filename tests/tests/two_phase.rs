@@ -91,7 +91,7 @@ impl Databases {
         Ok(())
     }
 
-    /// `false` ends every session of the other database and lets nobody in.
+    /// `false` ends every session of the other database and refuses new ones.
     async fn open_loyalty(&self, open: bool) -> anyhow::Result<()> {
         let statement = if open {
             "alter database two_phase allow_connections true"

@@ -636,7 +636,7 @@ fn tickets_are_held_together_or_not_at_all(kit: &Kit) -> anyhow::Result<()> {
             );
         }
 
-        // One of them is somebody else's, one was never listed, one is the asker's already: then the others stay for sale.
+        // One is held by another user, one was never listed, one is held by this user already: the others stay for sale.
         for (user, others, reason) in [
             (bob, "a", "held"),
             (bob, "nowhere", "unknown_ticket"),

@@ -1,8 +1,9 @@
-//! Takes checkouts further: reads what is to be done next, asks the payment provider where money is meant, and writes what came
-//! of it. All that counts lies in the checkout's row, so that anybody may go on with it, several at once, and after any crash.
+//! The driver of checkouts: reads a checkout's row, takes its next step, calls the payment provider for steps that move money,
+//! and writes the result. All state lies in the row, so that any process may go on with it, several at once, and after any
+//! crash.
 //!
-//! The provider's word about a payment under way changes nothing by itself, since its events come late, twice and in any
-//! order: they only make the driver ask, and the provider's answer is what counts.
+//! A provider's event about a payment under way changes nothing by itself, since events come late, twice and in any
+//! order: they only make the driver ask for the payment's state, and the answer decides.
 
 use std::sync::Arc;
 use std::time::Duration;

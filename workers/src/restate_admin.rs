@@ -59,7 +59,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same question may be answered later: nobody answered, or the server said it is not able to now.
+    /// True if a retry may be answered: the server did not answer, or said that it cannot now.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Silent { .. } => true,
@@ -415,7 +415,7 @@ impl RestateAdmin {
     }
 }
 
-/// A client that gives up on a server that does not answer.
+/// An HTTP client with time-outs.
 ///
 /// # Errors
 /// The HTTP client cannot be made.

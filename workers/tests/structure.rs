@@ -47,7 +47,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("TerminalError::", &["objects/caller.rs"]),
 ];
 
-/// Modules that never import each other: gate, objects, relay and webhook meet only in topics and tables, and the rules know nobody.
+/// Modules that never import each other: gate, objects, relay and webhook meet only in topics and tables, and the rules import
+/// none of these.
 const STRANGERS: &[(&str, &[&str])] = &[
     (
         "domain/",

@@ -167,7 +167,7 @@ impl Postgres {
         Ok(connection.close().await?)
     }
 
-    /// Makes the database `name` afresh, a copy of `of` as it is now. Nobody may be connected to `of`.
+    /// Makes the database `name` afresh, a copy of `of` as it is now. `of` must have no connections.
     pub async fn copy_database(&self, of: &str, name: &str) -> anyhow::Result<PgPool> {
         let mut connection = PgConnection::connect(&self.url_of("postgres")).await?;
         for statement in [

@@ -115,8 +115,8 @@ impl Proxy {
         self.state.stopped.send_replace(false);
     }
 
-    /// Has every connection that there is die without a word, as if a firewall on the way had forgotten it: what either side sends
-    /// from now on arrives nowhere, and neither hears that the other one has gone. New connections pass.
+    /// Silently drops all traffic of the present connections, as a firewall does that has forgotten them: no bytes of either side
+    /// arrive, and neither learns that the other one has closed. New connections pass.
     pub fn swallow(&self) {
         let connections = self.state.connections.load(Ordering::SeqCst);
         self.state.swallowing_before.store(connections, Ordering::SeqCst);

@@ -94,7 +94,7 @@ impl StripeMock {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// With a certificate that nobody trusts.
+    /// The address with TLS and an untrusted certificate.
     pub fn secure_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.secure_port)
     }

@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// Asks again and again until there is an answer. An error of `ask` means "not yet" and says what was seen; the last
-/// one is told when the deadline passes.
+/// Calls `ask` again and again until it succeeds. An error of `ask` means "not yet" and says what was seen; when the
+/// deadline passes, the last one is the error.
 pub async fn until<T, S, F, A>(what: &str, deadline: Duration, mut ask: F) -> anyhow::Result<T>
 where
     S: Display,

@@ -9,8 +9,8 @@ use time::format_description::well_known::Rfc3339;
 pub enum Command {
     /// Take events from the public topics, check them and hand them on, gathered by key.
     Gate,
-    /// Answer Restate: the Ticket and User objects, the Checkout workflow and the Reaper; send mails, sweep what has expired, look
-    /// after checkouts that nobody takes further.
+    /// Serve the Ticket and User objects, the Checkout workflow and the Reaper to Restate; send mails, sweep expired records, and
+    /// drive abandoned checkouts.
     Serve,
     /// Bring outcomes from the outbox to Kafka, exactly once.
     Relay,
@@ -122,7 +122,7 @@ pub struct State {
 /// Commands on dead letters. An origin is written `topic/partition/offset`.
 #[derive(Subcommand, Debug, Clone)]
 pub enum DeadLetters {
-    /// List the dead letters that nobody has settled.
+    /// List the dead letters that are not settled.
     List,
     /// Show one dead letter: headers, key and bytes.
     Show { origin: String },

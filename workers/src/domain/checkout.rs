@@ -290,8 +290,8 @@ pub fn shows(lines: &[Line]) -> Vec<(&ShowId, i32)> {
     shows
 }
 
-/// The inputs that sell one ticket of a checkout. If its hold has ended, and nobody else has the ticket, and it is still the same
-/// seat at the same price, it is held anew first, with the hold id `anew`. None when it cannot be sold any more.
+/// The inputs that sell one ticket of a checkout. If its hold has ended, and the ticket is free and still the same seat at the
+/// same price, it is held anew first, with the hold id `anew`. None when it cannot be sold any more.
 pub fn sale(
     checkout: &Checkout,
     line: &Line,

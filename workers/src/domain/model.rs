@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::ticket::{Decision, Input, decide};
 use super::{History, State, Ticket};
 
-/// What a ticket in a state (column) answers to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
+/// The answer of a ticket in a state (column) to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
 /// `a if c else b` depends on whether user, hold or checkout fit.
 const TABLE: &str = "
     input    | no row         | available      | held                                 | due                     | sold                          | withdrawn

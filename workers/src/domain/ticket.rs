@@ -34,7 +34,8 @@ pub struct Ticket {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Available,
-    /// Kept for a user until a moment. From that moment on the hold is due: it binds nobody, and the next input ends it.
+    /// Kept for a user until a moment. From that moment on the hold is due: it keeps no user from the ticket, and the next
+    /// input ends it.
     Held(Hold),
     Sold(Sale),
     Withdrawn,

@@ -2,8 +2,8 @@
 //! text of the server's answer, since it may repeat the address.
 //!
 //! SMTP is spoken command by command: a 5xx to the recipient or the mail ends that mail; one to our credentials or our own
-//! address is ours to mend, and must refuse nobody's. And once the mail is accepted nothing may be waited for before that
-//! is noted, not even the server's goodbye.
+//! address is ours to mend, and must not end any mail. And once the server has accepted the mail, the mailer writes that at
+//! once, before it waits for anything, even for the answer to `QUIT`.
 
 use std::time::Duration;
 

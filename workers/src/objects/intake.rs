@@ -1,4 +1,4 @@
-//! How work reaches an object: what Kafka delivers, and what is asked by HTTP, as events of one key.
+//! The intake of the objects: deliveries from Kafka and HTTP requests, both as events of one key.
 //!
 //! A handler tells a gathered record from a single event by its first byte: `[` is the CloudEvents JSON batch that the gate
 //! writes, `{` is one structured event of a direct subscription. An event's origin travels as four extension attributes, so

@@ -116,7 +116,7 @@ pub struct Order<'a> {
     pub method: &'a str,
 }
 
-/// A payment as the provider told it. Amounts are minor units of its currency.
+/// A payment, as the provider reported it. Amounts are minor units of its currency.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payment {
     pub id: PaymentId,

@@ -1,4 +1,4 @@
-//! Credits, which the loyalty database keeps: it may be somebody else's, so nothing is added to it but the credits themselves.
+//! Credits, which the loyalty database keeps: it may belong to another system, so Holdfast adds nothing to it but credits.
 //! An event that adds credits is committed by two-phase commit: prepared there, decided and recorded here, then settled there.
 //! So its one statement there takes effect exactly once, and only if the event was applied here.
 //!

@@ -1,10 +1,10 @@
-//! What can go wrong with the database, and what each error means for work that met it. A refusal by a rule is an outcome and
-//! never comes here.
+//! The errors of the database, and the meaning of each for the work that met it. A refusal by a rule is an outcome and never an
+//! error.
 
 use super::mechanisms;
 use crate::transience::{self, Fault};
 
-/// What can go wrong with the database, by operation.
+/// The errors of the database, by operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the database URL cannot be read")]
@@ -15,7 +15,7 @@ pub enum Error {
     Read(#[source] sqlx::Error),
     #[error("the batch could not be written")]
     Write(#[source] sqlx::Error),
-    /// A row says what no migration allows: somebody else wrote it, or a newer version.
+    /// A row has a value that this version cannot decode: another program wrote it, or a newer version.
     #[error("the row of {table} with key {key:?} cannot be understood: {what}")]
     Row {
         table: &'static str,
@@ -40,7 +40,7 @@ pub enum Error {
     NoLoyalty,
 }
 
-/// Why work is given back to its invocation undone.
+/// The reason why work fails by its own fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The rules panicked.
@@ -96,7 +96,7 @@ impl Error {
     }
 }
 
-/// The idempotency key's own constraint: somebody was quicker, and the next round meets the record.
+/// True for the constraint of the idempotency key: another unit was first, and the next round meets its record.
 fn is_taken_id(error: &sqlx::Error) -> bool {
     let error = error.as_database_error();
     error.and_then(|error| error.constraint()) == Some("idempotency_records_pkey")

@@ -260,7 +260,7 @@ impl Leadership {
     }
 }
 
-/// Notifies `wake` whenever rows were written, for ever; while the database is away, it notifies nobody.
+/// Notifies `wake` whenever rows were written, for ever; not while the database is away.
 pub async fn listen(pool: &PgPool, wake: &Notify) -> Infallible {
     const RETRY: Duration = Duration::from_secs(1);
     loop {

@@ -164,8 +164,8 @@ impl Access {
         if changed != Changed::Differs {
             return Ok(changed.into());
         }
-        // An earlier try whose answer was lost has left the wanted values. Nobody can tell its write from another caller's, and
-        // nobody needs to.
+        // An earlier try whose answer was lost has left the wanted values. The row does not tell its write from another caller's,
+        // which makes no difference.
         let now = read::one::<Attributes>(&mut *connection, &seen.key()).await?;
         let is_so = now.is_some_and(|now| now.described(to) == now);
         Ok(if is_so {

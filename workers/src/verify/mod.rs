@@ -1,13 +1,13 @@
-//! Proves the promises from outside: that every record on the public topics is accounted for, that each event took effect
-//! once and each outcome is told once, both in order, that no seat was sold twice, and that no credits went astray.
+//! Proves the promises from outside: every record on the public topics is accounted for, each event took effect once and
+//! each outcome was sent once, both in order, no seat was sold twice, and no credits or money were lost.
 //!
 //! It shares nothing with the code that it judges but the contract: it reads the topics, and the tables by statements of its
 //! own, and computes again what must follow. It works on a live system, by the order in which it looks:
 //!
-//! 1. the ends of the public topics, and of the outcome topics: the database must know all before them;
+//! 1. the ends of the public topics, and of the outcome topics: the database must have everything before them;
 //! 2. the database, in one snapshot;
-//! 3. the outcome and dead-letter topics, up to ends that are taken now: the topics must have all that the snapshot has, as
-//!    far as it does not stand in the snapshot's outbox;
+//! 3. the outcome and dead-letter topics, up to ends that are read now: the topics must have all that the snapshot has, except
+//!    for the rows of the snapshot's outbox;
 //! 4. the payments at the provider, where one is given: they must have the money of every checkout that had ended, and its
 //!    disputes;
 //! 5. the public topics, up to the ends of step 1.

@@ -61,7 +61,7 @@ impl Simulator {
         *lock(&self.state.webhooks) = Queue::default();
     }
 
-    /// The events that nobody has acknowledged.
+    /// The events that are not acknowledged yet.
     pub fn untold(&self) -> Vec<Value> {
         lock(&self.state.webhooks).waiting.clone()
     }

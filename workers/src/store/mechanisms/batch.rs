@@ -1,5 +1,5 @@
 //! Automatic batching: callers ask for one row each, and the requests that have gathered while the last statement was under way
-//! go into the next one (group commit). Alone, a caller waits for nobody; under load, statements grow and their number does not.
+//! go into the next one (group commit). A lone caller waits for no other; under load, statements grow and their number does not.
 //!
 //! **For** many handlers at once that read, or change, a row each. The answers are those of one by one.
 //!

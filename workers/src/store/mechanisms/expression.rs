@@ -15,7 +15,7 @@
 //!
 //! **Crashes** Before or during: no row has changed. After, or with the answer lost: the repeat **appends again**, which only
 //! an idempotency key prevents ([`super::idempotency`]). [`super::Column::include`] appends only what is not there, and may be
-//! repeated as long as nobody takes elements away.
+//! repeated as long as no writer removes elements.
 //!
 //! ```no_run
 //! # async fn example(pool: sqlx::PgPool) -> Result<(), holdfast::store::mechanisms::Error> {

@@ -44,7 +44,7 @@ pub enum Insert {
     Present,
 }
 
-/// Inserts the row. Mine is a row with the same content: good as long as nobody updates it before the last retry.
+/// Inserts the row. A row with the same content counts as mine: right as long as no writer updates it before the last retry.
 pub async fn once<T: Table>(executor: impl PgExecutor<'_>, row: &T) -> Result<Insert, Error> {
     let (here, new) = (list("t", T::COLUMNS), list("excluded", T::COLUMNS));
     let mine = format!("({here}) is not distinct from ({new})");

@@ -35,7 +35,7 @@ enum State {
     },
     Sold {
         user: UserId,
-        /// None when the log sold a ticket that nobody held.
+        /// None when the log sold a ticket without a hold.
         hold: Option<HoldId>,
         checkout: CheckoutId,
     },

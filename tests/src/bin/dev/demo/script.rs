@@ -10,7 +10,7 @@ pub(super) const SEATS: usize = 300;
 pub(super) const REQUESTS: usize = 8_000;
 /// One in this many requests is for the one seat that all want.
 pub(super) const HOT_EVERY: usize = 10;
-/// A prime, and so large that nobody wants the one seat twice.
+/// A prime, and so large that no buyer requests the one seat twice.
 pub(super) const BUYERS: usize = 997;
 
 /// One in this many buyers has credits, and spends them.
