@@ -22,6 +22,7 @@ mod crashes;
 mod direct;
 mod faults;
 mod gate;
+mod gate_edges;
 mod in_flight;
 mod intake;
 mod mail;
@@ -57,6 +58,7 @@ const TOPICS: &[&[Test]] = &[
     commit::TESTS,
     direct::TESTS,
     gate::TESTS,
+    gate_edges::TESTS,
     relay::TESTS,
     intake::TESTS,
     repeats::TESTS,

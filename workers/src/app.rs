@@ -382,8 +382,9 @@ impl Worker {
             instance: config.process.instance.clone(),
             clock,
         };
+        let ready = self.tells("kafka (gate)");
         self.spawn_role("gate", |metrics, shutdown| {
-            gate::run(settings, metrics, engine, shutdown)
+            gate::run(settings, metrics, engine, ready, shutdown)
         });
     }
 
@@ -414,10 +415,18 @@ impl Worker {
             provider,
             clock,
         };
+        let ready = self.tells("kafka (webhook)");
         self.spawn_role("webhook", |metrics, shutdown| {
-            webhook::run(listener, settings, metrics, shutdown)
+            webhook::run(listener, settings, metrics, ready, shutdown)
         });
         Ok(())
+    }
+
+    /// For a part that finds out by itself whether it can work; until it says so it cannot.
+    fn tells(&self, part: &'static str) -> Box<dyn Fn(bool) + Send + Sync> {
+        self.readiness.set(part, false);
+        let readiness = self.readiness.clone();
+        Box::new(move |ready| readiness.set(part, ready))
     }
 
     fn spawn_role<F, E>(&self, name: &'static str, run: impl FnOnce(Arc<Metrics>, CancellationToken) -> F)

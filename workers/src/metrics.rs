@@ -57,12 +57,15 @@ metrics! {
     gate_window_records: Histogram = "holdfast_gate_window_records" in sizes();
     /// Seconds from a gathered window to its acknowledgement by Kafka.
     gate_window_seconds: Histogram = "holdfast_gate_window_seconds" in seconds();
-    /// Windows given up and read again, by cause: rebalance, delivery.
+    /// Windows given up and read again, by cause: rebalance, delivery, refused (Kafka will never take one of its records, which is
+    /// looked for).
     gate_windows_repeated: IntCounterVec = "holdfast_gate_windows_repeated_total" ["cause"];
     /// Commits of the gate's offsets that Kafka refused; the records are read again after a restart.
     gate_commit_errors: IntCounter = "holdfast_gate_commit_errors_total";
     /// Records on the public topics that the gate has not read yet, by topic.
     gate_lag_records: IntGaugeVec = "holdfast_gate_lag_records" ["topic"];
+    /// Partitions that have records to read and have not moved for a minute, although the gate waits for nothing.
+    gate_stalled_partitions: IntGauge = "holdfast_gate_stalled_partitions";
     /// 1 while the gate waits for the engine to finish work.
     gate_waiting: IntGauge = "holdfast_gate_waiting";
     /// 1 once retention took records that the gate had not read; the gate stops.

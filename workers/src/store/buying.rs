@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, OutcomeData, Price, Source,
-    TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id,
+    CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, List, OutcomeData, Price,
+    Source, TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id,
 };
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -601,7 +601,7 @@ impl Buying {
 }
 
 /// True if an open checkout can come from this cart, where the request names no tickets: its tickets have left the cart.
-fn fits_cart(checkout: &Checkout, asked: &Option<Vec<TicketId>>, cart: &[TicketId]) -> bool {
+fn fits_cart(checkout: &Checkout, asked: &Option<List<TicketId>>, cart: &[TicketId]) -> bool {
     let is_bought = |ticket: &TicketId| checkout.lines.iter().any(|line| line.ticket == *ticket);
     asked.is_some() || cart.iter().all(is_bought)
 }
