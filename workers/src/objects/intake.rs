@@ -149,7 +149,7 @@ pub(super) fn asked<E: Object>(
     let event = Event::new(source, id, now, traceparent, key.clone(), data);
     event
         .check_size()
-        .map_err(|refusal| error::answer_caller(400, format!("body: {}", refusal.detail)))?;
+        .map_err(|refusal| answer_caller(400, format!("body: {}", refusal.detail)))?;
     Ok(Unit {
         key,
         work: vec![Work::Request(event)],
