@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Checks;
 
-/// How long `verify` waits for what is on its way.
+/// Limits by which `verify` judges.
 #[derive(Args, Debug, Clone)]
 pub struct Verify {
     /// Age from which `verify` counts a record as lost that nothing accounts for, by its broker's time; until then it is pending.

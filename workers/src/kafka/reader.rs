@@ -28,12 +28,12 @@ pub struct Reader {
 /// The readable offsets of one topic, by partition: from the earliest up to, not with, the end.
 pub type Extent = BTreeMap<i32, (i64, i64)>;
 
-/// What a topic's retention leaves.
+/// The retention of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keeps {
-    /// How old a record gets at least; none when it gets as old as it likes.
+    /// The age up to which every record is kept; none when age removes nothing.
     pub age: Option<Duration>,
-    /// Whether records go also when there are too many bytes of them.
+    /// True if records are also removed when there are too many bytes of them.
     pub bytes_are_limited: bool,
 }
 
@@ -60,7 +60,7 @@ impl Reader {
         })
     }
 
-    /// How long a topic keeps its records, as it is set now.
+    /// Reads the topic's retention, as it is set now.
     ///
     /// # Errors
     /// [`Error::Ask`], [`Error::Retention`]

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use super::identity::{Cause, Digest, Fingerprint, millis, named};
 use super::terms::{CLOCK_SKEW, Terms};
 
-/// What a dead letter may take beside its record, with some to spare.
+/// Bytes of a dead letter beside its record, with some to spare.
 const BESIDE_RECORD_BYTES: usize = 8_192;
 
 /// A record as it lies on a topic.
@@ -38,7 +38,7 @@ pub(super) struct Letter {
     contents: Contents,
 }
 
-/// What a dead letter has of its record.
+/// The part of its record that a dead letter has.
 #[derive(Debug)]
 enum Contents {
     /// Nothing: it was too large.
@@ -53,7 +53,7 @@ enum Contents {
     },
 }
 
-/// What the record says about its dead letter.
+/// The record's evidence about its dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Finding {
     /// It is about another record, which lay there before the topic was made anew.
@@ -94,7 +94,7 @@ impl Original<'_> {
         length(self.key) + length(self.value) + headers.sum::<usize>()
     }
 
-    /// What a handler without a gate finds wrong with it.
+    /// The reason for which a handler without a gate refuses it, if it does.
     fn refused_by_handler<D: EventData>(&self) -> Option<Reason> {
         match decode_delivery::<D>(self.value.unwrap_or_default()) {
             Err(refusal) => Some(refusal.reason),
@@ -153,7 +153,7 @@ impl Letter {
         }
     }
 
-    /// Whether it has the record, or the event in it.
+    /// True if it has the record, or the event in it.
     fn has<D: EventData>(&self, record: &Original<'_>, decoded: &Result<Event<D>, Reason>, terms: &Terms) -> bool {
         match &self.contents {
             Contents::LeftOut => record.bytes() + BESIDE_RECORD_BYTES > terms.letter_bytes || record.bytes() == 0,

@@ -21,7 +21,7 @@ pub(super) struct Look {
     pub(super) terms: Terms,
 }
 
-/// What is known of one stream.
+/// The facts about one stream.
 pub(super) struct Book<H: History> {
     pub(super) change_history: ChangeHistory<H>,
     pub(super) records: Records,

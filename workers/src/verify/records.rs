@@ -18,7 +18,7 @@ pub(super) struct Records {
     terms: Terms,
     topic_partitions: BTreeMap<TopicPartition, Vec<Record>>,
     letters: BTreeMap<Place, Vec<Judged>>,
-    /// What an operator has replayed or dropped.
+    /// The records whose dead letters an operator has replayed or dropped.
     settled: HashSet<Place>,
     /// Since when events of a type have taken effect, in milliseconds; only of types that are said to be unknown.
     known_since: HashMap<&'static str, i64>,
@@ -26,7 +26,7 @@ pub(super) struct Records {
     removed: BTreeSet<TopicPartition>,
 }
 
-/// Where a record lies: partition and offset.
+/// The partition and offset of a record.
 type Place = (TopicPartition, i64);
 
 struct Record {
@@ -48,7 +48,7 @@ struct Judged {
     finding: Option<Finding>,
 }
 
-/// What accounts for a record.
+/// The evidence that accounts for a record.
 enum Standing {
     Decided(Cause),
     DeadLettered(DeadLetterReason),
@@ -57,13 +57,13 @@ enum Standing {
     Nothing,
 }
 
-/// What the dead letters about a record come to.
+/// The sum of the dead letters about a record.
 enum Verdict {
     Follows(DeadLetterReason),
     Lies,
 }
 
-/// What was found about one key in one partition, up to some offset.
+/// The findings about one key in one partition, up to some offset.
 #[derive(Default)]
 struct Progress {
     unaccounted: Vec<Unaccounted>,
@@ -347,7 +347,7 @@ impl Records {
         }
     }
 
-    /// Whether all that could account for the record may be gone: a dead letter with the beginning of its partition, or the
+    /// True if all that could account for the record may be gone: a dead letter with the beginning of its partition, or the
     /// idempotency record, which alone remembers an event without outcomes.
     fn trace_may_be_gone(
         &self,
@@ -371,7 +371,7 @@ impl Records {
 }
 
 impl Finding {
-    /// How it lies, if it does, by all that is known.
+    /// The lie of the dead letter, if it is one, by all that is known.
     fn lie<H: History>(
         &self,
         letter: &Letter,
@@ -423,7 +423,7 @@ impl Progress {
         }
     }
 
-    /// How many records may still be on their way; what is too old for that is lost.
+    /// Counts the records that may still be on their way, and reports those too old for that as lost.
     fn pending(
         &self,
         (topic, partition): TopicPartition,

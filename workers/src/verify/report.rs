@@ -6,9 +6,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// How many offences against one promise are listed.
+/// The most offences against one promise that are listed.
 const MOST_NAMED: usize = 1_000;
-/// How many of them are printed.
+/// The most of them that are printed.
 const MOST_PRINTED: usize = 20;
 
 /// Counts, the offences against each promise, and from where the topics could be read.
@@ -45,7 +45,7 @@ pub struct Report {
     pub stuck: u64,
     /// Checkouts on their way, and refunded ones that owe credits: that breaks no promise, unless it takes more than a day.
     pub unfinished: u64,
-    /// What offends against each promise, each once, as it was found: at most [`MOST_NAMED`] of each.
+    /// The offences against each promise, one for each key, as they were found: at most [`MOST_NAMED`] of each.
     pub offences: Vec<Offence>,
     /// The earliest offsets, by topic and partition; records before them could not be read.
     pub earliest_offsets: BTreeMap<String, BTreeMap<i32, i64>>,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::terms::CLOCK_SKEW;
 use crate::kafka::reader::{Extent, Keeps};
 
-/// What may be gone of a topic with the beginnings of its partitions.
+/// The records that may be gone from a topic with the beginnings of its partitions.
 #[derive(Debug, Default)]
 pub(super) struct Removed {
     partitions: BTreeMap<i32, Partition>,
@@ -61,7 +61,7 @@ impl Removed {
         }
     }
 
-    /// Whether a record with this key that was written `at` this time (in milliseconds) or later may be among what was removed.
+    /// True if a record with this key that was written `at` this time (in milliseconds) or later may have been removed.
     /// Without a key it may have lain anywhere.
     pub(super) fn may_have(&self, key: Option<&[u8]>, at: i64) -> bool {
         match key.filter(|key| !key.is_empty()) {
@@ -78,7 +78,7 @@ impl Removed {
         }
     }
 
-    /// Where every producer of Holdfast puts a key.
+    /// The partition into which every producer of Holdfast puts a key.
     fn partition_of(&self, key: &[u8]) -> i32 {
         let count = i32::try_from(self.partitions.len()).unwrap_or(i32::MAX).max(1);
         (murmur2(key) & 0x7fff_ffff).cast_signed() % count

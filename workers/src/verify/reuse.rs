@@ -10,11 +10,11 @@ use super::terms::CLOCK_SKEW;
 #[derive(Debug, Default)]
 pub(super) struct Uses {
     of: HashMap<Cause, Vec<Use>>,
-    /// Whether a public topic has lost a beginning, where the first record of an id may have lain.
+    /// True if a public topic has lost a beginning, where the first record of an id may have lain.
     pub(super) beginning_is_gone: bool,
 }
 
-/// Where a key is one: on the stream of this topic.
+/// A key, with the public topic of its stream.
 pub(super) type KeyOfTopic = (&'static str, Option<Key>);
 
 /// Something that bears an id.
@@ -31,7 +31,7 @@ pub(super) enum Use {
     Record {
         at: i64,
         content: Digest,
-        /// Whether its idempotency record may be swept.
+        /// True if its idempotency record may be swept.
         is_aged: bool,
     },
 }
@@ -53,7 +53,7 @@ impl Uses {
         }
     }
 
-    /// Whether the id of `cause` can have been used for another content than `content` before a dead letter was written, `by` in
+    /// True if the id of `cause` can have been used for another content than `content` before a dead letter was written, `by` in
     /// milliseconds, about a record under `key`.
     pub(super) fn had_another(&self, cause: Cause, content: Digest, key: KeyOfTopic, by: i64) -> bool {
         let by = by.saturating_add(CLOCK_SKEW);

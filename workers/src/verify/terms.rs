@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::identity::millis;
 
-/// How far apart the clocks of Kafka, of the database and of the workers may be, in milliseconds.
+/// The largest difference between the clocks of Kafka, database and workers that is put up with, in milliseconds.
 pub(super) const CLOCK_SKEW: i64 = 60_000;
 
 /// All times in milliseconds.
@@ -14,7 +14,7 @@ pub(super) const CLOCK_SKEW: i64 = 60_000;
 pub(super) struct Terms {
     /// When the look at the database was taken, by its clock.
     pub(super) now: i64,
-    /// How long an idempotency record is kept.
+    /// The age up to which an idempotency record is kept.
     pub(super) idempotency_retention: i64,
     /// Age from which a record that nothing accounts for is lost.
     pub(super) lost_after: i64,
