@@ -177,7 +177,10 @@ pub enum Drained {
 }
 
 /// A record's headers, by name and value.
-pub type RecordHeaders<'a> = Vec<(&'a str, Option<&'a [u8]>)>;
+pub type RecordHeaders<'a> = Vec<RecordHeader<'a>>;
+
+/// One of a record's headers.
+pub type RecordHeader<'a> = (&'a str, Option<&'a [u8]>);
 
 /// The headers of a record in their order; `None` when a header's name is not UTF-8, which the client library can carry but
 /// not read: it panics.
@@ -186,7 +189,7 @@ pub fn headers<M: Message>(record: &M) -> Option<RecordHeaders<'_>> {
 }
 
 /// As [`headers`], with `None` in place of each whose name is not UTF-8.
-pub fn each_header<M: Message>(record: &M) -> impl Iterator<Item = Option<(&str, Option<&[u8]>)>> {
+pub fn each_header<M: Message>(record: &M) -> impl Iterator<Item = Option<RecordHeader<'_>>> {
     let headers = record.headers();
     let count = headers.map_or(0, Headers::count);
     (0..count).map(move |place| {

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 
 use super::identity::{Cause, Digest, Fingerprint, millis, named};
 use super::terms::{CLOCK_SKEW, Terms};
+use crate::kafka::RecordHeader;
 
 /// Bytes of a dead letter beside its record, with some to spare.
 const BESIDE_RECORD_BYTES: usize = 8_192;
@@ -22,7 +23,7 @@ pub(super) struct Original<'a> {
     pub(super) key: Option<&'a [u8]>,
     pub(super) value: Option<&'a [u8]>,
     /// None in place of one whose name is not UTF-8.
-    pub(super) headers: Vec<Option<(&'a str, Option<&'a [u8]>)>>,
+    pub(super) headers: Vec<Option<RecordHeader<'a>>>,
     /// The broker's time.
     pub(super) at: OffsetDateTime,
 }
@@ -82,8 +83,8 @@ impl Original<'_> {
         Fingerprint::of(&(self.key, self.value, self.others_headers()))
     }
 
-    fn others_headers(&self) -> Vec<Option<(&str, Option<&[u8]>)>> {
-        let is_own = |header: &Option<(&str, _)>| header.is_some_and(|(name, _)| dead_letter::is_own(name));
+    fn others_headers(&self) -> Vec<Option<RecordHeader<'_>>> {
+        let is_own = |header: &Option<RecordHeader<'_>>| header.is_some_and(|(name, _)| dead_letter::is_own(name));
         self.headers.iter().copied().filter(|header| !is_own(header)).collect()
     }
 

@@ -150,7 +150,7 @@ impl Records {
 
     /// Answers it, as far as this stream knows.
     pub(super) fn uses<H: History>(&self, change_history: &ChangeHistory<H>, uses: &mut Uses) {
-        let asked: Vec<Cause> = uses.asked().collect();
+        let asked = uses.asked();
         if asked.is_empty() {
             return;
         }

@@ -103,7 +103,7 @@ fn murmur2(key: &[u8]) -> u32 {
     }
     hash ^= hash >> 13;
     hash = hash.wrapping_mul(MIX);
-    hash ^ hash >> 15
+    hash ^ (hash >> 15)
 }
 
 #[cfg(test)]

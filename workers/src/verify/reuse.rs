@@ -42,8 +42,8 @@ impl Uses {
         self.of.entry(cause).or_default();
     }
 
-    pub(super) fn asked(&self) -> impl Iterator<Item = Cause> {
-        self.of.keys().copied().collect::<Vec<_>>().into_iter()
+    pub(super) fn asked(&self) -> Vec<Cause> {
+        self.of.keys().copied().collect()
     }
 
     /// Takes note of something that bears an id, if it was asked for.
