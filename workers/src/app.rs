@@ -81,7 +81,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Verify { json } => {
             let provider = Provider::new(&config.provider, Arc::new(Metrics::new()?))?;
-            let report = verify::run(&config.kafka, &config.database, provider.as_ref()).await?;
+            let report = verify::run(&config.kafka, &config.database, &config.verify, provider.as_ref()).await?;
             say(&if json {
                 serde_json::to_string(&report)?
             } else {

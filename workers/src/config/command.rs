@@ -33,7 +33,7 @@ pub enum Command {
         #[arg(long)]
         direct: bool,
     },
-    /// Prove the promises from outside; exits 1 and names the first offending key when one is broken.
+    /// Prove the promises from outside; exits 1 and names the offending keys when one is broken.
     Verify {
         /// Print the counts as one JSON object.
         #[arg(long)]

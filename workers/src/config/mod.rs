@@ -12,6 +12,7 @@ mod provider;
 mod relay;
 mod restate;
 mod serve;
+mod verify;
 mod webhook;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -28,6 +29,7 @@ pub use provider::Provider;
 pub use relay::Relay;
 pub use restate::Restate;
 pub use serve::Serve;
+pub use verify::Verify;
 pub use webhook::Webhook;
 
 /// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
@@ -112,6 +114,8 @@ pub struct Config {
     #[command(flatten)]
     pub webhook: Webhook,
     #[command(flatten)]
+    pub verify: Verify,
+    #[command(flatten)]
     pub process: Process,
 }
 
@@ -132,6 +136,7 @@ impl Config {
         self.provider.check(&mut checks);
         self.mail.check(&mut checks);
         self.webhook.check(&mut checks);
+        self.verify.check(&mut checks);
         self.process.check(&mut checks);
         checks.finish()
     }
