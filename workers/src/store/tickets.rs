@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
 use super::commit::{Current, KeyedRow, Stored, WriteSet, write_rows};
+use super::session::InTime;
 use crate::domain::checkout::Line;
 use crate::domain::{Hold, Sale, State, Ticket};
 
@@ -75,6 +76,7 @@ pub async fn due(
         limit,
     )
     .fetch_all(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)?;
     let now = rows.first().map_or(OffsetDateTime::UNIX_EPOCH, |row| row.now);
