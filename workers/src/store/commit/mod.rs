@@ -46,7 +46,7 @@ use draft::Draft;
 pub(super) use draft::KeyedRow;
 use queue::{Offenders, Room, Taken};
 pub use write::Stored;
-pub(super) use write::{WriteSet, write_rows};
+pub(super) use write::WriteSet;
 
 /// An ordered list of work for one entity.
 #[derive(Clone, Debug)]
