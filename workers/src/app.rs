@@ -22,6 +22,7 @@ use crate::provider::Provider;
 use crate::restate_admin::RestateAdmin;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
+use crate::store::progress::Progress;
 use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify, webhook};
 
 /// Interval of the sweep of idempotency records.
@@ -50,8 +51,15 @@ pub fn main(cli: Cli) -> ExitCode {
     };
     match runtime.block_on(run(cli)) {
         Ok(code) => code,
-        Err(error) => complain(&format!("{error:#}"), 1),
+        Err(error) => complain(&format!("{error:#}"), exit_code(&error)),
     }
+}
+
+/// 2 when nothing but another setting, or another database, helps.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_setting = |cause: &store::Error| matches!(cause, store::Error::Url(_) | store::Error::Unfit { .. });
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<store::Error>());
+    if causes.any(is_setting) { 2 } else { 1 }
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -217,6 +225,27 @@ impl Worker {
         });
     }
 
+    /// Says whether what is handed over to the committers is committed, whatever else the database answers.
+    fn watch_progress(&self, parts: [(&'static str, Progress); 2]) {
+        let (readiness, shutdown) = (self.readiness.clone(), self.spawner.shutdown());
+        let watch = async move {
+            let mut ticks = tokio::time::interval(PING_EVERY);
+            loop {
+                ticks.tick().await;
+                for (part, progress) in &parts {
+                    readiness.set(part, progress.moves());
+                }
+            }
+        };
+        self.spawner.spawn("progress", async move {
+            tokio::select! {
+                () = watch => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
+    }
+
     fn spawn_http(&self) {
         let Self {
             config,
@@ -252,6 +281,7 @@ impl Worker {
             retention,
             self.metrics.clone(),
         );
+        self.watch_progress([("tickets", tickets.progress()), ("users", users.progress())]);
         let loyalty = self.spawn_loyalty(&pool)?;
         let driver = Driver::new(&self.config, &pool, loyalty.clone(), &self.metrics, clock)?;
         self.spawn_checkouts(driver.clone())?;
@@ -443,7 +473,9 @@ impl Worker {
 
 /// Ends prepared transactions of this age that a try left behind. Refuses a loyalty database that cannot prepare.
 async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> anyhow::Result<()> {
-    store::await_answer(loyalty.pool(), metrics).await;
+    store::await_answer(loyalty.pool(), metrics)
+        .await
+        .context("the loyalty database (--loyalty-url, HOLDFAST_LOYALTY_URL)")?;
     let mut ticks = tokio::time::interval(SWEEP_CREDITS_EVERY);
     loop {
         ticks.tick().await;

@@ -84,7 +84,8 @@ metrics! {
     refusals: IntCounterVec = "holdfast_refusals_total" ["reason"];
     /// Events that serve dead-lettered, by reason (the dead-letter reasons of the catalogue).
     serve_dead_letters: IntCounterVec = "holdfast_serve_dead_letters_total" ["reason"];
-    /// Events that break the worker itself; they are tried again until quarantine exists, by cause: panic, data, constraint.
+    /// Work given back to its invocation, which tries again later and shows why, by cause: panic, data, constraint (the work itself);
+    /// setting (a setting, a grant or a table has to be mended first); unknown.
     quarantine_candidates: IntCounterVec = "holdfast_quarantine_candidates_total" ["cause"];
     /// Units whose row was locked or had moved, and which went round again.
     commit_conflicts: IntCounter = "holdfast_commit_conflicts_total";

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::mechanisms::idempotency::Once;
+use super::session::InTime;
 
 /// An answer given before.
 #[derive(Clone)]
@@ -59,6 +60,7 @@ pub(super) async fn find<R: DeserializeOwned>(pool: &PgPool, request: &Whole<'_>
         id,
     )
     .fetch_optional(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)?;
     let Some(known) = known else { return Ok(None) };
