@@ -35,7 +35,6 @@ pub(crate) const TESTS: &[Test] = tests![
     a_dropped_unit_is_taken_out_of_the_queue,
     a_commit_whose_answer_was_lost_is_not_done_twice,
     an_event_older_than_the_retention_is_never_decided,
-    swept_records_leave_the_young_and_the_unfinished,
 ];
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -497,28 +496,6 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
             "{answers:?}"
         );
         ensure!(bench.told("A").await?.len() == 1);
-        Ok(())
-    })
-}
-
-fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(async {
-        let bench = Bench::new(kit).await?;
-        bench.listed(&["young", "unfinished", "old"]).await?;
-        sqlx::raw_sql(
-            "update idempotency_records set aged_from = now() - interval '8 days' where key <> 'young';
-             update idempotency_records set written_at = now() - interval '8 days' where key = 'old'",
-        )
-        .execute(&bench.pool)
-        .await?;
-        let unfinished_since = now() - Duration::from_secs(3600);
-        let swept = store::idempotency::sweep(&bench.pool, RETENTION, Some(unfinished_since)).await?;
-        ensure!(swept == 1, "{swept} swept");
-        let swept = store::idempotency::sweep(&bench.pool, RETENTION, None).await?;
-        ensure!(
-            swept == 1 && bench.count("idempotency_records").await? == 1,
-            "{swept} swept"
-        );
         Ok(())
     })
 }

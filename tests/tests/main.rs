@@ -26,6 +26,7 @@ mod in_flight;
 mod intake;
 mod mail;
 mod mechanisms;
+mod migrations;
 mod operate;
 mod pool;
 mod provider;
@@ -34,6 +35,7 @@ mod repeats;
 mod servers;
 mod stack;
 mod support;
+mod sweep;
 mod tour;
 mod traffic;
 mod two_phase;
@@ -55,6 +57,8 @@ const TOPICS: &[&[Test]] = &[
     pool::TESTS,
     provider::TESTS,
     commit::TESTS,
+    sweep::TESTS,
+    migrations::TESTS,
     direct::TESTS,
     gate::TESTS,
     relay::TESTS,

@@ -1,7 +1,7 @@
 //! The errors of the database, and the meaning of each for the work that met it. A refusal by a rule is an outcome and never an
 //! error.
 
-use super::mechanisms;
+use super::{mechanisms, migrate};
 use crate::transience::{self, Fault};
 
 /// The errors of the database, by operation.
@@ -10,7 +10,7 @@ pub enum Error {
     #[error("the database URL cannot be read")]
     Url(#[source] sqlx::Error),
     #[error("the tables could not be brought up to date")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate(#[source] migrate::Error),
     #[error("the current rows could not be read")]
     Read(#[source] sqlx::Error),
     #[error("the batch could not be written")]
