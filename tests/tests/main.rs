@@ -27,6 +27,7 @@ mod in_flight;
 mod intake;
 mod mail;
 mod mechanisms;
+mod migrations;
 mod operate;
 mod pool;
 mod provider;
@@ -35,6 +36,7 @@ mod repeats;
 mod servers;
 mod stack;
 mod support;
+mod sweep;
 mod tour;
 mod traffic;
 mod two_phase;
@@ -56,6 +58,8 @@ const TOPICS: &[&[Test]] = &[
     pool::TESTS,
     provider::TESTS,
     commit::TESTS,
+    sweep::TESTS,
+    migrations::TESTS,
     direct::TESTS,
     gate::TESTS,
     gate_edges::TESTS,

@@ -23,10 +23,8 @@ use crate::restate_admin::RestateAdmin;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
 use crate::store::progress::Progress;
+use crate::sweep::Sweeper;
 use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify, webhook};
-
-/// Interval of the sweep of idempotency records.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Interval of the sweep of prepared transactions that a try left behind in the loyalty database.
 const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
@@ -70,8 +68,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Migrate => {
             let pool = store::connect(&config.database, &Metrics::new()?).await?;
-            store::migrate(&pool).await?;
-            say("the tables are up to date")?;
+            let applied = store::migrate(&pool).await?;
+            say(&format!("the tables are up to date; migrations applied: {applied}"))?;
         }
         Command::Register { direct } => {
             let path = if direct {
@@ -193,6 +191,7 @@ impl Worker {
     async fn connect(&self) -> anyhow::Result<PgPool> {
         self.readiness.set("postgres", false);
         let pool = store::connect(&self.config.database, &self.metrics).await?;
+        store::migrate::admit(&pool).await?;
         self.readiness.set("postgres", true);
         self.watch_postgres(pool.clone());
         Ok(pool)
@@ -308,11 +307,24 @@ impl Worker {
             objects::serve(listener, endpoint, shutdown).await;
             Ok(())
         });
-        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
-        self.spawner.spawn(
-            "sweep",
-            sweep(pool, admin, retention, self.metrics.clone(), self.spawner.shutdown()),
-        );
+        self.spawn_sweep(pool)
+    }
+
+    fn spawn_sweep(&self, pool: PgPool) -> anyhow::Result<()> {
+        let sweeper = Sweeper {
+            pool,
+            admin: RestateAdmin::new(self.config.restate.admin.clone())?,
+            retention: self.config.database.idempotency_retention,
+            metrics: self.metrics.clone(),
+        };
+        let shutdown = self.spawner.shutdown();
+        self.spawner.spawn("sweep", async move {
+            tokio::select! {
+                () = sweeper.run() => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
         Ok(())
     }
 
@@ -490,45 +502,6 @@ async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> a
             Ok(0) => {}
             Ok(ended) => tracing::warn!(ended, "prepared credits of tries that had gone were settled"),
             Err(error) => tracing::warn!(error = error::chain(&error), "prepared credits are looked after later"),
-        }
-    }
-}
-
-/// Deletes idempotency records that no invocation can ask for any more; none if Restate does not name its unfinished ones.
-async fn sweep(
-    pool: PgPool,
-    admin: RestateAdmin,
-    retention: Duration,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(SWEEP_EVERY);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
-        match sweep_once(&pool, &admin, retention, &metrics).await {
-            Ok(swept) => tracing::debug!(swept, "swept idempotency records"),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "idempotency records are swept later"),
-        }
-    }
-}
-
-async fn sweep_once(
-    pool: &PgPool,
-    admin: &RestateAdmin,
-    retention: Duration,
-    metrics: &Metrics,
-) -> anyhow::Result<u64> {
-    let unfinished_since = admin.oldest_unfinished().await?;
-    let mut total = 0;
-    loop {
-        let swept = store::idempotency::sweep(pool, retention, unfinished_since).await?;
-        metrics.swept_records.inc_by(swept);
-        total += swept;
-        if swept < store::idempotency::SWEEP_ROWS as u64 {
-            return Ok(total);
         }
     }
 }

@@ -13,6 +13,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "store/",
             "verify/",
             "app.rs",
+            "sweep.rs",
             "objects/mod.rs",
             "objects/examples.rs",
             "objects/reaper.rs",

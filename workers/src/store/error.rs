@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::mechanisms;
+use super::{mechanisms, migrate};
 use crate::transience::{self, Fault};
 
 /// The errors of the database, by operation.
@@ -19,7 +19,7 @@ pub enum Error {
         source: sqlx::Error,
     },
     #[error("the tables could not be brought up to date")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate(#[source] migrate::Error),
     #[error("the current rows could not be read")]
     Read(#[source] sqlx::Error),
     #[error("the batch could not be written")]

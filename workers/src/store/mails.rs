@@ -115,7 +115,7 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Resul
     let rows = sqlx::query!(
         "update mails m set attempts = m.attempts + 1, next_at = clock_timestamp() + make_interval(secs => $2)
          from (
-             select checkout, place from mails where state = 'waiting' and next_at <= clock_timestamp()
+             select checkout, place from mails where state = 'waiting' and next_at <= statement_timestamp()
              order by next_at limit $1 for update skip locked
          ) due
          where m.checkout = due.checkout and m.place = due.place

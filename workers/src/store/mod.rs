@@ -16,6 +16,7 @@ pub mod idempotency;
 mod ledger;
 pub mod mails;
 pub mod mechanisms;
+pub mod migrate;
 pub mod outbox;
 pub mod progress;
 mod purchases;
@@ -50,12 +51,12 @@ pub async fn now(pool: &PgPool) -> Result<OffsetDateTime, Error> {
     .map_err(Error::Read)
 }
 
-/// Brings the tables up to date.
+/// Brings the tables up to date. Answers how many migrations were missing.
 ///
 /// # Errors
-/// A migration failed, or one that was applied has changed since.
-pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
-    sqlx::migrate!("../migrations").run(pool).await.map_err(Error::Migrate)
+/// A migration failed, one that was applied has changed since, or a later release has taken away what this one reads.
+pub async fn migrate(pool: &PgPool) -> Result<usize, Error> {
+    migrate::run(pool).await.map_err(Error::Migrate)
 }
 
 /// The longest pause between two attempts at something that infrastructure made fail.

@@ -99,10 +99,10 @@ impl Original<'_> {
     fn refused_by_handler<D: EventData>(&self) -> Option<Reason> {
         match decode_delivery::<D>(self.value.unwrap_or_default()) {
             Err(refusal) => Some(refusal.reason),
-            Ok(events) => {
-                let strays = |event: &Event<D>| Some(named_by(event)) != self.key;
-                events.iter().any(strays).then_some(Reason::KeyMismatch)
-            }
+            Ok(events) => events.iter().find_map(|event| match event {
+                Err(undecoded) => Some(undecoded.refusal.reason),
+                Ok(event) => (Some(named_by(event)) != self.key).then_some(Reason::KeyMismatch),
+            }),
         }
     }
 }
@@ -184,6 +184,12 @@ impl Letter {
                 Some((cause, digest)) => Finding::IfReused(cause, digest),
                 None => self.lies("the event has no hash"),
             },
+            Reason::TooEarly => match event.time - record.at > Event::<D>::MAX_AHEAD {
+                true => Finding::Follows,
+                false => self.lies("the event's time lies no more than an hour ahead of the broker's"),
+            },
+            // The broker's word, which the record does not show.
+            Reason::NotAdmitted => Finding::Follows,
             Reason::UnknownType | Reason::UnknownVersion => Finding::IfUnknownThen(event.event_type()),
             Reason::KeyMissing
             | Reason::KeyEmpty
@@ -196,6 +202,8 @@ impl Letter {
             | Reason::MissingAttribute
             | Reason::InvalidAttribute
             | Reason::InvalidData
+            | Reason::TooLarge
+            | Reason::ReservedSource
             | Reason::NulCharacter => match self.is_refused_by_handler::<D>(record) {
                 true => Finding::Follows,
                 false => self.lies("the record is a sound event"),
@@ -221,7 +229,7 @@ impl Letter {
 
 fn event_in<D: EventData>(value: Option<&[u8]>) -> Option<(Cause, Digest)> {
     match &decode_delivery::<D>(value?).ok()?[..] {
-        [event] => named(event),
+        [Ok(event)] => named(event),
         _ => None,
     }
 }
