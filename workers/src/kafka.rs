@@ -168,7 +168,7 @@ pub fn send(producer: &Producer, record: BaseRecord<'_, [u8], [u8], usize>) -> R
     }
 }
 
-/// Whether [`Deliveries::drain`] came to its end.
+/// The result of [`Deliveries::drain`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Drained {
