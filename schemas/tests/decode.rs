@@ -204,7 +204,7 @@ fn a_delivery_is_one_event_or_a_list_with_origins() {
         });
         event
     };
-    let gathered = vec![from(0), from(1 << 40)];
+    let gathered = [from(0), from(1 << 40)];
     let json: Vec<_> = gathered.iter().map(Event::to_json).collect();
     let value = [b"[".to_vec(), json.join(&b","[..]), b"]".to_vec()].concat();
     assert_eq!(decode_delivery(&value), Ok(gathered.iter().cloned().map(Ok).collect()));
