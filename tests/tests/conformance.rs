@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use holdfast::metrics::Metrics;
 use holdfast::provider::Provider;
-use holdfast::provider::webhook::{self, What};
+use holdfast::provider::webhook::What;
 use holdfast_schemas::PaymentId;
 use holdfast_tests::kit::provider::{KEY, ReceivedRequest, Simulator};
 use holdfast_tests::kit::third_party::{LocalStripe, ThirdParties};
@@ -67,9 +67,11 @@ async fn run() -> anyhow::Result<()> {
         until("localstripe tells what was captured", PATIENCE, async || {
             let events = receiver.events()?;
             let told = events.iter().any(|event| {
-                let of_talk =
-                    matches!(&event.buyer, webhook::Buyer::Known { checkout, .. } if checkout.as_str() == talk);
-                of_talk && matches!(event.what, What::Captured(_))
+                let of_talk = event
+                    .buyer
+                    .as_ref()
+                    .is_some_and(|(checkout, _)| checkout.as_str() == talk);
+                of_talk && matches!(event.event.what, What::Captured(_))
             });
             ensure!(told, "{talk} is not among {events:?}");
             anyhow::Ok(())

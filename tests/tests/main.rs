@@ -20,6 +20,7 @@ mod checkout;
 mod commit;
 mod crashes;
 mod direct;
+mod engine;
 mod faults;
 mod gate;
 mod gate_edges;
@@ -67,6 +68,7 @@ const TOPICS: &[&[Test]] = &[
     intake::TESTS,
     repeats::TESTS,
     operate::TESTS,
+    engine::TESTS,
     admin::TESTS,
     crashes::TESTS,
     servers::TESTS,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast::metrics::Metrics;
-use holdfast::provider::webhook::{self, Dispute, What};
+use holdfast::provider::webhook::{Dispute, What};
 use holdfast::provider::{Error, Payment, Provider, State};
 use holdfast_schemas::{CheckoutId, Currency, PaymentId, Price};
 use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, Kind, Simulator};
@@ -390,11 +390,11 @@ fn what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged(kit: &Kit) 
         ensure!(simulator.untold().is_empty(), "{:?}", simulator.untold());
         simulator.deliver_again().await?;
         let all = receiver.events()?;
-        let again: Vec<_> = all[first.len()..].iter().map(|event| &event.id).collect();
-        let told: Vec<_> = first.iter().map(|event| &event.id).collect();
+        let again: Vec<_> = all[first.len()..].iter().map(|told| &told.event.id).collect();
+        let told: Vec<_> = first.iter().map(|told| &told.event.id).collect();
         ensure!(told == again, "{told:?}, then {again:?}");
 
-        let what: Vec<_> = first.iter().map(|event| event.what.clone()).collect();
+        let what: Vec<_> = first.iter().map(|told| told.event.what.clone()).collect();
         let price = |amount| Price::new(amount, Currency::EUR);
         let id_of = |told: &What| match told {
             What::Disputed { id, .. } => Some(id.clone()),
@@ -417,8 +417,8 @@ fn what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged(kit: &Kit) 
             What::Authorized(price(AMOUNT)?),
         ];
         ensure!(what == expected, "{what:?}");
-        ensure!(first.iter().all(|event| event.payment == id), "{first:?}");
-        let named = webhook::Buyer::new(Some(buyer.checkout.clone()), Some(buyer.user.clone()));
+        ensure!(first.iter().all(|told| told.event.payment == id), "{first:?}");
+        let named = Some((buyer.checkout.clone(), buyer.user.clone()));
         ensure!(first[0].buyer == named, "{first:?}");
         let net: i64 = simulator
             .movements("told")

@@ -168,7 +168,20 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
         let at = now().unix_timestamp();
         let signed = |body: &str| Some(sign(SECRET, body, at));
         let cut = sound[..sound.len() - 1].to_owned();
-        let incomplete = told(&shop.id("incomplete"), "payment_intent.succeeded", &json!({}));
+        let incomplete = told(
+            &shop.id("incomplete"),
+            "payment_intent.succeeded",
+            &json!({ "id": "pi_none", "metadata": metadata }),
+        );
+        // Of what is none of ours, nothing need be understood.
+        let odd =
+            json!({ "id": "pi_none", "amount_received": 1.5, "currency": "zzz", "metadata": { "order": "4711" } });
+        let odd = told(&shop.id("odd"), "payment_intent.succeeded", &odd);
+        let bare = told(
+            &shop.id("bare"),
+            "charge.refunded",
+            &json!({ "payment_intent": null, "amount_refunded": "1" }),
+        );
         let boring = told(&shop.id("boring"), "customer.created", &json!({}));
         let foreign = captured("foreign", &json!({ "order": "4711" }));
         let large = sound.clone() + &" ".repeat(LIMIT + 1 - sound.len());
@@ -184,6 +197,8 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
             (413, "too_large", signed(&large), &large),
             (200, "ignored", signed(&boring), &boring),
             (200, "ignored", signed(&foreign), &foreign),
+            (200, "ignored", signed(&odd), &odd),
+            (200, "ignored", signed(&bare), &bare),
         ];
         for (number, (status, result, signature, body)) in cases.iter().enumerate() {
             let before = counted(&role, result).await?;

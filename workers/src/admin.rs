@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use futures::TryStreamExt;
 use sqlx::PgPool;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::config::{self, Config};
 use crate::domain;
@@ -25,10 +26,15 @@ use crate::store::{self, outbox};
 ///
 /// # Errors
 /// In words for the operator: what was not found or not done, and why.
-pub async fn run(command: &config::Admin, config: &Config, now: fn() -> OffsetDateTime) -> anyhow::Result<()> {
+pub async fn run(
+    command: &config::Admin,
+    config: &Config,
+    now: fn() -> OffsetDateTime,
+    new_id: fn() -> Uuid,
+) -> anyhow::Result<()> {
     let pool = store::connect(&config.database, &Metrics::new()?).await?;
     match command {
-        config::Admin::Checkout(command) => checkout::run(command, config, pool, now).await,
+        config::Admin::Checkout(command) => checkout::run(command, config, pool, now, new_id).await,
         config::Admin::DeadLetters(command) => match command {
             config::DeadLetters::List => list(&config.kafka, &pool).await,
             config::DeadLetters::Show { origin } => show(&config.kafka, &pool, &place(origin)?).await,

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use uuid::Uuid;
 
 use crate::checkout::{self, Driver};
 use crate::config::{Cli, Command, Config, LogFormat, Process};
@@ -77,7 +78,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             } else {
                 register::Path::Gate
             };
-            let report = register::run(&config, path, Some(REGISTER_PATIENCE)).await?;
+            let report = register::run(&config, path, Some(REGISTER_PATIENCE), clock).await?;
             say(&report.to_string())?;
             return Ok(if report.differs() {
                 ExitCode::FAILURE
@@ -99,7 +100,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Command::Admin(command) => admin::run(&command, &config, clock).await?,
+        Command::Admin(command) => admin::run(&command, &config, clock, new_id).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -180,7 +181,7 @@ impl Worker {
         if no_register {
             self.spawn_arming();
         } else {
-            let report = register::run(&self.config, register::Path::Gate, None).await?;
+            let report = register::run(&self.config, register::Path::Gate, None, clock).await?;
             tracing::info!(%report, "registered");
         }
         self.spawn_gate(self.watch_engine()?);
@@ -282,9 +283,10 @@ impl Worker {
         );
         self.watch_progress([("tickets", tickets.progress()), ("users", users.progress())]);
         let loyalty = self.spawn_loyalty(&pool)?;
-        let driver = Driver::new(&self.config, &pool, loyalty.clone(), &self.metrics, clock)?;
+        let driver = Driver::new(&self.config, &pool, loyalty.clone(), &self.metrics, clock, new_id)?;
         self.spawn_checkouts(driver.clone())?;
         self.spawn_mailer(&pool)?;
+        self.spawn_reaper_watch(&pool)?;
         let (attributes, batching) = store::ticket_attributes::Access::new(pool.clone());
         // The committers end when the objects have dropped their handles and nothing waits.
         self.spawn_to_end("tickets", committing_tickets);
@@ -402,6 +404,21 @@ impl Worker {
         Ok(engine)
     }
 
+    /// Arms the Reaper again when it has no turn left, as after somebody killed the last one.
+    fn spawn_reaper_watch(&self, pool: &PgPool) -> anyhow::Result<()> {
+        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
+        let watch = register::keep_armed(self.config.clone(), admin, pool.clone());
+        let shutdown = self.spawner.shutdown();
+        self.spawner.spawn("reaper", async move {
+            tokio::select! {
+                () = watch => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
     /// Arms the Reaper: its turns start anew with each process, so that none is lost with Restate's disk.
     fn spawn_arming(&self) {
         let (config, shutdown) = (self.config.clone(), self.spawner.shutdown());
@@ -510,6 +527,12 @@ async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> a
 #[expect(clippy::disallowed_methods, reason = "the one place where time is taken from")]
 fn clock() -> OffsetDateTime {
     OffsetDateTime::now_utc()
+}
+
+/// Draws the ids that the parts are given.
+#[expect(clippy::disallowed_methods, reason = "the one place where ids are drawn at random")]
+fn new_id() -> Uuid {
+    Uuid::new_v4()
 }
 
 fn start_logs(process: &Process) {

@@ -77,6 +77,7 @@ impl Driver {
         loyalty: Option<Loyalty>,
         metrics: &Arc<Metrics>,
         now: fn() -> OffsetDateTime,
+        new_id: fn() -> Uuid,
     ) -> Result<Self, provider::Error> {
         let provider = Provider::new(&config.provider, metrics.clone())?;
         let terms = Terms {
@@ -91,6 +92,7 @@ impl Driver {
             mails: config.mail.smtp_url.is_some(),
             retention: config.database.idempotency_retention,
             metrics: metrics.clone(),
+            new_id,
         };
         Ok(Self {
             buying,
@@ -234,12 +236,12 @@ impl Driver {
             Step::Find => self.look_up(checkout).await,
             Step::Authorise => self.authorise(checkout).await,
             Step::Look => self.look(checkout).await,
-            Step::Sell => Ok(self.buying.sell(checkout, Uuid::new_v4()).await?),
+            Step::Sell => Ok(self.buying.sell(checkout, (self.buying.new_id)()).await?),
             Step::Capture => self.capture(checkout).await,
             Step::Complete => Ok(self.buying.complete(checkout).await?),
             Step::GiveBack => self.give_back(checkout).await,
-            Step::Fail => Ok(self.buying.fail(checkout, 0, Uuid::new_v4()).await?),
-            Step::ReturnCredits => Ok(self.buying.return_credits(checkout, Uuid::new_v4()).await?),
+            Step::Fail => Ok(self.buying.fail(checkout, 0, (self.buying.new_id)()).await?),
+            Step::ReturnCredits => Ok(self.buying.return_credits(checkout, (self.buying.new_id)()).await?),
             Step::Wait(_) | Step::End => Ok(()),
         }
     }
@@ -382,7 +384,7 @@ impl Driver {
         if crash::again(Point::CheckoutGivenBack) {
             given_back = self.given_back(checkout).await;
         }
-        Ok(self.buying.fail(checkout, given_back?, Uuid::new_v4()).await?)
+        Ok(self.buying.fail(checkout, given_back?, (self.buying.new_id)()).await?)
     }
 
     /// Cancels or refunds the whole payment; returns the amount that had been captured.

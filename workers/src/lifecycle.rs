@@ -10,6 +10,8 @@ use anyhow::{Context, anyhow, bail};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -18,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 
 /// The tasks of one process.
 pub struct Lifecycle {
@@ -195,8 +197,10 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     }
 }
 
-async fn render(State(metrics): State<Arc<Metrics>>) -> Result<Vec<u8>, (StatusCode, String)> {
-    metrics
+/// The handler of `/metrics`. There is one format, which every scraper takes, whatever it would rather have.
+async fn render(State(metrics): State<Arc<Metrics>>) -> Result<impl IntoResponse, (StatusCode, String)> {
+    let text = metrics
         .render()
-        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }

@@ -150,8 +150,11 @@ metrics! {
     relay_back_in_time: IntGauge = "holdfast_relay_back_in_time";
 }
 
+/// The content type of [`Metrics::render`]. A scraper that does not find its format named refuses the whole answer.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 impl Metrics {
-    /// The metrics in Prometheus' text format.
+    /// The metrics in Prometheus' text format, named by [`CONTENT_TYPE`].
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

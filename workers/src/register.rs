@@ -2,6 +2,7 @@
 //! alone everything that is as wanted, and never changes anything that holds records.
 
 mod engine;
+mod reaper;
 mod report;
 mod topics;
 
@@ -9,11 +10,14 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use reqwest::StatusCode;
+use time::OffsetDateTime;
 
 use crate::config::Config;
 use crate::kafka::ThreadError;
 use crate::restate_admin;
+use crate::store;
 use crate::transience::{self, Fault};
+pub use reaper::keep_armed;
 pub use report::{Finding, Line, Report};
 
 /// The source of the handlers' events.
@@ -69,6 +73,8 @@ pub enum Error {
         status: StatusCode,
         message: String,
     },
+    #[error("overdue holds cannot be read")]
+    Holds(#[source] store::Error),
     #[error(transparent)]
     Thread(#[from] ThreadError),
 }
@@ -85,7 +91,7 @@ impl Error {
             Error::TopicRefused { code, .. } => transience::kafka(*code).is_transient(),
             Error::Admin(error) => error.is_transient(),
             Error::Arm { status, .. } => transience::restate_ingress(status.as_u16()).is_transient(),
-            Error::Thread(_) => false,
+            Error::Holds(_) | Error::Thread(_) => false,
         }
     }
 }
@@ -94,12 +100,17 @@ impl Error {
 ///
 /// # Errors
 /// The first thing that could not be made ready, when patience is over or waiting cannot help.
-pub async fn run(config: &Config, path: Path, patience: Option<Duration>) -> Result<Report, Error> {
+pub async fn run(
+    config: &Config,
+    path: Path,
+    patience: Option<Duration>,
+    now: fn() -> OffsetDateTime,
+) -> Result<Report, Error> {
     let patience = Patience::new(patience);
     let mut report = Report::default();
     let created = patience.insist(|| topics::create(config, path)).await?;
     report.extend(patience.insist(|| topics::compare(config, path, &created)).await?);
-    let engine = engine::EngineSetup::new(config, path)?;
+    let engine = engine::EngineSetup::new(config, path, now)?;
     report.extend(patience.insist(|| engine.settle(&created)).await?);
     Ok(report)
 }
@@ -109,8 +120,7 @@ pub async fn run(config: &Config, path: Path, patience: Option<Duration>) -> Res
 /// # Errors
 /// Restate refused, and waiting cannot help.
 pub async fn arm(config: &Config) -> Result<(), Error> {
-    let engine = engine::EngineSetup::new(config, Path::Gate)?;
-    Patience::new(None).insist(|| engine.arm_reaper()).await.map(drop)
+    Patience::new(None).insist(|| reaper::arm(config)).await.map(drop)
 }
 
 /// The time for which to retry.

@@ -155,15 +155,6 @@ pub struct Subscription {
     pub options: BTreeMap<String, String>,
 }
 
-/// The backlog of Holdfast's objects in Restate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Unfinished {
-    /// Invocations that wait, run or wait for a retry; scheduled ones do not count.
-    pub all: u64,
-    /// The paused ones among them, which wait for an operator; each holds up its key.
-    pub paused: u64,
-}
-
 /// Invocations that began on a deployment and go on there, by handler.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 pub struct Pinned {
@@ -278,39 +269,33 @@ impl RestateAdmin {
         self.ask(Method::DELETE, &path, None).await.map(drop)
     }
 
-    /// Nodes that keep the engine's metadata; one where the engine is a single node.
-    pub async fn nodes(&self) -> Result<usize, Error> {
-        #[derive(Deserialize)]
-        struct Answer {
-            metadata_cluster_health: Members,
-        }
-        #[derive(Deserialize)]
-        struct Members {
-            members: Vec<Value>,
-        }
-        let answer = self.get::<Answer>("cluster-health").await?;
-        Ok(answer.metadata_cluster_health.members.len())
+    /// Counts the unfinished invocations of Holdfast's objects: those that hold the lock of their key, and those that wait for it.
+    /// The tables have no rows of completed invocations, so the query costs what is unfinished.
+    pub async fn unfinished(&self) -> Result<u64, Error> {
+        self.count(&format!(
+            "select (select count(*) from sys_inbox where service_name in ({KEYED_SERVICES})) \
+             + (select count(*) from sys_keyed_service_status where service_name in ({KEYED_SERVICES})) as invocations"
+        ))
+        .await
     }
 
-    /// Counts the unfinished invocations of Holdfast's objects. Cheap as long as few completed invocations are retained.
-    pub async fn unfinished(&self) -> Result<Unfinished, Error> {
-        #[derive(Deserialize)]
-        struct Row {
-            status: String,
-            invocations: u64,
-        }
-        let rows = self
-            .query::<Row>(&format!(
-                "select status, count(*) as invocations from sys_invocation_status \
-                 where status <> 'completed' and status <> 'scheduled' \
-                 and target_service_name in ({KEYED_SERVICES}) group by status"
-            ))
-            .await?;
-        let paused = rows.iter().filter(|row| row.status == "paused");
-        Ok(Unfinished {
-            all: rows.iter().map(|row| row.invocations).sum(),
-            paused: paused.map(|row| row.invocations).sum(),
-        })
+    /// Counts the paused ones among them, which wait for an operator; each holds up its key. The query reads every invocation that
+    /// Restate retains.
+    pub async fn paused(&self) -> Result<u64, Error> {
+        self.count(&format!(
+            "select count(*) as invocations from sys_invocation_status \
+             where status = 'paused' and target_service_name in ({KEYED_SERVICES})"
+        ))
+        .await
+    }
+
+    /// Whether a turn of the Reaper is scheduled or runs.
+    pub async fn reaper_lives(&self) -> Result<bool, Error> {
+        let turns = self.count(
+            "select count(*) as invocations from sys_invocation_status \
+             where target_service_name = 'Reaper' and status <> 'completed'",
+        );
+        Ok(turns.await? > 0)
     }
 
     /// Start of the oldest unfinished invocation of Holdfast's objects, if there is one.
@@ -353,6 +338,15 @@ impl RestateAdmin {
             checkouts: keys(checkouts),
             users: keys(users),
         })
+    }
+
+    async fn count(&self, sql: &str) -> Result<u64, Error> {
+        #[derive(Deserialize)]
+        struct Row {
+            invocations: u64,
+        }
+        let rows = self.query::<Row>(sql).await?;
+        Ok(rows.iter().map(|row| row.invocations).sum())
     }
 
     /// Sends an SQL query.
@@ -447,6 +441,9 @@ const IDLE_PAUSE: Duration = Duration::from_secs(1);
 /// A pause is at least this many times as long as the answer took: queries take at most a twentieth of the time.
 const PAUSE_PER_ANSWER: u32 = 20;
 
+/// Shortest pause between two counts of paused invocations.
+const PAUSED_PAUSE: Duration = Duration::from_secs(5);
+
 /// Reports Restate's backlog to the gate until `shutdown`. While Restate does not answer, it reports the last value under new
 /// reading numbers, so that the gate goes on at its last rate.
 pub async fn watch_engine(
@@ -457,6 +454,7 @@ pub async fn watch_engine(
 ) {
     tokio::select! {
         () = tell_engine(&admin, &metrics, &engine) => {}
+        () = count_paused(&admin, &metrics) => {}
         () = shutdown.cancelled() => {}
     }
 }
@@ -468,7 +466,7 @@ async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Se
             engine.reading += 1;
         });
     };
-    let mut last = Unfinished::default();
+    let mut last = 0;
     let mut silent = false;
     loop {
         let asked = Instant::now();
@@ -476,7 +474,7 @@ async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Se
         let answer = loop {
             match tokio::time::timeout(IDLE_PAUSE, &mut question).await {
                 Ok(answer) => break answer,
-                Err(_not_yet) => tell(last.all),
+                Err(_not_yet) => tell(last),
             }
         };
         let pause = pause_after(&answer, asked.elapsed());
@@ -491,17 +489,35 @@ async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Se
         }
         silent = answer.is_err();
         last = answer.unwrap_or(last);
-        metrics.engine_unfinished.set(signed(last.all));
-        metrics.engine_paused.set(signed(last.paused));
-        tell(last.all);
+        metrics.engine_unfinished.set(signed(last));
+        tell(last);
         tokio::time::sleep(pause).await;
     }
 }
 
-fn pause_after(answer: &Result<Unfinished, Error>, took: Duration) -> Duration {
+/// Counts the paused invocations, for ever. Each holds its key, so without a backlog there is none and no query.
+async fn count_paused(admin: &RestateAdmin, metrics: &Metrics) {
+    loop {
+        let asked = Instant::now();
+        let answer = match metrics.engine_unfinished.get() {
+            0 => Ok(0),
+            _ => admin.paused().await,
+        };
+        match answer {
+            Ok(paused) => metrics.engine_paused.set(signed(paused)),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, "what is paused is counted later");
+            }
+        }
+        tokio::time::sleep(PAUSED_PAUSE.max(asked.elapsed() * PAUSE_PER_ANSWER)).await;
+    }
+}
+
+fn pause_after(answer: &Result<u64, Error>, took: Duration) -> Duration {
     match answer {
-        Ok(unfinished) if unfinished.all > 0 => BUSY_PAUSE.max(took * PAUSE_PER_ANSWER),
-        Ok(_) => IDLE_PAUSE.max(took * PAUSE_PER_ANSWER),
+        Ok(0) => IDLE_PAUSE.max(took * PAUSE_PER_ANSWER),
+        Ok(_) => BUSY_PAUSE.max(took * PAUSE_PER_ANSWER),
         Err(_) => IDLE_PAUSE,
     }
 }
@@ -516,8 +532,8 @@ mod tests {
 
     #[test]
     fn asking_takes_at_most_a_twentieth_of_the_time() {
-        let busy = Ok(Unfinished { all: 7, paused: 0 });
-        let idle = Ok(Unfinished::default());
+        let busy = Ok(7);
+        let idle = Ok(0);
         let ms = Duration::from_millis;
         assert_eq!(pause_after(&busy, ms(3)), ms(250));
         assert_eq!(pause_after(&busy, ms(100)), ms(2_000));

@@ -4,7 +4,7 @@
 //! | answer | when |
 //! | --- | --- |
 //! | 200 | Kafka has the event; or it is of no interest, or about a payment that Holdfast did not make |
-//! | 400 | unsigned, forged, signed too long ago, or not decodable |
+//! | 400 | unsigned, forged, signed too long ago, not an event, or about a payment of Holdfast and not decodable |
 //! | 408, 413 | the body does not arrive, or is too large |
 //! | 503 | Kafka or the provider does not answer in time |
 //!
@@ -24,7 +24,9 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use holdfast_schemas::{CheckoutId, DeclineCode, DisputeStatus, Event, Source, Traceparent, UserEvent, UserId, topics};
+use holdfast_schemas::{
+    CheckoutId, DeclineCode, DisputeStatus, Event, PaymentId, Source, Traceparent, UserEvent, UserId, topics,
+};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -33,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::crash::{self, Point};
 use crate::kafka::publisher::{self, Publisher};
 use crate::metrics::Metrics;
-use crate::provider::webhook::{self, Buyer, Dispute, What};
+use crate::provider::webhook::{self, Dispute, Told, What};
 use crate::provider::{self, Provider};
 use crate::{config, error};
 
@@ -116,6 +118,10 @@ enum Receipt {
     Ignored(&'static str),
 }
 
+impl Receipt {
+    const FOREIGN: Self = Self::Ignored("a payment that Holdfast did not make");
+}
+
 async fn answer(State(receiver): State<Arc<Receiver>>, request: Request) -> (StatusCode, String) {
     let answer = receiver.take(request).await;
     let label = answer.as_ref().map_or_else(Refused::label, Receipt::label);
@@ -145,14 +151,17 @@ impl Receiver {
         if crash::again(Point::WebhookVerified) {
             told = self.read(headers, body)?;
         }
-        let Some(told) = told else {
-            return Ok(Receipt::Ignored("an event of no interest"));
+        let (payload, buyer) = match told {
+            Told::Boring => return Ok(Receipt::Ignored("an event of no interest")),
+            Told::Foreign => return Ok(Receipt::FOREIGN),
+            Told::Ours(payload, checkout, user) => (payload, Some((checkout, user))),
+            Told::Unsaid(payload, payment) => (payload, self.buyer(&payment).await?),
         };
-        let Some((checkout, user)) = self.buyer(&told).await? else {
-            return Ok(Receipt::Ignored("a payment that Holdfast did not make"));
+        let Some((checkout, user)) = buyer else {
+            return Ok(Receipt::FOREIGN);
         };
         let trace = text(headers, "traceparent").and_then(|text| Traceparent::parse(text).ok());
-        let event = event(told, checkout, user, trace);
+        let event = event(payload.event()?, checkout, user, trace);
         self.send(&event).await?;
         crash::here(Point::WebhookAcknowledged);
         if crash::again(Point::WebhookAcknowledged) {
@@ -162,8 +171,8 @@ impl Receiver {
         Ok(Receipt::Accepted)
     }
 
-    /// Verifies and decodes a webhook; none when it is of no interest.
-    fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Option<webhook::Event>, Refused> {
+    /// Verifies a webhook, and tells whose payment it is about.
+    fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Told, Refused> {
         let Settings { webhook, clock, .. } = &self.settings;
         let signature = text(headers, webhook::SIGNATURE).unwrap_or_default();
         // At most an hour.
@@ -172,24 +181,9 @@ impl Receiver {
         Ok(webhook::read(body)?)
     }
 
-    /// The checkout and the user that the payment was made for; none when Holdfast did not make it.
-    async fn buyer(&self, told: &webhook::Event) -> Result<Option<(CheckoutId, UserId)>, Refused> {
-        let buyer = match &told.buyer {
-            Buyer::Unsaid => {
-                let payment = self
-                    .settings
-                    .provider
-                    .get(&told.payment)
-                    .await
-                    .map_err(Refused::Provider)?;
-                Buyer::new(payment.checkout, payment.user)
-            }
-            said => said.clone(),
-        };
-        match buyer {
-            Buyer::Known { checkout, user } => Ok(Some((checkout, user))),
-            Buyer::Stranger | Buyer::Unsaid => Ok(None),
-        }
+    /// Asks the provider for the checkout and the user that the payment was made for; none when Holdfast did not make it.
+    async fn buyer(&self, payment: &PaymentId) -> Result<Option<(CheckoutId, UserId)>, Refused> {
+        self.settings.provider.buyer(payment).await.map_err(Refused::Provider)
     }
 
     async fn send(&self, event: &Event<UserEvent>) -> Result<(), Refused> {

@@ -162,6 +162,32 @@ impl Kafka {
         spawn_blocking(move || read_to_end(&consumer, &topic)).await?
     }
 
+    /// How many records of a topic a consumer group has not committed.
+    pub async fn unread(&self, group: &str, topic: &str) -> anyhow::Result<i64> {
+        let mut config = self.config();
+        config.set("group.id", group).set("enable.auto.commit", "false");
+        let consumer: BaseConsumer = config.create()?;
+        let topic = String::from(topic);
+        spawn_blocking(move || {
+            let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE)?;
+            let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+            let mut asked = TopicPartitionList::new();
+            for partition in partitions {
+                asked.add_partition(&topic, partition.id());
+            }
+            let mut unread = 0;
+            for partition in consumer.committed_offsets(asked, PATIENCE)?.elements() {
+                let (low, high) = consumer.fetch_watermarks(&topic, partition.partition(), PATIENCE)?;
+                unread += match partition.offset() {
+                    Offset::Offset(offset) => high - offset,
+                    _none => high - low,
+                };
+            }
+            Ok(unread)
+        })
+        .await?
+    }
+
     fn java(&self, main: &str) -> Command {
         let mut command = process::command("java".as_ref(), None);
         let logging = self.manifest.join("log4j2.yaml");

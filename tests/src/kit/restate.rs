@@ -66,6 +66,36 @@ impl Restate {
         format!("http://127.0.0.1:{}/metrics", self.node)
     }
 
+    /// Removes all that the engine knows, as when its disk is lost. It must not run.
+    pub fn forget(&self) -> anyhow::Result<()> {
+        fs::remove_dir_all(&self.data).with_context(|| self.data.display().to_string())
+    }
+
+    /// Ends an invocation, whatever it is doing.
+    pub async fn kill_invocation(&self, id: &str) -> anyhow::Result<()> {
+        self.patch_invocation(id, "kill").await
+    }
+
+    pub async fn pause_invocation(&self, id: &str) -> anyhow::Result<()> {
+        self.patch_invocation(id, "pause").await
+    }
+
+    pub async fn resume_invocation(&self, id: &str) -> anyhow::Result<()> {
+        self.patch_invocation(id, "resume").await
+    }
+
+    async fn patch_invocation(&self, id: &str, verb: &str) -> anyhow::Result<()> {
+        let url = format!("{}/invocations/{id}/{verb}", self.admin());
+        let answer = self.client.patch(url).send().await?;
+        // It may have ended meanwhile.
+        ensure!(
+            answer.status().is_success() || answer.status() == 404,
+            "{verb} {id}: {}",
+            answer.status()
+        );
+        Ok(())
+    }
+
     /// Rows of a query of the introspection SQL, each an object by column name.
     pub async fn sql(&self, query: &str) -> anyhow::Result<Vec<Value>> {
         #[derive(serde::Deserialize)]

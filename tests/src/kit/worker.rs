@@ -147,6 +147,7 @@ impl<'a> Launch<'a> {
             .env("HOLDFAST_LOYALTY_URL", postgres.loyalty_url())
             .env("HOLDFAST_RESTATE_ADMIN", restate.admin())
             .env("HOLDFAST_RESTATE_INGRESS", restate.ingress())
+            .env("HOLDFAST_RESTATE_SINGLE_NODE", "true")
             .env("HOLDFAST_SERVE_LISTEN", &serve)
             .env("HOLDFAST_SERVE_URL", format!("http://{serve}"))
             .env("HOLDFAST_WEBHOOK_LISTEN", self.stack.webhook()?)

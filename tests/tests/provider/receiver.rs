@@ -4,7 +4,8 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast::provider::webhook::{self, Event};
+use holdfast::provider::webhook::{self, Event, Told};
+use holdfast_schemas::{CheckoutId, UserId};
 use holdfast_tests::load::now;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -18,6 +19,13 @@ use tokio::task::JoinHandle;
 /// The secret that signs the webhooks.
 pub(crate) const SECRET: &str = "whsec_proofs";
 
+/// An event, and the buyer whom its payment was made for, where the event names one.
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    pub(crate) event: Event,
+    pub(crate) buyer: Option<(CheckoutId, UserId)>,
+}
+
 /// Dropping it ends it.
 pub(crate) struct Receiver {
     address: String,
@@ -29,7 +37,7 @@ pub(crate) struct Receiver {
 struct State {
     refuse: AtomicU32,
     /// The acknowledged events that concern Holdfast, or the fault of one.
-    events: Mutex<Vec<Result<Event, String>>>,
+    events: Mutex<Vec<Result<Received, String>>>,
 }
 
 impl Receiver {
@@ -58,7 +66,7 @@ impl Receiver {
     }
 
     /// The events so far, in the order of arrival. An error when one was not signed or not decodable.
-    pub(crate) fn events(&self) -> anyhow::Result<Vec<Event>> {
+    pub(crate) fn events(&self) -> anyhow::Result<Vec<Received>> {
         let events = self.state.events.lock().unwrap_or_else(PoisonError::into_inner);
         events
             .iter()
@@ -72,6 +80,17 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.accepting.abort();
     }
+}
+
+/// None when the event is of no interest, or about a payment that Holdfast did not make.
+fn received(body: &[u8]) -> Result<Option<Received>, webhook::Error> {
+    let (payload, buyer) = match webhook::read(body)? {
+        Told::Boring | Told::Foreign => return Ok(None),
+        Told::Ours(payload, checkout, user) => (payload, Some((checkout, user))),
+        Told::Unsaid(payload, _) => (payload, None),
+    };
+    let event = payload.event()?;
+    Ok(Some(Received { event, buyer }))
 }
 
 async fn take(request: Request<Incoming>, state: Arc<State>) -> io::Result<Response<Full<Bytes>>> {
@@ -88,7 +107,7 @@ async fn take(request: Request<Incoming>, state: Arc<State>) -> io::Result<Respo
         .and_then(|value| value.to_str().ok());
     let tolerance = time::Duration::minutes(5);
     let event = webhook::verify(signature.unwrap_or_default(), &body, [SECRET], now(), tolerance)
-        .and_then(|()| webhook::read(&body))
+        .and_then(|()| received(&body))
         .map_err(|error| format!("{error}: {signature:?}"));
     if !refused {
         let mut events = state.events.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,6 +9,7 @@ use holdfast_schemas::{CheckoutFailure, CheckoutId, Credits, PaymentId};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
 
 use super::readable;
 use crate::checkout::{Driver, Progress};
@@ -23,13 +24,14 @@ pub(super) async fn run(
     config: &Config,
     pool: PgPool,
     now: fn() -> OffsetDateTime,
+    new_id: fn() -> Uuid,
 ) -> anyhow::Result<()> {
     let text = match command {
         CheckoutCommand::List => list(&pool).await?,
         CheckoutCommand::Show { checkout } => show(&pool, checkout).await?,
         CheckoutCommand::Settle { checkout, give_back } => {
             let id = find(&pool, checkout).await?.id;
-            settle(config, &pool, &id, *give_back, now).await?;
+            settle(config, &pool, &id, *give_back, now, new_id).await?;
             show(&pool, checkout).await?
         }
     };
@@ -59,13 +61,14 @@ async fn settle(
     id: &CheckoutId,
     give_back: bool,
     now: fn() -> OffsetDateTime,
+    new_id: fn() -> Uuid,
 ) -> anyhow::Result<()> {
     let database = &config.database;
     let other = database.loyalty_url.as_ref().map(|url| store::pool(url, database));
     let loyalty = other
         .transpose()?
         .map(|other| Loyalty::new(pool.clone(), other, database.idempotency_retention));
-    let driver = Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now)?;
+    let driver = Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now, new_id)?;
     let was_stuck = find(pool, id.as_str()).await?.stuck;
     if give_back {
         driver.give_up(id, CheckoutFailure::Settled).await?;

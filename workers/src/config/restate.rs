@@ -36,6 +36,9 @@ pub struct Restate {
         global = true
     )]
     pub serve_url: Url,
+    /// Restate is a single node: after a restart it takes its Kafka partitions back at once. Never set it for a cluster.
+    #[arg(long = "restate-single-node", env = "HOLDFAST_RESTATE_SINGLE_NODE", global = true)]
+    pub single_node: bool,
 }
 
 impl Restate {

@@ -45,7 +45,14 @@ enum Driven {
     Stuck,
 }
 
-#[restate_sdk::workflow(name = "Checkout", journal_retention = "1h", workflow_completion_retention = "1d")]
+// What a checkout came to is in its row. The engine retains a finished one only so long that the provider's word about it, which
+// is under way by then, finds it; each one retained is a row more that every question about invocations goes through.
+#[restate_sdk::workflow(
+    name = "Checkout",
+    journal_retention = "0s",
+    idempotency_retention = "0s",
+    workflow_completion_retention = "1m"
+)]
 impl Checkout {
     /// Drives the checkout to its end and returns it. A cancelled workflow undoes the checkout first. The User object starts this
     /// handler when it has opened the checkout.
@@ -68,9 +75,10 @@ impl Checkout {
     async fn hear(&self, ctx: SharedWorkflowContext<'_>) -> HandlerResult<()> {
         let id = id(ctx.key())?;
         // Journalled: once, however often the drive is retried.
-        ctx.run(|| self.resume(&id)).name("resume").await?;
+        let had_ended = ctx.run(|| self.resume(&id)).name("resume").await?;
         ctx.run(|| self.drive(&id, true)).name("drive").await?;
-        if ctx.peek_promise::<()>(HEARD).await?.is_none() {
+        // Of a workflow that Restate no longer retains, the promise would stay for ever.
+        if !had_ended && ctx.peek_promise::<()>(HEARD).await?.is_none() {
             ctx.resolve_promise(HEARD, ());
         }
         Ok(())
@@ -125,8 +133,12 @@ impl Checkout {
         given_up.map_err(answer)
     }
 
-    async fn resume(&self, id: &CheckoutId) -> HandlerResult<()> {
-        self.driver.resume(id).await.map_err(answer)
+    /// Sets a stuck checkout going again. Tells whether the checkout had ended before.
+    async fn resume(&self, id: &CheckoutId) -> HandlerResult<bool> {
+        let found = checkouts::get(&self.driver.buying.main, id).await.map_err(retryable)?;
+        self.driver.resume(id).await.map_err(answer)?;
+        Ok(found
+            .is_some_and(|checkout| matches!(checkout.state, State::Completed | State::Refunded | State::Failed(_))))
     }
 
     async fn view(&self, id: &CheckoutId) -> HandlerResult<Json<View>> {

@@ -24,12 +24,12 @@ use crate::store::mechanisms::update::{self, Update};
 use crate::store::mechanisms::version::{self, Versioned};
 use crate::store::mechanisms::{Error, read};
 
-pub(super) fn bind(endpoint: Builder, pool: PgPool) -> Builder {
+pub(super) fn bind(endpoint: Builder, pool: PgPool, new_id: fn() -> Uuid) -> Builder {
     endpoint
         .bind(Simple { pool: pool.clone() })
         .bind(Keyed { pool: pool.clone() })
         .bind(Idempotency { pool: pool.clone() })
-        .bind(TwoPhaseCommit { pool })
+        .bind(TwoPhaseCommit { pool, new_id })
 }
 
 /// Accesses the database as any other program would.
@@ -215,6 +215,7 @@ impl Idempotency {
 /// Splits a statement in two, so that it is executed once although its handler is called again.
 struct TwoPhaseCommit {
     pool: PgPool,
+    new_id: fn() -> Uuid,
 }
 
 #[restate_sdk::service(
@@ -235,7 +236,7 @@ impl TwoPhaseCommit {
             added.map(|_| ())
         };
         // A new attempt id at each call of Restate: an id from the invocation would be the same at each retry.
-        let attempt = Uuid::new_v4();
+        let attempt = (self.new_id)();
         let done = two_phase::run(&self.pool, &self.pool, &transaction, attempt, async |_| Ok(()), add).await;
         Ok(Json(done.map_err(answer)? == Outcome::Now))
     }

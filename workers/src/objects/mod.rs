@@ -76,6 +76,7 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
         metrics,
         now,
     } = tools;
+    let new_id = driver.buying.new_id;
     let user = User {
         committer: users,
         pool: pool.clone(),
@@ -91,7 +92,7 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
         .bind(retried(serve, Checkout::new(driver)))
         .bind(retried(serve, Reaper::new(pool.clone(), metrics)));
     match serve.examples {
-        true => examples::bind(endpoint, pool).build(),
+        true => examples::bind(endpoint, pool, new_id).build(),
         false => endpoint.build(),
     }
 }

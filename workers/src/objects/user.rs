@@ -14,7 +14,6 @@ use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::body::Body;
 use super::caller::{answer_caller, retryable};
@@ -301,7 +300,7 @@ impl User {
             match (&work[0], &self.loyalty) {
                 (one, _) if buying::concerned(one).is_some() => answers.push(self.buy(ctx, &key, one).await?),
                 (one, Some(loyalty)) if Loyalty::concerns(one) => {
-                    let answer = loyalty.commit(&unit(), Uuid::new_v4()).await;
+                    let answer = loyalty.commit(&unit(), (self.driver.buying.new_id)()).await;
                     let answer = answer.map_err(|error| self.failed(error))?;
                     store::commit::count(std::slice::from_ref(&answer), &self.metrics);
                     answers.push(answer);

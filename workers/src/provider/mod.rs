@@ -80,6 +80,11 @@ impl Provider {
         self.count(Call::Get, self.stripe.get(payment).await)
     }
 
+    /// Looks up for whom the payment was made; none when Holdfast did not make it. Nothing else of the payment is read.
+    pub async fn buyer(&self, payment: &PaymentId) -> Result<Option<(CheckoutId, UserId)>, Error> {
+        self.count(Call::Get, self.stripe.buyer(payment).await)
+    }
+
     /// Finds the payment that [`Provider::create`] made for this checkout since then, if it made one; for when an answer was lost
     /// and a retry could make another. Of several, the one that has got furthest. Slow: it lists all payments of the account
     /// since then.

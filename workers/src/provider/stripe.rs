@@ -121,6 +121,13 @@ impl Stripe {
         self.look(Call::Get, payment).await
     }
 
+    pub(super) async fn buyer(&self, payment: &PaymentId) -> Result<Option<(CheckoutId, UserId)>, Error> {
+        let (call, path) = (Call::Get, ["payment_intents", payment.as_str()]);
+        let told = self.send(call, self.request(Method::GET, &path, &[], None)).await?;
+        let listed: Listed = read(call, &told.said.done(call, Some(payment))?)?;
+        Ok(buyer(listed.metadata.as_ref()))
+    }
+
     /// Brings an existing payment one step further, at most once.
     pub(super) async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
         // A payment that is only authorised is never refunded: Stripe could understand such a call as something else.
@@ -511,7 +518,14 @@ struct Listed {
     metadata: Metadata,
 }
 
-pub(super) fn text<'a>(metadata: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a str> {
+/// For whom a payment with these metadata was made; none when somebody else made it.
+pub(super) fn buyer(metadata: Option<&Map<String, Value>>) -> Option<(CheckoutId, UserId)> {
+    let checkout = CheckoutId::parse(text(metadata, "checkout")?).ok()?;
+    let user = UserId::parse(text(metadata, "user")?).ok()?;
+    Some((checkout, user))
+}
+
+fn text<'a>(metadata: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a str> {
     metadata?.get(name)?.as_str()
 }
 
@@ -572,6 +586,17 @@ mod tests {
 
     fn wrong(status: u16, error: Value) -> Said {
         answer(status, &json!({ "error": error }).to_string())
+    }
+
+    #[test]
+    fn whose_payment_it_is_can_be_read_of_payments_that_cannot() {
+        let foreign = json!({ "id": "pi_1", "status": "unheard_of", "amount": "much", "currency": "zzz" });
+        let listed = |body: &Value| read::<Listed>(Call::Get, body.to_string().as_bytes()).unwrap();
+        assert!(buyer(listed(&foreign).metadata.as_ref()).is_none());
+        assert!(read_payment(Call::Get, foreign.to_string().as_bytes()).is_err());
+        let ours = json!({ "id": "pi_1", "metadata": { "checkout": "c-1", "user": "ann", "more": 1 } });
+        let (checkout, user) = buyer(listed(&ours).metadata.as_ref()).unwrap();
+        assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
     }
 
     #[test]

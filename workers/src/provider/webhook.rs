@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use sha2::Sha256;
 use time::{Duration, OffsetDateTime};
 
-use super::stripe::{Wrong, text};
+use super::stripe::{Wrong, buyer};
 use super::{CheckoutId, Currency, PaymentId, UserId};
 
 /// The header that the signatures come in.
@@ -20,35 +20,58 @@ pub const SIGNATURE: &str = "stripe-signature";
 /// The `source` of the events that webhooks become.
 pub const SOURCE: &str = "stripe";
 
-/// An event of the provider about a payment, as the payment was then; the same in each delivery.
+/// An event of the provider about a payment of ours, as the payment was then; the same in each delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     pub id: EventId,
     pub created: OffsetDateTime,
     pub payment: PaymentId,
-    pub buyer: Buyer,
     pub what: What,
 }
 
-/// The buyer whom the payment was made for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Buyer {
-    Known {
-        checkout: CheckoutId,
-        user: UserId,
-    },
-    /// Holdfast did not make the payment.
-    Stranger,
-    /// A dispute does not name the buyer; [`super::Provider::get`] tells.
-    Unsaid,
+/// Whose payment a webhook is about; nothing else of it has been decoded.
+#[derive(Debug)]
+pub enum Told {
+    /// An event of no interest.
+    Boring,
+    /// About a payment that somebody else made.
+    Foreign,
+    /// About a payment that was made for this checkout of this user.
+    Ours(Payload, CheckoutId, UserId),
+    /// A dispute does not name the buyer; [`super::Provider::buyer`] tells.
+    Unsaid(Payload, PaymentId),
 }
 
-impl Buyer {
-    pub fn new(checkout: Option<CheckoutId>, user: Option<UserId>) -> Self {
-        match (checkout, user) {
-            (Some(checkout), Some(user)) => Self::Known { checkout, user },
-            _ => Self::Stranger,
-        }
+/// An event that is not decoded yet.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    kind: Kind,
+    id: Option<Value>,
+    created: Option<Value>,
+    object: Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Authorized,
+    Captured,
+    Failed,
+    Canceled,
+    Refunded,
+    Disputed,
+}
+
+impl Kind {
+    fn of(name: &str) -> Option<Self> {
+        Some(match name {
+            "payment_intent.amount_capturable_updated" => Self::Authorized,
+            "payment_intent.succeeded" => Self::Captured,
+            "payment_intent.payment_failed" => Self::Failed,
+            "payment_intent.canceled" => Self::Canceled,
+            "charge.refunded" => Self::Refunded,
+            "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed" => Self::Disputed,
+            _ => return None,
+        })
     }
 }
 
@@ -131,69 +154,91 @@ pub fn verify<'s>(
     }
 }
 
-/// Decodes an event; none when it is of no interest.
+/// Tells whose payment the event is about. Only an event about a payment of ours must be decodable: other payments of the account
+/// may have amounts, currencies and forms that this build does not know.
 ///
 /// # Errors
-/// [`Error::Unreadable`], [`Error::Incomplete`].
-pub fn read(body: &[u8]) -> Result<Option<Event>, Error> {
+/// [`Error::Unreadable`]: the body is no event at all.
+pub fn read(body: &[u8]) -> Result<Told, Error> {
+    /// The provider sends events of many kinds and forms; all that is certain is that each names its kind.
+    #[derive(Deserialize)]
+    struct Envelope {
+        #[serde(rename = "type")]
+        kind: String,
+        id: Option<Value>,
+        created: Option<Value>,
+        data: Option<Value>,
+    }
     let told: Envelope = serde_json::from_slice(body).map_err(Error::Unreadable)?;
-    let object = Object(&told.data.object);
-    let payment = match told.kind.split_once('.') {
-        Some(("payment_intent", _)) => "id",
-        // A charge that no PaymentIntent made is none of ours.
-        Some(("charge", _)) if object.0.get("payment_intent").is_some_and(|payment| !payment.is_null()) => {
-            "payment_intent"
-        }
-        _ => return Ok(None),
+    let Some(kind) = Kind::of(&told.kind) else {
+        return Ok(Told::Boring);
     };
-    let what = match told.kind.as_str() {
-        "payment_intent.amount_capturable_updated" => What::Authorized(object.price("amount_capturable")?),
-        "payment_intent.succeeded" => {
-            What::Captured(object.price("amount_received").or_else(|_| object.price("amount"))?)
-        }
-        "payment_intent.payment_failed" => What::Failed(object.reason()?),
-        "payment_intent.canceled" => What::Canceled,
-        // Stripe reports a cancelled authorisation as refunded too; nothing was captured then.
-        "charge.refunded" if object.amount("amount_captured").is_ok_and(|captured| captured == 0) => return Ok(None),
-        "charge.refunded" => What::Refunded(object.price("amount_refunded")?),
-        "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed" => What::Disputed {
-            id: object.parsed("id", DisputeId::parse)?,
-            amount: object.price("amount")?,
-            status: object.dispute()?,
-        },
-        _ => return Ok(None),
+    let object = told.data.as_ref().and_then(|data| data.get("object")?.as_object());
+    let payload = Payload {
+        kind,
+        id: told.id,
+        created: told.created,
+        object: object.cloned().unwrap_or_default(),
     };
-    let metadata = object.0.get("metadata").and_then(Value::as_object);
-    let name = |name| text(metadata, name);
-    let buyer = match &what {
-        // A dispute has metadata of its own, not the payment's.
-        What::Disputed { .. } => Buyer::Unsaid,
-        _ => Buyer::new(
-            name("checkout").and_then(|id| CheckoutId::parse(id).ok()),
-            name("user").and_then(|id| UserId::parse(id).ok()),
-        ),
-    };
-    Ok(Some(Event {
-        id: EventId::parse(&told.id).map_err(|_| Error::Incomplete("id"))?,
-        created: OffsetDateTime::from_unix_timestamp(told.created).map_err(|_| Error::Incomplete("created"))?,
-        payment: object.parsed(payment, PaymentId::parse)?,
-        buyer,
-        what,
-    }))
+    Ok(payload.told())
 }
 
-#[derive(Deserialize)]
-struct Envelope {
-    id: String,
-    #[serde(rename = "type")]
-    kind: String,
-    created: i64,
-    data: Data,
-}
+impl Payload {
+    fn told(self) -> Told {
+        if self.kind == Kind::Disputed {
+            // A dispute has metadata of its own, not the payment's. Payments of ours have ids that can be parsed.
+            return match self.payment() {
+                Ok(payment) => Told::Unsaid(self, payment),
+                Err(_foreign) => Told::Foreign,
+            };
+        }
+        let metadata = self.object.get("metadata").and_then(Value::as_object);
+        let captured = Object(&self.object).amount("amount_captured").ok();
+        match buyer(metadata) {
+            // Stripe reports a cancelled authorisation as refunded too; nothing was captured then.
+            Some(_) if self.kind == Kind::Refunded && captured == Some(0) => Told::Boring,
+            Some((checkout, user)) => Told::Ours(self, checkout, user),
+            None => Told::Foreign,
+        }
+    }
 
-#[derive(Deserialize)]
-struct Data {
-    object: Map<String, Value>,
+    /// Decodes the event.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`].
+    pub fn event(&self) -> Result<Event, Error> {
+        let object = Object(&self.object);
+        let what = match self.kind {
+            Kind::Authorized => What::Authorized(object.price("amount_capturable")?),
+            Kind::Captured => What::Captured(object.price("amount_received").or_else(|_| object.price("amount"))?),
+            Kind::Failed => What::Failed(object.reason()?),
+            Kind::Canceled => What::Canceled,
+            Kind::Refunded => What::Refunded(object.price("amount_refunded")?),
+            Kind::Disputed => What::Disputed {
+                id: object.parsed("id", DisputeId::parse)?,
+                amount: object.price("amount")?,
+                status: object.dispute()?,
+            },
+        };
+        let id = self.id.as_ref().and_then(Value::as_str);
+        let id = id.and_then(|id| EventId::parse(id).ok());
+        let created = self.created.as_ref().and_then(Value::as_i64);
+        let created = created.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+        Ok(Event {
+            id: id.ok_or(Error::Incomplete("id"))?,
+            created: created.ok_or(Error::Incomplete("created"))?,
+            payment: self.payment()?,
+            what,
+        })
+    }
+
+    fn payment(&self) -> Result<PaymentId, Error> {
+        let name = match self.kind {
+            Kind::Authorized | Kind::Captured | Kind::Failed | Kind::Canceled => "id",
+            Kind::Refunded | Kind::Disputed => "payment_intent",
+        };
+        Object(&self.object).parsed(name, PaymentId::parse)
+    }
 }
 
 /// The object of the event, as it was then: a PaymentIntent, a charge, or a dispute.
@@ -315,9 +360,9 @@ mod tests {
         }
     }
 
-    fn event(kind: &str, object: Value) -> Result<Option<Event>, Error> {
+    fn told(kind: &str, object: Value) -> Told {
         let event = json!({ "id": "evt_1", "type": kind, "created": NOW, "data": { "object": object } });
-        read(event.to_string().as_bytes())
+        read(event.to_string().as_bytes()).unwrap()
     }
 
     #[test]
@@ -384,13 +429,20 @@ mod tests {
             ("charge.dispute.closed", dispute("won"), disputed(Dispute::Won)),
             ("charge.dispute.closed", dispute("lost"), disputed(Dispute::Lost)),
         ] {
-            let event = event(kind, object).unwrap().unwrap();
+            let payload = match told(kind, object) {
+                Told::Ours(payload, checkout, user) => {
+                    assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
+                    payload
+                }
+                Told::Unsaid(payload, payment) => {
+                    assert!(payment.as_str() == "pi_1" && kind.contains("dispute"), "{kind}");
+                    payload
+                }
+                told => panic!("{kind}: {told:?}"),
+            };
+            let event = payload.event().unwrap();
             assert_eq!(event.what, what, "{kind}");
             assert_eq!((event.id.as_str(), event.payment.as_str()), ("evt_1", "pi_1"), "{kind}");
-            match event.buyer {
-                Buyer::Known { checkout, user } => assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann")),
-                buyer => assert!(buyer == Buyer::Unsaid && kind.contains("dispute"), "{kind}: {buyer:?}"),
-            }
         }
     }
 
@@ -406,39 +458,85 @@ mod tests {
             json!({ "checkout": 1, "user": "ann" }),
         ] {
             let object = json!({ "id": "pi_1", "metadata": metadata });
-            let event = event("payment_intent.canceled", object).unwrap().unwrap();
-            assert_eq!(event.buyer, Buyer::Stranger, "{metadata}");
+            let told = told("payment_intent.canceled", object);
+            assert!(matches!(told, Told::Foreign), "{metadata}: {told:?}");
         }
     }
 
     #[test]
-    fn what_is_none_of_ours_is_passed_over_and_what_is_broken_is_refused() {
-        let released =
-            json!({ "payment_intent": "pi_1", "amount_captured": 0, "amount_refunded": 4500, "currency": "eur" });
-        assert!(event("charge.refunded", released).unwrap().is_none());
-        assert!(event("customer.created", json!({})).unwrap().is_none());
-        let foreign = json!({ "payment_intent": null, "amount": 1, "currency": "eur", "status": "lost" });
-        assert!(event("charge.dispute.closed", foreign).unwrap().is_none());
+    fn of_what_does_not_concern_us_nothing_else_need_be_understood() {
+        for (kind, object) in [
+            ("payment_intent.succeeded", json!({})),
+            ("payment_intent.succeeded", json!(null)),
+            (
+                "payment_intent.succeeded",
+                json!({ "id": "pi_1", "currency": "eur", "amount_received": 1e300 }),
+            ),
+            (
+                "payment_intent.succeeded",
+                json!({ "id": 7, "currency": "zzz", "amount": -1, "metadata": [] }),
+            ),
+            (
+                "payment_intent.amount_capturable_updated",
+                json!({ "id": "pi_1", "metadata": { "checkout": "c-1" } }),
+            ),
+            ("payment_intent.payment_failed", json!({ "last_payment_error": "none" })),
+            (
+                "charge.refunded",
+                json!({ "payment_intent": null, "amount_refunded": "much" }),
+            ),
+            (
+                "charge.dispute.closed",
+                json!({ "payment_intent": null, "amount": 1, "currency": "eur", "status": "lost" }),
+            ),
+            (
+                "charge.dispute.created",
+                json!({ "payment_intent": "..", "currency": "zzz" }),
+            ),
+        ] {
+            let told = told(kind, object.clone());
+            assert!(matches!(told, Told::Foreign), "{kind} {object}: {told:?}");
+        }
+        // Whether a dispute is about a payment of ours has to be asked first.
+        let odd = json!({ "payment_intent": "pi_1", "amount": "much", "currency": "zzz" });
+        assert!(matches!(told("charge.dispute.created", odd), Told::Unsaid(_, payment) if payment.as_str() == "pi_1"));
+        for body in [
+            json!({ "type": "customer.created", "data": { "object": {} } }),
+            json!({ "type": "v1.billing.meter.no_meter_found", "created": "2026-11-28T18:00:00Z", "object": "v2.core.event" }),
+            json!({ "type": "payment_intent.created", "id": 1, "created": null, "data": [] }),
+        ] {
+            let told = read(body.to_string().as_bytes()).unwrap();
+            assert!(matches!(told, Told::Boring), "{body}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_let_go_of_is_passed_over_and_what_is_broken_of_ours_is_refused() {
+        let ours = json!({ "checkout": "c-1", "user": "ann" });
+        let released = json!({
+            "payment_intent": "pi_1", "amount_captured": 0, "amount_refunded": 4500, "currency": "eur", "metadata": ours,
+        });
+        assert!(matches!(told("charge.refunded", released), Told::Boring));
         for (kind, object, wrong) in [
             (
                 "payment_intent.succeeded",
-                json!({ "id": "pi_1", "currency": "eur" }),
+                json!({ "id": "pi_1", "currency": "eur", "metadata": ours }),
                 "amount",
             ),
             (
                 "payment_intent.succeeded",
-                json!({ "id": "pi_1", "currency": "eur", "amount_received": -1, "amount": -1 }),
+                json!({ "id": "pi_1", "currency": "eur", "amount_received": -1, "amount": -1, "metadata": ours }),
                 "amount",
             ),
             (
                 "payment_intent.succeeded",
-                json!({ "id": "pi_1", "currency": "zzz", "amount": 1 }),
+                json!({ "id": "pi_1", "currency": "zzz", "amount": 1, "metadata": ours }),
                 "currency",
             ),
-            ("payment_intent.canceled", json!({ "id": "" }), "id"),
+            ("payment_intent.canceled", json!({ "id": "", "metadata": ours }), "id"),
             (
                 "charge.refunded",
-                json!({ "payment_intent": "..", "amount_refunded": 1, "currency": "eur" }),
+                json!({ "payment_intent": "..", "amount_refunded": 1, "currency": "eur", "metadata": ours }),
                 "payment_intent",
             ),
             (
@@ -447,10 +545,13 @@ mod tests {
                 "status",
             ),
         ] {
-            let told = event(kind, object.clone());
+            let (Told::Ours(payload, ..) | Told::Unsaid(payload, _)) = told(kind, object.clone()) else {
+                panic!("{object}");
+            };
+            let event = payload.event();
             assert!(
-                matches!(told, Err(Error::Incomplete(missing)) if missing == wrong),
-                "{object}: {told:?}"
+                matches!(event, Err(Error::Incomplete(missing)) if missing == wrong),
+                "{object}: {event:?}"
             );
         }
         for body in ["", "{", "[]", "null", r#"{"id":"evt_1"}"#] {

@@ -4,20 +4,23 @@
 //! old one. When the admitted topic is new, `register` makes a new subscription in a group of its own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use holdfast_schemas::{EventData, TicketEvent, UserEvent};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use url::Url;
 
 use super::report::{Finding, Line};
-use super::{Error, Path, topics};
+use super::{Error, Path, reaper, topics};
 use crate::config::Config;
-use crate::objects::{APPLY, ARM, REAPER, REAPER_SHARD, STEPWISE, TICKET, USER};
-use crate::restate_admin::{self, Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
+use crate::objects::{APPLY, STEPWISE, TICKET, USER};
+use crate::restate_admin::{Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
 /// The name of our Kafka cluster in Restate.
 const CLUSTER: &str = "holdfast";
-/// The engine's name in its Kafka group, where it is a single node: after a restart it takes its partitions back at once.
-/// Several nodes must not share one.
+/// The engine's name in its Kafka group, where a setting says that it is a single node: after a restart it takes its partitions
+/// back at once. Several nodes with one name would throw each other out.
 const MEMBER: &str = "restate";
 
 /// The object that handles a stream's events.
@@ -64,22 +67,22 @@ const ROUTES: [Route; 2] = [
 pub(super) struct EngineSetup {
     config: Config,
     admin: RestateAdmin,
-    ingress: Url,
     serve_url: Url,
     kafka: String,
     path: Path,
+    now: fn() -> OffsetDateTime,
 }
 
 impl EngineSetup {
-    pub(super) fn new(config: &Config, path: Path) -> Result<Self, Error> {
+    pub(super) fn new(config: &Config, path: Path, now: fn() -> OffsetDateTime) -> Result<Self, Error> {
         let restate = &config.restate;
         Ok(Self {
             config: config.clone(),
             admin: RestateAdmin::new(restate.admin.clone())?,
-            ingress: restate.ingress.clone(),
             serve_url: restate.serve_url.clone(),
             kafka: restate.kafka.clone().unwrap_or_else(|| config.kafka.bootstrap.clone()),
             path,
+            now,
         })
     }
 
@@ -90,7 +93,7 @@ impl EngineSetup {
         for route in &ROUTES {
             lines.extend(self.settle_subscription(route, created).await?);
         }
-        lines.push(self.arm_reaper().await?);
+        lines.push(reaper::arm(&self.config).await?);
         Ok(lines)
     }
 
@@ -197,10 +200,13 @@ impl EngineSetup {
         let (ours, others): (Vec<_>, Vec<_>) = subscriptions
             .filter(|known| known.sink == sink)
             .partition(|known| known.source == source);
-        let member = (self.admin.nodes().await? == 1).then_some(MEMBER);
+        let member = self.config.restate.single_node.then_some(MEMBER);
         let mut wanted = Options::new(&route.group(self.path), member);
         let finding = match ours.first() {
-            None => Finding::Created,
+            None => match self.succeed(route, &mut wanted).await? {
+                None => Finding::Created,
+                Some(before) => Finding::Changed { before },
+            },
             Some(known) => match self.outdated(route, known, &mut wanted, created).await? {
                 None => Finding::AsWanted,
                 Some(before) => Finding::Changed { before },
@@ -216,6 +222,27 @@ impl EngineSetup {
         let mut lines = vec![Line::new(format!("subscription of {sink} to {source}"), finding)];
         lines.extend(others.into_iter().map(another));
         Ok(lines)
+    }
+
+    /// What is to be said of an engine that subscribes for the first time although its group has read the topic: another engine
+    /// did, and what that one had taken and not applied may have gone with its disk. This one gets a group of its own, which
+    /// begins with all that may still be decided; the database knows what was.
+    async fn succeed(&self, route: &Route, wanted: &mut Options) -> Result<Option<String>, Error> {
+        let topic = route.source(self.path);
+        if !topics::is_read(&self.config, wanted.get("group.id"), topic).await? {
+            return Ok(None);
+        }
+        let now = (self.now)();
+        let since = oldest_known(now, self.config.database.idempotency_retention);
+        let before = wanted.get("group.id").to_owned();
+        wanted.suffix("group.id", &now.unix_timestamp().to_string());
+        let group = wanted.get("group.id");
+        topics::begin(&self.config, group, topic, since).await?;
+        let since = since.format(&Rfc3339).unwrap_or_else(|_| since.to_string());
+        Ok(Some(format!(
+            "this engine is new, and another one has read the topic as {before}: as {group} it reads again what was written \
+             since {since}; what was decided before is a repeat"
+        )))
     }
 
     /// Why a subscription must be made anew; then `wanted` is how.
@@ -242,33 +269,12 @@ impl EngineSetup {
         wanted.suffix("group.instance.id", &known.id);
         Ok(Some(format!("had {}", have.settings().join(", "))))
     }
+}
 
-    /// Begins the Reaper's turns anew. One-way: the engine has it once it has answered, whether or not serve is up.
-    pub(super) async fn arm_reaper(&self) -> Result<Line, Error> {
-        let mut url = self.ingress.clone();
-        let prefix = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!("{prefix}/{REAPER}/{REAPER_SHARD}/{ARM}/send"));
-        let silent = |source: reqwest::Error| Error::Ingress {
-            address: self.ingress.to_string(),
-            source: source.without_url(),
-        };
-        let http = restate_admin::http_client()?;
-        let response = http.post(url).send().await.map_err(silent)?;
-        let status = response.status();
-        if !status.is_success() {
-            return Err(Error::Arm {
-                address: self.ingress.to_string(),
-                status,
-                message: response.text().await.map_err(silent)?,
-            });
-        }
-        Ok(Line::new(
-            "the Reaper",
-            Finding::Changed {
-                before: "armed".to_owned(),
-            },
-        ))
-    }
+/// From when on every event that was decided still has its idempotency record, and a while longer: reading them again takes
+/// time, and whoever is swept meanwhile would be lettered as too old.
+fn oldest_known(now: OffsetDateTime, retention: Duration) -> OffsetDateTime {
+    now - (retention - retention / 100)
 }
 
 /// The services whose handlers or address in Restate differ from those that are served.

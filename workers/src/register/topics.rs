@@ -13,6 +13,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
+use time::OffsetDateTime;
 
 use super::report::{Finding, Line};
 use super::{Error, Path};
@@ -51,12 +52,35 @@ pub(super) async fn fits(config: &Config, group: &str, topic: &'static str) -> R
     on_thread("register", move || kafka.fits(&group, topic)).await?
 }
 
+/// Whether anybody has read the topic in this group.
+pub(super) async fn is_read(config: &Config, group: &str, topic: &'static str) -> Result<bool, Error> {
+    let kafka = Kafka::new(config);
+    let group = group.to_owned();
+    on_thread("register", move || {
+        let committed = kafka.committed(&kafka.consumer(&group)?, topic)?;
+        Ok(committed.iter().any(|(_, committed)| committed.is_some()))
+    })
+    .await?
+}
+
+/// Has a group that nobody reads in begin with the records that were written since then.
+pub(super) async fn begin(
+    config: &Config,
+    group: &str,
+    topic: &'static str,
+    since: OffsetDateTime,
+) -> Result<(), Error> {
+    let kafka = Kafka::new(config);
+    let group = group.to_owned();
+    on_thread("register", move || kafka.begin(&group, topic, since)).await?
+}
+
 /// How a topic is wanted.
 struct Wanted {
     name: &'static str,
     partitions: i32,
     settings: Vec<(&'static str, String)>,
-    /// Why it is never given more partitions.
+    /// Why it is never given more partitions here, and what to do first for who wants more.
     stays: &'static str,
 }
 
@@ -69,6 +93,7 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
             ("cleanup.policy", "delete".to_owned()),
             ("retention.ms", kafka.topic_retention.as_millis().to_string()),
             ("max.message.bytes", record_bytes.to_string()),
+            (MIN_INSYNC_REPLICAS, min_insync_replicas(kafka.replication).to_string()),
         ],
         stays,
     };
@@ -78,30 +103,32 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
         topic.settings.push(setting);
         topic
     };
-    let moves = "keys would move to other partitions while earlier records of theirs are unread: stop what writes to it, let \
-                 it drain, then grow it with kafka-topics.sh";
-    let sources = "producers would send keys to other partitions: stop them, let the gate drain it, then grow it with \
-                   kafka-topics.sh";
+    let sources = "producers would send keys to other partitions while earlier records of theirs are unread. Stop the \
+                   producers, let the gates read it all (holdfast_gate_lag_records is 0)";
+    let admitted = "keys would move to other partitions while earlier records of theirs are unread, and it works as it is, \
+                    whatever the public topic has. Stop the gates, let the engine read it all";
+    let outcomes = "keys would move to other partitions while earlier outcomes of theirs are unread, and it works as it is, \
+                    whatever the other topics have. Stop the relay, let its consumers read it all";
+    let letters = "no promise depends on where a dead letter lies, and it works as it is. Any time will do";
     let mut topics = vec![
         public(topic(RESERVATIONS, kafka.public_record_bytes, sources)),
-        public(topic(RESERVATIONS_OUTCOMES, kafka.public_record_bytes, moves)),
+        public(topic(RESERVATIONS_OUTCOMES, kafka.public_record_bytes, outcomes)),
         public(topic(PAYMENTS, kafka.public_record_bytes, sources)),
-        public(topic(PAYMENTS_OUTCOMES, kafka.public_record_bytes, moves)),
-        public(topic(
-            DEAD_LETTERS,
-            kafka.admitted_record_bytes,
-            "grow it with kafka-topics.sh if it needs to be",
-        )),
+        public(topic(PAYMENTS_OUTCOMES, kafka.public_record_bytes, outcomes)),
+        public(topic(DEAD_LETTERS, kafka.admitted_record_bytes, letters)),
         Wanted {
             name: RELAY_STATE,
             partitions: 1,
-            settings: vec![("cleanup.policy", "delete".to_owned())],
+            settings: vec![
+                ("cleanup.policy", "delete".to_owned()),
+                (MIN_INSYNC_REPLICAS, min_insync_replicas(kafka.replication).to_string()),
+            ],
             stays: "the relay keeps its state on one partition",
         },
     ];
     if path == Path::Gate {
-        topics.push(topic(RESERVATIONS_ADMITTED, kafka.admitted_record_bytes, moves));
-        topics.push(topic(PAYMENTS_ADMITTED, kafka.admitted_record_bytes, moves));
+        topics.push(topic(RESERVATIONS_ADMITTED, kafka.admitted_record_bytes, admitted));
+        topics.push(topic(PAYMENTS_ADMITTED, kafka.admitted_record_bytes, admitted));
     }
     topics
 }
@@ -172,7 +199,10 @@ impl Kafka {
         if count != wanted {
             differences.push(format!("has {count} partitions, wanted {wanted}"));
             mends.push(match count < wanted {
-                true => format!("It is not given more: {}.", topic.stays),
+                true => format!(
+                    "It is not given more: {}; then kafka-topics.sh --bootstrap-server {} --alter --topic {} --partitions {wanted}.",
+                    topic.stays, self.config.kafka.bootstrap, topic.name
+                ),
                 false => "Partitions cannot be taken away: set --partitions to what there is.".to_owned(),
             });
         }
@@ -184,7 +214,8 @@ impl Kafka {
             differences.push(format!("has {fewest} replicas, wanted {wanted}"));
             mends.push("Add replicas with kafka-reassign-partitions.sh.".to_owned());
         }
-        let settings = self.wrong_settings(admin, topic)?;
+        let mut settings = self.wrong_settings(admin, topic)?;
+        settings.retain(|(name, have, want)| *name != MIN_INSYNC_REPLICAS || !suffices(have, want, fewest));
         if !settings.is_empty() {
             let set: Vec<_> = settings
                 .iter()
@@ -256,15 +287,20 @@ impl Kafka {
         let consumer = self.consumer(group)?;
         let mut first = TopicPartitionList::new();
         let mut partitions = Vec::new();
+        // So the gates see it too: what has no offset in a group that has some, and lost no record, was added to its topic.
+        let (mut group_reads, mut all_whole) = (false, true);
         for topic in [RESERVATIONS, PAYMENTS] {
             for (partition, committed) in self.committed(&consumer, topic)? {
-                if committed.is_none() {
-                    let (low, _) = self.bounds(&consumer, topic, partition)?;
-                    first
-                        .add_partition_offset(topic, partition, Offset::Offset(low))
-                        .map_err(self.failed_to("list offsets"))?;
-                    partitions.push(format!("{topic}/{partition}"));
+                if committed.is_some() {
+                    group_reads = true;
+                    continue;
                 }
+                let (low, _) = self.bounds(&consumer, topic, partition)?;
+                first
+                    .add_partition_offset(topic, partition, Offset::Offset(low))
+                    .map_err(self.failed_to("list offsets"))?;
+                all_whole &= low == 0;
+                partitions.push(format!("{topic}/{partition}"));
             }
         }
         let what = format!("offsets of the group {group}");
@@ -273,6 +309,11 @@ impl Kafka {
         }
         match consumer.commit(&first, CommitMode::Sync) {
             Ok(()) => Ok(Line::new(what, Finding::Created)),
+            Err(error) if is_busy(&error) && group_reads && all_whole => {
+                let partitions = partitions.join(", ");
+                let before = format!("{partitions} were added: the gates that run begin them at their oldest record");
+                Ok(Line::new(what, Finding::Changed { before }))
+            }
             Err(error) if is_busy(&error) => Err(Error::GroupActive {
                 group: group.clone(),
                 partitions: partitions.join(", "),
@@ -283,13 +324,44 @@ impl Kafka {
 
     fn fits(&self, group: &str, topic: &str) -> Result<bool, Error> {
         let consumer = self.consumer(group)?;
-        for (partition, committed) in self.committed(&consumer, topic)? {
+        let committed = self.committed(&consumer, topic)?.into_iter();
+        let partitions = committed.map(|(partition, committed)| {
             let (low, high) = self.bounds(&consumer, topic, partition)?;
-            if committed.map_or(high > low, |committed| committed > high) {
-                return Ok(false);
-            }
+            Ok(Partition { committed, low, high })
+        });
+        Ok(fit(&partitions.collect::<Result<Vec<_>, Error>>()?))
+    }
+
+    fn begin(&self, group: &str, topic: &str, since: OffsetDateTime) -> Result<(), Error> {
+        let consumer = self.consumer(group)?;
+        let what = "tell where a moment lies in a topic";
+        let mut ends = Vec::new();
+        let mut asked = TopicPartitionList::new();
+        for (partition, _) in self.committed(&consumer, topic)? {
+            // Known before it is asked: what is written meanwhile lies behind it.
+            ends.push((partition, self.bounds(&consumer, topic, partition)?.1));
+            let since = Offset::Offset(since.unix_timestamp() * 1_000);
+            asked
+                .add_partition_offset(topic, partition, since)
+                .map_err(self.failed_to(what))?;
         }
-        Ok(true)
+        let found = consumer
+            .offsets_for_times(asked, ANSWER)
+            .map_err(self.failed_to(what))?;
+        let mut first = TopicPartitionList::new();
+        for (partition, end) in ends {
+            let found = found.find_partition(topic, partition).map(|found| found.offset());
+            let offset = match found {
+                Some(Offset::Offset(offset)) => offset,
+                _nothing_since => end,
+            };
+            first
+                .add_partition_offset(topic, partition, Offset::Offset(offset))
+                .map_err(self.failed_to(what))?;
+        }
+        consumer
+            .commit(&first, CommitMode::Sync)
+            .map_err(self.failed_to("commit the engine's first offsets"))
     }
 
     fn consumer(&self, group: &str) -> Result<BaseConsumer, Error> {
@@ -337,6 +409,42 @@ impl Kafka {
     }
 }
 
+/// A partition, and how far a group has read it.
+struct Partition {
+    committed: Option<i64>,
+    low: i64,
+    high: i64,
+}
+
+/// Whether a group has read this topic, and not one that was there before. Partitions that a topic is given later are its last
+/// ones: that nobody has read them yet says nothing.
+fn fit(partitions: &[Partition]) -> bool {
+    let is_empty = |partition: &Partition| partition.high == partition.low;
+    let Some(last) = partitions.iter().rposition(|partition| partition.committed.is_some()) else {
+        return partitions.iter().all(is_empty);
+    };
+    partitions[..=last].iter().all(|partition| {
+        let reached = partition.committed.map(|committed| committed <= partition.high);
+        reached.unwrap_or_else(|| is_empty(partition))
+    })
+}
+
+/// How many replicas must have a record before it counts as written.
+const MIN_INSYNC_REPLICAS: &str = "min.insync.replicas";
+
+/// All but one: a broker that is away holds nothing up, and what was acknowledged outlives the next one that is lost.
+fn min_insync_replicas(replication: i32) -> i32 {
+    (replication - 1).max(1)
+}
+
+/// Whether a topic with so many replicas is as durable as wanted, and still takes records while a broker is away.
+fn suffices(have: &str, want: &str, replicas: usize) -> bool {
+    match (have.parse::<usize>(), want.parse::<usize>()) {
+        (Ok(have), Ok(want)) => have >= want && (have < replicas || have == 1),
+        _ => false,
+    }
+}
+
 fn options() -> AdminOptions {
     AdminOptions::new()
         .operation_timeout(Some(ANSWER))
@@ -346,4 +454,41 @@ fn options() -> AdminOptions {
 /// True for Kafka's error that the group has members, so that only they may commit.
 fn is_busy(error: &KafkaError) -> bool {
     error.rdkafka_error_code().map(transience::kafka) == Some(Fault::Rival)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_fits_its_topic_also_when_the_topic_was_given_partitions() {
+        let topic = |partitions: &[(Option<i64>, i64, i64)]| {
+            let partitions = partitions.iter();
+            let partitions = partitions.map(|&(committed, low, high)| Partition { committed, low, high });
+            fit(&partitions.collect::<Vec<_>>())
+        };
+        assert!(topic(&[(None, 0, 0), (None, 7, 7)]), "nothing was ever written");
+        assert!(topic(&[(Some(5), 0, 9), (None, 0, 0)]), "it lags");
+        assert!(
+            topic(&[(Some(5), 0, 9), (None, 0, 3), (None, 0, 1)]),
+            "two partitions are new"
+        );
+        assert!(
+            !topic(&[(Some(5), 0, 4), (Some(1), 0, 1)]),
+            "the topic is shorter than what was read"
+        );
+        assert!(!topic(&[(None, 0, 4), (Some(1), 0, 1)]), "nobody read an old partition");
+        assert!(!topic(&[(None, 0, 4), (None, 0, 0)]), "nobody read anything");
+    }
+
+    #[test]
+    fn a_topic_takes_records_while_a_broker_is_away_and_keeps_them_when_one_is_lost() {
+        assert_eq!([1, 2, 3, 5].map(min_insync_replicas), [1, 1, 2, 4]);
+        for (have, want, replicas) in [("1", "1", 1), ("1", "1", 2), ("2", "2", 3), ("2", "1", 3)] {
+            assert!(suffices(have, want, replicas), "{have} of {replicas}, wanted {want}");
+        }
+        for (have, want, replicas) in [("2", "1", 1), ("1", "2", 3), ("3", "2", 3), ("nothing", "1", 1)] {
+            assert!(!suffices(have, want, replicas), "{have} of {replicas}, wanted {want}");
+        }
+    }
 }

@@ -42,6 +42,8 @@ pub struct Buying {
     /// Retention of idempotency records.
     pub retention: Duration,
     pub metrics: Arc<Metrics>,
+    /// Draws an id that nobody has drawn before.
+    pub new_id: fn() -> Uuid,
 }
 
 /// The checkout that a piece of a user's work is about, if it is about one.
@@ -251,7 +253,7 @@ impl Buying {
             checkouts::note_dispute(main, &checkout.id, id, *amount, *status).await?;
         }
         for (kind, amount) in heard.movements {
-            ledger::write(main, &checkout.id, kind, amount).await?;
+            ledger::write(main, (self.new_id)(), &checkout.id, kind, amount).await?;
         }
         if let Some(Refund { kind, amount, so_far }) = heard.refund {
             mails::refunded(main, checkout, kind, amount, so_far, self.mails).await?;
@@ -379,7 +381,14 @@ impl Buying {
             return Err(Error::Moved);
         }
         if let Some(credits) = checkout.credits {
-            ledger::write(main, &checkout.id, Kind::Credit, price(checkout, credits.amount())?).await?;
+            ledger::write(
+                main,
+                (self.new_id)(),
+                &checkout.id,
+                Kind::Credit,
+                price(checkout, credits.amount())?,
+            )
+            .await?;
         }
         let next = Checkout {
             state: State::Sold,
@@ -434,7 +443,14 @@ impl Buying {
             if !checkouts::update(main, checkout, &done).await? {
                 return Ok(vec![]);
             }
-            ledger::write(main, &checkout.id, Kind::Capture, price(checkout, checkout.due())?).await?;
+            ledger::write(
+                main,
+                (self.new_id)(),
+                &checkout.id,
+                Kind::Capture,
+                price(checkout, checkout.due())?,
+            )
+            .await?;
             let told = std::iter::once(told).chain(heard.told.clone()).collect();
             let answer = self.progress(main, checkout, "completed", told).await?;
             mails::ended(main, checkout, mails::Kind::Completed, self.mails).await?;
@@ -512,10 +528,31 @@ impl Buying {
         if checkout.sold
             && let Some(credits) = checkout.credits
         {
-            ledger::write(main, &checkout.id, Kind::CreditBack, price(checkout, credits.amount())?).await?;
+            ledger::write(
+                main,
+                (self.new_id)(),
+                &checkout.id,
+                Kind::CreditBack,
+                price(checkout, credits.amount())?,
+            )
+            .await?;
         }
-        ledger::write(main, &checkout.id, Kind::Capture, price(checkout, captured)?).await?;
-        ledger::write(main, &checkout.id, Kind::Refund, price(checkout, captured)?).await?;
+        ledger::write(
+            main,
+            (self.new_id)(),
+            &checkout.id,
+            Kind::Capture,
+            price(checkout, captured)?,
+        )
+        .await?;
+        ledger::write(
+            main,
+            (self.new_id)(),
+            &checkout.id,
+            Kind::Refund,
+            price(checkout, captured)?,
+        )
+        .await?;
         let told = UserOutcome::CheckoutFailed {
             checkout: checkout.id.clone(),
             reason: failure.reason,
@@ -542,7 +579,14 @@ impl Buying {
             if !checkouts::update(main, checkout, &next).await? {
                 return Ok(None);
             }
-            ledger::write(main, &checkout.id, Kind::CreditBack, price(checkout, credits.amount())?).await?;
+            ledger::write(
+                main,
+                (self.new_id)(),
+                &checkout.id,
+                Kind::CreditBack,
+                price(checkout, credits.amount())?,
+            )
+            .await?;
             Ok(Some(vec![]))
         };
         self.give_credits_back(checkout, credits, attempt, here).await.map(drop)

@@ -56,9 +56,10 @@ impl Kind {
     }
 }
 
-/// Writes one movement; none for an amount of 0.
+/// Writes one movement under this id; none for an amount of 0.
 pub(super) async fn write(
     connection: &mut PgConnection,
+    movement: Uuid,
     checkout: &CheckoutId,
     kind: Kind,
     amount: Price,
@@ -70,7 +71,7 @@ pub(super) async fn write(
     sqlx::query!(
         "insert into ledger (movement, checkout, kind, account, amount, currency)
          values ($1, $2, $3, $4, $6, $7), ($1, $2, $3, $5, -$6, $7)",
-        Uuid::new_v4(),
+        movement,
         checkout.as_str(),
         kind.as_str(),
         to,

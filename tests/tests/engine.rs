@@ -1,0 +1,261 @@
+//! The engine is lost, replaced, spread over nodes, or full of what is done; an operator kills what it has scheduled.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use holdfast_schemas::topics;
+use holdfast_tests::kit::{Kit, until};
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use serde_json::{Value, json};
+
+use crate::checkout::{CARD, Shop, check_out, ends, fill};
+use crate::support::{DEADLINE, clean, event, listed, send, told, verdicts};
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_scrape_names_its_format_and_keeps_to_it,
+    what_a_lost_engine_had_taken_is_decided_by_its_successor,
+    a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves,
+    what_is_done_leaves_the_engine_and_costs_the_gates_question_nothing,
+];
+
+/// What Prometheus 3 asks for.
+const SCRAPE: &str = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+                      application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
+                      text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+
+fn a_scrape_names_its_format_and_keeps_to_it(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "engine").start().await?;
+        for accept in [SCRAPE, "application/openmetrics-text", "*/*"] {
+            let request = reqwest::Client::new().get(format!("{}/metrics", worker.http));
+            let answer = request.header(ACCEPT, accept).send().await?.error_for_status()?;
+            let kind = answer.headers().get(CONTENT_TYPE).cloned();
+            ensure!(
+                kind.as_ref()
+                    .is_some_and(|kind| kind == "text/plain; version=0.0.4; charset=utf-8"),
+                "{accept}: {kind:?}"
+            );
+            let text = answer.text().await?;
+            let samples = well_formed(&text).with_context(|| text.clone())?;
+            ensure!(samples > 50, "{samples} samples: {text}");
+        }
+        worker.stop().await
+    })
+}
+
+/// Holds a text against the format that it is said to have: each family once, its help and type first, its samples after them.
+/// How many samples there are.
+fn well_formed(text: &str) -> anyhow::Result<usize> {
+    let is_name = |name: &str| {
+        let letters = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_' || byte == b':';
+        name.bytes().next().is_some_and(letters) && name.bytes().all(|byte| letters(byte) || byte.is_ascii_digit())
+    };
+    let (mut families, mut samples) = (BTreeMap::new(), 0);
+    let mut family = String::new();
+    ensure!(text.ends_with('\n'), "the last line does not end");
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            family = help.split(' ').next().unwrap_or_default().to_owned();
+            ensure!(is_name(&family) && !families.contains_key(&family), "{line}");
+            families.insert(family.clone(), String::new());
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').context("a type without a name")?;
+            ensure!(
+                name == family && ["counter", "gauge", "histogram"].contains(&kind),
+                "{line}"
+            );
+            families.insert(family.clone(), kind.to_owned());
+        } else {
+            let (series, value) = line.rsplit_once(' ').with_context(|| line.to_owned())?;
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            let suffix = name.strip_prefix(&family).with_context(|| line.to_owned())?;
+            let may = match families[&family].as_str() {
+                "histogram" => ["_bucket", "_sum", "_count"].contains(&suffix),
+                "counter" | "gauge" => suffix.is_empty(),
+                _ => false,
+            };
+            ensure!(may && is_name(name) && labels.ends_with('}'), "{line}");
+            value.parse::<f64>().with_context(|| line.to_owned())?;
+            samples += 1;
+        }
+    }
+    Ok(samples)
+}
+
+fn what_a_lost_engine_had_taken_is_decided_by_its_successor(kit: &Kit) -> anyhow::Result<()> {
+    const TICKETS: usize = 50;
+    let ticket = |number| format!("engine/lost/{number}");
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "engine").start().await?;
+        send(kit, &[listed("engine/lost/before", "engine/before")]).await?;
+        told(kit, "engine/before", 1).await?;
+        clean(kit).await?;
+        // The engine takes the events and cannot have them decided: nobody serves. Only the gate goes on.
+        worker.stop().await?;
+        let gate = kit.stack.holdfast("gate", "engine-gate").start().await?;
+        let events: Vec<_> = (0..TICKETS)
+            .map(|number| listed(&ticket(number), &ticket(number)))
+            .collect();
+        send(kit, &events).await?;
+        let hold = event(
+            "engine/lost/hold",
+            &ticket(0),
+            "reservation.requested",
+            json!({ "user": "ann", "hold_for": 1 }),
+        );
+        send(kit, &[hold]).await?;
+        until(
+            "the engine has taken it all, and said so to Kafka",
+            DEADLINE,
+            async || {
+                let taken = gate.metric("holdfast_engine_unfinished_invocations").await?;
+                ensure!(taken >= Some(TICKETS as f64), "{taken:?}");
+                let unread = unread(kit, topics::RESERVATIONS_ADMITTED).await?;
+                ensure!(unread == 0, "{unread} records are not committed");
+                anyhow::Ok(())
+            },
+        )
+        .await?;
+        gate.stop().await?;
+
+        kit.stack.restate.kill()?;
+        kit.stack.restate.forget()?;
+        kit.stack.restate.start().await?;
+        let worker = kit.stack.holdfast("run", "engine").start().await?;
+        let log = std::fs::read_to_string(worker.log())?;
+        let line = log
+            .lines()
+            .rfind(|line| line.contains("subscription of") && line.contains(topics::RESERVATIONS_ADMITTED));
+        ensure!(
+            line.is_some_and(|line| line.contains("this engine is new") && line.contains("reads again")),
+            "{line:?}"
+        );
+        let outcomes = told(kit, "engine/lost/", TICKETS + 2).await?;
+        let verdicts = verdicts(&outcomes);
+        let count = |wanted: &str| verdicts.iter().filter(|verdict| *verdict == wanted).count();
+        ensure!(
+            (count("listed"), count("held"), count("expired")) == (TICKETS, 1, 1),
+            "{verdicts:?}"
+        );
+        // Nothing that was decided before is decided again.
+        told(kit, "engine/before", 1).await?;
+        clean(kit).await?;
+        let (status, said) = crate::operate::register(kit, &[]).await?;
+        ensure!(
+            status == Some(0) && said.contains("as wanted  subscription of"),
+            "{said}"
+        );
+        worker.stop().await
+    })
+}
+
+/// How many records of a topic the engine has not committed in the group that it reads it in.
+async fn unread(kit: &Kit, topic: &str) -> anyhow::Result<i64> {
+    let url = format!("{}/subscriptions", kit.stack.restate.admin());
+    let found: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
+    let source = format!("kafka://holdfast/{topic}");
+    let subscriptions = found["subscriptions"].as_array().into_iter().flatten();
+    let ours = subscriptions
+        .into_iter()
+        .find(|subscription| subscription["source"] == source.as_str());
+    let group = ours
+        .and_then(|ours| ours["options"]["group.id"].as_str())
+        .context("no subscription")?;
+    kit.stack.kafka.unread(group, topic).await
+}
+
+fn a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "engine").start().await?;
+        let ticket = "engine/killed";
+        let hold = json!({ "user": "ann", "hold_for": 1 });
+        until("the Reaper has no turn", DEADLINE, async || {
+            let turns = kit
+                .stack
+                .restate
+                .sql("select id from sys_invocation_status where target_service_name = 'Reaper' and status <> 'completed'")
+                .await?;
+            for turn in &turns {
+                let id = turn["id"].as_str().context("no id")?;
+                kit.stack.restate.kill_invocation(id).await?;
+            }
+            ensure!(turns.is_empty(), "{turns:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        let events = [
+            listed(ticket, ticket),
+            event("engine/killed/hold", ticket, "reservation.requested", hold),
+        ];
+        send(kit, &events).await?;
+        let outcomes = told(kit, ticket, 3).await?;
+        ensure!(verdicts(&outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+fn what_is_done_leaves_the_engine_and_costs_the_gates_question_nothing(kit: &Kit) -> anyhow::Result<()> {
+    const WAITING: usize = 20;
+    kit.block_on(async {
+        let mut shop = Shop::open(kit, "engine/done").await?;
+        let tickets = shop.tickets(3).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for (number, ticket) in tickets.iter().enumerate() {
+            let id = shop.id(&format!("order-{number}"));
+            let body = json!({ "checkout": id, "tickets": [ticket], "payment_method": CARD });
+            check_out(kit, &shop.user, body).await?;
+            ends(kit, &id, "completed").await?;
+        }
+        // Reading them left nothing, and the checkouts themselves leave within a minute.
+        let retained = "select target_service_name as service, target_handler_name as handler, completion_retention as long \
+                        from sys_invocation_status where status = 'completed'";
+        let retained = kit.stack.restate.sql(retained).await?;
+        let soon = |row: &Value| {
+            (row["service"] == "Checkout" && row["handler"] == "run" && row["long"] == "PT60S") || row["long"] == "P0D"
+        };
+        ensure!(retained.iter().all(soon), "{retained:?}");
+
+        // Some are tried again and again, others wait for their key; those that are scheduled, and what is done, do not count.
+        shop.worker.stop().await?;
+        let gate = kit.stack.holdfast("gate", "engine-gate").start().await?;
+        let restate = &kit.stack.restate;
+        for number in 0..WAITING {
+            let path = format!("Ticket/engine-done-{}/reserve/send", number % 3);
+            let (status, _) = restate.call(&path, &[], &json!({ "user": "ann" })).await?;
+            ensure!(status == 202, "{status}");
+        }
+        let (status, _) = restate
+            .call("Ticket/engine-done/reserve/send?delay=5s", &[], &json!({ "user": "ann" }))
+            .await?;
+        ensure!(status == 202, "{status}");
+        until("the gate knows what waits", DEADLINE, async || {
+            let counted = gate.metric("holdfast_engine_unfinished_invocations").await?;
+            ensure!(counted == Some(WAITING as f64), "{counted:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        let first = restate
+            .sql("select invocation_id as id from sys_keyed_service_status where service_key = 'engine-done-0'")
+            .await?;
+        let first = first.first().and_then(|row| row["id"].as_str()).context("nothing holds the key")?;
+        restate.pause_invocation(first).await?;
+        until("what is paused is counted", DEADLINE, async || {
+            let paused = gate.metric("holdfast_engine_paused_invocations").await?;
+            ensure!(paused == Some(1.0), "{paused:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        restate.resume_invocation(first).await?;
+        shop.worker = shop.launch("run").start().await?;
+        until("nothing waits any more", DEADLINE, async || {
+            let counted = gate.metric("holdfast_engine_unfinished_invocations").await?;
+            ensure!(counted == Some(0.0), "{counted:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        gate.stop().await?;
+        shop.close().await
+    })
+}

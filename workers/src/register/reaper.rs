@@ -1,0 +1,73 @@
+//! The Reaper's turns: begun by `register` and at each start, and begun anew when none is left.
+
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use super::Error;
+use super::report::{Finding, Line};
+use crate::config::Config;
+use crate::objects::{ARM, REAPER, REAPER_SHARD};
+use crate::restate_admin::{self, RestateAdmin};
+use crate::store::{PgPool, tickets};
+
+/// How often holds are looked for that the Reaper should have ended.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a hold may be over before it is asked whether the Reaper lives: some of its turns.
+const LATE: time::Duration = time::Duration::seconds(3);
+
+/// Begins the Reaper's turns anew. One-way: the engine has it once it has answered, whether or not serve is up.
+pub(super) async fn arm(config: &Config) -> Result<Line, Error> {
+    let mut url = config.restate.ingress.clone();
+    let prefix = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&format!("{prefix}/{REAPER}/{REAPER_SHARD}/{ARM}/send"));
+    let address = config.restate.ingress.to_string();
+    let silent = |source: reqwest::Error| Error::Ingress {
+        address: address.clone(),
+        source: source.without_url(),
+    };
+    let response = restate_admin::http_client()?.post(url).send().await.map_err(silent)?;
+    let status = response.status();
+    if !status.is_success() {
+        let message = response.text().await.map_err(silent)?;
+        return Err(Error::Arm {
+            address,
+            status,
+            message,
+        });
+    }
+    let before = "armed".to_owned();
+    Ok(Line::new("the Reaper", Finding::Changed { before }))
+}
+
+/// Arms the Reaper, for ever, whenever a hold is over that it has not ended and it has no turn before it: somebody killed the
+/// turn, or the engine lost its disk.
+pub async fn keep_armed(config: Config, admin: RestateAdmin, pool: PgPool) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match arm_if_gone(&config, &admin, &pool).await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("the Reaper had no turn before it: it was armed again"),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "whether the Reaper has a turn is looked at later");
+            }
+        }
+    }
+}
+
+async fn arm_if_gone(config: &Config, admin: &RestateAdmin, pool: &PgPool) -> Result<bool, Error> {
+    if !is_late(pool).await? || admin.reaper_lives().await? {
+        return Ok(false);
+    }
+    arm(config).await?;
+    Ok(true)
+}
+
+async fn is_late(pool: &PgPool) -> Result<bool, Error> {
+    let (now, due) = tickets::due(pool, None, 1).await.map_err(Error::Holds)?;
+    Ok(due.first().is_some_and(|due| now - due.until > LATE))
+}
