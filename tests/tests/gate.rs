@@ -349,11 +349,17 @@ pub(crate) async fn create_topics(kafka: &Kafka) -> anyhow::Result<()> {
         (topics::RESERVATIONS_ADMITTED, PARTITIONS, "4194304", false),
         (topics::PAYMENTS_ADMITTED, PARTITIONS, "4194304", false),
         (topics::RELAY_STATE, 1, "", false),
+        (topics::RELAY_MARK, 1, "", false),
     ] {
         if metadata.topics().iter().any(|topic| topic.name() == name) {
             continue;
         }
-        let mut settings = vec![("cleanup.policy", "delete")];
+        let kept = if name == topics::RELAY_MARK {
+            "compact"
+        } else {
+            "delete"
+        };
+        let mut settings = vec![("cleanup.policy", kept)];
         if !bytes.is_empty() {
             settings.extend([("max.message.bytes", bytes), ("retention.ms", "1209600000")]);
         }

@@ -448,12 +448,9 @@ impl Worker {
     }
 
     fn spawn_relay(&self, pool: PgPool) {
-        let settings = relay::Settings {
-            kafka: self.config.kafka.clone(),
-            relay: self.config.relay.clone(),
-        };
-        self.spawn_role("relay", |metrics, shutdown| {
-            relay::run(settings, pool, metrics, shutdown)
+        let (settings, readiness) = (relay::Settings::new(&self.config), self.readiness.clone());
+        self.spawn_role(relay::PART, |metrics, shutdown| {
+            relay::run(settings, pool, metrics, readiness, shutdown)
         });
     }
 

@@ -19,11 +19,11 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser};
 
 pub use checkout::Checkout;
-pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, State, Ticket, User};
+pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, RelayCommand, Retry, State, Ticket, User};
 pub use database::Database;
 pub use gate::Gate;
 pub use kafka::Kafka;
-pub use mail::{Mail, MailSecurity, MailServer};
+pub use mail::{Mail, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
 pub use provider::Provider;
 pub use relay::Relay;

@@ -25,6 +25,7 @@ pub mod settled_dead_letters;
 pub mod ticket_attributes;
 pub mod tickets;
 pub mod together;
+pub mod told;
 pub mod users;
 
 use std::time::Duration;
