@@ -437,7 +437,7 @@ async fn end(connection: &mut PgConnection, former: Backend) -> Result<(), sqlx:
         former.pid,
         former.started_at,
     )
-    .execute(connection)
+    .fetch_all(connection)
     .await
     .map(drop)
 }

@@ -157,7 +157,10 @@ impl Letter {
     /// True if it has the record, or the event in it.
     fn has<D: EventData>(&self, record: &Original<'_>, decoded: &Result<Event<D>, Reason>, terms: &Terms) -> bool {
         match &self.contents {
-            Contents::LeftOut => record.bytes() + BESIDE_RECORD_BYTES > terms.letter_bytes || record.bytes() == 0,
+            Contents::LeftOut => {
+                let is_too_large = record.bytes() + BESIDE_RECORD_BYTES > terms.letter_bytes;
+                is_too_large || record.bytes() == 0 || self.reason == Reason::NotAdmitted
+            }
             Contents::Copy(copy) => *copy == record.fingerprint(),
             Contents::ByHandler { copy, value, event } => {
                 let named = decoded.as_ref().ok().and_then(named);
@@ -184,9 +187,9 @@ impl Letter {
                 Some((cause, digest)) => Finding::IfReused(cause, digest),
                 None => self.lies("the event has no hash"),
             },
-            Reason::TooEarly => match event.time - record.at > Event::<D>::MAX_AHEAD {
-                true => Finding::Follows,
-                false => self.lies("the event's time lies no more than an hour ahead of the broker's"),
+            Reason::TooEarly => match event.check_time(record.at) {
+                Err(_) => Finding::Follows,
+                Ok(()) => self.lies("its time is not ahead of the broker's"),
             },
             // The broker's word, which the record does not show.
             Reason::NotAdmitted => Finding::Follows,

@@ -34,7 +34,7 @@ struct Record {
     key: Option<Key>,
     /// None when it cannot be decoded.
     event: Option<(Cause, Digest)>,
-    /// The earlier of the event's time and the broker's, in milliseconds.
+    /// The later of the event's time and the broker's, in milliseconds: by it an idempotency record is swept.
     aged_from: i64,
     /// The broker's time, in milliseconds.
     at: i64,
@@ -132,7 +132,7 @@ impl Records {
             offset,
             key: record.key.map(|key| change_history.key(key)),
             event: name,
-            aged_from: millis(event.as_ref().map_or(time, |event| event.time.min(time))),
+            aged_from: millis(event.as_ref().map_or(time, |event| event.time.max(time))),
             at: millis(time),
             may_be_untold: event.is_some_and(|event| H::may_go_untold(&event.data)),
         });

@@ -218,6 +218,16 @@ impl<H: History<Row: Clone>> World<H> {
         });
     }
 
+    /// All was sent at this time, by every clock.
+    fn age(&mut self, at: OffsetDateTime) {
+        for sent in &mut self.sent {
+            sent.at = at;
+            if let Some(event) = &mut sent.event {
+                event.time = at;
+            }
+        }
+    }
+
     fn verify(&self) -> Report {
         let mut report = Report::default();
         self.read(&mut report);
@@ -626,6 +636,9 @@ fn a_dead_letter_that_lies_about_a_sound_event_accounts_for_nothing() {
         DeadLetterReason::KeyMismatch,
         DeadLetterReason::InvalidData,
         DeadLetterReason::TooOld,
+        DeadLetterReason::TooEarly,
+        DeadLetterReason::TooLarge,
+        DeadLetterReason::ReservedSource,
         DeadLetterReason::IdReused,
         DeadLetterReason::UnknownType,
     ] {
@@ -750,9 +763,7 @@ fn a_reused_id_whose_first_record_was_swept_is_known_by_what_lies_on_the_topic()
     let aged = NOON - RETENTION - Duration::hours(1);
     world.answers.clear();
     world.sends("ann", "A-1", reserve("eve"));
-    for sent in &mut world.sent {
-        sent.at = aged;
-    }
+    world.age(aged);
     world.letters.push((6, DeadLetterReason::IdReused));
     world.letters_at = aged + Duration::minutes(1);
     for logged in &mut world.log {
@@ -863,9 +874,7 @@ fn a_record_once_decided_stays_so_when_a_late_replay_dead_letters_it() {
     let mut world = world();
     let old = NOON - RETENTION - Duration::hours(1);
     world.answers.clear();
-    for sent in &mut world.sent {
-        sent.at = old;
-    }
+    world.age(old);
     world.letters = (0..6).map(|offset| (offset, DeadLetterReason::TooOld)).collect();
     let report = world.verify();
     assert!(report.is_clean(), "{report}");
@@ -1207,9 +1216,7 @@ fn an_event_that_changed_nothing_leaves_no_trace_once_its_record_was_swept() {
     world.answers.retain(|answer| answer.event.id.as_str() != "again");
     only(&world.verify(), Promise::Lost, "ann");
     world.answers.clear();
-    for sent in &mut world.sent {
-        sent.at = NOON - RETENTION - Duration::hours(1);
-    }
+    world.age(NOON - RETENTION - Duration::hours(1));
     let report = world.verify();
     assert!(report.is_clean(), "{report}");
     assert_eq!((report.applied, report.refused, report.out_of_scope), (3, 2, 1));
