@@ -686,7 +686,9 @@ fn a_repeat_whose_answer_is_swept_while_it_is_read_takes_no_effect_again(kit: &K
         let committer = slow.committer.clone();
         let repeat = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Event(event)])).await });
         proxy.stopped().await;
-        sqlx::raw_sql("update idempotency_records set written_at = aged_from")
+        // As if it had come when it says.
+        sqlx::query("update idempotency_records set aged_from = $1, written_at = $1")
+            .bind(time)
             .execute(&quick.pool)
             .await?;
         let younger = RETENTION - Duration::from_secs(120);

@@ -138,7 +138,7 @@ fn a_batch_that_swells_stops_the_gate_which_names_it(kit: &Kit) -> anyhow::Resul
     // On a partition where nothing else lies, since nobody can read what comes before it any more.
     const PARTITION: i32 = PARTITIONS - 1;
     kit.block_on(async {
-        let gate = Proof::begin(kit).await?;
+        let mut gate = Proof::begin(kit).await?;
         let producer: FutureProducer = kit
             .stack
             .kafka
@@ -162,6 +162,9 @@ fn a_batch_that_swells_stops_the_gate_which_names_it(kit: &Kit) -> anyhow::Resul
             .admin()?
             .delete_records(&gone, &Default::default())
             .await?;
+        // Nor is a gate of another proof to miss it.
+        gate.group = "holdfast.gate".to_owned();
+        gate.commit(topics::PAYMENTS, &[(PARTITION, place.1 + 1)].into())?;
         ensure!(!ended?.success(), "{}", worker.last_words());
         let words = worker.last_words();
         let named = format!("{}/{PARTITION} from offset {}", topics::PAYMENTS, place.1);
