@@ -687,7 +687,7 @@ fn a_repeat_whose_answer_is_swept_while_it_is_read_takes_no_effect_again(kit: &K
         let repeat = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Event(event)])).await });
         proxy.stopped().await;
         // As if it had come when it says.
-        sqlx::query("update idempotency_records set aged_from = $1, written_at = $1")
+        sqlx::query("update idempotency_records set aged_from = $1, written_at = $1 where id = 'late'")
             .bind(time)
             .execute(&quick.pool)
             .await?;
