@@ -331,7 +331,7 @@ fn a_relay_that_stands_by_keeps_one_connection(kit: &Kit) -> anyhow::Result<()> 
             until("the second asks for the lock", EMPTY_WITHIN, async || {
                 let asked: Vec<(i32, OffsetDateTime)> = sqlx::query_as(
                     "select pid, query_start from pg_stat_activity a
-                    where query like '%pg_try_advisory_lock%' and pid <> pg_backend_pid()
+                    where query like 'select pg_try_advisory_lock%'
                         and not exists (select from pg_locks l where l.pid = a.pid and locktype = 'advisory')",
                 )
                 .fetch_all(&proof.pool)
