@@ -49,9 +49,9 @@ impl Membership {
             .set("heartbeat.interval.ms", "1000")
             // New partitions are noticed so soon.
             .set("topic.metadata.refresh.interval.ms", "5000")
-            // Lost offsets mean records gone unseen: stop and say so.
+            // Lost offsets mean that retention removed unread records: the gate stops with an error.
             .set("auto.offset.reset", "error")
-            // What is fetched ahead bounds the memory of a gate that is behind; asking again soon keeps it fed.
+            // The prefetched records bound the memory of a gate that is behind; short fetch intervals keep it busy.
             .set("queued.max.messages.kbytes", "4096")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100")

@@ -111,7 +111,7 @@ const BLOCKED: Duration = Duration::from_secs(1);
 /// How long the rest of a refused window may take to be told of.
 const SETTLED_WITHIN: Duration = Duration::from_secs(2);
 
-/// What a dead letter takes beside its record, with the longest detail, and the broker's own bytes.
+/// Bytes of a dead letter beside its record, with the longest detail, and the broker's own bytes.
 const DEAD_LETTER_BYTES: usize = 4_096;
 
 struct Gate {
@@ -280,8 +280,8 @@ impl Gate {
         Ok(())
     }
 
-    /// The record as it came, with the dead letter's headers after its own. A compressed batch can bring in a record that
-    /// is larger than the dead-letter topic takes: of that one only its origin is told.
+    /// The original record, with the dead letter's headers after its own. A compressed batch can bring in a record that is
+    /// larger than the dead-letter topic accepts: its dead letter has no bytes, only reason and origin.
     fn dead_letter<'a>(&self, rejected: &'a Rejected) -> BaseRecord<'a, [u8], [u8], usize> {
         let Rejected { letter, original, bare } = rejected;
         let mut letter = letter.clone();
@@ -413,7 +413,7 @@ impl Gate {
     fn give_up(&mut self, cause: &str, label: &str) -> Result<(), Error> {
         tracing::debug!(cause, "everything uncommitted is read again");
         self.metrics.gate_windows_repeated.with_label_values(&[label]).inc();
-        // The old producer forgets what it still has to send.
+        // Dropping the old producer drops the records in its queue.
         self.producer = producer(&self.settings)?;
         let mut spans = self.gathered.window.spans().clone();
         if let Some(in_flight) = self.in_flight.take() {

@@ -69,7 +69,7 @@ impl Publisher {
         asked.await.unwrap_or(false)
     }
 
-    /// One that is not broken for good: an idempotent producer can be, and a new one goes on.
+    /// A producer that is not broken for good: an idempotent one can be, and is then replaced.
     fn sender(&self) -> Result<Sender, Error> {
         let mut sender = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((code, reason)) = sender.client().fatal_error() {

@@ -75,7 +75,7 @@ pub(super) async fn begin(
     on_thread("register", move || kafka.begin(&group, topic, since)).await?
 }
 
-/// How a topic is wanted.
+/// The wanted state of a topic.
 struct Wanted {
     name: &'static str,
     partitions: i32,

@@ -109,7 +109,7 @@ pub(super) enum Comparison {
     OneAhead(Mark),
     /// The database has told batches, and Kafka has no mark.
     NoMark,
-    /// They cannot both be right.
+    /// The two contradict each other.
     Disagreement(Mark),
 }
 

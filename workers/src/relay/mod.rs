@@ -73,7 +73,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// The name under which `/readyz` speaks of the relay.
 pub const PART: &str = "relay";
 
-/// Runs until `shutdown`, then finishes the batch in hand. Waits for Kafka and Postgres for as long as they are away.
+/// Runs until `shutdown`, then finishes the batch under way. Waits for Kafka and Postgres for as long as they are away.
 ///
 /// # Errors
 /// Only errors that an operator has to mend.

@@ -18,7 +18,7 @@ use crate::store::outbox::{self, Leadership, Row};
 
 /// The transactional id that all relays share.
 const TRANSACTIONAL_ID: &str = "holdfast.relay";
-/// How long Kafka may take to answer before the call is made again.
+/// Longest wait for an answer of Kafka before the call is repeated.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Longest time for which a retriable call is repeated, and for which records may stay unacknowledged. Kafka aborts a
 /// transaction after 10 s.

@@ -36,7 +36,7 @@ pub(super) struct ChangeHistory<H: History> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key(u32);
 
-/// What became of one event.
+/// The effect of one event.
 #[derive(Debug)]
 pub(super) struct Effect {
     pub(super) key: Key,
@@ -150,7 +150,7 @@ pub(super) struct Answered {
     pub(super) content: Option<Fingerprint>,
 }
 
-/// Where a record of the outcome topic lies.
+/// The position of a record on the outcome topic.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RecordPosition {
     pub(super) partition: i32,

@@ -348,8 +348,8 @@ async fn outbox(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> an
     Ok(())
 }
 
-/// Takes a dead letter that stood in the outbox. One without an origin came by a direct subscription: nothing says which record
-/// it accounts for.
+/// Adds a dead letter from the outbox. One without an origin came by a direct subscription: it does not say which record it
+/// accounts for.
 fn dead_letter(record: &Original<'_>, look: &mut Look) {
     if let Ok(letter) = DeadLetter::from_headers(record.headers.iter().copied().flatten()) {
         look.dead_letter(&letter, record);

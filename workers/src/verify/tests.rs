@@ -526,7 +526,7 @@ fn undecided() -> (World<Ticket>, i64) {
     (world, 6)
 }
 
-/// One promise is broken, once, and nothing else is; says what was found.
+/// Checks that one promise is broken, once, and no other; returns the fault.
 #[track_caller]
 fn only(report: &Report, promise: Promise, key: &str) -> String {
     let counts = [report.lost, report.doubled, report.out_of_order, report.oversold];

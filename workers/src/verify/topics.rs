@@ -81,7 +81,7 @@ impl Topics {
         self.0.each(topic, &extent, |message| {
             let record = original(message);
             removed.left(message.partition(), millis(record.at));
-            // What is no dead letter of Holdfast's accounts for nothing.
+            // A record that is no dead letter of Holdfast's accounts for nothing.
             if let Ok(letter) = DeadLetter::from_headers(record.headers.iter().copied().flatten()) {
                 look.dead_letter(&letter, &record);
             }
