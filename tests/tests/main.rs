@@ -56,12 +56,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 const TOPICS: &[&[Test]] = &[
     stack::TESTS,
-    pool::TESTS,
     provider::TESTS,
     commit::TESTS,
     sweep::TESTS,
     migrations::TESTS,
+    // It is the first to register, and without a gate.
     direct::TESTS,
+    pool::TESTS,
     gate::TESTS,
     gate_edges::TESTS,
     relay::TESTS,
