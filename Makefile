@@ -35,7 +35,7 @@ check: tools ## The quick one: format, clippy, dependencies, unit and property t
 	@deploy/local/tools cargo-deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	.dev/tools/cargo-deny/bin/cargo-deny --offline --log-level error check bans licenses sources
+	.dev/tools/cargo-deny/bin/cargo-deny --log-level error check bans licenses sources
 	$(CARGO) test --workspace --lib --test published --test structure --test decode --test properties
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
