@@ -106,9 +106,12 @@ fn entry<T>(version: &Version<T>, topic: &'static str, told: bool, mut attribute
 }
 
 fn attributes_asked<K: Key>() -> Map<String, Value> {
-    let source = described::<Source>("Who says it.");
+    let mut source =
+        described::<Source>("Who says it. What begins with `holdfast` or `restate:` is Holdfast's own, and refused.");
+    source["not"] = json!({ "pattern": "^(holdfast|restate:)" });
     let id = described::<EventId>("Names the event, together with the source, for ever: a repeat has the same.");
-    let time = "When it happened, by its producer; a repeat has the same. Years 1970 to 9999.";
+    let time = "When it happened, by its producer; a repeat has the same. Years 1970 to 9999, at most an hour ahead of the broker's \
+                clock.";
     let content_type = json!({
         "type": "string",
         "description": "application/json, or absent.",

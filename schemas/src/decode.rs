@@ -16,9 +16,9 @@ use crate::event::{Content, Event, Origin};
 use crate::moment;
 use crate::refusal::{DeadLetterReason, Refusal};
 use crate::stream::{EventData, Key};
-use crate::text::{Invalid, NUL};
+use crate::text::{Invalid, NUL, Source};
 use crate::trace::Traceparent;
-use crate::version::{Object, Version};
+use crate::version::Version;
 
 /// Deepest nesting of JSON that is accepted; events of the catalogue nest 3 deep.
 const MAX_NESTING: usize = 32;
@@ -54,24 +54,50 @@ pub fn decode<A: EventData>(record: &Record) -> Result<Event<A>, Refusal> {
         true => Ok(event),
         false => Err(refuse(
             DeadLetterReason::KeyMismatch,
-            "subject: differs from the record's key; make them equal",
+            mismatch(key.as_str(), event.subject.as_str()),
         )),
     }
 }
 
+/// What stands in a gathered record and cannot be taken, for example because this build does not know its type yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undecoded {
+    pub refusal: Refusal,
+    /// Where the gate had it from, if that can be read.
+    pub origin: Option<Origin>,
+    /// Its JSON.
+    pub value: Vec<u8>,
+}
+
 /// Decodes a delivery to a handler: `[` opens a record of the gate, events of one key each with its origin; `{` one event
-/// in structured mode, straight from a public topic.
-pub fn decode_delivery<A: EventData>(value: &[u8]) -> Result<Vec<Event<A>>, Refusal> {
+/// in structured mode, straight from a public topic. In a record of the gate each event stands or falls by itself.
+///
+/// # Errors
+/// The delivery as a whole cannot be read, or it is one event that cannot be taken.
+pub fn decode_delivery<A: EventData>(value: &[u8]) -> Result<Vec<Result<Event<A>, Undecoded>>, Refusal> {
     let text = utf8(value)?;
     if !text.trim_ascii_start().starts_with('[') {
-        return Ok(vec![structured(text)?.check()?]);
+        return Ok(vec![Ok(structured(text)?.check()?)]);
     }
-    let envelopes: Vec<Object<Envelope>> = serde_json::from_str(text).map_err(malformed)?;
-    inspect(text)?;
-    envelopes
-        .into_iter()
-        .map(|Object(envelope)| envelope.check_with_origin())
-        .collect()
+    let gathered: Vec<&RawValue> = serde_json::from_str(text).map_err(malformed)?;
+    Ok(gathered.into_iter().map(RawValue::get).map(decode_gathered).collect())
+}
+
+fn decode_gathered<A: EventData>(json: &str) -> Result<Event<A>, Undecoded> {
+    let undecoded = |origin, refusal| Undecoded {
+        refusal,
+        origin,
+        value: json.as_bytes().to_vec(),
+    };
+    let envelope = structured(json).map_err(|refusal| undecoded(None, refusal))?;
+    let origin = envelope.origin().map_err(|refusal| undecoded(None, refusal))?;
+    match envelope.check::<A>() {
+        Ok(mut event) => {
+            event.origin = Some(origin);
+            Ok(event)
+        }
+        Err(refusal) => Err(undecoded(Some(origin), refusal)),
+    }
 }
 
 fn refuse(reason: DeadLetterReason, detail: impl Into<String>) -> Refusal {
@@ -92,6 +118,17 @@ fn key<K: Key>(key: Option<&[u8]>) -> Result<K, Refusal> {
     K::parse(key).map_err(|invalid| invalid_as(DeadLetterReason::KeyInvalid, "key", &invalid))
 }
 
+/// Names the mistakes that producers make with keys.
+fn mismatch(key: &str, subject: &str) -> &'static str {
+    if serde_json::from_str::<String>(key).is_ok_and(|unquoted| unquoted == subject) {
+        return "key: the subject in JSON quotes; write the key with a string serializer, not with one for JSON";
+    }
+    if key.trim() == subject.trim() {
+        return "subject: differs from the record's key by blanks at an end; make them equal";
+    }
+    "subject: differs from the record's key; make them equal"
+}
+
 fn value(value: Option<&[u8]>) -> Result<&str, Refusal> {
     let reason = DeadLetterReason::Tombstone;
     utf8(value.ok_or_else(|| refuse(reason, "value: null, a tombstone, says nothing here; send an event"))?)
@@ -100,9 +137,14 @@ fn value(value: Option<&[u8]>) -> Result<&str, Refusal> {
 fn utf8(value: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(value).map_err(|error| {
         let place = error.valid_up_to();
+        let mend = match value {
+            [0x1f, 0x8b, ..] => "it is compressed by gzip; let the Kafka client compress, and send JSON",
+            [0, ..] => SCHEMA_REGISTRY,
+            _ => "send JSON in UTF-8",
+        };
         refuse(
             DeadLetterReason::Undecodable,
-            format!("value: not UTF-8 from byte {place}; send JSON in UTF-8"),
+            format!("value: not UTF-8 from byte {place}; {mend}"),
         )
     })
 }
@@ -116,6 +158,9 @@ fn invalid_as(reason: DeadLetterReason, place: &str, invalid: &Invalid) -> Refus
     };
     refuse(reason, format!("{place}: {invalid}"))
 }
+
+/// What Avro, Protobuf and JSON Schema serializers with a schema registry write first.
+const SCHEMA_REGISTRY: &str = "it begins with byte 0, the mark of a schema registry's serializer; send plain JSON";
 
 enum ContentMode {
     Structured,
@@ -139,6 +184,10 @@ impl<'r> Headers<'r> {
             return Err(refuse(DeadLetterReason::ContentMode, detail));
         }
         match self.text("ce_specversion")? {
+            Some(version) if version.starts_with('"') => Err(refuse(
+                DeadLetterReason::InvalidAttribute,
+                "header ce_specversion: in JSON quotes; write header values as plain text, not by a mapper to JSON",
+            )),
             Some(_) => Ok(ContentMode::Binary),
             None => Ok(ContentMode::Unsaid),
         }
@@ -171,6 +220,16 @@ impl<'r> Headers<'r> {
             },
             ..Envelope::default()
         })
+    }
+
+    /// The prefix of another protocol's binding of CloudEvents, where headers bear it.
+    fn strange_prefix(self) -> Option<&'static str> {
+        let prefixes = ["ce-", "cloudEvents:", "cloudEvents_"];
+        let bears = |prefix: &&str| {
+            let mut names = self.0.iter().map(|(name, _)| name.get(..prefix.len()));
+            names.any(|start| start.is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
+        };
+        prefixes.into_iter().find(bears)
     }
 
     fn has_attributes(self) -> bool {
@@ -217,11 +276,26 @@ fn structured(text: &str) -> Result<Envelope<'_>, Refusal> {
         inspect(text)?;
         return Ok(envelope);
     }
-    serde_json::from_str::<IgnoredAny>(text).map_err(malformed)?;
-    Err(refuse(
-        DeadLetterReason::ContentMode,
-        "value: JSON, but no object; send one CloudEvent per record",
-    ))
+    match text.as_bytes() {
+        [0, ..] => {
+            return Err(refuse(
+                DeadLetterReason::Undecodable,
+                format!("value: no JSON; {SCHEMA_REGISTRY}"),
+            ));
+        }
+        [0xef, 0xbb, 0xbf, ..] => {
+            let detail = "value: begins with a byte order mark; send JSON without one";
+            return Err(refuse(DeadLetterReason::Undecodable, detail));
+        }
+        _ => serde_json::from_str::<IgnoredAny>(text).map_err(malformed)?,
+    };
+    let detail = match serde_json::from_str::<String>(text) {
+        Ok(inner) if inner.trim_ascii_start().starts_with('{') => {
+            "value: an object inside of a JSON text: it was serialised twice; send the object itself"
+        }
+        _ => "value: JSON, but no object; send one CloudEvent per record",
+    };
+    Err(refuse(DeadLetterReason::ContentMode, detail))
 }
 
 /// An error of JSON itself, or of the shape of the envelope.
@@ -292,6 +366,13 @@ impl Envelope<'_> {
             let detail = "header ce_specversion: missing; send it with 1.0";
             return Err(refuse(DeadLetterReason::MissingAttribute, detail));
         }
+        if let Some(prefix) = headers.strange_prefix() {
+            let detail = format!(
+                "headers: named with {prefix}, as another protocol has it; in Kafka CloudEvents attributes are ce_specversion, \
+                 ce_id, ce_source, ce_type, ce_subject and ce_time"
+            );
+            return Err(refuse(DeadLetterReason::ContentMode, detail));
+        }
         if self.id.is_some() || self.source.is_some() || self.event_type.is_some() {
             return Ok(()); // and is told below what is missing
         }
@@ -322,7 +403,13 @@ impl Envelope<'_> {
                 "data_base64: not taken; send JSON as data",
             ));
         }
-        let source = parse("source", &self.source, str::parse)?;
+        let source: Source = parse("source", &self.source, str::parse)?;
+        if source.is_reserved() {
+            return Err(refuse(
+                DeadLetterReason::ReservedSource,
+                "source: begins with holdfast or restate:, which only Holdfast itself may use; name the producer",
+            ));
+        }
         let id = parse("id", &self.id, str::parse)?;
         let subject = parse("subject", &self.subject, A::Key::parse)?;
         let time = parse("time", &self.time, moment::parse)?;
@@ -335,27 +422,18 @@ impl Envelope<'_> {
         let data = (version.read)(self.data.map_or("{}", RawValue::get));
         let data = data.map_err(|detail| refuse(DeadLetterReason::InvalidData, detail))?;
         let content = Content::new(version.name, &subject, data.canonical);
-        Ok(Event::assemble(
-            source,
-            id,
-            time,
-            traceparent,
-            subject,
-            data.current,
-            content,
-        ))
+        let event = Event::assemble(source, id, time, traceparent, subject, data.current, content);
+        event.check_size()?;
+        Ok(event)
     }
 
-    fn check_with_origin<A: EventData>(self) -> Result<Event<A>, Refusal> {
-        let origin = Origin {
+    fn origin(&self) -> Result<Origin, Refusal> {
+        Ok(Origin {
             topic: text("origintopic", &self.origintopic)?.into_owned(),
             partition: number("originpartition", &self.originpartition)?,
             offset: number("originoffset", &self.originoffset)?,
             time: parse("origintime", &self.origintime, moment::parse)?,
-        };
-        let mut event = self.check::<A>()?;
-        event.origin = Some(origin);
-        Ok(event)
+        })
     }
 
     fn must_be_complete(&self) -> Result<(), Refusal> {

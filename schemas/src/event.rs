@@ -5,9 +5,10 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::moment;
+use crate::refusal::{DeadLetterReason, Refusal};
 use crate::stream::{EventData, Key};
 use crate::text::{EventId, Source};
 use crate::trace::Traceparent;
@@ -40,6 +41,11 @@ pub struct Origin {
 }
 
 impl<A: EventData> Event<A> {
+    /// The most bytes of data, in canonical JSON. With its attributes an event is far smaller than any record may be.
+    pub const MAX_DATA_BYTES: usize = 256 * 1024;
+    /// How far the event's time may lie ahead of the broker's clock.
+    pub const MAX_AHEAD: Duration = Duration::HOUR;
+
     /// An event that did not come from Kafka, in the newest version of its type. `time` is taken to the nearest one that can
     /// be written (years 1970 to 9999).
     pub fn new(
@@ -85,6 +91,34 @@ impl<A: EventData> Event<A> {
     /// Equal for equal type, subject and data, however they were written.
     pub fn hash(&self) -> &RequestHash {
         &self.content.hash
+    }
+
+    /// Fails when the data take more than [`Self::MAX_DATA_BYTES`].
+    pub fn check_size(&self) -> Result<(), Refusal> {
+        let bytes = self.content.data.get().len();
+        match bytes <= Self::MAX_DATA_BYTES {
+            true => Ok(()),
+            false => Err(Refusal::new(
+                DeadLetterReason::TooLarge,
+                format!(
+                    "data: take {bytes} bytes; at most {} are taken, say it in several events",
+                    Self::MAX_DATA_BYTES
+                ),
+            )),
+        }
+    }
+
+    /// Fails when the event's time lies more than [`Self::MAX_AHEAD`] ahead of `clock`, the broker's where there is one. The
+    /// answer to an event is kept for as long as its time allows repeats: one far ahead would be kept for ever.
+    pub fn check_time(&self, clock: OffsetDateTime) -> Result<(), Refusal> {
+        match self.time - clock <= Self::MAX_AHEAD {
+            true => Ok(()),
+            false => Err(Refusal::new(
+                DeadLetterReason::TooEarly,
+                "time: more than an hour ahead of the broker's clock; set the producer's clock, or, if it is the moment that \
+                 the event is about, put it into the data, and send the event anew",
+            )),
+        }
     }
 
     /// Approximate size of the event as JSON, in bytes.

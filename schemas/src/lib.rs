@@ -22,18 +22,20 @@ pub mod topics;
 mod version;
 
 mod identity;
+mod list;
 mod moment;
 mod money;
-mod number;
+pub mod number;
 mod reasons;
 mod text;
 mod trace;
 
 pub use dead_letter::DeadLetter;
-pub use decode::{Record, decode, decode_delivery};
+pub use decode::{Record, Undecoded, decode, decode_delivery};
 pub use event::{Event, Origin, RequestHash};
 pub use identity::{HoldId, OutcomeId, hold_id, outcome_id};
 pub use iso_currency::Currency;
+pub use list::List;
 pub use money::{Credits, Price};
 pub use outcomes::{
     CheckoutFailure, OUTCOME_SOURCE, Outcome, ProfileField, RefusalReason, Reply, ReplyOutcome, TicketOutcome,

@@ -6,15 +6,15 @@ use serde::Deserializer;
 use serde::de::{Error, Unexpected, Visitor};
 
 /// The largest whole number that every JSON reader keeps exact.
-pub(crate) const MAX_SAFE: i64 = (1 << 53) - 1;
+pub const MAX_SAFE: i64 = (1 << 53) - 1;
 
 /// A whole number from -[`MAX_SAFE`] to [`MAX_SAFE`], in whichever spelling.
-pub(crate) fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
+pub fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
     from.deserialize_any(Whole)
 }
 
 /// As [`whole`]; `null` is none.
-pub(crate) fn optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
+pub fn optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
     from.deserialize_option(Optional)
 }
 

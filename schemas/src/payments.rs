@@ -5,6 +5,7 @@ pub(crate) mod v1;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::list::List;
 use crate::money::{Credits, Price};
 use crate::outcomes::UserOutcome;
 use crate::stream::EventData;
@@ -35,7 +36,7 @@ pub enum UserEvent {
         payment_method: Option<PaymentMethod>,
         credits: Option<Credits>,
         /// Absent: those in the user's cart.
-        tickets: Option<Vec<TicketId>>,
+        tickets: Option<List<TicketId>>,
     },
     /// From the payment provider: the money of a checkout is authorised.
     PaymentAuthorized {

@@ -74,12 +74,25 @@ reasons! {
     InvalidData "invalid_data":
         "A field of the data is missing, unknown, of the wrong kind or out of bounds.",
         "Mend the field that the detail names.";
+    TooLarge "too_large":
+        "The event's data take more than 262,144 bytes as JSON without blanks.",
+        "Say it in several events.";
+    ReservedSource "reserved_source":
+        "The `source` begins with `holdfast` or `restate:`: these are the names under which Holdfast itself asks.",
+        "Use a `source` of the producer's own.";
     NulCharacter "nul_character":
         "U+0000 stands in the key, an attribute or the data; the database cannot store it.",
         "Leave the character out.";
     TooOld "too_old":
         "The event is older than the time for which repeats are recognised, so that nobody can say whether it was decided.",
         "Look up what became of it, then send it anew with a new `id` and `time`.";
+    TooEarly "too_early":
+        "The event's `time` lies more than an hour ahead of the broker's clock, so that its repeats could be told for longer \
+         than answers are kept.",
+        "Set the producer's clock; what an event is about (a show's date, say) belongs into its data. Then send it anew.";
+    NotAdmitted "not_admitted":
+        "Kafka refuses what the gate made of the record, each time and by itself.",
+        "Mend what the detail names (a limit of the admitted topic, say), then replay the record.";
     IdReused "id_reused":
         "Another event with other content has had the same `source` and `id`.",
         "Send it with an `id` of its own.";

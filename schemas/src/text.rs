@@ -139,6 +139,17 @@ text! {
     Language, 35, is_language, "^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$";
 }
 
+/// How the sources begin under which Holdfast itself asks and tells.
+const RESERVED: [&str; 2] = ["holdfast", "restate:"];
+
+impl Source {
+    /// Whether only Holdfast itself may use it. An event from outside with such a source could take the place of a step of
+    /// our own, which has its id from what everybody can know.
+    pub fn is_reserved(&self) -> bool {
+        RESERVED.iter().any(|name| self.0.starts_with(name))
+    }
+}
+
 /// The pattern of any text.
 const ANY: &str = "^[^\\u0000]*$";
 
@@ -215,6 +226,20 @@ mod tests {
             "bytes are counted, not characters"
         );
         assert!(EventId::parse(&"a".repeat(10_000)).is_err());
+    }
+
+    #[test]
+    fn what_holdfast_calls_itself_is_reserved() {
+        for (source, reserved) in [
+            ("holdfast", true),
+            ("holdfast/Checkout", true),
+            ("restate:User/ann/checkout", true),
+            ("restate", false),
+            ("stripe", false),
+            ("my-holdfast", false),
+        ] {
+            assert_eq!(Source::parse(source).unwrap().is_reserved(), reserved, "{source}");
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@
 )]
 
 use holdfast_schemas::{
-    DeadLetterReason as Reason, Origin, Price, Record, Refusal, TicketEvent, decode, decode_delivery,
+    DeadLetterReason as Reason, Origin, Price, Record, Refusal, TicketEvent, Undecoded, UserEvent, decode,
+    decode_delivery,
 };
 use serde_json::{Value, json};
 use time::macros::datetime;
@@ -190,7 +191,7 @@ fn an_event_reads_back_as_it_was_written() {
 #[test]
 fn a_delivery_is_one_event_or_a_list_with_origins() {
     let one = structured(&requested()).unwrap();
-    assert_eq!(decode_delivery(&one.to_json()), Ok(vec![one.clone()]));
+    assert_eq!(decode_delivery(&one.to_json()), Ok(vec![Ok(one.clone())]));
 
     let time = datetime!(2030-01-31 19:30:01.5 UTC);
     let from = |offset| {
@@ -203,23 +204,126 @@ fn a_delivery_is_one_event_or_a_list_with_origins() {
         });
         event
     };
-    let gathered = vec![from(0), from(1 << 40)];
+    let gathered = [from(0), from(1 << 40)];
     let json: Vec<_> = gathered.iter().map(Event::to_json).collect();
     let value = [b"[".to_vec(), json.join(&b","[..]), b"]".to_vec()].concat();
-    assert_eq!(decode_delivery(&value), Ok(gathered.clone()));
+    assert_eq!(decode_delivery(&value), Ok(gathered.iter().cloned().map(Ok).collect()));
 
     assert_eq!(
         decode(&record(&json[0], &[])),
         Ok(one.clone()),
         "a claimed origin is not believed"
     );
-    let bare = [b"[".to_vec(), one.to_json(), b"]".to_vec()].concat();
-    assert_eq!(
-        decode_delivery::<TicketEvent>(&bare).unwrap_err().reason,
-        Reason::MissingAttribute
-    );
-    for broken in [&b"["[..], b"", b"[{}", b"[[]]", b"[1]", b"{}", b"null", b"\xff"] {
+    for broken in [&b"["[..], b"", b"[{}", b"{}", b"null", b"\xff"] {
         assert!(decode_delivery::<TicketEvent>(broken).is_err());
+    }
+}
+
+#[test]
+fn in_a_gathered_record_each_event_stands_or_falls_by_itself() {
+    let mut one = structured(&requested()).unwrap();
+    one.origin = Some(Origin {
+        topic: "reservations".into(),
+        partition: 3,
+        offset: 7,
+        time: datetime!(2030-01-31 19:30:01.5 UTC),
+    });
+    let json = String::from_utf8(one.to_json()).unwrap();
+    let newer = json.replace("requested.v1", "painted.v1");
+    let bare = String::from_utf8(structured(&requested()).unwrap().to_json()).unwrap();
+    let gathered = format!("[{json}, {newer},{bare},[],1,{json}]");
+    let events = decode_delivery::<TicketEvent>(gathered.as_bytes()).unwrap();
+    let undecoded = |place: usize| {
+        let Undecoded { refusal, origin, value } = events[place].clone().unwrap_err();
+        (refusal.reason, origin, String::from_utf8(value).unwrap())
+    };
+    assert_eq!((&events[0], &events[5]), (&Ok(one.clone()), &Ok(one.clone())));
+    assert_eq!(undecoded(1), (Reason::UnknownType, one.origin, newer));
+    assert_eq!(undecoded(2), (Reason::MissingAttribute, None, bare));
+    assert_eq!(undecoded(3), (Reason::ContentMode, None, "[]".to_owned()));
+    assert_eq!(undecoded(4).0, Reason::ContentMode);
+}
+
+#[test]
+fn a_list_and_the_data_as_a_whole_are_bounded() {
+    let order = |tickets: Vec<String>| {
+        let data = json!({ "checkout": "c-1", "tickets": tickets });
+        let event = with(
+            with(requested(), "data", data),
+            "type",
+            json!("holdfast.checkout.requested.v1"),
+        );
+        decode::<UserEvent>(&record(event.to_string().as_bytes(), &[CLOUDEVENTS]))
+    };
+    assert!(order(vec!["A".repeat(255); 1_000]).is_ok());
+    let endless = order(vec!["A".to_owned(); 1_001]).unwrap_err();
+    assert_eq!(endless.reason, Reason::InvalidData);
+    assert_eq!(endless.detail, "data.tickets: must have at most 1000 entries");
+    let large = order(vec!["\u{1}".repeat(255); 1_000]).unwrap_err();
+    assert_eq!(large.reason, Reason::TooLarge);
+}
+
+#[test]
+fn a_source_of_holdfasts_own_is_refused_wherever_it_comes_in() {
+    for source in ["holdfast", "holdfast/Checkout", "restate:User/ann/checkout"] {
+        let event = with(requested(), "source", json!(source));
+        refused(structured(&event), Reason::ReservedSource);
+        refused(
+            binary("{}", &[("ce_source", Some(source.as_bytes()))]),
+            Reason::ReservedSource,
+        );
+        let delivered = decode_delivery::<TicketEvent>(event.to_string().as_bytes());
+        assert_eq!(delivered.unwrap_err().reason, Reason::ReservedSource);
+    }
+    assert!(structured(&with(requested(), "source", json!("shop/holdfast"))).is_ok());
+}
+
+#[test]
+fn an_event_may_lie_an_hour_ahead_of_the_clock_and_no_more() {
+    let event = structured(&requested()).unwrap();
+    assert_eq!(event.check_time(datetime!(2030-01-31 18:30 UTC)), Ok(()));
+    let early = event.check_time(datetime!(2030-01-31 18:29:59 UTC)).unwrap_err();
+    assert_eq!(early.reason, Reason::TooEarly);
+    assert_eq!(event.check_time(datetime!(2040-01-31 18:30 UTC)), Ok(()));
+}
+
+#[test]
+fn the_mistakes_that_producers_make_are_named() {
+    let (event, data) = (requested().to_string(), r#"{"user":"ann"}"#);
+    let told = |key: &str, headers: &[(&str, &str)], value: &[u8]| {
+        let headers = headers.iter().map(|(name, text)| (*name, Some(text.as_bytes())));
+        let record = Record {
+            key: Some(key.as_bytes()),
+            value: Some(value),
+            headers: headers.collect(),
+        };
+        decode::<TicketEvent>(&record).unwrap_err().detail
+    };
+    let quoted = [("ce_specversion", "\"1.0\""), ("ce_id", "\"1\"")];
+    let twice = json!(event).to_string();
+    for (detail, names) in [
+        (
+            told("A-1", &[("ce-specversion", "1.0"), ("ce-id", "1")], data.as_bytes()),
+            "ce_specversion",
+        ),
+        (told("A-1", &[("CE-Id", "1")], data.as_bytes()), "named with ce-"),
+        (
+            told("A-1", &[("cloudEvents:id", "1")], data.as_bytes()),
+            "named with cloudEvents:",
+        ),
+        (told("A-1", &quoted, data.as_bytes()), "in JSON quotes"),
+        (told("\"A-1\"", &[], event.as_bytes()), "in JSON quotes"),
+        (told("A-1 ", &[], event.as_bytes()), "blanks"),
+        (told("A-1", &[], twice.as_bytes()), "serialised twice"),
+        (told("A-1", &[], b"\x00\x00\x00\x00\x07\x02\x06ann"), "schema registry"),
+        (told("A-1", &[], b"\x00\x00\x00\x00\x07\xff\xfe"), "schema registry"),
+        (told("A-1", &[], b"\x1f\x8b\x08"), "gzip"),
+        (
+            told("A-1", &[], format!("\u{feff}{event}").as_bytes()),
+            "byte order mark",
+        ),
+    ] {
+        assert!(detail.contains(names), "no {names:?} in {detail:?}");
     }
 }
 

@@ -10,6 +10,7 @@ use holdfast_tests::load::{now, timestamp};
 use serde_json::json;
 use sqlx::Row;
 
+use crate::gate::create_topics;
 use crate::support::{SHOP, event, listed, pay, requested, send, told, told_of};
 use crate::{Test, tests};
 
@@ -17,6 +18,8 @@ pub(crate) const TESTS: &[Test] = tests![
     a_dead_letter_is_listed_shown_replayed_and_dropped,
     a_dead_letter_from_serve_is_replayed_as_it_was_sent,
     a_refused_outbox_row_is_listed_retried_and_dropped,
+    refused_outbox_rows_are_retried_by_topic_by_reason_or_all,
+    a_state_is_accepted_once_nothing_would_be_told_twice_or_never,
     a_ticket_is_shown_as_it_is_and_as_it_was,
     a_user_is_shown_as_they_are_and_as_they_were_without_their_profile,
 ];
@@ -94,6 +97,7 @@ fn a_dead_letter_is_listed_shown_replayed_and_dropped(kit: &Kit) -> anyhow::Resu
 fn a_dead_letter_from_serve_is_replayed_as_it_was_sent(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "admin").start().await?;
+        let time = timestamp(now());
         let reuse = |user: &str| Sent {
             key: Some(b"admin-reused".to_vec()),
             value: Some(format!(r#"{{ "user" :  "{user}" }}"#).into_bytes()),
@@ -103,7 +107,7 @@ fn a_dead_letter_from_serve_is_replayed_as_it_was_sent(kit: &Kit) -> anyhow::Res
                 ("ce_source", "admin"),
                 ("ce_type", "holdfast.reservation.requested.v1"),
                 ("ce_subject", "admin-reused"),
-                ("ce_time", "2100-01-01T00:00:00Z"),
+                ("ce_time", &time),
                 ("content-type", "application/json"),
             ]
             .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
@@ -175,6 +179,158 @@ fn a_refused_outbox_row_is_listed_retried_and_dropped(kit: &Kit) -> anyhow::Resu
         pool.close().await;
         Ok(())
     })
+}
+
+fn refused_outbox_rows_are_retried_by_topic_by_reason_or_all(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let pool = kit.stack.postgres.connect().await?;
+        // The connection makes the tables, where this proof is the first.
+        done(kit, &["outbox", "list"]).await?;
+        let refuse = async |key: &str, topic: &str, reason: &str| {
+            sqlx::query(
+                "insert into outbox (topic, key, message, headers, value, written_at, refused)
+                values ($2, $1, gen_random_uuid(), '{}', '', now(), $3)",
+            )
+            .bind(key)
+            .bind(topic)
+            .bind(reason)
+            .execute(&pool)
+            .await
+        };
+        let left = async || {
+            let rows =
+                sqlx::query("select key from outbox where topic like 'nowhere%' and refused is not null order by key");
+            let rows = rows.fetch_all(&pool).await?;
+            anyhow::Ok(
+                rows.iter()
+                    .map(|row| row.get::<String, _>(0))
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            )
+        };
+        for (key, topic, reason) in [
+            ("a", "nowhere.one", "Message size too large"),
+            ("b", "nowhere.two", "Message size too large"),
+            ("c", "nowhere.two", "Unknown topic"),
+            ("d", "nowhere.three", "Unknown topic"),
+        ] {
+            refuse(key, topic, reason).await?;
+        }
+        for (wish, then) in [
+            (&["--topic", "nowhere.two", "--reason", "SIZE"][..], "a c d"),
+            (&["--reason", "unknown"], "a"),
+            (&["--all"], ""),
+        ] {
+            done(kit, &[&["outbox", "retry"], wish].concat()).await?;
+            let left = left().await?;
+            ensure!(left == then, "{wish:?} leaves {left}");
+        }
+        refused(
+            kit,
+            &["outbox", "retry", "--topic", "nowhere.two"],
+            "no refused outbox row fits",
+        )
+        .await?;
+        refused(kit, &["outbox", "retry"], "required").await?;
+        sqlx::query("delete from outbox where topic like 'nowhere%'")
+            .execute(&pool)
+            .await?;
+        pool.close().await;
+        Ok(())
+    })
+}
+
+fn a_state_is_accepted_once_nothing_would_be_told_twice_or_never(kit: &Kit) -> anyhow::Result<()> {
+    const TICKET: &str = "admin/accepted";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "admin").start().await?;
+        send(
+            kit,
+            &[
+                listed("admin/accept-list", TICKET),
+                requested("admin/accept-ann", TICKET, "ann"),
+            ],
+        )
+        .await?;
+        told(kit, TICKET, 2).await?;
+        refused(kit, &["relay", "accept"], "a relay runs").await?;
+        worker.stop().await?;
+
+        // The last outcome waits again, and Kafka's mark is gone.
+        let pool = kit.stack.postgres.connect().await?;
+        let record = kit.stack.kafka.read(topics::RESERVATIONS_OUTCOMES).await?;
+        let record = record
+            .into_iter()
+            .rfind(|record| record.key.as_deref() == Some(TICKET.as_bytes()));
+        let value = record.context("nothing was told")?.value;
+        sqlx::query(
+            "insert into outbox (topic, key, message, headers, value, written_at)
+            select $1, ticket, outcome, '{}', $3, changed_at from ticket_change_log where ticket = $2 and version = 2",
+        )
+        .bind(topics::RESERVATIONS_OUTCOMES)
+        .bind(TICKET)
+        .bind(value)
+        .execute(&pool)
+        .await?;
+        forget_marks(kit).await?;
+        let relay = kit.stack.holdfast("relay", "relay").spawn()?;
+        ensure!(
+            !relay.wait(DEADLINE).await?.success(),
+            "the relay went on without a mark"
+        );
+        let words = relay.last_words();
+        ensure!(
+            words.contains("docs/runbook.md#kafka-has-no-mark-of-the-relay"),
+            "{words}"
+        );
+        let found = refused_with(kit, &["relay", "accept"], "nothing was accepted").await?;
+        ensure!(found.contains("still in the outbox: 1, would be told twice"), "{found}");
+
+        // An outcome that the topic has is another one than the log's.
+        let forge = "update ticket_change_log set outcome = $2 where ticket = $1 and version = 1 returning
+            (select outcome from ticket_change_log where ticket = $1 and version = 1)";
+        let forge = async |outcome: uuid::Uuid| {
+            let former = sqlx::query(forge).bind(TICKET).bind(outcome).fetch_one(&pool).await?;
+            anyhow::Ok(former.get::<uuid::Uuid, _>(0))
+        };
+        let outcome = forge(uuid::Uuid::new_v4()).await?;
+        let found = refused_with(kit, &["relay", "accept", "--drop-told"], "nothing was accepted").await?;
+        for part in [
+            "still in the outbox: 1, deleted",
+            "unknown to the database: 1",
+            "would never be told: 1",
+            "admin/accepted version 1",
+        ] {
+            ensure!(found.contains(part), "no {part} in {found}");
+        }
+        forge(outcome).await?;
+
+        let found = done(kit, &["relay", "accept"]).await?;
+        ensure!(
+            found.contains("still in the outbox: 0\n") && found.contains("accepted"),
+            "{found}"
+        );
+        let worker = kit.stack.holdfast("run", "admin").start().await?;
+        let hold = hold_id(SHOP, "admin/accept-ann", TICKET).to_string();
+        let release = json!({ "user": "ann", "hold": hold });
+        send(
+            kit,
+            &[event("admin/accept-back", TICKET, "reservation.released", release)],
+        )
+        .await?;
+        told(kit, TICKET, 3).await?;
+        worker.stop().await?;
+        pool.close().await;
+        Ok(())
+    })
+}
+
+/// Has Kafka lose the relay's mark, wherever it lies.
+async fn forget_marks(kit: &Kit) -> anyhow::Result<()> {
+    for topic in [topics::RELAY_MARK, topics::RELAY_STATE] {
+        kit.stack.kafka.delete_topic(topic).await?;
+    }
+    create_topics(&kit.stack.kafka).await
 }
 
 /// Runs a command that must succeed; returns what it printed.
@@ -283,6 +439,11 @@ fn a_user_is_shown_as_they_are_and_as_they_were_without_their_profile(kit: &Kit)
 
 /// Runs a command that must fail with an error that contains `why`.
 pub(crate) async fn refused(kit: &Kit, command: &[&str], why: &str) -> anyhow::Result<()> {
+    refused_with(kit, command, why).await.map(drop)
+}
+
+/// As [`refused`]; what the command printed before it failed.
+async fn refused_with(kit: &Kit, command: &[&str], why: &str) -> anyhow::Result<String> {
     let output = admin(kit, command).await?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(
@@ -290,7 +451,7 @@ pub(crate) async fn refused(kit: &Kit, command: &[&str], why: &str) -> anyhow::R
         "admin {command:?}: {}: {errors}",
         output.status
     );
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 async fn admin(kit: &Kit, command: &[&str]) -> anyhow::Result<std::process::Output> {

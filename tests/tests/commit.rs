@@ -11,9 +11,10 @@ use holdfast::domain::Ticket;
 use holdfast::domain::ticket::{Decision, Input, decide};
 use holdfast::metrics::Metrics;
 use holdfast::store::commit::Rules;
+use holdfast::store::idempotency::Sweep;
 use holdfast::store::{self, Answer, Committer, Unit, Work};
 use holdfast_schemas::{DeadLetterReason, Event, Price, TicketEvent, TicketId, UserId};
-use holdfast_tests::kit::proxy::Proxy;
+use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
 use sqlx::{PgPool, Row};
@@ -32,10 +33,15 @@ pub(crate) const TESTS: &[Test] = tests![
     an_oversized_unit_takes_several_statements_in_order,
     a_panic_ends_its_unit_alone,
     a_write_that_touches_other_rows_than_meant_changes_nothing,
+    what_only_an_operator_mends_goes_back_to_the_engine,
+    a_reply_that_cannot_be_read_fails_its_own_repeat_alone,
+    a_poisonous_unit_is_found_by_halves_and_then_goes_alone,
     a_dropped_unit_is_taken_out_of_the_queue,
+    aborted_attempts_leave_the_queue_while_the_database_is_away,
+    a_connection_that_dies_without_a_word_holds_up_no_unit,
     a_commit_whose_answer_was_lost_is_not_done_twice,
     an_event_older_than_the_retention_is_never_decided,
-    swept_records_leave_the_young_and_the_unfinished,
+    a_repeat_whose_answer_is_swept_while_it_is_read_takes_no_effect_again,
 ];
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -60,6 +66,7 @@ impl Bench {
         pool.close().await;
         Ok(Database {
             url: kit.stack.postgres.url_of("commit"),
+            statement_timeout: Duration::from_secs(10),
         })
     }
 
@@ -95,6 +102,7 @@ impl Bench {
 
 struct Database {
     url: String,
+    statement_timeout: Duration,
 }
 
 impl Database {
@@ -115,7 +123,7 @@ impl Database {
             credits_abandoned_after: Duration::from_secs(60),
             pool_size: 4,
             acquire_timeout: Duration::from_secs(5),
-            statement_timeout: Duration::from_secs(10),
+            statement_timeout: self.statement_timeout,
             lock_timeout: Duration::from_secs(2),
             idle_in_transaction_timeout: Duration::from_secs(10),
             idempotency_retention: RETENTION,
@@ -425,10 +433,165 @@ fn a_write_that_touches_other_rows_than_meant_changes_nothing(kit: &Kit) -> anyh
             bench.told("A").await?.len() == 1 && bench.count("idempotency_records").await? == 1,
             "half a write was kept"
         );
+        let given_back = swallowed.await?;
+        ensure!(matches!(given_back, Err(store::Error::Write(_))), "{given_back:?}");
         sqlx::raw_sql("drop trigger swallow on outbox")
             .execute(&bench.pool)
             .await?;
-        ensure!(fresh(&swallowed.await??[0]) == "ticket.held@2");
+        let answers = bench.commit("A", vec![Work::Event(reserve("r", "A", "ann"))]).await?;
+        ensure!(fresh(&answers[0]) == "ticket.held@2", "{answers:?}");
+        Ok(())
+    })
+}
+
+fn what_only_an_operator_mends_goes_back_to_the_engine(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A", "B"]).await?;
+        sqlx::raw_sql("alter table outbox rename to outbox_hidden")
+            .execute(&bench.pool)
+            .await?;
+        let units = ["A", "B"].map(|name| bench.commit(name, vec![Work::Event(reserve(name, name, "ann"))]));
+        let given_back = tokio::time::timeout(WITHIN, join_all(units)).await?;
+        for answer in given_back {
+            let text = answer
+                .err()
+                .map(|error| holdfast::error::chain(&error))
+                .unwrap_or_default();
+            ensure!(text.contains("outbox"), "nobody learns what is missing: {text:?}");
+        }
+        let counted = bench
+            .metrics
+            .quarantine_candidates
+            .with_label_values(&["setting"])
+            .get();
+        ensure!(counted == 2, "{counted} were counted");
+        sqlx::raw_sql("alter table outbox_hidden rename to outbox")
+            .execute(&bench.pool)
+            .await?;
+        let answers = bench.commit("A", vec![Work::Event(reserve("A", "A", "ann"))]).await?;
+        ensure!(fresh(&answers[0]) == "ticket.held@2", "{answers:?}");
+        Ok(())
+    })
+}
+
+fn a_reply_that_cannot_be_read_fails_its_own_repeat_alone(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        bench.listed(&["A", "B"]).await?;
+        sqlx::raw_sql("update idempotency_records set reply = '[]' where id = 'list-A'")
+            .execute(&bench.pool)
+            .await?;
+        let repeat = bench.commit("A", vec![Work::Event(list("list-A", "A"))]);
+        let other = bench.commit("B", vec![Work::Event(reserve("r", "B", "ann"))]);
+        let (repeat, other) = tokio::time::timeout(WITHIN, futures::future::join(repeat, other)).await?;
+        ensure!(repeat.is_err(), "{repeat:?}");
+        ensure!(fresh(&other?[0]) == "ticket.held@2");
+        ensure!(bench.metrics.quarantine_candidates.with_label_values(&["data"]).get() == 1);
+        Ok(())
+    })
+}
+
+fn a_poisonous_unit_is_found_by_halves_and_then_goes_alone(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        let tickets: Vec<String> = (0..128).map(|number| format!("T-{number:03}")).collect();
+        bench
+            .listed(&tickets.iter().map(String::as_str).collect::<Vec<_>>())
+            .await?;
+        sqlx::raw_sql("alter table ticket_change_log add constraint poison check (ticket <> 'T-077' or version = 1)")
+            .execute(&bench.pool)
+            .await?;
+        let statements = || bench.metrics.commit_batch_events.get_sample_count();
+        let failures = || bench.metrics.retries.with_label_values(&["write"]).get();
+        let reserved = async |round: &str| {
+            let units = tickets.iter().map(|name| {
+                let event = reserve(&format!("{round}-{name}"), name, "ann");
+                bench.commit(name, vec![Work::Event(event)])
+            });
+            let failed: Vec<_> = join_all(units).await.into_iter().filter_map(Result::err).collect();
+            ensure!(
+                matches!(&failed[..], [error] if error.cause() == Some(store::Cause::Constraint)),
+                "{failed:?}"
+            );
+            Ok(())
+        };
+        let before = statements();
+        reserved("first").await?;
+        let (written, failed) = (statements() - before, failures());
+        // The first unit goes before the others have come.
+        ensure!(
+            written <= 8 && (1..=8).contains(&failed),
+            "{written} written, {failed} failed"
+        );
+        let before = statements();
+        reserved("second").await?;
+        let (written, failed) = (statements() - before, failures() - failed);
+        ensure!(
+            written <= 3 && failed == 1,
+            "known, and {written} written, {failed} failed"
+        );
+        Ok(())
+    })
+}
+
+fn aborted_attempts_leave_the_queue_while_the_database_is_away(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let database = Bench::fresh(kit).await?;
+        let mut proxy = Proxy::start(kit.stack.postgres.address()).await?;
+        let url = database.url.replace(&kit.stack.postgres.address(), &proxy.address());
+        let bench = database.through(&url, decide, 2_000).await?;
+        bench.listed(&["A"]).await?;
+        proxy.refuse().await;
+        let attempts: Vec<_> = (0..100)
+            .map(|number| {
+                let committer = bench.committer.clone();
+                let event = reserve(&format!("r-{number}"), "A", "ann");
+                tokio::spawn(async move { committer.commit(unit("A", vec![Work::Event(event)])).await })
+            })
+            .collect();
+        until("the units to wait", WITHIN, async || {
+            match bench.metrics.commit_waiting.get() {
+                0 => Err("none waits"),
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        for attempt in attempts {
+            attempt.abort();
+        }
+        until("the aborted ones to be let go of", WITHIN, async || {
+            match bench.metrics.commit_waiting.get() {
+                0 => Ok(()),
+                waiting => Err(format!("{waiting} wait")),
+            }
+        })
+        .await?;
+        proxy.admit().await?;
+        let answers = bench.commit("A", vec![Work::Event(reserve("r", "A", "bob"))]).await?;
+        ensure!(fresh(&answers[0]) == "ticket.held@2", "{answers:?}");
+        Ok(())
+    })
+}
+
+fn a_connection_that_dies_without_a_word_holds_up_no_unit(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let database = Database {
+            statement_timeout: Duration::from_secs(1),
+            ..Bench::fresh(kit).await?
+        };
+        let proxy = Proxy::start(kit.stack.postgres.address()).await?;
+        let url = database.url.replace(&kit.stack.postgres.address(), &proxy.address());
+        let bench = database.through(&url, decide, 2_000).await?;
+        // In the middle of a statement: neither side hears of the other any more.
+        proxy.stop_at("insert into ticket_change_log", Side::After);
+        let committer = bench.committer.clone();
+        let listed = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Event(list("l", "A"))])).await });
+        proxy.stopped().await;
+        proxy.swallow();
+        let answers = tokio::time::timeout(WITHIN, listed).await???;
+        ensure!(matches!(answers[0], Answer::Repeat(_)), "{answers:?}");
+        ensure!(bench.told("A").await?.len() == 1 && bench.count("outbox").await? == 1);
         Ok(())
     })
 }
@@ -501,24 +664,40 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
     })
 }
 
-fn swept_records_leave_the_young_and_the_unfinished(kit: &Kit) -> anyhow::Result<()> {
+fn a_repeat_whose_answer_is_swept_while_it_is_read_takes_no_effect_again(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let bench = Bench::new(kit).await?;
-        bench.listed(&["young", "unfinished", "old"]).await?;
-        sqlx::raw_sql(
-            "update idempotency_records set aged_from = now() - interval '8 days' where key <> 'young';
-             update idempotency_records set written_at = now() - interval '8 days' where key = 'old'",
-        )
-        .execute(&bench.pool)
-        .await?;
-        let unfinished_since = now() - Duration::from_secs(3600);
-        let swept = store::idempotency::sweep(&bench.pool, RETENTION, Some(unfinished_since)).await?;
+        let database = Bench::fresh(kit).await?;
+        let quick = database.with(decide, 2_000).await?;
+        let proxy = Proxy::start(kit.stack.postgres.address()).await?;
+        let url = database.url.replace(&kit.stack.postgres.address(), &proxy.address());
+        let slow = database.through(&url, decide, 2_000).await?;
+        store::ping(&slow.pool).await?;
+        let data = TicketEvent::ReservationRequested {
+            user: user("ann"),
+            hold_for: None,
+        };
+        let time = now() - RETENTION + Duration::from_secs(60);
+        let event = Event::new("shop".parse()?, "late".parse()?, time, None, ticket("A"), data);
+        quick.listed(&["A"]).await?;
+        let first = quick.commit("A", vec![Work::Event(event.clone())]).await?;
+        ensure!(fresh(&first[0]) == "ticket.held@2", "{first:?}");
+        // Between the two reads, whichever comes first, its time is over and it is swept.
+        proxy.stop_at("($1", Side::After);
+        let committer = slow.committer.clone();
+        let repeat = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Event(event)])).await });
+        proxy.stopped().await;
+        // As if it had come when it says.
+        sqlx::query("update idempotency_records set aged_from = $1, written_at = $1 where id = 'late'")
+            .bind(time)
+            .execute(&quick.pool)
+            .await?;
+        let younger = RETENTION - Duration::from_secs(120);
+        let swept = Sweep::default().page(&quick.pool, younger, None).await?;
         ensure!(swept == 1, "{swept} swept");
-        let swept = store::idempotency::sweep(&bench.pool, RETENTION, None).await?;
-        ensure!(
-            swept == 1 && bench.count("idempotency_records").await? == 1,
-            "{swept} swept"
-        );
+        proxy.go_on();
+        let answers = repeat.await??;
+        ensure!(matches!(answers[0], Answer::Repeat(_)), "{answers:?}");
+        ensure!(quick.told("A").await?.len() == 2);
         Ok(())
     })
 }

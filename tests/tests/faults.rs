@@ -13,19 +13,20 @@ use holdfast::store::mechanisms::interactive::{Attempts, Transaction, transact};
 use holdfast::store::mechanisms::two_phase::{self, TransactionId};
 use holdfast::store::mechanisms::{Error, batch, compare_and_set, expression, insert, read, update, version};
 use holdfast::store::{self, PgPool};
-use holdfast_tests::kit::Kit;
 use holdfast_tests::kit::proxy::{Proxy, Side};
+use holdfast_tests::kit::{Kit, until};
 use sqlx::{PgConnection, PgTransaction};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::mechanisms::{blocked, connect, none_open, user};
+use crate::mechanisms::{blocked, connect, connect_for, none_open, user};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_cut_connection_leaves_nothing_or_one_effect_and_the_repeat_what_its_page_says,
     an_aborted_task_leaves_nothing_or_one_effect_and_the_repeat_what_its_page_says,
     a_killed_database_leaves_nothing_and_the_repeat_one_effect,
+    a_connection_that_dies_without_a_word_ends_every_way_with_a_pool_in_time,
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +262,55 @@ fn an_aborted_task_leaves_nothing_or_one_effect_and_the_repeat_what_its_page_say
 
 fn a_killed_database_leaves_nothing_and_the_repeat_one_effect(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(every_way(kit, |fault| matches!(fault, Fault::Waiting(_, End::Killed))))
+}
+
+/// Ways that are given a connection leave the patience to whoever has it.
+fn a_connection_that_dies_without_a_word_ends_every_way_with_a_pool_in_time(kit: &Kit) -> anyhow::Result<()> {
+    const WAYS: [(Way, &str); 3] = [
+        (Way::Batched, STATEMENT),
+        (Way::Interactive, COMMIT),
+        (Way::TwoPhase, PREPARE),
+    ];
+    kit.block_on(async {
+        for name in [MAIN, OTHER] {
+            let pool = kit.stack.postgres.copy_database("template1", name).await?;
+            store::migrate(&pool).await?;
+            pool.close().await;
+        }
+        let databases = Databases::at(kit, &kit.stack.postgres.address()).await?;
+        let ended = WAYS.map(async |(way, text)| {
+            let key = format!("{way:?}-silent");
+            for pool in [&databases.main, &databases.other] {
+                insert::once(pool, &user(&key, 0)).await?;
+            }
+            let proxy = Proxy::start(kit.stack.postgres.address()).await?;
+            let postgres = &kit.stack.postgres;
+            let pool = async |name| {
+                let url = postgres.url_of(name).replace(&postgres.address(), &proxy.address());
+                connect_for(url, Duration::from_secs(1)).await
+            };
+            let there = Databases {
+                main: pool(MAIN).await?,
+                other: pool(OTHER).await?,
+            };
+            proxy.stop_at(text, Side::Before);
+            let call = tokio::spawn(way.call(there.clone(), key.clone()));
+            proxy.stopped().await;
+            proxy.swallow();
+            let ended = tokio::time::timeout(Duration::from_secs(20), call).await;
+            let ended = ended.with_context(|| format!("{way:?} waits for ever"))??;
+            ensure!(ended.is_err(), "{way:?} answered {ended:?}");
+            // The same pools go on, once the server has ended the transaction whose client is lost.
+            let goes_on = format!("{way:?} to go on");
+            until(&goes_on, Duration::from_secs(20), async || {
+                two_phase::sweep(&there.main, &there.other, Duration::ZERO).await?;
+                way.call(there.clone(), key.clone()).await
+            })
+            .await
+            .map(drop)
+        });
+        futures::future::try_join_all(ended).await.map(drop)
+    })
 }
 
 async fn every_way(kit: &Kit, chosen: fn(&Fault) -> bool) -> anyhow::Result<()> {

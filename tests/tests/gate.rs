@@ -25,10 +25,10 @@ pub(crate) const TESTS: &[Test] = tests![
     a_backlog_is_gathered_by_key,
 ];
 
-const PARTITIONS: i32 = 8;
+pub(crate) const PARTITIONS: i32 = 8;
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 /// A crash point is reached, or a broken gate has stopped.
-const ENDS_WITHIN: Duration = Duration::from_secs(40);
+pub(crate) const ENDS_WITHIN: Duration = Duration::from_secs(40);
 
 fn everything_comes_out_in_order_whatever_step_the_gate_dies_at(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
@@ -173,16 +173,16 @@ fn a_backlog_is_gathered_by_key(kit: &Kit) -> anyhow::Result<()> {
 }
 
 /// One gate group of its own, which begins at the ends of the public topics, and tickets of its own.
-struct Proof<'a> {
-    kit: &'a Kit,
-    run: String,
-    group: String,
+pub(crate) struct Proof<'a> {
+    pub(crate) kit: &'a Kit,
+    pub(crate) run: String,
+    pub(crate) group: String,
     /// The end of each partition when the proof began.
     begin: BTreeMap<i32, i64>,
 }
 
 impl<'a> Proof<'a> {
-    async fn begin(kit: &'a Kit) -> anyhow::Result<Self> {
+    pub(crate) async fn begin(kit: &'a Kit) -> anyhow::Result<Self> {
         create_topics(&kit.stack.kafka).await?;
         let run = Uuid::new_v4().simple().to_string();
         let begin = ends(&kit.stack.kafka, topics::RESERVATIONS)?;
@@ -197,12 +197,12 @@ impl<'a> Proof<'a> {
         Ok(proof)
     }
 
-    fn launch(&self, instance: &str) -> Launch<'a> {
+    pub(crate) fn launch(&self, instance: &str) -> Launch<'a> {
         let launch = self.kit.stack.holdfast("gate", instance);
         launch.env("HOLDFAST_GATE_GROUP", &self.group)
     }
 
-    fn commit(&self, topic: &str, offsets: &BTreeMap<i32, i64>) -> anyhow::Result<()> {
+    pub(crate) fn commit(&self, topic: &str, offsets: &BTreeMap<i32, i64>) -> anyhow::Result<()> {
         let consumer: BaseConsumer = self.kit.stack.kafka.config().set("group.id", &self.group).create()?;
         let mut list = TopicPartitionList::new();
         for (partition, offset) in offsets {
@@ -212,7 +212,7 @@ impl<'a> Proof<'a> {
     }
 
     /// Sends this many requests for 50 tickets; one in forty is no event.
-    async fn feed(&self, records: usize) -> anyhow::Result<()> {
+    pub(crate) async fn feed(&self, records: usize) -> anyhow::Result<()> {
         let time = now().format(&Rfc3339)?;
         let records: Vec<Sent> = (0..records)
             .map(|place| {
@@ -236,7 +236,7 @@ impl<'a> Proof<'a> {
     }
 
     /// Waits until the group has committed the end of every partition.
-    async fn drained(&self) -> anyhow::Result<()> {
+    pub(crate) async fn drained(&self) -> anyhow::Result<()> {
         until("the gate has read everything", DRAINED_WITHIN, async || {
             let ends = ends(&self.kit.stack.kafka, topics::RESERVATIONS)?;
             let consumer: BaseConsumer = self.kit.stack.kafka.config().set("group.id", &self.group).create()?;
@@ -258,13 +258,14 @@ impl<'a> Proof<'a> {
     }
 
     /// Every record since the proof began is admitted or a dead letter, and first occurrences of a key are in order.
-    async fn check(&self) -> anyhow::Result<()> {
+    pub(crate) async fn check(&self) -> anyhow::Result<()> {
         let kafka = &self.kit.stack.kafka;
         let letters = kafka.read_letters().await?;
         let mut admitted: HashMap<(i32, i64), usize> = HashMap::new();
         let mut last: HashMap<String, i64> = HashMap::new();
         for record in kafka.read(topics::RESERVATIONS_ADMITTED).await? {
             for event in decode_delivery::<TicketEvent>(&record.value.unwrap_or_default())? {
+                let event = event.map_err(|undecoded| undecoded.refusal)?;
                 let origin = event.origin.context("an admitted event has no origin")?;
                 let first = admitted.entry((origin.partition, origin.offset)).or_default();
                 *first += 1;
@@ -294,7 +295,7 @@ impl<'a> Proof<'a> {
     }
 }
 
-trait Letters {
+pub(crate) trait Letters {
     /// The dead letters about reservations, by partition and offset of their origin.
     async fn read_letters(&self) -> anyhow::Result<HashMap<(i32, i64), Read>>;
 }
@@ -316,7 +317,7 @@ impl Letters for Kafka {
     }
 }
 
-fn sent(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(String, Vec<u8>)]) -> Sent {
+pub(crate) fn sent(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(String, Vec<u8>)]) -> Sent {
     Sent {
         key: key.map(Vec::from),
         value: value.map(Vec::from),
@@ -325,7 +326,7 @@ fn sent(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(String, Vec<u8>)])
     }
 }
 
-fn ends(kafka: &Kafka, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
+pub(crate) fn ends(kafka: &Kafka, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
     let consumer: BaseConsumer = kafka.config().create()?;
     (0..PARTITIONS)
         .map(|partition| {
@@ -348,11 +349,17 @@ pub(crate) async fn create_topics(kafka: &Kafka) -> anyhow::Result<()> {
         (topics::RESERVATIONS_ADMITTED, PARTITIONS, "4194304", false),
         (topics::PAYMENTS_ADMITTED, PARTITIONS, "4194304", false),
         (topics::RELAY_STATE, 1, "", false),
+        (topics::RELAY_MARK, 1, "", false),
     ] {
         if metadata.topics().iter().any(|topic| topic.name() == name) {
             continue;
         }
-        let mut settings = vec![("cleanup.policy", "delete")];
+        let kept = if name == topics::RELAY_MARK {
+            "compact"
+        } else {
+            "delete"
+        };
+        let mut settings = vec![("cleanup.policy", kept)];
         if !bytes.is_empty() {
             settings.extend([("max.message.bytes", bytes), ("retention.ms", "1209600000")]);
         }

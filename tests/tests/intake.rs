@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     odd_but_allowed_values_come_back_unchanged,
     what_a_rule_forbids_is_refused_and_not_put_aside,
     every_compression_codec_is_read,
+    a_whole_number_may_be_spelt_in_any_way_by_http_as_well,
 ];
 
 /// The broker's limit on the public topic, in bytes.
@@ -359,6 +360,55 @@ async fn come_back(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
     let is_longest = |told: &&Answer| json!(told.cause.1) == longest["id"];
     ensure!(told.iter().filter(is_longest).count() == 1, "{told:?}");
     Ok(())
+}
+
+fn a_whole_number_may_be_spelt_in_any_way_by_http_as_well(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "intake").start().await?;
+        let (key, http) = ("intake/spelt", reqwest::Client::new());
+        let tickets = ["600.0", "6e2", "600"].map(|spelt| (spelt, format!("{key}/{spelt}")));
+        let listings: Vec<_> = tickets.iter().map(|(_, ticket)| listed(ticket, ticket)).collect();
+        send(kit, &listings).await?;
+        told(kit, &format!("{key}/"), tickets.len()).await?;
+        let ask = async |call: String, body: String| {
+            let mut url = reqwest::Url::parse(kit.stack.restate.ingress().as_str())?;
+            url.path_segments_mut()
+                .expect("an address with a path")
+                .extend(call.split(' '));
+            let asked = http.post(url).header("content-type", "application/json").body(body);
+            let answer: Value = asked.send().await?.error_for_status()?.json().await?;
+            anyhow::Ok(answer)
+        };
+        for (number, (spelt, ticket)) in tickets.iter().enumerate() {
+            // By each handler that takes one.
+            let (call, body, says) = match number {
+                0 => (
+                    "reserve",
+                    format!(r#"{{"user":"ann","hold_for":{spelt}}}"#),
+                    "ticket.held",
+                ),
+                1 => (
+                    "addTicket",
+                    format!(r#"{{"ticket":"{ticket}","hold_for":{spelt}}}"#),
+                    "added",
+                ),
+                _ => (
+                    "holdTogether",
+                    format!(r#"{{"tickets":["{ticket}"],"hold_for":{spelt}}}"#),
+                    "held",
+                ),
+            };
+            let object = if number == 0 {
+                format!("Ticket {ticket}")
+            } else {
+                format!("User {key}")
+            };
+            let answer = ask(format!("{object} {call}"), body).await?;
+            ensure!(answer.to_string().contains(says), "{spelt}: {answer}");
+        }
+        clean(kit).await?;
+        worker.stop().await
+    })
 }
 
 fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result<()> {
@@ -765,6 +815,27 @@ impl Intake {
                 Some(json!("\u{0}")),
             ),
             Bad::new("U+0000 in a header", Reason::NulCharacter, "ce_id", nul_in_header),
+            bad(
+                "a source of a step of ours",
+                Reason::ReservedSource,
+                "source",
+                "source",
+                Some(json!("holdfast/Checkout")),
+            ),
+            bad(
+                "a source of a request by HTTP",
+                Reason::ReservedSource,
+                "source",
+                "source",
+                Some(json!("restate:User/ann/checkout")),
+            ),
+            bad(
+                "an event far ahead of the clock",
+                Reason::TooEarly,
+                "time",
+                "time",
+                Some(json!(timestamp(now() + Duration::hours(2)))),
+            ),
             Bad::new(
                 "an attribute twice",
                 Reason::InvalidAttribute,
@@ -878,6 +949,7 @@ fn bad_payments() -> Vec<Bad> {
         ("credits as a text", "credits", json!("5")),
         ("one ticket that is no list", "tickets", json!("A-1")),
         ("a ticket without an id", "tickets", json!([""])),
+        ("too many tickets for any list", "tickets", json!(vec!["A-1"; 1_001])),
         ("a ticket that is an object", "tickets", json!([{ "ticket": "A-1" }])),
         ("a ticket with too long an id", "tickets", json!(["t".repeat(256)])),
         ("a way to pay of dots", "payment_method", json!("..")),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use holdfast::crash::Point;
 use holdfast::mail::message_id;
 use holdfast_tests::kit::smtp::{Fault, Sink};
@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_mail_server_that_is_away_or_silent_holds_up_mails_and_nothing_else,
     a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx,
     a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is_repeated,
+    an_international_domain_needs_no_extension_of_the_mail_server,
     two_serves_at_once_send_each_mail_once,
     without_a_mail_server_nobody_is_written_to_then_or_later,
 ];
@@ -271,6 +272,32 @@ fn a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is
                 ensure!(ids.len() == 1, "{}: {ids:?}", point.name());
             }
         }
+        shop.close().await
+    })
+}
+
+fn an_international_domain_needs_no_extension_of_the_mail_server(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let sink = Sink::start().await?;
+        let mut shop = open(kit, "mail/domain", &sink).await?;
+        shop.user = shop.id("jan");
+        let jan = json!({ "email": "jan@bücher.example" });
+        pay(kit, &[event(&shop.id("jan/1"), &shop.user, "user.registered", jan)]).await?;
+        told_of::<holdfast_schemas::UserOutcome>(kit, &shop.user, 1).await?;
+        let ticket = shop.tickets(1).await?.remove(0);
+        buy(kit, &shop, "order", &ticket, CARD).await?;
+        let database = kit.stack.postgres.connect().await?;
+        becomes(&database, &shop.id("order"), "completed", "sent").await?;
+        let mails = of(&sink, &shop.id("order"), "completed")?;
+        let [mail] = &mails[..] else {
+            bail!("{mails:?}");
+        };
+        ensure!(mail.to.contains("<jan@xn--bcher-kva.example>"), "{mail:?}");
+        ensure!(
+            mail.header("to")
+                .is_some_and(|to| to.contains("jan@xn--bcher-kva.example")),
+            "{mail:?}"
+        );
         shop.close().await
     })
 }

@@ -23,10 +23,12 @@ mod direct;
 mod engine;
 mod faults;
 mod gate;
+mod gate_edges;
 mod in_flight;
 mod intake;
 mod mail;
 mod mechanisms;
+mod migrations;
 mod operate;
 mod pool;
 mod provider;
@@ -35,6 +37,7 @@ mod repeats;
 mod servers;
 mod stack;
 mod support;
+mod sweep;
 mod tour;
 mod traffic;
 mod two_phase;
@@ -53,11 +56,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 const TOPICS: &[&[Test]] = &[
     stack::TESTS,
-    pool::TESTS,
     provider::TESTS,
     commit::TESTS,
+    sweep::TESTS,
+    migrations::TESTS,
+    // It is the first to register, and without a gate.
     direct::TESTS,
+    pool::TESTS,
     gate::TESTS,
+    gate_edges::TESTS,
     relay::TESTS,
     intake::TESTS,
     repeats::TESTS,

@@ -875,15 +875,20 @@ pub(crate) async fn database(kit: &Kit) -> anyhow::Result<PgPool> {
 }
 
 pub(crate) async fn connect(url: String) -> anyhow::Result<PgPool> {
+    connect_for(url, Duration::from_secs(10)).await
+}
+
+/// With this limit for each statement, and for a transaction that does nothing.
+pub(crate) async fn connect_for(url: String, statement_timeout: Duration) -> anyhow::Result<PgPool> {
     let settings = config::Database {
         url: url.into(),
         loyalty_url: None,
         credits_abandoned_after: Duration::from_secs(60),
         pool_size: 16,
         acquire_timeout: Duration::from_secs(5),
-        statement_timeout: Duration::from_secs(10),
+        statement_timeout,
         lock_timeout: Duration::from_secs(5),
-        idle_in_transaction_timeout: Duration::from_secs(10),
+        idle_in_transaction_timeout: statement_timeout,
         idempotency_retention: DAY,
     };
     Ok(store::connect(&settings, &Metrics::new()?).await?)

@@ -3,9 +3,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use holdfast_tests::kit::{Kit, until};
+use anyhow::{Context, anyhow, bail, ensure};
+use holdfast::store::outbox::Choice;
+use holdfast_schemas::topics;
+use holdfast_tests::kit::proxy::Proxy;
+use holdfast_tests::kit::{Holdfast, Kit, until};
+use rdkafka::admin::AdminOptions;
 use sqlx::PgPool;
+use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::gate::create_topics;
@@ -17,6 +22,11 @@ pub(crate) const TESTS: &[Test] = tests![
     of_two_relays_one_works_and_the_other_takes_over,
     a_row_that_kafka_refuses_stops_only_its_key,
     a_database_that_went_back_in_time_stops_the_relay,
+    a_mark_that_the_consumer_group_forgot_is_found_on_its_topic,
+    no_row_is_refused_for_what_is_wrong_with_the_mark,
+    a_connection_that_dies_without_a_word_holds_the_outbox_up_for_one_limit,
+    readiness_says_whether_rows_move,
+    a_relay_that_stands_by_keeps_one_connection,
 ];
 
 const EMPTY_WITHIN: Duration = Duration::from_secs(60);
@@ -148,7 +158,11 @@ fn a_row_that_kafka_refuses_stops_only_its_key(kit: &Kit) -> anyhow::Result<()> 
             .bind(too_large)
             .execute(&proof.pool)
             .await?;
-        holdfast::store::outbox::retry(&proof.pool, too_large).await?;
+        let choice = Choice {
+            id: Some(too_large),
+            ..Choice::default()
+        };
+        holdfast::store::outbox::retry(&proof.pool, choice).await?;
         holdfast::store::outbox::discard(&proof.pool, nowhere).await?;
         proof.emptied().await?;
         relay.stop().await?;
@@ -185,10 +199,187 @@ fn a_database_that_went_back_in_time_stops_the_relay(kit: &Kit) -> anyhow::Resul
     })
 }
 
+fn a_mark_that_the_consumer_group_forgot_is_found_on_its_topic(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        proof.fill(100).await?;
+        let relay = kit.stack.holdfast("relay", "relay").start().await?;
+        proof.emptied().await?;
+        relay.stop().await?;
+        // As Kafka does by itself once seven days have passed.
+        forget_group(kit).await?;
+        proof.fill(100).await?;
+        let relay = kit.stack.holdfast("relay", "relay").start().await?;
+        proof.emptied().await?;
+        relay.stop().await?;
+        proof.check().await
+    })
+}
+
+fn no_row_is_refused_for_what_is_wrong_with_the_mark(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        proof.fill(100).await?;
+        let relay = kit.stack.holdfast("relay", "relay").start().await?;
+        proof.emptied().await?;
+        for topic in [topics::RELAY_STATE, topics::RELAY_MARK] {
+            kit.stack.kafka.delete_topic(topic).await?;
+            proof.fill(100).await?;
+            until("the relay says what is missing", EMPTY_WITHIN, async || {
+                let words = relay.last_words();
+                ensure!(words.contains(topic) && words.contains("holdfast register"), "{words}");
+                Ok(())
+            })
+            .await?;
+            let refused: i64 = sqlx::query_scalar("select count(refused) from outbox")
+                .fetch_one(&proof.pool)
+                .await?;
+            ensure!(refused == 0, "{topic}: {refused} rows are refused");
+            create_topics(&kit.stack.kafka).await?;
+            proof.emptied().await?;
+        }
+        relay.stop().await?;
+        proof.check().await
+    })
+}
+
+fn a_connection_that_dies_without_a_word_holds_the_outbox_up_for_one_limit(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        let postgres = &kit.stack.postgres;
+        let proxy = Proxy::start(postgres.address()).await?;
+        let relay = kit.stack.holdfast("relay", "relay");
+        let relay = relay
+            .env(
+                "HOLDFAST_DATABASE_URL",
+                &postgres.url().replace(&postgres.address(), &proxy.address()),
+            )
+            .env("HOLDFAST_STATEMENT_TIMEOUT", "1s")
+            .start()
+            .await?;
+        proof.fill(100).await?;
+        proof.emptied().await?;
+        proxy.swallow();
+        proof.fill(100).await?;
+        proof.emptied().await?;
+        ensure!(
+            relay.last_words().contains("the database has not answered within"),
+            "{}",
+            relay.last_words()
+        );
+        // It hears of new rows again, which it would otherwise look for once in a second.
+        until("it listens", EMPTY_WITHIN, async || {
+            let listening: i64 = sqlx::query_scalar(
+                "select count(*) from pg_stat_activity where query like 'LISTEN%' and backend_start > $1",
+            )
+            .bind(proof.began)
+            .fetch_one(&proof.pool)
+            .await?;
+            ensure!(listening > 0, "nobody listens");
+            Ok(())
+        })
+        .await?;
+        relay.stop().await?;
+        proof.check().await
+    })
+}
+
+fn readiness_says_whether_rows_move(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut proof = Proof::begin(kit).await?;
+        let relay = kit.stack.holdfast("relay", "relay");
+        let relay = relay
+            .env("HOLDFAST_STATEMENT_TIMEOUT", "1s")
+            .env("HOLDFAST_LOCK_TIMEOUT", "100ms")
+            .start()
+            .await?;
+        proof.fill(100).await?;
+        proof.emptied().await?;
+        // Everything answers, and yet no batch can be noted.
+        let mut lock = proof.pool.begin().await?;
+        sqlx::query("select batch from relay_state for update")
+            .execute(&mut *lock)
+            .await?;
+        proof.fill(100).await?;
+        until("it is not ready", EMPTY_WITHIN, async || {
+            let answer = reqwest::get(format!("{}/readyz", relay.http)).await?;
+            let (status, words) = (answer.status(), answer.text().await?);
+            ensure!(status == 503 && words.contains("relay"), "{status} {words}");
+            Ok(())
+        })
+        .await?;
+        ensure!(
+            relay.last_words().contains("rows wait and none moves"),
+            "{}",
+            relay.last_words()
+        );
+        lock.rollback().await?;
+        proof.emptied().await?;
+        relay.ready().await?;
+        relay.stop().await?;
+        proof.check().await
+    })
+}
+
+fn a_relay_that_stands_by_keeps_one_connection(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let proof = Proof::begin(kit).await?;
+        let first = kit.stack.holdfast("relay", "relay").start().await?;
+        leads(&first).await?;
+        let second = kit.stack.holdfast("relay", "relay-b").start().await?;
+        let asks = async |former: Option<(i32, OffsetDateTime)>| {
+            until("the second asks for the lock", EMPTY_WITHIN, async || {
+                let asked: Vec<(i32, OffsetDateTime)> = sqlx::query_as(
+                    "select pid, query_start from pg_stat_activity a
+                    where query like 'select pg_try_advisory_lock%'
+                        and not exists (select from pg_locks l where l.pid = a.pid and locktype = 'advisory')",
+                )
+                .fetch_all(&proof.pool)
+                .await?;
+                let [asked] = asked[..] else { bail!("{asked:?}") };
+                ensure!(former.is_none_or(|former| former.1 < asked.1), "{asked:?}");
+                Ok(asked)
+            })
+            .await
+        };
+        let once = asks(None).await?;
+        let twice = asks(Some(once)).await?;
+        let thrice = asks(Some(twice)).await?;
+        ensure!(
+            once.0 == twice.0 && twice.0 == thrice.0,
+            "{once:?} {twice:?} {thrice:?}"
+        );
+        first.stop().await?;
+        leads(&second).await?;
+        second.stop().await?;
+        proof.check().await
+    })
+}
+
+async fn leads(relay: &Holdfast) -> anyhow::Result<()> {
+    until("the relay leads", EMPTY_WITHIN, async || {
+        let leads = relay.metric("holdfast_relay_leader").await?;
+        ensure!(leads == Some(1.0), "{leads:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Has Kafka forget what the relay committed as offset and metadata.
+async fn forget_group(kit: &Kit) -> anyhow::Result<()> {
+    let admin = kit.stack.kafka.admin()?;
+    for result in admin.delete_groups(&["holdfast.relay"], &AdminOptions::new()).await? {
+        result.map_err(|(group, code)| anyhow!("delete {group}: {code}"))?;
+    }
+    Ok(())
+}
+
 /// A topic of its own, and what was meant for it.
 struct Proof<'a> {
     kit: &'a Kit,
     pool: PgPool,
+    /// By the database's clock.
+    began: OffsetDateTime,
     topic: String,
     /// Per key, the messages in order.
     expected: HashMap<String, Vec<Uuid>>,
@@ -211,6 +402,7 @@ impl<'a> Proof<'a> {
             .await?;
         Ok(Self {
             kit,
+            began: sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await?,
             pool,
             topic,
             expected: HashMap::new(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
+use holdfast::store::idempotency::Sweep;
 use holdfast_schemas::{
     DeadLetterReason, EventData, OutcomeData, TicketEvent, UserEvent, UserOutcome, decode_delivery, topics,
 };
@@ -28,6 +29,7 @@ pub(crate) const TESTS: &[Test] = tests![
     the_same_content_written_in_another_way_is_a_repeat,
     ten_thousand_copies_take_effect_once,
     an_event_older_than_the_retention_is_never_decided,
+    a_repeat_of_an_event_whose_time_lay_ahead_changes_nothing_once_records_are_swept,
     a_replay_by_another_gate_group_changes_nothing,
     a_second_subscription_of_the_admitted_topic_changes_nothing,
 ];
@@ -236,6 +238,47 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
         for cause in [listed, registered] {
             ensure!(cause.as_str().starts_with("repeats/old/young/"), "{cause}");
         }
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+fn a_repeat_of_an_event_whose_time_lay_ahead_changes_nothing_once_records_are_swept(kit: &Kit) -> anyhow::Result<()> {
+    const RETENTION: Duration = Duration::days(7);
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "repeats").start().await?;
+        let key = "repeats/ahead";
+        // It came when records that are due now were written, from a clock that was half an hour fast.
+        let came = now() - RETENTION + Duration::minutes(5);
+        let mut hold = requested("repeats/ahead/hold", key, "ann");
+        hold["time"] = json!(timestamp(came + Duration::minutes(30)));
+        let early = Sent {
+            timestamp: Some((came.unix_timestamp_nanos() / 1_000_000) as i64),
+            ..structured(&hold)
+        };
+        send(kit, &[listed("repeats/ahead/list", key)]).await?;
+        told(kit, key, 1).await?;
+        set_topic(kit, topics::RESERVATIONS, "message.timestamp.type", "CreateTime").await?;
+        let first = kit.stack.kafka.send(topics::RESERVATIONS, &[early]).await;
+        set_topic(kit, topics::RESERVATIONS, "message.timestamp.type", "LogAppendTime").await?;
+        first?;
+        told(kit, key, 2).await?;
+
+        // What the sweep does ten minutes later.
+        let pool = kit.stack.postgres.connect().await?;
+        let later = (RETENTION - Duration::minutes(10)).unsigned_abs();
+        sqlx::query("update idempotency_records set written_at = $1 where id = 'repeats/ahead/hold'")
+            .bind(came)
+            .execute(&pool)
+            .await?;
+        Sweep::default().page(&pool, later, None).await?;
+        pool.close().await;
+        send(kit, &[hold, requested("repeats/ahead/after", key, "bob")]).await?;
+
+        let outcomes = told(kit, key, 3).await?;
+        ensure!(verdicts(&outcomes) == ["listed", "held", "held"], "{outcomes:?}");
+        let last = outcomes.last().context("no outcome")?;
+        ensure!(last.causation_id.as_str() == "repeats/ahead/after", "{last:?}");
         clean(kit).await?;
         worker.stop().await
     })

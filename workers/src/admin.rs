@@ -2,6 +2,7 @@
 
 mod checkout;
 mod history;
+mod relay;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -43,13 +44,12 @@ pub async fn run(
         },
         config::Admin::Outbox(command) => match command {
             config::Outbox::List => refused(&pool).await,
-            config::Outbox::Retry { id } => {
-                settled(*id, outbox::retry(&pool, *id).await?, "the relay will try it again")
-            }
+            config::Outbox::Retry(retry) => try_again(&pool, retry).await,
             config::Outbox::Drop { id } => {
                 settled(*id, outbox::discard(&pool, *id).await?, "deleted: it is never told")
             }
         },
+        config::Admin::Relay(command) => relay::accept(command, config, pool).await,
         config::Admin::Ticket(config::Ticket::Show { ticket, state }) => {
             history::show::<domain::Ticket>(&pool, ticket, until(state)).await
         }
@@ -279,6 +279,24 @@ async fn refused(pool: &PgPool) -> anyhow::Result<()> {
     }
     writeln!(out, "{} refused", rows.len())?;
     out.flush().context("cannot print")
+}
+
+async fn try_again(pool: &PgPool, retry: &config::Retry) -> anyhow::Result<()> {
+    let choice = outbox::Choice {
+        id: retry.id,
+        topic: retry.topic.as_deref(),
+        reason: retry.reason.as_deref(),
+    };
+    let ids = outbox::retry(pool, choice).await?;
+    let mut out = std::io::stdout().lock();
+    for id in &ids {
+        writeln!(out, "{id} the relay will try it again")?;
+    }
+    match (retry.id, ids.is_empty()) {
+        (Some(id), true) => bail!("there is no refused outbox row {id}: `admin outbox list` has them"),
+        (None, true) if !retry.all => bail!("no refused outbox row fits: `admin outbox list` has them"),
+        _ => Ok(writeln!(out, "{} to be tried again", ids.len())?),
+    }
 }
 
 fn settled(id: i64, settled: outbox::Settled, what: &str) -> anyhow::Result<()> {

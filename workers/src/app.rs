@@ -23,10 +23,9 @@ use crate::provider::Provider;
 use crate::restate_admin::RestateAdmin;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
+use crate::store::progress::Progress;
+use crate::sweep::Sweeper;
 use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify, webhook};
-
-/// Interval of the sweep of idempotency records.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Interval of the sweep of prepared transactions that a try left behind in the loyalty database.
 const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
@@ -51,8 +50,15 @@ pub fn main(cli: Cli) -> ExitCode {
     };
     match runtime.block_on(run(cli)) {
         Ok(code) => code,
-        Err(error) => complain(&format!("{error:#}"), 1),
+        Err(error) => complain(&format!("{error:#}"), exit_code(&error)),
     }
+}
+
+/// 2 when nothing but another setting, or another database, helps.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_setting = |cause: &store::Error| matches!(cause, store::Error::Url(_) | store::Error::Unfit { .. });
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<store::Error>());
+    if causes.any(is_setting) { 2 } else { 1 }
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -63,8 +69,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Migrate => {
             let pool = store::connect(&config.database, &Metrics::new()?).await?;
-            store::migrate(&pool).await?;
-            say("the tables are up to date")?;
+            let applied = store::migrate(&pool).await?;
+            say(&format!("the tables are up to date; migrations applied: {applied}"))?;
         }
         Command::Register { direct } => {
             let path = if direct {
@@ -82,7 +88,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Verify { json } => {
             let provider = Provider::new(&config.provider, Arc::new(Metrics::new()?))?;
-            let report = verify::run(&config.kafka, &config.database, provider.as_ref()).await?;
+            let report = verify::run(&config.kafka, &config.database, &config.verify, provider.as_ref()).await?;
             say(&if json {
                 serde_json::to_string(&report)?
             } else {
@@ -186,6 +192,7 @@ impl Worker {
     async fn connect(&self) -> anyhow::Result<PgPool> {
         self.readiness.set("postgres", false);
         let pool = store::connect(&self.config.database, &self.metrics).await?;
+        store::migrate::admit(&pool).await?;
         self.readiness.set("postgres", true);
         self.watch_postgres(pool.clone());
         Ok(pool)
@@ -210,6 +217,27 @@ impl Worker {
             }
         };
         self.spawner.spawn("postgres", async move {
+            tokio::select! {
+                () = watch => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
+    }
+
+    /// Says whether what is handed over to the committers is committed, whatever else the database answers.
+    fn watch_progress(&self, parts: [(&'static str, Progress); 2]) {
+        let (readiness, shutdown) = (self.readiness.clone(), self.spawner.shutdown());
+        let watch = async move {
+            let mut ticks = tokio::time::interval(PING_EVERY);
+            loop {
+                ticks.tick().await;
+                for (part, progress) in &parts {
+                    readiness.set(part, progress.moves());
+                }
+            }
+        };
+        self.spawner.spawn("progress", async move {
             tokio::select! {
                 () = watch => {}
                 () = shutdown.cancelled() => {}
@@ -253,6 +281,7 @@ impl Worker {
             retention,
             self.metrics.clone(),
         );
+        self.watch_progress([("tickets", tickets.progress()), ("users", users.progress())]);
         let loyalty = self.spawn_loyalty(&pool)?;
         let driver = Driver::new(&self.config, &pool, loyalty.clone(), &self.metrics, clock, new_id)?;
         self.spawn_checkouts(driver.clone())?;
@@ -280,11 +309,24 @@ impl Worker {
             objects::serve(listener, endpoint, shutdown).await;
             Ok(())
         });
-        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
-        self.spawner.spawn(
-            "sweep",
-            sweep(pool, admin, retention, self.metrics.clone(), self.spawner.shutdown()),
-        );
+        self.spawn_sweep(pool)
+    }
+
+    fn spawn_sweep(&self, pool: PgPool) -> anyhow::Result<()> {
+        let sweeper = Sweeper {
+            pool,
+            admin: RestateAdmin::new(self.config.restate.admin.clone())?,
+            retention: self.config.database.idempotency_retention,
+            metrics: self.metrics.clone(),
+        };
+        let shutdown = self.spawner.shutdown();
+        self.spawner.spawn("sweep", async move {
+            tokio::select! {
+                () = sweeper.run() => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
         Ok(())
     }
 
@@ -399,18 +441,16 @@ impl Worker {
             instance: config.process.instance.clone(),
             clock,
         };
+        let ready = self.tells("kafka (gate)");
         self.spawn_role("gate", |metrics, shutdown| {
-            gate::run(settings, metrics, engine, shutdown)
+            gate::run(settings, metrics, engine, ready, shutdown)
         });
     }
 
     fn spawn_relay(&self, pool: PgPool) {
-        let settings = relay::Settings {
-            kafka: self.config.kafka.clone(),
-            relay: self.config.relay.clone(),
-        };
-        self.spawn_role("relay", |metrics, shutdown| {
-            relay::run(settings, pool, metrics, shutdown)
+        let (settings, readiness) = (relay::Settings::new(&self.config), self.readiness.clone());
+        self.spawn_role(relay::PART, |metrics, shutdown| {
+            relay::run(settings, pool, metrics, readiness, shutdown)
         });
     }
 
@@ -431,10 +471,18 @@ impl Worker {
             provider,
             clock,
         };
+        let ready = self.tells("kafka (webhook)");
         self.spawn_role("webhook", |metrics, shutdown| {
-            webhook::run(listener, settings, metrics, shutdown)
+            webhook::run(listener, settings, metrics, ready, shutdown)
         });
         Ok(())
+    }
+
+    /// For a part that finds out by itself whether it can work; until it says so it cannot.
+    fn tells(&self, part: &'static str) -> Box<dyn Fn(bool) + Send + Sync> {
+        self.readiness.set(part, false);
+        let readiness = self.readiness.clone();
+        Box::new(move |ready| readiness.set(part, ready))
     }
 
     fn spawn_role<F, E>(&self, name: &'static str, run: impl FnOnce(Arc<Metrics>, CancellationToken) -> F)
@@ -451,7 +499,9 @@ impl Worker {
 
 /// Ends prepared transactions of this age that a try left behind. Refuses a loyalty database that cannot prepare.
 async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> anyhow::Result<()> {
-    store::await_answer(loyalty.pool(), metrics).await;
+    store::await_answer(loyalty.pool(), metrics)
+        .await
+        .context("the loyalty database (--loyalty-url, HOLDFAST_LOYALTY_URL)")?;
     let mut ticks = tokio::time::interval(SWEEP_CREDITS_EVERY);
     loop {
         ticks.tick().await;
@@ -466,45 +516,6 @@ async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> a
             Ok(0) => {}
             Ok(ended) => tracing::warn!(ended, "prepared credits of tries that had gone were settled"),
             Err(error) => tracing::warn!(error = error::chain(&error), "prepared credits are looked after later"),
-        }
-    }
-}
-
-/// Deletes idempotency records that no invocation can ask for any more; none if Restate does not name its unfinished ones.
-async fn sweep(
-    pool: PgPool,
-    admin: RestateAdmin,
-    retention: Duration,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(SWEEP_EVERY);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
-        match sweep_once(&pool, &admin, retention, &metrics).await {
-            Ok(swept) => tracing::debug!(swept, "swept idempotency records"),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "idempotency records are swept later"),
-        }
-    }
-}
-
-async fn sweep_once(
-    pool: &PgPool,
-    admin: &RestateAdmin,
-    retention: Duration,
-    metrics: &Metrics,
-) -> anyhow::Result<u64> {
-    let unfinished_since = admin.oldest_unfinished().await?;
-    let mut total = 0;
-    loop {
-        let swept = store::idempotency::sweep(pool, retention, unfinished_since).await?;
-        metrics.swept_records.inc_by(swept);
-        total += swept;
-        if swept < store::idempotency::SWEEP_ROWS as u64 {
-            return Ok(total);
         }
     }
 }

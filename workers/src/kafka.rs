@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Headers, Message};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
@@ -137,9 +138,14 @@ impl ClientContext for Remarks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "Kafka producer");
+        // Whoever asks to be told of the end of a partition is told by the poll, too.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::warn!(%error, reason, "Kafka client");
+        }
     }
 }
+
+impl ConsumerContext for Remarks {}
 
 /// Hands a record to `producer`, waiting while its queue is full.
 ///
@@ -171,18 +177,26 @@ pub enum Drained {
 }
 
 /// A record's headers, by name and value.
-pub type RecordHeaders<'a> = Vec<(&'a str, Option<&'a [u8]>)>;
+pub type RecordHeaders<'a> = Vec<RecordHeader<'a>>;
+
+/// One of a record's headers.
+pub type RecordHeader<'a> = (&'a str, Option<&'a [u8]>);
 
 /// The headers of a record in their order; `None` when a header's name is not UTF-8, which the client library can carry but
 /// not read: it panics.
 pub fn headers<M: Message>(record: &M) -> Option<RecordHeaders<'_>> {
-    let Some(headers) = record.headers() else {
-        return Some(Vec::new());
-    };
-    catch_unwind(AssertUnwindSafe(|| {
-        headers.iter().map(|header| (header.key, header.value)).collect()
-    }))
-    .ok()
+    each_header(record).collect()
+}
+
+/// As [`headers`], with `None` in place of each whose name is not UTF-8.
+pub fn each_header<M: Message>(record: &M) -> impl Iterator<Item = Option<RecordHeader<'_>>> {
+    let headers = record.headers();
+    let count = headers.map_or(0, Headers::count);
+    (0..count).map(move |place| {
+        let header = catch_unwind(AssertUnwindSafe(|| headers?.try_get(place)));
+        let header = header.ok().flatten()?;
+        Some((header.key, header.value))
+    })
 }
 
 /// Runs `work`, which blocks, on a thread of its own. (A runtime that ends waits for its own blocking threads, and Kafka

@@ -26,4 +26,5 @@ pub mod admin;
 pub mod app;
 pub mod register;
 pub mod restate_admin;
+pub mod sweep;
 pub mod verify;

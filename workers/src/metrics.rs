@@ -57,12 +57,15 @@ metrics! {
     gate_window_records: Histogram = "holdfast_gate_window_records" in sizes();
     /// Seconds from a gathered window to its acknowledgement by Kafka.
     gate_window_seconds: Histogram = "holdfast_gate_window_seconds" in seconds();
-    /// Windows given up and read again, by cause: rebalance, delivery.
+    /// Windows given up and read again, by cause: rebalance, delivery, refused (Kafka will never take one of its records, which is
+    /// looked for).
     gate_windows_repeated: IntCounterVec = "holdfast_gate_windows_repeated_total" ["cause"];
     /// Commits of the gate's offsets that Kafka refused; the records are read again after a restart.
     gate_commit_errors: IntCounter = "holdfast_gate_commit_errors_total";
     /// Records on the public topics that the gate has not read yet, by topic.
     gate_lag_records: IntGaugeVec = "holdfast_gate_lag_records" ["topic"];
+    /// Partitions that have records to read and have not moved for a minute, although the gate waits for nothing.
+    gate_stalled_partitions: IntGauge = "holdfast_gate_stalled_partitions";
     /// 1 while the gate waits for the engine to finish work.
     gate_waiting: IntGauge = "holdfast_gate_waiting";
     /// 1 once retention took records that the gate had not read; the gate stops.
@@ -81,7 +84,8 @@ metrics! {
     refusals: IntCounterVec = "holdfast_refusals_total" ["reason"];
     /// Events that serve dead-lettered, by reason (the dead-letter reasons of the catalogue).
     serve_dead_letters: IntCounterVec = "holdfast_serve_dead_letters_total" ["reason"];
-    /// Events that break the worker itself; they are tried again until quarantine exists, by cause: panic, data, constraint.
+    /// Work given back to its invocation, which tries again later and shows why, by cause: panic, data, constraint (the work itself);
+    /// setting (a setting, a grant or a table has to be mended first); unknown.
     quarantine_candidates: IntCounterVec = "holdfast_quarantine_candidates_total" ["cause"];
     /// Units whose row was locked or had moved, and which went round again.
     commit_conflicts: IntCounter = "holdfast_commit_conflicts_total";

@@ -99,7 +99,7 @@ impl Error {
 /// Makes everything ready and reports the findings. Waits for servers that are not up for `patience`, or for ever without it.
 ///
 /// # Errors
-/// The first thing that could not be made ready, when patience is over or waiting cannot help.
+/// The first part that could not be made ready, when patience is over or waiting cannot help.
 pub async fn run(
     config: &Config,
     path: Path,

@@ -416,6 +416,7 @@ impl RestateAdmin {
 pub fn http_client() -> Result<reqwest::Client, Error> {
     reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(2))
+        .tcp_keepalive(Duration::from_secs(30))
         .timeout(Duration::from_secs(15))
         .build()
         .map_err(Error::Client)

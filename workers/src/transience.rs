@@ -111,6 +111,8 @@ pub fn kafka(code: RDKafkaErrorCode) -> Fault {
         | InvalidRecord
         | InvalidTimestamp
         | PolicyViolation
+        | OffsetMetadataTooLarge
+        | InvalidCommitOffsetSize
         | UnsupportedForMessageFormat => Fault::Content,
         ClusterAuthorizationFailed
         | GroupAuthorizationFailed

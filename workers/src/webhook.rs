@@ -14,6 +14,7 @@
 //! `webhook` refuses to start without a provider to ask: a dispute names neither checkout nor user. The first one may come
 //! after months, and would be answered 503 until the provider gives it up.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,13 @@ pub struct Settings {
     pub clock: fn() -> OffsetDateTime,
 }
 
+/// How often Kafka is asked for any answer, and how long it may take.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Told whether Kafka answers, without which no webhook can be taken.
+pub type Ready = Box<dyn Fn(bool) + Send + Sync>;
+
 /// Receives webhooks until `shutdown`; those under way are then answered.
 ///
 /// # Errors
@@ -68,22 +76,33 @@ pub async fn run(
     listener: TcpListener,
     settings: Settings,
     metrics: Arc<Metrics>,
+    ready: Ready,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    ready(false);
     let publisher = Publisher::new(&settings.kafka, ACKNOWLEDGED_WITHIN).map_err(Error::Kafka)?;
-    let receiver = Receiver {
+    let receiver = Arc::new(Receiver {
         settings,
         publisher,
         metrics,
-    };
+    });
     let router = Router::new()
         .route("/", post(answer))
         .layer(DefaultBodyLimit::max(LIMIT))
-        .with_state(Arc::new(receiver));
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .map_err(Error::Listener)
+        .with_state(receiver.clone());
+    let serving = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
+    tokio::select! {
+        served = async { serving.await } => served.map_err(Error::Listener),
+        never = watch_kafka(&receiver.publisher, ready) => match never {},
+    }
+}
+
+async fn watch_kafka(publisher: &Publisher, ready: Ready) -> Infallible {
+    let mut ticks = tokio::time::interval(PING_EVERY);
+    loop {
+        ticks.tick().await;
+        ready(publisher.answers(topics::PAYMENTS, PING_PATIENCE).await);
+    }
 }
 
 struct Receiver {

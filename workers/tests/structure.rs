@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a source that cannot be read fails the test")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "store/",
             "verify/",
             "app.rs",
+            "sweep.rs",
             "objects/mod.rs",
             "objects/examples.rs",
             "objects/reaper.rs",
@@ -133,6 +135,147 @@ fn imports_point_one_way() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn imports_form_no_cycle() {
+    let sources: BTreeMap<String, String> = sources()
+        .into_iter()
+        .map(|(path, text)| (module(&path), text))
+        .collect();
+    let modules: BTreeSet<&str> = sources.keys().map(String::as_str).collect();
+    // By folder: who among its members imports whom. A folder and what lies in it are one module here.
+    let mut folders: BTreeMap<String, Graph> = BTreeMap::new();
+    for (importer, text) in &sources {
+        for imported in imported(importer, text, &modules) {
+            let (folder, from, to) = siblings(importer, &imported);
+            if from != to && !from.is_empty() && !to.is_empty() {
+                folders.entry(folder).or_default().entry(from).or_default().insert(to);
+            }
+        }
+    }
+    let cycles: Vec<String> = folders
+        .iter()
+        .filter_map(|(folder, graph)| Some(format!("in src/{folder}: {}", cycle(graph)?.join(" -> "))))
+        .collect();
+    assert!(folders[""].len() > 10, "the graph misses imports: {folders:?}");
+    assert!(cycles.is_empty(), "{cycles:#?}");
+}
+
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// The path of the module that a source file is, such as `store::commit`.
+fn module(path: &str) -> String {
+    let path = path.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
+    if path == "lib" { String::new() } else { path }
+}
+
+/// The modules that a source names, in `use` and elsewhere, as far as they lie in this crate.
+fn imported(importer: &str, text: &str, modules: &BTreeSet<&str>) -> BTreeSet<String> {
+    let mut paths = Vec::new();
+    for statement in text.split(';') {
+        if let Some(tree) = statement.rsplit_once("use ").map(|(_, tree)| tree)
+            && !tree.contains(['=', '('])
+        {
+            flatten("", tree, &mut paths);
+        }
+    }
+    let words = text.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    paths.extend(words.filter(|word| word.contains("::")).map(str::to_owned));
+    let paths = paths.iter().filter_map(|path| absolute(importer, path));
+    paths
+        .filter_map(|path| {
+            // What a path names lies in the longest module that begins it.
+            let ends = path.match_indices("::").map(|(end, _)| end).chain([path.len()]);
+            let known = ends.map(|end| &path[..end]).filter(|module| modules.contains(module));
+            known.last().map(str::to_owned)
+        })
+        .collect()
+}
+
+/// The paths of a `use` tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
+fn flatten(before: &str, tree: &str, paths: &mut Vec<String>) {
+    let tree = tree.trim();
+    match tree.split_once('{') {
+        None => paths.push(format!("{before}{}", tree.split(" as ").next().unwrap_or(tree))),
+        Some((root, branches)) => {
+            let branches = branches.trim_end().trim_end_matches('}');
+            let (mut depth, mut start) = (0, 0);
+            for (place, letter) in branches.char_indices().chain([(branches.len(), ',')]) {
+                match letter {
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => {
+                        flatten(&format!("{before}{root}"), &branches[start..place], paths);
+                        start = (place + 1).min(branches.len());
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A path from the crate's root on; none when it leads out of the crate.
+fn absolute(importer: &str, path: &str) -> Option<String> {
+    if let Some(path) = path.strip_prefix("crate::") {
+        return Some(path.to_owned());
+    }
+    let mut here: Vec<&str> = importer.split("::").collect();
+    let mut path = path.strip_prefix("self::").unwrap_or(path);
+    let mut inside = path.len() != path.trim_start_matches("super::").len();
+    while let Some(rest) = path.strip_prefix("super::") {
+        here.pop();
+        path = rest;
+        inside = true;
+    }
+    // `child::Thing` without a prefix names a child of the importing module, if it has one of that name.
+    let here = here.join("::");
+    Some(if here.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{here}::{path}")
+    })
+    .filter(|_| inside || !path.is_empty())
+}
+
+/// The folder that two modules have in common, and its members that they are or lie in; empty for the folder itself.
+fn siblings(one: &str, other: &str) -> (String, String, String) {
+    let (one, other): (Vec<&str>, Vec<&str>) = (one.split("::").collect(), other.split("::").collect());
+    let common = one.iter().zip(&other).take_while(|(one, other)| one == other).count();
+    let member = |path: &[&str]| path.get(common).copied().unwrap_or_default().to_owned();
+    (one[..common].join("/"), member(&one), member(&other))
+}
+
+/// One cycle of the graph, from a module back to itself.
+fn cycle(graph: &Graph) -> Option<Vec<String>> {
+    fn visit<'a>(node: &'a str, graph: &'a Graph, path: &mut Vec<&'a str>, done: &mut BTreeSet<&'a str>) -> bool {
+        if path.contains(&node) {
+            path.push(node);
+            return true;
+        }
+        if done.contains(node) {
+            return false;
+        }
+        path.push(node);
+        if graph
+            .get(node)
+            .is_some_and(|next| next.iter().any(|next| visit(next, graph, path, done)))
+        {
+            return true;
+        }
+        path.pop();
+        done.insert(node);
+        false
+    }
+    let mut done = BTreeSet::new();
+    graph.keys().find_map(|node| {
+        let mut path = Vec::new();
+        visit(node, graph, &mut path, &mut done).then(|| {
+            let start = path.iter().position(|module| Some(module) == path.last()).unwrap_or(0);
+            path[start..].iter().map(|module| (*module).to_owned()).collect()
+        })
+    })
 }
 
 fn imports(text: &str, module: &str) -> bool {

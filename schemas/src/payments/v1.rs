@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ProfileValues, UserEvent};
+use crate::list::List;
 use crate::money::{Credits, Price};
 use crate::text::{CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, TicketId};
 use crate::version::{Wire, object};
@@ -56,7 +57,7 @@ pub(crate) struct CheckoutRequested {
     pub(crate) credits: Option<Credits>,
     /// Without it, the tickets in the user's cart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) tickets: Option<Vec<TicketId>>,
+    pub(crate) tickets: Option<List<TicketId>>,
 }
 
 /// The money of a checkout is set aside at the payment provider.

@@ -129,6 +129,15 @@ impl Kafka {
         Ok(())
     }
 
+    /// Deletes it, and waits until it is gone.
+    pub async fn delete_topic(&self, name: &str) -> anyhow::Result<()> {
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        for result in self.admin()?.delete_topics(&[name], &options).await? {
+            result.map_err(|(name, code)| anyhow!("delete topic {name}: {code}"))?;
+        }
+        Ok(())
+    }
+
     /// A producer that keeps order and sends no record twice; `codec` is none, gzip, snappy, lz4 or zstd.
     pub fn producer(&self, codec: &str) -> anyhow::Result<FutureProducer> {
         let mut config = self.config();

@@ -33,7 +33,7 @@ pub enum Command {
         #[arg(long)]
         direct: bool,
     },
-    /// Prove the promises from outside; exits 1 and names the first offending key when one is broken.
+    /// Prove the promises from outside; exits 1 and names the offending keys when one is broken.
     Verify {
         /// Print the counts as one JSON object.
         #[arg(long)]
@@ -53,6 +53,9 @@ pub enum Admin {
     /// Rows that wait for Kafka.
     #[command(subcommand)]
     Outbox(Outbox),
+    /// What the relay and Kafka agree on.
+    #[command(subcommand)]
+    Relay(RelayCommand),
     /// Tickets, now and earlier.
     #[command(subcommand)]
     Ticket(Ticket),
@@ -137,10 +140,43 @@ pub enum DeadLetters {
 pub enum Outbox {
     /// List the rows that Kafka refused.
     List,
-    /// Let the relay try a refused row again.
-    Retry { id: i64 },
+    /// Let the relay try refused rows again.
+    Retry(Retry),
     /// Delete a refused row for good: its outcome is never sent to Kafka.
     Drop { id: i64 },
+}
+
+/// Which refused rows to try again. Those that fit all that is given.
+#[derive(Args, Debug, Clone)]
+#[group(required = true, multiple = true)]
+pub struct Retry {
+    /// The row of this id.
+    #[arg(conflicts_with_all = ["all", "topic", "reason"])]
+    pub id: Option<i64>,
+    /// Every refused row.
+    #[arg(long, conflicts_with_all = ["topic", "reason"])]
+    pub all: bool,
+    /// Those for this topic.
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// Those whose reason holds this text, in upper or lower case.
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// Commands on what the relay and Kafka agree on.
+#[derive(Subcommand, Debug, Clone)]
+pub enum RelayCommand {
+    /// Compare the ends of the outcome topics with the outbox and the change logs, and have Kafka agree with the database when nothing
+    /// would be told twice or never. Every relay must be stopped.
+    Accept {
+        /// Delete the outbox rows whose outcomes were told already.
+        #[arg(long)]
+        drop_told: bool,
+        /// Accept the state whatever is found.
+        #[arg(long)]
+        anyway: bool,
+    },
 }
 
 fn moment(text: &str) -> Result<OffsetDateTime, String> {

@@ -6,7 +6,7 @@ use clap::Args;
 use lettre::Address;
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
-use url::Url;
+use url::{Host, Url};
 
 use super::Checks;
 
@@ -68,7 +68,7 @@ impl Mail {
 
     /// The sender of every mail; none without the setting, or when it is no address.
     pub fn sender(&self) -> Option<Address> {
-        self.from.as_deref()?.parse().ok()
+        deliverable(self.from.as_deref()?)
     }
 
     pub(super) fn check(&self, checks: &mut Checks) {
@@ -97,6 +97,19 @@ impl Mail {
             "mail-longest-pause",
             "give 1s to 1d",
         );
+    }
+}
+
+/// An address as every mail server takes it: an international domain in its ASCII form (RFC 5890). SMTPUTF8 is only needed for
+/// what precedes the `@`.
+pub fn deliverable(address: &str) -> Option<Address> {
+    let (user, domain) = address.rsplit_once('@')?;
+    if domain.is_ascii() {
+        return address.parse().ok();
+    }
+    match Host::parse(domain).ok()? {
+        Host::Domain(domain) => Address::new(user, domain).ok(),
+        Host::Ipv4(_) | Host::Ipv6(_) => None,
     }
 }
 
@@ -133,6 +146,23 @@ impl MailServer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_international_domain_is_written_in_ascii_and_nothing_else_is_changed() {
+        let text = |address| deliverable(address).map(|address| address.to_string());
+        for (given, expected) in [
+            ("ann@example.org", Some("ann@example.org")),
+            ("Ann@Example.org", Some("Ann@Example.org")),
+            ("ann@bücher.example", Some("ann@xn--bcher-kva.example")),
+            ("ann@BÜCHER.example", Some("ann@xn--bcher-kva.example")),
+            ("żółw@bücher.example", Some("żółw@xn--bcher-kva.example")),
+            ("ann@xn--bcher-kva.example", Some("ann@xn--bcher-kva.example")),
+            ("ann@bü cher.example", None),
+            ("ann", None),
+        ] {
+            assert_eq!(text(given).as_deref(), expected, "{given}");
+        }
+    }
 
     #[test]
     fn user_and_password_are_decoded() {

@@ -12,22 +12,24 @@ mod provider;
 mod relay;
 mod restate;
 mod serve;
+mod verify;
 mod webhook;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser};
 
 pub use checkout::Checkout;
-pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, State, Ticket, User};
+pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, RelayCommand, Retry, State, Ticket, User};
 pub use database::Database;
 pub use gate::Gate;
 pub use kafka::Kafka;
-pub use mail::{Mail, MailSecurity, MailServer};
+pub use mail::{Mail, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
 pub use provider::Provider;
 pub use relay::Relay;
 pub use restate::Restate;
 pub use serve::Serve;
+pub use verify::Verify;
 pub use webhook::Webhook;
 
 /// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
@@ -112,6 +114,8 @@ pub struct Config {
     #[command(flatten)]
     pub webhook: Webhook,
     #[command(flatten)]
+    pub verify: Verify,
+    #[command(flatten)]
     pub process: Process,
 }
 
@@ -132,6 +136,7 @@ impl Config {
         self.provider.check(&mut checks);
         self.mail.check(&mut checks);
         self.webhook.check(&mut checks);
+        self.verify.check(&mut checks);
         self.process.check(&mut checks);
         checks.finish()
     }

@@ -1,63 +1,70 @@
 //! The gate's membership in its consumer group: assigned partitions, positions and committed offsets.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::watcher::{PATIENCE, Watcher, has_offsets};
 use super::window::Spans;
-use super::{Error, ROUTES, Settings};
+use super::{Error, ROUTES, Ready, Settings};
 use crate::kafka;
 use crate::metrics::Metrics;
 
-/// How long the broker may take to answer a question about offsets, or the client to move to another one.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The largest answer that is taken, and the most that a zstd batch in it may hold. Batches are at most as large as the public
+/// topics take records.
+const RECEIVE_BYTES: usize = 64 << 20;
+/// How long a batch may take to be fetched while it is looked for.
+const FETCH: Duration = Duration::from_secs(5);
 
 /// A static member of the group: it gets its partitions back at once after a restart.
 pub(super) struct Membership {
     consumer: BaseConsumer<Watcher>,
     group: String,
-    /// Told to fetch nothing until [`Membership::resume`].
-    paused: bool,
+    /// For consumers that only look.
+    config: ClientConfig,
+    /// The assignment that was told to fetch nothing, by its number; any other fetches.
+    paused: Option<u64>,
 }
 
 impl Membership {
-    pub(super) fn join(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    pub(super) fn join(settings: &Settings, metrics: Arc<Metrics>, ready: Ready) -> Result<Self, Error> {
         let mut config = kafka::client(&settings.kafka);
         config
             .set("group.id", &settings.gate.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("isolation.level", "read_committed")
+            .set("fetch.max.bytes", "4194304")
+            .set("receive.message.max.bytes", RECEIVE_BYTES.to_string());
+        let looking = config.clone();
+        config
             .set("group.instance.id", &settings.instance)
             .set("partition.assignment.strategy", "range")
             .set("session.timeout.ms", "6000")
             .set("heartbeat.interval.ms", "1000")
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            // Lost offsets mean records gone unseen: stop and say so.
+            // New partitions are noticed so soon.
+            .set("topic.metadata.refresh.interval.ms", "5000")
+            // Lost offsets mean that retention removed unread records: the gate stops with an error.
             .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed")
-            // What is fetched ahead bounds the memory of a gate that is behind; asking again soon keeps it fed.
+            // The prefetched records bound the memory of a gate that is behind; short fetch intervals keep it busy.
             .set("queued.max.messages.kbytes", "4096")
-            .set("fetch.max.bytes", "4194304")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100")
             .set("statistics.interval.ms", "5000");
-        let watcher = Watcher {
-            rebalances: AtomicU64::new(0),
-            metrics,
-        };
+        let watcher = Watcher::new(metrics, ready);
         let consumer: BaseConsumer<Watcher> = config.create_with_context(watcher).map_err(Error::Join)?;
         let topics: Vec<&str> = ROUTES.iter().map(|route| route.public).collect();
         consumer.subscribe(&topics).map_err(Error::Join)?;
         Ok(Self {
             consumer,
             group: settings.gate.group.clone(),
-            paused: false,
+            config: looking,
+            paused: None,
         })
     }
 
@@ -73,7 +80,7 @@ impl Membership {
 
     /// Changes with every rebalance.
     pub(super) fn rebalances(&self) -> u64 {
-        self.consumer.context().rebalances.load(Ordering::Relaxed)
+        self.consumer.context().rebalances()
     }
 
     /// Commits the ends of `spans` in the partitions that are still assigned to this member, and waits for the answer. A commit
@@ -109,22 +116,23 @@ impl Membership {
             .map_err(Error::GoBack)
     }
 
-    /// Fetches nothing more, and gives up what was fetched ahead, so that polling brings only news of the group.
+    /// Fetches nothing more, and gives up what was fetched ahead, so that polling brings only news of the group. Holds for the
+    /// partitions that this member has now: each new assignment begins fetching.
     pub(super) fn pause(&mut self) {
-        if !self.paused {
-            self.paused = true;
-            let done = self.consumer.assignment().and_then(|all| self.consumer.pause(&all));
-            if let Err(error) = done {
-                tracing::warn!(%error, "cannot pause the public topics");
+        let now = self.rebalances();
+        if self.paused != Some(now) {
+            self.paused = Some(now);
+            match self.consumer.assignment().and_then(|all| self.consumer.pause(&all)) {
+                Ok(()) => tracing::info!("public topics paused until more may be sent"),
+                Err(error) => tracing::warn!(%error, "cannot pause the public topics"),
             }
         }
     }
 
     pub(super) fn resume(&mut self) -> Result<(), Error> {
-        if self.paused {
+        if self.paused.take() == Some(self.rebalances()) {
             let assigned = self.consumer.assignment().map_err(Error::Consumer)?;
             self.consumer.resume(&assigned).map_err(Error::Consumer)?;
-            self.paused = false;
         }
         Ok(())
     }
@@ -140,19 +148,31 @@ impl Membership {
         Ok(offsets)
     }
 
-    /// Most errors pass by themselves and were logged; two end the gate.
+    /// Most errors pass by themselves and were logged; these end the gate.
     fn trouble(&self, error: KafkaError) -> Result<(), Error> {
+        use RDKafkaErrorCode as Code;
+        let unknown = |error| format!("which could not be found out: {error}");
         match error {
             KafkaError::MessageConsumptionFatal(_) => Err(Error::Consumer(error)),
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+            KafkaError::MessageConsumption(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
                 self.consumer.context().metrics.gate_offsets_lost.set(1);
-                Err(Error::OffsetsLost {
-                    group: self.group.clone(),
-                    partitions: self
-                        .lost()
-                        .unwrap_or_else(|error| format!("which could not be found out: {error}")),
-                })
+                let group = self.group.clone();
+                match has_offsets(&self.consumer) {
+                    Ok(false) => Err(Error::OffsetsForgotten { group }),
+                    _ => Err(Error::OffsetsLost {
+                        group,
+                        partitions: self.lost().unwrap_or_else(unknown),
+                    }),
+                }
             }
+            // The client library would fetch the same batch again, for ever.
+            KafkaError::MessageConsumption(
+                code @ (Code::BadCompression | Code::NotImplemented | Code::BadMessage | Code::MessageSizeTooLarge),
+            ) => Err(Error::Packed {
+                group: self.group.clone(),
+                code,
+                batches: self.packed().unwrap_or_else(unknown),
+            }),
             _ => Ok(()),
         }
     }
@@ -175,45 +195,93 @@ impl Membership {
         }
         Ok(lost.join(", "))
     }
-}
 
-/// Hears what the client tells beside records.
-struct Watcher {
-    rebalances: AtomicU64,
-    metrics: Arc<Metrics>,
-}
-
-impl ClientContext for Watcher {
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "Kafka consumer of the gate");
+    /// Names the batches at which partitions stand that cannot be unpacked, and where the next one begins.
+    fn packed(&self) -> KafkaResult<String> {
+        let looking: BaseConsumer = self.config.create()?;
+        let mut packed = Vec::new();
+        let positions = self.consumer.position()?;
+        for partition in self.consumer.committed(PATIENCE)?.elements() {
+            let (topic, number) = (partition.topic(), partition.partition());
+            let (oldest, end) = self.consumer.fetch_watermarks(topic, number, PATIENCE)?;
+            let position = positions
+                .find_partition(topic, number)
+                .map(|position| position.offset());
+            let at = match (position, partition.offset()) {
+                (Some(Offset::Offset(offset)), _) | (_, Offset::Offset(offset)) => offset,
+                _ => oldest,
+            };
+            let stops = |offset: i64| match offset < end {
+                true => is_packed(&looking, topic, number, offset),
+                false => Ok(false),
+            };
+            if stops(at)? {
+                let next = first_after(at, end, stops)?;
+                packed.push(format!("{topic}/{number} from offset {at} to before {next}"));
+            }
+        }
+        Ok(packed.join(", "))
     }
+}
 
-    fn stats(&self, statistics: Statistics) {
-        for (name, topic) in &statistics.topics {
-            let lag: i64 = topic
-                .partitions
-                .values()
-                .map(|partition| partition.consumer_lag.max(0))
-                .sum();
-            self.metrics.gate_lag_records.with_label_values(&[name]).set(lag);
+/// Whether the batch at this offset cannot be unpacked.
+fn is_packed(looking: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> KafkaResult<bool> {
+    let mut at = TopicPartitionList::new();
+    at.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    looking.assign(&at)?;
+    let deadline = Instant::now() + FETCH;
+    while Instant::now() < deadline {
+        match looking.poll(Duration::from_millis(100)) {
+            None => {}
+            Some(Ok(_)) => return Ok(false),
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::BadCompression
+                | RDKafkaErrorCode::NotImplemented
+                | RDKafkaErrorCode::BadMessage
+                | RDKafkaErrorCode::MessageSizeTooLarge,
+            ))) => return Ok(true),
+            Some(Err(error)) => tracing::debug!(%error, topic, partition, offset, "looking for a batch"),
         }
     }
+    Ok(false)
 }
 
-impl ConsumerContext for Watcher {
-    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        self.rebalances.fetch_add(1, Ordering::Relaxed);
-        match rebalance {
-            Rebalance::Assign(partitions) => tracing::info!(partitions = %names(partitions), "partitions assigned"),
-            Rebalance::Revoke(partitions) => tracing::info!(partitions = %names(partitions), "partitions revoked"),
-            Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed"),
+/// The first offset after `at` at which `holds` does not, as it does from `at` up to there; at most `end`.
+fn first_after(at: i64, end: i64, holds: impl Fn(i64) -> KafkaResult<bool>) -> KafkaResult<i64> {
+    let (mut low, mut step) = (at, 1);
+    while low + step < end && holds(low + step)? {
+        (low, step) = (low + step, 2 * step);
+    }
+    let mut high = (low + step).min(end);
+    while low + 1 < high {
+        let middle = low + (high - low) / 2;
+        match holds(middle)? {
+            true => low = middle,
+            false => high = middle,
         }
     }
+    Ok(high)
 }
 
-fn names(partitions: &TopicPartitionList) -> String {
-    let name = |partition: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
-        format!("{}/{}", partition.topic(), partition.partition())
-    };
-    partitions.elements().iter().map(name).collect::<Vec<_>>().join(" ")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_batch_is_found() {
+        for (at, next, end) in [
+            (0, 1, 1),
+            (0, 1, 100),
+            (7, 8, 9),
+            (7, 1_000, 1_000),
+            (7, 500, 1_000),
+            (7, 23, 100_000),
+        ] {
+            assert_eq!(
+                first_after(at, end, |offset| Ok(offset < next)),
+                Ok(next),
+                "{at} {next} {end}"
+            );
+        }
+    }
 }

@@ -8,6 +8,8 @@
 
 mod backpressure;
 mod membership;
+mod search;
+mod watcher;
 mod window;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 use holdfast_schemas::{
     DeadLetter, DeadLetterReason, EventData, Origin, Record, Refusal, TicketEvent, UserEvent, topics,
 };
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseRecord, Producer as _};
 use time::OffsetDateTime;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::backpressure::Backlog;
 use self::backpressure::Backpressure;
 use self::membership::Membership;
+use self::search::{Found, Search};
 use self::window::{Bounds, Spans, Verdict, Window};
 use crate::config;
 use crate::crash::{self, Point};
@@ -67,6 +70,9 @@ pub struct Settings {
     pub clock: fn() -> OffsetDateTime,
 }
 
+/// Told whether the gate can do its work: it has its place in the group, a broker is connected, and no partition stands still.
+pub type Ready = Box<dyn Fn(bool) + Send + Sync>;
+
 /// Runs until `shutdown`, then finishes the window in flight.
 ///
 /// # Errors
@@ -75,11 +81,13 @@ pub async fn run(
     settings: Settings,
     metrics: Arc<Metrics>,
     backlog: watch::Receiver<Backlog>,
+    ready: Ready,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let runtime = Handle::current();
     kafka::on_thread("gate", move || {
-        let mut gate = Gate::join(settings, metrics, backlog, shutdown.clone(), runtime)?;
+        let membership = Membership::join(&settings, metrics.clone(), ready)?;
+        let mut gate = Gate::new(settings, metrics, backlog, shutdown.clone(), runtime, membership)?;
         while !shutdown.is_cancelled() {
             gate.step()?;
         }
@@ -100,7 +108,10 @@ const TICK: Duration = Duration::from_millis(1);
 /// A gate that cannot send for so long stops fetching, so that it still takes part in rebalances.
 const BLOCKED: Duration = Duration::from_secs(1);
 
-/// What a dead letter takes beside its record, with the longest detail, and the broker's own bytes.
+/// How long the rest of a refused window may take to be told of.
+const SETTLED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Bytes of a dead letter beside its record, with the longest detail, and the broker's own bytes.
 const DEAD_LETTER_BYTES: usize = 4_096;
 
 struct Gate {
@@ -116,15 +127,24 @@ struct Gate {
     in_flight: Option<InFlight>,
     /// Windows that failed one after the other.
     failures: u32,
+    search: Search,
 }
 
 /// The window that is being gathered, with copies of the records that it refused.
 struct Gathered {
     window: Window,
-    dead_letters: Vec<(DeadLetter, OwnedMessage)>,
+    dead_letters: Vec<Rejected>,
     begun: Instant,
     /// The number of rebalances when it began: a larger number now means that partitions may have moved.
     rebalances: u64,
+}
+
+/// A record on its way to the dead letters.
+struct Rejected {
+    letter: DeadLetter,
+    original: OwnedMessage,
+    /// Only its origin is told: Kafka refuses a dead letter with its bytes.
+    bare: bool,
 }
 
 /// A window that was sent and not yet acknowledged.
@@ -136,20 +156,21 @@ struct InFlight {
 }
 
 impl Gate {
-    fn join(
+    fn new(
         settings: Settings,
         metrics: Arc<Metrics>,
         backlog: watch::Receiver<Backlog>,
         shutdown: CancellationToken,
         runtime: Handle,
+        membership: Membership,
     ) -> Result<Self, Error> {
-        let membership = Membership::join(&settings, metrics.clone())?;
         let backpressure = Backpressure::new(settings.gate.unfinished_limit, *backlog.borrow());
         Ok(Self {
             producer: producer(&settings)?,
-            gathered: Gathered::new(&settings, membership.rebalances()),
+            gathered: Gathered::new(&settings, settings.gate.window_records, membership.rebalances()),
             in_flight: None,
             failures: 0,
+            search: Search::default(),
             settings,
             metrics,
             backlog,
@@ -189,7 +210,8 @@ impl Gate {
             }
             match polled {
                 Some(message) => {
-                    self.gathered.take(&message, (self.settings.clock)());
+                    self.gathered
+                        .take(&message, &self.search, &self.settings, (self.settings.clock)());
                     patience = Duration::ZERO;
                 }
                 None if patience.is_zero() && self.gathered.waits_for_more() => patience = GRACE,
@@ -232,10 +254,17 @@ impl Gate {
         self.in_flight = Some(InFlight {
             spans: gathered.window.spans().clone(),
             records: gathered.window.records(),
-            refused: gathered.dead_letters.iter().map(|(letter, _)| letter.reason).collect(),
+            refused: gathered
+                .dead_letters
+                .iter()
+                .map(|rejected| rejected.letter.reason)
+                .collect(),
             sent_at: Instant::now(),
         });
-        sent.or_else(|error| self.failed(&error.to_string()))
+        sent.or_else(|error| match error.rdkafka_error_code() {
+            Some(code) if search::refuses_record(code) => self.refused(code),
+            _ => self.failed(&error.to_string()),
+        })
     }
 
     fn send_records(&mut self, gathered: &Gathered) -> Result<(), KafkaError> {
@@ -245,25 +274,29 @@ impl Gate {
                 .payload(record.value.as_slice());
             kafka::send(&self.producer, message)?;
         }
-        for (letter, original) in &gathered.dead_letters {
-            kafka::send(&self.producer, self.dead_letter(letter, original))?;
+        for rejected in &gathered.dead_letters {
+            kafka::send(&self.producer, self.dead_letter(rejected))?;
         }
         Ok(())
     }
 
-    /// The record as it came, with the dead letter's headers after its own. A compressed batch can bring in a record that
-    /// is larger than the dead-letter topic takes: of that one only its origin is told.
-    fn dead_letter<'a>(&self, letter: &DeadLetter, original: &'a OwnedMessage) -> BaseRecord<'a, [u8], [u8], usize> {
+    /// The original record, with the dead letter's headers after its own. A compressed batch can bring in a record that is
+    /// larger than the dead-letter topic accepts: its dead letter has no bytes, only reason and origin.
+    fn dead_letter<'a>(&self, rejected: &'a Rejected) -> BaseRecord<'a, [u8], [u8], usize> {
+        let Rejected { letter, original, bare } = rejected;
         let mut letter = letter.clone();
         let mut record = BaseRecord::with_opaque_to(topics::DEAD_LETTERS, 0);
         let mut headers = OwnedHeaders::new();
-        let bytes = size(original);
-        if bytes + DEAD_LETTER_BYTES <= self.settings.kafka.admitted_record_bytes {
+        let bytes = size(original).unwrap_or(self.settings.kafka.public_record_bytes);
+        if !bare && bytes + DEAD_LETTER_BYTES <= self.settings.kafka.admitted_record_bytes {
             headers = original.headers().cloned().unwrap_or(headers);
             record.key = original.key();
             record.payload = original.payload();
         } else {
-            let left_out = format!("{bytes} bytes, too large for a dead letter: it lies only at its origin");
+            let left_out = match bare {
+                true => "Kafka refuses a dead letter with its bytes: they lie only at its origin".to_owned(),
+                false => format!("{bytes} bytes, too large for a dead letter: it lies only at its origin"),
+            };
             letter.detail = Refusal::new(letter.reason, format!("{}; {left_out}", letter.detail)).detail;
         }
         let headers = letter.headers().iter().fold(headers, |headers, (name, value)| {
@@ -282,8 +315,11 @@ impl Gate {
         };
         let deliveries = self.producer.context();
         let drained = deliveries.drain(limit);
-        if let Some(failure) = deliveries.take_failed().first() {
-            return self.failed(&failure.code.to_string());
+        if let Some(first) = deliveries.take_failed().first().map(|failure| failure.code) {
+            return match self.refusal(first) {
+                Some(code) => self.refused(code),
+                None => self.failed(&first.to_string()),
+            };
         }
         if drained == Drained::InFlight {
             return Ok(());
@@ -298,9 +334,55 @@ impl Gate {
         }
         crash::here(Point::GateCommitted);
         self.count(in_flight);
+        self.search
+            .passed(in_flight.records, &in_flight.spans, self.settings.gate.window_records);
         self.failures = 0;
         self.in_flight = None;
         Ok(())
+    }
+
+    /// What Kafka has against a record of the window in flight, if that is why it failed: the others only shared its fate, and
+    /// may have been told of first.
+    fn refusal(&self, first: RDKafkaErrorCode) -> Option<RDKafkaErrorCode> {
+        let refuses = |code: &RDKafkaErrorCode| search::refuses_record(*code);
+        Some(first).filter(refuses).or_else(|| {
+            let deliveries = self.producer.context();
+            if deliveries.drain(SETTLED_WITHIN) == Drained::InFlight {
+                tracing::debug!("part of a failed window is not told of");
+            }
+            deliveries
+                .take_failed()
+                .iter()
+                .map(|failure| failure.code)
+                .find(refuses)
+        })
+    }
+
+    /// Kafka will never take one of the window's records: it is looked for, and goes to the dead letters.
+    fn refused(&mut self, code: RDKafkaErrorCode) -> Result<(), Error> {
+        if let Some(InFlight {
+            spans,
+            records,
+            refused,
+            ..
+        }) = &self.in_flight
+        {
+            let letters = refused.len() == *records;
+            match self.search.refused(*records, spans, letters, code) {
+                Some((topic, partition, offset)) => tracing::error!(
+                    topic,
+                    partition,
+                    offset,
+                    %code,
+                    "Kafka refuses what is made of {topic}/{partition}/{offset}: it goes to the dead letters"
+                ),
+                None => {
+                    tracing::warn!(records, %code, "Kafka refused a window for good: the record is looked for");
+                    self.failures = 0;
+                }
+            }
+        }
+        self.give_up(&code.to_string(), "refused")
     }
 
     fn count(&self, window: &InFlight) {
@@ -325,16 +407,19 @@ impl Gate {
     /// Handles a failed delivery of the window in flight: nothing more is sent until all uncommitted records are read again.
     fn failed(&mut self, cause: &str) -> Result<(), Error> {
         tracing::error!(cause, "a window was not delivered; it is read and sent again");
-        self.metrics
-            .gate_windows_repeated
-            .with_label_values(&["delivery"])
-            .inc();
-        // The old producer forgets what it still has to send.
+        self.give_up(cause, "delivery")
+    }
+
+    fn give_up(&mut self, cause: &str, label: &str) -> Result<(), Error> {
+        tracing::debug!(cause, "everything uncommitted is read again");
+        self.metrics.gate_windows_repeated.with_label_values(&[label]).inc();
+        // Dropping the old producer drops the records in its queue.
         self.producer = producer(&self.settings)?;
-        let mut spans = self.drop_gathered().window.spans().clone();
+        let mut spans = self.gathered.window.spans().clone();
         if let Some(in_flight) = self.in_flight.take() {
             merge(&mut spans, &in_flight.spans);
         }
+        self.drop_gathered();
         self.back_off();
         self.membership.go_back(&spans)
     }
@@ -374,13 +459,15 @@ impl Gate {
             return self.rebalanced(ahead.unwrap_or_default());
         }
         if let Some(message) = polled {
-            self.gathered.take(&message, (self.settings.clock)());
+            self.gathered
+                .take(&message, &self.search, &self.settings, (self.settings.clock)());
         }
         Ok(())
     }
 
     fn drop_gathered(&mut self) -> Gathered {
-        let next = Gathered::new(&self.settings, self.membership.rebalances());
+        let records = self.search.limit(self.settings.gate.window_records);
+        let next = Gathered::new(&self.settings, records, self.membership.rebalances());
         std::mem::replace(&mut self.gathered, next)
     }
 
@@ -404,9 +491,9 @@ fn wait<T>(runtime: &Handle, limit: Duration, happens: impl Future<Output = T>) 
 }
 
 impl Gathered {
-    fn new(settings: &Settings, rebalances: u64) -> Self {
+    fn new(settings: &Settings, records: usize, rebalances: u64) -> Self {
         let bounds = Bounds {
-            records: settings.gate.window_records,
+            records,
             bytes: WINDOW_BYTES,
             admitted: usize::try_from(settings.gate.unfinished_limit)
                 .unwrap_or(usize::MAX)
@@ -420,7 +507,7 @@ impl Gathered {
         }
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>, now: OffsetDateTime) {
+    fn take(&mut self, message: &BorrowedMessage<'_>, search: &Search, settings: &Settings, now: OffsetDateTime) {
         let Some(route) = ROUTES.iter().find(|route| route.public == message.topic()) else {
             return; // never subscribed to
         };
@@ -433,6 +520,8 @@ impl Gathered {
             offset: message.offset(),
             time: broker_time(message).unwrap_or(now),
         };
+        let found = search.found((route.public, origin.partition, origin.offset));
+        let bytes = size(message).unwrap_or(settings.kafka.public_record_bytes);
         let record = kafka::headers(message)
             .ok_or_else(|| {
                 Refusal::new(
@@ -445,7 +534,11 @@ impl Gathered {
                 value: message.payload(),
                 headers,
             });
-        if let Verdict::Rejected(letter) = self.window.take(route, origin, record, now) {
+        let record = match found.and_then(Found::refusal) {
+            Some(refusal) => Err(refusal),
+            None => record,
+        };
+        if let Verdict::Rejected(letter) = self.window.take(route, origin, bytes, record, now) {
             tracing::debug!(
                 topic = letter.origin.topic,
                 partition = letter.origin.partition,
@@ -453,7 +546,11 @@ impl Gathered {
                 reason = letter.reason.as_str(),
                 "record refused"
             );
-            self.dead_letters.push((letter, message.detach()));
+            self.dead_letters.push(Rejected {
+                letter,
+                original: message.detach(),
+                bare: found.is_some_and(|found| found.bare),
+            });
         }
     }
 
@@ -488,12 +585,13 @@ fn broker_time(message: &impl Message) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
-/// Bytes of key, value and headers; of each header's name and length a little more than it takes.
-fn size(record: &OwnedMessage) -> usize {
+/// Bytes of key, value and headers; of each header's name and length a little more than it takes. None when the headers cannot
+/// be read.
+fn size(record: &impl Message) -> Option<usize> {
     let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
-    let headers = kafka::headers(record).unwrap_or_default().into_iter();
+    let headers = kafka::headers(record)?.into_iter();
     let headers = headers.map(|(name, value)| name.len() + length(value) + 10);
-    length(record.key()) + length(record.payload()) + headers.sum::<usize>()
+    Some(length(record.key()) + length(record.payload()) + headers.sum::<usize>())
 }
 
 fn producer(settings: &Settings) -> Result<Producer, Error> {
@@ -526,6 +624,23 @@ pub enum Error {
     Consumer(#[source] KafkaError),
     #[error("cannot go back to the beginning of a window; a restart reads from the last commit")]
     GoBack(#[source] KafkaError),
+    #[error(
+        "the group {group} has no committed offsets, and the gate does not guess which records were read: either the group is \
+         new, or Kafka has forgotten its offsets, as it does when no gate ran for longer than offsets.retention.minutes (7 \
+         days). Begin at the oldest records left, which repeats what was read before and loses nothing that Kafka still has: \
+         `holdfast register`, then start the gate again: docs/runbook.md#the-gates-offsets-were-lost"
+    )]
+    OffsetsForgotten { group: String },
+    #[error(
+        "a batch of records cannot be unpacked ({code}): {batches}. Unpacked it holds more than 64 MiB, or it is damaged; the \
+         client library would fetch it again for ever. Find its producer, then move the group {group} past it while no gate \
+         runs, and start the gate again: docs/runbook.md#a-batch-cannot-be-unpacked"
+    )]
+    Packed {
+        group: String,
+        code: RDKafkaErrorCode,
+        batches: String,
+    },
     #[error(
         "Kafka no longer has records that the group {group} has not read: {partitions}. They were lost unseen, for example \
          to the topic's retention. Find out what they were, set the group's offsets to the oldest record left, and start \

@@ -90,20 +90,20 @@ impl Window {
         }
     }
 
-    /// Takes the next record of its partition. `record` is the refusal when it could not even be read.
+    /// Takes the next record of its partition, of so many bytes. `record` is the refusal when it could not even be read, or when
+    /// what was made of it is known to be refused.
     pub(super) fn take(
         &mut self,
         route: &Route,
         origin: Origin,
+        bytes: usize,
         record: Result<Record<'_>, Refusal>,
         now: OffsetDateTime,
     ) -> Verdict {
         self.records += 1;
+        self.bytes += bytes;
         self.cover(route.public, origin.partition, origin.offset);
-        let event = record.and_then(|record| {
-            self.bytes += size(&record);
-            (route.read)(&record, &origin, now, self.retention)
-        });
+        let event = record.and_then(|record| (route.read)(&record, &origin, now, self.retention));
         match event {
             Ok(event) => {
                 self.admit(route.admitted, event);
@@ -187,14 +187,8 @@ impl Admitted {
     }
 }
 
-fn size(record: &Record<'_>) -> usize {
-    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
-    let headers = record.headers.iter().map(|(name, value)| name.len() + length(*value));
-    length(record.key) + length(record.value) + headers.sum::<usize>()
-}
-
-/// Decodes a record as what `A` asks, and refuses an event whose repeats are no longer recognised. Its age counts from the
-/// earlier of its own time and the broker's: a producer that repeats an id keeps its time.
+/// Decodes a record as what `A` asks, and refuses an event whose repeats are no longer recognised, or would be for ever. Its age
+/// counts from the earlier of its own time and the broker's: a producer that repeats an id keeps its time.
 pub(super) fn read<A: EventData>(
     record: &Record<'_>,
     origin: &Origin,
@@ -213,6 +207,7 @@ pub(super) fn read<A: EventData>(
             ),
         ));
     }
+    event.check_time(origin.time)?;
     event.origin = Some(origin.clone());
     Ok(Clean {
         key: event.subject.as_str().to_owned(),
@@ -261,7 +256,7 @@ mod tests {
             value: Some(value.as_bytes()),
             headers: vec![],
         };
-        window.take(&ROUTE, origin(0, offset), Ok(record), NOW)
+        window.take(&ROUTE, origin(0, offset), key.len() + value.len(), Ok(record), NOW)
     }
 
     fn request(window: &mut Window, offset: i64, key: &str) -> Verdict {
@@ -284,7 +279,7 @@ mod tests {
         let events = decode_delivery::<TicketEvent>(&window.admitted()[0].value).unwrap();
         let offsets: Vec<i64> = events
             .iter()
-            .map(|event| event.origin.as_ref().unwrap().offset)
+            .map(|event| event.as_ref().unwrap().origin.as_ref().unwrap().offset)
             .collect();
         assert_eq!(offsets, [0, 2, 3]);
         assert_eq!(window.admitted()[0].events, 3);
@@ -302,7 +297,7 @@ mod tests {
             .admitted()
             .iter()
             .flat_map(|record| decode_delivery::<TicketEvent>(&record.value).unwrap())
-            .map(|event| event.origin.unwrap().offset)
+            .map(|event| event.unwrap().origin.unwrap().offset)
             .collect();
         assert!(offsets.is_sorted());
     }
@@ -347,9 +342,29 @@ mod tests {
             headers: vec![],
         };
         assert!(matches!(
-            window.take(&ROUTE, late, Ok(record), NOW),
+            window.take(&ROUTE, late, 300, Ok(record), NOW),
             Verdict::Rejected(_)
         ));
+    }
+
+    #[test]
+    fn an_event_more_than_an_hour_ahead_of_the_broker_is_a_dead_letter() {
+        let mut window = window();
+        let verdict = take(&mut window, 0, "A", &event("A", "1", "2030-01-31T13:00:01Z"));
+        assert!(matches!(verdict, Verdict::Rejected(letter) if letter.reason == DeadLetterReason::TooEarly));
+        assert_eq!(
+            take(&mut window, 1, "A", &event("A", "1", "2030-01-31T13:00:00Z")),
+            Verdict::Admitted
+        );
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_counts_with_its_bytes() {
+        let bounds = Bounds { bytes: 1_000, ..BOUNDS };
+        let mut window = Window::new(bounds, Duration::from_secs(7 * 86_400));
+        let refusal = Refusal::new(DeadLetterReason::InvalidAttribute, "headers");
+        window.take(&ROUTE, origin(0, 0), 1_000, Err(refusal), NOW);
+        assert!(window.is_full());
     }
 
     #[test]
@@ -388,7 +403,7 @@ mod tests {
             value: Some(value.as_bytes()),
             headers: vec![],
         };
-        let taken = window.take(&Route::of::<UserEvent>(), origin(0, 1), Ok(record), NOW);
+        let taken = window.take(&Route::of::<UserEvent>(), origin(0, 1), 300, Ok(record), NOW);
         assert_eq!(taken, Verdict::Admitted);
         let topics: Vec<_> = window.admitted().iter().map(|record| record.topic).collect();
         assert_eq!(topics, ["reservations.admitted", "payments.admitted"]);
@@ -399,7 +414,7 @@ mod tests {
         let mut window = window();
         for (partition, offset) in [(3, 10), (1, 5), (3, 12), (1, 6)] {
             let refusal = Refusal::new(DeadLetterReason::Undecodable, "");
-            window.take(&ROUTE, origin(partition, offset), Err(refusal), NOW);
+            window.take(&ROUTE, origin(partition, offset), 1, Err(refusal), NOW);
         }
         assert_eq!(window.spans()[&(ROUTE.public, 3)], Span { first: 10, next: 13 });
         assert_eq!(window.spans()[&(ROUTE.public, 1)], Span { first: 5, next: 7 });

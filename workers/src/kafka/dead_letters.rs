@@ -12,7 +12,7 @@ use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _};
 
 use super::reader::{self, Reader};
-use super::{Deliveries, Drained, Producer, headers, producer, send};
+use super::{Deliveries, Drained, Producer, each_header, producer, send};
 use crate::config;
 
 /// Longest wait for an acknowledgement.
@@ -123,7 +123,8 @@ pub fn resend(config: &config::Kafka, topic: &str, record: &Copied) -> Result<()
 impl Copied {
     fn of(message: &BorrowedMessage<'_>) -> Self {
         let owned = |bytes: &[u8]| bytes.to_vec();
-        let headers = headers(message).unwrap_or_default().into_iter();
+        // One whose name is not UTF-8 is left out: it is why the record could not be taken.
+        let headers = each_header(message).flatten();
         Self {
             key: message.key().map(owned),
             value: message.payload().map(owned),

@@ -8,7 +8,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
-use super::{Remarks, producer};
+use super::{Remarks, on_thread, producer};
 use crate::config;
 
 /// Sends records to Kafka. Those of several callers share batches.
@@ -58,7 +58,18 @@ impl Publisher {
         }
     }
 
-    /// One that is not broken for good: an idempotent producer can be, and a new one goes on.
+    /// Whether Kafka answers. The wait is on a thread of its own.
+    pub async fn answers(&self, topic: &'static str, patience: Duration) -> bool {
+        let Ok(sender) = self.sender() else {
+            return false;
+        };
+        let asked = on_thread("webhook's kafka", move || {
+            sender.client().fetch_metadata(Some(topic), patience).is_ok()
+        });
+        asked.await.unwrap_or(false)
+    }
+
+    /// A producer that is not broken for good: an idempotent one can be, and is then replaced.
     fn sender(&self) -> Result<Sender, Error> {
         let mut sender = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((code, reason)) = sender.client().fatal_error() {

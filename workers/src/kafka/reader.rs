@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures::executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::client;
+use super::{Remarks, client};
 use crate::config;
 
 /// Longest time for which Kafka may not answer, or keep a transaction open.
@@ -18,12 +20,22 @@ const REQUEST: Duration = Duration::from_secs(10);
 
 /// Two clients: one that reads committed records, and one that reads all.
 pub struct Reader {
-    committed: BaseConsumer,
-    written: BaseConsumer,
+    committed: BaseConsumer<Remarks>,
+    written: BaseConsumer<Remarks>,
+    admin: AdminClient<Remarks>,
 }
 
 /// The readable offsets of one topic, by partition: from the earliest up to, not with, the end.
 pub type Extent = BTreeMap<i32, (i64, i64)>;
+
+/// The retention of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keeps {
+    /// The age up to which every record is kept; none when age removes nothing.
+    pub age: Option<Duration>,
+    /// True if records are also removed when there are too many bytes of them.
+    pub bytes_are_limited: bool,
+}
 
 impl Reader {
     /// # Errors
@@ -38,12 +50,44 @@ impl Reader {
                 .set("auto.offset.reset", "earliest")
                 .set("isolation.level", isolation)
                 .set("queued.max.messages.kbytes", "16384")
-                .create()
+                .create_with_context(Remarks)
                 .map_err(Error::Client)
         };
         Ok(Self {
             committed: consumer("read_committed")?,
             written: consumer("read_uncommitted")?,
+            admin: client(config).create_with_context(Remarks).map_err(Error::Client)?,
+        })
+    }
+
+    /// Reads the topic's retention, as it is set now.
+    ///
+    /// # Errors
+    /// [`Error::Ask`], [`Error::Retention`]
+    pub fn keeps(&self, topic: &str) -> Result<Keeps, Error> {
+        let ask = |source| Error::Ask {
+            topic: topic.to_owned(),
+            source,
+        };
+        let options = AdminOptions::new().request_timeout(Some(REQUEST));
+        let described = block_on(
+            self.admin
+                .describe_configs([&ResourceSpecifier::Topic(topic)], &options),
+        );
+        let described = described.map_err(ask)?.into_iter().next();
+        let described = described.unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition));
+        let described = described.map_err(|code| ask(KafkaError::AdminOp(code)))?;
+        let limit = |name: &'static str| {
+            let entry = described.get(name).and_then(|entry| entry.value.as_deref());
+            let limit = entry.and_then(|value| value.parse::<i64>().ok());
+            limit.ok_or_else(|| Error::Retention {
+                topic: topic.to_owned(),
+                name,
+            })
+        };
+        Ok(Keeps {
+            age: u64::try_from(limit("retention.ms")?).ok().map(Duration::from_millis),
+            bytes_are_limited: limit("retention.bytes")? >= 0,
         })
     }
 
@@ -128,7 +172,7 @@ impl Reader {
     }
 }
 
-fn extent(client: &BaseConsumer, topic: &str) -> Result<Extent, Error> {
+fn extent(client: &BaseConsumer<Remarks>, topic: &str) -> Result<Extent, Error> {
     let metadata = client
         .fetch_metadata(Some(topic), REQUEST)
         .map_err(|source| Error::Ask {
@@ -146,7 +190,7 @@ fn extent(client: &BaseConsumer, topic: &str) -> Result<Extent, Error> {
 }
 
 /// The earliest offset, and the one behind the last record.
-fn ends(client: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
+fn ends(client: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
     client
         .fetch_watermarks(topic, partition, REQUEST)
         .map_err(|source| Error::Ask {
@@ -162,6 +206,8 @@ pub enum Error {
     Client(#[source] KafkaError),
     #[error("cannot ask Kafka about {topic}: is --kafka (HOLDFAST_KAFKA) right?")]
     Ask { topic: String, source: KafkaError },
+    #[error("Kafka does not say how long {topic} keeps its records: its setting {name} is no number")]
+    Retention { topic: String, name: &'static str },
     #[error("there is no topic {0}: `holdfast register` creates it")]
     NoTopic(String),
     #[error("a transaction on {topic}/{partition} has been open for {PATIENCE:?}: try again when it has ended")]

@@ -223,7 +223,7 @@ impl Mailer {
 
     async fn write(&self, mail: &LeasedMail) -> Result<Message, Unwritten> {
         let contents = mails::contents(&self.pool, mail).await?.ok_or(Unwritten::Gone)?;
-        let to: Address = (contents.user.email.as_str().parse()).map_err(|_| Unwritten::Address)?;
+        let to = config::deliverable(contents.user.email.as_str()).ok_or(Unwritten::Address)?;
         let letter = Letter::write(mail.kind, mail.amount, &contents)?;
         let id = message_id(&mail.checkout, &mail.place, self.from.domain());
         Message::builder()

@@ -2,7 +2,8 @@
 //! are never kept here: they come from the holds themselves.
 
 use holdfast_schemas::{
-    CheckoutId, Credits, HoldId, OutcomeData, PaymentMethod, Price, Reply, TicketId, TicketOutcome, UserId,
+    CheckoutId, Credits, HoldId, List, OutcomeData, PaymentMethod, Price, Reply, TicketId, TicketOutcome, UserId,
+    number,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -49,7 +50,7 @@ impl Entries {
 pub(super) struct AddTicket {
     pub(super) ticket: TicketId,
     /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number::optional")]
     pub(super) hold_for: Option<i64>,
 }
 
@@ -81,7 +82,7 @@ pub(super) struct CheckOut {
     pub(super) credits: Option<Credits>,
     /// By default, all tickets in the cart.
     #[serde(default)]
-    pub(super) tickets: Option<Vec<TicketId>>,
+    pub(super) tickets: Option<List<TicketId>>,
 }
 
 /// The result of adding a ticket to the cart.

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use holdfast_schemas::number;
 use restate_sdk::endpoint::Builder;
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -43,6 +44,7 @@ struct NewUser {
     user_id: String,
     name: String,
     address: String,
+    #[serde(deserialize_with = "number::whole")]
     credits: i64,
 }
 
@@ -172,6 +174,7 @@ struct Idempotency {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct AddCredits {
     user_id: String,
+    #[serde(deserialize_with = "number::whole")]
     add_credits: i64,
 }
 

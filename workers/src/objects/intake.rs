@@ -9,7 +9,7 @@
 //! off (`idempotency_retention = 0`), so that a repeat reaches our record and another content is a 409.
 
 use holdfast_schemas::{
-    DeadLetterReason, Event, EventId, Key, Origin, Refusal, Reply, Source, Traceparent, decode_delivery,
+    DeadLetterReason, Event, EventId, Key, Origin, Refusal, Reply, Source, Traceparent, Undecoded, decode_delivery,
 };
 use restate_sdk::prelude::*;
 use time::OffsetDateTime;
@@ -48,7 +48,10 @@ fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Resul
         .and_then(|key| Ok((key, decode_delivery::<E::Data>(raw)?)));
     match (decoded, origin) {
         (Ok((key, events)), origin) => {
-            let work = events.into_iter().map(|event| belongs(event, &key, origin.as_ref()));
+            let work = events.into_iter().map(|event| match event {
+                Ok(event) => belongs(event, &key, origin.as_ref()),
+                Err(undecoded) => put_aside(undecoded, origin.as_ref()),
+            });
             Ok(Unit {
                 work: work.collect::<Result<_, _>>()?,
                 key,
@@ -87,6 +90,19 @@ fn belongs<E: Entity>(
             origin: event.origin.clone(),
             refusal,
             value: event.to_json(),
+        }),
+        None => Err(refusal),
+    }
+}
+
+/// What one place of a gathered record holds instead of an event: it alone goes to the dead letters.
+fn put_aside<E: Entity>(undecoded: Undecoded, delivery: Option<&Origin>) -> Result<Work<E>, Refusal> {
+    let Undecoded { refusal, origin, value } = undecoded;
+    match origin.or_else(|| delivery.cloned()) {
+        Some(origin) => Ok(Work::Rejected {
+            origin: Some(origin),
+            refusal,
+            value,
         }),
         None => Err(refusal),
     }
@@ -131,6 +147,9 @@ pub(super) fn asked<E: Object>(
     let traceparent = ctx.headers().get("traceparent").map(String::as_str);
     let traceparent = traceparent.and_then(|text| Traceparent::parse(text).ok());
     let event = Event::new(source, id, now, traceparent, key.clone(), data);
+    event
+        .check_size()
+        .map_err(|refusal| answer_caller(400, format!("body: {}", refusal.detail)))?;
     Ok(Unit {
         key,
         work: vec![Work::Request(event)],
@@ -229,6 +248,24 @@ mod tests {
         assert!(matches!(
             &unit.work[..],
             [Work::Event(_), Work::Rejected { refusal, .. }] if refusal.reason == DeadLetterReason::KeyMismatch
+        ));
+    }
+
+    #[test]
+    fn a_gathered_event_of_a_type_that_a_newer_gate_let_through_goes_to_the_dead_letters_alone() {
+        let (older, newer) = (event("A-1", Some(origin())), event("A-1", Some(origin())));
+        let newer = String::from_utf8(newer.to_json()).unwrap();
+        let newer = newer.replace("holdfast.ticket.withdrawn.v1", "holdfast.ticket.painted.v1");
+        let raw = [b"[", &older.to_json()[..], b",", newer.as_bytes(), b"]"].concat();
+        let admitted = Origin {
+            topic: "reservations.admitted".to_owned(),
+            ..origin()
+        };
+        let unit = decode_for::<Ticket>("A-1", &raw, Some(admitted)).unwrap();
+        assert!(matches!(
+            &unit.work[..],
+            [Work::Event(_), Work::Rejected { refusal, origin: Some(from), value }]
+                if refusal.reason == DeadLetterReason::UnknownType && *from == origin() && value == newer.as_bytes()
         ));
     }
 

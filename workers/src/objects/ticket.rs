@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, EventId, HoldId, Price, Reply, Seat, ShowId, Source, TicketEvent, TicketId, UserId,
+    CheckoutId, EventId, HoldId, Price, Reply, Seat, ShowId, Source, TicketEvent, TicketId, UserId, number,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -64,7 +64,11 @@ struct Withdraw {}
 pub(super) struct Reserve {
     pub(super) user: UserId,
     /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "number::optional"
+    )]
     pub(super) hold_for: Option<i64>,
 }
 

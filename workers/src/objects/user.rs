@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, Credits, Email, HoldId, Language, Name, OutcomeData, ProfileValues, RefusalReason, Reply, TicketId,
-    TicketOutcome, UserEvent, UserId, UserRefusalReason, hold_id,
+    CheckoutId, Credits, Email, HoldId, Language, List, Name, OutcomeData, ProfileValues, RefusalReason, Reply,
+    TicketId, TicketOutcome, UserEvent, UserId, UserRefusalReason, hold_id, number,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -82,9 +82,9 @@ struct AddCredits {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct HoldTogether {
-    tickets: Vec<TicketId>,
+    tickets: List<TicketId>,
     /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number::optional")]
     hold_for: Option<i64>,
 }
 
@@ -161,7 +161,7 @@ impl User {
         let rules = ticket::holding_for(self.settings.hold_for.as_secs() as i64);
         let answered = together::commit_all(&self.pool, &rules, &request, &self.metrics).await;
         match answered.map_err(|error| self.failed(error))? {
-            Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets, together).map(Json),
+            Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets.into(), together).map(Json),
             Once::Reused => Err(intake::id_reused()),
         }
     }

@@ -22,6 +22,9 @@ use url::Url;
 /// The longest answer that is read: a page of 100 payments has about 300 KiB.
 const MOST_BYTES: usize = 16 << 20;
 
+/// How long a connection is silent before the system asks whether the other side is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
 pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A pool of connections, and how long it waits for one answer.
@@ -52,6 +55,7 @@ impl Http {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_connect_timeout(Some(patience));
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config.with_no_client_auth())

@@ -245,7 +245,7 @@ impl EngineSetup {
         )))
     }
 
-    /// Why a subscription must be made anew; then `wanted` is how.
+    /// The reason why a subscription must be made anew, if so; then `wanted` has its options.
     async fn outdated(
         &self,
         route: &Route,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 use holdfast_schemas::topics::{
-    DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_STATE, RESERVATIONS, RESERVATIONS_ADMITTED,
-    RESERVATIONS_OUTCOMES,
+    DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_MARK, RELAY_STATE, RESERVATIONS,
+    RESERVATIONS_ADMITTED, RESERVATIONS_OUTCOMES,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -75,7 +75,7 @@ pub(super) async fn begin(
     on_thread("register", move || kafka.begin(&group, topic, since)).await?
 }
 
-/// How a topic is wanted.
+/// The wanted state of a topic.
 struct Wanted {
     name: &'static str,
     partitions: i32,
@@ -116,6 +116,16 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
         public(topic(PAYMENTS, kafka.public_record_bytes, sources)),
         public(topic(PAYMENTS_OUTCOMES, kafka.public_record_bytes, outcomes)),
         public(topic(DEAD_LETTERS, kafka.admitted_record_bytes, letters)),
+        Wanted {
+            name: RELAY_MARK,
+            partitions: 1,
+            // Only the last record counts: small segments let compaction take the others soon.
+            settings: vec![
+                ("cleanup.policy", "compact".to_owned()),
+                ("segment.bytes", (16 << 20).to_string()),
+            ],
+            stays: "the relay keeps its mark on one partition",
+        },
         Wanted {
             name: RELAY_STATE,
             partitions: 1,

@@ -11,7 +11,7 @@ const MAX_METADATA: usize = 4_096;
 /// Characters before the ids: version, point, hash, point.
 const PREFIX: usize = 1 + 1 + 22 + 1;
 
-/// What Kafka knows of the last batch: its number is the committed offset, the rest its metadata.
+/// What Kafka knows of the last batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mark {
     pub batch: i64,
@@ -38,28 +38,51 @@ impl Hash {
 }
 
 impl Mark {
-    /// `1.<hash>.<ids>`: the hash and the ids in base64, the ids as distances to the one before, seven bits a byte.
-    pub(super) fn metadata(&self) -> String {
-        format!(
-            "1.{}.{}",
-            BASE64.encode(self.hash.0),
-            BASE64.encode(distances(&self.ids))
-        )
+    /// A mark of a batch whose rows need not be known: an operator vouches for them.
+    pub(super) fn accepted(batch: i64) -> Self {
+        Self {
+            batch,
+            hash: Hash::of([]),
+            ids: Vec::new(),
+        }
     }
 
-    /// The mark that was committed as `batch` and `metadata`; `None` when this is none of ours.
-    pub(super) fn read(batch: i64, metadata: &str) -> Option<Self> {
-        let mut parts = metadata.split('.');
-        let ("1", hash, ids, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else {
-            return None;
-        };
+    /// As a record has it: `1.<batch>.<hash>.<ids>`, the hash and the ids in base64, the ids as distances to the one before,
+    /// seven bits a byte.
+    pub(super) fn text(&self) -> String {
+        format!("1.{}.{}", self.batch, self.rows())
+    }
+
+    /// The mark that was written as [`Mark::text`]; `None` when this is none of ours.
+    pub(super) fn read(text: &[u8]) -> Option<Self> {
+        let (version, rest) = std::str::from_utf8(text).ok()?.split_once('.')?;
+        let (batch, rows) = rest.split_once('.')?;
+        let (hash, ids) = Self::read_rows(rows)?;
+        let batch = batch.parse().ok()?;
+        (version == "1").then_some(Self { batch, hash, ids })
+    }
+
+    /// As the metadata of an offset, which is the batch, has it: `1.<hash>.<ids>`.
+    pub(super) fn metadata(&self) -> String {
+        format!("1.{}", self.rows())
+    }
+
+    /// The mark that was committed as `batch` and `metadata`. Without metadata of ours, nothing is known of its rows: an operator
+    /// may have set the offset.
+    pub(super) fn of_offset(batch: i64, metadata: &str) -> Self {
+        let rows = metadata.strip_prefix("1.").and_then(Self::read_rows);
+        let accepted = Self::accepted(batch);
+        rows.map_or(accepted, |(hash, ids)| Self { batch, hash, ids })
+    }
+
+    fn rows(&self) -> String {
+        format!("{}.{}", BASE64.encode(self.hash.0), BASE64.encode(distances(&self.ids)))
+    }
+
+    fn read_rows(text: &str) -> Option<(Hash, Vec<i64>)> {
+        let (hash, ids) = text.split_once('.')?;
         let hash = BASE64.decode(hash).ok()?.try_into().ok()?;
-        let ids = ids_at(&BASE64.decode(ids).ok()?)?;
-        Some(Self {
-            batch,
-            hash: Hash(hash),
-            ids,
-        })
+        Some((Hash(hash), ids_at(&BASE64.decode(ids).ok()?)?))
     }
 }
 
@@ -84,20 +107,21 @@ pub(super) enum Comparison {
     Agreement,
     /// Kafka has one batch more, whose rows may still be in the outbox: the relay compares their messages.
     OneAhead(Mark),
-    /// They cannot both be right.
-    Disagreement,
+    /// The database has told batches, and Kafka has no mark.
+    NoMark,
+    /// The two contradict each other.
+    Disagreement(Mark),
 }
 
-/// Compares the database's batch number with the offset and metadata that Kafka has. Nothing at all on either side is a
-/// first start. Equal numbers need no metadata: an operator may have set the offset.
-pub(super) fn compare(database: i64, kafka: Option<(i64, &str)>) -> Comparison {
+/// Compares the database's batch number with the mark that Kafka has. Nothing at all on either side is a first start. Equal
+/// numbers need no rows; a mark that is ahead and names none explains nothing.
+pub(super) fn compare(database: i64, kafka: Option<Mark>) -> Comparison {
     match kafka {
         None if database == 0 => Comparison::Agreement,
-        Some((batch, _)) if batch == database => Comparison::Agreement,
-        Some((batch, metadata)) if batch == database + 1 => {
-            Mark::read(batch, metadata).map_or(Comparison::Disagreement, Comparison::OneAhead)
-        }
-        _ => Comparison::Disagreement,
+        None => Comparison::NoMark,
+        Some(mark) if mark.batch == database => Comparison::Agreement,
+        Some(mark) if mark.batch == database + 1 && !mark.ids.is_empty() => Comparison::OneAhead(mark),
+        Some(mark) => Comparison::Disagreement(mark),
     }
 }
 
@@ -153,33 +177,33 @@ mod tests {
     #[test]
     fn agreement_is_equal_numbers_or_nothing_on_both_sides() {
         assert_eq!(compare(0, None), Comparison::Agreement);
-        assert_eq!(compare(0, Some((0, ""))), Comparison::Agreement);
-        assert_eq!(compare(41, Some((41, &mark(41).metadata()))), Comparison::Agreement);
+        assert_eq!(compare(0, Some(Mark::accepted(0))), Comparison::Agreement);
+        assert_eq!(compare(41, Some(mark(41))), Comparison::Agreement);
+        assert_eq!(compare(41, Some(Mark::accepted(41))), Comparison::Agreement);
     }
 
     #[test]
     fn kafka_one_ahead_is_for_the_messages_to_decide() {
         for batch in [1, 42] {
-            let metadata = mark(batch).metadata();
-            assert_eq!(
-                compare(batch - 1, Some((batch, &metadata))),
-                Comparison::OneAhead(mark(batch))
-            );
+            assert_eq!(compare(batch - 1, Some(mark(batch))), Comparison::OneAhead(mark(batch)));
         }
     }
 
     #[test]
     fn anything_else_is_a_store_that_went_back_in_time() {
-        let metadata = mark(1).metadata();
-        for (database, kafka) in [(41, None), (41, Some(43)), (41, Some(40)), (0, Some(2)), (1, Some(0))] {
-            let kafka = kafka.map(|batch| (batch, metadata.as_str()));
-            assert_eq!(
-                compare(database, kafka),
-                Comparison::Disagreement,
-                "{database} {kafka:?}"
-            );
+        for (database, kafka) in [(41, mark(43)), (41, mark(40)), (0, mark(2)), (1, mark(0))] {
+            assert_eq!(compare(database, Some(kafka.clone())), Comparison::Disagreement(kafka));
         }
-        assert_eq!(compare(41, Some((42, ""))), Comparison::Disagreement);
+        let unexplained = Mark::accepted(42);
+        assert_eq!(
+            compare(41, Some(unexplained.clone())),
+            Comparison::Disagreement(unexplained)
+        );
+    }
+
+    #[test]
+    fn without_a_mark_nothing_is_known_of_what_was_told() {
+        assert_eq!(compare(41, None), Comparison::NoMark);
     }
 
     #[test]
@@ -191,19 +215,28 @@ mod tests {
     }
 
     #[test]
-    fn foreign_metadata_is_no_mark() {
-        for metadata in [
+    fn foreign_text_is_no_mark() {
+        for text in [
             "",
             "1",
-            "1..",
-            "2.AAAA.",
-            "1.AAAA.AAAA",
-            "1.AAAAAAAAAAAAAAAAAAAAAA.!",
-            "1.AAAAAAAAAAAAAAAAAAAAAA.gA",
+            "1.41..",
+            "2.41.AAAAAAAAAAAAAAAAAAAAAA.",
+            "1.x.AAAAAAAAAAAAAAAAAAAAAA.",
+            "1.41.AAAA.AAAA",
+            "1.41.AAAAAAAAAAAAAAAAAAAAAA.!",
+            "1.41.AAAAAAAAAAAAAAAAAAAAAA.gA",
+            "1.41.AAAAAAAAAAAAAAAAAAAAAA..",
         ] {
-            assert_eq!(Mark::read(1, metadata), None, "{metadata}");
+            assert_eq!(Mark::read(text.as_bytes()), None, "{text}");
         }
-        assert!(Mark::read(1, "1.AAAAAAAAAAAAAAAAAAAAAA.").is_some());
+        assert!(Mark::read(b"1.41.AAAAAAAAAAAAAAAAAAAAAA.").is_some());
+    }
+
+    #[test]
+    fn foreign_metadata_says_nothing_of_the_rows() {
+        for metadata in ["", "1", "2.AAAAAAAAAAAAAAAAAAAAAA.", "1.AAAA.AAAA"] {
+            assert_eq!(Mark::of_offset(41, metadata), Mark::accepted(41), "{metadata}");
+        }
     }
 
     #[test]
@@ -222,7 +255,8 @@ mod tests {
             let mark = Mark { batch: 3, hash: Hash::of([]), ids };
             let metadata = mark.metadata();
             prop_assert!(metadata.len() <= MAX_METADATA, "{}", metadata.len());
-            prop_assert_eq!(Mark::read(3, &metadata), Some(mark));
+            prop_assert_eq!(Mark::of_offset(3, &metadata), mark.clone());
+            prop_assert_eq!(Mark::read(mark.text().as_bytes()), Some(mark));
         }
     }
 }

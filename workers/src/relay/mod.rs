@@ -1,9 +1,9 @@
 //! The relay: outbox rows to Kafka, exactly once.
 //!
-//! It selects rows in order, produces them in one Kafka transaction, and commits with it a mark: a batch number, a hash over
-//! the messages, and the row ids, as offset and metadata of a consumer group of its own. Then one statement deletes the rows
-//! and notes the batch number. Whatever was cut short is resolved on the next start of a session, by comparing mark and
-//! number; when they cannot both be right, a store went back in time, and the relay stops rather than guess.
+//! It selects rows in order and produces them in one Kafka transaction, together with a mark: a batch number, a hash over the
+//! messages, and the row ids, as a record of a compacted topic. Then one statement deletes the rows and notes the batch number.
+//! Whatever was cut short is resolved on the next start of a session, by comparing mark and number; when they cannot both be
+//! right, a store went back in time, and the relay stops rather than guess.
 //!
 //! One relay works at a time: an advisory lock elects it. The transactional id keeps the outcomes safe even if two believe
 //! that they hold it: Kafka then fences the older.
@@ -15,34 +15,65 @@
 //! session the server ends after 20 s, lose the lock with it; the next session compares Kafka and the database anew. A
 //! relay that lived on through a restore would otherwise never look.
 
+pub mod acceptance;
 mod batch;
+mod mark;
+mod movement;
 mod refusal;
 mod session;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use holdfast_schemas::topics::RELAY_MARK;
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::mark::GROUP;
+use self::movement::Movement;
 use self::session::{Session, Step, Trouble};
-use crate::config;
+use crate::config::{self, Config};
 use crate::kafka;
+use crate::lifecycle::Readiness;
 use crate::metrics::Metrics;
 use crate::store::PgPool;
-use crate::store::outbox::{self, Leadership};
+use crate::store::outbox::{self, Backend, Candidate, Election, Leadership};
 
 /// The settings of the relay.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub kafka: config::Kafka,
     pub relay: config::Relay,
+    /// Longest time one statement may take; the server ends it then.
+    pub statement_timeout: Duration,
 }
 
-/// Runs until `shutdown`, then finishes the batch in hand. Waits for Kafka and Postgres for as long as they are away.
+impl Settings {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            kafka: config.kafka.clone(),
+            relay: config.relay.clone(),
+            statement_timeout: config.database.statement_timeout,
+        }
+    }
+
+    /// How long an answer of the database is waited for: the server answers within the statement's limit, or not at all.
+    fn patience(&self) -> Duration {
+        self.statement_timeout + MARGIN
+    }
+}
+
+/// What an answer of the database may need on its way, beyond the statement's own limit.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// The name under which `/readyz` speaks of the relay.
+pub const PART: &str = "relay";
+
+/// Runs until `shutdown`, then finishes the batch under way. Waits for Kafka and Postgres for as long as they are away.
 ///
 /// # Errors
 /// Only errors that an operator has to mend.
@@ -50,8 +81,10 @@ pub async fn run(
     settings: Settings,
     pool: PgPool,
     metrics: Arc<Metrics>,
+    readiness: Readiness,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let patience = settings.patience();
     let wake = Arc::new(Notify::new());
     let mut relay = Relay {
         limit: settings.relay.batch,
@@ -61,27 +94,49 @@ pub async fn run(
         wake: wake.clone(),
         shutdown,
         runtime: Handle::current(),
+        given_up: None,
     };
     tokio::select! {
         ended = kafka::on_thread("relay", move || relay.run()) => ended?,
-        never = outbox::listen(&pool, &wake) => match never {},
-        never = report(&pool, &metrics) => match never {},
+        never = outbox::listen(&pool, patience, &wake) => match never {},
+        never = report(&pool, patience, &metrics, &readiness) => match never {},
     }
 }
 
-/// Keeps the gauges of the outbox true, in every relay, whether it works or waits.
-async fn report(pool: &PgPool, metrics: &Metrics) -> Infallible {
+/// Keeps the gauges of the outbox and the relay's readiness true, in every relay, whether it works or waits. The relay is ready
+/// unless rows wait and none has moved for longer than a statement may take.
+async fn report(pool: &PgPool, patience: Duration, metrics: &Metrics, readiness: &Readiness) -> Infallible {
     let mut interval = tokio::time::interval(Duration::from_secs(5));
+    let mut movement = Movement::default();
+    let mut moves = true;
     loop {
         interval.tick().await;
-        match outbox::lag(pool).await {
-            Ok(lag) => {
-                metrics.outbox_rows.set(lag.rows);
-                metrics.outbox_refused.set(lag.refused);
-                metrics.outbox_oldest_seconds.set(lag.oldest_seconds);
+        let lag = match timeout(patience, outbox::lag(pool)).await {
+            Ok(Ok(lag)) => lag,
+            Ok(Err(error)) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the outbox was not counted");
+                continue;
             }
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "the outbox was not counted"),
+            Err(_elapsed) => {
+                tracing::warn!(?patience, "the outbox was not counted: the database does not answer");
+                continue;
+            }
+        };
+        metrics.outbox_rows.set(lag.rows);
+        metrics.outbox_refused.set(lag.refused);
+        metrics.outbox_oldest_seconds.set(lag.oldest_seconds);
+        let moved = movement.still_for(&lag, Instant::now()) <= patience;
+        match (moves, moved) {
+            (true, false) => tracing::error!(
+                rows = lag.movable,
+                batch = lag.batch,
+                "rows wait and none moves: this relay or the one that leads is stuck"
+            ),
+            (false, true) => tracing::info!(rows = lag.movable, batch = lag.batch, "rows move again"),
+            _ => {}
         }
+        moves = moved;
+        readiness.set(PART, moves);
     }
 }
 
@@ -102,6 +157,8 @@ struct Relay {
     runtime: Handle,
     /// Rows in the next batch; fewer while the relay searches for a row that Kafka refuses.
     limit: usize,
+    /// The server's side of a session that brought no answer.
+    given_up: Option<Backend>,
 }
 
 impl Relay {
@@ -115,17 +172,28 @@ impl Relay {
         Ok(())
     }
 
-    /// Waits while another relay leads, or the database is away. None on shutdown.
-    fn wait_for_leadership(&self) -> Option<Leadership> {
+    /// Waits while another relay leads, or the database is away, with one connection all the while. None on shutdown.
+    fn wait_for_leadership(&mut self) -> Option<Leadership> {
+        let mut waiting = None;
         while !self.shutdown.is_cancelled() {
-            match self.runtime.block_on(Leadership::take(&self.pool)) {
-                Ok(Some(leadership)) => return Some(leadership),
-                Ok(None) => {}
+            match self.stand(waiting.take()) {
+                Ok(Election::Won(leadership)) => return Some(leadership),
+                Ok(Election::Lost(candidate)) => waiting = Some(candidate),
                 Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the database"),
             }
             self.wait(LOOK);
         }
         None
+    }
+
+    fn stand(&mut self, candidate: Option<Candidate>) -> Result<Election, outbox::Error> {
+        let (runtime, patience) = (&self.runtime, self.settings.patience());
+        let candidate = match candidate {
+            Some(candidate) => candidate,
+            None => runtime.block_on(Candidate::connect(&self.pool, patience, self.given_up))?,
+        };
+        self.given_up = None;
+        runtime.block_on(candidate.stand())
     }
 
     /// Works until shutdown, or until the lock is lost.
@@ -146,6 +214,7 @@ impl Relay {
             }
             // Kafka fences a relay that waited too long in the same way as one that was replaced: the lock tells which it was.
             if !self.runtime.block_on(leadership.holds()) {
+                self.given_up = leadership.silent();
                 tracing::warn!("another relay may lead: waiting for the lock");
                 return Ok(());
             }
@@ -171,10 +240,7 @@ impl Relay {
             match session.step(self)? {
                 Step::Worked(rows) if rows < self.limit => self.wait(pace(rows)),
                 Step::Worked(_) => {}
-                Step::Idle => {
-                    session.renew_mark(self)?;
-                    self.wait_for_rows();
-                }
+                Step::Idle => self.wait_for_rows(),
             }
             *failures = 0;
         }
@@ -214,7 +280,13 @@ pub enum Error {
         "the database went back in time: its last batch is number {database}, Kafka's is {kafka}, and the rows between do \
          not agree. Nothing was sent or deleted. Follow docs/runbook.md#the-database-went-back-in-time"
     )]
-    BackInTime { database: i64, kafka: String },
+    BackInTime { database: i64, kafka: i64 },
+    #[error(
+        "Kafka has no mark of the relay, neither on the topic {RELAY_MARK} nor as an offset of the group {GROUP}, and the \
+         database's last batch is number {database}. Nothing was sent or deleted. Follow \
+         docs/runbook.md#kafka-has-no-mark-of-the-relay"
+    )]
+    NoMark { database: i64 },
     #[error("cannot make the relay's Kafka clients")]
     Client(#[source] KafkaError),
     #[error(transparent)]

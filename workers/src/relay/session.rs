@@ -3,33 +3,26 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_schemas::topics;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::batch::{Comparison, Hash, Mark, compare, fitting};
+use super::mark;
 use super::refusal::{Culprits, Refusal};
 use super::{Error, Relay};
 use crate::crash::{self, Point};
-use crate::kafka::{self, Deliveries, Drained, Producer};
+use crate::kafka::{self, Deliveries, Drained, Failure, Producer};
 use crate::store::outbox::{self, Leadership, Row};
 
 /// The transactional id that all relays share.
 const TRANSACTIONAL_ID: &str = "holdfast.relay";
-/// The group whose committed offset is the mark; it never has members.
-const GROUP: &str = "holdfast.relay";
-/// The mark's partition.
-const PARTITION: i32 = 0;
-/// How long Kafka may take to answer before the call is made again.
+/// Longest wait for an answer of Kafka before the call is repeated.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Longest time for which a retriable call is repeated, and for which records may stay unacknowledged. Kafka aborts a
 /// transaction after 10 s.
 const PATIENCE: Duration = Duration::from_secs(12);
-/// Kafka forgets the offsets of a group without members after 7 days.
-const RENEW: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Session<'a> {
     /// Every statement is sent on the lock's connection.
@@ -38,8 +31,6 @@ pub(super) struct Session<'a> {
     group: ConsumerGroupMetadata,
     /// Number of the last batch, the same in Kafka and in the database.
     batch: i64,
-    /// When this session last committed a mark.
-    marked_at: Option<Instant>,
 }
 
 /// The result of one step.
@@ -53,18 +44,45 @@ pub(super) enum Step {
 impl<'a> Session<'a> {
     /// Aborts the transaction that a predecessor left open, then settles its last batch.
     pub(super) fn open(relay: &Relay, leadership: &'a mut Leadership) -> Result<Self, Trouble> {
+        let (mut session, mark) = Self::begin_with(relay, leadership)?;
+        session.batch = settle(relay, session.leadership, session.batch, mark)?;
+        tracing::info!(batch = session.batch, "the relay's session is open");
+        Ok(session)
+    }
+
+    /// Ends whatever transaction a predecessor left open. The session, as far as the database is, and the mark that Kafka has.
+    pub(super) fn begin_with(relay: &Relay, leadership: &'a mut Leadership) -> Result<(Self, Option<Mark>), Trouble> {
         let producer = producer(relay)?;
         persist(relay, || producer.init_transactions(ANSWER)).map_err(doing("starting transactions"))?;
-        let (mark, group) = committed_mark(relay)?;
-        let batch = settle(relay, leadership, mark)?;
-        tracing::info!(batch, "the relay's session is open");
-        Ok(Self {
+        let mark::Committed { mark, group } = mark::committed(&relay.settings.kafka, PATIENCE)?;
+        let batch = leadership.ask(async |connection| outbox::batch(connection).await);
+        let batch = relay.runtime.block_on(batch)?;
+        let session = Self {
             leadership,
             producer,
             group,
             batch,
-            marked_at: None,
-        })
+        };
+        Ok((session, mark))
+    }
+
+    pub(super) fn leadership(&mut self) -> &mut Leadership {
+        self.leadership
+    }
+
+    /// The number of the last batch that the database knows.
+    pub(super) fn batch(&self) -> i64 {
+        self.batch
+    }
+
+    /// Has Kafka agree with the database.
+    pub(super) fn accept(&mut self, relay: &Relay) -> Result<(), Trouble> {
+        let mark = Mark::accepted(self.batch);
+        self.begin()?;
+        kafka::send(&self.producer, mark::record(&mark.text())).map_err(doing("producing a mark"))?;
+        not_refused(&self.acknowledged()?)?;
+        self.send_offset(relay, &mark)?;
+        self.commit(relay).map_err(doing("committing a mark"))
     }
 
     /// Brings the next rows to Kafka, then deletes them.
@@ -94,35 +112,26 @@ impl<'a> Session<'a> {
         Ok(Step::Worked(rows.len()))
     }
 
-    /// Commits the mark once more if this session has not for a day, so that Kafka does not forget it.
-    pub(super) fn renew_mark(&mut self, relay: &Relay) -> Result<(), Trouble> {
-        if self.marked_at.is_some_and(|marked| marked.elapsed() < RENEW) {
-            return Ok(());
-        }
-        let mark = Mark {
-            batch: self.batch,
-            hash: Hash::of([]),
-            ids: Vec::new(),
-        };
-        self.begin()?;
-        self.send_mark(relay, &mark)
-            .and_then(|()| self.commit(relay))
-            .map_err(doing("renewing the mark"))
-    }
-
     fn select(&mut self, relay: &Relay) -> Result<Vec<Row>, Trouble> {
         let limit = i64::try_from(relay.limit.max(1)).unwrap_or(i64::MAX);
-        let select = outbox::select(self.leadership.connection(), limit);
+        let select = self
+            .leadership
+            .ask(async |connection| outbox::select(connection, limit).await);
         let mut rows = relay.runtime.block_on(select)?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         rows.truncate(fitting(&ids));
         Ok(rows)
     }
 
-    /// One transaction: the rows' records and the mark. The refusal, if Kafka takes one of them never.
+    /// One transaction: the rows' records and the mark. The refusal, if Kafka takes one of the rows never.
     fn publish(&mut self, relay: &Relay, rows: &[Row]) -> Result<Option<Refusal>, Trouble> {
+        let mark = Mark {
+            batch: self.batch + 1,
+            hash: Hash::of(rows.iter().map(|row| row.message)),
+            ids: rows.iter().map(|row| row.id).collect(),
+        };
         self.begin()?;
-        if let Some(refusal) = self.produce(rows)? {
+        if let Some(refusal) = self.produce(rows, &mark.text())? {
             return Ok(Some(refusal));
         }
         if crash::again(Point::RelayProduced) {
@@ -130,19 +139,12 @@ impl<'a> Session<'a> {
             return self.publish(relay, rows);
         }
         crash::here(Point::RelayProduced);
-        let mark = Mark {
-            batch: self.batch + 1,
-            hash: Hash::of(rows.iter().map(|row| row.message)),
-            ids: rows.iter().map(|row| row.id).collect(),
-        };
-        let committed = self.send_mark(relay, &mark).and_then(|()| {
-            if crash::again(Point::RelayOffsetsSent) {
-                self.send_mark(relay, &mark)?;
-            }
-            crash::here(Point::RelayOffsetsSent);
-            self.commit(relay)
-        });
-        match committed {
+        self.send_offset(relay, &mark)?;
+        if crash::again(Point::RelayOffsetsSent) {
+            self.send_offset(relay, &mark)?;
+        }
+        crash::here(Point::RelayOffsetsSent);
+        match self.commit(relay) {
             Ok(()) => Ok(None),
             Err(error) => match Refusal::of_transaction(&error) {
                 Some(refusal) => Ok(Some(refusal)),
@@ -155,8 +157,8 @@ impl<'a> Session<'a> {
         self.producer.begin_transaction().map_err(doing("beginning a batch"))
     }
 
-    /// Sends the rows' records and waits until Kafka has them all.
-    fn produce(&self, rows: &[Row]) -> Result<Option<Refusal>, Trouble> {
+    /// Sends the records of the rows and of the mark, and waits until Kafka has them all.
+    fn produce(&self, rows: &[Row], mark: &str) -> Result<Option<Refusal>, Trouble> {
         for (place, row) in rows.iter().enumerate() {
             if let Err(error) = kafka::send(&self.producer, record(place, row)) {
                 return match Refusal::of_one(place, &error) {
@@ -165,44 +167,59 @@ impl<'a> Session<'a> {
                 };
             }
         }
-        let deliveries = self.producer.context();
-        let drained = deliveries.drain(PATIENCE);
-        let failures = deliveries.take_failed();
-        match (Refusal::among(&failures), failures.first(), drained) {
-            (Some(refusal), _, _) => Ok(Some(refusal)),
-            (None, Some(failure), _) => Err(doing("producing a batch")(KafkaError::MessageProduction(failure.code))),
-            (None, None, Drained::InFlight) => Err(Trouble::Unacknowledged),
-            (None, None, Drained::Settled) => Ok(None),
+        kafka::send(&self.producer, mark::record(mark)).map_err(doing("producing a mark"))?;
+        let (of_mark, of_rows): (Vec<Failure>, Vec<Failure>) = self
+            .acknowledged()?
+            .into_iter()
+            .partition(|failure| failure.record == mark::OPAQUE);
+        // A record that is refused takes the others of its transaction with it, the mark's among them.
+        match (Refusal::among(&of_rows), of_rows.first()) {
+            (Some(refusal), _) => Ok(Some(refusal)),
+            (None, Some(failure)) => Err(doing("producing a batch")(KafkaError::MessageProduction(failure.code))),
+            (None, None) => not_refused(&of_mark).map(|()| None),
         }
     }
 
-    fn send_mark(&self, relay: &Relay, mark: &Mark) -> KafkaResult<()> {
-        let mut offsets = TopicPartitionList::new();
-        let mut partition = offsets.add_partition(topics::RELAY_STATE, PARTITION);
-        partition.set_offset(Offset::Offset(mark.batch))?;
-        partition.set_metadata(mark.metadata());
-        persist(relay, || {
+    /// Waits until every record that was sent is delivered or failed; those that failed.
+    fn acknowledged(&self) -> Result<Vec<Failure>, Trouble> {
+        let deliveries = self.producer.context();
+        let drained = deliveries.drain(PATIENCE);
+        let failures = deliveries.take_failed();
+        match drained {
+            Drained::InFlight if failures.is_empty() => Err(Trouble::Unacknowledged),
+            _ => Ok(failures),
+        }
+    }
+
+    fn send_offset(&self, relay: &Relay, mark: &Mark) -> Result<(), Trouble> {
+        let offsets = mark::offsets(mark).map_err(doing("committing the mark's offset"))?;
+        let sent = persist(relay, || {
             self.producer.send_offsets_to_transaction(&offsets, &self.group, ANSWER)
+        });
+        sent.map_err(|error| match mark::Error::of_offset(error) {
+            Ok(refused) => refused.into(),
+            Err(error) => doing("committing the mark's offset")(error),
         })
     }
 
     fn commit(&mut self, relay: &Relay) -> KafkaResult<()> {
-        persist(relay, || self.producer.commit_transaction(ANSWER))?;
-        self.marked_at = Some(Instant::now());
-        Ok(())
+        persist(relay, || self.producer.commit_transaction(ANSWER))
     }
 
     fn delete(&mut self, relay: &Relay, rows: &[Row]) -> Result<(), Trouble> {
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let batch = self.batch + 1;
         let mut delete = || {
-            let delete = outbox::delete(self.leadership.connection(), &ids, self.batch + 1);
+            let delete = self
+                .leadership
+                .ask(async |connection| outbox::delete(connection, &ids, batch).await);
             relay.runtime.block_on(delete)
         };
         delete()?;
         if crash::again(Point::RelayDeleted) {
             delete()?;
         }
-        self.batch += 1;
+        self.batch = batch;
         Ok(())
     }
 
@@ -228,7 +245,9 @@ impl<'a> Session<'a> {
         } else {
             let ids: Vec<i64> = refused.iter().map(|row| row.id).collect();
             let reason = refusal.code.to_string();
-            let refuse = outbox::refuse(self.leadership.connection(), &ids, &reason);
+            let refuse = self
+                .leadership
+                .ask(async |connection| outbox::refuse(connection, &ids, &reason).await);
             relay.runtime.block_on(refuse)?;
             relay.limit = relay.settings.relay.batch;
         }
@@ -248,6 +267,17 @@ impl<'a> Session<'a> {
     }
 }
 
+/// What became of the mark's record.
+fn not_refused(failures: &[Failure]) -> Result<(), Trouble> {
+    let Some(failure) = failures.first() else {
+        return Ok(());
+    };
+    Err(match mark::Error::of_record(failure.code) {
+        Some(refused) => refused.into(),
+        None => doing("producing a mark")(KafkaError::MessageProduction(failure.code)),
+    })
+}
+
 fn record(place: usize, row: &Row) -> BaseRecord<'_, [u8], [u8], usize> {
     let headers = row.headers.iter().fold(OwnedHeaders::new(), |headers, (name, value)| {
         headers.insert(Header {
@@ -261,38 +291,16 @@ fn record(place: usize, row: &Row) -> BaseRecord<'_, [u8], [u8], usize> {
         .headers(headers)
 }
 
-/// The offset and metadata that Kafka has, and what it takes to commit others.
-fn committed_mark(relay: &Relay) -> Result<(Option<(i64, String)>, ConsumerGroupMetadata), Trouble> {
-    let mut config = kafka::client(&relay.settings.kafka);
-    config.set("group.id", GROUP).set("enable.auto.commit", "false");
-    let consumer: BaseConsumer = config.create().map_err(Error::Client)?;
-    let mut wanted = TopicPartitionList::new();
-    wanted.add_partition(topics::RELAY_STATE, PARTITION);
-    let committed = consumer
-        .committed_offsets(wanted, PATIENCE)
-        .map_err(doing("reading the mark"))?;
-    let mut mark = None;
-    for partition in committed.elements() {
-        partition.error().map_err(doing("reading the mark"))?;
-        if let Offset::Offset(batch) = partition.offset() {
-            mark = Some((batch, partition.metadata().to_owned()));
-        }
-    }
-    let group = consumer
-        .group_metadata()
-        .ok_or(KafkaError::Canceled)
-        .map_err(doing("reading the mark"))?;
-    Ok((mark, group))
-}
-
-/// Compares Kafka with the database and deletes what Kafka already has. The number of the last batch.
-fn settle(relay: &Relay, leadership: &mut Leadership, kafka: Option<(i64, String)>) -> Result<i64, Trouble> {
-    let database = relay.runtime.block_on(outbox::batch(leadership.connection()))?;
-    let marked = kafka.as_ref().map(|(batch, metadata)| (*batch, metadata.as_str()));
-    match compare(database, marked) {
+/// Compares Kafka with the number of the database's last batch and deletes what Kafka already has. The number of the last batch.
+fn settle(relay: &Relay, leadership: &mut Leadership, database: i64, mark: Option<Mark>) -> Result<i64, Trouble> {
+    let kafka = match compare(database, mark) {
         Comparison::Agreement => return Ok(database),
+        Comparison::NoMark => {
+            relay.metrics.relay_back_in_time.set(1);
+            return Err(Trouble::Stop(Error::NoMark { database }));
+        }
         Comparison::OneAhead(mark) => {
-            let messages = outbox::messages(leadership.connection(), &mark.ids);
+            let messages = leadership.ask(async |connection| outbox::messages(connection, &mark.ids).await);
             let messages = relay.runtime.block_on(messages)?;
             if messages.len() == mark.ids.len() && Hash::of(messages) == mark.hash {
                 tracing::info!(
@@ -300,15 +308,15 @@ fn settle(relay: &Relay, leadership: &mut Leadership, kafka: Option<(i64, String
                     rows = mark.ids.len(),
                     "deleting rows that Kafka has"
                 );
-                let delete = outbox::delete(leadership.connection(), &mark.ids, mark.batch);
+                let delete = leadership.ask(async |connection| outbox::delete(connection, &mark.ids, mark.batch).await);
                 relay.runtime.block_on(delete)?;
                 return Ok(mark.batch);
             }
+            mark.batch
         }
-        Comparison::Disagreement => {}
-    }
+        Comparison::Disagreement(mark) => mark.batch,
+    };
     relay.metrics.relay_back_in_time.set(1);
-    let kafka = kafka.map_or("none".to_owned(), |(batch, _)| batch.to_string());
     Err(Trouble::Stop(Error::BackInTime { database, kafka }))
 }
 
@@ -345,11 +353,13 @@ fn persist(relay: &Relay, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()>
 
 /// The errors that end a session. The next session mends all but [`Trouble::Stop`]: it compares first.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+pub enum Trouble {
     #[error("Kafka failed while {doing}")]
     Kafka { doing: &'static str, source: KafkaError },
     #[error("Kafka did not acknowledge records in time")]
     Unacknowledged,
+    #[error(transparent)]
+    Mark(#[from] mark::Error),
     #[error(transparent)]
     Outbox(#[from] outbox::Error),
     /// A proof asked for the repeat.

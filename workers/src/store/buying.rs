@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, OutcomeData, Price, Source,
-    TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id,
+    CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, List, OutcomeData, Price,
+    Source, TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id,
 };
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -21,7 +21,7 @@ use super::credits::{Changed, Loyalty};
 use super::ledger::{self, Kind};
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::mechanisms::two_phase::{Fate, TransactionId};
-use super::{Error, checkouts, mails, purchases, tickets, together};
+use super::{Error, checkouts, mails, on_session, purchases, tickets, together};
 use crate::domain::checkout::{self, Checkout, Failure, State, Terms, Wish};
 use crate::domain::ticket::Input;
 use crate::domain::{Ticket, User, ticket, user};
@@ -80,17 +80,10 @@ impl Buying {
         let Some(limit) = self.terms.show_limit else {
             return Ok(false);
         };
-        let mut main = self.main.acquire().await.map_err(Error::Read)?;
-        let current = read(&mut main, cart.iter().chain([ticket])).await?;
-        let Some(wanted) = current.rows.get(ticket.as_str()) else {
-            return Ok(false);
-        };
-        let held = cart.iter().filter(|other| *other != ticket);
-        let held = held.filter_map(|other| current.rows.get(other.as_str()));
-        let held = held.filter(|other| other.show == wanted.show).count() as i32;
-        let bought = purchases::of(&mut main, user, &[wanted.show.as_str()]).await?;
-        let bought: i32 = bought.into_iter().map(|(_, tickets)| tickets).sum();
-        Ok(held + bought + 1 > limit)
+        on_session(&self.main, Error::Read, async |main| {
+            exceeds(main, user, ticket, cart, limit).await
+        })
+        .await
     }
 
     /// True while a checkout buys the ticket of this hold. A hint, as the checkout may end at any time.
@@ -98,8 +91,10 @@ impl Buying {
     /// # Errors
     /// The database does not answer.
     pub async fn is_under_way(&self, hold: HoldId) -> Result<bool, Error> {
-        let mut main = self.main.acquire().await.map_err(Error::Read)?;
-        checkouts::under_way(&mut main, &[hold]).await
+        on_session(&self.main, Error::Read, async |main| {
+            checkouts::under_way(main, &[hold]).await
+        })
+        .await
     }
 
     /// Commits one event that is about a checkout. `cart`: the tickets in the user's cart.
@@ -307,8 +302,10 @@ impl Buying {
     /// # Errors
     /// The database does not answer.
     pub async fn advance(&self, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
-        let mut main = self.main.acquire().await.map_err(Error::Write)?;
-        checkouts::update(&mut main, from, to).await
+        on_session(&self.main, Error::Write, async |main| {
+            checkouts::update(main, from, to).await
+        })
+        .await
     }
 
     /// Sells the seats and spends the credits, all or nothing; if that cannot be done any more, sets the checkout to be undone.
@@ -645,7 +642,7 @@ impl Buying {
 }
 
 /// True if an open checkout can come from this cart, where the request names no tickets: its tickets have left the cart.
-fn fits_cart(checkout: &Checkout, asked: &Option<Vec<TicketId>>, cart: &[TicketId]) -> bool {
+fn fits_cart(checkout: &Checkout, asked: &Option<List<TicketId>>, cart: &[TicketId]) -> bool {
     let is_bought = |ticket: &TicketId| checkout.lines.iter().any(|line| line.ticket == *ticket);
     asked.is_some() || cart.iter().all(is_bought)
 }
@@ -887,6 +884,26 @@ fn price(checkout: &Checkout, amount: i64) -> Result<Price, Error> {
         key: checkout.id.to_string(),
         what: invalid.to_string(),
     })
+}
+
+/// Whether these tickets of one show are more than `limit` for the user, with what they have bought.
+async fn exceeds(
+    main: &mut PgConnection,
+    user: &UserId,
+    ticket: &TicketId,
+    cart: &[TicketId],
+    limit: i32,
+) -> Result<bool, Error> {
+    let current = read(main, cart.iter().chain([ticket])).await?;
+    let Some(wanted) = current.rows.get(ticket.as_str()) else {
+        return Ok(false);
+    };
+    let held = cart.iter().filter(|other| *other != ticket);
+    let held = held.filter_map(|other| current.rows.get(other.as_str()));
+    let held = held.filter(|other| other.show == wanted.show).count() as i32;
+    let bought = purchases::of(main, user, &[wanted.show.as_str()]).await?;
+    let bought: i32 = bought.into_iter().map(|(_, tickets)| tickets).sum();
+    Ok(held + bought + 1 > limit)
 }
 
 /// Runs an interactive transaction, anew as long as others change the same rows. Every step locks what it decides on, the checkout

@@ -62,7 +62,8 @@ macro_rules! read_changes {
             version,
             time,
         )
-        .fetch_all($pool)
+        .fetch_all($pool);
+        let rows = crate::store::session::in_time($pool, rows)
         .await
         .map_err(crate::store::Error::Read)?;
         rows.into_iter().map(|row| row.parse($log, $key)).collect()

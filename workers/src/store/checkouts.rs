@@ -8,6 +8,7 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
+use super::session::{InTime, on_session};
 use crate::domain::checkout::{Checkout, Failure, Line, State};
 
 /// The checkout with this id.
@@ -15,8 +16,8 @@ use crate::domain::checkout::{Checkout, Failure, Line, State};
 /// # Errors
 /// The database does not answer, or the row cannot be understood.
 pub async fn get(pool: &PgPool, checkout: &CheckoutId) -> Result<Option<Checkout>, Error> {
-    let mut connection = pool.acquire().await.map_err(Error::Read)?;
-    Ok(find(&mut connection, checkout).await?.map(|found| found.checkout))
+    let found = on_session(pool, Error::Read, async |connection| find(connection, checkout).await);
+    Ok(found.await?.map(|found| found.checkout))
 }
 
 /// A row as it was read.
@@ -299,6 +300,7 @@ pub async fn unfinished(
         live_users,
     )
     .fetch_all(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)?;
     Ok(rows.iter().filter_map(|id| CheckoutId::parse(id).ok()).collect())
@@ -337,6 +339,7 @@ pub async fn counts(pool: &PgPool) -> Result<Vec<Count>, Error> {
            where ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null) group by 1"#,
     )
     .fetch_all(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)
 }
@@ -348,6 +351,7 @@ pub async fn counts(pool: &PgPool) -> Result<Vec<Count>, Error> {
 pub async fn stuck(pool: &PgPool) -> Result<Vec<(String, String)>, Error> {
     let rows = sqlx::query!("select checkout, state from checkouts where stuck_at is not null order by stuck_at")
         .fetch_all(pool)
+        .in_time(pool)
         .await
         .map_err(Error::Read)?;
     Ok(rows.into_iter().map(|row| (row.checkout, row.state)).collect())
@@ -399,7 +403,12 @@ pub async fn disputes(pool: &PgPool, checkout: &CheckoutId) -> Result<Vec<Disput
         "select dispute, amount, status from disputes where checkout = $1 order by dispute",
         checkout.as_str(),
     );
-    let rows = rows.fetch_all(pool).await.map_err(Error::Read)?.into_iter();
+    let rows = rows
+        .fetch_all(pool)
+        .in_time(pool)
+        .await
+        .map_err(Error::Read)?
+        .into_iter();
     rows.map(|row| {
         Ok(Dispute {
             status: dispute_status(&row.dispute, &row.status)?,

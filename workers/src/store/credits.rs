@@ -10,13 +10,13 @@
 use std::time::Duration;
 
 use holdfast_schemas::{Credits, UserEvent, UserId, outcome_id};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::Error;
 use super::commit::{self, Answer, Rules, Unit, Work};
 use super::mechanisms;
 use super::mechanisms::two_phase::{self, Fate, TransactionId};
+use super::{Error, on_session};
 use crate::crash::{self, Point};
 use crate::domain::User;
 use crate::domain::user;
@@ -172,10 +172,13 @@ impl Loyalty {
 
     /// Decides an event that changes nothing in the loyalty database, or has changed it before.
     async fn decide(&self, rules: &dyn Rules<User>, unit: &Unit<User>) -> Result<Answer, Error> {
-        let mut main = self.main.begin().await.map_err(Error::Write)?;
-        let answers = commit::within(&mut main, rules, self.retention, std::slice::from_ref(unit)).await?;
-        main.commit().await.map_err(Error::Write)?;
-        Ok(first(answers))
+        let answers = on_session(&self.main, Error::Write, async |main| {
+            let mut main = main.begin().await.map_err(Error::Write)?;
+            let answers = commit::within(&mut main, rules, self.retention, std::slice::from_ref(unit)).await?;
+            main.commit().await.map_err(Error::Write)?;
+            Ok(answers)
+        });
+        Ok(first(answers.await?))
     }
 
     /// Ends prepared transactions older than `age` that other processes left behind; returns their number.

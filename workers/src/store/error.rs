@@ -1,7 +1,9 @@
 //! The errors of the database, and the meaning of each for the work that met it. A refusal by a rule is an outcome and never an
 //! error.
 
-use super::mechanisms;
+use std::sync::Arc;
+
+use super::{mechanisms, migrate};
 use crate::transience::{self, Fault};
 
 /// The errors of the database, by operation.
@@ -9,8 +11,15 @@ use crate::transience::{self, Fault};
 pub enum Error {
     #[error("the database URL cannot be read")]
     Url(#[source] sqlx::Error),
+    /// Waiting does not help: a setting, a grant or the database itself has to be changed.
+    #[error("the database at {address} cannot be used")]
+    Unfit {
+        address: String,
+        #[source]
+        source: sqlx::Error,
+    },
     #[error("the tables could not be brought up to date")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate(#[source] migrate::Error),
     #[error("the current rows could not be read")]
     Read(#[source] sqlx::Error),
     #[error("the batch could not be written")]
@@ -34,6 +43,9 @@ pub enum Error {
     /// The committer ended with the process.
     #[error("the committer has ended")]
     Ended,
+    /// An error that several units met together.
+    #[error(transparent)]
+    Shared(Arc<Error>),
     #[error("credits are to be given back to {user}, who has no account in the loyalty database: make one")]
     NoAccount { user: String },
     #[error("a checkout spends credits, but there is no loyalty database: set --loyalty-url (HOLDFAST_LOYALTY_URL)")]
@@ -49,6 +61,10 @@ pub enum Cause {
     Data,
     /// A constraint other than the idempotency key's was violated.
     Constraint,
+    /// A setting, a grant or a table has to be mended.
+    Setting,
+    /// No table of errors has it.
+    Unknown,
 }
 
 impl Cause {
@@ -58,6 +74,8 @@ impl Cause {
             Cause::Panic => "panic",
             Cause::Data => "data",
             Cause::Constraint => "constraint",
+            Cause::Setting => "setting",
+            Cause::Unknown => "unknown",
         }
     }
 }
@@ -69,14 +87,17 @@ impl Error {
             Error::Read(error) | Error::Write(error) if is_taken_id(error) => Fault::Rival,
             Error::Read(error) | Error::Write(error) => transience::sql(error),
             Error::Mechanism(error) => error.fault(),
+            Error::Shared(error) => error.fault(),
             Error::Row { .. } | Error::Panic => Fault::Content,
             Error::Moved => Fault::Rival,
             Error::Ended => Fault::Server,
-            Error::Url(_) | Error::Migrate(_) | Error::NoAccount { .. } | Error::NoLoyalty => Fault::Setting,
+            Error::Url(_) | Error::Unfit { .. } | Error::Migrate(_) | Error::NoAccount { .. } | Error::NoLoyalty => {
+                Fault::Setting
+            }
         }
     }
 
-    /// Why the work itself is at fault; none when it is not.
+    /// Why work that met it is given back undone; none when it only has to wait.
     pub fn cause(&self) -> Option<Cause> {
         match (self, self.fault()) {
             (Error::Panic, _) => Some(Cause::Panic),
@@ -84,7 +105,9 @@ impl Error {
                 Some(Cause::Constraint)
             }
             (_, Fault::Content) => Some(Cause::Data),
-            _ => None,
+            (_, Fault::Setting) => Some(Cause::Setting),
+            (_, Fault::Session | Fault::Destination | Fault::Unknown) => Some(Cause::Unknown),
+            (_, Fault::Server | Fault::Rival) => None,
         }
     }
 

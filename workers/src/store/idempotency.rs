@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::mechanisms::idempotency::Once;
+use super::session::InTime;
 
 /// An answer given before.
 #[derive(Clone)]
@@ -59,6 +60,7 @@ pub(super) async fn find<R: DeserializeOwned>(pool: &PgPool, request: &Whole<'_>
         id,
     )
     .fetch_optional(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)?;
     let Some(known) = known else { return Ok(None) };
@@ -114,35 +116,57 @@ struct Kept<R> {
     answer: R,
 }
 
-/// Rows that one sweep deletes at most.
-pub const SWEEP_ROWS: i64 = 10_000;
+/// Rows that one page of a sweep deletes at most.
+pub const PAGE_ROWS: i64 = 10_000;
 
-/// Deletes records of events older than `retention`, except those written since `unfinished_since`, the start of the oldest
-/// invocation that may still ask again. Sweepers of several processes leave each other alone by an advisory lock. Answers
-/// how many were deleted: [`SWEEP_ROWS`] means that there may be more.
-pub async fn sweep(pool: &PgPool, retention: Duration, unfinished_since: Option<OffsetDateTime>) -> Result<u64, Error> {
-    let mut transaction = pool.begin().await.map_err(Error::Write)?;
-    let alone = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock(hashtext('holdfast.sweep')) as "alone!""#)
+/// A walk over the records, oldest first, that deletes those no repeat can ask for any more.
+///
+/// A record ages from the later of `aged_from` and `written_at`: as long as a repeat can look young, it meets its record. The
+/// walk goes by the index on just that, from where the page before ended: what was deleted leaves its entries in the index until
+/// the table is vacuumed, and each page would walk over those of all before it.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// The age of the record that was deleted last.
+    reached: Option<OffsetDateTime>,
+}
+
+impl Sweep {
+    /// Deletes the next records that are older than `retention` and than `unfinished_since`, the start of the oldest invocation
+    /// that may still ask again. Sweepers of several processes leave each other alone by an advisory lock. Answers how many were
+    /// deleted: [`PAGE_ROWS`] means that there may be more.
+    ///
+    /// # Errors
+    /// The database does not answer; nothing was deleted, or the answer was lost.
+    pub async fn page(
+        &mut self,
+        pool: &PgPool,
+        retention: Duration,
+        unfinished_since: Option<OffsetDateTime>,
+    ) -> Result<u64, Error> {
+        let mut transaction = pool.begin().await.map_err(Error::Write)?;
+        // By the index or not at all: a bitmap would be made of all that is due, for each page anew.
+        let alone = sqlx::query_scalar!(
+            r#"select pg_try_advisory_xact_lock(hashtext('holdfast.sweep')) as "alone!"
+               from set_config('enable_bitmapscan', 'off', true) b, set_config('enable_seqscan', 'off', true) s"#
+        )
         .fetch_one(&mut *transaction)
         .await
         .map_err(Error::Write)?;
-    if !alone {
-        return Ok(0);
+        if !alone {
+            return Ok(0);
+        }
+        let page = sqlx::query_file!(
+            "src/store/idempotency/sweep.sql",
+            self.reached,
+            retention.as_secs_f64(),
+            unfinished_since,
+            PAGE_ROWS,
+        )
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(Error::Write)?;
+        transaction.commit().await.map_err(Error::Write)?;
+        self.reached = page.reached.or(self.reached);
+        Ok(page.deleted.unsigned_abs())
     }
-    let swept = sqlx::query!(
-        "delete from idempotency_records where ctid = any(array(
-             select ctid from idempotency_records
-             where aged_from < clock_timestamp() - make_interval(secs => $1)
-               and ($2::timestamptz is null or written_at < $2)
-             limit $3
-         ))",
-        retention.as_secs_f64(),
-        unfinished_since,
-        SWEEP_ROWS,
-    )
-    .execute(&mut *transaction)
-    .await
-    .map_err(Error::Write)?;
-    transaction.commit().await.map_err(Error::Write)?;
-    Ok(swept.rows_affected())
 }

@@ -7,6 +7,7 @@ use holdfast_schemas::{CheckoutId, Price, UserId};
 use sqlx::{PgConnection, PgPool};
 
 use super::commit::Stored;
+use super::session::{InTime, on_session};
 use super::{Error, checkouts};
 use crate::domain::User;
 use crate::domain::checkout::Checkout;
@@ -114,7 +115,7 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Resul
     let rows = sqlx::query!(
         "update mails m set attempts = m.attempts + 1, next_at = clock_timestamp() + make_interval(secs => $2)
          from (
-             select checkout, place from mails where state = 'waiting' and next_at <= clock_timestamp()
+             select checkout, place from mails where state = 'waiting' and next_at <= statement_timestamp()
              order by next_at limit $1 for update skip locked
          ) due
          where m.checkout = due.checkout and m.place = due.place
@@ -123,6 +124,7 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Resul
         lease.as_secs_f64(),
     )
     .fetch_all(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Write)?;
     let taken = rows.into_iter().map(|row| {
@@ -152,8 +154,8 @@ pub async fn contents(pool: &PgPool, mail: &LeasedMail) -> Result<Option<Content
     let Some(checkout) = checkouts::get(pool, &mail.checkout).await? else {
         return Ok(None);
     };
-    let mut connection = pool.acquire().await.map_err(Error::Read)?;
-    let mut users = User::read(&mut connection, &[mail.user.as_str()]).await?;
+    let key = [mail.user.as_str()];
+    let mut users = on_session(pool, Error::Read, async |connection| User::read(connection, &key).await).await?;
     let user = users.rows.remove(mail.user.as_str());
     Ok(user.map(|user| Contents { checkout, user }))
 }
@@ -172,6 +174,7 @@ pub async fn sent(pool: &PgPool, mail: &LeasedMail, code: u16) -> Result<bool, E
         number(code),
     )
     .execute(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Write)?;
     Ok(updated.rows_affected() == 1)
@@ -191,6 +194,7 @@ pub async fn refused(pool: &PgPool, mail: &LeasedMail, code: Option<u16>) -> Res
         code.map(number),
     )
     .execute(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Write)?;
     Ok(updated.rows_affected() == 1)
@@ -211,6 +215,7 @@ pub async fn put_back(pool: &PgPool, mail: &LeasedMail, code: Option<u16>, pause
         pause.as_secs_f64(),
     )
     .execute(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Write)?;
     Ok(updated.rows_affected() == 1)
@@ -228,6 +233,7 @@ pub async fn waiting(pool: &PgPool) -> Result<Waiting, Error> {
            from mails where state = 'waiting'"#,
     )
     .fetch_one(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)
 }

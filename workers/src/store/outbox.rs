@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 /// One record that waits for Kafka.
@@ -60,6 +61,42 @@ pub async fn messages(db: impl PgExecutor<'_>, ids: &[i64]) -> Result<Vec<Uuid>,
         .map_err(Error::Select)
 }
 
+/// A row as an operator knows it.
+#[derive(Debug, Clone)]
+pub struct WaitingRow {
+    pub id: i64,
+    pub topic: String,
+    pub key: String,
+    pub message: Uuid,
+    pub written_at: OffsetDateTime,
+}
+
+/// Every row, refused ones too, in the order of their ids.
+///
+/// # Errors
+/// [`Error::Select`]
+pub async fn waiting(db: impl PgExecutor<'_>) -> Result<Vec<WaitingRow>, Error> {
+    sqlx::query_as!(
+        WaitingRow,
+        "select id, topic, key, message, written_at from outbox order by id"
+    )
+    .fetch_all(db)
+    .await
+    .map_err(Error::Select)
+}
+
+/// Deletes rows whose records Kafka has, as an operator has found. How many there were.
+///
+/// # Errors
+/// [`Error::Delete`]
+pub async fn drop_told(db: impl PgExecutor<'_>, ids: &[i64]) -> Result<u64, Error> {
+    sqlx::query!("delete from outbox where id = any($1)", ids)
+        .execute(db)
+        .await
+        .map(|done| done.rows_affected())
+        .map_err(Error::Delete)
+}
+
 /// The number of the last batch whose rows were deleted; 0 before the first.
 ///
 /// # Errors
@@ -108,13 +145,17 @@ pub async fn refuse(db: impl PgExecutor<'_>, ids: &[i64], reason: &str) -> Resul
     .map_err(Error::Refuse)
 }
 
-/// The backlog of the outbox.
+/// How much waits, and how far the relay is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Lag {
     pub rows: i64,
     pub refused: i64,
+    /// Rows that no refused row holds back: they only wait for the relay.
+    pub movable: i64,
     /// Age of the oldest row, in seconds by the database's clock; 0 when none waits.
     pub oldest_seconds: f64,
+    /// The number of the last batch whose rows were deleted.
+    pub batch: i64,
 }
 
 /// Measures the backlog.
@@ -124,11 +165,17 @@ pub struct Lag {
 pub async fn lag(db: impl PgExecutor<'_>) -> Result<Lag, Error> {
     sqlx::query_as!(
         Lag,
-        r#"select
+        r#"with held as materialized (
+            select topic, key, min(id) as id from outbox where refused is not null group by topic, key
+        )
+        select
             count(*) as "rows!",
-            count(refused) as "refused!",
-            coalesce(extract(epoch from clock_timestamp() - min(written_at)), 0)::float8 as "oldest_seconds!"
-        from outbox"#
+            count(row.refused) as "refused!",
+            count(*) filter (where held.id is null or row.id < held.id) as "movable!",
+            coalesce(extract(epoch from clock_timestamp() - min(row.written_at)), 0)::float8 as "oldest_seconds!",
+            (select batch from relay_state) as "batch!"
+        from outbox row
+        left join held on held.topic = row.topic and held.key = row.key"#
     )
     .fetch_one(db)
     .await
@@ -177,21 +224,40 @@ pub enum Settled {
     NotRefused,
 }
 
-/// Lets the relay try a refused row again.
+/// Which refused rows an operator means; whatever is not given does not matter.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Choice<'a> {
+    pub id: Option<i64>,
+    pub topic: Option<&'a str>,
+    /// A part of the reason, in upper or lower case.
+    pub reason: Option<&'a str>,
+}
+
+/// Lets the relay try the chosen refused rows again. Their ids, ascending.
 ///
 /// # Errors
 /// [`Error::Settle`]
-pub async fn retry(db: impl PgExecutor<'_>, id: i64) -> Result<Settled, Error> {
-    let settled = sqlx::query!(
-        "with freed as (update outbox set refused = null where id = $1 and refused is not null returning id)
-        select pg_notify('outbox', '') from freed",
-        id
+pub async fn retry(db: impl PgExecutor<'_>, choice: Choice<'_>) -> Result<Vec<i64>, Error> {
+    let freed = sqlx::query!(
+        r#"with freed as (
+            update outbox set refused = null
+            where refused is not null
+                and ($1::bigint is null or id = $1)
+                and ($2::text is null or topic = $2)
+                and ($3::text is null or position(lower($3) in lower(refused)) > 0)
+            returning id
+        )
+        select id, pg_notify('outbox', '') from freed"#,
+        choice.id,
+        choice.topic,
+        choice.reason,
     )
-    .fetch_optional(db)
-    .await;
-    settled
-        .map(|row| row.map_or(Settled::NotRefused, |_| Settled::Done))
-        .map_err(Error::Settle)
+    .fetch_all(db)
+    .await
+    .map_err(Error::Settle)?;
+    let mut ids: Vec<i64> = freed.into_iter().map(|row| row.id).collect();
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 /// Deletes a refused row for good: its record is never sent, and the later rows of its key go on.
@@ -211,74 +277,227 @@ pub async fn discard(db: impl PgExecutor<'_>, id: i64) -> Result<Settled, Error>
         .map_err(Error::Settle)
 }
 
-/// The leadership among the relays of this database: an advisory lock, which ends with its connection. The relay uses this
-/// connection alone, so that without the lock it can neither read nor delete a row, and after a restart or a restore of the
-/// database it compares batch numbers again before it sends anything.
-pub struct Leadership(PgConnection);
-
-/// A relay that sends no statement for so long, being frozen or cut off, loses the lock to another one: longer than it waits
-/// for any answer of Kafka, and than its pause when it is idle.
+/// A relay that asks nothing for so long, being frozen or cut off, loses the lock to another one: longer than it waits for
+/// any answer of Kafka, and than the pause of one that is idle.
 const LEASE: &str = "set idle_session_timeout = '20s'";
 
 /// Key of the advisory lock: a number that nothing else in this database locks.
 const LEADERSHIP: i64 = i64::from_be_bytes(*b"hf.relay");
 
-impl Leadership {
+/// A session that asks for the relay's lock, and keeps its connection while another relay has it.
+pub struct Candidate(Session);
+
+/// What a candidate was answered.
+pub enum Election {
+    Won(Leadership),
+    /// Another relay holds the lock.
+    Lost(Candidate),
+}
+
+impl Candidate {
+    /// Opens the session. No answer of the database is waited for longer than `limit`. `former` is a session that was given up
+    /// because nothing came of it: the server may not have noticed, so it is ended, and its lock with it.
+    ///
+    /// # Errors
+    /// [`Error::Lead`], [`Error::Silent`]
+    pub async fn connect(pool: &PgPool, limit: Duration, former: Option<Backend>) -> Result<Self, Error> {
+        let options = pool.connect_options();
+        let (connection, backend) = within(limit, async {
+            let mut connection = PgConnection::connect_with(&options).await?;
+            let backend = begin(&mut connection).await?;
+            if let Some(former) = former {
+                end(&mut connection, former).await?;
+            }
+            Ok::<_, sqlx::Error>((connection, backend))
+        })
+        .await?
+        .map_err(Error::Lead)?;
+        Ok(Self(Session {
+            connection,
+            backend,
+            limit,
+            is_silent: false,
+        }))
+    }
+
     /// Takes the lock, unless another relay holds it.
     ///
     /// # Errors
-    /// [`Error::Lead`]
-    pub async fn take(pool: &PgPool) -> Result<Option<Self>, Error> {
-        let mut connection = pool.acquire().await.map_err(Error::Lead)?.detach();
-        let taken = sqlx::query_scalar!(r#"select pg_try_advisory_lock($1) as "taken!""#, LEADERSHIP)
-            .fetch_one(&mut connection)
-            .await
-            .map_err(Error::Lead)?;
-        sqlx::raw_sql(LEASE)
-            .execute(&mut connection)
-            .await
-            .map_err(Error::Lead)?;
-        Ok(taken.then_some(Self(connection)))
+    /// [`Error::Lead`], [`Error::Silent`]
+    pub async fn stand(mut self) -> Result<Election, Error> {
+        let taken = self.0.ask(async |connection| {
+            sqlx::query_scalar!(r#"select pg_try_advisory_lock($1) as "taken!""#, LEADERSHIP)
+                .fetch_one(connection)
+                .await
+                .map_err(Error::Lead)
+        });
+        Ok(match taken.await? {
+            true => Election::Won(Leadership(self.0)),
+            false => Election::Lost(self),
+        })
     }
+}
 
-    /// The connection that holds the lock.
-    pub fn connection(&mut self) -> &mut PgConnection {
-        &mut self.0
+/// The right to be the one relay of this database: an advisory lock, which ends with its connection. The relay works on this
+/// connection alone, so that without the lock it can neither read nor delete a row, and after a restart or a restore of the
+/// database it compares again before it sends anything.
+pub struct Leadership(Session);
+
+impl Leadership {
+    /// Asks the database something on the lock's connection. When no answer comes within the limit, the connection is never used
+    /// again: a host or a firewall on the way may be gone, and nobody would be told.
+    ///
+    /// # Errors
+    /// [`Error::Silent`], and what `question` returns.
+    pub async fn ask<T>(
+        &mut self,
+        question: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.0.ask(question).await
     }
 
     /// True while the lock's connection lives, and with it the lock; asks the database.
     pub async fn holds(&mut self) -> bool {
-        self.0.ping().await.is_ok()
+        let ping = self.ask(async |connection| connection.ping().await.map_err(Error::Lead));
+        ping.await.is_ok()
+    }
+
+    /// Lets the session pause and its statements take as long as an operator's command needs.
+    ///
+    /// # Errors
+    /// [`Error::Lead`], [`Error::Silent`]
+    pub async fn take_time(&mut self) -> Result<(), Error> {
+        self.ask(async |connection| {
+            sqlx::raw_sql("set idle_session_timeout = 0; set statement_timeout = 0")
+                .execute(connection)
+                .await
+                .map(drop)
+                .map_err(Error::Lead)
+        })
+        .await
+    }
+
+    /// The server's side of a connection that brought no answer.
+    pub fn silent(&self) -> Option<Backend> {
+        self.0.is_silent.then_some(self.0.backend)
     }
 
     /// Releases the lock, so that another relay need not wait for a timeout.
     ///
     /// # Errors
-    /// [`Error::Lead`]
+    /// [`Error::Lead`], [`Error::Silent`]
     pub async fn leave(self) -> Result<(), Error> {
-        self.0.close().await.map_err(Error::Lead)
+        within(self.0.limit, self.0.connection.close())
+            .await?
+            .map_err(Error::Lead)
     }
 }
 
-/// Notifies `wake` whenever rows were written, for ever; not while the database is away.
-pub async fn listen(pool: &PgPool, wake: &Notify) -> Infallible {
+struct Session {
+    connection: PgConnection,
+    backend: Backend,
+    limit: Duration,
+    /// An answer is missing: whatever comes next on the connection would be taken for another one.
+    is_silent: bool,
+}
+
+/// The server's side of a session: a process id may return, a process id and its start do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    pid: i32,
+    started_at: OffsetDateTime,
+}
+
+impl Session {
+    async fn ask<T>(&mut self, question: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>) -> Result<T, Error> {
+        if self.is_silent {
+            return Err(Error::Silent(self.limit));
+        }
+        // Also when the caller gives up in between.
+        self.is_silent = true;
+        let answer = within(self.limit, question(&mut self.connection)).await?;
+        self.is_silent = false;
+        answer
+    }
+}
+
+async fn begin(connection: &mut PgConnection) -> Result<Backend, sqlx::Error> {
+    sqlx::raw_sql(LEASE).execute(&mut *connection).await?;
+    sqlx::query_as!(
+        Backend,
+        r#"select pid as "pid!", backend_start as "started_at!" from pg_stat_activity where pid = pg_backend_pid()"#
+    )
+    .fetch_one(connection)
+    .await
+}
+
+async fn end(connection: &mut PgConnection, former: Backend) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2",
+        former.pid,
+        former.started_at,
+    )
+    .fetch_all(connection)
+    .await
+    .map(drop)
+}
+
+/// Waits no longer than `limit`.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Error> {
+    timeout(limit, work).await.map_err(|_elapsed| Error::Silent(limit))
+}
+
+/// How long a listener may hear nothing before it asks whether it still would.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Wakes `wake` whenever rows were written, for ever; while the database is away, nobody is woken. No answer of the database is
+/// waited for longer than `limit`.
+pub async fn listen(pool: &PgPool, limit: Duration, wake: &Notify) -> Infallible {
     const RETRY: Duration = Duration::from_secs(1);
     loop {
-        if let Err(error) = listen_once(pool, wake).await {
-            tracing::debug!(%error, "cannot listen for outbox rows; asking every second instead");
+        if let Err(error) = listen_once(pool, limit, wake).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot listen for outbox rows; asking every second instead"
+            );
         }
+        // What was written meanwhile went unheard.
+        wake.notify_one();
         tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn listen_once(pool: &PgPool, wake: &Notify) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen("outbox").await?;
+/// Listens until the connection is lost.
+async fn listen_once(pool: &PgPool, limit: Duration, wake: &Notify) -> Result<(), Error> {
+    // A listener cleans up its connection when it is dropped, which takes for ever if that has died: it must not be one of `pool`.
+    let own = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(limit)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .connect_lazy_with((*pool.connect_options()).clone());
+    let mut listener = within(limit, async {
+        let mut listener = PgListener::connect_with(&own).await?;
+        listener.eager_reconnect(false);
+        listener.listen("outbox").await?;
+        Ok::<_, sqlx::Error>(listener)
+    })
+    .await?
+    .map_err(Error::Listen)?;
     loop {
-        // A lost connection may have lost notifications too: it wakes as well.
-        listener.try_recv().await?;
-        while listener.next_buffered().is_some() {}
-        wake.notify_one();
+        match timeout(QUIET, listener.try_recv()).await {
+            Ok(heard) => {
+                if heard.map_err(Error::Listen)?.is_none() {
+                    return Ok(());
+                }
+                while listener.next_buffered().is_some() {}
+                wake.notify_one();
+            }
+            Err(_quiet) => {
+                let ping = sqlx::query_scalar!("select 1").fetch_one(&mut listener);
+                within(limit, ping).await?.map_err(Error::Listen)?;
+            }
+        }
     }
 }
 
@@ -297,4 +516,10 @@ pub enum Error {
     Settle(#[source] sqlx::Error),
     #[error("cannot take or give back the relay's lock")]
     Lead(#[source] sqlx::Error),
+    #[error("cannot compare the change logs and the outbox with what was told")]
+    Told(#[source] sqlx::Error),
+    #[error("cannot listen for outbox rows")]
+    Listen(#[source] sqlx::Error),
+    #[error("the database has not answered within {0:?}: the connection is given up")]
+    Silent(Duration),
 }

@@ -4,6 +4,7 @@ use futures::{Stream, TryStreamExt};
 use sqlx::PgPool;
 
 use super::Error;
+use super::session::InTime;
 
 /// The ways to settle a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub async fn find(pool: &PgPool, place: &RecordPosition) -> Result<Option<String
         place.offset
     )
     .fetch_optional(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)
 }
@@ -77,6 +79,7 @@ pub async fn note(pool: &PgPool, place: &RecordPosition, settlement: Settlement)
         settlement.as_str()
     )
     .execute(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Write)?;
     match written.rows_affected() {

@@ -14,6 +14,7 @@ use super::mechanisms::insert::{self, Insert};
 use super::mechanisms::log::{self, Item, Until};
 use super::mechanisms::update::Update;
 use super::mechanisms::{Column, Error, Table, Values, read};
+use super::session::{patience, within};
 
 /// A row.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -137,7 +138,8 @@ impl Access {
             if self.changes.ask((first.key(), change)).await? == Update::Updated {
                 return Ok(());
             }
-            if insert::once(&self.pool, &first).await? == Insert::Inserted {
+            let inserted = within(patience(&self.pool), failed, insert::once(&self.pool, &first));
+            if inserted.await? == Insert::Inserted {
                 return Ok(());
             }
         }
@@ -151,10 +153,13 @@ impl Access {
         from: Option<&Description>,
         to: &Description,
     ) -> Result<Described, Error> {
-        match from {
-            Some(from) => self.describe_seen(&Attributes::none(ticket).described(from), to).await,
-            None => self.describe_anyway(ticket, to).await,
-        }
+        let described = async {
+            match from {
+                Some(from) => self.describe_seen(&Attributes::none(ticket).described(from), to).await,
+                None => self.describe_anyway(ticket, to).await,
+            }
+        };
+        within(patience(&self.pool), failed, described).await
     }
 
     async fn describe_seen(&self, seen: &Attributes, to: &Description) -> Result<Described, Error> {
@@ -191,11 +196,14 @@ impl Access {
     }
 
     async fn acquire(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Error> {
-        let failed = |source| Error::Statement {
-            table: Attributes::TABLE,
-            source,
-        };
         self.pool.acquire().await.map_err(failed)
+    }
+}
+
+fn failed(source: sqlx::Error) -> Error {
+    Error::Statement {
+        table: Attributes::TABLE,
+        source,
     }
 }
 

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
-use super::commit::{Current, KeyedRow, Stored, WriteSet, write_rows};
+use super::commit::{Current, KeyedRow, Stored, WriteSet};
+use super::session::InTime;
 use crate::domain::checkout::Line;
 use crate::domain::{Hold, Sale, State, Ticket};
 
@@ -75,6 +76,7 @@ pub async fn due(
         limit,
     )
     .fetch_all(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Read)?;
     let now = rows.first().map_or(OffsetDateTime::UNIX_EPOCH, |row| row.now);
@@ -153,17 +155,47 @@ impl Stored for Ticket {
         columns: &'c Columns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>> {
         Box::pin(async move {
-            write_rows!(
-                connection, writes,
-                table "tickets", key "ticket", log "ticket_change_log",
-                columns "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout",
-                parameters "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],
-            $35::timestamptz[], $36::text[]",
-                sets "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,
-            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout",
-                &columns.show, &columns.seat, &columns.price_amount, &columns.price_currency, &columns.status, &columns.hold,
-                &columns.holder, &columns.held_until, &columns.checkout
-            )
+            let written = sqlx::query_file!(
+                "src/store/tickets/write.sql",
+                &writes.unit.ordinal,
+                &writes.unit.key as _,
+                &writes.unit.read_version as _,
+                &writes.unit.version as _,
+                &writes.unit.decided_at,
+                &writes.unit.records,
+                &writes.unit.changes,
+                &writes.unit.messages,
+                &writes.record.ordinal,
+                &writes.record.source as _,
+                &writes.record.id as _,
+                &writes.record.topic as _,
+                &writes.record.hash as _,
+                &writes.record.reply,
+                &writes.record.aged_from,
+                &writes.change.ordinal,
+                &writes.change.version,
+                &writes.change.outcome,
+                &writes.change.outcome_type as _,
+                &writes.change.data as _,
+                &writes.change.source as _,
+                &writes.change.id as _,
+                &writes.message.ordinal,
+                &writes.message.topic as _,
+                &writes.message.id,
+                &writes.message.headers as _,
+                &writes.message.value as _,
+                &columns.show as _,
+                &columns.seat as _,
+                &columns.price_amount as _,
+                &columns.price_currency as _,
+                &columns.status as _,
+                &columns.hold as _,
+                &columns.holder as _,
+                &columns.held_until as _,
+                &columns.checkout as _,
+            );
+            let written = written.fetch_one(connection).await.map_err(Error::Write)?;
+            Ok(written.passed)
         })
     }
 

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::change_log::{Change, Until, read_changes};
-use super::commit::{Current, KeyedRow, Stored, WriteSet, write_rows};
+use super::commit::{Current, KeyedRow, Stored, WriteSet};
 use crate::domain::User;
 
 /// A row of the table, if there is one, beside the clock and the generation.
@@ -63,14 +63,41 @@ impl Stored for User {
         columns: &'c Columns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>> {
         Box::pin(async move {
-            write_rows!(
-                connection, writes,
-                table "users", key "user_id", log "user_change_log",
-                columns "email, name, language",
-                parameters "$28::text[], $29::text[], $30::text[]",
-                sets "email = u.email, name = u.name, language = u.language",
-                &columns.email, &columns.name, &columns.language
-            )
+            let written = sqlx::query_file!(
+                "src/store/users/write.sql",
+                &writes.unit.ordinal,
+                &writes.unit.key as _,
+                &writes.unit.read_version as _,
+                &writes.unit.version as _,
+                &writes.unit.decided_at,
+                &writes.unit.records,
+                &writes.unit.changes,
+                &writes.unit.messages,
+                &writes.record.ordinal,
+                &writes.record.source as _,
+                &writes.record.id as _,
+                &writes.record.topic as _,
+                &writes.record.hash as _,
+                &writes.record.reply,
+                &writes.record.aged_from,
+                &writes.change.ordinal,
+                &writes.change.version,
+                &writes.change.outcome,
+                &writes.change.outcome_type as _,
+                &writes.change.data as _,
+                &writes.change.source as _,
+                &writes.change.id as _,
+                &writes.message.ordinal,
+                &writes.message.topic as _,
+                &writes.message.id,
+                &writes.message.headers as _,
+                &writes.message.value as _,
+                &columns.email as _,
+                &columns.name as _,
+                &columns.language as _,
+            );
+            let written = written.fetch_one(connection).await.map_err(Error::Write)?;
+            Ok(written.passed)
         })
     }
 

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use holdfast_schemas::{EventData, Key as _, Outcome, OutcomeData, OutcomeId, outcome_id};
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::history::{History, OutcomeOf};
-use super::records::TopicPartition;
+use super::identity::{Cause, Digest, Fingerprint, TopicPartition, millis};
 use super::report::{Promise, Report};
+use super::retention::Removed;
 
 #[derive(Default)]
 pub(super) struct ChangeHistory<H: History> {
@@ -36,14 +36,7 @@ pub(super) struct ChangeHistory<H: History> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key(u32);
 
-/// An event, by a digest of its source and id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Cause(Uuid);
-
-/// The first bytes of a request hash: enough to tell two contents of one id apart.
-pub(super) type Digest = [u8; 16];
-
-/// What became of one event.
+/// The effect of one event.
 #[derive(Debug)]
 pub(super) struct Effect {
     pub(super) key: Key,
@@ -85,6 +78,9 @@ struct Timeline {
 struct Row {
     version: i64,
     outcome: OutcomeId,
+    /// None when it cannot be read.
+    content: Option<Fingerprint>,
+    cause: Cause,
     at: i64,
     told: bool,
     waiting: bool,
@@ -92,6 +88,8 @@ struct Row {
 
 struct Rowless {
     key: Key,
+    /// None when no idempotency record has it.
+    content: Option<Fingerprint>,
     at: i64,
     told: bool,
     waiting: bool,
@@ -139,13 +137,20 @@ pub(super) struct Record {
     /// The key, as a text.
     pub(super) subject: String,
     pub(super) digest: Digest,
-    /// The sequences of its outcomes.
-    pub(super) outcomes: Vec<i64>,
+    pub(super) outcomes: Vec<Answered>,
     pub(super) refused: bool,
     pub(super) written_at: OffsetDateTime,
 }
 
-/// Where a record of the outcome topic lies.
+/// An outcome, as a repeat of its event is answered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answered {
+    pub(super) sequence: i64,
+    /// None when it cannot be read.
+    pub(super) content: Option<Fingerprint>,
+}
+
+/// The position of a record on the outcome topic.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RecordPosition {
     pub(super) partition: i32,
@@ -161,16 +166,6 @@ enum VersionLookup {
     Beyond,
 }
 
-impl Cause {
-    pub(super) fn of(source: &str, id: &str) -> Self {
-        let length = (source.len() as u64).to_be_bytes();
-        Self(Uuid::new_v5(
-            &Uuid::nil(),
-            &[&length, source.as_bytes(), id.as_bytes()].concat(),
-        ))
-    }
-}
-
 impl Effect {
     pub(super) fn seen_in(&mut self, topic_partition: TopicPartition) {
         self.seen = match self.seen {
@@ -179,14 +174,6 @@ impl Effect {
             Seen::In(_) | Seen::InSeveral => Seen::InSeveral,
         };
     }
-}
-
-pub(super) fn digest(hash: &[u8]) -> Option<Digest> {
-    hash.first_chunk().copied()
-}
-
-pub(super) fn millis(time: OffsetDateTime) -> i64 {
-    (time.unix_timestamp_nanos() / 1_000_000) as i64
 }
 
 impl<H: History> ChangeHistory<H> {
@@ -263,6 +250,8 @@ impl<H: History> ChangeHistory<H> {
         self.rows.push(Row {
             version,
             outcome: entry.outcome,
+            content: entry.told.as_ref().map(Fingerprint::of_outcome),
+            cause: Cause::of(&entry.cause_source, &entry.cause_id),
             at: millis(entry.changed_at),
             told: false,
             waiting: false,
@@ -341,29 +330,24 @@ impl<H: History> ChangeHistory<H> {
             source, id, subject, ..
         } = &record;
         let key = self.key(subject.as_bytes());
-        for (place, &sequence) in (0..).zip(&record.outcomes) {
+        for (place, answered) in (0..).zip(&record.outcomes) {
             let expected = outcome_id(source, id, subject, place);
-            if sequence == 0 {
+            if answered.sequence == 0 {
                 self.rowless.insert(
                     expected,
                     Rowless {
                         key,
+                        content: answered.content,
                         at: millis(record.written_at),
                         told: false,
                         waiting: false,
                     },
                 );
-                continue;
-            }
-            match self.find(key, sequence) {
-                VersionLookup::Row(row) if self.rows[row].outcome == expected => {}
-                VersionLookup::Gap => {}
-                VersionLookup::Row(_) => report.broken(Promise::Lost, subject, || {
-                    format!("event {id:?} of {source:?} was answered with version {sequence}, which the log gives to another")
-                }),
-                VersionLookup::Beyond => report.broken(Promise::Lost, subject, || {
-                    format!("event {id:?} of {source:?} was answered with version {sequence}, which the log does not have")
-                }),
+            } else if let Some(wrong) = self.wrong_answer(key, *answered, expected) {
+                report.broken(Promise::Lost, subject, || {
+                    let sequence = answered.sequence;
+                    format!("event {id:?} of {source:?} was answered with version {sequence}, {wrong}")
+                });
             }
         }
         let cause = Cause::of(source, id);
@@ -376,7 +360,7 @@ impl<H: History> ChangeHistory<H> {
         let effect = Effect {
             key,
             digest: Some(record.digest),
-            first: record.outcomes.first().copied(),
+            first: record.outcomes.first().map(|answered| answered.sequence),
             refused: record.refused,
             at: millis(record.written_at),
             seen: Seen::Nowhere,
@@ -385,40 +369,73 @@ impl<H: History> ChangeHistory<H> {
         self.effects.insert(cause, effect);
     }
 
+    /// What is wrong with an answer that is kept, by the change log.
+    fn wrong_answer(&self, key: Key, answered: Answered, expected: OutcomeId) -> Option<&'static str> {
+        match self.find(key, answered.sequence) {
+            VersionLookup::Row(row) => {
+                let Row { outcome, content, .. } = &self.rows[row];
+                match (*outcome == expected, content) {
+                    (false, _) => Some("which the log gives to another"),
+                    (true, Some(_)) if answered.content != *content => Some("but with other data than the log has"),
+                    (true, _) => None,
+                }
+            }
+            VersionLookup::Gap => None,
+            VersionLookup::Beyond => Some("which the log does not have"),
+        }
+    }
+
     /// Takes an outcome that stood in the outbox.
     pub(super) fn waiting(&mut self, outcome: &Outcome<OutcomeOf<H>>, report: &mut Report) {
         let key = self.key(outcome.subject.as_str().as_bytes());
-        let waiting = if outcome.sequence == 0 {
-            self.rowless.get_mut(&outcome.id).map(|rowless| &mut rowless.waiting)
-        } else {
-            match self.find(key, outcome.sequence) {
-                VersionLookup::Gap => return,
-                VersionLookup::Row(row) if self.rows[row].outcome == outcome.id => Some(&mut self.rows[row].waiting),
-                VersionLookup::Row(_) | VersionLookup::Beyond => None,
-            }
-        };
-        let (id, sequence) = (outcome.id, outcome.sequence);
-        match waiting.map(|waiting| std::mem::replace(waiting, true)) {
-            Some(false) => {}
-            Some(true) => report.broken(Promise::Doubled, outcome.subject.as_str(), || {
-                format!("outcome {id} (sequence {sequence}) is in the outbox twice")
-            }),
-            // The sweep may have taken the record behind a refusal.
-            None if sequence == 0 => {
-                self.rowless.insert(
-                    id,
-                    Rowless {
-                        key,
-                        at: millis(outcome.time),
-                        told: false,
-                        waiting: true,
-                    },
-                );
-            }
-            None => report.broken(Promise::Doubled, outcome.subject.as_str(), || {
-                format!("outcome {id} (sequence {sequence}) is in the outbox, but not in the change log")
-            }),
+        if outcome.sequence == 0 {
+            let rowless = self.rowless(key, outcome);
+            let before = std::mem::replace(&mut rowless.waiting, true);
+            let content = rowless.content;
+            return match before {
+                true => waits_twice(outcome, report),
+                false => agrees("in the outbox", content, outcome, report),
+            };
         }
+        match self.find(key, outcome.sequence) {
+            VersionLookup::Gap => {}
+            VersionLookup::Row(row) if self.rows[row].outcome == outcome.id => {
+                match std::mem::replace(&mut self.rows[row].waiting, true) {
+                    true => waits_twice(outcome, report),
+                    false => self.as_logged(row, "in the outbox", outcome, report),
+                }
+            }
+            VersionLookup::Row(_) | VersionLookup::Beyond => {
+                report.broken(Promise::Doubled, outcome.subject.as_str(), || {
+                    let (id, sequence) = (outcome.id, outcome.sequence);
+                    format!("outcome {id} (sequence {sequence}) is in the outbox, but not in the change log")
+                });
+            }
+        }
+    }
+
+    /// A refusal that has no row. The sweep may have taken the idempotency record behind it.
+    fn rowless(&mut self, key: Key, outcome: &Outcome<OutcomeOf<H>>) -> &mut Rowless {
+        self.rowless.entry(outcome.id).or_insert(Rowless {
+            key,
+            content: None,
+            at: millis(outcome.time),
+            told: false,
+            waiting: false,
+        })
+    }
+
+    /// Checks that an outcome says what its row of the change log says.
+    fn as_logged(&self, row: usize, place: &str, outcome: &Outcome<OutcomeOf<H>>, report: &mut Report) {
+        let row = &self.rows[row];
+        let cause = Cause::of(outcome.causation_source.as_str(), outcome.causation_id.as_str());
+        if row.cause != cause || row.at != millis(outcome.time) {
+            return report.broken(Promise::Lost, outcome.subject.as_str(), || {
+                let (id, sequence) = (outcome.id, outcome.sequence);
+                format!("outcome {id} (sequence {sequence}) {place} has another cause or time than the change log")
+            });
+        }
+        agrees(place, row.content, outcome, report);
     }
 
     /// Takes the next record of a partition of the outcome topic.
@@ -446,6 +463,7 @@ impl<H: History> ChangeHistory<H> {
                 if std::mem::replace(&mut self.rows[row].told, true) {
                     return twice(position, outcome, report);
                 }
+                self.as_logged(row, &format!("at {position}"), outcome, report);
             }
             VersionLookup::Row(row) if is_current => {
                 let logged = self.rows[row].outcome;
@@ -470,16 +488,12 @@ impl<H: History> ChangeHistory<H> {
         outcome: &Outcome<OutcomeOf<H>>,
         report: &mut Report,
     ) {
-        let at = millis(outcome.time);
-        let rowless = self.rowless.entry(outcome.id).or_insert(Rowless {
-            key,
-            at,
-            told: false,
-            waiting: false,
-        });
-        if std::mem::replace(&mut rowless.told, true) {
+        let rowless = self.rowless(key, outcome);
+        let (before, content) = (std::mem::replace(&mut rowless.told, true), rowless.content);
+        if before {
             return twice(position, outcome, report);
         }
+        agrees(&format!("at {position}"), content, outcome, report);
         // For an event whose idempotency record was swept, this is the only trace.
         let cause = Cause::of(outcome.causation_source.as_str(), outcome.causation_id.as_str());
         self.effects.entry(cause).or_insert(Effect {
@@ -487,7 +501,7 @@ impl<H: History> ChangeHistory<H> {
             digest: None,
             first: Some(0),
             refused: true,
-            at,
+            at: millis(outcome.time),
             seen: Seen::Nowhere,
             counted: false,
         });
@@ -513,37 +527,44 @@ impl<H: History> ChangeHistory<H> {
         timeline.first_told.get_or_insert(sequence);
     }
 
-    /// Looks for what was never told. What was written at or before `eaten_up_to` (milliseconds) and lies before everything
-    /// that is left of its key may be gone with the topic's beginning.
-    pub(super) fn end_of_outcomes(&self, eaten_up_to: Option<i64>, report: &mut Report) {
-        let may_be_eaten = |at: i64| eaten_up_to.is_some_and(|eaten| at <= eaten);
+    /// Looks for what was never told. What lies before everything that is left of its key may be gone with the topic's beginning.
+    pub(super) fn end_of_outcomes(&self, removed: &Removed, report: &mut Report) {
         for (key, timeline) in (0..).map(Key).zip(&self.timelines) {
-            let subject = name(&self.names, key);
             for row in &self.rows[timeline.first_row..][..timeline.rows] {
-                let (version, id) = (row.version, row.outcome);
-                let before_all = timeline.first_told.is_none_or(|first| version < first);
-                match (row.told, row.waiting) {
-                    (true, _) => {}
-                    (false, true) if version < timeline.last_told => {
-                        report.broken(Promise::OutOfOrder, &subject, || {
-                            let last = timeline.last_told;
-                            format!("sequence {version} waits in the outbox, but {last} is told already")
-                        });
-                    }
-                    (false, true) => {}
-                    (false, false) if before_all && may_be_eaten(row.at) => {}
-                    (false, false) => report.broken(Promise::Lost, &subject, || {
-                        format!("outcome {id} (sequence {version}) is neither on the topic nor in the outbox")
-                    }),
+                if !row.told {
+                    self.untold(key, timeline, row, removed, report);
                 }
             }
         }
         for (id, rowless) in &self.rowless {
-            if !rowless.told && !rowless.waiting && !may_be_eaten(rowless.at) {
-                report.broken(Promise::Lost, &name(&self.names, rowless.key), || {
+            let is_known = rowless.told || rowless.waiting;
+            if !is_known && !removed.may_have(Some(self.bytes(rowless.key)), rowless.at) {
+                report.broken(Promise::Lost, &self.name(rowless.key), || {
                     format!("outcome {id} (a refusal, sequence 0) is neither on the topic nor in the outbox")
                 });
             }
+        }
+    }
+
+    fn untold(&self, key: Key, timeline: &Timeline, row: &Row, removed: &Removed, report: &mut Report) {
+        let (version, id, last) = (row.version, row.outcome, timeline.last_told);
+        if row.waiting {
+            if version < last {
+                report.broken(Promise::OutOfOrder, &self.name(key), || {
+                    format!("sequence {version} waits in the outbox, but {last} is told already")
+                });
+            }
+            return;
+        }
+        let before_all = timeline.first_told.is_none_or(|first| version < first);
+        let may_be_removed = || match timeline.partition {
+            Some(partition) => removed.may_have_in(partition, row.at),
+            None => removed.may_have(Some(self.bytes(key)), row.at),
+        };
+        if !(before_all && may_be_removed()) {
+            report.broken(Promise::Lost, &self.name(key), || {
+                format!("outcome {id} (sequence {version}) is neither on the topic nor in the outbox")
+            });
         }
     }
 
@@ -583,6 +604,11 @@ impl<H: History> ChangeHistory<H> {
         name(&self.names, key)
     }
 
+    /// The key, as records have it.
+    pub(super) fn bytes(&self, key: Key) -> &[u8] {
+        &self.names[key.0 as usize]
+    }
+
     fn timeline(&self, key: Key) -> &Timeline {
         &self.timelines[key.0 as usize]
     }
@@ -600,6 +626,23 @@ impl<H: History> ChangeHistory<H> {
 
 fn name(names: &[Arc<[u8]>], key: Key) -> String {
     String::from_utf8_lossy(&names[key.0 as usize]).into_owned()
+}
+
+/// Checks that an outcome says what the database says that it says.
+fn agrees(place: &str, content: Option<Fingerprint>, outcome: &Outcome<impl OutcomeData>, report: &mut Report) {
+    if content.is_some_and(|content| content != Fingerprint::of_outcome(&outcome.data)) {
+        report.broken(Promise::Lost, outcome.subject.as_str(), || {
+            let (id, sequence) = (outcome.id, outcome.sequence);
+            format!("outcome {id} (sequence {sequence}) {place} has another type or other data than the database")
+        });
+    }
+}
+
+fn waits_twice(outcome: &Outcome<impl OutcomeData>, report: &mut Report) {
+    let (id, sequence) = (outcome.id, outcome.sequence);
+    report.broken(Promise::Doubled, outcome.subject.as_str(), || {
+        format!("outcome {id} (sequence {sequence}) is in the outbox twice")
+    });
 }
 
 fn twice(position: RecordPosition, outcome: &Outcome<impl OutcomeData>, report: &mut Report) {

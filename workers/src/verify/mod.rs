@@ -12,47 +12,36 @@
 //!    disputes;
 //! 5. the public topics, up to the ends of step 1.
 //!
-//! An event is one stream's, so each stream has a [`Book`], all by the same code. Five files judge, without any I/O: [`change_history`]
-//! what the database says, by itself and beside the outcomes that were told, [`history`] the life of each ticket and user,
-//! [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has the money that it
-//! should have, [`records`] what became of the records. Two files read: [`snapshot`] and [`topics`].
+//! An event is one stream's, so each stream has a [`Book`](look::Book), all by the same code. These judge, without any I/O:
+//! [`change_history`] what the database says, by itself and beside the outcomes that were told, [`history`] the life of each
+//! ticket and user, [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has
+//! the money that it should have, [`records`] what became of the records, [`letters`] and [`reuse`] whether a dead letter says
+//! what is so, [`retention`] what Kafka can have removed. Two read: [`snapshot`] and [`topics`].
 
 mod change_history;
 mod credits;
 mod history;
+mod identity;
+mod letters;
+mod look;
 mod payments;
 mod records;
 mod report;
+mod retention;
+mod reuse;
 mod snapshot;
+mod terms;
 mod topics;
 
 use anyhow::Context;
-use holdfast_schemas::{DeadLetter, topics as names};
-use time::OffsetDateTime;
 
 use crate::config;
 use crate::kafka::on_thread;
 use crate::provider::Provider;
-use change_history::ChangeHistory;
-use history::{History, Ticket, User};
-use payments::Payments;
-use records::Records;
+use look::Look;
 pub use report::{Offence, Promise, Report};
+use terms::Terms;
 use topics::Topics;
-
-/// What is known in the course of one look.
-struct Look {
-    tickets: Book<Ticket>,
-    users: Book<User>,
-    payments: Payments,
-    report: Report,
-}
-
-/// What is known of one stream.
-struct Book<H: History> {
-    change_history: ChangeHistory<H>,
-    records: Records,
-}
 
 /// Verifies the whole system.
 ///
@@ -64,19 +53,21 @@ struct Book<H: History> {
 pub async fn run(
     kafka: &config::Kafka,
     database: &config::Database,
+    settings: &config::Verify,
     provider: Option<&Provider>,
 ) -> anyhow::Result<Report> {
-    let first = look(kafka, database, provider).await?;
+    let first = look(kafka, database, settings, provider).await?;
     if first.is_clean() {
         return Ok(first);
     }
     tracing::info!("a promise looks broken: looking again");
-    Ok(look(kafka, database, provider).await?.confirming(&first))
+    Ok(look(kafka, database, settings, provider).await?.confirming(&first))
 }
 
 async fn look(
     kafka: &config::Kafka,
     database: &config::Database,
+    settings: &config::Verify,
     provider: Option<&Provider>,
 ) -> anyhow::Result<Report> {
     let topics = Topics::connect(kafka)?;
@@ -85,9 +76,17 @@ async fn look(
         before.map(|before| (topics, before))
     })
     .await??;
-    let mut look = snapshot::read(database).await?;
+    let terms = |now| {
+        Terms::new(
+            now,
+            database.idempotency_retention,
+            settings.lost_after,
+            kafka.admitted_record_bytes,
+        )
+    };
+    let mut look = snapshot::read(database, terms).await?;
     if let Some(provider) = provider {
-        look.compare(provider, database)
+        compare(provider, database, &mut look)
             .await
             .context("cannot read the payments at the provider")?;
     }
@@ -98,48 +97,17 @@ async fn look(
     .await?
 }
 
-impl Look {
-    fn new(generation: i64, swept_up_to: OffsetDateTime) -> Self {
-        Self {
-            tickets: Book::new(generation, swept_up_to),
-            users: Book::new(generation, swept_up_to),
-            payments: Payments::default(),
-            report: Report::default(),
-        }
+/// Hears what the provider has of each payment.
+async fn compare(provider: &Provider, database: &config::Database, look: &mut Look) -> anyhow::Result<()> {
+    let Look { payments, report, .. } = look;
+    if let Some(since) = payments.since {
+        provider
+            .each(since, &mut |payment| payments.hear(payment, report))
+            .await?;
     }
-
-    async fn compare(&mut self, provider: &Provider, database: &config::Database) -> anyhow::Result<()> {
-        let Self { payments, report, .. } = self;
-        if let Some(since) = payments.since {
-            provider
-                .each(since, &mut |payment| payments.hear(payment, report))
-                .await?;
-        }
-        let younger = snapshot::which_exist(database, &payments.strangers()).await?;
-        payments.judge(&younger, report);
-        Ok(())
-    }
-
-    /// Gives a dead letter to the stream on whose public topic its origin lies, if there is one.
-    fn dead_letter(&mut self, letter: &DeadLetter) {
-        let origin = &letter.origin;
-        let (topic, records) = match origin.topic.as_str() {
-            names::RESERVATIONS => (names::RESERVATIONS, &mut self.tickets.records),
-            names::PAYMENTS => (names::PAYMENTS, &mut self.users.records),
-            _ => return,
-        };
-        records.dead_letter((topic, origin.partition), origin.offset, letter.reason);
-    }
-}
-
-impl<H: History> Book<H> {
-    /// `swept_up_to`: the age up to which idempotency records may be swept.
-    fn new(generation: i64, swept_up_to: OffsetDateTime) -> Self {
-        Self {
-            change_history: ChangeHistory::new(generation),
-            records: Records::new(swept_up_to),
-        }
-    }
+    let younger = snapshot::which_exist(database, &payments.strangers()).await?;
+    payments.judge(&younger, report);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,33 +1,40 @@
 //! The records of a public topic: each must be accounted for, and one key's events must have been taken in order.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use holdfast_schemas::{DeadLetterReason, Event};
-use time::OffsetDateTime;
+use holdfast_schemas::{DeadLetterReason, EventData};
 
-use super::change_history::{Cause, ChangeHistory, Digest, Effect, Key, Seen, digest, millis};
+use super::change_history::{ChangeHistory, Effect, Key, Seen};
 use super::history::History;
+use super::identity::{Cause, Digest, TopicPartition, millis, named};
+use super::letters::{Finding, Letter, Original};
 use super::report::{Promise, Report};
+use super::retention::Removed;
+use super::reuse::{Use, Uses};
+use super::terms::{CLOCK_SKEW, Terms};
 
 /// The records and the dead letters. Pure: no clock, no I/O; no payload is kept.
 pub(super) struct Records {
+    terms: Terms,
     topic_partitions: BTreeMap<TopicPartition, Vec<Record>>,
-    letters: HashMap<(TopicPartition, i64), DeadLetterReason>,
+    letters: BTreeMap<Place, Vec<Judged>>,
+    /// The records whose dead letters an operator has replayed or dropped.
+    settled: HashSet<Place>,
+    /// Since when events of a type have taken effect, in milliseconds; only of types that are said to be unknown.
+    known_since: HashMap<&'static str, i64>,
     /// Partitions whose beginning is gone.
     removed: BTreeSet<TopicPartition>,
-    /// Events older than this, in milliseconds, may have lost their idempotency record to the sweep.
-    swept_up_to: i64,
 }
 
-/// A partition of a public topic.
-pub(super) type TopicPartition = (&'static str, i32);
+/// The partition and offset of a record.
+type Place = (TopicPartition, i64);
 
 struct Record {
     offset: i64,
     key: Option<Key>,
     /// None when it cannot be decoded.
     event: Option<(Cause, Digest)>,
-    /// The earlier of the event's time and the broker's, in milliseconds.
+    /// The later of the event's time and the broker's, in milliseconds: by it an idempotency record is swept.
     aged_from: i64,
     /// The broker's time, in milliseconds.
     at: i64,
@@ -35,14 +42,28 @@ struct Record {
     may_be_untold: bool,
 }
 
-/// What accounts for a record.
+/// A dead letter, with what its record says about it; nothing while that was not read.
+struct Judged {
+    letter: Letter,
+    finding: Option<Finding>,
+}
+
+/// The evidence that accounts for a record.
 enum Standing {
     Decided(Cause),
     DeadLettered(DeadLetterReason),
+    /// Nothing but a dead letter that lies.
+    Misjudged,
     Nothing,
 }
 
-/// What was found about one key in one partition, up to some offset.
+/// The sum of the dead letters about a record.
+enum Verdict {
+    Follows(DeadLetterReason),
+    Lies,
+}
+
+/// The findings about one key in one partition, up to some offset.
 #[derive(Default)]
 struct Progress {
     unaccounted: Vec<Unaccounted>,
@@ -53,21 +74,30 @@ struct Progress {
 struct Unaccounted {
     offset: i64,
     decodable: bool,
+    /// The broker's time, in milliseconds.
+    at: i64,
 }
 
 impl Records {
-    /// `swept_up_to`: the age up to which idempotency records may be swept.
-    pub(super) fn new(swept_up_to: OffsetDateTime) -> Self {
+    pub(super) fn new(terms: Terms) -> Self {
         Self {
+            terms,
             topic_partitions: BTreeMap::new(),
-            letters: HashMap::new(),
+            letters: BTreeMap::new(),
+            settled: HashSet::new(),
+            known_since: HashMap::new(),
             removed: BTreeSet::new(),
-            swept_up_to: millis(swept_up_to),
         }
     }
 
-    pub(super) fn dead_letter(&mut self, topic_partition: TopicPartition, offset: i64, reason: DeadLetterReason) {
-        self.letters.insert((topic_partition, offset), reason);
+    pub(super) fn dead_letter(&mut self, topic_partition: TopicPartition, offset: i64, letter: Letter) {
+        let judged = Judged { letter, finding: None };
+        self.letters.entry((topic_partition, offset)).or_default().push(judged);
+    }
+
+    /// Says that an operator has replayed or dropped the dead letters about a record.
+    pub(super) fn settled(&mut self, topic_partition: TopicPartition, offset: i64) {
+        self.settled.insert((topic_partition, offset));
     }
 
     /// Records that retention has removed the beginning of a partition.
@@ -75,36 +105,80 @@ impl Records {
         self.removed.insert(topic_partition);
     }
 
-    /// Takes the next record of a partition. `time` is the broker's.
+    /// Takes the next record of a partition, once all dead letters and outcomes are known.
     pub(super) fn record<H: History>(
         &mut self,
         topic_partition: TopicPartition,
         offset: i64,
-        key: Option<Key>,
-        event: Option<&Event<H::Data>>,
-        time: OffsetDateTime,
+        record: &Original<'_>,
+        change_history: &mut ChangeHistory<H>,
     ) {
+        let decoded = record.decode::<H::Data>();
+        if let Some(letters) = self.letters.get_mut(&(topic_partition, offset)) {
+            for judged in letters {
+                judged.finding = Some(judged.letter.judge(record, &decoded, &self.terms));
+            }
+        }
+        let event = decoded.ok();
+        let name = event.as_ref().and_then(named);
+        if let (Some(event), Some((cause, _))) = (&event, name)
+            && let Some(effect) = change_history.effect(cause)
+        {
+            let since = self.known_since.entry(event.event_type()).or_insert(effect.at);
+            *since = effect.at.min(*since);
+        }
+        let time = record.at;
         self.topic_partitions.entry(topic_partition).or_default().push(Record {
             offset,
-            key,
-            event: event.and_then(|event| {
-                let cause = Cause::of(event.source.as_str(), event.id.as_str());
-                Some((cause, digest(event.hash().as_bytes())?))
-            }),
-            aged_from: millis(event.map_or(time, |event| event.time.min(time))),
+            key: record.key.map(|key| change_history.key(key)),
+            event: name,
+            aged_from: millis(event.as_ref().map_or(time, |event| event.time.max(time))),
             at: millis(time),
             may_be_untold: event.is_some_and(|event| H::may_go_untold(&event.data)),
         });
     }
 
-    /// Accounts for every record. What is `at` or before `eaten_up_to` (milliseconds) may have had a dead letter that went with
-    /// the beginning of its topic.
+    /// Asks for what bears the ids that dead letters say were used before.
+    pub(super) fn contested(&self, uses: &mut Uses) {
+        for judged in self.letters.values().flatten() {
+            if let Some(Finding::IfReused(cause, _)) = judged.finding {
+                uses.ask(cause);
+            }
+        }
+        uses.beginning_is_gone |= !self.removed.is_empty();
+    }
+
+    /// Answers it, as far as this stream knows.
+    pub(super) fn uses<H: History>(&self, change_history: &ChangeHistory<H>, uses: &mut Uses) {
+        let asked = uses.asked();
+        if asked.is_empty() {
+            return;
+        }
+        for cause in asked {
+            if let Some(effect) = change_history.effect(cause) {
+                let key = (<H::Data as EventData>::TOPIC, Some(effect.key));
+                let (at, content) = (effect.at, effect.digest);
+                uses.note(cause, Use::Effect { at, key, content });
+            }
+        }
+        for record in self.topic_partitions.values().flatten() {
+            if let Some((cause, content)) = record.event {
+                let is_aged = record.aged_from <= self.terms.swept_up_to();
+                let at = record.at;
+                uses.note(cause, Use::Record { at, content, is_aged });
+            }
+        }
+    }
+
+    /// Accounts for every record. `removed` is what may be gone of the dead letters.
     pub(super) fn judge<H: History>(
-        &self,
+        &mut self,
         change_history: &mut ChangeHistory<H>,
-        eaten_up_to: Option<i64>,
+        uses: &Uses,
+        removed: &Removed,
         report: &mut Report,
     ) {
+        self.judge_letters(change_history, uses, report);
         for (topic_partition, records) in &self.topic_partitions {
             for record in records {
                 if let Standing::Decided(cause) = self.standing(*topic_partition, record, change_history) {
@@ -116,10 +190,49 @@ impl Records {
             let mut by_key: HashMap<Option<Key>, Progress> = HashMap::new();
             for record in records {
                 let progress = by_key.entry(record.key).or_default();
-                self.account(*topic_partition, record, progress, change_history, eaten_up_to, report);
+                self.account(*topic_partition, record, progress, change_history, removed, report);
             }
             report.events += records.len() as u64;
-            report.pending += by_key.values().map(|key| key.unaccounted.len() as u64).sum::<u64>();
+            let mut waiting: Vec<_> = by_key
+                .into_iter()
+                .filter(|(_, progress)| !progress.unaccounted.is_empty())
+                .collect();
+            waiting.sort_by_key(|(key, _)| *key);
+            for (key, progress) in waiting {
+                report.pending += progress.pending(*topic_partition, key, &self.terms, change_history, report);
+            }
+        }
+    }
+
+    /// Settles what a single record could not say about its dead letters, and names those that lie.
+    fn judge_letters<H: History>(&mut self, change_history: &ChangeHistory<H>, uses: &Uses, report: &mut Report) {
+        for (place, letters) in &mut self.letters {
+            let (topic_partition, offset) = *place;
+            let records = self
+                .topic_partitions
+                .get(&topic_partition)
+                .map_or(&[][..], Vec::as_slice);
+            let Ok(at) = records.binary_search_by_key(&offset, |record| record.offset) else {
+                continue;
+            };
+            let record = &records[at];
+            for Judged { letter, finding } in letters {
+                let known_since = |name: &str| self.known_since.get(name).copied();
+                let lie = finding.as_ref().and_then(|finding| {
+                    finding.lie(letter, topic_partition, record, known_since, change_history, uses)
+                });
+                match lie {
+                    Some(lie) if !self.settled.contains(place) => {
+                        report.broken(Promise::Lost, &name(record.key, change_history), || {
+                            let (topic, partition) = topic_partition;
+                            format!("the dead letter about record {topic}/{partition}/{offset} {lie}")
+                        });
+                        *finding = Some(Finding::Lies(lie));
+                    }
+                    _ if *finding == Some(Finding::Elsewhere) => {}
+                    _ => *finding = Some(Finding::Follows),
+                }
+            }
         }
     }
 
@@ -129,18 +242,40 @@ impl Records {
         record: &Record,
         change_history: &ChangeHistory<H>,
     ) -> Standing {
-        let letter = self.letters.get(&(topic_partition, record.offset)).copied();
         let decided = record.event.filter(|(cause, digest)| {
             change_history.effect(*cause).is_some_and(|effect| match effect.digest {
                 Some(decided) => decided == *digest,
-                None => record.aged_from <= self.swept_up_to && Some(effect.key) == record.key,
+                None => record.aged_from <= self.terms.swept_up_to() && Some(effect.key) == record.key,
             })
         });
-        match (decided, letter) {
+        match (decided, self.verdict((topic_partition, record.offset))) {
             // Taken a second time, long after it was decided, a record is dead-lettered as too old: it stays decided.
-            (Some((cause, _)), None | Some(DeadLetterReason::TooOld)) => Standing::Decided(cause),
-            (_, Some(reason)) => Standing::DeadLettered(reason),
+            (Some((cause, _)), None | Some(Verdict::Follows(DeadLetterReason::TooOld) | Verdict::Lies)) => {
+                Standing::Decided(cause)
+            }
+            (_, Some(Verdict::Follows(reason))) => Standing::DeadLettered(reason),
+            (None, Some(Verdict::Lies)) => Standing::Misjudged,
             (None, None) => Standing::Nothing,
+        }
+    }
+
+    /// Of several dead letters, one that follows says more than one that lies, and any other reason more than that it is too
+    /// old by now.
+    fn verdict(&self, place: Place) -> Option<Verdict> {
+        let letters = self.letters.get(&place)?;
+        let following = letters
+            .iter()
+            .filter(|judged| judged.finding == Some(Finding::Follows))
+            .map(|judged| judged.letter.reason);
+        let reason = following.min_by_key(|reason| *reason == DeadLetterReason::TooOld);
+        let lies = || {
+            letters
+                .iter()
+                .any(|judged| matches!(judged.finding, Some(Finding::Lies(_))))
+        };
+        match reason {
+            Some(reason) => Some(Verdict::Follows(reason)),
+            None => lies().then_some(Verdict::Lies),
         }
     }
 
@@ -150,33 +285,12 @@ impl Records {
         record: &Record,
         progress: &mut Progress,
         change_history: &mut ChangeHistory<H>,
-        eaten_up_to: Option<i64>,
+        removed: &Removed,
         report: &mut Report,
     ) {
         match self.standing(topic_partition, record, change_history) {
             Standing::Decided(cause) => {
-                let effect = change_history.effect_mut(cause);
-                if std::mem::replace(&mut effect.counted, true) {
-                    report.repeats += 1;
-                    return;
-                }
-                let count = if effect.refused {
-                    &mut report.refused
-                } else {
-                    &mut report.applied
-                };
-                *count += 1;
-                let (first, took_effect_here) = (effect.first, self.took_effect_here(topic_partition, record, effect));
-                if first.is_none() && !record.may_be_untold {
-                    report.broken(Promise::Lost, &name(record.key, change_history), || {
-                        let ((topic, partition), offset) = (topic_partition, record.offset);
-                        format!("record {topic}/{partition}/{offset} was answered with nothing")
-                    });
-                }
-                if took_effect_here {
-                    progress.passed(topic_partition, record, |_| true, change_history, report);
-                    progress.in_order(topic_partition, record, first, change_history, report);
-                }
+                self.account_decided(topic_partition, record, cause, progress, change_history, report);
             }
             Standing::DeadLettered(reason) => {
                 report.dead_letters += 1;
@@ -190,28 +304,102 @@ impl Records {
                     report,
                 );
             }
-            Standing::Nothing if self.trace_may_be_gone(record, eaten_up_to) => report.out_of_scope += 1,
+            Standing::Misjudged => {}
+            Standing::Nothing if self.trace_may_be_gone(record, removed, change_history) => report.out_of_scope += 1,
             Standing::Nothing => progress.unaccounted.push(Unaccounted {
                 offset: record.offset,
                 decodable: record.event.is_some(),
+                at: record.at,
             }),
         }
     }
 
-    /// Whether all that could account for the record may be gone: a dead letter with the beginning of its topic, or the
+    fn account_decided<H: History>(
+        &self,
+        topic_partition: TopicPartition,
+        record: &Record,
+        cause: Cause,
+        progress: &mut Progress,
+        change_history: &mut ChangeHistory<H>,
+        report: &mut Report,
+    ) {
+        let effect = change_history.effect_mut(cause);
+        if std::mem::replace(&mut effect.counted, true) {
+            report.repeats += 1;
+            return;
+        }
+        let count = if effect.refused {
+            &mut report.refused
+        } else {
+            &mut report.applied
+        };
+        *count += 1;
+        let (first, took_effect_here) = (effect.first, self.took_effect_here(topic_partition, record, effect));
+        if first.is_none() && !record.may_be_untold {
+            report.broken(Promise::Lost, &name(record.key, change_history), || {
+                let ((topic, partition), offset) = (topic_partition, record.offset);
+                format!("record {topic}/{partition}/{offset} was answered with nothing")
+            });
+        }
+        if took_effect_here {
+            progress.passed(topic_partition, record, |_| true, change_history, report);
+            progress.in_order(topic_partition, record, first, change_history, report);
+        }
+    }
+
+    /// True if all that could account for the record may be gone: a dead letter with the beginning of its partition, or the
     /// idempotency record, which alone remembers an event without outcomes.
-    fn trace_may_be_gone(&self, record: &Record, eaten_up_to: Option<i64>) -> bool {
-        let letter_is_gone = eaten_up_to.is_some_and(|eaten| record.at <= eaten);
-        letter_is_gone || record.may_be_untold && record.aged_from <= self.swept_up_to
+    fn trace_may_be_gone(
+        &self,
+        record: &Record,
+        removed: &Removed,
+        change_history: &ChangeHistory<impl History>,
+    ) -> bool {
+        // A dead letter is written after its record.
+        let letter_is_gone = removed.may_have(record.key.map(|key| change_history.bytes(key)), record.at);
+        letter_is_gone || record.may_be_untold && record.aged_from <= self.terms.swept_up_to()
     }
 
     /// True if the event took effect by this record, and not by an earlier one that is gone, or by one in another partition. Then
     /// all records before it must have been decided before.
     fn took_effect_here(&self, topic_partition: TopicPartition, record: &Record, effect: &Effect) -> bool {
-        let taken_again =
-            self.letters.contains_key(&(topic_partition, record.offset)) || record.aged_from <= self.swept_up_to;
+        let taken_again = self.letters.contains_key(&(topic_partition, record.offset))
+            || record.aged_from <= self.terms.swept_up_to();
         let earlier_is_gone = self.removed.contains(&topic_partition) && effect.at < record.at;
         effect.seen == Seen::In(topic_partition) && !taken_again && !earlier_is_gone
+    }
+}
+
+impl Finding {
+    /// The lie of the dead letter, if it is one, by all that is known.
+    fn lie<H: History>(
+        &self,
+        letter: &Letter,
+        (topic, _): TopicPartition,
+        record: &Record,
+        known_since: impl Fn(&str) -> Option<i64>,
+        change_history: &ChangeHistory<H>,
+        uses: &Uses,
+    ) -> Option<String> {
+        match self {
+            Self::Elsewhere | Self::Follows => None,
+            Self::Lies(how) => Some(how.clone()),
+            Self::IfReused(cause, content) => {
+                let was_used = uses.had_another(*cause, *content, (topic, record.key), letter.at);
+                (!was_used).then(|| "says id_reused, but no other content had the id before".to_owned())
+            }
+            // An older release did not know it; what it put aside waits to be replayed.
+            Self::IfUnknownThen(event_type) => {
+                let was_known = known_since(event_type).is_some_and(|since| since + CLOCK_SKEW < letter.at);
+                let is_decided = record.event.is_some_and(|(cause, digest)| {
+                    let effect = change_history.effect(cause);
+                    effect.is_some_and(|effect| effect.digest.is_none_or(|decided| decided == digest))
+                });
+                let reason = letter.reason;
+                (was_known && !is_decided)
+                    .then(|| format!("says {reason}, but events of that type had taken effect before: replay it"))
+            }
+        }
     }
 }
 
@@ -233,6 +421,25 @@ impl Progress {
                 )
             });
         }
+    }
+
+    /// Counts the records that may still be on their way, and reports those too old for that as lost.
+    fn pending(
+        &self,
+        (topic, partition): TopicPartition,
+        key: Option<Key>,
+        terms: &Terms,
+        change_history: &ChangeHistory<impl History>,
+        report: &mut Report,
+    ) -> u64 {
+        let is_late = |waiting: &&Unaccounted| waiting.at <= terms.lost_up_to();
+        for lost in self.unaccounted.iter().filter(is_late) {
+            report.broken(Promise::Lost, &name(key, change_history), || {
+                let (offset, seconds) = (lost.offset, terms.now.saturating_sub(lost.at) / 1_000);
+                format!("nothing accounts for record {topic}/{partition}/{offset}, which is {seconds} s old")
+            });
+        }
+        self.unaccounted.iter().filter(|waiting| !is_late(waiting)).count() as u64
     }
 
     /// `record` took effect with the sequence `first`; the ones before it must have taken earlier ones. Several refusals of a

@@ -1,11 +1,17 @@
 //! The report of `holdfast verify`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 
 use serde::Serialize;
 
-/// Counts, the first offence against each promise, and from where the topics could be read.
+/// The most offences against one promise that are listed.
+const MOST_NAMED: usize = 1_000;
+/// The most of them that are printed.
+const MOST_PRINTED: usize = 20;
+
+/// Counts, the offences against each promise, and from where the topics could be read.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Records on the public topics. Each is exactly one of the next seven, or lost.
@@ -22,7 +28,7 @@ pub struct Report {
     pub pending: u64,
     /// Records older than everything that could account for them: retention has removed it.
     pub out_of_scope: u64,
-    /// Events, outcomes, credits, and what is missing in the life of a user.
+    /// Events, outcomes, credits, what is missing in the life of a user, and records whose dead letter lies.
     pub lost: u64,
     /// Events, outcomes and credits that took effect or were sent twice.
     pub doubled: u64,
@@ -39,7 +45,7 @@ pub struct Report {
     pub stuck: u64,
     /// Checkouts on their way, and refunded ones that owe credits: that breaks no promise, unless it takes more than a day.
     pub unfinished: u64,
-    /// The first offence against each promise.
+    /// The offences against each promise, one for each key, as they were found: at most [`MOST_NAMED`] of each.
     pub offences: Vec<Offence>,
     /// The earliest offsets, by topic and partition; records before them could not be read.
     pub earliest_offsets: BTreeMap<String, BTreeMap<i32, i64>>,
@@ -71,6 +77,18 @@ pub enum Promise {
     MailMissing,
 }
 
+impl Promise {
+    const ALL: [Self; 7] = [
+        Self::Lost,
+        Self::Doubled,
+        Self::OutOfOrder,
+        Self::Oversold,
+        Self::MoneyMismatch,
+        Self::OpenAuthorisations,
+        Self::MailMissing,
+    ];
+}
+
 impl Report {
     /// True if every promise is kept.
     pub fn is_clean(&self) -> bool {
@@ -92,20 +110,22 @@ impl Report {
         self.broken_times(promise, 1, key, what);
     }
 
-    /// `what` says what is wrong, for the first offence against each promise.
+    /// `what` says what is wrong, the first time that it is wrong with this key.
     pub(super) fn broken_times(&mut self, promise: Promise, times: u64, key: &str, what: impl FnOnce() -> String) {
         let count = self.count(promise);
-        let is_first = *count == 0;
         *count = count.saturating_add(times);
-        let offender = self.offenders.entry((promise, key.to_owned()));
-        let what = offender.or_insert_with(what).clone();
-        if is_first {
-            self.offences.push(Offence {
-                promise,
-                key: key.to_owned(),
-                what,
-            });
+        let Entry::Vacant(offender) = self.offenders.entry((promise, key.to_owned())) else {
+            return;
+        };
+        let what = offender.insert(what()).clone();
+        if self.listed(promise).count() < MOST_NAMED {
+            let key = key.to_owned();
+            self.offences.push(Offence { promise, key, what });
         }
+    }
+
+    fn listed(&self, promise: Promise) -> impl Iterator<Item = &Offence> {
+        self.offences.iter().filter(move |offence| offence.promise == promise)
     }
 
     fn count(&mut self, promise: Promise) -> &mut u64 {
@@ -123,25 +143,21 @@ impl Report {
     /// This report, with only the offences that an earlier one found too: a promise is broken if the same key offends against
     /// it in both.
     pub(super) fn confirming(mut self, earlier: &Report) -> Self {
-        let offences = std::mem::take(&mut self.offences);
-        for offence in offences {
-            let in_both = |offender: &(Promise, String)| earlier.offenders.contains_key(offender);
-            let promise = offence.promise;
-            if in_both(&(promise, offence.key.clone())) {
-                self.offences.push(offence);
-                continue;
-            }
-            let mut others = self
-                .offenders
-                .iter()
-                .filter(|(other, _)| other.0 == promise && in_both(other));
+        self.offenders
+            .retain(|offender, _| earlier.offenders.contains_key(offender));
+        let Self {
+            offences, offenders, ..
+        } = &mut self;
+        offences.retain(|offence| offenders.contains_key(&(offence.promise, offence.key.clone())));
+        for promise in Promise::ALL {
+            let mut others = self.offenders.iter().filter(|((other, _), _)| *other == promise);
             match others.next() {
-                Some(((_, key), what)) => self.offences.push(Offence {
-                    promise,
-                    key: key.clone(),
-                    what: what.clone(),
-                }),
                 None => *self.count(promise) = 0,
+                Some(((_, key), what)) if self.listed(promise).next().is_none() => {
+                    let (key, what) = (key.clone(), what.clone());
+                    self.offences.push(Offence { promise, key, what });
+                }
+                Some(_) => {}
             }
         }
         self
@@ -171,8 +187,14 @@ impl fmt::Display for Report {
         ] {
             writeln!(f, "{name:<20}{count:>12}")?;
         }
-        for offence in &self.offences {
-            writeln!(f, "{}: key {:?}: {}", offence.promise, offence.key, offence.what)?;
+        for promise in Promise::ALL {
+            for Offence { key, what, .. } in self.listed(promise).take(MOST_PRINTED) {
+                writeln!(f, "{promise}: key {key:?}: {what}")?;
+            }
+            let more = self.listed(promise).count().saturating_sub(MOST_PRINTED);
+            if more > 0 {
+                writeln!(f, "{promise}: and {more} more keys, which --json lists")?;
+            }
         }
         for (topic, partitions) in &self.earliest_offsets {
             let removed: Vec<_> = partitions.iter().filter(|(_, earliest)| **earliest > 0).collect();

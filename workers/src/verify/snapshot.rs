@@ -1,7 +1,6 @@
 //! The database, as one repeatable-read snapshot shows it. Rows are streamed; none is kept here.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
@@ -11,22 +10,28 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
 use time::OffsetDateTime;
 
-use super::Look;
-use super::change_history::{Change, Entry, Record, digest};
+use super::change_history::{Answered, Change, Entry, Record};
 use super::credits::{Credit, Spent};
-use super::history::{TicketRow, UserRow};
+use super::history::{History, OutcomeOf, Ticket, TicketRow, User, UserRow};
+use super::identity::{Digest, Fingerprint, digest};
+use super::letters::Original;
+use super::look::{Book, Look};
 use super::payments::Disputes;
-use super::report::Promise;
+use super::report::{Promise, Report};
+use super::terms::Terms;
 use crate::config;
 
-/// Reads everything that a look needs from the database.
-pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
+/// Reads everything that a look needs from the database. `terms` follow from the time of the snapshot.
+pub(super) async fn read(
+    config: &config::Database,
+    terms: impl FnOnce(OffsetDateTime) -> Terms,
+) -> anyhow::Result<Look> {
     let mut connection = connect(config).await?;
     let mut snapshot = connection
         .begin_with("begin isolation level repeatable read, read only")
         .await
         .context("cannot begin a snapshot")?;
-    let mut look = begin(&mut snapshot, config.idempotency_retention).await?;
+    let mut look = begin(&mut snapshot, terms).await?;
     tickets(&mut snapshot, &mut look)
         .await
         .context("cannot read the tickets and their change log")?;
@@ -49,6 +54,9 @@ pub(super) async fn read(config: &config::Database) -> anyhow::Result<Look> {
     outbox(&mut snapshot, &mut look)
         .await
         .context("cannot read the outbox")?;
+    settled(&mut snapshot, &mut look)
+        .await
+        .context("cannot read which dead letters are settled")?;
     snapshot.rollback().await.context("cannot end the snapshot")?;
     look.users
         .change_history
@@ -72,13 +80,16 @@ async fn connect(config: &config::Database) -> anyhow::Result<PgConnection> {
         .context("cannot connect to Postgres: is --database-url (HOLDFAST_DATABASE_URL) right?")
 }
 
-async fn begin(snapshot: &mut Transaction<'_, Postgres>, retention: Duration) -> anyhow::Result<Look> {
+async fn begin(
+    snapshot: &mut Transaction<'_, Postgres>,
+    terms: impl FnOnce(OffsetDateTime) -> Terms,
+) -> anyhow::Result<Look> {
     let start =
         sqlx::query!(r#"select max(generation) as "generation!", transaction_timestamp() as "now!" from generations"#)
             .fetch_one(&mut **snapshot)
             .await
             .context("cannot read the generation: was the database migrated (holdfast migrate)?")?;
-    Ok(Look::new(start.generation, start.now - retention))
+    Ok(Look::new(start.generation, terms(start.now)))
 }
 
 async fn tickets(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
@@ -247,35 +258,79 @@ async fn records(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
             .with_context(|| format!("the reply to event {:?} of {:?} cannot be read", row.id, row.source))?;
         let digest = digest(&row.hash)
             .with_context(|| format!("the hash of event {:?} of {:?} is too short", row.id, row.source))?;
-        let record = Record {
+        let kept = Kept {
             source: row.source,
             id: row.id,
-            subject: row.key,
+            key: row.key,
             digest,
-            refused: reply.refusal().is_some(),
-            outcomes: reply.outcomes.iter().map(|outcome| outcome.sequence).collect(),
+            reply,
             written_at: row.written_at,
         };
         match row.topic.as_str() {
-            topics::RESERVATIONS => look.tickets.change_history.record(record, &mut look.report),
-            topics::PAYMENTS => look.users.change_history.record(record, &mut look.report),
+            topics::RESERVATIONS => kept.give_to::<Ticket>(&mut look.tickets, &mut look.report),
+            topics::PAYMENTS => kept.give_to::<User>(&mut look.users, &mut look.report),
             topic => bail!(
                 "event {:?} of {:?} has the topic {topic:?}, which is none of Holdfast's",
-                record.id,
-                record.source
+                kept.id,
+                kept.source
             ),
         }
     }
     Ok(())
 }
 
+/// An idempotency record of whichever stream.
+struct Kept {
+    source: String,
+    id: String,
+    key: String,
+    digest: Digest,
+    reply: Reply,
+    written_at: OffsetDateTime,
+}
+
+impl Kept {
+    fn give_to<H: History>(self, book: &mut Book<H>, report: &mut Report) {
+        let answered = self.reply.outcomes.iter().map(|outcome| {
+            let told = OutcomeOf::<H>::read(&outcome.outcome_type, &outcome.data.to_string());
+            Answered {
+                sequence: outcome.sequence,
+                content: told.ok().as_ref().map(Fingerprint::of_outcome),
+            }
+        });
+        let record = Record {
+            outcomes: answered.collect(),
+            refused: self.reply.refusal().is_some(),
+            source: self.source,
+            id: self.id,
+            subject: self.key,
+            digest: self.digest,
+            written_at: self.written_at,
+        };
+        book.change_history.record(record, report);
+    }
+}
+
 async fn outbox(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query!(r#"select id, topic, headers::text as "headers!", value from outbox order by id"#)
-        .fetch(&mut **snapshot);
+    let mut rows = sqlx::query!(
+        r#"select id, topic, key, headers::text as "headers!", value, written_at from outbox order by id"#
+    )
+    .fetch(&mut **snapshot);
     while let Some(row) = rows.try_next().await? {
         let unreadable = || format!("outbox row {} cannot be read", row.id);
         match row.topic.as_str() {
-            topics::DEAD_LETTERS => dead_letter(&row.headers, look).with_context(unreadable)?,
+            topics::DEAD_LETTERS => {
+                let headers: BTreeMap<String, String> = serde_json::from_str(&row.headers).with_context(unreadable)?;
+                let headers = headers.iter();
+                let headers = headers.map(|(name, value)| Some((name.as_str(), Some(value.as_bytes()))));
+                let record = Original {
+                    key: Some(row.key.as_bytes()),
+                    value: Some(&row.value),
+                    headers: headers.collect(),
+                    at: row.written_at,
+                };
+                dead_letter(&record, look);
+            }
             topics::RESERVATIONS_OUTCOMES => {
                 let outcome = Outcome::from_json(&row.value).with_context(unreadable)?;
                 look.tickets.change_history.waiting(&outcome, &mut look.report);
@@ -293,15 +348,20 @@ async fn outbox(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> an
     Ok(())
 }
 
-/// Takes a dead letter that stood in the outbox. One without an origin came by a direct subscription: nothing says which record
-/// it accounts for.
-fn dead_letter(headers: &str, look: &mut Look) -> serde_json::Result<()> {
-    let headers: BTreeMap<String, String> = serde_json::from_str(headers)?;
-    let headers = headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), Some(value.as_bytes())));
-    if let Ok(letter) = DeadLetter::from_headers(headers) {
-        look.dead_letter(&letter);
+/// Adds a dead letter from the outbox. One without an origin came by a direct subscription: it does not say which record it
+/// accounts for.
+fn dead_letter(record: &Original<'_>, look: &mut Look) {
+    if let Ok(letter) = DeadLetter::from_headers(record.headers.iter().copied().flatten()) {
+        look.dead_letter(&letter, record);
+    }
+}
+
+/// Dead letters that an operator has judged.
+async fn settled(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows =
+        sqlx::query!(r#"select topic, partition, "offset" from settled_dead_letters"#).fetch(&mut **snapshot);
+    while let Some(row) = rows.try_next().await? {
+        look.settled(&row.topic, row.partition, row.offset);
     }
     Ok(())
 }

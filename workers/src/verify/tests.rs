@@ -1,22 +1,31 @@
 //! Each way to break a promise, applied to a small set of facts that keeps them all.
 
 use holdfast_schemas::{
-    CheckoutId, Credits, DeadLetterReason, Event, EventData, HoldId, Key, Outcome, OutcomeData, OutcomeId, Price,
-    ProfileField, ProfileValues, RefusalReason, ShowId, Source, TicketEvent, TicketOutcome, Traceparent, UserEvent,
-    UserId, UserOutcome, UserRefusalReason, hold_id, outcome_id,
+    CheckoutId, Credits, DeadLetter, DeadLetterReason, Event, EventData, HoldId, Key, Origin, Outcome, OutcomeData,
+    OutcomeId, Price, ProfileField, ProfileValues, RefusalReason, ShowId, Source, TicketEvent, TicketOutcome,
+    Traceparent, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id, outcome_id,
 };
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
-use super::Book;
-use super::change_history::{Change, Entry, Record, RecordPosition, digest};
+use super::change_history::{Answered, Change, Entry, Record, RecordPosition};
 use super::credits::Credit;
 use super::history::{History, OutcomeOf, Ticket, TicketRow, User, UserRow};
+use super::identity::{Fingerprint, digest, millis};
+use super::letters::Original;
+use super::look::Book;
 use super::report::{Promise, Report};
+use super::retention::Removed;
+use super::reuse::Uses;
+use super::terms::Terms;
+use crate::kafka::reader::{Extent, Keeps};
 
 const SHOP: &str = "shop";
 const NOON: OffsetDateTime = datetime!(2030-01-31 12:00 UTC);
 const RETENTION: Duration = Duration::days(7);
+const LOST_AFTER: Duration = Duration::hours(1);
+/// How long topics keep records.
+const KEPT_FOR: Duration = Duration::days(14);
 
 /// Everything that verify reads of one stream, for one partition of each topic.
 struct World<H: History> {
@@ -29,8 +38,23 @@ struct World<H: History> {
     snapshot_at: Option<usize>,
     sent: Vec<Sent<H::Data>>,
     letters: Vec<(i64, DeadLetterReason)>,
+    /// When the dead letters were written.
+    letters_at: OffsetDateTime,
+    /// What the dead letters have, where it is not what was sent.
+    letters_have: Option<Copied>,
+    /// Offsets whose dead letters an operator has settled.
+    settled: Vec<i64>,
+    letters_removed: Removed,
     beginning_is_gone: bool,
-    outcomes_eaten_up_to: Option<i64>,
+    outcomes_removed: Removed,
+}
+
+/// What a dead letter has of its record, with the headers that the record came with.
+#[derive(Clone, Default)]
+struct Copied {
+    key: Option<&'static str>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(&'static str, &'static str)>,
 }
 
 #[derive(Clone)]
@@ -45,7 +69,7 @@ struct Logged<T> {
 
 struct Answer<A: EventData> {
     event: Event<A>,
-    outcomes: Vec<i64>,
+    outcomes: Vec<(i64, A::Outcome)>,
     refused: bool,
     at: OffsetDateTime,
 }
@@ -114,8 +138,12 @@ impl<H: History> Default for World<H> {
             snapshot_at: None,
             sent: Vec::new(),
             letters: Vec::new(),
+            letters_at: NOON,
+            letters_have: None,
+            settled: Vec::new(),
+            letters_removed: Removed::default(),
             beginning_is_gone: false,
-            outcomes_eaten_up_to: None,
+            outcomes_removed: Removed::default(),
         }
     }
 }
@@ -139,7 +167,7 @@ impl<H: History<Row: Clone>> World<H> {
         }
         self.answers.push(Answer {
             event,
-            outcomes: sequences,
+            outcomes: sequences.into_iter().zip(outcomes.iter().cloned()).collect(),
             refused: outcomes.last().is_some_and(|told| told.refusal().is_some()),
             at: NOON,
         });
@@ -190,6 +218,16 @@ impl<H: History<Row: Clone>> World<H> {
         });
     }
 
+    /// All was sent at this time, by every clock.
+    fn age(&mut self, at: OffsetDateTime) {
+        for sent in &mut self.sent {
+            sent.at = at;
+            if let Some(event) = &mut sent.event {
+                event.time = at;
+            }
+        }
+    }
+
     fn verify(&self) -> Report {
         let mut report = Report::default();
         self.read(&mut report);
@@ -197,7 +235,11 @@ impl<H: History<Row: Clone>> World<H> {
     }
 
     fn read(&self, report: &mut Report) -> Book<H> {
-        let mut book = Book::<H>::new(1, NOON - RETENTION);
+        let terms = Terms::new(NOON, RETENTION.unsigned_abs(), LOST_AFTER.unsigned_abs(), 4 << 20);
+        let mut book = Book::<H>::new(1, terms);
+        for (offset, reason) in &self.letters {
+            self.put_aside(*offset, *reason, &mut book);
+        }
         let (change_history, records, topic_partition) =
             (&mut book.change_history, &mut book.records, (H::Data::TOPIC, 0));
         self.changes()
@@ -218,19 +260,52 @@ impl<H: History<Row: Clone>> World<H> {
             };
             change_history.told(position, Some(outcome.subject.as_str().as_bytes()), outcome, report);
         }
-        change_history.end_of_outcomes(self.outcomes_eaten_up_to, report);
-        for (offset, reason) in &self.letters {
-            records.dead_letter(topic_partition, *offset, *reason);
+        change_history.end_of_outcomes(&self.outcomes_removed, report);
+        for offset in &self.settled {
+            records.settled(topic_partition, *offset);
         }
         if self.beginning_is_gone {
             records.beginning_is_gone(topic_partition);
         }
-        for Sent { offset, key, event, at } in &self.sent {
-            let key = change_history.key(key.as_bytes());
-            records.record::<H>(topic_partition, *offset, Some(key), event.as_ref(), *at);
+        for sent in &self.sent {
+            let value = sent.value();
+            records.record::<H>(topic_partition, sent.offset, &sent.original(&value), change_history);
         }
-        records.judge(change_history, None, report);
+        let mut uses = Uses::default();
+        records.contested(&mut uses);
+        records.uses(change_history, &mut uses);
+        book.judge(&uses, &self.letters_removed, report);
         book
+    }
+
+    /// A dead letter about what lies at `offset`.
+    fn put_aside(&self, offset: i64, reason: DeadLetterReason, book: &mut Book<H>) {
+        let sent = self.sent.iter().find(|sent| sent.offset == offset).unwrap();
+        let origin = Origin {
+            topic: H::Data::TOPIC.to_owned(),
+            partition: 0,
+            offset,
+            time: sent.at,
+        };
+        let detail = String::new();
+        let letter = DeadLetter { reason, detail, origin };
+        let own = letter.headers();
+        let copied = self.letters_have.clone().unwrap_or_else(|| Copied {
+            key: Some(sent.key),
+            value: Some(sent.value()),
+            headers: Vec::new(),
+        });
+        let headers = copied.headers.iter().copied();
+        let headers = headers.chain(own.iter().map(|(name, value)| (*name, value.as_str())));
+        let record = Original {
+            key: copied.key.map(str::as_bytes),
+            value: copied.value.as_deref(),
+            headers: headers
+                .map(|(name, value)| Some((name, Some(value.as_bytes()))))
+                .collect(),
+            at: self.letters_at,
+        };
+        book.dead_letter(&letter, &record);
     }
 
     /// As the database's full join has them.
@@ -272,6 +347,21 @@ impl<H: History<Row: Clone>> World<H> {
     }
 }
 
+impl<A: EventData> Sent<A> {
+    fn value(&self) -> Vec<u8> {
+        self.event.as_ref().map_or_else(|| b"{".to_vec(), Event::to_json)
+    }
+
+    fn original<'a>(&self, value: &'a [u8]) -> Original<'a> {
+        Original {
+            key: Some(self.key.as_bytes()),
+            value: Some(value),
+            headers: Vec::new(),
+            at: self.at,
+        }
+    }
+}
+
 impl<A: EventData> Answer<A> {
     fn as_record(&self) -> Record {
         Record {
@@ -279,7 +369,14 @@ impl<A: EventData> Answer<A> {
             id: self.event.id.as_str().to_owned(),
             subject: self.event.subject.as_str().to_owned(),
             digest: digest(self.event.hash().as_bytes()).unwrap(),
-            outcomes: self.outcomes.clone(),
+            outcomes: self
+                .outcomes
+                .iter()
+                .map(|(sequence, told)| Answered {
+                    sequence: *sequence,
+                    content: Some(Fingerprint::of_outcome(told)),
+                })
+                .collect(),
             refused: self.refused,
             written_at: self.at,
         }
@@ -413,7 +510,23 @@ fn row(status: &str, holder: Option<(&str, &str)>) -> TicketRow {
     }
 }
 
-/// One promise is broken, once, and nothing else is; says what was found.
+/// The only partition of a topic, of which nothing is left at this time.
+fn emptied(now: OffsetDateTime) -> Removed {
+    let keeps = Keeps {
+        age: Some(KEPT_FOR.unsigned_abs()),
+        bytes_are_limited: false,
+    };
+    Removed::new(&Extent::from([(0, (9, 9))]), keeps, millis(now))
+}
+
+/// A world in which an event was sent last and not decided, and its offset.
+fn undecided() -> (World<Ticket>, i64) {
+    let mut world = world();
+    world.sends("gone", "A-1", reserve("eve"));
+    (world, 6)
+}
+
+/// Checks that one promise is broken, once, and no other; returns the fault.
 #[track_caller]
 fn only(report: &Report, promise: Promise, key: &str) -> String {
     let counts = [report.lost, report.doubled, report.out_of_order, report.oversold];
@@ -491,6 +604,221 @@ fn an_event_without_a_trace_is_pending_while_nothing_of_its_key_was_decided_afte
 }
 
 #[test]
+fn an_event_without_a_trace_is_lost_once_it_is_old_enough() {
+    let (mut world, offset) = undecided();
+    let sent = &mut world.sent[offset as usize];
+    sent.at = NOON - LOST_AFTER + Duration::seconds(1);
+    assert_eq!(world.verify().pending, 1);
+    world.sent[offset as usize].at = NOON - LOST_AFTER;
+    let what = only(&world.verify(), Promise::Lost, "A-1");
+    assert!(
+        what.contains("reservations/0/6") && what.contains("3600 s old"),
+        "{what}"
+    );
+}
+
+#[test]
+fn an_emptied_partition_of_the_dead_letters_excuses_only_what_is_older_than_retention() {
+    let (mut world, offset) = undecided();
+    world.letters_removed = emptied(NOON);
+    world.sent[offset as usize].at = NOON - KEPT_FOR + Duration::hours(1);
+    only(&world.verify(), Promise::Lost, "A-1");
+    world.sent[offset as usize].at = NOON - KEPT_FOR - Duration::hours(1);
+    let report = world.verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.out_of_scope, report.pending), (1, 0));
+}
+
+#[test]
+fn a_dead_letter_that_lies_about_a_sound_event_accounts_for_nothing() {
+    for reason in [
+        DeadLetterReason::Undecodable,
+        DeadLetterReason::KeyMismatch,
+        DeadLetterReason::InvalidData,
+        DeadLetterReason::TooOld,
+        DeadLetterReason::TooEarly,
+        DeadLetterReason::TooLarge,
+        DeadLetterReason::ReservedSource,
+        DeadLetterReason::IdReused,
+        DeadLetterReason::UnknownType,
+    ] {
+        let (mut world, offset) = undecided();
+        world.letters.push((offset, reason));
+        world.letters_at = NOON + Duration::minutes(2);
+        let what = only(&world.verify(), Promise::Lost, "A-1");
+        assert!(
+            what.contains("reservations/0/6") && what.contains(reason.as_str()),
+            "{what}"
+        );
+        // What an operator has replayed or dropped is settled.
+        world.settled.push(offset);
+        let report = world.verify();
+        assert!(report.is_clean() && report.dead_letters == 1, "{report}");
+    }
+}
+
+#[test]
+fn a_dead_letter_that_names_another_reason_than_the_records_accounts_for_nothing() {
+    let mut world = world();
+    world.send("A-1", None);
+    world.letters.push((6, DeadLetterReason::KeyMismatch));
+    let what = only(&world.verify(), Promise::Lost, "A-1");
+    assert!(what.contains("key_mismatch") && what.contains("undecodable"), "{what}");
+}
+
+#[test]
+fn a_dead_letter_with_other_bytes_than_the_record_accounts_for_nothing() {
+    let mut world = world();
+    world.send("A-1", None);
+    world.letters.push((6, DeadLetterReason::Undecodable));
+    let same = Copied {
+        key: Some("A-1"),
+        value: Some(b"{".to_vec()),
+        headers: Vec::new(),
+    };
+    for other in [
+        Copied {
+            value: Some(b"}".to_vec()),
+            ..same.clone()
+        },
+        Copied {
+            key: Some("A-2"),
+            ..same.clone()
+        },
+        Copied {
+            headers: vec![("x", "y")],
+            ..same.clone()
+        },
+        // Only a record that is too large is left out.
+        Copied::default(),
+    ] {
+        world.letters_have = Some(other);
+        let what = only(&world.verify(), Promise::Lost, "A-1");
+        assert!(what.contains("other bytes"), "{what}");
+    }
+    world.letters_have = Some(same);
+    let report = world.verify();
+    assert!(report.is_clean() && report.dead_letters == 1, "{report}");
+}
+
+#[test]
+fn a_dead_letter_about_another_record_that_lay_there_accounts_for_nothing() {
+    let mut world = world();
+    world.send("A-1", None);
+    world.letters.push((6, DeadLetterReason::Undecodable));
+    let mut before = world.sent[6].clone();
+    before.at = NOON - Duration::days(1);
+    world.sent[6].at = NOON - Duration::minutes(1);
+    let mut book = Book::<Ticket>::new(
+        1,
+        Terms::new(NOON, RETENTION.unsigned_abs(), LOST_AFTER.unsigned_abs(), 4 << 20),
+    );
+    let earlier = World {
+        sent: vec![before],
+        ..World::default()
+    };
+    earlier.put_aside(6, DeadLetterReason::Undecodable, &mut book);
+    let value = world.sent[6].value();
+    let (records, history) = (&mut book.records, &mut book.change_history);
+    records.record(("reservations", 0), 6, &world.sent[6].original(&value), history);
+    let mut report = Report::default();
+    book.judge(&Uses::default(), &Removed::default(), &mut report);
+    assert_eq!((report.dead_letters, report.pending), (0, 1), "{report}");
+}
+
+#[test]
+fn a_handlers_dead_letter_has_the_event_as_it_wrote_it_down() {
+    let mut world = world();
+    let mut reused = world.sends("ann", "A-1", reserve("eve"));
+    world.letters.push((6, DeadLetterReason::IdReused));
+    reused.origin = Some(Origin {
+        topic: "reservations".to_owned(),
+        partition: 0,
+        offset: 6,
+        time: NOON,
+    });
+    let normalised = |event: &Event<TicketEvent>| Copied {
+        key: Some("A-1"),
+        value: Some(event.to_json()),
+        headers: vec![("content-type", "application/cloudevents+json; charset=UTF-8")],
+    };
+    world.letters_have = Some(normalised(&reused));
+    let report = world.verify();
+    assert!(report.is_clean() && report.dead_letters == 1, "{report}");
+    world.letters_have = Some(normalised(&event("ann", "A-1", reserve("bob"))));
+    only(&world.verify(), Promise::Lost, "A-1");
+}
+
+#[test]
+fn an_id_is_reused_only_by_what_came_later() {
+    // The first one with the content under which the id is known.
+    let mut world = world();
+    world.letters.push((2, DeadLetterReason::IdReused));
+    only(&world.verify(), Promise::Lost, "A-1");
+}
+
+#[test]
+fn a_reused_id_whose_first_record_was_swept_is_known_by_what_lies_on_the_topic() {
+    let mut world = world();
+    let aged = NOON - RETENTION - Duration::hours(1);
+    world.answers.clear();
+    world.sends("ann", "A-1", reserve("eve"));
+    world.age(aged);
+    world.letters.push((6, DeadLetterReason::IdReused));
+    world.letters_at = aged + Duration::minutes(1);
+    for logged in &mut world.log {
+        logged.at = aged;
+    }
+    for told in &mut world.told {
+        told.time = aged;
+    }
+    world.row().changed_at = aged;
+    let report = world.verify();
+    assert!(report.is_clean() && report.dead_letters == 1, "{report}");
+}
+
+#[test]
+fn an_outcome_says_what_the_change_log_says() {
+    type Edit = fn(&mut Outcome<TicketOutcome>);
+    let edits: [(&str, Edit); 4] = [
+        ("data", |told| {
+            told.data = refused(RefusalReason::NotHeld);
+        }),
+        ("type", |told| told.data = listed()),
+        ("time", |told| told.time += Duration::seconds(1)),
+        ("cause", |told| told.causation_id = "another".parse().unwrap()),
+    ];
+    for (what, edit) in edits {
+        let mut world = world();
+        edit(&mut world.told[3]);
+        let said = only(&world.verify(), Promise::Lost, "A-1");
+        assert!(said.contains("sequence 3") && said.contains(what), "{said}");
+        // In the outbox too.
+        let mut world = self::world();
+        let mut waiting = world.told.pop().unwrap();
+        edit(&mut waiting);
+        world.outbox.push(waiting);
+        let said = only(&world.verify(), Promise::Lost, "A-1");
+        assert!(said.contains("in the outbox"), "{said}");
+    }
+}
+
+#[test]
+fn a_refusal_without_a_row_says_what_was_answered() {
+    let mut world = world();
+    world.told[0].data = refused(RefusalReason::NotHeld);
+    only(&world.verify(), Promise::Lost, "Z-9");
+}
+
+#[test]
+fn a_repeat_is_answered_what_the_change_log_says() {
+    let mut world = world();
+    world.answers[3].outcomes[0].1 = refused(RefusalReason::NotHeld);
+    let what = only(&world.verify(), Promise::Lost, "A-1");
+    assert!(what.contains("version 3") && what.contains("other data"), "{what}");
+}
+
+#[test]
 fn a_bad_record_needs_a_dead_letter() {
     let mut world = world();
     world.sent[3].event = None;
@@ -546,9 +874,7 @@ fn a_record_once_decided_stays_so_when_a_late_replay_dead_letters_it() {
     let mut world = world();
     let old = NOON - RETENTION - Duration::hours(1);
     world.answers.clear();
-    for sent in &mut world.sent {
-        sent.at = old;
-    }
+    world.age(old);
     world.letters = (0..6).map(|offset| (offset, DeadLetterReason::TooOld)).collect();
     let report = world.verify();
     assert!(report.is_clean(), "{report}");
@@ -599,7 +925,9 @@ fn an_outcome_that_retention_has_removed_is_not_lost() {
     let mut world = world();
     world.told.drain(..3);
     assert_eq!(world.verify().lost, 3);
-    world.outcomes_eaten_up_to = Some(i64::MAX);
+    world.outcomes_removed = emptied(NOON + Duration::days(1));
+    assert_eq!(world.verify().lost, 3, "they are younger than what retention removes");
+    world.outcomes_removed = emptied(NOON + KEPT_FOR + Duration::days(1));
     let report = world.verify();
     assert!(report.is_clean(), "{report}");
     // But not one behind what is left.
@@ -699,6 +1027,9 @@ fn an_event_may_have_two_outcomes() {
     for logged in &mut world.log[5..] {
         logged.at = later;
     }
+    for told in &mut world.told[6..] {
+        told.time = later;
+    }
     world.rows[0].1 = 7;
     *world.row() = row("held", Some(("eve", "eve")));
     world.row().held_until = Some(until);
@@ -707,6 +1038,7 @@ fn an_event_may_have_two_outcomes() {
     assert!(report.is_clean(), "{report}");
     // A hold that ended before its time was taken from its holder.
     world.log[5].at = NOON;
+    world.told[6].time = NOON;
     let what = only(&world.verify(), Promise::Oversold, "A-1");
     assert!(what.contains("before the hold was due"), "{what}");
 }
@@ -884,9 +1216,7 @@ fn an_event_that_changed_nothing_leaves_no_trace_once_its_record_was_swept() {
     world.answers.retain(|answer| answer.event.id.as_str() != "again");
     only(&world.verify(), Promise::Lost, "ann");
     world.answers.clear();
-    for sent in &mut world.sent {
-        sent.at = NOON - RETENTION - Duration::hours(1);
-    }
+    world.age(NOON - RETENTION - Duration::hours(1));
     let report = world.verify();
     assert!(report.is_clean(), "{report}");
     assert_eq!((report.applied, report.refused, report.out_of_scope), (3, 2, 1));

@@ -1,18 +1,19 @@
 //! Reads the topics that verify compares with the database.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context;
-use holdfast_schemas::{self as schemas, DeadLetter, EventData, Outcome, OutcomeData, topics};
+use holdfast_schemas::{DeadLetter, EventData, Outcome, OutcomeData, topics};
 use rdkafka::message::{BorrowedMessage, Message};
 use time::OffsetDateTime;
 
-use super::change_history::{RecordPosition, millis};
+use super::change_history::RecordPosition;
 use super::history::{History, OutcomeOf, Ticket, User};
+use super::identity::millis;
+use super::letters::Original;
+use super::look::{Book, Look};
 use super::report::Report;
-use super::{Book, Look};
+use super::retention::Removed;
 use crate::config;
-use crate::kafka::headers;
+use crate::kafka::each_header;
 use crate::kafka::reader::{Extent, Reader};
 
 pub(super) struct Topics(Reader);
@@ -49,57 +50,61 @@ impl Topics {
         })
     }
 
-    /// Reads the topics, after the snapshot, into `look`.
+    /// Reads the topics, after the snapshot, into `look`, and judges.
     pub(super) fn read(&self, before: &Before, look: &mut Look) -> anyhow::Result<()> {
-        let letters_eaten = self.dead_letters(look)?;
-        self.stream(&before.tickets, letters_eaten, &mut look.tickets, &mut look.report)?;
-        self.stream(&before.users, letters_eaten, &mut look.users, &mut look.report)
-    }
-
-    /// Reads the topics of one stream. What is at or before `letters_eaten` (milliseconds) may have had a dead letter that is
-    /// gone.
-    fn stream<H: History>(
-        &self,
-        before: &Extents,
-        letters_eaten: Option<i64>,
-        book: &mut Book<H>,
-        report: &mut Report,
-    ) -> anyhow::Result<()> {
-        let outcomes_eaten = self.outcomes(&before.outcomes, book, report)?;
-        book.change_history.end_of_outcomes(outcomes_eaten, report);
-        self.public(&before.public, book, report)?;
-        book.records.judge(&mut book.change_history, letters_eaten, report);
+        let letters = self.dead_letters(look)?;
+        let now = look.terms.now;
+        self.stream(&before.tickets, now, &mut look.tickets, &mut look.report)?;
+        self.stream(&before.users, now, &mut look.users, &mut look.report)?;
+        look.judge(&letters);
         Ok(())
     }
 
-    fn dead_letters(&self, look: &mut Look) -> anyhow::Result<Option<i64>> {
+    /// Reads the topics of one stream.
+    fn stream<H: History>(
+        &self,
+        before: &Extents,
+        now: i64,
+        book: &mut Book<H>,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let removed = self.outcomes(&before.outcomes, now, book, report)?;
+        book.change_history.end_of_outcomes(&removed, report);
+        self.public(&before.public, book, report)
+    }
+
+    /// Answers what may be gone of them.
+    fn dead_letters(&self, look: &mut Look) -> anyhow::Result<Removed> {
         let topic = topics::DEAD_LETTERS;
         let extent = self.0.written(topic)?;
-        let mut eaten = Eaten::of(&extent);
+        let mut removed = Removed::new(&extent, self.0.keeps(topic)?, look.terms.now);
         self.0.each(topic, &extent, |message| {
-            eaten.see(message);
-            // What is no dead letter of Holdfast's accounts for nothing.
-            if let Some(letter) = headers(message).and_then(|headers| DeadLetter::from_headers(headers).ok()) {
-                look.dead_letter(&letter);
+            let record = original(message);
+            removed.left(message.partition(), millis(record.at));
+            // A record that is no dead letter of Holdfast's accounts for nothing.
+            if let Ok(letter) = DeadLetter::from_headers(record.headers.iter().copied().flatten()) {
+                look.dead_letter(&letter, &record);
             }
             anyhow::Ok(())
         })?;
         look.report.starts(topic, &extent);
-        Ok(eaten.up_to())
+        Ok(removed)
     }
 
+    /// Answers what may be gone of them.
     fn outcomes<H: History>(
         &self,
         before: &Extent,
+        now: i64,
         book: &mut Book<H>,
         report: &mut Report,
-    ) -> anyhow::Result<Option<i64>> {
+    ) -> anyhow::Result<Removed> {
         let topic = OutcomeOf::<H>::TOPIC;
         let extent = self.0.written(topic)?;
-        let mut eaten = Eaten::of(&extent);
+        let mut removed = Removed::new(&extent, self.0.keeps(topic)?, now);
         self.0.each(topic, &extent, |message| {
-            eaten.see(message);
             let (partition, offset) = (message.partition(), message.offset());
+            removed.left(partition, millis(broker_time(message)));
             let outcome = Outcome::from_json(message.payload().unwrap_or_default())
                 .with_context(|| format!("the record {topic}/{partition}/{offset} cannot be read"))?;
             let end = before.get(&partition).map_or(0, |(_, end)| *end);
@@ -112,7 +117,7 @@ impl Topics {
             anyhow::Ok(())
         })?;
         report.starts(topic, &extent);
-        Ok(eaten.up_to())
+        Ok(removed)
     }
 
     fn public<H: History>(&self, extent: &Extent, book: &mut Book<H>, report: &mut Report) -> anyhow::Result<()> {
@@ -121,15 +126,12 @@ impl Topics {
             book.records.beginning_is_gone((topic, *partition));
         }
         self.0.each(topic, extent, |message| {
-            let event = headers(message).and_then(|headers| {
-                let (key, value) = (message.key(), message.payload());
-                schemas::decode(&schemas::Record { key, value, headers }).ok()
-            });
-            let key = message.key().map(|key| book.change_history.key(key));
             let topic_partition = (topic, message.partition());
-            let time = broker_time(message);
-            book.records
-                .record::<H>(topic_partition, message.offset(), key, event.as_ref(), time);
+            let Book {
+                records,
+                change_history,
+            } = book;
+            records.record(topic_partition, message.offset(), &original(message), change_history);
             anyhow::Ok(())
         })?;
         report.starts(topic, extent);
@@ -137,32 +139,12 @@ impl Topics {
     }
 }
 
-/// Up to when records of a topic may have been removed with its beginning: the time of the earliest that is left.
-struct Eaten {
-    /// Time of the earliest record left, by partition that has lost its beginning.
-    earliest: BTreeMap<i32, Option<i64>>,
-}
-
-impl Eaten {
-    fn of(extent: &Extent) -> Self {
-        let gone = extent.iter().filter(|(_, (earliest, _))| *earliest > 0);
-        Self {
-            earliest: gone.map(|(partition, _)| (*partition, None)).collect(),
-        }
-    }
-
-    fn see(&mut self, message: &BorrowedMessage<'_>) {
-        if let Some(earliest) = self.earliest.get_mut(&message.partition()) {
-            earliest.get_or_insert_with(|| millis(broker_time(message)));
-        }
-    }
-
-    /// In milliseconds; none when no beginning is gone. A partition with nothing left may have lost anything.
-    fn up_to(&self) -> Option<i64> {
-        self.earliest
-            .values()
-            .map(|earliest| earliest.unwrap_or(i64::MAX))
-            .max()
+fn original<'a>(message: &'a BorrowedMessage<'_>) -> Original<'a> {
+    Original {
+        key: message.key(),
+        value: message.payload(),
+        headers: each_header(message).collect(),
+        at: broker_time(message),
     }
 }
 

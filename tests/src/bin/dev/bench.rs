@@ -5,6 +5,7 @@
 //! subscription is made; the clock runs from the first call to the last, which favours the no-op. Both are measured in turn,
 //! and the median of the rounds is reported: a noisy machine then disturbs neither alone.
 
+mod aged;
 mod checkout;
 mod cost;
 mod noop;
@@ -50,6 +51,8 @@ enum Measurement {
     Distinct,
     /// Requested and released in turn over 2,000 tickets, and the memory meanwhile
     Uniform,
+    /// As uniform, with 10 million idempotency records and changes in the tables, and while half of the records are swept
+    Aged,
     /// Requested and released in turn on one ticket
     Hot,
     /// 500 events per second on one ticket
@@ -68,7 +71,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut bench = Bench::start(arguments.scale).await?;
     let scaled = |count| scaled(arguments.scale, count);
     let run = bench.stack.holdfast("run", "run").provider(&bench.provider);
-    let run = run.start().await?;
+    let mut run = run.start().await?;
     bench.open()?;
 
     if wanted(Measurement::Uniform) {
@@ -76,6 +79,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bench.throughput("uniform", 2.5, 3, workload, workload, &run).await?;
         let peak = cost::peak_memory_mb(run.pid())?;
         bench.report.at_most("rss_mb", peak, 200.0, "MB");
+    }
+    if wanted(Measurement::Aged) {
+        run = bench.aged(run).await?;
     }
     if wanted(Measurement::Distinct) {
         let workload = |name| Workload::new(name, scaled(20_000), scaled(20_000));

@@ -200,7 +200,13 @@ impl<E: Entity> Draft<E> {
                 if self.decided_at - aged_from(event) > *retention {
                     return self.dead_letter(event, too_old(*retention));
                 }
-                self.apply(event, aged_from(event), deciding.rules)
+                let arrived = event.origin.as_ref().map_or(self.decided_at, |origin| origin.time);
+                if let Err(too_early) = event.check_time(arrived) {
+                    return self.dead_letter(event, too_early);
+                }
+                // Judged by the earlier of two clocks, kept by the later: whatever clock a repeat is judged by, it is too old
+                // before its record is swept.
+                self.apply(event, event.time.max(arrived), deciding.rules)
             }
             Work::Request(event) => match self.known(read, event) {
                 Some(Some(reply)) => Answer::Repeat(reply),

@@ -1,11 +1,12 @@
 //! The one way in which events change the database. Handlers hand over units; one committer per table writes all waiting
 //! units in one statement (group commit): alone, a unit waits for no other; under load, batches grow.
 //!
-//! A batch goes through three steps: read the rows and the known answers, decide event by event, write everything gated by the
+//! A batch goes through three steps: read the known answers and the rows, decide event by event, write everything gated by the
 //! version that was read. Units that were not written go round again from the first step. Every step may be repeated and any
 //! may be the last one that this process does: the idempotency records lie in the same statement as the rows.
 //!
-//! The rows and the known answers are read by two statements, which need not be one snapshot: an answer that appears in
+//! The known answers and then the rows are read by two statements, which need not be one snapshot. The clock comes with the rows:
+//! an answer that was swept before the first statement belongs to an event that is too old by it. An answer that appears in
 //! between makes the write fail its version check or its key, and the unit goes round again. When two units of a batch name
 //! the same event id, the later one waits a round: judged by an answer that is only meant to be written, it would be dead-
 //! lettered although the first unit may not pass.
@@ -18,6 +19,7 @@
 //! wrong rules. Idempotency records are shared: an id is used once, on whichever topic.
 
 mod draft;
+mod queue;
 mod write;
 
 use std::collections::{HashSet, VecDeque};
@@ -31,7 +33,8 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{Error, pauses};
+use super::progress::Progress;
+use super::{Error, on_session, pauses};
 use crate::config;
 use crate::crash::{self, Point};
 use crate::domain::{Decision, Entity, KeyOf};
@@ -41,8 +44,9 @@ use crate::transience::Fault;
 pub use draft::Current;
 use draft::Draft;
 pub(super) use draft::KeyedRow;
+use queue::{Offenders, Room, Taken};
 pub use write::Stored;
-pub(super) use write::{WriteSet, write_rows};
+pub(super) use write::WriteSet;
 
 /// An ordered list of work for one entity.
 #[derive(Clone, Debug)]
@@ -103,12 +107,17 @@ pub enum Answer {
 /// Hands units to the committer task.
 pub struct Committer<E: Entity> {
     queue: mpsc::Sender<Pending<E>>,
+    room: Room,
+    progress: Progress,
 }
 
 impl<E: Entity> Clone for Committer<E> {
     fn clone(&self) -> Self {
-        let queue = self.queue.clone();
-        Self { queue }
+        Self {
+            queue: self.queue.clone(),
+            room: self.room.clone(),
+            progress: self.progress.clone(),
+        }
     }
 }
 
@@ -120,10 +129,16 @@ struct Pending<E: Entity> {
     /// A unit that met a locked or moved row waits a little before it goes round again.
     not_before: Instant,
     rounds: u32,
+    /// How often it failed for a reason that nobody knows to pass by itself.
+    failures: u32,
+    /// Given back with the unit.
+    _room: Taken,
 }
 
 /// Units in the queue at most; a further one waits for a place. Restate's own limit is lower.
 const QUEUE: usize = 20_000;
+/// How often a unit may fail here for a reason that nobody knows to pass by itself.
+const FAILURES: u32 = 5;
 /// The longest pause before a unit that met a locked or moved row goes round again.
 const LONGEST_ROUND: Duration = Duration::from_millis(200);
 
@@ -138,6 +153,7 @@ impl<E: Stored> Committer<E> {
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()>) {
         let (queue, requests) = mpsc::channel(QUEUE);
+        let progress = Progress::default();
         let task = Task {
             pool,
             rules: Box::new(rules),
@@ -147,8 +163,16 @@ impl<E: Stored> Committer<E> {
             requests,
             waiting: VecDeque::new(),
             counted: 0,
+            offenders: Offenders::new(),
+            progress: progress.clone(),
         };
-        (Self { queue }, task.run())
+        let room = Room::new();
+        (Self { queue, room, progress }, task.run())
+    }
+
+    /// Whether what is handed over is committed or given back.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// Commits a unit and answers each piece of its work, in order. Waits for the database for ever; dropping the future takes
@@ -156,8 +180,9 @@ impl<E: Stored> Committer<E> {
     ///
     /// # Errors
     /// The unit breaks the worker itself ([`Error::Panic`], [`Error::Row`], [`Error::Write`] with a data error or a violated
-    /// constraint), or the process is ending.
+    /// constraint), something has to be mended before anything is committed ([`Error::Shared`]), or the process is ending.
     pub async fn commit(&self, unit: Unit<E>) -> Result<Vec<Answer>, Error> {
+        let room = self.room.take(&unit).await;
         let (reply, answer) = oneshot::channel();
         let request = Pending {
             unit,
@@ -165,6 +190,8 @@ impl<E: Stored> Committer<E> {
             reply,
             not_before: Instant::now(),
             rounds: 0,
+            failures: 0,
+            _room: room,
         };
         self.queue.send(request).await.map_err(|_| Error::Ended)?;
         answer.await.map_err(|_| Error::Ended)?
@@ -181,12 +208,20 @@ struct Task<E: Stored> {
     waiting: VecDeque<Pending<E>>,
     /// How many of them the metric has.
     counted: i64,
+    offenders: Offenders<E>,
+    progress: Progress,
 }
 
 impl<E: Stored> Task<E> {
     async fn run(mut self) {
         while self.gather().await {
             let batch = self.take_batch();
+            if batch.is_empty() {
+                // What could go now stands behind a unit of its key that waits.
+                self.take_in(Instant::now() + Duration::from_millis(1)).await;
+                continue;
+            }
+            self.progress.begun();
             self.commit_batch(batch).await;
         }
     }
@@ -197,37 +232,40 @@ impl<E: Stored> Task<E> {
             while let Ok(request) = self.requests.try_recv() {
                 self.waiting.push_back(request);
             }
-            self.waiting.retain(|request| !request.reply.is_closed());
-            // Several committers share the gauge.
-            let waiting = self.waiting.len() as i64;
-            self.metrics.commit_waiting.add(waiting - self.counted);
-            self.counted = waiting;
+            self.drop_aborted();
             match self.waiting.iter().map(|request| request.not_before).min() {
                 Some(earliest) if earliest <= Instant::now() => return true,
                 Some(earliest) => tokio::select! {
                     Some(request) = self.requests.recv() => self.waiting.push_back(request),
                     () = tokio::time::sleep_until(earliest) => {}
                 },
-                None => match self.requests.recv().await {
-                    Some(request) => self.waiting.push_back(request),
-                    None => return false,
-                },
+                None => {
+                    self.progress.rests();
+                    match self.requests.recv().await {
+                        Some(request) => self.waiting.push_back(request),
+                        None => return false,
+                    }
+                }
             }
         }
     }
 
-    /// Takes from the front what fits one statement, at most one unit per key, and leaves the rest in order.
+    /// Takes from the front what fits one statement, at most one unit per key, and leaves the rest in order. A known offender goes
+    /// alone.
     fn take_batch(&mut self) -> Vec<Pending<E>> {
         let now = Instant::now();
         let mut keys = HashSet::new();
         let (mut batch, mut left) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()));
-        let (mut events, mut bytes) = (0, 0);
+        let (mut events, mut bytes, mut closed) = (0, 0, false);
         for request in self.waiting.drain(..) {
             let (more_events, more_bytes) = request.next_size(&self.limits);
             let fits = batch.is_empty()
                 || (events + more_events <= self.limits.batch_events && bytes + more_bytes <= self.limits.batch_bytes);
             // The key is noted even when its unit is left, so that later units of the key stay behind it.
+            let alone = self.offenders.contain(&request.unit.key);
+            let fits = fits && !closed && (!alone || batch.is_empty());
             if keys.insert(request.unit.key.clone()) && request.not_before <= now && fits {
+                closed = alone;
                 events += more_events;
                 bytes += more_bytes;
                 batch.push(request);
@@ -239,38 +277,81 @@ impl<E: Stored> Task<E> {
         batch
     }
 
-    /// Commits a batch in one statement. When that statement fails, each of its units is sent alone.
+    /// Commits a batch in one statement. When that fails by what is in it, its halves go each by themselves, and so on, until those
+    /// that fail alone are known.
     async fn commit_batch(&mut self, batch: Vec<Pending<E>>) {
-        let Err((batch, error)) = self.attempt(batch).await else {
-            return;
-        };
-        let step = if matches!(error, Error::Read(_)) {
-            "read"
-        } else {
-            "write"
-        };
-        self.metrics.retries.with_label_values(&[step]).inc();
+        let mut batches = vec![batch];
+        while let Some(batch) = batches.pop() {
+            if let Err((batch, error)) = self.attempt(batch).await {
+                let step = if matches!(error, Error::Read(_)) {
+                    "read"
+                } else {
+                    "write"
+                };
+                self.metrics.retries.with_label_values(&[step]).inc();
+                batches.extend(self.take_apart(batch, error).await);
+            }
+        }
+    }
+
+    /// The batches in which units that failed together are sent next. None of those that wait, or were given back.
+    async fn take_apart(&mut self, mut batch: Vec<Pending<E>>, error: Error) -> Vec<Vec<Pending<E>>> {
         match error.fault() {
             Fault::Server => {
-                self.await_server(&error).await;
                 self.put_back(batch);
+                self.await_server(&error).await;
             }
-            Fault::Content if batch.len() == 1 => {
-                if let Some(request) = batch.into_iter().next() {
-                    self.fail(request, error);
-                }
-            }
-            _ if batch.len() == 1 => self.go_round(batch),
-            _ => {
+            Fault::Session | Fault::Setting => self.try_again_or_fail(batch, error),
+            _ if batch.len() > 1 => {
                 tracing::warn!(
                     units = batch.len(),
                     error = error::chain(&error),
-                    "a batch failed: its units go one by one"
+                    "a batch failed: it goes in halves"
                 );
-                for request in batch {
-                    Box::pin(self.commit_batch(vec![request])).await;
+                let second = batch.split_off(batch.len() / 2);
+                // The last one is taken first.
+                return vec![second, batch];
+            }
+            Fault::Rival => self.go_round(batch),
+            fault => {
+                for request in &batch {
+                    self.offenders.add(&request.unit.key);
+                }
+                match fault {
+                    Fault::Content => self.fail_all(batch, error),
+                    _ => self.try_again_or_fail(batch, error),
                 }
             }
+        }
+        Vec::new()
+    }
+
+    /// What nobody knows to pass by itself is tried a few times here; then it is for the engine to show.
+    fn try_again_or_fail(&mut self, mut batch: Vec<Pending<E>>, error: Error) {
+        for request in &mut batch {
+            request.failures += 1;
+        }
+        let (failed, again): (Vec<_>, Vec<_>) = batch.into_iter().partition(|request| request.failures >= FAILURES);
+        self.go_round(again);
+        self.fail_all(failed, error);
+    }
+
+    /// Gives units back, all for the same reason.
+    fn fail_all(&mut self, mut failed: Vec<Pending<E>>, error: Error) {
+        if failed.len() < 2 {
+            if let Some(request) = failed.pop() {
+                self.fail(request, error);
+            }
+            return;
+        }
+        tracing::error!(
+            units = failed.len(),
+            error = error::chain(&error),
+            "units cannot be committed"
+        );
+        let error = Arc::new(error);
+        for request in failed {
+            self.give_back(request, Error::Shared(error.clone()));
         }
     }
 
@@ -337,11 +418,13 @@ impl<E: Stored> Task<E> {
     }
 
     async fn read(&self, batch: &[Pending<E>]) -> Result<draft::Read<E>, Error> {
-        let mut connection = self.pool.acquire().await.map_err(Error::Read)?;
         let units = batch
             .iter()
             .map(|request| (&request.unit.key, request.next_work(&self.limits)));
-        read(&mut connection, units).await
+        on_session(&self.pool, Error::Read, async |connection| {
+            read(connection, units).await
+        })
+        .await
     }
 
     async fn write(&self, decided: &[(Pending<E>, Draft<E>)]) -> Result<HashSet<i32>, Error> {
@@ -350,19 +433,23 @@ impl<E: Stored> Task<E> {
         if statement.is_empty() {
             return Ok(HashSet::new());
         }
-        let mut connection = self.pool.acquire().await.map_err(Error::Write)?;
-        let passed = statement.execute(&mut connection).await?;
-        if crash::again(Point::ServeWritten) {
-            let repeated = statement.execute(&mut connection).await;
-            tracing::info!(?repeated, "the write was repeated on purpose");
-        }
-        Ok(passed)
+        on_session(&self.pool, Error::Write, async |connection| {
+            let passed = statement.execute(connection).await?;
+            if crash::again(Point::ServeWritten) {
+                let repeated = statement.execute(connection).await;
+                tracing::info!(?repeated, "the write was repeated on purpose");
+            }
+            Ok(passed)
+        })
+        .await
     }
 
     fn answer(&mut self, mut request: Pending<E>, draft: Draft<E>) {
         count(&draft.answers, &self.metrics);
         request.answers.extend(draft.answers);
-        request.rounds = 0;
+        (request.rounds, request.failures) = (0, 0);
+        self.offenders.remove(&request.unit.key);
+        self.progress.moved();
         if request.answers.len() < request.unit.work.len() {
             self.waiting.push_front(request);
         } else if request.reply.send(Ok(request.answers)).is_err() {
@@ -370,15 +457,20 @@ impl<E: Stored> Task<E> {
         }
     }
 
-    /// Answers a unit that breaks the worker: its invocation tries again later.
     fn fail(&self, request: Pending<E>, error: Error) {
+        tracing::error!(key = %request.unit.key, error = error::chain(&error), "a unit cannot be committed");
+        self.give_back(request, error);
+    }
+
+    /// Gives a unit back to its invocation, which tries again later and shows the error.
+    fn give_back(&self, request: Pending<E>, error: Error) {
         if let Some(cause) = error.cause() {
             self.metrics
                 .quarantine_candidates
                 .with_label_values(&[cause.as_str()])
                 .inc();
         }
-        tracing::error!(key = %request.unit.key, error = error::chain(&error), "a unit cannot be committed");
+        self.progress.moved();
         if request.reply.send(Err(error)).is_err() {
             tracing::debug!("the unit's invocation had gone: its next attempt meets the same error");
         }
@@ -402,25 +494,44 @@ impl<E: Stored> Task<E> {
         }
     }
 
-    /// Waits until the database answers again, for ever, with capped back-off.
-    async fn await_server(&self, error: &Error) {
+    /// Waits until the database answers again, for ever, with capped back-off. Attempts that are aborted meanwhile are let go of.
+    async fn await_server(&mut self, error: &Error) {
         tracing::warn!(error = error::chain(error), "waiting for Postgres");
         for pause in pauses() {
             self.metrics.retries.with_label_values(&["write"]).inc();
-            tokio::time::sleep(pause).await;
+            self.take_in(Instant::now() + pause).await;
+            self.drop_aborted();
             match super::ping(&self.pool).await {
                 Ok(()) => return,
                 Err(error) => tracing::warn!(error = error::chain(&error), "waiting for Postgres"),
             }
         }
     }
+
+    /// Takes in what comes until then.
+    async fn take_in(&mut self, until: Instant) {
+        loop {
+            tokio::select! {
+                Some(request) = self.requests.recv() => self.waiting.push_back(request),
+                () = tokio::time::sleep_until(until) => return,
+            }
+        }
+    }
+
+    fn drop_aborted(&mut self) {
+        self.waiting.retain(|request| !request.reply.is_closed());
+        // Several committers share the gauge.
+        let waiting = self.waiting.len() as i64;
+        self.metrics.commit_waiting.add(waiting - self.counted);
+        self.counted = waiting;
+    }
 }
 
 /// A plain read: it never waits for writers and may be older than a write in flight.
 pub async fn get<E: Stored>(pool: &PgPool, key: &KeyOf<E>) -> Result<Option<E>, Error> {
-    let mut connection = pool.acquire().await.map_err(Error::Read)?;
-    let mut current = E::read(&mut connection, &[key.as_str()]).await?;
-    Ok(current.rows.remove(key.as_str()))
+    let key = key.as_str();
+    let current = on_session(pool, Error::Read, async |connection| E::read(connection, &[key]).await);
+    Ok(current.await?.rows.remove(key))
 }
 
 /// Decides units on the caller's connection, at most one of each key, and writes the decisions there: in the caller's
@@ -489,7 +600,7 @@ impl<E: Stored> Drafts<E> {
     }
 }
 
-/// The first step: the rows of the units, and what was answered to their work before.
+/// The first step: what was answered to the units' work before, and their rows.
 async fn read<'a, E: Stored>(
     connection: &mut PgConnection,
     units: impl Iterator<Item = (&'a KeyOf<E>, &'a [Work<E>])>,
@@ -502,12 +613,14 @@ async fn read<'a, E: Stored>(
             ids.push(id.as_str());
         }
     }
-    let current = E::read(connection, &keys).await?;
     let known = if ids.is_empty() {
         Default::default()
     } else {
         super::idempotency::read(connection, &sources, &ids).await?
     };
+    // After the answers, as the clock is read here: an answer that is swept before is one of an event that is too old by this
+    // clock, and one that is swept later is known.
+    let current = E::read(connection, &keys).await?;
     Ok(draft::Read { current, known })
 }
 

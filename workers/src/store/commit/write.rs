@@ -24,7 +24,7 @@ pub trait Stored: Entity {
     /// Reads the rows with these keys that exist, and the clock.
     fn read<'c>(connection: &'c mut PgConnection, keys: &'c [&'c str]) -> BoxFuture<'c, Result<Current<Self>, Error>>;
 
-    /// Sends the statement, by [`write_rows`]. Returns the ordinals of the units that were written.
+    /// Sends the statement, which is `write.sql` in the table's folder. Returns the ordinals of the units that were written.
     fn write<'c, 'a: 'c>(
         connection: &'c mut PgConnection,
         writes: &'c WriteSet<'a>,
@@ -39,7 +39,10 @@ pub trait Stored: Entity {
     ) -> BoxFuture<'c, Result<Vec<Change<Self>>, Error>>;
 }
 
-/// The statement's parameters, column by column. `ordinal` names a unit's place in the batch and gates everything.
+/// The statement's parameters, column by column. Everything is gated by `ordinal`, a unit's place in the batch, never by its key: a
+/// unit passes when its row is locked and still has the version that was read, when its new row was inserted by this statement, or
+/// when it has no row and makes none. Units that do not pass write nothing and are not named in the answer. Each table has a
+/// `write.sql` of its own; but for the table's columns, from `$28` on, they are the same.
 pub(super) struct Statement<'a, E: Stored> {
     writes: WriteSet<'a>,
     columns: E::Columns<'a>,
@@ -193,130 +196,50 @@ impl<'a> Messages<'a> {
     }
 }
 
-/// The statement for one table, put together from literals so that it is checked when the program is built. Everything is gated
-/// by the unit's ordinal, never by its key: a unit passes when its row is locked and still has the version that was read, when
-/// its new row was inserted by this statement, or when it has no row and makes none. Units that do not pass write nothing and
-/// are not named in the answer.
-///
-/// `columns` names the table's own columns, `parameters` their arrays from `$28` on, `sets` how an update takes them from `u`.
-macro_rules! write_rows {
-    (
-        $connection:expr, $writes:expr,
-        table $table:literal, key $key:literal, log $log:literal,
-        columns $columns:literal, parameters $parameters:literal, sets $sets:literal,
-        $($column:expr),+ $(,)?
-    ) => {
-        sqlx::query!(
-            "with unit as materialized (
-    select *
-    from unnest(
-        $1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
-        " + $parameters + "
-    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, " + $columns + ")
-),
-locked as materialized (
-    select u.ordinal
-    from unit u join " + $table + " t on t." + $key + " = u.key and t.version = u.read_version
-    order by t." + $key + "
-    for no key update of t skip locked
-),
-inserted as (
-    insert into " + $table + " (" + $key + ", version, changed_at, " + $columns + ")
-    select key, version, decided_at, " + $columns + "
-    from unit
-    where read_version is null and version is not null
-    order by key
-    on conflict do nothing
-    returning " + $key + " as key
-),
-passed as materialized (
-    select ordinal from locked
-    union all
-    select u.ordinal from unit u join inserted i on i.key = u.key
-    union all
-    select ordinal from unit where read_version is null and version is null
-),
-updated as (
-    update " + $table + " t
-    set version = u.version, changed_at = u.decided_at, " + $sets + "
-    from unit u join passed p on p.ordinal = u.ordinal
-    where t." + $key + " = u.key and t.version = u.read_version and u.version is not null
-    returning 1
-),
-recorded as (
-    insert into idempotency_records (source, id, topic, key, hash, reply, aged_from, written_at)
-    select r.source, r.id, r.topic, u.key, r.hash, r.reply::json, r.aged_from, u.decided_at
-    from unnest($9::int[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::timestamptz[])
-             as r (ordinal, source, id, topic, hash, reply, aged_from)
-         join passed p on p.ordinal = r.ordinal
-         join unit u on u.ordinal = r.ordinal
-    returning 1
-),
-logged as (
-    insert into " + $log + " (" + $key + ", version, outcome, type, data, cause_source, cause_id, changed_at)
-    select u.key, c.version, c.outcome, c.type, c.data::json, c.cause_source, c.cause_id, u.decided_at
-    from unnest($16::int[], $17::bigint[], $18::uuid[], $19::text[], $20::text[], $21::text[], $22::text[])
-             with ordinality as c (ordinal, version, outcome, type, data, cause_source, cause_id, place)
-         join passed p on p.ordinal = c.ordinal
-         join unit u on u.ordinal = c.ordinal
-    order by c.place
-    returning 1
-),
-queued as (
-    insert into outbox (topic, key, message, headers, value, written_at)
-    select m.topic, u.key, m.message, m.headers::json, m.value, u.decided_at
-    from unnest($23::int[], $24::text[], $25::uuid[], $26::text[], $27::bytea[])
-             with ordinality as m (ordinal, topic, message, headers, value, place)
-         join passed p on p.ordinal = m.ordinal
-         join unit u on u.ordinal = m.ordinal
-    order by m.place
-    returning 1
-),
-meant as (
-    select count(u.version) as rows, sum(u.records) as records, sum(u.changes) as changes, sum(u.messages) as messages
-    from unit u join passed p on p.ordinal = u.ordinal
-)
-select
-    array(select ordinal from passed) as \"passed!\",
-    check_rows('" + $table + "', m.rows, (select count(*) from inserted) + (select count(*) from updated))
-        and check_rows('idempotency_records', coalesce(m.records, 0), (select count(*) from recorded))
-        and check_rows('" + $log + "', coalesce(m.changes, 0), (select count(*) from logged))
-        and check_rows('outbox', coalesce(m.messages, 0), (select count(*) from queued))
-        and pg_notify('outbox', '') is not null as \"written!\"
-from meant m",
-            &$writes.unit.ordinal,
-            &$writes.unit.key as _,
-            &$writes.unit.read_version as _,
-            &$writes.unit.version as _,
-            &$writes.unit.decided_at,
-            &$writes.unit.records,
-            &$writes.unit.changes,
-            &$writes.unit.messages,
-            &$writes.record.ordinal,
-            &$writes.record.source as _,
-            &$writes.record.id as _,
-            &$writes.record.topic as _,
-            &$writes.record.hash as _,
-            &$writes.record.reply,
-            &$writes.record.aged_from,
-            &$writes.change.ordinal,
-            &$writes.change.version,
-            &$writes.change.outcome,
-            &$writes.change.outcome_type as _,
-            &$writes.change.data as _,
-            &$writes.change.source as _,
-            &$writes.change.id as _,
-            &$writes.message.ordinal,
-            &$writes.message.topic as _,
-            &$writes.message.id,
-            &$writes.message.headers as _,
-            &$writes.message.value as _,
-            $($column as _),+
-        )
-        .fetch_one($connection)
-        .await
-        .map(|written| written.passed)
-        .map_err(crate::store::Error::Write)
-    };
+#[cfg(test)]
+mod tests {
+    /// What is a table's own in its statement, and what stands for it in all of them.
+    type Own = [(&'static str, &'static str); 6];
+
+    const TICKETS: Own = [
+        ("ticket_change_log", "LOG"),
+        ("tickets", "TABLE"),
+        (
+            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout",
+            "COLUMNS",
+        ),
+        (
+            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[]",
+            "PARAMETERS",
+        ),
+        (
+            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout",
+            "SETS",
+        ),
+        ("ticket", "KEY"),
+    ];
+
+    const USERS: Own = [
+        ("user_change_log", "LOG"),
+        ("users", "TABLE"),
+        ("email, name, language", "COLUMNS"),
+        ("$28::text[], $29::text[], $30::text[]", "PARAMETERS"),
+        ("email = u.email, name = u.name, language = u.language", "SETS"),
+        ("user_id", "KEY"),
+    ];
+
+    fn shared(statement: &str, own: Own) -> String {
+        let replace = |statement: String, (own, all): (&str, &str)| {
+            assert!(statement.contains(own), "no {own}");
+            statement.replace(own, all)
+        };
+        own.into_iter().fold(statement.to_owned(), replace)
+    }
+
+    #[test]
+    fn every_table_is_written_by_the_same_statement() {
+        let tickets = shared(include_str!("../tickets/write.sql"), TICKETS);
+        let users = shared(include_str!("../users/write.sql"), USERS);
+        assert_eq!(tickets, users);
+    }
 }
-pub(in crate::store) use write_rows;

@@ -41,6 +41,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::table::sql;
 use super::update::{self, Update};
 use super::{Change, Error, Table, read};
+use crate::store::session::{InTime, patience, within};
 
 /// Hands requests to the task that gathers them. The task ends when every handle is gone.
 pub struct Batch<Q, A> {
@@ -92,7 +93,8 @@ pub fn reads<T: Table + Clone>(pool: PgPool) -> (Reads<T>, impl Future<Output = 
         while let Some(asked) = gather(&mut requests).await {
             let keys: HashSet<&T::Key> = asked.iter().map(|request| &request.ask).collect();
             let keys: Vec<T::Key> = keys.into_iter().cloned().collect();
-            let found = read::many::<T>(&pool, &keys).await.map_err(Arc::new);
+            let found = within(patience(&pool), Error::of(T::TABLE), read::many::<T>(&pool, &keys));
+            let found = found.await.map_err(Arc::new);
             for Request { ask, reply } in asked {
                 answer(
                     reply,
@@ -160,7 +162,8 @@ async fn change<T: Table>(pool: &PgPool, mut requests: Vec<Changing<T>>) {
                 reply,
             } in requests
             {
-                answer(reply, update::apply(pool, &key, &change).await.map_err(Arc::new));
+                let changed = within(patience(pool), Error::of(T::TABLE), update::apply(pool, &key, &change));
+                answer(reply, changed.await.map_err(Arc::new));
             }
         }
         Err(error) => {
@@ -185,7 +188,7 @@ async fn change_at_once<T: Table>(pool: &PgPool, requests: &[Changing<T>]) -> Re
         row
     });
     let query = sqlx::query_scalar(sql(text)).bind(Json(rows.collect::<Vec<_>>()));
-    let changed: Vec<T::Key> = query.fetch_all(pool).await.map_err(Error::of(table))?;
+    let changed: Vec<T::Key> = query.fetch_all(pool).in_time(pool).await.map_err(Error::of(table))?;
     Ok(changed.into_iter().collect())
 }
 

@@ -131,7 +131,7 @@ impl Keys {
         let table = self.table;
         let text = format!(
             "delete from {table} where key = any(array(
-                 select key from {table} where expires_at <= clock_timestamp() - make_interval(secs => $1)
+                 select key from {table} where expires_at <= statement_timestamp() - make_interval(secs => $1)
                  order by expires_at limit $2 for update skip locked))"
         );
         let query = sqlx::query(sql(text)).bind(grace.as_secs_f64()).bind(limit);

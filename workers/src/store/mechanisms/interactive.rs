@@ -57,6 +57,7 @@ pub use super::Error;
 use super::insert::row_json;
 use super::table::{has_version, list, logged, row, sql};
 use super::{Table, read};
+use crate::store::session::{InTime, patience, within};
 
 /// Most calls of the closure; at least one.
 #[derive(Clone, Copy, Debug)]
@@ -143,9 +144,11 @@ async fn attempt<R, E: From<Error>>(
     pool: &PgPool,
     closure: impl AsyncFnOnce(&mut Transaction) -> Result<R, E>,
 ) -> Result<Attempt<R, E>, E> {
-    let begun = pool.begin_with(begin).await;
+    let begun = pool.begin_with(begin).in_time(pool).await;
+    let limit = patience(pool);
     let mut transaction = Transaction {
         sql: begun.map_err(Error::of("(begin)"))?,
+        limit,
         writes: Vec::new(),
         failed: None,
         raw: false,
@@ -163,7 +166,10 @@ async fn attempt<R, E: From<Error>>(
         (Some(Failure::Other), Ok(_)) => return Err(Error::Swallowed.into()),
         (None, Ok(value)) => value,
     };
-    match sql.commit().await.map_err(Error::of("(commit)")) {
+    let committed = within(limit, Error::of("(commit)"), async {
+        sql.commit().await.map_err(Error::of("(commit)"))
+    });
+    match committed.await {
         Ok(()) => Ok(Attempt::Committed(value, writes)),
         Err(conflict @ Error::Conflict(_)) => Ok(Attempt::Conflict(conflict.into())),
         Err(Error::Statement { source, .. }) if source.as_database_error().is_none() => {
@@ -176,6 +182,8 @@ async fn attempt<R, E: From<Error>>(
 /// The database as the closure sees it: one state, and its own writes.
 pub struct Transaction {
     sql: PgTransaction<'static>,
+    /// How long one answer is waited for.
+    limit: Duration,
     writes: Vec<Written>,
     failed: Option<Failure>,
     /// True once own SQL was run, whose failures may have gone unseen.
@@ -191,7 +199,7 @@ enum Failure {
 impl Transaction {
     /// The row, if there is one.
     pub async fn get<T: Table>(&mut self, key: &T::Key) -> Result<Option<T>, Error> {
-        let found = read::one(&mut *self.sql, key).await;
+        let found = within(self.limit, Error::of(T::TABLE), read::one(&mut *self.sql, key)).await;
         self.note(found)
     }
 
@@ -205,14 +213,17 @@ impl Transaction {
             Some(after) => query.bind(after.clone()),
             None => query,
         };
-        let found = query.fetch_all(&mut *self.sql).await.map_err(Error::of(table));
+        let found = limited(self.limit, query.fetch_all(&mut *self.sql))
+            .await
+            .map_err(Error::of(table));
         self.note(found)
     }
 
     /// Inserts the row or overwrites it. A row with the same values is left alone.
     pub async fn put<T: Table>(&mut self, row: &T) -> Result<(), Error> {
         let query = sqlx::query_scalar(sql(put::<T>())).bind(Json(row_json(row)));
-        let put = query.fetch_optional(&mut *self.sql).await.map_err(Error::of(T::TABLE));
+        let put = limited(self.limit, query.fetch_optional(&mut *self.sql)).await;
+        let put = put.map_err(Error::of(T::TABLE));
         if let Some(version) = self.note(put)? {
             self.wrote::<T>(row.key(), Write::Put { version });
         }
@@ -229,7 +240,8 @@ impl Transaction {
         };
         let text = format!("delete from {} where {} = $1", T::TABLE, T::KEY);
         let query = sqlx::query(sql(text)).bind(key.clone());
-        let deleted = query.execute(&mut *self.sql).await.map_err(Error::of(T::TABLE));
+        let deleted = limited(self.limit, query.execute(&mut *self.sql)).await;
+        let deleted = deleted.map_err(Error::of(T::TABLE));
         if self.note(deleted)?.rows_affected() > 0 {
             self.wrote::<T>(key.clone(), Write::Deleted);
         }
@@ -243,7 +255,7 @@ impl Transaction {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, sqlx::Error>,
     ) -> Result<R, Error> {
         self.raw = true;
-        let done = work(&mut self.sql).await.map_err(Error::of(table));
+        let done = limited(self.limit, work(&mut self.sql)).await.map_err(Error::of(table));
         self.note(done)
     }
 
@@ -255,7 +267,11 @@ impl Transaction {
 
     /// Checks that the database still accepts statements: one that failed unseen has ended the transaction.
     async fn check_raw(&mut self) {
-        if self.raw && self.failed.is_none() && sqlx::query("select 1").execute(&mut *self.sql).await.is_err() {
+        if !self.raw || self.failed.is_some() {
+            return;
+        }
+        let answer = limited(self.limit, sqlx::query("select 1").execute(&mut *self.sql));
+        if answer.await.is_err() {
             self.failed = Some(Failure::Other);
         }
     }
@@ -279,6 +295,13 @@ impl Transaction {
         }
         result
     }
+}
+
+async fn limited<R>(
+    limit: Duration,
+    statement: impl Future<Output = Result<R, sqlx::Error>>,
+) -> Result<R, sqlx::Error> {
+    within(limit, |error| error, statement).await
 }
 
 fn put<T: Table>() -> String {

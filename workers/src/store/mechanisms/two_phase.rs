@@ -56,6 +56,7 @@ use uuid::Uuid;
 
 use super::Error;
 use super::table::sql;
+use crate::store::session::{InTime, patience, within};
 
 /// The name of a change that is to happen once. Statements without parameters contain it, so it has plain characters only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,16 +147,19 @@ pub async fn prepare<E: From<Error>>(
     attempt: Uuid,
     there: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut work = other.begin().await.map_err(Error::of(PREPARED))?;
-    there(&mut work).await?;
-    let prepare = sql(format!("prepare transaction '{}'", name(transaction, attempt)));
-    sqlx::query(prepare)
-        .execute(&mut *work)
-        .await
-        .map_err(Error::of(PREPARED))?;
-    // The session has left the transaction; only the driver does not know that.
-    work.rollback().await.map_err(Error::of(PREPARED))?;
-    Ok(())
+    let prepared = async {
+        let mut work = other.begin().await.map_err(Error::of(PREPARED))?;
+        there(&mut work).await?;
+        let prepare = sql(format!("prepare transaction '{}'", name(transaction, attempt)));
+        sqlx::query(prepare)
+            .execute(&mut *work)
+            .await
+            .map_err(Error::of(PREPARED))?;
+        // The session has left the transaction; only the driver does not know.
+        work.rollback().await.map_err(Error::of(PREPARED))?;
+        Ok(())
+    };
+    within(patience(other), |error| Error::of(PREPARED)(error).into(), prepared).await
 }
 
 /// The second step: the row that binds the attempt, and statements in the main database, in one transaction. Their reads may
@@ -171,7 +175,8 @@ pub async fn decide<E: From<Error>>(
     attempt: Uuid,
     here: impl AsyncFnOnce(&mut PgConnection) -> Result<Fate, E>,
 ) -> Result<Fate, E> {
-    let decided = bind(main, transaction, attempt, here).await;
+    let failed = |error| Error::of(ATTEMPTS)(error).into();
+    let decided = within(patience(main), failed, bind(main, transaction, attempt, here)).await;
     if decided.is_err() {
         // The answer to COMMIT may have been lost: the row says whether it took effect.
         if let Err(error) = end(main, other, transaction, attempt).await {
@@ -224,7 +229,7 @@ pub async fn settle(other: &PgPool, transaction: &TransactionId, attempt: Uuid, 
         Fate::Aborted => "rollback",
     };
     let settle = sql(format!("{verb} prepared '{}'", name(transaction, attempt)));
-    match sqlx::query(settle).execute(other).await {
+    match sqlx::query(settle).execute(other).in_time(other).await {
         Ok(_) => Ok(()),
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_OBJECT) => Ok(()),
         Err(error) => Err(Error::of(PREPARED)(error)),
@@ -255,6 +260,7 @@ async fn sweep_named(main: &PgPool, other: &PgPool, age: Duration, named: String
     .bind(age.as_secs_f64())
     .bind(named)
     .fetch_all(other)
+    .in_time(other)
     .await
     .map_err(Error::of(PREPARED))?;
     let (mut ended, mut failed) = (0, None);
@@ -281,6 +287,7 @@ async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Res
         attempt,
     )
     .execute(main)
+    .in_time(main)
     .await
     .map_err(Error::of(ATTEMPTS))?;
     let fate = sqlx::query_scalar!(
@@ -289,6 +296,7 @@ async fn abort(main: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Res
         attempt,
     )
     .fetch_one(main)
+    .in_time(main)
     .await
     .map_err(Error::of(ATTEMPTS))?;
     match fate.as_str() {
@@ -304,6 +312,7 @@ async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<
         transaction.as_str(),
     )
     .fetch_optional(main)
+    .in_time(main)
     .await
     .map_err(Error::of(ATTEMPTS))
 }
@@ -312,6 +321,7 @@ async fn committed(main: &PgPool, transaction: &TransactionId) -> Result<Option<
 pub async fn check(other: &PgPool) -> Result<(), Error> {
     let limit: i32 = sqlx::query_scalar("select current_setting('max_prepared_transactions')::int")
         .fetch_one(other)
+        .in_time(other)
         .await
         .map_err(Error::of(PREPARED))?;
     (limit > 0).then_some(()).ok_or(Error::CannotPrepare)

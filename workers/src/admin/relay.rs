@@ -1,0 +1,81 @@
+//! What an operator does when Kafka and the database disagree about the last batch of outcomes.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use sqlx::PgPool;
+
+use super::readable;
+use crate::config::{self, Config};
+use crate::metrics::Metrics;
+use crate::relay::Settings;
+use crate::relay::acceptance::{self, Finding, Wish};
+use crate::store::told::Told;
+
+/// How many of each kind are printed.
+const MOST: usize = 20;
+
+/// Compares, prints what was found, and has Kafka agree with the database if that is safe or wished.
+pub(super) async fn accept(command: &config::RelayCommand, config: &Config, pool: PgPool) -> anyhow::Result<()> {
+    let config::RelayCommand::Accept { drop_told, anyway } = *command;
+    let settings = Settings::new(config);
+    let wish = Wish { drop_told, anyway };
+    let finding = acceptance::run(settings, pool, Arc::new(Metrics::new()?), wish).await?;
+    std::io::stdout()
+        .write_all(text(&finding)?.as_bytes())
+        .context("cannot print")?;
+    if !finding.accepted {
+        bail!(
+            "nothing was accepted: see docs/runbook.md#the-database-went-back-in-time, then repeat it with --drop-told \
+             or --anyway"
+        );
+    }
+    Ok(())
+}
+
+fn text(finding: &Finding) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let kafka = finding.kafka.map_or("none".to_owned(), |batch| batch.to_string());
+    writeln!(
+        text,
+        "last batch: {} in the database, {kafka} in Kafka",
+        finding.database
+    )?;
+    writeln!(text, "read: {} outcomes at the ends of their topics", finding.read)?;
+    let dropped = if finding.dropped {
+        ", deleted"
+    } else {
+        ", would be told twice"
+    };
+    let told = finding.told_already.len();
+    writeln!(
+        text,
+        "told, and still in the outbox: {told}{}",
+        if told > 0 { dropped } else { "" }
+    )?;
+    for row in finding.told_already.iter().take(MOST) {
+        let key = readable(row.key.as_bytes());
+        writeln!(text, "  row {} for {key} on {}: {}", row.id, row.topic, row.message)?;
+    }
+    list(&mut text, "told, and unknown to the database", &finding.unknown)?;
+    list(
+        &mut text,
+        "decided, and neither told nor in the outbox: would never be told",
+        &finding.untold,
+    )?;
+    if finding.accepted {
+        writeln!(text, "accepted: the relay goes on after batch {}", finding.database)?;
+    }
+    Ok(text)
+}
+
+fn list(text: &mut String, what: &str, outcomes: &[Told]) -> anyhow::Result<()> {
+    writeln!(text, "{what}: {}", outcomes.len())?;
+    for told in outcomes.iter().take(MOST) {
+        let key = readable(told.key.as_bytes());
+        writeln!(text, "  {key} version {}: {}", told.version, told.outcome)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+with unit as materialized (
+    select *
+    from unnest(
+        $1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
+        $28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],
+            $35::timestamptz[], $36::text[]
+    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout)
+),
+locked as materialized (
+    select u.ordinal
+    from unit u join tickets t on t.ticket = u.key and t.version = u.read_version
+    order by t.ticket
+    for no key update of t skip locked
+),
+inserted as (
+    insert into tickets (ticket, version, changed_at, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout)
+    select key, version, decided_at, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout
+    from unit
+    where read_version is null and version is not null
+    order by key
+    on conflict do nothing
+    returning ticket as key
+),
+passed as materialized (
+    select ordinal from locked
+    union all
+    select u.ordinal from unit u join inserted i on i.key = u.key
+    union all
+    select ordinal from unit where read_version is null and version is null
+),
+updated as (
+    update tickets t
+    set version = u.version, changed_at = u.decided_at, show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,
+            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout
+    from unit u join passed p on p.ordinal = u.ordinal
+    where t.ticket = u.key and t.version = u.read_version and u.version is not null
+    returning 1
+),
+recorded as (
+    insert into idempotency_records (source, id, topic, key, hash, reply, aged_from, written_at)
+    select r.source, r.id, r.topic, u.key, r.hash, r.reply::json, r.aged_from, u.decided_at
+    from unnest($9::int[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::timestamptz[])
+             as r (ordinal, source, id, topic, hash, reply, aged_from)
+         join passed p on p.ordinal = r.ordinal
+         join unit u on u.ordinal = r.ordinal
+    returning 1
+),
+logged as (
+    insert into ticket_change_log (ticket, version, outcome, type, data, cause_source, cause_id, changed_at)
+    select u.key, c.version, c.outcome, c.type, c.data::json, c.cause_source, c.cause_id, u.decided_at
+    from unnest($16::int[], $17::bigint[], $18::uuid[], $19::text[], $20::text[], $21::text[], $22::text[])
+             with ordinality as c (ordinal, version, outcome, type, data, cause_source, cause_id, place)
+         join passed p on p.ordinal = c.ordinal
+         join unit u on u.ordinal = c.ordinal
+    order by c.place
+    returning 1
+),
+queued as (
+    insert into outbox (topic, key, message, headers, value, written_at)
+    select m.topic, u.key, m.message, m.headers::json, m.value, u.decided_at
+    from unnest($23::int[], $24::text[], $25::uuid[], $26::text[], $27::bytea[])
+             with ordinality as m (ordinal, topic, message, headers, value, place)
+         join passed p on p.ordinal = m.ordinal
+         join unit u on u.ordinal = m.ordinal
+    order by m.place
+    returning 1
+),
+meant as (
+    select count(u.version) as rows, sum(u.records) as records, sum(u.changes) as changes, sum(u.messages) as messages
+    from unit u join passed p on p.ordinal = u.ordinal
+)
+select
+    array(select ordinal from passed) as "passed!",
+    check_rows('tickets', m.rows, (select count(*) from inserted) + (select count(*) from updated))
+        and check_rows('idempotency_records', coalesce(m.records, 0), (select count(*) from recorded))
+        and check_rows('ticket_change_log', coalesce(m.changes, 0), (select count(*) from logged))
+        and check_rows('outbox', coalesce(m.messages, 0), (select count(*) from queued))
+        and pg_notify('outbox', '') is not null as "written!"
+from meant m

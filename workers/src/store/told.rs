@@ -1,0 +1,107 @@
+//! What the database knows of the outcomes that a topic has, for an operator who vouches for its state.
+
+use holdfast_schemas::{OutcomeData, TicketOutcome, UserOutcome};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::outbox::Error;
+
+/// One outcome, as its topic or its change log has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub key: String,
+    /// The version of the key's row that it tells.
+    pub version: i64,
+    pub outcome: Uuid,
+}
+
+/// The change log behind an outcome topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    Tickets,
+    Users,
+}
+
+impl Log {
+    pub const ALL: [Log; 2] = [Log::Tickets, Log::Users];
+
+    /// The topic that tells what the log has.
+    pub fn topic(self) -> &'static str {
+        match self {
+            Log::Tickets => TicketOutcome::TOPIC,
+            Log::Users => UserOutcome::TOPIC,
+        }
+    }
+}
+
+/// Those of `told` that the change log does not have: the database never decided them, or forgot that it did.
+///
+/// # Errors
+/// [`Error::Told`]
+pub async fn unknown(db: &mut PgConnection, log: Log, told: &[Told]) -> Result<Vec<Told>, Error> {
+    let keys: Vec<String> = told.iter().map(|told| told.key.clone()).collect();
+    let versions: Vec<i64> = told.iter().map(|told| told.version).collect();
+    let outcomes: Vec<Uuid> = told.iter().map(|told| told.outcome).collect();
+    let unknown = match log {
+        Log::Tickets => {
+            sqlx::query_as!(
+                Told,
+                r#"select told.key as "key!", told.version as "version!", told.outcome as "outcome!"
+                from unnest($1::text[], $2::bigint[], $3::uuid[]) as told (key, version, outcome)
+                left join ticket_change_log log on log.ticket = told.key and log.version = told.version
+                where log.outcome is distinct from told.outcome"#,
+                &keys,
+                &versions,
+                &outcomes,
+            )
+            .fetch_all(db)
+            .await
+        }
+        Log::Users => {
+            sqlx::query_as!(
+                Told,
+                r#"select told.key as "key!", told.version as "version!", told.outcome as "outcome!"
+                from unnest($1::text[], $2::bigint[], $3::uuid[]) as told (key, version, outcome)
+                left join user_change_log log on log.user_id = told.key and log.version = told.version
+                where log.outcome is distinct from told.outcome"#,
+                &keys,
+                &versions,
+                &outcomes,
+            )
+            .fetch_all(db)
+            .await
+        }
+    };
+    unknown.map_err(Error::Told)
+}
+
+/// What the change log has of later than `since`, or all of it, without what waits in the outbox: it must have been told.
+///
+/// # Errors
+/// [`Error::Told`]
+pub async fn decided(db: &mut PgConnection, log: Log, since: Option<OffsetDateTime>) -> Result<Vec<Told>, Error> {
+    let decided = match log {
+        Log::Tickets => {
+            sqlx::query_as!(
+                Told,
+                r#"select ticket as key, version, outcome from ticket_change_log
+                where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)"#,
+                since,
+            )
+            .fetch_all(db)
+            .await
+        }
+        Log::Users => {
+            sqlx::query_as!(
+                Told,
+                r#"select user_id as key, version, outcome from user_change_log
+                where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)"#,
+                since,
+            )
+            .fetch_all(db)
+            .await
+        }
+    };
+    decided.map_err(Error::Told)
+}

@@ -1,0 +1,63 @@
+//! The task that deletes idempotency records which no repeat can ask for any more, in small pages beside the path.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+use crate::restate_admin::RestateAdmin;
+use crate::store::idempotency::{PAGE_ROWS, Sweep};
+
+/// Interval of the turns.
+const EVERY: Duration = Duration::from_secs(600);
+
+/// After so many turns, a day's, the walk begins at the oldest record again: a clock that was set back, or a restored table, may
+/// have put records behind it.
+const TURNS: u32 = 144;
+
+/// Rest after each page, in times of what the page took: the sweep has the database for a tenth of the time. So it still deletes
+/// several times as fast as the path writes.
+const REST: u32 = 9;
+
+/// The task, and what it works with.
+pub struct Sweeper {
+    pub pool: PgPool,
+    pub admin: RestateAdmin,
+    pub retention: Duration,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Sweeper {
+    /// Sweeps for ever. What fails is done in the next turn.
+    pub async fn run(self) {
+        let mut ticks = tokio::time::interval(EVERY);
+        loop {
+            let mut walk = Sweep::default();
+            for _ in 0..TURNS {
+                ticks.tick().await;
+                match self.turn(&mut walk).await {
+                    Ok(swept) => tracing::debug!(swept, "swept idempotency records"),
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "idempotency records are swept later"),
+                }
+            }
+        }
+    }
+
+    /// Deletes all that is old enough, unless Restate does not name its unfinished invocations.
+    async fn turn(&self, walk: &mut Sweep) -> anyhow::Result<u64> {
+        let unfinished_since = self.admin.oldest_unfinished().await?;
+        let mut total = 0;
+        loop {
+            let start = Instant::now();
+            let swept = walk.page(&self.pool, self.retention, unfinished_since).await?;
+            self.metrics.swept_records.inc_by(swept);
+            total += swept;
+            if swept < PAGE_ROWS.unsigned_abs() {
+                return Ok(total);
+            }
+            tokio::time::sleep(start.elapsed() * REST).await;
+        }
+    }
+}
