@@ -254,10 +254,10 @@ mod tests {
     use time::macros::datetime;
 
     fn requested(user: &str) -> Event<TicketEvent> {
-        let data = TicketEvent::ReservationRequested {
+        let data = TicketEvent::ReservationRequested(crate::events::ReservationRequested {
             user: user.parse().unwrap(),
             hold_for: Some(60),
-        };
+        });
         let time = datetime!(2030-01-31 19:30 UTC);
         Event::new(
             "shop".parse().unwrap(),
@@ -299,10 +299,10 @@ mod tests {
 
     #[test]
     fn an_event_made_of_an_absurd_number_or_time_can_still_be_written() {
-        let data = TicketEvent::ReservationRequested {
+        let data = TicketEvent::ReservationRequested(crate::events::ReservationRequested {
             user: "ann".parse().unwrap(),
             hold_for: Some(i64::MAX),
-        };
+        });
         let time = datetime!(-3000-01-01 00:00 UTC);
         let event = Event::new(
             "a".parse().unwrap(),

@@ -13,11 +13,17 @@ mod reservations;
 mod decode;
 mod refusal;
 
-mod outcomes;
+pub mod outcomes;
 
 pub mod catalogue;
 pub mod dead_letter;
 pub mod topics;
+
+/// The data of each type of event, in its newest version.
+pub mod events {
+    pub use crate::payments::v1::*;
+    pub use crate::reservations::v1::*;
+}
 
 mod version;
 
@@ -38,8 +44,8 @@ pub use iso_currency::Currency;
 pub use list::List;
 pub use money::{Credits, Price};
 pub use outcomes::{
-    CheckoutFailure, OUTCOME_SOURCE, Outcome, ProfileField, RefusalReason, Reply, ReplyOutcome, TicketOutcome,
-    UserOutcome, UserRefusalReason,
+    CheckoutFailure, OUTCOME_SOURCE, Outcome, RefusalReason, Reply, ReplyOutcome, TicketOutcome, UserOutcome,
+    UserRefusalReason,
 };
 pub use payments::{DisputeStatus, ProfileValues, UserEvent};
 pub use refusal::{DeadLetterReason, Refusal};

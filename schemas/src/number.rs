@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use serde::Deserializer;
 use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserializer, Serialize, Serializer};
 
 /// The largest whole number that every JSON reader keeps exact.
 pub const MAX_SAFE: i64 = (1 << 53) - 1;
@@ -16,6 +16,11 @@ pub fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
 /// As [`whole`]; `null` is none.
 pub fn optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
     from.deserialize_option(Optional)
+}
+
+/// The nearest number that JSON keeps exact, for `serialize_with`.
+pub(crate) fn clamped<S: Serializer>(number: &Option<i64>, to: S) -> Result<S::Ok, S::Error> {
+    number.map(|number| number.clamp(-MAX_SAFE, MAX_SAFE)).serialize(to)
 }
 
 struct Whole;

@@ -1,7 +1,7 @@
-//! The outcomes: the answers to events.
+//! The outcomes: the answers to events, and the data of each type in its newest version.
 
-mod tickets;
-mod users;
+pub(crate) mod tickets;
+pub(crate) mod users;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,26 +13,10 @@ use crate::moment;
 use crate::stream::OutcomeData;
 use crate::text::{EventId, Invalid, Source};
 use crate::trace::Traceparent;
-use crate::version::{Object, Wire};
+use crate::version::Object;
 
-pub use tickets::{RefusalReason, TicketOutcome};
-pub use users::{CheckoutFailure, ProfileField, UserOutcome, UserRefusalReason};
-
-/// Declares the data of outcome types in one version.
-macro_rules! told {
-    ($told:ident; $($(#[$doc:meta])* $name:ident $type:literal { $($(#[$attribute:meta])* $field:ident: $kind:ty),* };)+) => {$(
-        $(#[$doc])*
-        #[derive(Serialize, Deserialize, JsonSchema)]
-        #[serde(deny_unknown_fields)]
-        pub(crate) struct $name { $($(#[$attribute])* pub(crate) $field: $kind),* }
-
-        impl crate::version::Wire for $name {
-            type Current = $told;
-            const TYPE: &'static str = $type;
-        }
-    )+};
-}
-pub(crate) use told;
+pub use tickets::{TicketOutcome, v1::*};
+pub use users::{UserOutcome, v1::*};
 
 /// One outcome, as on the outcome topic. Its `source` is always [`OUTCOME_SOURCE`].
 #[derive(Debug, Clone, PartialEq)]
@@ -89,10 +73,6 @@ impl ReplyOutcome {
 
 /// The `source` of every outcome.
 pub const OUTCOME_SOURCE: &str = "holdfast";
-
-fn write<W: Wire>(wire: W) -> Value {
-    serde_json::to_value(wire).expect("wire types have text keys and whole numbers, which JSON can always write")
-}
 
 impl<T: OutcomeData> Outcome<T> {
     /// A CloudEvent in structured mode.
@@ -176,11 +156,11 @@ mod tests {
             causation_source: "shop".parse().unwrap(),
             causation_id: "1".parse().unwrap(),
             traceparent: Traceparent::derive("shop", "1"),
-            data: TicketOutcome::TicketHeld {
+            data: TicketOutcome::TicketHeld(crate::outcomes::TicketHeld {
                 user,
                 hold,
                 until: time,
-            },
+            }),
         };
         assert_eq!(Outcome::from_json(&outcome.to_json()), Ok(outcome));
     }

@@ -5,71 +5,27 @@ pub(crate) mod v1;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::list::List;
-use crate::money::{Credits, Price};
 use crate::outcomes::UserOutcome;
 use crate::stream::EventData;
-use crate::text::{
-    CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, TicketId, UserId,
-};
+use crate::text::{Email, Language, Name, UserId};
 use crate::topics;
-use crate::version::{Version, write};
+use crate::version::{Version, newest};
 
 pub use v1::DisputeStatus;
 
-/// An event of a user in its current form, whichever version it came in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UserEvent {
-    /// A user is new, with this profile.
-    UserRegistered {
-        email: Email,
-        name: Option<Name>,
-        language: Option<Language>,
-    },
-    /// The profile gets these values, if it has those that `was` names.
-    ProfileChanged { to: ProfileValues, was: ProfileValues },
-    /// The user gets credits.
-    CreditsAdded { amount: Credits },
-    /// The user buys tickets that they hold, at the prices of the holds.
-    CheckoutRequested {
-        checkout: CheckoutId,
-        payment_method: Option<PaymentMethod>,
-        credits: Option<Credits>,
-        /// Absent: those in the user's cart.
-        tickets: Option<List<TicketId>>,
-    },
-    /// From the payment provider: the money of a checkout is authorised.
-    PaymentAuthorized {
-        checkout: CheckoutId,
-        payment: PaymentId,
-        amount: Price,
-    },
-    /// From the payment provider: the money of a checkout is captured.
-    PaymentCaptured {
-        checkout: CheckoutId,
-        payment: PaymentId,
-        amount: Price,
-    },
-    /// From the payment provider: a payment failed.
-    PaymentFailed {
-        checkout: CheckoutId,
-        payment: PaymentId,
-        code: DeclineCode,
-    },
-    /// From the payment provider: a payment was refunded, with the total of its refunds so far.
-    PaymentRefunded {
-        checkout: CheckoutId,
-        payment: PaymentId,
-        refunded: Price,
-    },
-    /// From the payment provider: the customer's bank disputes a payment, or has decided.
-    PaymentDisputed {
-        checkout: CheckoutId,
-        payment: PaymentId,
-        dispute: DisputeId,
-        amount: Price,
-        status: DisputeStatus,
-    },
+newest! {
+    /// An event of a user in its current form, whichever version it came in.
+    UserEvent {
+        UserRegistered(v1::UserRegistered),
+        ProfileChanged(v1::ProfileChanged),
+        CreditsAdded(v1::CreditsAdded),
+        CheckoutRequested(v1::CheckoutRequested),
+        PaymentAuthorized(v1::PaymentAuthorized),
+        PaymentCaptured(v1::PaymentCaptured),
+        PaymentFailed(v1::PaymentFailed),
+        PaymentRefunded(v1::PaymentRefunded),
+        PaymentDisputed(v1::PaymentDisputed),
+    }
 }
 
 /// Some fields of a profile, by value; an absent field is left alone.
@@ -96,83 +52,10 @@ impl EventData for UserEvent {
     type Outcome = UserOutcome;
     const TOPIC: &'static str = topics::PAYMENTS;
     const ADMITTED: &'static str = topics::PAYMENTS_ADMITTED;
-    const VERSIONS: &'static [Version<Self>] = &[
-        Version::of::<v1::UserRegistered>(),
-        Version::of::<v1::ProfileChanged>(),
-        Version::of::<v1::CreditsAdded>(),
-        Version::of::<v1::CheckoutRequested>(),
-        Version::of::<v1::PaymentAuthorized>(),
-        Version::of::<v1::PaymentCaptured>(),
-        Version::of::<v1::PaymentFailed>(),
-        Version::of::<v1::PaymentRefunded>(),
-        Version::of::<v1::PaymentDisputed>(),
-    ];
+    const VERSIONS: &'static [Version<Self>] = Self::VERSIONS;
 
     fn newest(&self) -> (&'static str, Box<RawValue>) {
-        match self.clone() {
-            Self::UserRegistered { email, name, language } => write(v1::UserRegistered { email, name, language }),
-            Self::ProfileChanged { to, was } => write(v1::ProfileChanged { to, was }),
-            Self::CreditsAdded { amount } => write(v1::CreditsAdded { amount }),
-            Self::CheckoutRequested {
-                checkout,
-                payment_method,
-                credits,
-                tickets,
-            } => write(v1::CheckoutRequested {
-                checkout,
-                payment_method,
-                credits,
-                tickets,
-            }),
-            Self::PaymentAuthorized {
-                checkout,
-                payment,
-                amount,
-            } => write(v1::PaymentAuthorized {
-                checkout,
-                payment,
-                amount,
-            }),
-            Self::PaymentCaptured {
-                checkout,
-                payment,
-                amount,
-            } => write(v1::PaymentCaptured {
-                checkout,
-                payment,
-                amount,
-            }),
-            Self::PaymentFailed {
-                checkout,
-                payment,
-                code,
-            } => write(v1::PaymentFailed {
-                checkout,
-                payment,
-                code,
-            }),
-            Self::PaymentRefunded {
-                checkout,
-                payment,
-                refunded,
-            } => write(v1::PaymentRefunded {
-                checkout,
-                payment,
-                refunded,
-            }),
-            Self::PaymentDisputed {
-                checkout,
-                payment,
-                dispute,
-                amount,
-                status,
-            } => write(v1::PaymentDisputed {
-                checkout,
-                payment,
-                dispute,
-                amount,
-                status,
-            }),
-        }
+        let data = self.written();
+        (data.type_name(), data.canonical())
     }
 }

@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// The data of one type in one version.
@@ -56,10 +57,76 @@ pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) ->
     Object::deserialize(from).map(|Object(value)| value)
 }
 
-/// Type and canonical data of what is written.
-pub(crate) fn write<W: Wire>(wire: W) -> (&'static str, Box<RawValue>) {
-    (W::TYPE, canonical(&wire))
+/// Data of any type, to be written.
+pub(crate) trait Written {
+    /// The CloudEvents `type`.
+    fn type_name(&self) -> &'static str;
+
+    /// The data in canonical JSON (RFC 8785).
+    fn canonical(&self) -> Box<RawValue>;
+
+    fn value(&self) -> Value;
 }
+
+impl<W: Wire> Written for W {
+    fn type_name(&self) -> &'static str {
+        W::TYPE
+    }
+
+    fn canonical(&self) -> Box<RawValue> {
+        canonical(self)
+    }
+
+    fn value(&self) -> Value {
+        serde_json::to_value(self).expect("wire types have text keys and whole numbers, which JSON can always write")
+    }
+}
+
+/// Declares the data of types in one version. `$current` is the enum with a variant for each.
+macro_rules! wire {
+    ($current:ident; $($(#[$doc:meta])* $name:ident $type:literal { $($(#[$attribute:meta])* $field:ident: $kind:ty),* $(,)? };)+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name { $($(#[$attribute])* pub $field: $kind),* }
+
+        impl crate::version::Wire for $name {
+            type Current = super::$current;
+            const TYPE: &'static str = $type;
+        }
+    )+};
+}
+pub(crate) use wire;
+
+/// Declares an enum with a variant for each type, which holds its data in the newest version. Older versions that can still be
+/// read stand behind `earlier`; each has a `From` of its own.
+macro_rules! newest {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident($data:ty),)+ } $(earlier { $($earlier:ty),+ })?) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum $name { $($variant($data)),+ }
+
+        $(impl From<$data> for $name {
+            fn from(data: $data) -> Self {
+                Self::$variant(data)
+            }
+        })+
+
+        impl $name {
+            const VERSIONS: &'static [crate::version::Version<Self>] = &[
+                $(crate::version::Version::of::<$data>(),)+
+                $($(crate::version::Version::of::<$earlier>(),)+)?
+            ];
+
+            fn written(&self) -> &dyn crate::version::Written {
+                match self {
+                    $(Self::$variant(data) => data,)+
+                }
+            }
+        }
+    };
+}
+pub(crate) use newest;
 
 fn read<W: Wire>(data: &str) -> Result<Read<W::Current>, String> {
     match serde_json::from_str(data) {

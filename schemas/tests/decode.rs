@@ -7,7 +7,7 @@
 
 use holdfast_schemas::{
     DeadLetterReason as Reason, Origin, Price, Record, Refusal, TicketEvent, Undecoded, UserEvent, decode,
-    decode_delivery,
+    decode_delivery, events,
 };
 use serde_json::{Value, json};
 use time::macros::datetime;
@@ -96,10 +96,10 @@ fn a_structured_event_is_decoded() {
     let user = "ann".parse().unwrap();
     assert_eq!(
         event.data,
-        TicketEvent::ReservationRequested {
+        TicketEvent::ReservationRequested(events::ReservationRequested {
             user,
             hold_for: Some(60)
-        }
+        })
     );
 }
 
@@ -663,6 +663,8 @@ fn other_characters_are_all_taken() {
         "\"\n",
     ] {
         let event = structured(&with(requested(), "data", json!({"user": user}))).unwrap();
-        assert!(matches!(event.data, TicketEvent::ReservationRequested { user: found, .. } if found.as_str() == user));
+        assert!(
+            matches!(event.data, TicketEvent::ReservationRequested(events::ReservationRequested { user: found, .. }) if found.as_str() == user)
+        );
     }
 }

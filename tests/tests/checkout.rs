@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::crash::Point;
-use holdfast_schemas::{Outcome, OutcomeData, TicketOutcome, UserOutcome};
+use holdfast_schemas::{Outcome, OutcomeData, TicketOutcome, UserOutcome, outcomes};
 use holdfast_tests::kit::provider::{Call, Fault, Kind, Simulator};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, until};
@@ -67,7 +67,7 @@ fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
         ends(kit, "checkout/credits/order", "completed").await?;
         let told = told_of::<UserOutcome>(kit, USER, 5).await?;
         ensure!(
-            matches!(&told[4].data, UserOutcome::CheckoutCompleted { total, .. } if total.amount() == 80),
+            matches!(&told[4].data, UserOutcome::CheckoutCompleted(outcomes::CheckoutCompleted { total, .. }) if total.amount() == 80),
             "{told:?}"
         );
         sold(kit, &tickets).await?;
@@ -563,7 +563,7 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
         ensure!(report["stuck"] == 4, "{report}");
         let told = outcomes_of::<UserOutcome>(kit, &shop.user).await?;
         let stuck = told.iter().filter_map(|told| match &told.data {
-            UserOutcome::CheckoutStuck { checkout } => Some(checkout.to_string()),
+            UserOutcome::CheckoutStuck(outcomes::CheckoutStuck { checkout }) => Some(checkout.to_string()),
             _ => None,
         });
         let mut stuck: Vec<_> = stuck.collect();

@@ -13,7 +13,7 @@ use holdfast::metrics::Metrics;
 use holdfast::store::commit::Rules;
 use holdfast::store::idempotency::Sweep;
 use holdfast::store::{self, Answer, Committer, Unit, Work};
-use holdfast_schemas::{DeadLetterReason, Event, Price, TicketEvent, TicketId, UserId};
+use holdfast_schemas::{DeadLetterReason, Event, Price, TicketEvent, TicketId, UserId, events};
 use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
@@ -248,10 +248,10 @@ fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::R
         let refused =
             tokio::spawn(async move { slow.commit("A", vec![Work::Event(reserve("r-bob", "A", "bob"))]).await });
         decided().await?;
-        let data = TicketEvent::ReservationReleased {
+        let data = TicketEvent::ReservationReleased(events::ReservationReleased {
             user: user("ann"),
             hold,
-        };
+        });
         quick.commit("A", vec![Work::Event(event("free", "A", data))]).await?;
         OVERTAKE_GO.store(true, Ordering::SeqCst);
         let answers = refused.await??;
@@ -648,10 +648,10 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
     kit.block_on(async {
         let bench = Bench::new(kit).await?;
         bench.listed(&["A"]).await?;
-        let data = TicketEvent::ReservationRequested {
+        let data = TicketEvent::ReservationRequested(events::ReservationRequested {
             user: user("ann"),
             hold_for: None,
-        };
+        });
         let time = now() - RETENTION - Duration::from_secs(1);
         let old = Event::new("shop".parse()?, "old".parse()?, time, None, ticket("A"), data);
         let answers = bench.commit("A", vec![Work::Event(old)]).await?;
@@ -672,10 +672,10 @@ fn a_repeat_whose_answer_is_swept_while_it_is_read_takes_no_effect_again(kit: &K
         let url = database.url.replace(&kit.stack.postgres.address(), &proxy.address());
         let slow = database.through(&url, decide, 2_000).await?;
         store::ping(&slow.pool).await?;
-        let data = TicketEvent::ReservationRequested {
+        let data = TicketEvent::ReservationRequested(events::ReservationRequested {
             user: user("ann"),
             hold_for: None,
-        };
+        });
         let time = now() - RETENTION + Duration::from_secs(60);
         let event = Event::new("shop".parse()?, "late".parse()?, time, None, ticket("A"), data);
         quick.listed(&["A"]).await?;
@@ -719,11 +719,11 @@ fn list(id: &str, ticket: &str) -> Event<TicketEvent> {
     event(
         id,
         ticket,
-        TicketEvent::TicketListed {
+        TicketEvent::TicketListed(events::TicketListed {
             show: "show".parse().expect("a show"),
             seat: None,
             price,
-        },
+        }),
     )
 }
 
@@ -731,10 +731,10 @@ fn reserve(id: &str, ticket: &str, name: &str) -> Event<TicketEvent> {
     event(
         id,
         ticket,
-        TicketEvent::ReservationRequested {
+        TicketEvent::ReservationRequested(events::ReservationRequested {
             user: user(name),
             hold_for: None,
-        },
+        }),
     )
 }
 

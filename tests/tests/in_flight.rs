@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::store::{self, checkouts};
-use holdfast_schemas::UserOutcome;
+use holdfast_schemas::{UserOutcome, outcomes};
 use holdfast_tests::kit::provider::{Call, Fault};
 use holdfast_tests::kit::{Kit, until};
 use serde_json::{Value, json};
@@ -207,7 +207,8 @@ fn money_given_back_before_the_sale_is_known_is_told_once_it_is(kit: &Kit) -> an
         let told = told_of::<UserOutcome>(kit, &shop.user, 7).await?;
         for (name, _, _) in orders {
             let of = |told: &&holdfast_schemas::Outcome<UserOutcome>| match &told.data {
-                UserOutcome::CheckoutCompleted { checkout, .. } | UserOutcome::PaymentRefunded { checkout, .. } => {
+                UserOutcome::CheckoutCompleted(outcomes::CheckoutCompleted { checkout, .. })
+                | UserOutcome::PaymentRefunded(outcomes::PaymentRefunded { checkout, .. }) => {
                     checkout.as_str() == shop.id(name)
                 }
                 _ => false,

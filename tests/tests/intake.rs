@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::DeadLetterReason as Reason;
-use holdfast_schemas::{Key, Outcome, OutcomeData, RefusalReason, TicketOutcome, UserOutcome, topics};
+use holdfast_schemas::{Key, Outcome, OutcomeData, RefusalReason, TicketOutcome, UserOutcome, outcomes, topics};
 use holdfast_tests::kit::Kit;
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::load::{now, timestamp};
@@ -447,7 +447,7 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
 
         // A hold of one second is over soon, and its ticket has one more outcome.
         let within_bounds =
-            |outcome: &&Outcome<TicketOutcome>| !matches!(outcome.data, TicketOutcome::TicketExpired { .. });
+            |outcome: &&Outcome<TicketOutcome>| !matches!(outcome.data, TicketOutcome::TicketExpired(_));
         let outcomes = told(kit, "intake/rule/", events.len() + 1).await?;
         for (prefix, expected) in forbidden
             .iter()
@@ -466,9 +466,9 @@ fn what_a_rule_forbids_is_refused_and_not_put_aside(kit: &Kit) -> anyhow::Result
             .iter()
             .find(|outcome| outcome.subject.as_str() == "intake/rule/nowhere");
         let nowhere = nowhere.context("no outcome for an unknown ticket")?;
-        let unknown = TicketOutcome::ReservationRefused {
+        let unknown = TicketOutcome::ReservationRefused(outcomes::ReservationRefused {
             reason: RefusalReason::UnknownTicket,
-        };
+        });
         ensure!(nowhere.data == unknown && nowhere.sequence == 0, "{nowhere:?}");
         clean(kit).await?;
         worker.stop().await

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::Output;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{Outcome, TicketOutcome, topics};
+use holdfast_schemas::{Outcome, TicketOutcome, outcomes, topics};
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use nix::sys::signal::{Signal, kill};
 use rdkafka::admin::AdminOptions;
@@ -499,8 +499,10 @@ fn a_hold_expires_without_any_event_and_over_a_restart(kit: &Kit) -> anyhow::Res
 /// Listed, held, and then expired: the same hold.
 fn has_expired(outcomes: &[Outcome<TicketOutcome>]) -> anyhow::Result<()> {
     ensure!(verdicts(outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
-    let (TicketOutcome::TicketHeld { hold: held, until, .. }, TicketOutcome::TicketExpired { hold: expired, .. }) =
-        (&outcomes[1].data, &outcomes[2].data)
+    let (
+        TicketOutcome::TicketHeld(outcomes::TicketHeld { hold: held, until, .. }),
+        TicketOutcome::TicketExpired(outcomes::TicketExpired { hold: expired, .. }),
+    ) = (&outcomes[1].data, &outcomes[2].data)
     else {
         anyhow::bail!("{outcomes:?}");
     };

@@ -10,7 +10,7 @@ use futures::future::try_join_all;
 use holdfast::crash::Point;
 use holdfast::store::mechanisms::two_phase::{self, TransactionId};
 use holdfast_schemas::{
-    Credits, DeadLetterReason, OutcomeData, ProfileField, UserOutcome, UserRefusalReason, outcome_id, topics,
+    Credits, DeadLetterReason, OutcomeData, UserOutcome, UserRefusalReason, outcome_id, outcomes, topics,
 };
 use holdfast_tests::kit::kafka::{Sent, send_with};
 use holdfast_tests::kit::proxy::Proxy;
@@ -76,20 +76,20 @@ fn a_user_is_registered_changed_and_given_credits_in_order(kit: &Kit) -> anyhow:
 
         // A change to the present value makes no outcome.
         let expected = [
-            ("users/life/1", UserOutcome::UserRegistered),
+            ("users/life/1", UserOutcome::UserRegistered(outcomes::UserRegistered {})),
             ("users/life/2", refused(UserRefusalReason::AlreadyRegistered)),
             (
                 "users/life/3",
-                UserOutcome::ProfileChanged {
-                    fields: vec![ProfileField::Name, ProfileField::Language],
-                },
+                UserOutcome::ProfileChanged(outcomes::ProfileChanged {
+                    fields: vec![outcomes::ProfileField::Name, outcomes::ProfileField::Language],
+                }),
             ),
             ("users/life/5", refused(UserRefusalReason::ProfileDiffers)),
             (
                 "users/life/6",
-                UserOutcome::ProfileChanged {
-                    fields: vec![ProfileField::Name],
-                },
+                UserOutcome::ProfileChanged(outcomes::ProfileChanged {
+                    fields: vec![outcomes::ProfileField::Name],
+                }),
             ),
             ("users/life/7", given(30)?),
             ("users/life/8", given(12)?),
@@ -201,7 +201,7 @@ fn credits_that_the_loyalty_database_does_not_take_are_refused_and_later_ones_go
         let outcomes = told_of::<UserOutcome>(kit, USER, 3).await?;
         let said = outcomes.iter().map(|outcome| (outcome.sequence, outcome.data.clone()));
         let expected = [
-            (1, UserOutcome::UserRegistered),
+            (1, UserOutcome::UserRegistered(outcomes::UserRegistered {})),
             (2, refused(UserRefusalReason::LoyaltyRefuses)),
             (3, given(5)?),
         ];
@@ -420,7 +420,7 @@ impl<'a> Gifts<'a> {
         until("credits sent, told and kept agree", Self::WITHIN, async || {
             let mut told = BTreeMap::new();
             for outcome in outcomes_of::<UserOutcome>(kit, Self::PREFIX).await? {
-                if let UserOutcome::CreditsChanged { added } = outcome.data {
+                if let UserOutcome::CreditsChanged(outcomes::CreditsChanged { added }) = outcome.data {
                     *told.entry(outcome.subject.to_string()).or_default() += added.amount();
                 }
             }
@@ -463,7 +463,10 @@ fn a_bad_payment_record_is_put_aside_and_the_next_one_goes_on(kit: &Kit) -> anyh
         let strayed = send(kit, &[added("users/bad/7", USER, 5)]).await?;
 
         let outcomes = told_of::<UserOutcome>(kit, USER, 1).await?;
-        ensure!(outcomes[0].data == UserOutcome::UserRegistered, "{outcomes:?}");
+        ensure!(
+            outcomes[0].data == UserOutcome::UserRegistered(outcomes::UserRegistered {}),
+            "{outcomes:?}"
+        );
         let put_aside = letters_about(kit, topics::PAYMENTS, &places[..bad.len()]).await?;
         for (place, (event, reason)) in places.iter().zip(&bad) {
             let letter = &put_aside[place];
@@ -505,7 +508,11 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
                 credits.clone(),
                 vec![(0, refused(UserRefusalReason::UnknownUser))],
             ),
-            ("register", ann.clone(), vec![(1, UserOutcome::UserRegistered)]),
+            (
+                "register",
+                ann.clone(),
+                vec![(1, UserOutcome::UserRegistered(outcomes::UserRegistered {}))],
+            ),
             (
                 "register",
                 ann,
@@ -516,9 +523,9 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
                 change.clone(),
                 vec![(
                     3,
-                    UserOutcome::ProfileChanged {
-                        fields: vec![ProfileField::Language],
-                    },
+                    UserOutcome::ProfileChanged(outcomes::ProfileChanged {
+                        fields: vec![outcomes::ProfileField::Language],
+                    }),
                 )],
             ),
             ("changeProfile", change, vec![]),
@@ -878,13 +885,13 @@ pub(crate) fn added(id: &str, user: &str, amount: i64) -> Value {
 }
 
 fn refused(reason: UserRefusalReason) -> UserOutcome {
-    UserOutcome::PaymentRefused { reason }
+    UserOutcome::PaymentRefused(outcomes::PaymentRefused { reason })
 }
 
 fn given(amount: i64) -> anyhow::Result<UserOutcome> {
-    Ok(UserOutcome::CreditsChanged {
+    Ok(UserOutcome::CreditsChanged(outcomes::CreditsChanged {
         added: Credits::new(amount)?,
-    })
+    }))
 }
 
 /// One outcome of a reply.

@@ -12,7 +12,7 @@ use holdfast::config;
 use holdfast::metrics::Metrics;
 use holdfast::provider::{Order, Provider};
 use holdfast_schemas::{
-    Currency, DeadLetter, DeadLetterReason, Event, Origin, Price, TicketEvent, hold_id, outcome_id, topics,
+    Currency, DeadLetter, DeadLetterReason, Event, Origin, Price, TicketEvent, events, hold_id, outcome_id, topics,
 };
 use holdfast_tests::kit::kafka::Sent;
 use holdfast_tests::kit::provider::{self, Simulator};
@@ -187,10 +187,10 @@ fn verify_catches_and_names_each_lie_on_a_topic(kit: &Kit) -> anyhow::Result<()>
         sell(kit, &[twice.to_owned()]).await?;
         let events = [&[waits][..], &LIES.map(|(ticket, ..)| ticket)].concat();
         let events = events.iter().map(|ticket| {
-            let wanted = TicketEvent::ReservationRequested {
+            let wanted = TicketEvent::ReservationRequested(events::ReservationRequested {
                 user: "ann".parse()?,
                 hold_for: None,
-            };
+            });
             Ok(sent(ticket, event(&format!("{ticket}/lie"), ticket, wanted)?.to_json()))
         });
         let mut records = events.collect::<anyhow::Result<Vec<_>>>()?;
@@ -586,21 +586,21 @@ async fn sell(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
 }
 
 fn life(ticket: &str) -> anyhow::Result<[(&'static str, TicketEvent); 5]> {
-    let listed = TicketEvent::TicketListed {
+    let listed = TicketEvent::TicketListed(events::TicketListed {
         show: "verify".parse()?,
         seat: None,
         price: Price::parse(4500, "EUR")?,
-    };
+    });
     let held = |by: &str| {
-        anyhow::Ok(TicketEvent::ReservationRequested {
+        anyhow::Ok(TicketEvent::ReservationRequested(events::ReservationRequested {
             user: by.parse()?,
             hold_for: None,
-        })
+        }))
     };
-    let released = TicketEvent::ReservationReleased {
+    let released = TicketEvent::ReservationReleased(events::ReservationReleased {
         user: "ann".parse()?,
         hold: hold_id(SHOP, &format!("{ticket}/ann"), ticket),
-    };
+    });
     Ok([
         ("list", listed),
         ("ann", held("ann")?),

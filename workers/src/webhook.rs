@@ -25,7 +25,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use holdfast_schemas::{
-    CheckoutId, DeclineCode, DisputeStatus, Event, PaymentId, Source, Traceparent, UserEvent, UserId, topics,
+    CheckoutId, DeclineCode, DisputeStatus, Event, PaymentId, Source, Traceparent, UserEvent, UserId, events, topics,
 };
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -197,32 +197,32 @@ impl Receiver {
 fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option<Traceparent>) -> Event<UserEvent> {
     let payment = told.payment;
     let data = match told.what {
-        What::Authorized(amount) => UserEvent::PaymentAuthorized {
+        What::Authorized(amount) => UserEvent::PaymentAuthorized(events::PaymentAuthorized {
             checkout,
             payment,
             amount,
-        },
-        What::Captured(amount) => UserEvent::PaymentCaptured {
+        }),
+        What::Captured(amount) => UserEvent::PaymentCaptured(events::PaymentCaptured {
             checkout,
             payment,
             amount,
-        },
-        What::Failed(code) => UserEvent::PaymentFailed {
+        }),
+        What::Failed(code) => UserEvent::PaymentFailed(events::PaymentFailed {
             checkout,
             payment,
             code,
-        },
-        What::Canceled => UserEvent::PaymentFailed {
+        }),
+        What::Canceled => UserEvent::PaymentFailed(events::PaymentFailed {
             checkout,
             payment,
             code: DeclineCode::parse("canceled").expect("a visible word"),
-        },
-        What::Refunded(refunded) => UserEvent::PaymentRefunded {
+        }),
+        What::Refunded(refunded) => UserEvent::PaymentRefunded(events::PaymentRefunded {
             checkout,
             payment,
             refunded,
-        },
-        What::Disputed { id, amount, status } => UserEvent::PaymentDisputed {
+        }),
+        What::Disputed { id, amount, status } => UserEvent::PaymentDisputed(events::PaymentDisputed {
             checkout,
             payment,
             dispute: id,
@@ -232,7 +232,7 @@ fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option
                 Dispute::Won => DisputeStatus::Won,
                 Dispute::Lost => DisputeStatus::Lost,
             },
-        },
+        }),
     };
     let source = Source::parse(webhook::SOURCE).expect("a short text");
     Event::new(source, told.id, told.created, trace, user, data)

@@ -162,6 +162,55 @@ fn imports_form_no_cycle() {
     assert!(cycles.is_empty(), "{cycles:#?}");
 }
 
+/// What `docs/adding-an-event.md` follows, and where: text, or the path of a fixture.
+const FOLLOWED: &[(&[&str], &[&str])] = &[
+    (
+        &["ProfileChanged", "ProfileField", "profile.changed"],
+        &[
+            "schemas/src",
+            "schemas/tests",
+            "schemas/fixtures",
+            "workers/src",
+            "migrations",
+        ],
+    ),
+    (
+        &[" language", "(language", ".language"],
+        &[
+            "workers/src/domain",
+            "workers/src/store",
+            "workers/src/objects",
+            "migrations",
+        ],
+    ),
+];
+
+#[test]
+fn the_page_on_adding_an_event_names_every_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = fs::read_to_string(root.join("docs/adding-an-event.md")).unwrap();
+    let rows = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let named: BTreeSet<String> = rows.map(|(file, _)| file.to_owned()).collect();
+    let mut naming = BTreeSet::new();
+    for (words, folders) in FOLLOWED {
+        for folder in *folders {
+            let mut files = Vec::new();
+            collect(&root.join(folder), &["rs", "sql", "json"], &mut files);
+            for file in files {
+                let path = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+                let text = fs::read_to_string(&file).unwrap().replace("language plpgsql", "");
+                if words.iter().any(|word| text.contains(word) || path.contains(word)) {
+                    naming.insert(path);
+                }
+            }
+        }
+    }
+    assert!(naming.len() > 10, "{naming:?}");
+    assert_eq!(named, naming, "left: on the page; right: in the tree");
+}
+
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// The path of the module that a source file is, such as `store::commit`.
@@ -294,7 +343,7 @@ fn imports(text: &str, module: &str) -> bool {
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    collect(&root, &mut files);
+    collect(&root, &["rs"], &mut files);
     assert!(files.len() > 20, "the walk over {} found {files:?}", root.display());
     let read = |file: PathBuf| {
         let path = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
@@ -310,12 +359,15 @@ fn sources() -> Vec<(String, String)> {
     files.into_iter().map(read).collect()
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+fn collect(folder: &Path, extensions: &[&str], files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            collect(&path, extensions, files);
+        } else if extensions
+            .iter()
+            .any(|extension| path.extension().is_some_and(|of| of == *extension))
+        {
             files.push(path);
         }
     }

@@ -1,6 +1,6 @@
 //! Tickets and users as they were: their state, replayed from their outcomes.
 
-use holdfast_schemas::{TicketOutcome, UserOutcome};
+use holdfast_schemas::{TicketOutcome, UserOutcome, outcomes};
 use time::OffsetDateTime;
 
 use super::{Entity, Hold, OutcomeOf, Sale, State, Ticket, User};
@@ -25,8 +25,12 @@ impl History for Ticket {
 
     fn after(before: Option<Ticket>, told: TicketOutcome, version: i64, changed_at: OffsetDateTime) -> Option<Ticket> {
         let (show, seat, price, state) = match (told, before) {
-            (TicketOutcome::TicketListed { show, seat, price }, _) => (show, seat, price, State::Available),
-            (TicketOutcome::TicketChanged { show, seat, price }, Some(before)) => (show, seat, price, before.state),
+            (TicketOutcome::TicketListed(outcomes::TicketListed { show, seat, price }), _) => {
+                (show, seat, price, State::Available)
+            }
+            (TicketOutcome::TicketChanged(outcomes::TicketChanged { show, seat, price }), Some(before)) => {
+                (show, seat, price, before.state)
+            }
             (told, Some(before)) => (before.show, before.seat, before.price, state_after(told, before.state)?),
             (_, None) => return None,
         };
@@ -43,20 +47,19 @@ impl History for Ticket {
 
 fn state_after(told: TicketOutcome, state: State) -> Option<State> {
     Some(match (told, state) {
-        (TicketOutcome::TicketHeld { user, hold, until }, _) => State::Held(Hold { id: hold, user, until }),
-        (
-            TicketOutcome::TicketReleased { .. }
-            | TicketOutcome::TicketExpired { .. }
-            | TicketOutcome::TicketReturned { .. },
-            _,
-        ) => State::Available,
-        (TicketOutcome::TicketSold { user, checkout }, State::Held(hold)) => State::Sold(Sale {
+        (TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }), _) => {
+            State::Held(Hold { id: hold, user, until })
+        }
+        (TicketOutcome::TicketReleased(_) | TicketOutcome::TicketExpired(_) | TicketOutcome::TicketReturned(_), _) => {
+            State::Available
+        }
+        (TicketOutcome::TicketSold(outcomes::TicketSold { user, checkout }), State::Held(hold)) => State::Sold(Sale {
             hold: hold.id,
             user,
             checkout,
         }),
-        (TicketOutcome::TicketWithdrawn, _) => State::Withdrawn,
-        (TicketOutcome::ReservationRefused { .. }, state) => state,
+        (TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {}), _) => State::Withdrawn,
+        (TicketOutcome::ReservationRefused(_), state) => state,
         _ => return None,
     })
 }
@@ -81,11 +84,11 @@ impl History for User {
         changed_at: OffsetDateTime,
     ) -> Option<ReplayedUser> {
         let (registered_at, credits) = match (told, before) {
-            (UserOutcome::UserRegistered, None) => (changed_at, 0),
-            (UserOutcome::CreditsChanged { added }, Some(before)) => {
+            (UserOutcome::UserRegistered(outcomes::UserRegistered {}), None) => (changed_at, 0),
+            (UserOutcome::CreditsChanged(outcomes::CreditsChanged { added }), Some(before)) => {
                 (before.registered_at, before.credits.saturating_add(added.amount()))
             }
-            (UserOutcome::UserRegistered, Some(_)) | (_, None) => return None,
+            (UserOutcome::UserRegistered(outcomes::UserRegistered {}), Some(_)) | (_, None) => return None,
             (_, Some(before)) => (before.registered_at, before.credits),
         };
         Some(ReplayedUser {

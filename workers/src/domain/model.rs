@@ -1,6 +1,6 @@
 //! The rules of a ticket a second time, as a table, and random lives of a ticket to compare the two.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketOutcome, UserId};
+use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketOutcome, UserId, outcomes};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -162,16 +162,16 @@ fn fits(condition: &str, state: &State, input: &Input) -> bool {
 
 fn name(told: &TicketOutcome) -> &'static str {
     match told {
-        TicketOutcome::TicketListed { .. } => "listed",
-        TicketOutcome::TicketChanged { .. } => "changed",
-        TicketOutcome::TicketHeld { .. } => "held",
-        TicketOutcome::TicketReleased { .. } => "released",
-        TicketOutcome::TicketExpired { .. } => "expired",
-        TicketOutcome::TicketSold { .. } => "sold",
-        TicketOutcome::TicketReturned { .. } => "returned",
-        TicketOutcome::TicketWithdrawn => "withdrawn",
+        TicketOutcome::TicketListed(_) => "listed",
+        TicketOutcome::TicketChanged(_) => "changed",
+        TicketOutcome::TicketHeld(_) => "held",
+        TicketOutcome::TicketReleased(_) => "released",
+        TicketOutcome::TicketExpired(_) => "expired",
+        TicketOutcome::TicketSold(_) => "sold",
+        TicketOutcome::TicketReturned(_) => "returned",
+        TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {}) => "withdrawn",
         // A `!` tells a refusal from the outcome of the same name.
-        TicketOutcome::ReservationRefused { reason } => match reason {
+        TicketOutcome::ReservationRefused(outcomes::ReservationRefused { reason }) => match reason {
             RefusalReason::Held => "held!",
             RefusalReason::Sold => "sold!",
             RefusalReason::Withdrawn => "withdrawn!",

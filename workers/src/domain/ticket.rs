@@ -2,7 +2,7 @@
 
 use holdfast_schemas::{
     CheckoutId, EventId, HoldId, Price, RefusalReason, Seat, ShowId, Source, TicketEvent, TicketId, TicketOutcome,
-    UserId, hold_id,
+    UserId, events, hold_id, outcomes,
 };
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
@@ -108,13 +108,15 @@ impl Entity for Ticket {
 
     fn input(asked: TicketEvent, source: &Source, id: &EventId, key: &TicketId) -> Input {
         match asked {
-            TicketEvent::TicketListed { show, seat, price } => Input::List { show, seat, price },
-            TicketEvent::TicketWithdrawn => Input::Withdraw,
-            TicketEvent::ReservationRequested { user, hold_for } => {
+            TicketEvent::TicketListed(events::TicketListed { show, seat, price }) => Input::List { show, seat, price },
+            TicketEvent::TicketWithdrawn(events::TicketWithdrawn {}) => Input::Withdraw,
+            TicketEvent::ReservationRequested(events::ReservationRequested { user, hold_for }) => {
                 let hold = hold_id(source.as_str(), id.as_str(), key.as_str());
                 Input::Reserve { user, hold_for, hold }
             }
-            TicketEvent::ReservationReleased { user, hold } => Input::Release { user, hold },
+            TicketEvent::ReservationReleased(events::ReservationReleased { user, hold }) => {
+                Input::Release { user, hold }
+            }
         }
     }
 }
@@ -151,11 +153,11 @@ pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Dec
 fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { show, seat, price } => {
-            let outcome = TicketOutcome::TicketListed {
+            let outcome = TicketOutcome::TicketListed(outcomes::TicketListed {
                 show: show.clone(),
                 seat: seat.clone(),
                 price,
-            };
+            });
             let next = Ticket {
                 version: 1,
                 show,
@@ -180,7 +182,7 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
 fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
-        Input::Withdraw => tell(ticket, State::Withdrawn, vec![TicketOutcome::TicketWithdrawn], now),
+        Input::Withdraw => tell(ticket, State::Withdrawn, vec![outcomes::TicketWithdrawn {}.into()], now),
         Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![], now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
         Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
@@ -195,15 +197,15 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
         Input::Release { user, hold } if user == held.user && hold == held.id => tell(
             ticket,
             State::Available,
-            vec![TicketOutcome::TicketReleased { user, hold }],
+            vec![outcomes::TicketReleased { user, hold }.into()],
             now,
         ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotYourHold, now),
         Input::Sell { user, hold, checkout } if user == held.user && hold == held.id => {
-            let outcome = TicketOutcome::TicketSold {
+            let outcome = TicketOutcome::TicketSold(outcomes::TicketSold {
                 user: user.clone(),
                 checkout: checkout.clone(),
-            };
+            });
             tell(ticket, State::Sold(Sale { hold, user, checkout }), vec![outcome], now)
         }
         Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
@@ -212,10 +214,10 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
 
 /// Decides about a ticket whose hold is due: the hold ends first, then the input is decided.
 fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision {
-    let expired = TicketOutcome::TicketExpired {
+    let expired = TicketOutcome::TicketExpired(outcomes::TicketExpired {
         user: due.user.clone(),
         hold: due.id,
-    };
+    });
     match input {
         Input::List { .. } => tell(
             ticket,
@@ -226,7 +228,7 @@ fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) ->
         Input::Withdraw => tell(
             ticket,
             State::Withdrawn,
-            vec![expired, TicketOutcome::TicketWithdrawn],
+            vec![expired, TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {})],
             now,
         ),
         Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![expired], now),
@@ -245,10 +247,10 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
         Input::Return { checkout } if checkout == sale.checkout => tell(
             ticket,
             State::Available,
-            vec![TicketOutcome::TicketReturned {
+            vec![TicketOutcome::TicketReturned(outcomes::TicketReturned {
                 user: sale.user.clone(),
                 checkout,
-            }],
+            })],
             now,
         ),
         Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
@@ -258,11 +260,11 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
 fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
     match input {
         Input::List { show, seat, price } => {
-            let outcome = TicketOutcome::TicketListed {
+            let outcome = TicketOutcome::TicketListed(outcomes::TicketListed {
                 show: show.clone(),
                 seat: seat.clone(),
                 price,
-            };
+            });
             let terms = Ticket {
                 show,
                 seat,
@@ -293,11 +295,11 @@ fn reserve(
         return tell(ticket, State::Available, outcomes, now);
     }
     let until = now + Duration::seconds(seconds);
-    outcomes.push(TicketOutcome::TicketHeld {
+    outcomes.push(TicketOutcome::TicketHeld(outcomes::TicketHeld {
         user: user.clone(),
         hold,
         until,
-    });
+    }));
     tell(ticket, State::Held(Hold { id: hold, user, until }), outcomes, now)
 }
 
@@ -306,7 +308,7 @@ fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decisi
 }
 
 fn refusal(reason: RefusalReason) -> TicketOutcome {
-    TicketOutcome::ReservationRefused { reason }
+    TicketOutcome::ReservationRefused(outcomes::ReservationRefused { reason })
 }
 
 /// Every outcome raises the version by one.

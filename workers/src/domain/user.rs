@@ -5,8 +5,8 @@
 //! as a ticket's attributes.
 
 use holdfast_schemas::{
-    Credits, Email, EventId, Language, Name, ProfileField, ProfileValues, Source, UserEvent, UserId, UserOutcome,
-    UserRefusalReason,
+    Credits, Email, EventId, Language, Name, ProfileValues, Source, UserEvent, UserId, UserOutcome, UserRefusalReason,
+    events, outcomes,
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -60,15 +60,17 @@ impl Entity for User {
 
     fn input(asked: UserEvent, _: &Source, _: &EventId, _: &UserId) -> Input {
         match asked {
-            UserEvent::UserRegistered { email, name, language } => Input::Register { email, name, language },
-            UserEvent::ProfileChanged { to, was } => Input::Change { to, was },
-            UserEvent::CreditsAdded { amount } => Input::AddCredits { amount },
-            UserEvent::CheckoutRequested { .. } => Input::CheckOut,
-            UserEvent::PaymentAuthorized { .. }
-            | UserEvent::PaymentCaptured { .. }
-            | UserEvent::PaymentFailed { .. }
-            | UserEvent::PaymentRefunded { .. }
-            | UserEvent::PaymentDisputed { .. } => Input::Hear,
+            UserEvent::UserRegistered(events::UserRegistered { email, name, language }) => {
+                Input::Register { email, name, language }
+            }
+            UserEvent::ProfileChanged(events::ProfileChanged { to, was }) => Input::Change { to, was },
+            UserEvent::CreditsAdded(events::CreditsAdded { amount }) => Input::AddCredits { amount },
+            UserEvent::CheckoutRequested(_) => Input::CheckOut,
+            UserEvent::PaymentAuthorized(_)
+            | UserEvent::PaymentCaptured(_)
+            | UserEvent::PaymentFailed(_)
+            | UserEvent::PaymentRefunded(_)
+            | UserEvent::PaymentDisputed(_) => Input::Hear,
         }
     }
 }
@@ -86,7 +88,7 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
             };
             Decision::Transition {
                 next: Some(next),
-                outcomes: vec![UserOutcome::UserRegistered],
+                outcomes: vec![outcomes::UserRegistered {}.into()],
             }
         }
         (_, Input::CheckOut | Input::Hear | Input::Progress) => Decision::Nothing,
@@ -96,9 +98,11 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
         },
         (Some(user), Input::Register { .. }) => refuse(user, UserRefusalReason::AlreadyRegistered, now),
         (Some(user), Input::Change { to, was }) => change(user, to, was, now),
-        (Some(user), Input::AddCredits { amount }) => {
-            tell(user.clone(), UserOutcome::CreditsChanged { added: amount }, now)
-        }
+        (Some(user), Input::AddCredits { amount }) => tell(
+            user.clone(),
+            UserOutcome::CreditsChanged(outcomes::CreditsChanged { added: amount }),
+            now,
+        ),
     }
 }
 
@@ -165,9 +169,9 @@ fn change(user: &User, to: ProfileValues, was: ProfileValues, now: OffsetDateTim
         ..user.clone()
     };
     let changed = [
-        (ProfileField::Email, next.email != user.email),
-        (ProfileField::Name, next.name != user.name),
-        (ProfileField::Language, next.language != user.language),
+        (outcomes::ProfileField::Email, next.email != user.email),
+        (outcomes::ProfileField::Name, next.name != user.name),
+        (outcomes::ProfileField::Language, next.language != user.language),
     ];
     let fields: Vec<_> = changed
         .iter()
@@ -180,7 +184,11 @@ fn change(user: &User, to: ProfileValues, was: ProfileValues, now: OffsetDateTim
             outcomes: vec![],
         };
     }
-    tell(next, UserOutcome::ProfileChanged { fields }, now)
+    tell(
+        next,
+        UserOutcome::ProfileChanged(outcomes::ProfileChanged { fields }),
+        now,
+    )
 }
 
 fn refuse(user: &User, reason: UserRefusalReason, now: OffsetDateTime) -> Decision<User> {
@@ -188,7 +196,7 @@ fn refuse(user: &User, reason: UserRefusalReason, now: OffsetDateTime) -> Decisi
 }
 
 fn refusal(reason: UserRefusalReason) -> UserOutcome {
-    UserOutcome::PaymentRefused { reason }
+    UserOutcome::PaymentRefused(outcomes::PaymentRefused { reason })
 }
 
 /// Every outcome raises the version by one.
@@ -267,10 +275,10 @@ mod tests {
 
     fn name(told: &UserOutcome) -> &'static str {
         match told {
-            UserOutcome::UserRegistered => "registered",
-            UserOutcome::ProfileChanged { .. } => "changed",
-            UserOutcome::CreditsChanged { .. } => "credits",
-            UserOutcome::PaymentRefused { reason } => reason.as_str(),
+            UserOutcome::UserRegistered(outcomes::UserRegistered {}) => "registered",
+            UserOutcome::ProfileChanged(_) => "changed",
+            UserOutcome::CreditsChanged(_) => "credits",
+            UserOutcome::PaymentRefused(outcomes::PaymentRefused { reason }) => reason.as_str(),
             _ => "told elsewhere",
         }
     }

@@ -3,7 +3,7 @@
 
 use holdfast_schemas::{
     CheckoutId, Credits, HoldId, List, OutcomeData, PaymentMethod, Price, Reply, TicketId, TicketOutcome, UserId,
-    number,
+    number, outcomes,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -111,7 +111,9 @@ impl Added {
         let told = reply.outcomes.last();
         let told = told.map(|told| TicketOutcome::read(&told.outcome_type, &told.data.to_string()));
         match told {
-            Some(Ok(TicketOutcome::TicketHeld { hold, until, .. })) => Ok(Self::Added { ticket, hold, until }),
+            Some(Ok(TicketOutcome::TicketHeld(outcomes::TicketHeld { hold, until, .. }))) => {
+                Ok(Self::Added { ticket, hold, until })
+            }
             _ => Err(format!("the reply of {ticket} tells of no hold").into()),
         }
     }

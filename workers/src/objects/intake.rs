@@ -197,7 +197,7 @@ pub(super) fn key<K: Key>(key: &str) -> HandlerResult<K> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_schemas::{TicketEvent, TicketId};
+    use holdfast_schemas::{TicketEvent, TicketId, events};
 
     use super::*;
 
@@ -213,7 +213,14 @@ mod tests {
     fn event(ticket: &str, origin: Option<Origin>) -> Event<TicketEvent> {
         let (source, id) = (Source::parse("shop").unwrap(), EventId::parse("1").unwrap());
         let (time, ticket) = (OffsetDateTime::UNIX_EPOCH, TicketId::parse(ticket).unwrap());
-        let mut event = Event::new(source, id, time, None, ticket, TicketEvent::TicketWithdrawn);
+        let mut event = Event::new(
+            source,
+            id,
+            time,
+            None,
+            ticket,
+            TicketEvent::TicketWithdrawn(events::TicketWithdrawn {}),
+        );
         event.origin = origin;
         event
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, EventId, HoldId, Price, Reply, Seat, ShowId, Source, TicketEvent, TicketId, UserId, number,
+    CheckoutId, EventId, HoldId, Price, Reply, Seat, ShowId, Source, TicketEvent, TicketId, UserId, events,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -43,43 +43,6 @@ impl Ticket {
     }
 }
 
-/// Puts the ticket on sale at these terms.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct List {
-    show: ShowId,
-    #[serde(default)]
-    seat: Option<Seat>,
-    price: Price,
-}
-
-/// Takes the ticket off sale.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Withdraw {}
-
-/// Holds the ticket for a user.
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Reserve {
-    pub(super) user: UserId,
-    /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "number::optional"
-    )]
-    pub(super) hold_for: Option<i64>,
-}
-
-/// Releases a hold.
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Release {
-    pub(super) user: UserId,
-    pub(super) hold: HoldId,
-}
-
 /// From the Reaper: end this hold if it is due.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Expire {
@@ -99,33 +62,38 @@ impl Ticket {
 
     /// Puts the ticket on sale, or on sale again.
     #[handler]
-    async fn list(&self, ctx: ObjectContext<'_>, body: Body<List>) -> HandlerResult<Json<Reply>> {
-        let List { show, seat, price } = body.read()?;
-        self.ask(&ctx, "list", TicketEvent::TicketListed { show, seat, price })
-            .await
+    async fn list(&self, ctx: ObjectContext<'_>, body: Body<events::TicketListed>) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "list", body.read()?).await
     }
 
     /// Takes the ticket off sale.
     #[handler]
-    async fn withdraw(&self, ctx: ObjectContext<'_>, body: Body<Withdraw>) -> HandlerResult<Json<Reply>> {
-        let Withdraw {} = body.read()?;
-        self.ask(&ctx, "withdraw", TicketEvent::TicketWithdrawn).await
+    async fn withdraw(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::TicketWithdrawn>,
+    ) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "withdraw", body.read()?).await
     }
 
     /// Holds the ticket for a user.
     #[handler]
-    async fn reserve(&self, ctx: ObjectContext<'_>, body: Body<Reserve>) -> HandlerResult<Json<Reply>> {
-        let Reserve { user, hold_for } = body.read()?;
-        self.ask(&ctx, "reserve", TicketEvent::ReservationRequested { user, hold_for })
-            .await
+    async fn reserve(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::ReservationRequested>,
+    ) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "reserve", body.read()?).await
     }
 
     /// Releases a user's hold.
     #[handler]
-    async fn release(&self, ctx: ObjectContext<'_>, body: Body<Release>) -> HandlerResult<Json<Reply>> {
-        let Release { user, hold } = body.read()?;
-        self.ask(&ctx, "release", TicketEvent::ReservationReleased { user, hold })
-            .await
+    async fn release(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::ReservationReleased>,
+    ) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "release", body.read()?).await
     }
 
     /// The ticket as it is, without waiting for requests under way.
@@ -181,8 +149,13 @@ impl Ticket {
 
 impl Ticket {
     /// Commits an HTTP request and answers its caller.
-    async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: TicketEvent) -> HandlerResult<Json<Reply>> {
-        let unit = intake::asked(ctx, handler, data, (self.now)())?;
+    async fn ask(
+        &self,
+        ctx: &ObjectContext<'_>,
+        handler: &str,
+        data: impl Into<TicketEvent>,
+    ) -> HandlerResult<Json<Reply>> {
+        let unit = intake::asked(ctx, handler, data.into(), (self.now)())?;
         intake::answered(self.commit_one(unit).await?)
     }
 

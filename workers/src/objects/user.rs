@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, Credits, Email, HoldId, Language, List, Name, OutcomeData, ProfileValues, RefusalReason, Reply,
-    TicketId, TicketOutcome, UserEvent, UserId, UserRefusalReason, hold_id, number,
+    CheckoutId, Email, HoldId, Language, List, Name, OutcomeData, RefusalReason, Reply, TicketId, TicketOutcome,
+    UserEvent, UserId, UserRefusalReason, events, hold_id, number, outcomes,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -20,7 +20,7 @@ use super::caller::{answer_caller, retryable};
 use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
 use super::checkout::CheckoutClient;
 use super::intake;
-use super::ticket::{Release, Reserve, TicketClient};
+use super::ticket::TicketClient;
 use crate::checkout::Driver;
 use crate::config;
 use crate::crash::{self, Point};
@@ -49,34 +49,6 @@ pub(crate) const STEPWISE: [&str; 2] = ["addTicket", "removeTicket"];
 
 /// Most tickets of one `holdTogether`.
 const TOGETHER: usize = 100;
-
-/// Registers the user.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Register {
-    email: Email,
-    #[serde(default)]
-    name: Option<Name>,
-    #[serde(default)]
-    language: Option<Language>,
-}
-
-/// Changes the profile, where it differs.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct ChangeProfile {
-    to: ProfileValues,
-    /// Changes nothing unless the profile has these values.
-    #[serde(default)]
-    was: ProfileValues,
-}
-
-/// Adds credits.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct AddCredits {
-    amount: Credits,
-}
 
 /// Holds several tickets for the user, all or none.
 #[derive(Deserialize, JsonSchema)]
@@ -128,25 +100,28 @@ impl User {
 
     /// Registers the user.
     #[handler]
-    async fn register(&self, ctx: ObjectContext<'_>, body: Body<Register>) -> HandlerResult<Json<Reply>> {
-        let Register { email, name, language } = body.read()?;
-        let data = UserEvent::UserRegistered { email, name, language };
-        self.ask(&ctx, "register", data).await
+    async fn register(&self, ctx: ObjectContext<'_>, body: Body<events::UserRegistered>) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "register", body.read()?).await
     }
 
     /// Changes the profile, where it differs.
     #[handler(name = "changeProfile")]
-    async fn change_profile(&self, ctx: ObjectContext<'_>, body: Body<ChangeProfile>) -> HandlerResult<Json<Reply>> {
-        let ChangeProfile { to, was } = body.read()?;
-        self.ask(&ctx, "changeProfile", UserEvent::ProfileChanged { to, was })
-            .await
+    async fn change_profile(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::ProfileChanged>,
+    ) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "changeProfile", body.read()?).await
     }
 
     /// Adds credits.
     #[handler(name = "addCredits")]
-    async fn add_credits(&self, ctx: ObjectContext<'_>, body: Body<AddCredits>) -> HandlerResult<Json<Reply>> {
-        let AddCredits { amount } = body.read()?;
-        self.ask(&ctx, "addCredits", UserEvent::CreditsAdded { amount }).await
+    async fn add_credits(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::CreditsAdded>,
+    ) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "addCredits", body.read()?).await
     }
 
     /// Holds several tickets for the user, all or none.
@@ -177,7 +152,7 @@ impl User {
         if let Json(Some(reason)) = forbidden.await? {
             return Ok(Json(Added::Refused { ticket, reason }));
         }
-        let reserve = Body::of(&Reserve { user, hold_for })?;
+        let reserve = Body::of(&events::ReservationRequested { user, hold_for })?;
         let reserved = ctx
             .object_client::<TicketClient>(ticket.as_str())
             .reserve(reserve)
@@ -214,7 +189,7 @@ impl User {
         let Some(entry) = cart.find(&ticket).cloned() else {
             return Err(answer_caller(404, "the ticket is not in the cart"));
         };
-        let release = Body::of(&Release {
+        let release = Body::of(&events::ReservationReleased {
             user: intake::key(ctx.key())?,
             hold: entry.hold,
         })?;
@@ -260,7 +235,7 @@ impl User {
             Some(checkout) => checkout,
             None => CheckoutId::parse(ctx.invocation_id()).map_err(|invalid| invalid.to_string())?,
         };
-        let data = UserEvent::CheckoutRequested {
+        let data = events::CheckoutRequested {
             checkout,
             payment_method,
             credits,
@@ -282,8 +257,13 @@ impl User {
 
 impl User {
     /// Commits an HTTP request and answers its caller.
-    async fn ask(&self, ctx: &ObjectContext<'_>, handler: &str, data: UserEvent) -> HandlerResult<Json<Reply>> {
-        let unit = intake::asked(ctx, handler, data, (self.now)())?;
+    async fn ask(
+        &self,
+        ctx: &ObjectContext<'_>,
+        handler: &str,
+        data: impl Into<UserEvent>,
+    ) -> HandlerResult<Json<Reply>> {
+        let unit = intake::asked(ctx, handler, data.into(), (self.now)())?;
         let answer = self.commit(ctx, unit).await?.into_iter().next();
         intake::answered(answer.expect("every piece of work is answered"))
     }
@@ -467,7 +447,7 @@ impl Held {
             )
         });
         match told {
-            Some((version, Ok(TicketOutcome::TicketHeld { hold, until, .. }))) => Ok(Self {
+            Some((version, Ok(TicketOutcome::TicketHeld(outcomes::TicketHeld { hold, until, .. })))) => Ok(Self {
                 ticket,
                 hold,
                 until,

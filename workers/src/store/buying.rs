@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use holdfast_schemas::{
     CheckoutFailure, CheckoutId, Credits, DisputeId, DisputeStatus, Event, EventId, HoldId, List, OutcomeData, Price,
-    Source, TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id,
+    Source, TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, events, hold_id, outcomes,
 };
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -52,13 +52,13 @@ pub fn concerned(work: &Work<User>) -> Option<&CheckoutId> {
         return None;
     };
     match &event.data {
-        UserEvent::CheckoutRequested { checkout, .. }
-        | UserEvent::PaymentAuthorized { checkout, .. }
-        | UserEvent::PaymentCaptured { checkout, .. }
-        | UserEvent::PaymentFailed { checkout, .. }
-        | UserEvent::PaymentRefunded { checkout, .. }
-        | UserEvent::PaymentDisputed { checkout, .. } => Some(checkout),
-        UserEvent::UserRegistered { .. } | UserEvent::ProfileChanged { .. } | UserEvent::CreditsAdded { .. } => None,
+        UserEvent::CheckoutRequested(events::CheckoutRequested { checkout, .. })
+        | UserEvent::PaymentAuthorized(events::PaymentAuthorized { checkout, .. })
+        | UserEvent::PaymentCaptured(events::PaymentCaptured { checkout, .. })
+        | UserEvent::PaymentFailed(events::PaymentFailed { checkout, .. })
+        | UserEvent::PaymentRefunded(events::PaymentRefunded { checkout, .. })
+        | UserEvent::PaymentDisputed(events::PaymentDisputed { checkout, .. }) => Some(checkout),
+        _ => None,
     }
 }
 
@@ -67,7 +67,7 @@ pub fn opens(work: &Work<User>) -> bool {
     let (Work::Event(event) | Work::Request(event)) = work else {
         return false;
     };
-    matches!(event.data, UserEvent::CheckoutRequested { .. })
+    matches!(event.data, UserEvent::CheckoutRequested(_))
 }
 
 impl Buying {
@@ -110,7 +110,7 @@ impl Buying {
             work: vec![work.clone()],
         };
         let answer = transaction(&self.main, async |main: &mut PgConnection| match &event.data {
-            UserEvent::CheckoutRequested { .. } => Ok((self.open(main, event, &unit, cart).await?, vec![])),
+            UserEvent::CheckoutRequested(_) => Ok((self.open(main, event, &unit, cart).await?, vec![])),
             _ => self.hear(main, event, &unit).await,
         })
         .await?;
@@ -127,12 +127,12 @@ impl Buying {
         unit: &Unit<User>,
         cart: &[TicketId],
     ) -> Result<Answer, Error> {
-        let UserEvent::CheckoutRequested {
+        let UserEvent::CheckoutRequested(events::CheckoutRequested {
             checkout: id,
             payment_method,
             credits,
             tickets,
-        } = &event.data
+        }) = &event.data
         else {
             return Ok(Answer::Nothing);
         };
@@ -153,13 +153,13 @@ impl Buying {
         };
         let told = match &opened {
             Ok(None) => vec![],
-            Ok(Some(checkout)) => vec![UserOutcome::CheckoutOpened {
+            Ok(Some(checkout)) => vec![UserOutcome::CheckoutOpened(outcomes::CheckoutOpened {
                 checkout: checkout.id.clone(),
                 tickets: checkout.lines.iter().map(|line| line.ticket.clone()).collect(),
                 total: checkout.total,
                 credits: checkout.credits,
-            }],
-            Err(reason) => vec![UserOutcome::PaymentRefused { reason: *reason }],
+            })],
+            Err(reason) => vec![outcomes::PaymentRefused { reason: *reason }.into()],
         };
         let answer = tell(main, unit, told, self.retention).await?;
         let is_new = matches!(&answer, Answer::Fresh(reply) if reply.refusal().is_none());
@@ -212,7 +212,9 @@ impl Buying {
         };
         let checkout = checkout.filter(|checkout| checkout.user == unit.key);
         let known = match &event.data {
-            UserEvent::PaymentDisputed { dispute, .. } => checkouts::dispute(main, dispute).await?,
+            UserEvent::PaymentDisputed(events::PaymentDisputed { dispute, .. }) => {
+                checkouts::dispute(main, dispute).await?
+            }
             _ => None,
         };
         let checkout = checkout.ok_or(UserRefusalReason::UnknownCheckout);
@@ -220,18 +222,20 @@ impl Buying {
         let checkout = match checkout {
             Ok(checkout) => checkout,
             Err(reason) => {
-                let told = vec![UserOutcome::PaymentRefused { reason }];
+                let told = vec![outcomes::PaymentRefused { reason }.into()];
                 return Ok((tell(main, unit, told, self.retention).await?, vec![]));
             }
         };
         let heard = match &event.data {
-            UserEvent::PaymentRefunded { refunded, .. } => refund(&checkout, refunded.amount()),
-            UserEvent::PaymentDisputed {
+            UserEvent::PaymentRefunded(events::PaymentRefunded { refunded, .. }) => {
+                refund(&checkout, refunded.amount())
+            }
+            UserEvent::PaymentDisputed(events::PaymentDisputed {
                 dispute,
                 amount,
                 status,
                 ..
-            } => {
+            }) => {
                 // The amount that was booked when the dispute was opened stands.
                 let booked = known.as_ref().map(|noted| price(&checkout, noted.amount)).transpose()?;
                 let before = known.map(|noted| noted.status);
@@ -276,13 +280,13 @@ impl Buying {
         });
         for outcome in outcomes.flatten() {
             match UserOutcome::read(&outcome.outcome_type, &outcome.data.to_string()) {
-                Ok(UserOutcome::CheckoutCompleted { .. }) => self.ended("completed"),
-                Ok(UserOutcome::CheckoutFailed { reason, .. }) => self.ended(reason.as_str()),
-                Ok(UserOutcome::PaymentRefunded { full, .. }) => {
+                Ok(UserOutcome::CheckoutCompleted(_)) => self.ended("completed"),
+                Ok(UserOutcome::CheckoutFailed(outcomes::CheckoutFailed { reason, .. })) => self.ended(reason.as_str()),
+                Ok(UserOutcome::PaymentRefunded(outcomes::PaymentRefunded { full, .. })) => {
                     let kind = if full { "full" } else { "partial" };
                     self.metrics.refunds.with_label_values(&[kind]).inc();
                 }
-                Ok(UserOutcome::PaymentDisputed { status, .. }) => {
+                Ok(UserOutcome::PaymentDisputed(outcomes::PaymentDisputed { status, .. })) => {
                     self.metrics
                         .disputes
                         .with_label_values(&[checkouts::dispute_name(status)])
@@ -425,12 +429,12 @@ impl Buying {
             stuck: false,
             ..checkout.clone()
         };
-        let told = UserOutcome::CheckoutCompleted {
+        let told = UserOutcome::CheckoutCompleted(outcomes::CheckoutCompleted {
             checkout: checkout.id.clone(),
             total: checkout.total,
             credits: checkout.credits,
             payment: checkout.payment.clone(),
-        };
+        });
         // A refund that came before the capture was known is written now.
         let completed = Checkout {
             version: checkout.version + 1,
@@ -553,11 +557,11 @@ impl Buying {
             price(checkout, captured)?,
         )
         .await?;
-        let told = UserOutcome::CheckoutFailed {
+        let told = UserOutcome::CheckoutFailed(outcomes::CheckoutFailed {
             checkout: checkout.id.clone(),
             reason: failure.reason,
             code: failure.code.clone(),
-        };
+        });
         answers.push(self.progress(main, checkout, "failed", vec![told]).await?);
         mails::ended(main, checkout, mails::Kind::Failed, self.mails).await?;
         Ok(Some(answers))
@@ -601,9 +605,9 @@ impl Buying {
             stuck: true,
             ..checkout.clone()
         };
-        let told = UserOutcome::CheckoutStuck {
+        let told = UserOutcome::CheckoutStuck(outcomes::CheckoutStuck {
             checkout: checkout.id.clone(),
-        };
+        });
         // It may get stuck again after an operator has resumed it.
         let place = format!("stuck/{}", checkout.version);
         let answer = transaction(&self.main, async |main: &mut PgConnection| {
@@ -651,15 +655,12 @@ fn fits_cart(checkout: &Checkout, asked: &Option<List<TicketId>>, cart: &[Ticket
 /// while the provider's answer is on its way. `known`: the dispute, if it has a row.
 fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &UserEvent) -> Result<(), UserRefusalReason> {
     let (payment, amount) = match said {
-        UserEvent::PaymentAuthorized { payment, amount, .. }
-        | UserEvent::PaymentCaptured { payment, amount, .. }
-        | UserEvent::PaymentDisputed { payment, amount, .. } => (payment, Some(amount)),
-        UserEvent::PaymentRefunded { payment, refunded, .. } => (payment, Some(refunded)),
-        UserEvent::PaymentFailed { payment, .. } => (payment, None),
-        UserEvent::CheckoutRequested { .. }
-        | UserEvent::UserRegistered { .. }
-        | UserEvent::ProfileChanged { .. }
-        | UserEvent::CreditsAdded { .. } => return Ok(()),
+        UserEvent::PaymentAuthorized(events::PaymentAuthorized { payment, amount, .. })
+        | UserEvent::PaymentCaptured(events::PaymentCaptured { payment, amount, .. })
+        | UserEvent::PaymentDisputed(events::PaymentDisputed { payment, amount, .. }) => (payment, Some(amount)),
+        UserEvent::PaymentRefunded(events::PaymentRefunded { payment, refunded, .. }) => (payment, Some(refunded)),
+        UserEvent::PaymentFailed(events::PaymentFailed { payment, .. }) => (payment, None),
+        _ => return Ok(()),
     };
     let is_another = known.is_some_and(|noted| noted.checkout != checkout.id.as_str());
     if is_another || checkout.payment.as_ref().is_some_and(|ours| ours != payment) {
@@ -727,11 +728,11 @@ fn refund(checkout: &Checkout, refunded: i64) -> Heard {
         ..checkout.clone()
     };
     Heard {
-        told: vec![UserOutcome::PaymentRefunded {
+        told: vec![UserOutcome::PaymentRefunded(outcomes::PaymentRefunded {
             checkout: checkout.id.clone(),
             amount,
             full,
-        }],
+        })],
         movements: vec![(if full { Kind::Refund } else { Kind::PartialRefund }, amount)],
         next: Some(next),
         refund: Some(Refund {
@@ -770,12 +771,12 @@ fn disputed(
         DisputeStatus::Lost => Some((Kind::DisputeLost, amount)),
     };
     Heard {
-        told: vec![UserOutcome::PaymentDisputed {
+        told: vec![UserOutcome::PaymentDisputed(outcomes::PaymentDisputed {
             checkout: checkout.id.clone(),
             dispute: dispute.clone(),
             amount,
             status,
-        }],
+        })],
         movements: opened.into_iter().chain(decided).collect(),
         dispute: Some(Dispute {
             id: dispute.clone(),

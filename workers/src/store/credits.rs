@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use holdfast_schemas::{Credits, UserEvent, UserId, outcome_id};
+use holdfast_schemas::{Credits, UserEvent, UserId, events, outcome_id};
 use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -235,7 +235,7 @@ fn added(work: &Work<User>) -> Option<Added> {
     let (Work::Event(event) | Work::Request(event)) = work else {
         return None;
     };
-    let UserEvent::CreditsAdded { amount } = event.data else {
+    let UserEvent::CreditsAdded(events::CreditsAdded { amount }) = event.data else {
         return None;
     };
     let outcome = outcome_id(event.source.as_str(), event.id.as_str(), event.subject.as_str(), 0);

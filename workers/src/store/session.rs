@@ -171,7 +171,7 @@ fn differing(found: &[(String, String)], required: &[(String, String)]) -> Optio
     })
 }
 
-/// Whether text of any language can be stored, and the tables are where this session works.
+/// Whether text in any script can be stored, and the tables are where this session works.
 async fn check_place(session: &mut PgConnection) -> Result<(), sqlx::Error> {
     let (encoding, current, holding): (String, Option<String>, Vec<String>) = sqlx::query_as(
         "select current_setting('server_encoding'), current_schema()::text,

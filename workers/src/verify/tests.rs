@@ -2,8 +2,8 @@
 
 use holdfast_schemas::{
     CheckoutId, Credits, DeadLetter, DeadLetterReason, Event, EventData, HoldId, Key, Origin, Outcome, OutcomeData,
-    OutcomeId, Price, ProfileField, ProfileValues, RefusalReason, ShowId, Source, TicketEvent, TicketOutcome,
-    Traceparent, UserEvent, UserId, UserOutcome, UserRefusalReason, hold_id, outcome_id,
+    OutcomeId, Price, ProfileValues, RefusalReason, ShowId, Source, TicketEvent, TicketOutcome, Traceparent, UserEvent,
+    UserId, UserOutcome, UserRefusalReason, events, hold_id, outcome_id, outcomes,
 };
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
@@ -96,14 +96,14 @@ fn world() -> World<Ticket> {
     world.happens("list", "A-1", list(), &[listed()], 1);
     world.happens("ann", "A-1", reserve("ann"), &[held("ann", "ann")], 2);
     world.happens("bob-1", "A-1", reserve("bob"), &[refused(RefusalReason::Held)], 3);
-    let given_back = TicketEvent::ReservationReleased {
+    let given_back = TicketEvent::ReservationReleased(events::ReservationReleased {
         user: user("ann"),
         hold: hold("ann"),
-    };
-    let released = TicketOutcome::TicketReleased {
+    });
+    let released = TicketOutcome::TicketReleased(outcomes::TicketReleased {
         user: user("ann"),
         hold: hold("ann"),
-    };
+    });
     world.happens("back", "A-1", given_back, &[released], 4);
     world.happens("bob-2", "A-1", reserve("bob"), &[held("bob", "bob-2")], 5);
     world.rows.push(("A-1", 5, row("held", Some(("bob", "bob-2")))));
@@ -114,13 +114,25 @@ fn world() -> World<Ticket> {
 fn users() -> World<User> {
     let mut world = World::default();
     world.happens("bob", "bob", change(), &[unknown()], 0);
-    world.happens("register", "ann", register(), &[UserOutcome::UserRegistered], 1);
-    world.happens("change", "ann", change(), &[changed(&[ProfileField::Name])], 2);
+    world.happens(
+        "register",
+        "ann",
+        register(),
+        &[UserOutcome::UserRegistered(outcomes::UserRegistered {})],
+        1,
+    );
+    world.happens(
+        "change",
+        "ann",
+        change(),
+        &[changed(&[outcomes::ProfileField::Name])],
+        2,
+    );
     world.happens("again", "ann", change(), &[], 3);
     world.happens("credits", "ann", add_credits(), &[credited()], 3);
-    let refused = UserOutcome::PaymentRefused {
+    let refused = UserOutcome::PaymentRefused(outcomes::PaymentRefused {
         reason: UserRefusalReason::AlreadyRegistered,
-    };
+    });
     world.happens("register-2", "ann", register(), &[refused], 4);
     world.rows.push(("ann", 4, UserRow { changed_at: NOON }));
     world
@@ -415,54 +427,54 @@ fn show() -> ShowId {
 }
 
 fn list() -> TicketEvent {
-    TicketEvent::TicketListed {
+    TicketEvent::TicketListed(events::TicketListed {
         show: show(),
         seat: None,
         price: price(),
-    }
+    })
 }
 
 fn listed() -> TicketOutcome {
-    TicketOutcome::TicketListed {
+    TicketOutcome::TicketListed(outcomes::TicketListed {
         show: show(),
         seat: None,
         price: price(),
-    }
+    })
 }
 
 fn reserve(by: &str) -> TicketEvent {
-    TicketEvent::ReservationRequested {
+    TicketEvent::ReservationRequested(events::ReservationRequested {
         user: user(by),
         hold_for: None,
-    }
+    })
 }
 
 fn held(by: &str, event: &str) -> TicketOutcome {
-    TicketOutcome::TicketHeld {
+    TicketOutcome::TicketHeld(outcomes::TicketHeld {
         user: user(by),
         hold: hold(event),
         until: NOON + Duration::minutes(15),
-    }
+    })
 }
 
 fn sold(to: &str, checkout: &str) -> TicketOutcome {
     let checkout: CheckoutId = checkout.parse().unwrap();
-    TicketOutcome::TicketSold {
+    TicketOutcome::TicketSold(outcomes::TicketSold {
         user: user(to),
         checkout,
-    }
+    })
 }
 
 fn refused(reason: RefusalReason) -> TicketOutcome {
-    TicketOutcome::ReservationRefused { reason }
+    TicketOutcome::ReservationRefused(outcomes::ReservationRefused { reason })
 }
 
 fn register() -> UserEvent {
-    UserEvent::UserRegistered {
+    UserEvent::UserRegistered(events::UserRegistered {
         email: "ann@example.org".parse().unwrap(),
         name: None,
         language: None,
-    }
+    })
 }
 
 fn change() -> UserEvent {
@@ -471,28 +483,28 @@ fn change() -> UserEvent {
         ..ProfileValues::default()
     };
     let was = ProfileValues::default();
-    UserEvent::ProfileChanged { to, was }
+    UserEvent::ProfileChanged(events::ProfileChanged { to, was })
 }
 
-fn changed(fields: &[ProfileField]) -> UserOutcome {
+fn changed(fields: &[outcomes::ProfileField]) -> UserOutcome {
     let fields = fields.to_vec();
-    UserOutcome::ProfileChanged { fields }
+    UserOutcome::ProfileChanged(outcomes::ProfileChanged { fields })
 }
 
 fn add_credits() -> UserEvent {
     let amount = Credits::new(5).unwrap();
-    UserEvent::CreditsAdded { amount }
+    UserEvent::CreditsAdded(events::CreditsAdded { amount })
 }
 
 fn credited() -> UserOutcome {
     let added = Credits::new(5).unwrap();
-    UserOutcome::CreditsChanged { added }
+    UserOutcome::CreditsChanged(outcomes::CreditsChanged { added })
 }
 
 fn unknown() -> UserOutcome {
-    UserOutcome::PaymentRefused {
+    UserOutcome::PaymentRefused(outcomes::PaymentRefused {
         reason: UserRefusalReason::UnknownUser,
-    }
+    })
 }
 
 fn row(status: &str, holder: Option<(&str, &str)>) -> TicketRow {
@@ -1012,17 +1024,17 @@ fn an_event_that_took_effect_twice_in_a_row_is_doubled() {
 #[test]
 fn an_event_may_have_two_outcomes() {
     let mut world = world();
-    let expired = TicketOutcome::TicketExpired {
+    let expired = TicketOutcome::TicketExpired(outcomes::TicketExpired {
         user: user("bob"),
         hold: hold("bob-2"),
-    };
+    });
     let later = NOON + Duration::minutes(15);
     let until = later + Duration::minutes(15);
-    let held = TicketOutcome::TicketHeld {
+    let held = TicketOutcome::TicketHeld(outcomes::TicketHeld {
         user: user("eve"),
         hold: hold("eve"),
         until,
-    };
+    });
     world.happens("eve", "A-1", reserve("eve"), &[expired, held], 6);
     for logged in &mut world.log[5..] {
         logged.at = later;
@@ -1241,9 +1253,17 @@ fn an_event_that_changed_something_was_answered_with_that() {
 #[test]
 fn a_step_that_cannot_follow_in_the_life_of_a_user_is_lost() {
     let steps = [
-        (1, UserOutcome::UserRegistered, "a second time"),
+        (
+            1,
+            UserOutcome::UserRegistered(outcomes::UserRegistered {}),
+            "a second time",
+        ),
         (1, changed(&[]), "in no field"),
-        (0, changed(&[ProfileField::Name]), "told of before it was registered"),
+        (
+            0,
+            changed(&[outcomes::ProfileField::Name]),
+            "told of before it was registered",
+        ),
         (0, credited(), "told of before it was registered"),
         (0, unknown(), "told of before it was registered"),
     ];

@@ -6,14 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::TicketOutcome;
 use crate::identity::HoldId;
 use crate::money::Price;
-use crate::outcomes::told;
 use crate::reasons::reasons;
 use crate::text::{CheckoutId, Invalid, Seat, ShowId, UserId};
+use crate::version::wire;
 
-told! { TicketOutcome;
+wire! { TicketOutcome;
     /// The ticket is for sale, at these terms.
     TicketListed "holdfast.outcome.ticket.listed.v1" {
         show: ShowId,
@@ -74,59 +73,5 @@ impl RefusalReason {
 impl fmt::Display for RefusalReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-impl From<TicketListed> for TicketOutcome {
-    fn from(TicketListed { show, seat, price }: TicketListed) -> Self {
-        Self::TicketListed { show, seat, price }
-    }
-}
-
-impl From<TicketChanged> for TicketOutcome {
-    fn from(TicketChanged { show, seat, price }: TicketChanged) -> Self {
-        Self::TicketChanged { show, seat, price }
-    }
-}
-
-impl From<TicketHeld> for TicketOutcome {
-    fn from(TicketHeld { user, hold, until }: TicketHeld) -> Self {
-        Self::TicketHeld { user, hold, until }
-    }
-}
-
-impl From<TicketReleased> for TicketOutcome {
-    fn from(TicketReleased { user, hold }: TicketReleased) -> Self {
-        Self::TicketReleased { user, hold }
-    }
-}
-
-impl From<TicketExpired> for TicketOutcome {
-    fn from(TicketExpired { user, hold }: TicketExpired) -> Self {
-        Self::TicketExpired { user, hold }
-    }
-}
-
-impl From<TicketSold> for TicketOutcome {
-    fn from(TicketSold { user, checkout }: TicketSold) -> Self {
-        Self::TicketSold { user, checkout }
-    }
-}
-
-impl From<TicketReturned> for TicketOutcome {
-    fn from(TicketReturned { user, checkout }: TicketReturned) -> Self {
-        Self::TicketReturned { user, checkout }
-    }
-}
-
-impl From<TicketWithdrawn> for TicketOutcome {
-    fn from(TicketWithdrawn {}: TicketWithdrawn) -> Self {
-        Self::TicketWithdrawn
-    }
-}
-
-impl From<ReservationRefused> for TicketOutcome {
-    fn from(ReservationRefused { reason }: ReservationRefused) -> Self {
-        Self::ReservationRefused { reason }
     }
 }

@@ -3,14 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::UserOutcome;
 use crate::money::{Credits, Price};
-use crate::outcomes::told;
 use crate::payments::DisputeStatus;
 use crate::reasons::reasons;
 use crate::text::{CheckoutId, DeclineCode, DisputeId, Invalid, PaymentId, TicketId};
+use crate::version::wire;
 
-told! { UserOutcome;
+wire! { UserOutcome;
     /// The user is known.
     UserRegistered "holdfast.outcome.user.registered.v1" {};
     /// These fields of the profile have new values.
@@ -126,101 +125,5 @@ impl CheckoutFailure {
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let found = Self::ALL.iter().find(|reason| reason.as_str() == text);
         found.copied().ok_or(Invalid::new("is no reason for a failure"))
-    }
-}
-
-impl From<UserRegistered> for UserOutcome {
-    fn from(UserRegistered {}: UserRegistered) -> Self {
-        Self::UserRegistered
-    }
-}
-
-impl From<ProfileChanged> for UserOutcome {
-    fn from(ProfileChanged { fields }: ProfileChanged) -> Self {
-        Self::ProfileChanged { fields }
-    }
-}
-
-impl From<CreditsChanged> for UserOutcome {
-    fn from(CreditsChanged { added }: CreditsChanged) -> Self {
-        Self::CreditsChanged { added }
-    }
-}
-
-impl From<PaymentRefused> for UserOutcome {
-    fn from(PaymentRefused { reason }: PaymentRefused) -> Self {
-        Self::PaymentRefused { reason }
-    }
-}
-
-impl From<CheckoutOpened> for UserOutcome {
-    fn from(
-        CheckoutOpened {
-            checkout,
-            tickets,
-            total,
-            credits,
-        }: CheckoutOpened,
-    ) -> Self {
-        Self::CheckoutOpened {
-            checkout,
-            tickets,
-            total,
-            credits,
-        }
-    }
-}
-
-impl From<CheckoutCompleted> for UserOutcome {
-    fn from(
-        CheckoutCompleted {
-            checkout,
-            total,
-            credits,
-            payment,
-        }: CheckoutCompleted,
-    ) -> Self {
-        Self::CheckoutCompleted {
-            checkout,
-            total,
-            credits,
-            payment,
-        }
-    }
-}
-
-impl From<CheckoutFailed> for UserOutcome {
-    fn from(CheckoutFailed { checkout, reason, code }: CheckoutFailed) -> Self {
-        Self::CheckoutFailed { checkout, reason, code }
-    }
-}
-
-impl From<CheckoutStuck> for UserOutcome {
-    fn from(CheckoutStuck { checkout }: CheckoutStuck) -> Self {
-        Self::CheckoutStuck { checkout }
-    }
-}
-
-impl From<PaymentRefunded> for UserOutcome {
-    fn from(PaymentRefunded { checkout, amount, full }: PaymentRefunded) -> Self {
-        Self::PaymentRefunded { checkout, amount, full }
-    }
-}
-
-impl From<PaymentDisputed> for UserOutcome {
-    fn from(
-        PaymentDisputed {
-            checkout,
-            dispute,
-            amount,
-            status,
-        }: PaymentDisputed,
-    ) -> Self {
-        Self::PaymentDisputed {
-            checkout,
-            dispute,
-            amount,
-            status,
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! The state machine of a ticket: listings, holds and sales that can follow each other.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, TicketEvent, TicketOutcome, UserId};
+use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, TicketEvent, TicketOutcome, UserId, outcomes};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -65,18 +65,24 @@ impl History for Ticket {
     fn apply(&mut self, told: TicketOutcome, at: OffsetDateTime) -> Result<(), &'static str> {
         self.changed_at = Some(at);
         match told {
-            TicketOutcome::TicketListed { show, seat, price } => self.listed(&show, seat.as_ref(), &price),
-            TicketOutcome::TicketChanged { show, seat, price } => self.changed(&show, seat.as_ref(), &price),
-            TicketOutcome::TicketHeld { user, hold, until } => self.held(user, hold, until),
-            TicketOutcome::TicketReleased { user, hold } => self.released(&user, hold),
-            TicketOutcome::TicketExpired { user, hold } => self.expired(&user, hold, at),
-            TicketOutcome::TicketSold { user, checkout } => self.sold(user, checkout, at),
-            TicketOutcome::TicketReturned { user, checkout } => self.returned(&user, &checkout),
-            TicketOutcome::TicketWithdrawn => self.withdrawn(),
-            TicketOutcome::ReservationRefused { .. } if self.state == State::Unlisted => {
+            TicketOutcome::TicketListed(outcomes::TicketListed { show, seat, price }) => {
+                self.listed(&show, seat.as_ref(), &price)
+            }
+            TicketOutcome::TicketChanged(outcomes::TicketChanged { show, seat, price }) => {
+                self.changed(&show, seat.as_ref(), &price)
+            }
+            TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }) => self.held(user, hold, until),
+            TicketOutcome::TicketReleased(outcomes::TicketReleased { user, hold }) => self.released(&user, hold),
+            TicketOutcome::TicketExpired(outcomes::TicketExpired { user, hold }) => self.expired(&user, hold, at),
+            TicketOutcome::TicketSold(outcomes::TicketSold { user, checkout }) => self.sold(user, checkout, at),
+            TicketOutcome::TicketReturned(outcomes::TicketReturned { user, checkout }) => {
+                self.returned(&user, &checkout)
+            }
+            TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {}) => self.withdrawn(),
+            TicketOutcome::ReservationRefused(_) if self.state == State::Unlisted => {
                 Err("a refusal took a version of a ticket that was never listed")
             }
-            TicketOutcome::ReservationRefused { .. } => Ok(()),
+            TicketOutcome::ReservationRefused(_) => Ok(()),
         }
     }
 

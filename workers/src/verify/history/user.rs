@@ -1,7 +1,7 @@
 //! The state machine of a user: registered once, then changed. No outcome has the profile's values, so of the row only the
 //! time of the last change can be compared.
 
-use holdfast_schemas::{UserEvent, UserOutcome};
+use holdfast_schemas::{UserEvent, UserOutcome, outcomes};
 use time::OffsetDateTime;
 
 use super::History;
@@ -29,10 +29,12 @@ impl History for User {
         self.changed_at = Some(at);
         let known = std::mem::replace(&mut self.registered, true);
         match told {
-            UserOutcome::UserRegistered if known => Err("registered a second time"),
-            UserOutcome::UserRegistered => Ok(()),
+            UserOutcome::UserRegistered(outcomes::UserRegistered {}) if known => Err("registered a second time"),
+            UserOutcome::UserRegistered(outcomes::UserRegistered {}) => Ok(()),
             _ if !known => Err("told of before it was registered"),
-            UserOutcome::ProfileChanged { fields } if fields.is_empty() => Err("changed, but in no field"),
+            UserOutcome::ProfileChanged(outcomes::ProfileChanged { fields }) if fields.is_empty() => {
+                Err("changed, but in no field")
+            }
             _ => Ok(()),
         }
     }
@@ -47,6 +49,6 @@ impl History for User {
     /// A profile may have had all the new values already, another event may have opened the checkout, and the payment may have
     /// been in the reported state already.
     fn may_go_untold(asked: &UserEvent) -> bool {
-        !matches!(asked, UserEvent::UserRegistered { .. } | UserEvent::CreditsAdded { .. })
+        !matches!(asked, UserEvent::UserRegistered(_) | UserEvent::CreditsAdded(_))
     }
 }
