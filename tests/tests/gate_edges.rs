@@ -13,7 +13,6 @@ use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Kit, until};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureProducer;
-use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,7 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_record_that_kafka_refuses_for_good_is_put_aside_and_the_others_go_on,
     a_list_without_end_is_put_aside,
     partitions_that_move_while_the_gate_is_paused_are_read_when_they_come_back,
-    a_batch_that_swells_stops_the_gate_which_names_it,
+    a_batch_that_swells_stops_gate_and_verify_which_name_it,
     a_partition_that_is_new_to_the_group_is_read_from_its_oldest_record,
     a_group_that_has_forgotten_its_offsets_stops_the_gate_which_says_so,
     a_gate_and_a_receiver_of_webhooks_are_ready_only_with_kafka,
@@ -134,7 +133,7 @@ fn partitions_that_move_while_the_gate_is_paused_are_read_when_they_come_back(ki
     })
 }
 
-fn a_batch_that_swells_stops_the_gate_which_names_it(kit: &Kit) -> anyhow::Result<()> {
+fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow::Result<()> {
     // On a partition where nothing else lies, since nobody can read what comes before it any more.
     const PARTITION: i32 = PARTITIONS - 1;
     kit.block_on(async {
@@ -154,22 +153,22 @@ fn a_batch_that_swells_stops_the_gate_which_names_it(kit: &Kit) -> anyhow::Resul
         let place = send_with(&producer, topics::PAYMENTS, &[swelling]).await?[0];
         let worker = gate.launch("gate").spawn()?;
         let ended = worker.wait(ENDS_WITHIN).await;
+        let verified = kit.stack.holdfast("verify", "verify").output().await;
         // Nobody could read the topic any more.
-        let mut gone = TopicPartitionList::new();
-        gone.add_partition_offset(topics::PAYMENTS, PARTITION, Offset::Offset(place.1 + 1))?;
-        kit.stack
-            .kafka
-            .admin()?
-            .delete_records(&gone, &Default::default())
-            .await?;
+        let kafka = &kit.stack.kafka;
+        kafka.delete_records(topics::PAYMENTS, PARTITION, place.1 + 1).await?;
         // Nor is a gate of another proof to miss it.
         gate.group = "holdfast.gate".to_owned();
         gate.commit(topics::PAYMENTS, &[(PARTITION, place.1 + 1)].into())?;
         ensure!(!ended?.success(), "{}", worker.last_words());
-        let words = worker.last_words();
+        let verified = verified?;
+        ensure!(!verified.status.success(), "{verified:?}");
         let named = format!("{}/{PARTITION} from offset {}", topics::PAYMENTS, place.1);
-        for expected in [&named[..], "docs/runbook.md#a-batch-cannot-be-unpacked"] {
-            ensure!(words.contains(expected), "{expected} is not in {words}");
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        for words in [worker.last_words(), said] {
+            for expected in [&named[..], "docs/runbook.md#a-batch-cannot-be-unpacked"] {
+                ensure!(words.contains(expected), "{expected} is not in {words}");
+            }
         }
         Ok(())
     })

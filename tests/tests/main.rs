@@ -1,4 +1,4 @@
-//! The proofs: one binary, one stack of real servers, one test after another.
+//! The proofs: one binary, two stacks of real servers, and on each one test after another.
 //!
 //! A topic is a module beside this file. It lists its tests, plain functions named by the promise they keep:
 //!
@@ -10,8 +10,9 @@
 //! }
 //! ```
 //!
-//! `cargo test -p holdfast-tests --test main -- WORD` runs those whose name holds the word. All share the stack, so each
-//! uses tickets of its own; servers that a test leaves stopped or paused are healed before the next one.
+//! `cargo test -p holdfast-tests --test main -- WORD` runs those whose name holds the word. A test takes the stack that is free:
+//! others ran on it before, so each uses tickets of its own; servers that a test leaves stopped or paused are healed before the
+//! next one.
 
 mod admin;
 mod attributes;
@@ -48,9 +49,12 @@ mod workers;
 mod zombies;
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+use holdfast_tests::kit::process::lock;
 use holdfast_tests::kit::{self, Kit, Name};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -104,7 +108,7 @@ pub(crate) use tests;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
+    arguments.test_threads.get_or_insert(KITS);
     kit::log_to_stderr();
     match kit::run_to_end(move || run(&arguments)) {
         Ok(Some(Ok(code))) => code,
@@ -122,28 +126,47 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let trials = chosen.iter().map(|test| Trial::test(test.name, || Ok(()))).collect();
         return Ok(libtest_mimic::run(arguments, trials).exit_code());
     }
-    let kit = Arc::new(Kit::start(Name::Test)?);
-    let times = Arc::new(Mutex::new(Vec::new()));
-    let trials = chosen.into_iter().map(|test| trial(test, &kit, &times)).collect();
+    let kits = Arc::new(Kits::default());
+    let trials = chosen.into_iter().map(|test| trial(test, &kits)).collect();
     let conclusion = libtest_mimic::run(arguments, trials);
-    print_slowest(&times.lock().expect("no test holds the lock while it runs"));
+    print_slowest(&lock(&kits.times));
     Ok(conclusion.exit_code())
 }
 
-type Times = Arc<Mutex<Vec<(Duration, &'static str)>>>;
+/// As many stacks as tests run at once; most of them wait for servers most of the time.
+const KITS: usize = 2;
 
-fn trial(test: &'static Test, kit: &Arc<Kit>, times: &Times) -> Trial {
-    let (kit, times) = (Arc::clone(kit), Arc::clone(times));
-    Trial::test(test.name, move || {
-        kit.block_on(kit.stack.heal())
-            .map_err(|error| Failed::from(format!("before the test: {error:#}")))?;
+/// The stacks, each started when it is first needed.
+#[derive(Default)]
+struct Kits {
+    started: AtomicUsize,
+    idle: Mutex<Vec<Kit>>,
+    times: Mutex<Vec<(Duration, &'static str)>>,
+}
+
+impl Kits {
+    fn take(&self) -> anyhow::Result<Kit> {
+        if let Some(idle) = lock(&self.idle).pop() {
+            return Ok(idle);
+        }
+        Kit::start(Name::Test(self.started.fetch_add(1, Ordering::Relaxed) + 1))
+    }
+
+    fn run(&self, test: &Test) -> anyhow::Result<()> {
+        let kit = self.take().context("the servers do not start")?;
+        kit.block_on(kit.stack.heal()).context("before the test")?;
         let start = Instant::now();
         let result = (test.run)(&kit);
-        times
-            .lock()
-            .expect("no test holds the lock while it runs")
-            .push((start.elapsed(), test.name));
-        result.map_err(|error| Failed::from(format!("{error:#}")))
+        lock(&self.times).push((start.elapsed(), test.name));
+        lock(&self.idle).push(kit);
+        result
+    }
+}
+
+fn trial(test: &'static Test, kits: &Arc<Kits>) -> Trial {
+    let kits = Arc::clone(kits);
+    Trial::test(test.name, move || {
+        kits.run(test).map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 

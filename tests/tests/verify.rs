@@ -19,8 +19,6 @@ use holdfast_tests::kit::provider::{self, Simulator};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
-use rdkafka::admin::AdminOptions;
-use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 use time::OffsetDateTime;
@@ -279,11 +277,8 @@ async fn remove_dead_letters(kit: &Kit, ticket: &str) -> anyhow::Result<()> {
         .send(topics::DEAD_LETTERS, &[sent(ticket, Vec::new())])
         .await?;
     let (partition, offset) = *last.first().context("not sent")?;
-    let mut removed = TopicPartitionList::new();
-    removed.add_partition_offset(topics::DEAD_LETTERS, partition, Offset::Offset(offset + 1))?;
-    let admin = kit.stack.kafka.admin()?;
-    admin.delete_records(&removed, &AdminOptions::new()).await?;
-    Ok(())
+    let kafka = &kit.stack.kafka;
+    kafka.delete_records(topics::DEAD_LETTERS, partition, offset + 1).await
 }
 
 /// A transaction that no checkout has asked for.

@@ -5,6 +5,7 @@
 //! whole milliseconds: asked to wait for less, it spins, which took a tenth of the machine from the path.
 
 pub mod dead_letters;
+pub mod packed;
 pub mod publisher;
 pub mod reader;
 

@@ -18,8 +18,8 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
-use super::process;
 use super::server::Kind;
+use super::{process, until};
 
 /// Sixteen bytes in base64: one cluster is as good as another on one machine.
 const CLUSTER: &str = "aG9sZGZhc3QtbG9jYWwtMQ";
@@ -114,6 +114,20 @@ impl Kafka {
 
     pub fn admin(&self) -> anyhow::Result<AdminClient<DefaultClientContext>> {
         Ok(self.config().create()?)
+    }
+
+    /// Deletes the records of a partition before an offset, and waits until a broker that is killed remembers it.
+    pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) -> anyhow::Result<()> {
+        let mut gone = TopicPartitionList::new();
+        gone.add_partition_offset(topic, partition, Offset::Offset(before))?;
+        self.admin()?.delete_records(&gone, &AdminOptions::new()).await?;
+        let line = format!("{topic} {partition} {before}");
+        until("the broker has noted what is deleted", PATIENCE, async || {
+            let noted = fs::read_to_string(self.data.join("log-start-offset-checkpoint"))?;
+            ensure!(noted.lines().any(|noted| noted == line), "{line} is not in {noted}");
+            Ok(())
+        })
+        .await
     }
 
     /// With `settings` such as `("max.message.bytes", "1048576")`. One that exists already is an error.

@@ -3,7 +3,7 @@
 //! ```no_run
 //! # use holdfast_tests::kit::{Kit, Name};
 //! # fn main() -> anyhow::Result<()> {
-//! let kit = Kit::start(Name::Test)?;
+//! let kit = Kit::start(Name::Test(1))?;
 //! kit.block_on(async {
 //!     let worker = kit.stack.holdfast("run", "a").start().await?;
 //!     kit.stack.kafka.kill()?;

@@ -329,6 +329,6 @@ fn spawn_for_life(command: Command) -> io::Result<Child> {
 }
 
 /// A panic elsewhere leaves these values whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,7 +16,8 @@ use super::{Kafka, Maildev, Postgres, Restate, Server, dev_folder, fetch, proces
 pub enum Name {
     /// Held open by `make dev`; the only stack that keeps its data.
     Dev,
-    Test,
+    /// The proofs have several, by number.
+    Test(usize),
     Demo,
     /// Syncs to disk everywhere, in Kafka too.
     Bench,
@@ -25,14 +26,14 @@ pub enum Name {
 }
 
 impl Name {
-    fn as_str(self) -> &'static str {
-        match self {
-            Name::Dev => "dev",
-            Name::Test => "test",
-            Name::Demo => "demo",
-            Name::Bench => "bench",
-            Name::Sqlx => "sqlx",
-        }
+    fn folder(self) -> PathBuf {
+        dev_folder().join(match self {
+            Name::Dev => "dev".to_owned(),
+            Name::Test(number) => format!("test-{number}"),
+            Name::Demo => "demo".to_owned(),
+            Name::Bench => "bench".to_owned(),
+            Name::Sqlx => "sqlx".to_owned(),
+        })
     }
 }
 
@@ -97,7 +98,7 @@ impl Stack {
 }
 
 fn open(name: Name) -> anyhow::Result<Stack> {
-    let folder = dev_folder().join(name.as_str());
+    let folder = name.folder();
     fs::create_dir_all(&folder)?;
     let alone = locked(&folder)?;
     process::stop_leftovers(&folder)?;
@@ -125,7 +126,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
     };
     let postgres = Postgres::new(servers.postgres, &folder, ports.get("postgres")?)?;
     let maildev = match name {
-        Name::Dev | Name::Test | Name::Demo => Some(Maildev {
+        Name::Dev | Name::Test(_) | Name::Demo => Some(Maildev {
             script: servers.maildev,
             data: folder.join("maildev"),
             smtp: ports.get("smtp")?,

@@ -1,7 +1,7 @@
 //! The gate's membership in its consumer group: assigned partitions, positions and committed offsets.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -13,20 +13,19 @@ use super::watcher::{PATIENCE, Watcher, has_offsets};
 use super::window::Spans;
 use super::{Error, ROUTES, Ready, Settings};
 use crate::kafka;
+use crate::kafka::packed::{self, is_packed};
 use crate::metrics::Metrics;
 
 /// The largest answer that is taken, and the most that a zstd batch in it may hold. Batches are at most as large as the public
 /// topics take records.
 const RECEIVE_BYTES: usize = 64 << 20;
-/// How long a batch may take to be fetched while it is looked for.
-const FETCH: Duration = Duration::from_secs(5);
 
 /// A static member of the group: it gets its partitions back at once after a restart.
 pub(super) struct Membership {
     consumer: BaseConsumer<Watcher>,
     group: String,
-    /// For consumers that only look.
-    config: ClientConfig,
+    /// The settings of consumers that only look.
+    looking: ClientConfig,
     /// The assignment that was told to fetch nothing, by its number; any other fetches.
     paused: Option<u64>,
 }
@@ -63,7 +62,7 @@ impl Membership {
         Ok(Self {
             consumer,
             group: settings.gate.group.clone(),
-            config: looking,
+            looking,
             paused: None,
         })
     }
@@ -166,9 +165,7 @@ impl Membership {
                 }
             }
             // The client library would fetch the same batch again, for ever.
-            KafkaError::MessageConsumption(
-                code @ (Code::BadCompression | Code::NotImplemented | Code::BadMessage | Code::MessageSizeTooLarge),
-            ) => Err(Error::Packed {
+            KafkaError::MessageConsumption(code) if is_packed(code) => Err(Error::Packed {
                 group: self.group.clone(),
                 code,
                 batches: self.packed().unwrap_or_else(unknown),
@@ -196,11 +193,10 @@ impl Membership {
         Ok(lost.join(", "))
     }
 
-    /// Names the batches at which partitions stand that cannot be unpacked, and where the next one begins.
+    /// Names the batches at which partitions stand that cannot be unpacked.
     fn packed(&self) -> KafkaResult<String> {
-        let looking: BaseConsumer = self.config.create()?;
-        let mut packed = Vec::new();
         let positions = self.consumer.position()?;
+        let mut places = Vec::new();
         for partition in self.consumer.committed(PATIENCE)?.elements() {
             let (topic, number) = (partition.topic(), partition.partition());
             let (oldest, end) = self.consumer.fetch_watermarks(topic, number, PATIENCE)?;
@@ -211,77 +207,8 @@ impl Membership {
                 (Some(Offset::Offset(offset)), _) | (_, Offset::Offset(offset)) => offset,
                 _ => oldest,
             };
-            let stops = |offset: i64| match offset < end {
-                true => is_packed(&looking, topic, number, offset),
-                false => Ok(false),
-            };
-            if stops(at)? {
-                let next = first_after(at, end, stops)?;
-                packed.push(format!("{topic}/{number} from offset {at} to before {next}"));
-            }
+            places.push((topic.to_owned(), number, at..end));
         }
-        Ok(packed.join(", "))
-    }
-}
-
-/// Whether the batch at this offset cannot be unpacked.
-fn is_packed(looking: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> KafkaResult<bool> {
-    let mut at = TopicPartitionList::new();
-    at.add_partition_offset(topic, partition, Offset::Offset(offset))?;
-    looking.assign(&at)?;
-    let deadline = Instant::now() + FETCH;
-    while Instant::now() < deadline {
-        match looking.poll(Duration::from_millis(100)) {
-            None => {}
-            Some(Ok(_)) => return Ok(false),
-            Some(Err(KafkaError::MessageConsumption(
-                RDKafkaErrorCode::BadCompression
-                | RDKafkaErrorCode::NotImplemented
-                | RDKafkaErrorCode::BadMessage
-                | RDKafkaErrorCode::MessageSizeTooLarge,
-            ))) => return Ok(true),
-            Some(Err(error)) => tracing::debug!(%error, topic, partition, offset, "looking for a batch"),
-        }
-    }
-    Ok(false)
-}
-
-/// The first offset after `at` at which `holds` does not, as it does from `at` up to there; at most `end`.
-fn first_after(at: i64, end: i64, holds: impl Fn(i64) -> KafkaResult<bool>) -> KafkaResult<i64> {
-    let (mut low, mut step) = (at, 1);
-    while low + step < end && holds(low + step)? {
-        (low, step) = (low + step, 2 * step);
-    }
-    let mut high = (low + step).min(end);
-    while low + 1 < high {
-        let middle = low + (high - low) / 2;
-        match holds(middle)? {
-            true => low = middle,
-            false => high = middle,
-        }
-    }
-    Ok(high)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_batch_is_found() {
-        for (at, next, end) in [
-            (0, 1, 1),
-            (0, 1, 100),
-            (7, 8, 9),
-            (7, 1_000, 1_000),
-            (7, 500, 1_000),
-            (7, 23, 100_000),
-        ] {
-            assert_eq!(
-                first_after(at, end, |offset| Ok(offset < next)),
-                Ok(next),
-                "{at} {next} {end}"
-            );
-        }
+        packed::name(&self.looking, places)
     }
 }

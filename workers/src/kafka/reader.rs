@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
+use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::packed::{self, is_packed};
 use super::{Remarks, client};
 use crate::config;
 
@@ -23,6 +25,8 @@ pub struct Reader {
     committed: BaseConsumer<Remarks>,
     written: BaseConsumer<Remarks>,
     admin: AdminClient<Remarks>,
+    /// The settings of the client that reads committed records.
+    settings: ClientConfig,
 }
 
 /// The readable offsets of one topic, by partition: from the earliest up to, not with, the end.
@@ -41,22 +45,25 @@ impl Reader {
     /// # Errors
     /// [`Error::Client`]
     pub fn new(config: &config::Kafka) -> Result<Self, Error> {
-        let consumer = |isolation| {
-            client(config)
+        let settings = |isolation| {
+            let mut settings = client(config);
+            settings
                 // The client library demands a group; this one is never joined, and has no offsets.
                 .set("group.id", "holdfast.reader")
                 .set("enable.auto.commit", "false")
                 .set("enable.partition.eof", "true")
                 .set("auto.offset.reset", "earliest")
                 .set("isolation.level", isolation)
-                .set("queued.max.messages.kbytes", "16384")
-                .create_with_context(Remarks)
-                .map_err(Error::Client)
+                .set("queued.max.messages.kbytes", "16384");
+            settings
         };
+        let consumer = |settings: &ClientConfig| settings.create_with_context(Remarks).map_err(Error::Client);
+        let committed = settings("read_committed");
         Ok(Self {
-            committed: consumer("read_committed")?,
-            written: consumer("read_uncommitted")?,
+            committed: consumer(&committed)?,
+            written: consumer(&settings("read_uncommitted"))?,
             admin: client(config).create_with_context(Remarks).map_err(Error::Client)?,
+            settings: committed,
         })
     }
 
@@ -121,7 +128,7 @@ impl Reader {
     /// Hands over every committed record of `extent`, each partition in order.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::Silent`], and what `take` returns.
+    /// [`Error::Read`], [`Error::Packed`], [`Error::Silent`], and what `take` returns.
     pub fn each<E: From<Error>>(
         &self,
         topic: &str,
@@ -132,10 +139,10 @@ impl Reader {
             topic: topic.to_owned(),
             source,
         };
-        let mut open: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut open: Extent = BTreeMap::new();
         let mut assignment = TopicPartitionList::new();
         for (partition, (earliest, end)) in extent.iter().filter(|(_, (earliest, end))| earliest < end) {
-            open.insert(*partition, *end);
+            open.insert(*partition, (*earliest, *end));
             assignment
                 .add_partition_offset(topic, *partition, Offset::Offset(*earliest))
                 .map_err(failed)?;
@@ -146,13 +153,14 @@ impl Reader {
             match self.committed.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
                     heard = Instant::now();
-                    let Some(end) = open.get(&message.partition()).copied() else {
+                    let Some((next, end)) = open.get_mut(&message.partition()) else {
                         continue;
                     };
-                    if message.offset() < end {
+                    if message.offset() < *end {
                         take(&message)?;
                     }
-                    if message.offset() + 1 >= end {
+                    *next = message.offset() + 1;
+                    if *next >= *end {
                         open.remove(&message.partition());
                     }
                 }
@@ -160,6 +168,12 @@ impl Reader {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     heard = Instant::now();
                     open.remove(&partition);
+                }
+                Some(Err(KafkaError::MessageConsumption(code))) if is_packed(code) => {
+                    let places = open.into_iter();
+                    let places = places.map(|(partition, (next, end))| (topic.to_owned(), partition, next..end));
+                    let batches = packed::name(&self.settings, places.collect()).map_err(failed)?;
+                    return Err(Error::Packed { code, batches }.into());
                 }
                 Some(Err(source)) if heard.elapsed() > PATIENCE => return Err(failed(source).into()),
                 Some(Err(error)) => tracing::warn!(%error, topic, "reading {topic} goes on"),
@@ -214,6 +228,11 @@ pub enum Error {
     Transaction { topic: String, partition: i32 },
     #[error("cannot read {topic}")]
     Read { topic: String, source: KafkaError },
+    #[error(
+        "a batch of records cannot be unpacked ({code}): {batches}. Unpacked it holds too much, or it is damaged. Once all before it \
+         is decided, delete the records up to it: docs/runbook.md#a-batch-cannot-be-unpacked"
+    )]
+    Packed { code: RDKafkaErrorCode, batches: String },
     #[error("nothing came of {0} for {PATIENCE:?}: is Kafka there?")]
     Silent(String),
 }

@@ -1,0 +1,94 @@
+//! Batches of records that the client library cannot unpack: damaged ones, and those that hold more than it takes. It would fetch
+//! such a batch again for ever, so whoever reads stops and names it.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+/// How long a batch may take to be fetched while it is looked for.
+const FETCH: Duration = Duration::from_secs(5);
+
+/// Whether an error of a consumer means that a batch cannot be unpacked.
+pub fn is_packed(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{BadCompression, BadMessage, MessageSizeTooLarge, NotImplemented};
+    matches!(code, BadCompression | NotImplemented | BadMessage | MessageSizeTooLarge)
+}
+
+/// Names the batches that cannot be unpacked among those at which partitions stand, and where the next one begins. A place is
+/// topic, partition, and the offsets from where it stands to the partition's end.
+pub fn name(config: &ClientConfig, places: Vec<(String, i32, Range<i64>)>) -> KafkaResult<String> {
+    let looking: BaseConsumer = config.create()?;
+    let mut packed = Vec::new();
+    for (topic, partition, Range { start: at, end }) in places {
+        let stops = |offset: i64| match offset < end {
+            true => stops(&looking, &topic, partition, offset),
+            false => Ok(false),
+        };
+        if stops(at)? {
+            let next = first_after(at, end, stops)?;
+            packed.push(format!("{topic}/{partition} from offset {at} to before {next}"));
+        }
+    }
+    Ok(packed.join(", "))
+}
+
+/// Whether the batch at this offset cannot be unpacked.
+fn stops(looking: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> KafkaResult<bool> {
+    let mut at = TopicPartitionList::new();
+    at.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    looking.assign(&at)?;
+    let deadline = Instant::now() + FETCH;
+    while Instant::now() < deadline {
+        match looking.poll(Duration::from_millis(100)) {
+            None => {}
+            Some(Ok(_)) => return Ok(false),
+            Some(Err(KafkaError::MessageConsumption(code))) if is_packed(code) => return Ok(true),
+            Some(Err(error)) => tracing::debug!(%error, topic, partition, offset, "looking for a batch"),
+        }
+    }
+    Ok(false)
+}
+
+/// The first offset after `at` at which `holds` does not, as it does from `at` up to there; at most `end`.
+fn first_after(at: i64, end: i64, holds: impl Fn(i64) -> KafkaResult<bool>) -> KafkaResult<i64> {
+    let (mut low, mut step) = (at, 1);
+    while low + step < end && holds(low + step)? {
+        (low, step) = (low + step, 2 * step);
+    }
+    let mut high = (low + step).min(end);
+    while low + 1 < high {
+        let middle = low + (high - low) / 2;
+        match holds(middle)? {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    Ok(high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_batch_is_found() {
+        for (at, next, end) in [
+            (0, 1, 1),
+            (0, 1, 100),
+            (7, 8, 9),
+            (7, 1_000, 1_000),
+            (7, 500, 1_000),
+            (7, 23, 100_000),
+        ] {
+            assert_eq!(
+                first_after(at, end, |offset| Ok(offset < next)),
+                Ok(next),
+                "{at} {next} {end}"
+            );
+        }
+    }
+}
