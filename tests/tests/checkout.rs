@@ -589,7 +589,7 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
         // Without a provider, or without its answer, `settle` does nothing; with a wrong key it gives up no captured money.
         let wrong_key = || shop.launch("admin").env("HOLDFAST_PROVIDER_KEY", "sk_test_wrong");
         shop.simulator
-            .fail(Call::Refund, Some(&shop.id("gives-back")), Fault::AnswerLost, 1);
+            .fail(Call::Refund, Some(&shop.id("gives-back")), Fault::AnswerLost, 1_000);
         for (launch, name, more, why) in [
             (
                 kit.stack.holdfast("admin", "stranger"),
@@ -606,6 +606,7 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
         for name in names {
             is_stuck(name).await?;
         }
+        shop.simulator.heal();
         // Where no money was ever asked for, it gives up the seats.
         let (settled, said) = settle(wrong_key(), "unasked", &[]).await?;
         ensure!(settled && said.contains("misconfigured"), "{said}");

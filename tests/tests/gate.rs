@@ -340,33 +340,37 @@ pub(crate) fn ends(kafka: &Kafka, topic: &str) -> anyhow::Result<BTreeMap<i32, i
 pub(crate) async fn create_topics(kafka: &Kafka) -> anyhow::Result<()> {
     let consumer: BaseConsumer = kafka.config().create()?;
     let metadata = consumer.fetch_metadata(None, Duration::from_secs(10))?;
-    for (name, partitions, bytes, log_append) in [
-        (topics::RESERVATIONS, PARTITIONS, "1048576", true),
-        (topics::PAYMENTS, PARTITIONS, "1048576", true),
-        (topics::RESERVATIONS_OUTCOMES, PARTITIONS, "1048576", true),
-        (topics::PAYMENTS_OUTCOMES, PARTITIONS, "1048576", true),
-        (topics::DEAD_LETTERS, PARTITIONS, "4194304", true),
-        (topics::RESERVATIONS_ADMITTED, PARTITIONS, "4194304", false),
-        (topics::PAYMENTS_ADMITTED, PARTITIONS, "4194304", false),
-        (topics::RELAY_STATE, 1, "", false),
-        (topics::RELAY_MARK, 1, "", false),
+    let kept = [("cleanup.policy", "delete"), ("retention.ms", "1209600000")];
+    let public = [
+        ("max.message.bytes", "1048576"),
+        ("message.timestamp.type", "LogAppendTime"),
+    ];
+    let letters = [
+        ("max.message.bytes", "4194304"),
+        ("message.timestamp.type", "LogAppendTime"),
+    ];
+    let source = [&kept[..], &public, &[("compression.type", "zstd")]].concat();
+    let outcomes = [&kept[..], &public].concat();
+    let admitted = [&kept[..], &[("max.message.bytes", "4194304")]].concat();
+    for (name, partitions, settings) in [
+        (topics::RESERVATIONS, PARTITIONS, &source),
+        (topics::PAYMENTS, PARTITIONS, &source),
+        (topics::RESERVATIONS_OUTCOMES, PARTITIONS, &outcomes),
+        (topics::PAYMENTS_OUTCOMES, PARTITIONS, &outcomes),
+        (topics::DEAD_LETTERS, PARTITIONS, &[&kept[..], &letters].concat()),
+        (topics::RESERVATIONS_ADMITTED, PARTITIONS, &admitted),
+        (topics::PAYMENTS_ADMITTED, PARTITIONS, &admitted),
+        (topics::RELAY_STATE, 1, &vec![("cleanup.policy", "delete")]),
+        (
+            topics::RELAY_MARK,
+            1,
+            &vec![("cleanup.policy", "compact"), ("segment.bytes", "16777216")],
+        ),
     ] {
         if metadata.topics().iter().any(|topic| topic.name() == name) {
             continue;
         }
-        let kept = if name == topics::RELAY_MARK {
-            "compact"
-        } else {
-            "delete"
-        };
-        let mut settings = vec![("cleanup.policy", kept)];
-        if !bytes.is_empty() {
-            settings.extend([("max.message.bytes", bytes), ("retention.ms", "1209600000")]);
-        }
-        if log_append {
-            settings.push(("message.timestamp.type", "LogAppendTime"));
-        }
-        kafka.create_topic(name, partitions, &settings).await?;
+        kafka.create_topic(name, partitions, settings).await?;
     }
     Ok(())
 }

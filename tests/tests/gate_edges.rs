@@ -138,32 +138,36 @@ fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow:
     const PARTITION: i32 = PARTITIONS - 1;
     kit.block_on(async {
         let mut gate = Proof::begin(kit).await?;
-        let producer: FutureProducer = kit
-            .stack
-            .kafka
-            .config()
-            .set("compression.codec", "zstd")
-            .set("message.max.bytes", "200000000")
-            .set("queue.buffering.max.kbytes", "400000")
-            .create()?;
-        let swelling = Sent {
-            partition: Some(PARTITION),
-            ..sent(Some(b"A"), Some(&vec![b' '; 120 << 20]), &[])
-        };
-        let place = send_with(&producer, topics::PAYMENTS, &[swelling]).await?[0];
+        let mut places = Vec::new();
+        for codec in ["zstd", "gzip", "lz4"] {
+            let producer: FutureProducer = kit
+                .stack
+                .kafka
+                .config()
+                .set("compression.codec", codec)
+                .set("message.max.bytes", "200000000")
+                .set("queue.buffering.max.kbytes", "400000")
+                .create()?;
+            let swelling = Sent {
+                partition: Some(PARTITION),
+                ..sent(Some(b"A"), Some(&vec![b' '; 80 << 20]), &[])
+            };
+            places.extend(send_with(&producer, topics::PAYMENTS, &[swelling]).await?);
+        }
+        let (first, next) = (places[0].1, places[0].1 + 3);
         let worker = gate.launch("gate").spawn()?;
         let ended = worker.wait(ENDS_WITHIN).await;
         let verified = kit.stack.holdfast("verify", "verify").output().await;
         // Nobody could read the topic any more.
         let kafka = &kit.stack.kafka;
-        kafka.delete_records(topics::PAYMENTS, PARTITION, place.1 + 1).await?;
+        kafka.delete_records(topics::PAYMENTS, PARTITION, next).await?;
         // Nor is a gate of another proof to miss it.
         gate.group = "holdfast.gate".to_owned();
-        gate.commit(topics::PAYMENTS, &[(PARTITION, place.1 + 1)].into())?;
+        gate.commit(topics::PAYMENTS, &[(PARTITION, next)].into())?;
         ensure!(!ended?.success(), "{}", worker.last_words());
         let verified = verified?;
         ensure!(!verified.status.success(), "{verified:?}");
-        let named = format!("{}/{PARTITION} from offset {}", topics::PAYMENTS, place.1);
+        let named = format!("{}/{PARTITION} from offset {first} to before {next}", topics::PAYMENTS);
         let said = String::from_utf8_lossy(&verified.stderr).into_owned();
         for words in [worker.last_words(), said] {
             for expected in [&named[..], "docs/runbook.md#a-batch-cannot-be-unpacked"] {

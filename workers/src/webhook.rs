@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::crash::{self, Point};
 use crate::kafka::publisher::{self, Publisher};
 use crate::metrics::Metrics;
-use crate::provider::webhook::{self, Dispute, Told, What};
+use crate::provider::webhook::{self, Dispute, Notification, What};
 use crate::provider::{self, Provider};
 use crate::{config, error};
 
@@ -152,10 +152,10 @@ impl Receiver {
             told = self.read(headers, body)?;
         }
         let (payload, buyer) = match told {
-            Told::Boring => return Ok(Receipt::Ignored("an event of no interest")),
-            Told::Foreign => return Ok(Receipt::FOREIGN),
-            Told::Ours(payload, checkout, user) => (payload, Some((checkout, user))),
-            Told::Unsaid(payload, payment) => (payload, self.buyer(&payment).await?),
+            Notification::Ignored => return Ok(Receipt::Ignored("an event of no interest")),
+            Notification::Foreign => return Ok(Receipt::FOREIGN),
+            Notification::Ours(payload, checkout, user) => (payload, Some((checkout, user))),
+            Notification::Unnamed(payload, payment) => (payload, self.buyer(&payment).await?),
         };
         let Some((checkout, user)) = buyer else {
             return Ok(Receipt::FOREIGN);
@@ -172,7 +172,7 @@ impl Receiver {
     }
 
     /// Verifies a webhook, and tells whose payment it is about.
-    fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Told, Refused> {
+    fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Notification, Refused> {
         let Settings { webhook, clock, .. } = &self.settings;
         let signature = text(headers, webhook::SIGNATURE).unwrap_or_default();
         // At most an hour.

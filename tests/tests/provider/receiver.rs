@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast::provider::webhook::{self, Event, Told};
+use holdfast::provider::webhook::{self, Event, Notification};
 use holdfast_schemas::{CheckoutId, UserId};
 use holdfast_tests::load::now;
 use http_body_util::{BodyExt, Full};
@@ -85,9 +85,9 @@ impl Drop for Receiver {
 /// None when the event is of no interest, or about a payment that Holdfast did not make.
 fn received(body: &[u8]) -> Result<Option<Received>, webhook::Error> {
     let (payload, buyer) = match webhook::read(body)? {
-        Told::Boring | Told::Foreign => return Ok(None),
-        Told::Ours(payload, checkout, user) => (payload, Some((checkout, user))),
-        Told::Unsaid(payload, _) => (payload, None),
+        Notification::Ignored | Notification::Foreign => return Ok(None),
+        Notification::Ours(payload, checkout, user) => (payload, Some((checkout, user))),
+        Notification::Unnamed(payload, _) => (payload, None),
     };
     let event = payload.event()?;
     Ok(Some(Received { event, buyer }))

@@ -12,7 +12,7 @@ use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::relay::Settings;
 use crate::relay::acceptance::{self, Finding, Wish};
-use crate::store::told::Told;
+use crate::store::outcome_log::LoggedOutcome;
 
 /// How many of each kind are printed.
 const MOST: usize = 20;
@@ -71,7 +71,7 @@ fn text(finding: &Finding) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn list(text: &mut String, what: &str, outcomes: &[Told]) -> anyhow::Result<()> {
+fn list(text: &mut String, what: &str, outcomes: &[LoggedOutcome]) -> anyhow::Result<()> {
     writeln!(text, "{what}: {}", outcomes.len())?;
     for told in outcomes.iter().take(MOST) {
         let key = readable(told.key.as_bytes());

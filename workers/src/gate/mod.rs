@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::backpressure::Backlog;
 use self::backpressure::Backpressure;
 use self::membership::Membership;
-use self::search::{Found, Search};
+use self::search::{RefusedRecord, Search};
 use self::window::{Bounds, Spans, Verdict, Window};
 use crate::config;
 use crate::crash::{self, Point};
@@ -534,7 +534,7 @@ impl Gathered {
                 value: message.payload(),
                 headers,
             });
-        let record = match found.and_then(Found::refusal) {
+        let record = match found.and_then(RefusedRecord::refusal) {
             Some(refusal) => Err(refusal),
             None => record,
         };

@@ -16,7 +16,7 @@ pub(super) fn refuses_record(code: RDKafkaErrorCode) -> bool {
 }
 
 /// A record, by topic, partition and offset.
-pub(super) type Place = (&'static str, i32, i64);
+pub(super) type RecordPosition = (&'static str, i32, i64);
 
 /// What is known of records that Kafka refuses for good.
 #[derive(Debug, Default)]
@@ -25,12 +25,12 @@ pub(super) struct Search {
     limit: Option<usize>,
     /// Records of the refused window that have not passed since. None left: the next windows may grow again.
     suspects: usize,
-    found: BTreeMap<Place, Found>,
+    found: BTreeMap<RecordPosition, RefusedRecord>,
 }
 
 /// A record that was refused by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct RefusedRecord {
     /// What Kafka said to what was made of it; none when nothing was made, since the gate refuses the record itself.
     pub code: Option<RDKafkaErrorCode>,
     /// Its dead letter was refused as well, and goes out without its bytes.
@@ -44,7 +44,7 @@ impl Search {
     }
 
     /// The record, if it was found to be refused.
-    pub(super) fn found(&self, place: Place) -> Option<Found> {
+    pub(super) fn found(&self, place: RecordPosition) -> Option<RefusedRecord> {
         self.found.get(&place).copied()
     }
 
@@ -56,7 +56,7 @@ impl Search {
         spans: &Spans,
         letters: bool,
         code: RDKafkaErrorCode,
-    ) -> Option<Place> {
+    ) -> Option<RecordPosition> {
         self.suspects = records;
         match self.limit {
             None => self.limit = Some(records.max(1)),
@@ -67,7 +67,7 @@ impl Search {
                 let code = Some(code).filter(|_| !letters);
                 let found = self.found.entry(place);
                 let found = found.and_modify(|found| found.bare = true);
-                found.or_insert(Found { code, bare: letters });
+                found.or_insert(RefusedRecord { code, bare: letters });
                 return Some(place);
             }
         }
@@ -91,7 +91,7 @@ impl Search {
     }
 }
 
-impl Found {
+impl RefusedRecord {
     /// Why it is not admitted, if it would be otherwise.
     pub(super) fn refusal(self) -> Option<Refusal> {
         let code = self.code?;

@@ -31,15 +31,15 @@ pub struct Event {
 
 /// Whose payment a webhook is about; nothing else of it has been decoded.
 #[derive(Debug)]
-pub enum Told {
+pub enum Notification {
     /// An event of no interest.
-    Boring,
+    Ignored,
     /// About a payment that somebody else made.
     Foreign,
     /// About a payment that was made for this checkout of this user.
     Ours(Payload, CheckoutId, UserId),
     /// A dispute does not name the buyer; [`super::Provider::buyer`] tells.
-    Unsaid(Payload, PaymentId),
+    Unnamed(Payload, PaymentId),
 }
 
 /// An event that is not decoded yet.
@@ -159,7 +159,7 @@ pub fn verify<'s>(
 ///
 /// # Errors
 /// [`Error::Unreadable`]: the body is no event at all.
-pub fn read(body: &[u8]) -> Result<Told, Error> {
+pub fn read(body: &[u8]) -> Result<Notification, Error> {
     /// The provider sends events of many kinds and forms; all that is certain is that each names its kind.
     #[derive(Deserialize)]
     struct Envelope {
@@ -171,7 +171,7 @@ pub fn read(body: &[u8]) -> Result<Told, Error> {
     }
     let told: Envelope = serde_json::from_slice(body).map_err(Error::Unreadable)?;
     let Some(kind) = Kind::of(&told.kind) else {
-        return Ok(Told::Boring);
+        return Ok(Notification::Ignored);
     };
     let object = told.data.as_ref().and_then(|data| data.get("object")?.as_object());
     let payload = Payload {
@@ -184,21 +184,21 @@ pub fn read(body: &[u8]) -> Result<Told, Error> {
 }
 
 impl Payload {
-    fn told(self) -> Told {
+    fn told(self) -> Notification {
         if self.kind == Kind::Disputed {
             // A dispute has metadata of its own, not the payment's. Payments of ours have ids that can be parsed.
             return match self.payment() {
-                Ok(payment) => Told::Unsaid(self, payment),
-                Err(_foreign) => Told::Foreign,
+                Ok(payment) => Notification::Unnamed(self, payment),
+                Err(_foreign) => Notification::Foreign,
             };
         }
         let metadata = self.object.get("metadata").and_then(Value::as_object);
         let captured = Object(&self.object).amount("amount_captured").ok();
         match buyer(metadata) {
             // Stripe reports a cancelled authorisation as refunded too; nothing was captured then.
-            Some(_) if self.kind == Kind::Refunded && captured == Some(0) => Told::Boring,
-            Some((checkout, user)) => Told::Ours(self, checkout, user),
-            None => Told::Foreign,
+            Some(_) if self.kind == Kind::Refunded && captured == Some(0) => Notification::Ignored,
+            Some((checkout, user)) => Notification::Ours(self, checkout, user),
+            None => Notification::Foreign,
         }
     }
 
@@ -360,7 +360,7 @@ mod tests {
         }
     }
 
-    fn told(kind: &str, object: Value) -> Told {
+    fn told(kind: &str, object: Value) -> Notification {
         let event = json!({ "id": "evt_1", "type": kind, "created": NOW, "data": { "object": object } });
         read(event.to_string().as_bytes()).unwrap()
     }
@@ -430,11 +430,11 @@ mod tests {
             ("charge.dispute.closed", dispute("lost"), disputed(Dispute::Lost)),
         ] {
             let payload = match told(kind, object) {
-                Told::Ours(payload, checkout, user) => {
+                Notification::Ours(payload, checkout, user) => {
                     assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
                     payload
                 }
-                Told::Unsaid(payload, payment) => {
+                Notification::Unnamed(payload, payment) => {
                     assert!(payment.as_str() == "pi_1" && kind.contains("dispute"), "{kind}");
                     payload
                 }
@@ -459,7 +459,7 @@ mod tests {
         ] {
             let object = json!({ "id": "pi_1", "metadata": metadata });
             let told = told("payment_intent.canceled", object);
-            assert!(matches!(told, Told::Foreign), "{metadata}: {told:?}");
+            assert!(matches!(told, Notification::Foreign), "{metadata}: {told:?}");
         }
     }
 
@@ -495,18 +495,20 @@ mod tests {
             ),
         ] {
             let told = told(kind, object.clone());
-            assert!(matches!(told, Told::Foreign), "{kind} {object}: {told:?}");
+            assert!(matches!(told, Notification::Foreign), "{kind} {object}: {told:?}");
         }
         // Whether a dispute is about a payment of ours has to be asked first.
         let odd = json!({ "payment_intent": "pi_1", "amount": "much", "currency": "zzz" });
-        assert!(matches!(told("charge.dispute.created", odd), Told::Unsaid(_, payment) if payment.as_str() == "pi_1"));
+        assert!(
+            matches!(told("charge.dispute.created", odd), Notification::Unnamed(_, payment) if payment.as_str() == "pi_1")
+        );
         for body in [
             json!({ "type": "customer.created", "data": { "object": {} } }),
             json!({ "type": "v1.billing.meter.no_meter_found", "created": "2026-11-28T18:00:00Z", "object": "v2.core.event" }),
             json!({ "type": "payment_intent.created", "id": 1, "created": null, "data": [] }),
         ] {
             let told = read(body.to_string().as_bytes()).unwrap();
-            assert!(matches!(told, Told::Boring), "{body}: {told:?}");
+            assert!(matches!(told, Notification::Ignored), "{body}: {told:?}");
         }
     }
 
@@ -516,7 +518,7 @@ mod tests {
         let released = json!({
             "payment_intent": "pi_1", "amount_captured": 0, "amount_refunded": 4500, "currency": "eur", "metadata": ours,
         });
-        assert!(matches!(told("charge.refunded", released), Told::Boring));
+        assert!(matches!(told("charge.refunded", released), Notification::Ignored));
         for (kind, object, wrong) in [
             (
                 "payment_intent.succeeded",
@@ -545,7 +547,8 @@ mod tests {
                 "status",
             ),
         ] {
-            let (Told::Ours(payload, ..) | Told::Unsaid(payload, _)) = told(kind, object.clone()) else {
+            let (Notification::Ours(payload, ..) | Notification::Unnamed(payload, _)) = told(kind, object.clone())
+            else {
                 panic!("{object}");
             };
             let event = payload.event();

@@ -103,6 +103,12 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
         topic.settings.push(setting);
         topic
     };
+    // The broker packs anew whatever producers send, in the one codec whose batches the gate's client bounds while it unpacks them.
+    let source = |name, stays| {
+        let mut topic = public(topic(name, kafka.public_record_bytes, stays));
+        topic.settings.push(("compression.type", "zstd".to_owned()));
+        topic
+    };
     let sources = "producers would send keys to other partitions while earlier records of theirs are unread. Stop the \
                    producers, let the gates read it all (holdfast_gate_lag_records is 0)";
     let admitted = "keys would move to other partitions while earlier records of theirs are unread, and it works as it is, \
@@ -111,9 +117,9 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
                     whatever the other topics have. Stop the relay, let its consumers read it all";
     let letters = "no promise depends on where a dead letter lies, and it works as it is. Any time will do";
     let mut topics = vec![
-        public(topic(RESERVATIONS, kafka.public_record_bytes, sources)),
+        source(RESERVATIONS, sources),
         public(topic(RESERVATIONS_OUTCOMES, kafka.public_record_bytes, outcomes)),
-        public(topic(PAYMENTS, kafka.public_record_bytes, sources)),
+        source(PAYMENTS, sources),
         public(topic(PAYMENTS_OUTCOMES, kafka.public_record_bytes, outcomes)),
         public(topic(DEAD_LETTERS, kafka.admitted_record_bytes, letters)),
         Wanted {

@@ -21,7 +21,7 @@ use crate::kafka::{ThreadError, on_thread};
 use crate::metrics::Metrics;
 use crate::store::PgPool;
 use crate::store::outbox::{self, Candidate, Election, Leadership, WaitingRow};
-use crate::store::told::{self, Log, Told};
+use crate::store::outcome_log::{self, Log, LoggedOutcome};
 
 /// What the operator has decided already.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +46,9 @@ pub struct Finding {
     /// Whether those rows were deleted.
     pub dropped: bool,
     /// Outcomes on a topic that the database does not know.
-    pub unknown: Vec<Told>,
+    pub unknown: Vec<LoggedOutcome>,
     /// Outcomes that the database has decided, and that are neither on their topic nor in the outbox: they would never be told.
-    pub untold: Vec<Told>,
+    pub untold: Vec<LoggedOutcome>,
     /// Whether Kafka's mark is the database's now.
     pub accepted: bool,
 }
@@ -138,10 +138,10 @@ fn compare(relay: &Relay, leadership: &mut Leadership, finding: &mut Finding) ->
         finding.read += end.told.len() as u64;
         let since = end.since.map(|since| since + SKEW);
         // What a refusal answers where there is no row is in no log.
-        let logged: Vec<Told> = end.told.into_iter().filter(|told| told.version > 0).collect();
+        let logged: Vec<LoggedOutcome> = end.told.into_iter().filter(|told| told.version > 0).collect();
         let known = leadership.ask(async |connection: &mut PgConnection| {
-            let unknown = told::unknown(&mut *connection, log, &logged).await?;
-            Ok((unknown, told::decided(connection, log, since).await?))
+            let unknown = outcome_log::unknown(&mut *connection, log, &logged).await?;
+            Ok((unknown, outcome_log::decided(connection, log, since).await?))
         });
         let (unknown, decided) = relay.runtime.block_on(known)?;
         let untold = decided.into_iter().filter(|told| !outcomes.contains(&told.outcome));
@@ -159,7 +159,7 @@ fn compare(relay: &Relay, leadership: &mut Leadership, finding: &mut Finding) ->
 /// The end of an outcome topic.
 #[derive(Default)]
 struct TopicEnd {
-    told: Vec<Told>,
+    told: Vec<LoggedOutcome>,
     /// What was told later than this was read, in every partition. Nothing when all that was ever told was read.
     since: Option<OffsetDateTime>,
 }
@@ -197,12 +197,12 @@ impl TopicEnd {
     }
 }
 
-fn outcome<T: OutcomeData>(message: &BorrowedMessage<'_>) -> Result<Told, Error> {
+fn outcome<T: OutcomeData>(message: &BorrowedMessage<'_>) -> Result<LoggedOutcome, Error> {
     let outcome = Outcome::<T>::from_json(message.payload().unwrap_or_default()).map_err(|invalid| Error::Outcome {
         record: format!("{}/{}/{}", message.topic(), message.partition(), message.offset()),
         what: invalid.to_string(),
     })?;
-    Ok(Told {
+    Ok(LoggedOutcome {
         key: outcome.subject.to_string(),
         version: outcome.sequence,
         outcome: outcome.id.0,

@@ -18,6 +18,7 @@ pub mod mails;
 pub mod mechanisms;
 pub mod migrate;
 pub mod outbox;
+pub mod outcome_log;
 pub mod progress;
 mod purchases;
 mod session;
@@ -25,7 +26,6 @@ pub mod settled_dead_letters;
 pub mod ticket_attributes;
 pub mod tickets;
 pub mod together;
-pub mod told;
 pub mod users;
 
 use std::time::Duration;

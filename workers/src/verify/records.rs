@@ -17,9 +17,9 @@ use super::terms::{CLOCK_SKEW, Terms};
 pub(super) struct Records {
     terms: Terms,
     topic_partitions: BTreeMap<TopicPartition, Vec<Record>>,
-    letters: BTreeMap<Place, Vec<Judged>>,
+    letters: BTreeMap<RecordPosition, Vec<Judged>>,
     /// The records whose dead letters an operator has replayed or dropped.
-    settled: HashSet<Place>,
+    settled: HashSet<RecordPosition>,
     /// Since when events of a type have taken effect, in milliseconds; only of types that are said to be unknown.
     known_since: HashMap<&'static str, i64>,
     /// Partitions whose beginning is gone.
@@ -27,7 +27,7 @@ pub(super) struct Records {
 }
 
 /// The partition and offset of a record.
-type Place = (TopicPartition, i64);
+type RecordPosition = (TopicPartition, i64);
 
 struct Record {
     offset: i64,
@@ -261,7 +261,7 @@ impl Records {
 
     /// Of several dead letters, one that follows says more than one that lies, and any other reason more than that it is too
     /// old by now.
-    fn verdict(&self, place: Place) -> Option<Verdict> {
+    fn verdict(&self, place: RecordPosition) -> Option<Verdict> {
         let letters = self.letters.get(&place)?;
         let following = letters
             .iter()

@@ -44,7 +44,7 @@ use crate::transience::Fault;
 pub use draft::Current;
 use draft::Draft;
 pub(super) use draft::KeyedRow;
-use queue::{Offenders, Room, Taken};
+use queue::{Offenders, Room, Share};
 pub use write::Stored;
 pub(super) use write::WriteSet;
 
@@ -132,7 +132,7 @@ struct Pending<E: Entity> {
     /// How often it failed for a reason that nobody knows to pass by itself.
     failures: u32,
     /// Given back with the unit.
-    _room: Taken,
+    _room: Share,
 }
 
 /// Units in the queue at most; a further one waits for a place. Restate's own limit is lower.

@@ -20,7 +20,7 @@ const GRAIN: usize = 1 << 10;
 pub(super) struct Room(Arc<Semaphore>);
 
 /// What one unit takes of it, for as long as this lives.
-pub(super) struct Taken {
+pub(super) struct Share {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -30,13 +30,13 @@ impl Room {
     }
 
     /// Waits until there is room; a unit that is larger than all of it waits for all of it.
-    pub(super) async fn take<E: Entity>(&self, unit: &Unit<E>) -> Taken {
+    pub(super) async fn take<E: Entity>(&self, unit: &Unit<E>) -> Share {
         let bytes: usize = unit.work.iter().map(Work::size).sum();
         let grains = (bytes / GRAIN + 1).min(BYTES / GRAIN);
         let grains = u32::try_from(grains).unwrap_or(u32::MAX);
         // It is never closed.
         let permit = self.0.clone().acquire_many_owned(grains).await.ok();
-        Taken { _permit: permit }
+        Share { _permit: permit }
     }
 }
 

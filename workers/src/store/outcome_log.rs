@@ -9,7 +9,7 @@ use super::outbox::Error;
 
 /// One outcome, as its topic or its change log has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct LoggedOutcome {
     pub key: String,
     /// The version of the key's row that it tells.
     pub version: i64,
@@ -38,15 +38,15 @@ impl Log {
 /// Those of `told` that the change log does not have: the database never decided them, or forgot that it did.
 ///
 /// # Errors
-/// [`Error::Told`]
-pub async fn unknown(db: &mut PgConnection, log: Log, told: &[Told]) -> Result<Vec<Told>, Error> {
+/// [`Error::LoggedOutcome`]
+pub async fn unknown(db: &mut PgConnection, log: Log, told: &[LoggedOutcome]) -> Result<Vec<LoggedOutcome>, Error> {
     let keys: Vec<String> = told.iter().map(|told| told.key.clone()).collect();
     let versions: Vec<i64> = told.iter().map(|told| told.version).collect();
     let outcomes: Vec<Uuid> = told.iter().map(|told| told.outcome).collect();
     let unknown = match log {
         Log::Tickets => {
             sqlx::query_as!(
-                Told,
+                LoggedOutcome,
                 r#"select told.key as "key!", told.version as "version!", told.outcome as "outcome!"
                 from unnest($1::text[], $2::bigint[], $3::uuid[]) as told (key, version, outcome)
                 left join ticket_change_log log on log.ticket = told.key and log.version = told.version
@@ -60,7 +60,7 @@ pub async fn unknown(db: &mut PgConnection, log: Log, told: &[Told]) -> Result<V
         }
         Log::Users => {
             sqlx::query_as!(
-                Told,
+                LoggedOutcome,
                 r#"select told.key as "key!", told.version as "version!", told.outcome as "outcome!"
                 from unnest($1::text[], $2::bigint[], $3::uuid[]) as told (key, version, outcome)
                 left join user_change_log log on log.user_id = told.key and log.version = told.version
@@ -79,12 +79,16 @@ pub async fn unknown(db: &mut PgConnection, log: Log, told: &[Told]) -> Result<V
 /// What the change log has of later than `since`, or all of it, without what waits in the outbox: it must have been told.
 ///
 /// # Errors
-/// [`Error::Told`]
-pub async fn decided(db: &mut PgConnection, log: Log, since: Option<OffsetDateTime>) -> Result<Vec<Told>, Error> {
+/// [`Error::LoggedOutcome`]
+pub async fn decided(
+    db: &mut PgConnection,
+    log: Log,
+    since: Option<OffsetDateTime>,
+) -> Result<Vec<LoggedOutcome>, Error> {
     let decided = match log {
         Log::Tickets => {
             sqlx::query_as!(
-                Told,
+                LoggedOutcome,
                 r#"select ticket as key, version, outcome from ticket_change_log
                 where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)"#,
                 since,
@@ -94,7 +98,7 @@ pub async fn decided(db: &mut PgConnection, log: Log, since: Option<OffsetDateTi
         }
         Log::Users => {
             sqlx::query_as!(
-                Told,
+                LoggedOutcome,
                 r#"select user_id as key, version, outcome from user_change_log
                 where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)"#,
                 since,
