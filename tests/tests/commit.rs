@@ -37,6 +37,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_reply_that_cannot_be_read_fails_its_own_repeat_alone,
     a_poisonous_unit_is_found_by_halves_and_then_goes_alone,
     a_dropped_unit_is_taken_out_of_the_queue,
+    a_database_that_answers_and_cannot_write_is_asked_less_and_less_often,
     aborted_attempts_leave_the_queue_while_the_database_is_away,
     a_connection_that_dies_without_a_word_holds_up_no_unit,
     a_commit_whose_answer_was_lost_is_not_done_twice,
@@ -531,6 +532,42 @@ fn a_poisonous_unit_is_found_by_halves_and_then_goes_alone(kit: &Kit) -> anyhow:
             written <= 3 && failed == 1,
             "known, and {written} written, {failed} failed"
         );
+        Ok(())
+    })
+}
+
+fn a_database_that_answers_and_cannot_write_is_asked_less_and_less_often(kit: &Kit) -> anyhow::Result<()> {
+    /// The pauses between so many tries double from 50 ms, with up to as much again at random.
+    const TRIES: i64 = 6;
+    const LEAST: Duration = Duration::from_millis(50 + 100 + 200 + 400 + 800);
+    kit.block_on(async {
+        let bench = Bench::new(kit).await?;
+        // As when its disk is full. A sequence keeps count through what is rolled back.
+        let full = "create sequence tries;
+                    create function full_disk() returns trigger language plpgsql as $$
+                    begin perform nextval('tries'); raise exception using errcode = 'disk_full'; end $$;
+                    create trigger full_disk before insert on outbox for each row execute function full_disk();";
+        sqlx::raw_sql(full).execute(&bench.pool).await?;
+        let committer = bench.committer.clone();
+        let began = std::time::Instant::now();
+        let listed = tokio::spawn(async move { committer.commit(unit("A", vec![Work::Event(list("l", "A"))])).await });
+        until("some tries", WITHIN, async || {
+            let tries: i64 = sqlx::query_scalar("select last_value from tries")
+                .fetch_one(&bench.pool)
+                .await?;
+            ensure!(tries >= TRIES, "{tries} tries");
+            anyhow::Ok(())
+        })
+        .await?;
+        let lasted = began.elapsed();
+        ensure!(lasted >= LEAST, "{TRIES} tries in {lasted:?}");
+        let counted = bench.metrics.retries.with_label_values(&["write"]).get();
+        ensure!(counted >= TRIES.unsigned_abs() - 1, "{counted} were counted");
+        sqlx::raw_sql("drop trigger full_disk on outbox")
+            .execute(&bench.pool)
+            .await?;
+        let answers = tokio::time::timeout(WITHIN, listed).await???;
+        ensure!(fresh(&answers[0]) == "ticket.listed@1", "{answers:?}");
         Ok(())
     })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::topics;
+use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::{Kit, until};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use crate::{Test, tests};
 pub(crate) const TESTS: &[Test] = tests![
     a_scrape_names_its_format_and_keeps_to_it,
     what_a_lost_engine_had_taken_is_decided_by_its_successor,
+    two_registers_at_once_leave_one_subscription_of_each_handler,
     a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves,
     what_is_done_leaves_the_engine_and_costs_the_gates_question_nothing,
 ];
@@ -152,17 +154,76 @@ fn what_a_lost_engine_had_taken_is_decided_by_its_successor(kit: &Kit) -> anyhow
 
 /// How many records of a topic the engine has not committed in the group that it reads it in.
 async fn unread(kit: &Kit, topic: &str) -> anyhow::Result<i64> {
-    let url = format!("{}/subscriptions", kit.stack.restate.admin());
-    let found: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
     let source = format!("kafka://holdfast/{topic}");
-    let subscriptions = found["subscriptions"].as_array().into_iter().flatten();
+    let subscriptions = subscriptions(kit).await?;
     let ours = subscriptions
-        .into_iter()
+        .iter()
         .find(|subscription| subscription["source"] == source.as_str());
     let group = ours
         .and_then(|ours| ours["options"]["group.id"].as_str())
         .context("no subscription")?;
     kit.stack.kafka.unread(group, topic).await
+}
+
+fn two_registers_at_once_leave_one_subscription_of_each_handler(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "engine").start().await?;
+        let admin = kit.stack.restate.admin();
+        for subscription in subscriptions(kit).await? {
+            let id = subscription["id"].as_str().context("no id")?;
+            let deleted = reqwest::Client::new().delete(format!("{admin}/subscriptions/{id}"));
+            deleted.send().await?.error_for_status()?;
+        }
+        // The first has seen that there is none, and is about to make one when the second makes it.
+        let address = admin.trim_start_matches("http://").to_owned();
+        let proxy = Proxy::start(address).await?;
+        proxy.stop_at("POST /subscriptions", Side::Before);
+        let first = kit.stack.holdfast("register", "engine-register");
+        let first = first.env("HOLDFAST_RESTATE_ADMIN", &format!("http://{}", proxy.address()));
+        let (first, second) = tokio::join!(first.output(), async {
+            proxy.stopped().await;
+            let second = crate::operate::register(kit, &[]).await;
+            proxy.go_on();
+            second
+        });
+        let (first, (status, said)) = (first?, second?);
+        ensure!(first.status.success() && status == Some(0), "{first:?} {said}");
+        one_of_each(kit).await?;
+
+        // As an older release left them.
+        let double = subscriptions(kit)
+            .await?
+            .into_iter()
+            .next()
+            .context("no subscription")?;
+        let double = json!({ "source": double["source"], "sink": double["sink"], "options": double["options"] });
+        let made = reqwest::Client::new()
+            .post(format!("{admin}/subscriptions"))
+            .json(&double);
+        made.send().await?.error_for_status()?;
+        let (status, said) = crate::operate::register(kit, &[]).await?;
+        ensure!(status == Some(0) && said.contains("was there 2 times"), "{said}");
+        one_of_each(kit).await?;
+
+        send(kit, &[listed("engine/twice", "engine/twice")]).await?;
+        told(kit, "engine/twice", 1).await?;
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+async fn subscriptions(kit: &Kit) -> anyhow::Result<Vec<Value>> {
+    let url = format!("{}/subscriptions", kit.stack.restate.admin());
+    let found: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
+    Ok(found["subscriptions"].as_array().cloned().unwrap_or_default())
+}
+
+async fn one_of_each(kit: &Kit) -> anyhow::Result<()> {
+    let found = subscriptions(kit).await?;
+    let mut sinks: Vec<_> = found.iter().filter_map(|found| found["sink"].as_str()).collect();
+    sinks.sort_unstable();
+    ensure!(sinks == ["service://Ticket/apply", "service://User/apply"], "{found:?}");
+    Ok(())
 }
 
 fn a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves(kit: &Kit) -> anyhow::Result<()> {

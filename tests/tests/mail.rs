@@ -6,12 +6,14 @@ use std::os::unix::process::ExitStatusExt;
 use anyhow::{Context, bail, ensure};
 use holdfast::crash::Point;
 use holdfast::mail::message_id;
+use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::smtp::{Fault, Sink};
 use holdfast_tests::kit::worker::SENDER;
 use holdfast_tests::kit::{Kit, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::time::timeout;
 
 use crate::checkout::{CARD, DECLINED, PRICE, Shop, check_out, ends, fill, free, list, sold};
 use crate::crashes::done_again;
@@ -26,6 +28,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx,
     a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is_repeated,
     an_international_domain_needs_no_extension_of_the_mail_server,
+    a_connection_that_dies_without_a_word_holds_up_no_mail_and_doubles_none,
     two_serves_at_once_send_each_mail_once,
     without_a_mail_server_nobody_is_written_to_then_or_later,
 ];
@@ -298,6 +301,57 @@ fn an_international_domain_needs_no_extension_of_the_mail_server(kit: &Kit) -> a
                 .is_some_and(|to| to.contains("jan@xn--bcher-kva.example")),
             "{mail:?}"
         );
+        shop.close().await
+    })
+}
+
+fn a_connection_that_dies_without_a_word_holds_up_no_mail_and_doubles_none(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let sink = Sink::start().await?;
+        let postgres = &kit.stack.postgres;
+        let proxy = Proxy::start(postgres.address()).await?;
+        let database_url = postgres.url().replace(&postgres.address(), &proxy.address());
+        let smtp_url = sink.url();
+        // A lease that outlasts what the mailer may wait for the database.
+        let settings = [
+            ("HOLDFAST_SMTP_TIMEOUT", "20s"),
+            ("HOLDFAST_SMTP_URL", smtp_url.as_str()),
+            ("HOLDFAST_DATABASE_URL", database_url.as_str()),
+            ("HOLDFAST_STATEMENT_TIMEOUT", "1s"),
+            ("HOLDFAST_ACQUIRE_TIMEOUT", "1s"),
+        ];
+        let shop = Shop::open_with(kit, "mail/silent", &settings).await?;
+        let tickets = shop.tickets(2).await?;
+        let database = postgres.connect().await?;
+        // While it looks for mails, and when it notes that one was accepted.
+        for (ticket, (name, statement)) in tickets.iter().zip([
+            ("look", "update mails m set attempts"),
+            ("note", "update mails set state = 'sent'"),
+        ]) {
+            proxy.stop_at(statement, Side::Before);
+            let goes_on = async {
+                if name == "look" {
+                    proxy.stopped().await;
+                    proxy.swallow();
+                }
+                buy(kit, &shop, name, ticket, CARD).await?;
+                ends(kit, &shop.id(name), "completed").await?;
+                if name == "note" {
+                    proxy.stopped().await;
+                    proxy.swallow();
+                }
+                becomes(&database, &shop.id(name), "completed", "sent").await
+            };
+            let mail = timeout(DEADLINE, goes_on)
+                .await
+                .with_context(|| format!("{name}: it waits for ever"))??;
+            ensure!(mail.attempts == 1, "{name}: {mail:?}");
+            ensure!(
+                of(&sink, &shop.id(name), "completed")?.len() == 1,
+                "{name}: {:?}",
+                sink.mails()
+            );
+        }
         shop.close().await
     })
 }

@@ -25,6 +25,7 @@ mod engine;
 mod faults;
 mod gate;
 mod gate_edges;
+mod grants;
 mod in_flight;
 mod intake;
 mod mail;
@@ -74,6 +75,7 @@ const TOPICS: &[&[Test]] = &[
     repeats::TESTS,
     operate::TESTS,
     engine::TESTS,
+    grants::TESTS,
     admin::TESTS,
     crashes::TESTS,
     servers::TESTS,

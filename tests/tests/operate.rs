@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_full_engine_holds_the_gate_back,
     a_hold_expires_without_any_event_and_over_a_restart,
     a_request_by_http_is_decided_as_an_event_is,
-    a_gate_whose_offsets_were_lost_stops_and_names_them,
+    offsets_that_were_lost_stop_the_gate_and_are_told_by_register,
 ];
 
 fn a_wrong_setting_is_named_with_its_mend_before_any_socket_opens(kit: &Kit) -> anyhow::Result<()> {
@@ -627,7 +627,7 @@ async fn ticket(kit: &Kit) -> anyhow::Result<(u16, Value)> {
     Ok((status, response.json().await?))
 }
 
-fn a_gate_whose_offsets_were_lost_stops_and_names_them(kit: &Kit) -> anyhow::Result<()> {
+fn offsets_that_were_lost_stop_the_gate_and_are_told_by_register(kit: &Kit) -> anyhow::Result<()> {
     const GROUP: &str = "operate.lost";
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "operate").start().await?;
@@ -655,6 +655,27 @@ fn a_gate_whose_offsets_were_lost_stops_and_names_them(kit: &Kit) -> anyhow::Res
             "{code:?}: {words}"
         );
         ensure!(words.contains("runbook"), "{words}");
+        // A group that is new, or that Kafka has forgotten: nobody knows whether it had read them.
+        let (status, said) = register(kit, &["--gate-group", "operate.forgotten"]).await?;
+        let place = format!(
+            "{}/{partition} begins at 1, the oldest record left",
+            topics::RESERVATIONS
+        );
+        let line = said
+            .lines()
+            .find(|line| line.contains("offsets of the group operate.forgotten"));
+        ensure!(
+            status == Some(0)
+                && line.is_some_and(|line| {
+                    line.starts_with("changed") && line.contains(&place) && line.contains("the oldest record left")
+                }),
+            "{said}"
+        );
+        let (status, said) = register(kit, &["--gate-group", "operate.forgotten"]).await?;
+        ensure!(
+            status == Some(0) && said.contains("as wanted  offsets of the group operate.forgotten"),
+            "{said}"
+        );
         // The gate that had read it before goes on.
         send(kit, &[listed("operate/found", "operate/found")]).await?;
         told(kit, "operate/found", 1).await?;

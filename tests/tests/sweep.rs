@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use holdfast::store;
 use holdfast::store::idempotency::{PAGE_ROWS, Sweep};
-use holdfast_tests::kit::Kit;
+use holdfast_tests::kit::proxy::{Proxy, Side};
+use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::{Test, tests};
+use crate::{Test, mechanisms, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_record_stays_as_long_as_a_repeat_can_look_young,
     a_sweep_costs_what_it_deletes,
+    a_connection_that_dies_without_a_word_holds_the_sweep_up_for_one_limit,
 ];
 
 const DATABASE: &str = "sweep";
@@ -70,6 +72,38 @@ fn a_sweep_costs_what_it_deletes(kit: &Kit) -> anyhow::Result<()> {
         }
         let (swept, cost) = sweep(kit, &mut Sweep::default()).await?;
         ensure!(swept == 0 && cost.rows <= 100 && cost.blocks <= 1_000, "{swept} swept, {cost:?}");
+        Ok(())
+    })
+}
+
+fn a_connection_that_dies_without_a_word_holds_the_sweep_up_for_one_limit(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let pool = fresh(kit).await?;
+        record(&pool, "old", "interval '9 days'", "interval '8 days'").await?;
+        let postgres = &kit.stack.postgres;
+        let proxy = Proxy::start(postgres.address()).await?;
+        let url = postgres.url_of(DATABASE).replace(&postgres.address(), &proxy.address());
+        let through = mechanisms::connect_for(url, Duration::from_secs(1)).await?;
+        proxy.stop_at("delete from idempotency_records", Side::Before);
+        let page = {
+            let through = through.clone();
+            tokio::spawn(async move { Sweep::default().page(&through, RETENTION, None).await })
+        };
+        proxy.stopped().await;
+        proxy.swallow();
+        let ended = tokio::time::timeout(Duration::from_secs(20), page).await;
+        let ended = ended.context("it waits for ever")??;
+        ensure!(ended.is_err(), "{ended:?}");
+        // The server ends the transaction whose client is lost, and with it the lock.
+        until("the next page", Duration::from_secs(20), async || {
+            let swept = Sweep::default().page(&through, RETENTION, None).await?;
+            ensure!(swept == 1, "{swept} swept");
+            anyhow::Ok(())
+        })
+        .await?;
+        ensure!(ids(&pool).await?.is_empty());
+        through.close().await;
+        pool.close().await;
         Ok(())
     })
 }

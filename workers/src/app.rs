@@ -21,11 +21,13 @@ use crate::mail::Mailer;
 use crate::metrics::Metrics;
 use crate::provider::Provider;
 use crate::restate_admin::RestateAdmin;
+use crate::rounds::Rounds;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
 use crate::store::progress::Progress;
 use crate::sweep::Sweeper;
-use crate::{admin, domain, error, gate, objects, register, relay, restate_admin, store, verify, webhook};
+use crate::transience::Fault;
+use crate::{admin, domain, gate, objects, register, relay, restate_admin, store, verify, webhook};
 
 /// Interval of the sweep of prepared transactions that a try left behind in the loyalty database.
 const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
@@ -201,13 +203,18 @@ impl Worker {
     /// Pings the database for readiness, and counts the pool's connections.
     fn watch_postgres(&self, pool: PgPool) {
         let (metrics, readiness) = (self.metrics.clone(), self.readiness.clone());
-        let shutdown = self.spawner.shutdown();
+        let (rounds, shutdown) = (self.rounds("postgres"), self.spawner.shutdown());
         let watch = async move {
             let mut ticks = tokio::time::interval(PING_EVERY);
             loop {
                 ticks.tick().await;
                 let answer = tokio::time::timeout(PING_PATIENCE, store::ping(&pool)).await;
                 readiness.set("postgres", matches!(answer, Ok(Ok(()))));
+                match &answer {
+                    Ok(Ok(())) => rounds.passed(),
+                    Ok(Err(error)) => rounds.failed(error.fault(), error),
+                    Err(elapsed) => rounds.failed(Fault::Server, elapsed),
+                }
                 let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
                 let connections = &metrics.pool_connections;
                 connections.with_label_values(&["idle"]).set(idle);
@@ -318,6 +325,7 @@ impl Worker {
             admin: RestateAdmin::new(self.config.restate.admin.clone())?,
             retention: self.config.database.idempotency_retention,
             metrics: self.metrics.clone(),
+            rounds: self.rounds("sweep"),
         };
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("sweep", async move {
@@ -348,9 +356,10 @@ impl Worker {
         let loyalty = Loyalty::new(main.clone(), other, database.idempotency_retention);
         let (sweeping, age) = (loyalty.clone(), database.credits_abandoned_after);
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
+        let rounds = self.rounds("loyalty");
         self.spawner.spawn("loyalty", async move {
             tokio::select! {
-                swept = sweep_credits(&sweeping, age, &metrics) => swept,
+                swept = sweep_credits(&sweeping, age, &metrics, &rounds) => swept,
                 () = shutdown.cancelled() => Ok(()),
             }
         });
@@ -362,10 +371,11 @@ impl Worker {
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
         let idle = self.config.checkout.abandoned_after;
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
+        let (looking, counting) = (self.rounds("checkouts"), self.rounds("checkouts (count)"));
         self.spawner.spawn("checkouts", async move {
             tokio::select! {
-                () = checkout::look_after(driver.clone(), admin, idle) => {}
-                () = checkout::keep_count(driver, metrics) => {}
+                () = checkout::look_after(driver.clone(), admin, idle, looking) => {}
+                () = checkout::keep_count(driver, metrics, counting) => {}
                 () = shutdown.cancelled() => {}
             }
             Ok(())
@@ -375,7 +385,7 @@ impl Worker {
 
     /// Starts the mailer, if there is a mail server. While the server is away, only mails wait.
     fn spawn_mailer(&self, pool: &PgPool) -> anyhow::Result<()> {
-        let mailer = Mailer::new(&self.config.mail, pool, &self.metrics)
+        let mailer = Mailer::new(&self.config.mail, pool, &self.metrics, &self.readiness)
             .context("no mails can be sent by --smtp-url (HOLDFAST_SMTP_URL)")?;
         let Some(mailer) = mailer else {
             return Ok(());
@@ -397,8 +407,9 @@ impl Worker {
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
         let (readings, engine) = watch::channel(gate::Backlog::default());
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
+        let rounds = self.rounds("engine");
         self.spawner.spawn("engine", async move {
-            restate_admin::watch_engine(admin, metrics, readings, shutdown).await;
+            restate_admin::watch_engine(admin, metrics, readings, rounds, shutdown).await;
             Ok(())
         });
         Ok(engine)
@@ -407,7 +418,7 @@ impl Worker {
     /// Arms the Reaper again when it has no turn left, as after somebody killed the last one.
     fn spawn_reaper_watch(&self, pool: &PgPool) -> anyhow::Result<()> {
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
-        let watch = register::keep_armed(self.config.clone(), admin, pool.clone());
+        let watch = register::keep_armed(self.config.clone(), admin, pool.clone(), self.rounds("reaper"));
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("reaper", async move {
             tokio::select! {
@@ -478,6 +489,11 @@ impl Worker {
         Ok(())
     }
 
+    /// For a task that retries for ever.
+    fn rounds(&self, part: &'static str) -> Rounds {
+        Rounds::new(part, &self.readiness, &self.metrics)
+    }
+
     /// For a part that finds out by itself whether it can work; until it says so it cannot.
     fn tells(&self, part: &'static str) -> Box<dyn Fn(bool) + Send + Sync> {
         self.readiness.set(part, false);
@@ -498,7 +514,7 @@ impl Worker {
 }
 
 /// Ends prepared transactions of this age that a try left behind. Refuses a loyalty database that cannot prepare.
-async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> anyhow::Result<()> {
+async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics, rounds: &Rounds) -> anyhow::Result<()> {
     store::await_answer(loyalty.pool(), metrics)
         .await
         .context("the loyalty database (--loyalty-url, HOLDFAST_LOYALTY_URL)")?;
@@ -513,9 +529,13 @@ async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics) -> a
             Ok(()) => loyalty.sweep(age).await,
         };
         match swept {
-            Ok(0) => {}
-            Ok(ended) => tracing::warn!(ended, "prepared credits of tries that had gone were settled"),
-            Err(error) => tracing::warn!(error = error::chain(&error), "prepared credits are looked after later"),
+            Ok(ended) => {
+                rounds.passed();
+                if ended > 0 {
+                    tracing::warn!(ended, "prepared credits of tries that had gone were settled");
+                }
+            }
+            Err(error) => rounds.failed(error.fault(), &error),
         }
     }
 }

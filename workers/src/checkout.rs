@@ -20,10 +20,12 @@ use crate::domain::checkout::{Checkout, Failure, State, Step, Terms};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::provider::{self, Order, Payment, Provider};
-use crate::restate_admin::{Live, RestateAdmin};
+use crate::restate_admin::{self, Live, RestateAdmin};
+use crate::rounds::Rounds;
 use crate::store::buying::{Buying, undoing};
 use crate::store::credits::Loyalty;
 use crate::store::{self, PgPool, checkouts};
+use crate::transience::Fault;
 
 /// Interval at which checkouts are counted and abandoned ones are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -64,6 +66,22 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Provider(#[from] provider::Error),
+    #[error("it is not known which checkouts have a live invocation")]
+    Admin(#[from] restate_admin::Error),
+}
+
+impl Error {
+    /// The fault, which decides whether it is waited out.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::NoCheckout(_) => Fault::Content,
+            Error::NoProgress(_) => Fault::Rival,
+            Error::NoProvider => Fault::Setting,
+            Error::Store(error) => error.fault(),
+            Error::Provider(error) => error.fault(),
+            Error::Admin(error) => error.fault(),
+        }
+    }
 }
 
 impl Driver {
@@ -460,19 +478,20 @@ fn point(step: &Step) -> Option<Point> {
 /// The reconciler, which runs for ever: it sets each abandoned checkout to be undone, unless it is being undone or only owes
 /// credits, and drives it to its end. A checkout is abandoned when no step was taken for `idle` and Restate has no live
 /// invocation for it.
-pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration) {
+pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration, rounds: Rounds) {
     // Not at once: workflows that waited for this process to come back go on by themselves.
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + idle, LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = look_once(&driver, &admin, idle).await {
-            tracing::warn!(error = %error, "checkouts that nobody takes further are looked after later");
+        match look_once(&driver, &admin, idle).await {
+            Ok(()) => rounds.passed(),
+            Err(error) => rounds.failed(error.fault(), &error),
         }
     }
 }
 
-async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> anyhow::Result<()> {
+async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> Result<(), Error> {
     let main = &driver.buying.main;
     // Read before Restate is asked, however long it takes to answer: its answer may lack workflows that began later.
     let last_moved = store::now(main).await? - idle;
@@ -482,15 +501,21 @@ async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> any
     }
     let Live { checkouts: live, users } = admin.live_checkouts().await?;
     let abandoned = checkouts::unfinished(main, last_moved, &live, &users).await?;
-    futures::stream::iter(abandoned)
-        .for_each_concurrent(AT_ONCE, async |id| {
+    let mut ended = futures::stream::iter(abandoned)
+        .map(async |id| {
             tracing::warn!(checkout = %id, "nobody takes this checkout further: it is given up");
-            if let Err(error) = abandon(driver, &id).await {
-                tracing::warn!(checkout = %id, error = error::chain(&error), "the checkout is looked after later");
-            }
+            let abandoned = abandon(driver, &id).await;
+            abandoned.inspect_err(|error| {
+                tracing::warn!(checkout = %id, error = error::chain(error), "the checkout is looked after later");
+            })
         })
-        .await;
-    Ok(())
+        .buffer_unordered(AT_ONCE);
+    let mut to_mend = None;
+    while let Some(ended) = ended.next().await {
+        // What is wrong with one checkout keeps the round from no other.
+        to_mend = to_mend.or(ended.err().filter(|error| error.fault() == Fault::Setting));
+    }
+    to_mend.map_or(Ok(()), Err)
 }
 
 async fn abandon(driver: &Driver, id: &CheckoutId) -> Result<(), Error> {
@@ -499,12 +524,13 @@ async fn abandon(driver: &Driver, id: &CheckoutId) -> Result<(), Error> {
 }
 
 /// Counts the checkouts that have not ended, for ever.
-pub async fn keep_count(driver: Driver, metrics: Arc<Metrics>) {
+pub async fn keep_count(driver: Driver, metrics: Arc<Metrics>, rounds: Rounds) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     loop {
         ticks.tick().await;
-        if let Err(error) = count(&driver, &metrics).await {
-            tracing::warn!(error = error::chain(&error), "checkouts are counted later");
+        match count(&driver, &metrics).await {
+            Ok(()) => rounds.passed(),
+            Err(error) => rounds.failed(error.fault(), &error),
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod crash;
 pub mod error;
 pub mod lifecycle;
 pub mod metrics;
+pub mod rounds;
 pub mod transience;
 
 pub mod gate;

@@ -150,7 +150,8 @@ impl Readiness {
             .insert(part, ready);
     }
 
-    fn missing(&self) -> Vec<&'static str> {
+    /// The parts that are not ready.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
         let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         parts
             .iter()

@@ -97,6 +97,10 @@ metrics! {
     commit_waiting: IntGauge = "holdfast_commit_waiting_units";
     /// Attempts that infrastructure made fail and that are tried again, by where: connect, read, write.
     retries: IntCounterVec = "holdfast_retries_total" ["where"];
+    /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres, sweep, mail,
+    /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, relay (lock),
+    /// relay (session), relay (listen), relay (count). The task goes on trying; `/readyz` names it.
+    failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part"];
     /// Connections in the pool, by state: idle, used.
     pool_connections: IntGaugeVec = "holdfast_pool_connections" ["state"];
     /// Idempotency records deleted because they were older than the retention.

@@ -80,6 +80,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The fault, for a task that looks after the engine for ever.
+    fn fault(&self) -> Fault {
+        match self {
+            Error::Holds(error) => error.fault(),
+            Error::Admin(error) => error.fault(),
+            error if error.is_transient() => Fault::Server,
+            _ => Fault::Setting,
+        }
+    }
+
     /// True if waiting may help: a server is not up yet, or still busy.
     fn is_transient(&self) -> bool {
         match self {
@@ -89,7 +99,7 @@ impl Error {
                 (source.rdkafka_error_code()).is_none_or(|code| transience::kafka(code) != Fault::Setting)
             }
             Error::TopicRefused { code, .. } => transience::kafka(*code).is_transient(),
-            Error::Admin(error) => error.is_transient(),
+            Error::Admin(error) => error.fault().is_transient(),
             Error::Arm { status, .. } => transience::restate_ingress(status.as_u16()).is_transient(),
             Error::Holds(_) | Error::Thread(_) => false,
         }

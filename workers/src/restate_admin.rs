@@ -18,7 +18,8 @@ use url::Url;
 
 use crate::gate;
 use crate::metrics::Metrics;
-use crate::transience;
+use crate::rounds::Rounds;
+use crate::transience::{self, Fault};
 
 /// Services whose unfinished invocations count as the backlog, as a list for SQL. The Reaper is none of them: its next turn is
 /// always scheduled.
@@ -59,12 +60,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// True if a retry may be answered: the server did not answer, or said that it cannot now.
-    pub fn is_transient(&self) -> bool {
+    /// The fault, which decides whether a request is sent again.
+    pub fn fault(&self) -> Fault {
         match self {
-            Error::Silent { .. } => true,
-            Error::Refused { status, .. } => transience::restate_admin(status.as_u16()).is_transient(),
-            Error::Client(_) | Error::Unknown { .. } => false,
+            Error::Silent { .. } => Fault::Server,
+            Error::Refused { status, .. } => transience::restate_admin(status.as_u16()),
+            Error::Client(_) | Error::Unknown { .. } => Fault::Setting,
         }
     }
 }
@@ -263,10 +264,17 @@ impl RestateAdmin {
         self.send(Method::POST, "subscriptions", &body).await
     }
 
-    /// Ends a subscription. One made anew delivers records again that this one had delivered.
+    /// Ends a subscription, or finds that it has ended. One made anew delivers records again that this one had delivered.
     pub async fn delete_subscription(&self, id: &str) -> Result<(), Error> {
         let path = format!("subscriptions/{id}");
-        self.ask(Method::DELETE, &path, None).await.map(drop)
+        match self.ask(Method::DELETE, &path, None).await {
+            Ok(_)
+            | Err(Error::Refused {
+                status: StatusCode::NOT_FOUND,
+                ..
+            }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Counts the unfinished invocations of Holdfast's objects: those that hold the lock of their key, and those that wait for it.
@@ -450,16 +458,17 @@ pub async fn watch_engine(
     admin: RestateAdmin,
     metrics: Arc<Metrics>,
     engine: watch::Sender<gate::Backlog>,
+    rounds: Rounds,
     shutdown: CancellationToken,
 ) {
     tokio::select! {
-        () = tell_engine(&admin, &metrics, &engine) => {}
+        () = tell_engine(&admin, &metrics, &engine, &rounds) => {}
         () = count_paused(&admin, &metrics) => {}
         () = shutdown.cancelled() => {}
     }
 }
 
-async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Sender<gate::Backlog>) {
+async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Sender<gate::Backlog>, rounds: &Rounds) {
     let tell = |unfinished: u64| {
         engine.send_modify(|engine| {
             engine.unfinished = unfinished;
@@ -467,7 +476,6 @@ async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Se
         });
     };
     let mut last = 0;
-    let mut silent = false;
     loop {
         let asked = Instant::now();
         let mut question = pin!(admin.unfinished());
@@ -479,15 +487,11 @@ async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Se
         };
         let pause = pause_after(&answer, asked.elapsed());
         metrics.engine_answers.set(i64::from(answer.is_ok()));
-        if let Err(error) = &answer
-            && !silent
-        {
-            tracing::warn!(
-                error = error as &dyn std::error::Error,
-                "the gate goes on at its last rate"
-            );
+        match &answer {
+            Ok(_) => rounds.passed(),
+            // The gate goes on at its last rate.
+            Err(error) => rounds.failed(error.fault(), error),
         }
-        silent = answer.is_err();
         last = answer.unwrap_or(last);
         metrics.engine_unfinished.set(signed(last));
         tell(last);

@@ -7,11 +7,17 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
-use crate::restate_admin::RestateAdmin;
+use crate::restate_admin::{self, RestateAdmin};
+use crate::rounds::Rounds;
+use crate::store;
 use crate::store::idempotency::{PAGE_ROWS, Sweep};
+use crate::transience::Fault;
 
 /// Interval of the turns.
 const EVERY: Duration = Duration::from_secs(600);
+
+/// Pause before a turn that failed is begun again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// After so many turns, a day's, the walk begins at the oldest record again: a clock that was set back, or a restored table, may
 /// have put records behind it.
@@ -27,10 +33,29 @@ pub struct Sweeper {
     pub admin: RestateAdmin,
     pub retention: Duration,
     pub metrics: Arc<Metrics>,
+    pub rounds: Rounds,
+}
+
+/// The reason why a turn failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the oldest unfinished invocation is not known, so no idempotency record is swept")]
+    Admin(#[from] restate_admin::Error),
+    #[error("idempotency records are not swept")]
+    Store(#[from] store::Error),
+}
+
+impl Error {
+    fn fault(&self) -> Fault {
+        match self {
+            Error::Admin(error) => error.fault(),
+            Error::Store(error) => error.fault(),
+        }
+    }
 }
 
 impl Sweeper {
-    /// Sweeps for ever. What fails is done in the next turn.
+    /// Sweeps for ever. A turn that failed is begun again soon.
     pub async fn run(self) {
         let mut ticks = tokio::time::interval(EVERY);
         loop {
@@ -38,15 +63,21 @@ impl Sweeper {
             for _ in 0..TURNS {
                 ticks.tick().await;
                 match self.turn(&mut walk).await {
-                    Ok(swept) => tracing::debug!(swept, "swept idempotency records"),
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "idempotency records are swept later"),
+                    Ok(swept) => {
+                        tracing::debug!(swept, "swept idempotency records");
+                        self.rounds.passed();
+                    }
+                    Err(error) => {
+                        self.rounds.failed(error.fault(), &error);
+                        ticks.reset_after(AGAIN);
+                    }
                 }
             }
         }
     }
 
     /// Deletes all that is old enough, unless Restate does not name its unfinished invocations.
-    async fn turn(&self, walk: &mut Sweep) -> anyhow::Result<u64> {
+    async fn turn(&self, walk: &mut Sweep) -> Result<u64, Error> {
         let unfinished_since = self.admin.oldest_unfinished().await?;
         let mut total = 0;
         loop {

@@ -28,7 +28,9 @@ use uuid::Uuid;
 use crate::config;
 use crate::crash::{self, Point};
 use crate::error;
+use crate::lifecycle::Readiness;
 use crate::metrics::Metrics;
+use crate::rounds::Rounds;
 use crate::store::mails::{self, LeasedMail};
 use crate::store::{self, PgPool};
 use letter::Letter;
@@ -61,6 +63,16 @@ pub struct Mailer {
     lease: Duration,
     longest_pause: Duration,
     metrics: Arc<Metrics>,
+    rounds: Arc<Loops>,
+}
+
+/// The rounds of each thing that the mailer does again and again.
+struct Loops {
+    take: Rounds,
+    count: Rounds,
+    contents: Rounds,
+    notes: Rounds,
+    server: Rounds,
 }
 
 /// The reason why no mailer can be made.
@@ -104,11 +116,17 @@ impl Mailer {
     ///
     /// # Errors
     /// The settings demand TLS, and the system has no certificates to trust.
-    pub fn new(config: &config::Mail, pool: &PgPool, metrics: &Arc<Metrics>) -> Result<Option<Self>, Error> {
+    pub fn new(
+        config: &config::Mail,
+        pool: &PgPool,
+        metrics: &Arc<Metrics>,
+        readiness: &Readiness,
+    ) -> Result<Option<Self>, Error> {
         let (Some(address), Some(from)) = (config.server(), config.sender()) else {
             return Ok(None);
         };
         let server = Server::new(address, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
+        let rounds = |part| Rounds::new(part, readiness, metrics);
         Ok(Some(Self {
             pool: pool.clone(),
             server: Arc::new(server),
@@ -116,6 +134,13 @@ impl Mailer {
             lease: config.smtp_timeout + TO_SPARE,
             longest_pause: config.longest_pause,
             metrics: metrics.clone(),
+            rounds: Arc::new(Loops {
+                take: rounds("mail"),
+                count: rounds("mail (count)"),
+                contents: rounds("mail (contents)"),
+                notes: rounds("mail (notes)"),
+                server: Rounds::beside("mail (server)", metrics),
+            }),
         }))
     }
 
@@ -132,10 +157,13 @@ impl Mailer {
                 ended?;
             }
             match self.take(AT_ONCE - sending.len()).await {
-                Ok(taken) => taken
-                    .into_iter()
-                    .for_each(|mail| drop(sending.spawn(self.clone().send(mail)))),
-                Err(error) => tracing::warn!(error = error::chain(&error), "mails are looked for later"),
+                Ok(taken) => {
+                    self.rounds.take.passed();
+                    taken
+                        .into_iter()
+                        .for_each(|mail| drop(sending.spawn(self.clone().send(mail))));
+                }
+                Err(error) => self.rounds.take.failed(error.fault(), &error),
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -162,8 +190,9 @@ impl Mailer {
                 Ok(waiting) => {
                     self.metrics.mails_waiting.set(waiting.mails);
                     self.metrics.mails_oldest_seconds.set(waiting.oldest_seconds as i64);
+                    self.rounds.count.passed();
                 }
-                Err(error) => tracing::warn!(error = error::chain(&error), "mails are counted later"),
+                Err(error) => self.rounds.count.failed(error.fault(), &error),
             }
         }
     }
@@ -182,9 +211,13 @@ impl Mailer {
 
     async fn send(self, mail: LeasedMail) {
         let message = match self.write(&mail).await {
-            Ok(message) => message,
+            Ok(message) => {
+                self.rounds.contents.passed();
+                message
+            }
             Err(Unwritten::Store(error)) => {
                 tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail is written later");
+                self.rounds.contents.failed_for_one(error.fault(), &error);
                 return self.note(&mail, Fate::Later(None)).await;
             }
             Err(error) => {
@@ -201,7 +234,10 @@ impl Mailer {
             }
         }
         let accepted = match delivered {
-            Ok(accepted) => accepted,
+            Ok(accepted) => {
+                self.rounds.server.passed();
+                accepted
+            }
             Err(error) => {
                 let (checkout, code) = (&mail.checkout, error.code());
                 let error_chain = error::chain(&error);
@@ -210,6 +246,7 @@ impl Mailer {
                     return self.note(&mail, Fate::Refused(code)).await;
                 }
                 tracing::warn!(%checkout, attempt = mail.attempts, error = error_chain, "a mail is sent later");
+                self.rounds.server.failed(error.fault(), &error);
                 return self.note(&mail, Fate::Later(code)).await;
             }
         };
@@ -245,9 +282,10 @@ impl Mailer {
         let mut pauses = store::pauses();
         loop {
             match self.try_note(mail, &fate).await {
-                Ok(()) => return,
+                Ok(()) => return self.rounds.notes.passed(),
                 Err(error) => {
                     tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail's fate is noted later");
+                    self.rounds.notes.failed_for_one(error.fault(), &error);
                     sleep(pauses.next().unwrap_or(store::LONGEST_PAUSE)).await;
                 }
             }

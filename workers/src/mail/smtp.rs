@@ -128,10 +128,15 @@ impl Error {
     /// True if a retry is of no use: the server refuses this mail, or this address. A refusal of our credentials or of our own
     /// address is ours to mend, and the mail waits for that.
     pub(super) fn is_final(&self) -> bool {
+        self.fault() == Fault::Content
+    }
+
+    /// The fault, which decides whether the mail is tried again.
+    pub(super) fn fault(&self) -> Fault {
         match self {
-            Self::Answered { command, code } => transience::smtp(command, *code) == Fault::Content,
-            Self::Lacks(_) => true,
-            _ => false,
+            Self::Answered { command, code } => transience::smtp(command, *code),
+            Self::Lacks(_) => Fault::Content,
+            Self::Late(_) | Self::Unreachable(_) | Self::Unreadable | Self::Broken(_) => Fault::Server,
         }
     }
 }

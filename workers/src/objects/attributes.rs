@@ -1,14 +1,12 @@
 //! A ticket's attributes: HTTP requests to the Ticket object that no decision depends on.
 
-use std::sync::Arc;
-
 use holdfast_schemas::TicketId;
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::caller::answer_caller;
-use crate::error;
+use super::caller::{answer_caller, tool_failed};
+use crate::metrics::Metrics;
 use crate::store::mechanisms::Error;
 use crate::store::ticket_attributes::{self, Access};
 
@@ -72,18 +70,20 @@ pub(super) struct Attributes {
     tags: Vec<String>,
 }
 
-pub(super) async fn tag(access: &Access, ticket: &TicketId, Tag { tag }: Tag) -> HandlerResult<()> {
-    access.tag(ticket, &tag).await.map_err(answer)
+pub(super) async fn tag(access: &Access, metrics: &Metrics, ticket: &TicketId, asked: Tag) -> HandlerResult<()> {
+    let tagged = access.tag(ticket, &asked.tag).await;
+    tagged.map_err(|error| answer(&error, metrics))
 }
 
 pub(super) async fn describe(
     access: &Access,
+    metrics: &Metrics,
     ticket: &TicketId,
     Describe { from, to }: Describe,
 ) -> HandlerResult<Json<Described>> {
     let from = from.map(ticket_attributes::Description::from);
     let described = access.describe(ticket, from.as_ref(), &to.into()).await;
-    Ok(Json(match described.map_err(|error| answer(Arc::new(error)))? {
+    Ok(Json(match described.map_err(|error| answer(&error, metrics))? {
         ticket_attributes::Described::Applied(fields) => Described::Applied { fields },
         ticket_attributes::Described::Unchanged => Described::Unchanged,
         ticket_attributes::Described::Differs => Described::Differs,
@@ -91,8 +91,9 @@ pub(super) async fn describe(
     }))
 }
 
-pub(super) async fn get(access: &Access, ticket: TicketId) -> HandlerResult<Json<Attributes>> {
-    let Some(found) = access.get(&ticket).await.map_err(answer)? else {
+pub(super) async fn get(access: &Access, metrics: &Metrics, ticket: TicketId) -> HandlerResult<Json<Attributes>> {
+    let found = access.get(&ticket).await;
+    let Some(found) = found.map_err(|error| answer(&error, metrics))? else {
         return Err(answer_caller(
             404,
             "nothing is told of this ticket: tag or describe it first",
@@ -108,9 +109,9 @@ pub(super) async fn get(access: &Access, ticket: TicketId) -> HandlerResult<Json
 }
 
 /// Answers the caller about a value that a constraint forbids; has Restate retry after any other error.
-fn answer(error: Arc<Error>) -> HandlerError {
-    let Error::Forbidden { constraint, .. } = &*error else {
-        return error::chain(&error).into();
+fn answer(error: &Error, metrics: &Metrics) -> HandlerError {
+    let Error::Forbidden { constraint, .. } = error else {
+        return tool_failed(metrics, error);
     };
     let rule = constraint.as_deref().unwrap_or("a character that no text can hold");
     let rule = rule.strip_prefix("ticket_attributes_").unwrap_or(rule);

@@ -2,11 +2,44 @@
 
 use restate_sdk::prelude::{HandlerError, TerminalError};
 
-use crate::{error, store};
+use crate::metrics::Metrics;
+use crate::store::{self, Cause, mechanisms};
+use crate::transience::Fault;
+use crate::{checkout, error};
 
-/// An error after which Restate retries, for ever; it records the text.
+/// An error of the committer, which has logged and counted it. Restate retries the invocation, for ever; it records the text.
 pub(super) fn retryable(error: store::Error) -> HandlerError {
     error::chain(&error).into()
+}
+
+/// As [`retryable`], for what did not pass the committer: logged and counted here, unless it passes by itself.
+pub(super) fn failed(metrics: &Metrics) -> impl Fn(store::Error) -> HandlerError {
+    move |error| given_back(metrics, &error, error.fault(), error.cause())
+}
+
+/// As [`failed`], for a step of a checkout.
+pub(super) fn step_failed(metrics: &Metrics, error: &checkout::Error) -> HandlerError {
+    given_back(metrics, error, error.fault(), Cause::of(error.fault()))
+}
+
+/// As [`failed`], for one of the mechanisms.
+pub(super) fn tool_failed(metrics: &Metrics, error: &mechanisms::Error) -> HandlerError {
+    given_back(metrics, error, error.fault(), Cause::of(error.fault()))
+}
+
+fn given_back(
+    metrics: &Metrics,
+    error: &(dyn std::error::Error + 'static),
+    fault: Fault,
+    cause: Option<Cause>,
+) -> HandlerError {
+    let text = error::chain(error);
+    if let (false, Some(cause)) = (fault.is_transient(), cause) {
+        let cause = cause.as_str();
+        metrics.quarantine_candidates.with_label_values(&[cause]).inc();
+        tracing::error!(cause, error = text, "an invocation fails until this is mended");
+    }
+    text.into()
 }
 
 /// The only place where a terminal error is built: the fault of an HTTP caller, with its status code. Restate ends the

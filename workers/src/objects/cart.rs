@@ -12,9 +12,10 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use crate::domain::{State, Ticket};
+use crate::metrics::Metrics;
 use crate::store::{self, PgPool};
 
-use super::caller::retryable;
+use super::caller::failed;
 
 /// State: the cart, an [`Entries`].
 pub(super) const CART: &str = "cart";
@@ -136,10 +137,16 @@ struct Item {
 }
 
 /// The entries whose holds have not ended, with price and end of each hold.
-pub(super) async fn view(pool: &PgPool, user: &UserId, entries: Entries, now: OffsetDateTime) -> HandlerResult<View> {
+pub(super) async fn view(
+    pool: &PgPool,
+    metrics: &Metrics,
+    user: &UserId,
+    entries: Entries,
+    now: OffsetDateTime,
+) -> HandlerResult<View> {
     let mut tickets = Vec::with_capacity(entries.0.len());
     for Entry { ticket, hold } in entries.0 {
-        let found = store::get::<Ticket>(pool, &ticket).await.map_err(retryable)?;
+        let found = store::get::<Ticket>(pool, &ticket).await.map_err(failed(metrics))?;
         let Some(found) = found else { continue };
         if let State::Held(held) = found.state
             && held.id == hold

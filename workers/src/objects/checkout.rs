@@ -12,10 +12,9 @@ use time::OffsetDateTime;
 use crate::checkout::{self, Driver, Progress};
 use crate::domain;
 use crate::domain::checkout::State;
-use crate::error;
 use crate::store::checkouts;
 
-use super::caller::{answer_caller, retryable};
+use super::caller::{answer_caller, failed, step_failed};
 
 /// Drives one checkout to its end.
 pub(super) struct Checkout {
@@ -118,7 +117,7 @@ impl Checkout {
 
     async fn drive(&self, id: &CheckoutId, heard: bool) -> HandlerResult<Json<Driven>> {
         let progress = self.driver.drive(id, heard).await;
-        Ok(Json(match progress.map_err(answer)? {
+        Ok(Json(match progress.map_err(|error| self.answer(&error))? {
             Progress::Ended => Driven::Ended,
             Progress::Stuck => Driven::Stuck,
             Progress::Waits(until) => {
@@ -130,30 +129,35 @@ impl Checkout {
 
     async fn give_up(&self, id: &CheckoutId) -> HandlerResult<()> {
         let given_up = self.driver.give_up(id, CheckoutFailure::Cancelled).await;
-        given_up.map_err(answer)
+        given_up.map_err(|error| self.answer(&error))
     }
 
     /// Sets a stuck checkout going again. Tells whether the checkout had ended before.
     async fn resume(&self, id: &CheckoutId) -> HandlerResult<bool> {
-        let found = checkouts::get(&self.driver.buying.main, id).await.map_err(retryable)?;
-        self.driver.resume(id).await.map_err(answer)?;
+        let found = checkouts::get(&self.driver.buying.main, id)
+            .await
+            .map_err(failed(&self.driver.buying.metrics))?;
+        self.driver.resume(id).await.map_err(|error| self.answer(&error))?;
         Ok(found
             .is_some_and(|checkout| matches!(checkout.state, State::Completed | State::Refunded | State::Failed(_))))
     }
 
     async fn view(&self, id: &CheckoutId) -> HandlerResult<Json<View>> {
-        match checkouts::get(&self.driver.buying.main, id).await.map_err(retryable)? {
+        match checkouts::get(&self.driver.buying.main, id)
+            .await
+            .map_err(failed(&self.driver.buying.metrics))?
+        {
             Some(found) => Ok(Json(View::new(found))),
             None => Err(never_opened()),
         }
     }
-}
 
-/// An error that Restate retries, unless the checkout does not exist.
-fn answer(error: checkout::Error) -> HandlerError {
-    match error {
-        checkout::Error::NoCheckout(_) => never_opened(),
-        error => error::chain(&error).into(),
+    /// An error that Restate retries, unless the checkout does not exist.
+    fn answer(&self, error: &checkout::Error) -> HandlerError {
+        match error {
+            checkout::Error::NoCheckout(_) => never_opened(),
+            error => step_failed(&self.driver.buying.metrics, error),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! one tool of [`crate::store::mechanisms`], whose page describes its crashes. Some are unsafe on purpose and say so.
 //! Served only with `--examples`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_schemas::number;
@@ -9,33 +10,78 @@ use restate_sdk::endpoint::Builder;
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool};
+use sqlx::pool::PoolConnection;
+use sqlx::{PgConnection, PgPool, Postgres};
 use uuid::Uuid;
 
 use super::body::Body;
-use super::caller::answer_caller;
+use super::caller::{answer_caller, tool_failed};
 use super::intake;
 use crate::error;
+use crate::metrics::Metrics;
 use crate::store::examples::{KEYS, User};
 use crate::store::mechanisms::idempotency::{DAY, Once};
 use crate::store::mechanisms::insert::{self, Insert};
 use crate::store::mechanisms::two_phase::{self, Outcome, TransactionId};
 use crate::store::mechanisms::update::{self, Update};
 use crate::store::mechanisms::version::{self, Versioned};
-use crate::store::mechanisms::{Error, read};
+use crate::store::mechanisms::{self, Error, read};
 
-pub(super) fn bind(endpoint: Builder, pool: PgPool, new_id: fn() -> Uuid) -> Builder {
+pub(super) fn bind(endpoint: Builder, pool: PgPool, metrics: Arc<Metrics>, new_id: fn() -> Uuid) -> Builder {
+    let examples = Examples { pool, metrics };
     endpoint
-        .bind(Simple { pool: pool.clone() })
-        .bind(Keyed { pool: pool.clone() })
-        .bind(Idempotency { pool: pool.clone() })
-        .bind(TwoPhaseCommit { pool, new_id })
+        .bind(Simple(examples.clone()))
+        .bind(Keyed(examples.clone()))
+        .bind(Idempotency(examples.clone()))
+        .bind(TwoPhaseCommit(examples, new_id))
+}
+
+/// What all of them work with.
+#[derive(Clone)]
+struct Examples {
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+}
+
+impl Examples {
+    /// Waits for a call of a tool as long as its statements may take, and no longer.
+    async fn done<R>(&self, call: impl Future<Output = Result<R, Error>>) -> HandlerResult<R> {
+        let done = mechanisms::in_time(&self.pool, "example_users", call).await;
+        done.map_err(|error| self.answer(&error))
+    }
+
+    async fn acquire(&self) -> HandlerResult<PoolConnection<Postgres>> {
+        let acquired = self.pool.acquire().await;
+        acquired.map_err(|source| {
+            self.answer(&Error::Statement {
+                table: "example_users",
+                source,
+            })
+        })
+    }
+
+    /// A value that the table does not take is the caller's to mend; everything else is tried again.
+    fn answer(&self, error: &Error) -> HandlerError {
+        match error {
+            Error::Forbidden { .. } => answer_caller(400, error::chain(error)),
+            error => tool_failed(&self.metrics, error),
+        }
+    }
+
+    async fn find(&self, user: String) -> HandlerResult<Json<Lookup>> {
+        let Json(found) = self.look(user, Lookup::Row).await?;
+        Ok(Json(found.unwrap_or(Lookup::Nothing("(row not found)"))))
+    }
+
+    /// A value of a user's row, if there is one.
+    async fn look<R>(&self, user: String, asked: fn(User) -> R) -> HandlerResult<Json<Option<R>>> {
+        let found = self.done(read::one(&self.pool, &user)).await?;
+        Ok(Json(found.map(asked)))
+    }
 }
 
 /// Accesses the database as any other program would.
-struct Simple {
-    pool: PgPool,
-}
+struct Simple(Examples);
 
 /// The columns of a new user.
 #[derive(Deserialize, JsonSchema)]
@@ -65,14 +111,14 @@ impl Simple {
     /// The user's row, or "(row not found)".
     #[handler]
     async fn read(&self, _ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Lookup>> {
-        find(&self.pool, user).await
+        self.0.find(user).await
     }
 
     /// The user's credits, or null. Read once per invocation: every retry uses the same value.
     #[handler(name = "durableRead")]
     async fn durable_read(&self, ctx: Context<'_>, Json(user): Json<String>) -> HandlerResult<Json<Option<i64>>> {
         let credits = ctx
-            .run(|| look(&self.pool, user, |user| user.credits))
+            .run(|| self.0.look(user, |user| user.credits))
             .name("read credits")
             .await?;
         if credits.0 == Some(0) {
@@ -99,23 +145,22 @@ impl Simple {
             tags: Vec::new(),
             version: 0,
         };
-        let inserted = insert::once_by(&self.pool, &user, ctx.invocation_id()).await;
-        Ok(Json(inserted.map_err(answer)? == Insert::Inserted))
+        let inserted = insert::once_by(&self.0.pool, &user, ctx.invocation_id());
+        Ok(Json(self.0.done(inserted).await? == Insert::Inserted))
     }
 
     /// Renames a user; answers whether there is one. **Unsafe:** a retry overwrites what others wrote meanwhile.
     #[handler]
     async fn update(&self, _ctx: Context<'_>, body: Body<Rename>) -> HandlerResult<Json<bool>> {
         let Rename { user_id, new_name } = body.read()?;
-        let updated = update::apply(&self.pool, &user_id, &User::NAME.set(new_name)).await;
-        Ok(Json(updated.map_err(answer)? == Update::Updated))
+        let change = User::NAME.set(new_name);
+        let updated = update::apply(&self.0.pool, &user_id, &change);
+        Ok(Json(self.0.done(updated).await? == Update::Updated))
     }
 }
 
 /// Accesses a user's row under the user's key, so that writes come one at a time.
-struct Keyed {
-    pool: PgPool,
-}
+struct Keyed(Examples);
 
 #[restate_sdk::object(
     name = "keyed",
@@ -127,8 +172,9 @@ impl Keyed {
     /// Adds credits; answers whether there is such a user. **Unsafe:** a retry after the statement took effect adds again.
     #[handler]
     async fn update(&self, ctx: ObjectContext<'_>, Json(add): Json<i64>) -> HandlerResult<Json<bool>> {
-        let updated = update::apply(&self.pool, &ctx.key().to_owned(), &User::CREDITS.add(add)).await;
-        Ok(Json(updated.map_err(answer)? == Update::Updated))
+        let (user, change) = (ctx.key().to_owned(), User::CREDITS.add(add));
+        let updated = update::apply(&self.0.pool, &user, &change);
+        Ok(Json(self.0.done(updated).await? == Update::Updated))
     }
 
     /// Adds credits exactly once; answers the row's version after it. Credits and version are read once per invocation, and
@@ -136,39 +182,37 @@ impl Keyed {
     #[handler(name = "updateConditional")]
     async fn update_conditional(&self, ctx: ObjectContext<'_>, Json(add): Json<i64>) -> HandlerResult<Json<i64>> {
         let user = ctx.key().to_owned();
-        let read = ctx.run(|| look(&self.pool, user.clone(), |user| (user.credits, user.version)));
+        let read = ctx.run(|| self.0.look(user.clone(), |user| (user.credits, user.version)));
         let Json(Some((credits, read))) = read.name("read credits, version").await? else {
             return Err(no_such_user());
         };
         let too_much = || answer_caller(400, "body: with so many the credits do not fit a number");
         let change = User::CREDITS.set(credits.checked_add(add).ok_or_else(too_much)?);
-        let mut connection = self.pool.acquire().await?;
-        match version::update(&mut connection, &user, read, ctx.invocation_id(), &change).await {
-            Ok(Versioned::Applied { version } | Versioned::AlreadyMine { version }) => Ok(Json(version)),
-            Ok(Versioned::Conflict { found }) => Err(answer_caller(
+        let mut connection = self.0.acquire().await?;
+        let updated = version::update(&mut connection, &user, read, ctx.invocation_id(), &change);
+        match self.0.done(updated).await? {
+            Versioned::Applied { version } | Versioned::AlreadyMine { version } => Ok(Json(version)),
+            Versioned::Conflict { found } => Err(answer_caller(
                 409,
                 format!("somebody else wrote version {found} meanwhile: nothing was added, ask again"),
             )),
-            Ok(Versioned::Overtaken { found }) => Err(answer_caller(
+            Versioned::Overtaken { found } => Err(answer_caller(
                 409,
                 format!("others wrote up to version {found} meanwhile: read whether this was added"),
             )),
-            Ok(Versioned::Missing) => Err(no_such_user()),
-            Err(error) => Err(answer(error)),
+            Versioned::Missing => Err(no_such_user()),
         }
     }
 
     /// The user's row, or "(row not found)", without waiting for writes in hand.
     #[handler]
     async fn read(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<Lookup>> {
-        find(&self.pool, ctx.key().to_owned()).await
+        self.0.find(ctx.key().to_owned()).await
     }
 }
 
 /// Keeps an idempotency key in the database.
-struct Idempotency {
-    pool: PgPool,
-}
+struct Idempotency(Examples);
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -194,7 +238,7 @@ impl Idempotency {
     #[handler]
     async fn update(&self, ctx: Context<'_>, body: Body<AddCredits>) -> HandlerResult<Json<Option<i64>>> {
         let (key, request) = (ctx.invocation_id().to_owned(), body.read()?);
-        let once = ctx.run(|| add_once(&self.pool, key.clone(), request)).name("add once");
+        let once = ctx.run(|| add_once(&self.0, key.clone(), request)).name("add once");
         let Json(once) = once.await?;
         // Sent only now that the answer lies in the journal: no retry of this invocation asks for the key again.
         let client = ctx.service_client::<IdempotencyClient>();
@@ -208,15 +252,12 @@ impl Idempotency {
     /// Ends a key whose day is over; answers whether it did.
     #[handler(name = "expireIdempotencyKey")]
     async fn expire_idempotency_key(&self, _ctx: Context<'_>, Json(key): Json<String>) -> HandlerResult<Json<bool>> {
-        KEYS.expire(&self.pool, &key).await.map(Json).map_err(answer)
+        self.0.done(KEYS.expire(&self.0.pool, &key)).await.map(Json)
     }
 }
 
 /// Splits a statement in two, so that it is executed once although its handler is called again.
-struct TwoPhaseCommit {
-    pool: PgPool,
-    new_id: fn() -> Uuid,
-}
+struct TwoPhaseCommit(Examples, fn() -> Uuid);
 
 #[restate_sdk::service(
     name = "twoPhaseCommit",
@@ -236,9 +277,9 @@ impl TwoPhaseCommit {
             added.map(|_| ())
         };
         // A new attempt id at each call of Restate: an id from the invocation would be the same at each retry.
-        let attempt = (self.new_id)();
-        let done = two_phase::run(&self.pool, &self.pool, &transaction, attempt, async |_| Ok(()), add).await;
-        Ok(Json(done.map_err(answer)? == Outcome::Now))
+        let (pool, attempt) = (&self.0.pool, (self.1)());
+        let done = two_phase::run(pool, pool, &transaction, attempt, async |_| Ok(()), add).await;
+        Ok(Json(done.map_err(|error| self.0.answer(&error))? == Outcome::Now))
     }
 }
 
@@ -250,36 +291,17 @@ enum Lookup {
     Nothing(&'static str),
 }
 
-async fn find(pool: &PgPool, user: String) -> HandlerResult<Json<Lookup>> {
-    let Json(found) = look(pool, user, Lookup::Row).await?;
-    Ok(Json(found.unwrap_or(Lookup::Nothing("(row not found)"))))
-}
-
-/// A value of a user's row, if there is one.
-async fn look<R>(pool: &PgPool, user: String, asked: fn(User) -> R) -> HandlerResult<Json<Option<R>>> {
-    let found = read::one(pool, &user).await.map_err(answer)?;
-    Ok(Json(found.map(asked)))
-}
-
-async fn add_once(pool: &PgPool, key: String, request: AddCredits) -> HandlerResult<Json<Once<Option<i64>>>> {
+async fn add_once(examples: &Examples, key: String, request: AddCredits) -> HandlerResult<Json<Once<Option<i64>>>> {
     let AddCredits { user_id, add_credits } = &request;
-    let mut connection = pool.acquire().await?;
+    let mut connection = examples.acquire().await?;
     let once = KEYS.once(&mut connection, &key, &request, DAY, async |transaction| {
         update::apply(&mut *transaction, user_id, &User::CREDITS.add(*add_credits)).await?;
         let user = read::one::<User>(&mut *transaction, user_id).await?;
         Ok(user.map(|user| user.credits))
     });
-    once.await.map(Json).map_err(answer)
+    examples.done(once).await.map(Json)
 }
 
 fn no_such_user() -> HandlerError {
     answer_caller(404, "there is no such user: insert one first")
-}
-
-/// A value that the table does not take is the caller's to mend; everything else is tried again.
-fn answer(error: Error) -> HandlerError {
-    match &error {
-        Error::Forbidden { .. } => answer_caller(400, error::chain(&error)),
-        _ => error::chain(&error).into(),
-    }
 }

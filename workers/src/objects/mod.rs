@@ -87,12 +87,15 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
         now,
     };
     let endpoint = Endpoint::builder()
-        .bind(retried(serve, Ticket::new(tickets, pool.clone(), attributes, now)))
+        .bind(retried(
+            serve,
+            Ticket::new(tickets, pool.clone(), attributes, metrics.clone(), now),
+        ))
         .bind(retried(serve, user))
         .bind(retried(serve, Checkout::new(driver)))
-        .bind(retried(serve, Reaper::new(pool.clone(), metrics)));
+        .bind(retried(serve, Reaper::new(pool.clone(), metrics.clone())));
     match serve.examples {
-        true => examples::bind(endpoint, pool, new_id).build(),
+        true => examples::bind(endpoint, pool, metrics, new_id).build(),
         false => endpoint.build(),
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::caller::retryable;
+use super::caller::failed;
 use super::ticket::{Expire, TicketClient};
 use crate::crash::{self, Point};
 use crate::metrics::Metrics;
@@ -155,7 +155,7 @@ impl Reaper {
     async fn due(&self, place: Option<&Due>) -> HandlerResult<(OffsetDateTime, Vec<Due>)> {
         tickets::due(&self.pool, place.map(after), EXPIRATIONS as i64)
             .await
-            .map_err(retryable)
+            .map_err(failed(&self.metrics))
     }
 }
 

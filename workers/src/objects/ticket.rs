@@ -1,5 +1,7 @@
 //! The Ticket object: its key is the ticket's id. Events from Kafka and HTTP requests are committed in the same way.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use holdfast_schemas::{
     CheckoutId, EventId, HoldId, Price, Reply, Seat, ShowId, Source, TicketEvent, TicketId, UserId, events,
@@ -12,10 +14,11 @@ use time::OffsetDateTime;
 
 use super::attributes::{self, Attributes, Describe, Described, Tag};
 use super::body::Body;
-use super::caller::{answer_caller, retryable};
+use super::caller::{answer_caller, failed, retryable};
 use super::intake;
 use crate::domain::ticket::Input;
 use crate::domain::{self, State};
+use crate::metrics::Metrics;
 use crate::store::ticket_attributes::Access;
 use crate::store::{self, Answer, Command, Committer, Unit, Work};
 
@@ -24,6 +27,7 @@ pub(super) struct Ticket {
     committer: Committer<domain::Ticket>,
     pool: PgPool,
     attributes: Access,
+    metrics: Arc<Metrics>,
     now: fn() -> OffsetDateTime,
 }
 
@@ -32,12 +36,14 @@ impl Ticket {
         committer: Committer<domain::Ticket>,
         pool: PgPool,
         attributes: Access,
+        metrics: Arc<Metrics>,
         now: fn() -> OffsetDateTime,
     ) -> Self {
         Self {
             committer,
             pool,
             attributes,
+            metrics,
             now,
         }
     }
@@ -102,7 +108,7 @@ impl Ticket {
         let ticket = intake::key::<TicketId>(ctx.key())?;
         let found = store::get::<domain::Ticket>(&self.pool, &ticket)
             .await
-            .map_err(retryable)?;
+            .map_err(failed(&self.metrics))?;
         match found {
             Some(found) => Ok(Json(View::new(ticket, found))),
             None => Err(answer_caller(404, "there is no such ticket: it was never listed")),
@@ -113,7 +119,13 @@ impl Ticket {
     /// outcome, and does not wait for requests under way.
     #[handler]
     async fn tag(&self, ctx: SharedObjectContext<'_>, body: Body<Tag>) -> HandlerResult<()> {
-        attributes::tag(&self.attributes, &intake::key::<TicketId>(ctx.key())?, body.read()?).await
+        attributes::tag(
+            &self.attributes,
+            &self.metrics,
+            &intake::key::<TicketId>(ctx.key())?,
+            body.read()?,
+        )
+        .await
     }
 
     /// Describes the ticket to its readers, and answers which fields were written. With `from` it writes only if no other caller
@@ -121,13 +133,19 @@ impl Ticket {
     /// outcome.
     #[handler]
     async fn describe(&self, ctx: ObjectContext<'_>, body: Body<Describe>) -> HandlerResult<Json<Described>> {
-        attributes::describe(&self.attributes, &intake::key::<TicketId>(ctx.key())?, body.read()?).await
+        attributes::describe(
+            &self.attributes,
+            &self.metrics,
+            &intake::key::<TicketId>(ctx.key())?,
+            body.read()?,
+        )
+        .await
     }
 
     /// The ticket's attributes.
     #[handler]
     async fn attributes(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<Attributes>> {
-        attributes::get(&self.attributes, intake::key::<TicketId>(ctx.key())?).await
+        attributes::get(&self.attributes, &self.metrics, intake::key::<TicketId>(ctx.key())?).await
     }
 
     /// Ends the hold if it is due; changes nothing else.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::body::Body;
-use super::caller::{answer_caller, retryable};
+use super::caller::{answer_caller, failed, retryable};
 use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
 use super::checkout::CheckoutClient;
 use super::intake;
@@ -135,7 +135,7 @@ impl User {
         let request = holds(&ctx, &tickets, hold_for)?;
         let rules = ticket::holding_for(self.settings.hold_for.as_secs() as i64);
         let answered = together::commit_all(&self.pool, &rules, &request, &self.metrics).await;
-        match answered.map_err(|error| self.failed(error))? {
+        match answered.map_err(failed(&self.metrics))? {
             Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets.into(), together).map(Json),
             Once::Reused => Err(intake::id_reused()),
         }
@@ -219,7 +219,9 @@ impl User {
         let entries = ctx.get::<Json<Entries>>(CART).await?;
         let entries = entries.map(Json::into_inner).unwrap_or_default();
         let user = intake::key::<UserId>(ctx.key())?;
-        cart::view(&self.pool, &user, entries, (self.now)()).await.map(Json)
+        cart::view(&self.pool, &self.metrics, &user, entries, (self.now)())
+            .await
+            .map(Json)
     }
 
     /// Buys tickets that the user holds: answers once the checkout is open. `Checkout/{id}` shows its end.
@@ -248,7 +250,10 @@ impl User {
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
         let user = intake::key::<UserId>(ctx.key())?;
-        match store::get::<domain::User>(&self.pool, &user).await.map_err(retryable)? {
+        match store::get::<domain::User>(&self.pool, &user)
+            .await
+            .map_err(failed(&self.metrics))?
+        {
             Some(found) => Ok(Json(View::new(user, found))),
             None => Err(answer_caller(404, "there is no such user: they were never registered")),
         }
@@ -281,7 +286,7 @@ impl User {
                 (one, _) if buying::concerned(one).is_some() => answers.push(self.buy(ctx, &key, one).await?),
                 (one, Some(loyalty)) if Loyalty::concerns(one) => {
                     let answer = loyalty.commit(&unit(), (self.driver.buying.new_id)()).await;
-                    let answer = answer.map_err(|error| self.failed(error))?;
+                    let answer = answer.map_err(failed(&self.metrics))?;
                     store::commit::count(std::slice::from_ref(&answer), &self.metrics);
                     answers.push(answer);
                 }
@@ -300,7 +305,7 @@ impl User {
         let mut cart = cart(ctx).await?;
         let buying = &self.driver.buying;
         let committed = buying.commit(user, work, &cart.tickets()).await;
-        let answer = committed.map_err(|error| self.failed(error))?;
+        let answer = committed.map_err(failed(&self.metrics))?;
         crash::here(Point::CheckoutOpened);
         if crash::again(Point::CheckoutOpened) {
             let repeated = buying.commit(user, work, &cart.tickets()).await;
@@ -319,7 +324,9 @@ impl User {
         }
         workflow.run().send();
         // Removed by their holds: if the answer is a repeat, the same tickets may have been added to the cart anew.
-        let opened = checkouts::get(&self.pool, checkout).await.map_err(retryable)?;
+        let opened = checkouts::get(&self.pool, checkout)
+            .await
+            .map_err(failed(&self.metrics))?;
         let lines = opened.map(|opened| opened.lines).unwrap_or_default();
         let is_bought = |entry: &Entry| lines.iter().any(|line| line.hold == entry.hold);
         if cart.0.iter().any(is_bought) {
@@ -345,7 +352,7 @@ impl User {
                 .buying
                 .would_exceed(user, ticket, cart)
                 .await
-                .map_err(retryable)?;
+                .map_err(failed(&self.metrics))?;
             over.then_some(UserRefusalReason::ShowLimit)
         };
         Ok(Json(reason.map(|reason| reason.as_str().to_owned())))
@@ -355,31 +362,25 @@ impl User {
     async fn held(&self, user: &str, ticket: &TicketId) -> HandlerResult<Json<Option<(Added, Duration)>>> {
         let found = store::get::<domain::Ticket>(&self.pool, ticket)
             .await
-            .map_err(retryable)?;
+            .map_err(failed(&self.metrics))?;
         let Some(domain::State::Held(held)) = found.map(|found| found.state) else {
             return Ok(Json(None));
         };
         let left = held.until - (self.now)();
         let is_theirs = held.user.as_str() == user
             && left.is_positive()
-            && !self.driver.buying.is_under_way(held.id).await.map_err(retryable)?;
+            && !self
+                .driver
+                .buying
+                .is_under_way(held.id)
+                .await
+                .map_err(failed(&self.metrics))?;
         let added = Added::Added {
             ticket: ticket.clone(),
             hold: held.id,
             until: held.until,
         };
         Ok(Json(is_theirs.then(|| (added, left.unsigned_abs()))))
-    }
-
-    /// Counts an error as the committer does, for work that does not pass the committer.
-    fn failed(&self, error: store::Error) -> HandlerError {
-        if let Some(cause) = error.cause() {
-            self.metrics
-                .quarantine_candidates
-                .with_label_values(&[cause.as_str()])
-                .inc();
-        }
-        retryable(error)
     }
 }
 

@@ -27,6 +27,7 @@ use time::OffsetDateTime;
 
 use crate::config;
 use crate::metrics::Metrics;
+use crate::transience::Fault;
 use stripe::Stripe;
 
 /// A client of the provider. Cheap to clone.
@@ -214,6 +215,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The fault, for a caller that retries.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::Unknown { .. } => Fault::Server,
+            Error::Misconfigured { .. } | Error::Client(_) => Fault::Setting,
+            Error::Declined { .. } | Error::NotFound { .. } | Error::Conflict { .. } => Fault::Content,
+        }
+    }
+
     /// The value of the metric's label.
     fn label(&self) -> &'static str {
         match self {

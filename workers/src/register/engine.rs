@@ -3,6 +3,7 @@
 //! The consumer group of a subscription may change its name: a static member that outlives its topic commits offsets of the
 //! old one. When the admitted topic is new, `register` makes a new subscription in a group of its own.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -197,31 +198,55 @@ impl EngineSetup {
         let source = format!("kafka://{CLUSTER}/{}", route.source(self.path));
         let sink = format!("service://{}/{APPLY}", route.object);
         let subscriptions = self.admin.subscriptions().await?.into_iter();
-        let (ours, others): (Vec<_>, Vec<_>) = subscriptions
+        let (mut ours, others): (Vec<_>, Vec<_>) = subscriptions
             .filter(|known| known.sink == sink)
             .partition(|known| known.source == source);
+        ours.sort_by(by_id);
         let member = self.config.restate.single_node.then_some(MEMBER);
         let mut wanted = Options::new(&route.group(self.path), member);
-        let finding = match ours.first() {
+        let anew = match ours.first() {
             None => match self.succeed(route, &mut wanted).await? {
-                None => Finding::Created,
-                Some(before) => Finding::Changed { before },
+                None => Some(Finding::Created),
+                Some(before) => Some(Finding::Changed { before }),
             },
-            Some(known) => match self.outdated(route, known, &mut wanted, created).await? {
-                None => Finding::AsWanted,
-                Some(before) => Finding::Changed { before },
-            },
-        };
-        if finding != Finding::AsWanted {
-            // An event that is delivered twice meets its idempotency record.
-            for known in &ours {
-                self.admin.delete_subscription(&known.id).await?;
+            Some(known) => {
+                let outdated = self.outdated(route, known, &mut wanted, created).await?;
+                outdated.map(|before| Finding::Changed { before })
             }
-            self.admin.create_subscription(&source, &sink, &wanted.0).await?;
-        }
+        };
+        let finding = match (anew, ours.len()) {
+            (None, 0 | 1) => Finding::AsWanted,
+            (None, count) => {
+                self.leave_one(&source, &sink).await?;
+                let before = format!("was there {count} times: all but one were deleted");
+                Finding::Changed { before }
+            }
+            (Some(finding), _) => {
+                // An event that is delivered twice meets its idempotency record.
+                for known in &ours {
+                    self.admin.delete_subscription(&known.id).await?;
+                }
+                self.admin.create_subscription(&source, &sink, &wanted.0).await?;
+                self.leave_one(&source, &sink).await?;
+                finding
+            }
+        };
         let mut lines = vec![Line::new(format!("subscription of {sink} to {source}"), finding)];
         lines.extend(others.into_iter().map(another));
         Ok(lines)
+    }
+
+    /// Deletes all subscriptions of the handler to the topic but one: another `register` may have made one at the same time, and two
+    /// with one member name would throw each other out of their group. Each `register` does so after it made its own, and keeps the
+    /// same one.
+    async fn leave_one(&self, source: &str, sink: &str) -> Result<(), Error> {
+        let mut ours = self.admin.subscriptions().await?;
+        ours.retain(|known| known.sink == sink && known.source == source);
+        ours.sort_by(by_id);
+        for known in ours.iter().skip(1) {
+            self.admin.delete_subscription(&known.id).await?;
+        }
+        Ok(())
     }
 
     /// What is to be said of an engine that subscribes for the first time although its group has read the topic: another engine
@@ -325,6 +350,11 @@ impl Options {
         });
         settings.collect()
     }
+}
+
+/// An order that is the same for everybody who sees the same subscriptions.
+fn by_id(one: &Subscription, other: &Subscription) -> Ordering {
+    one.id.cmp(&other.id)
 }
 
 /// Reports another topic that the same handler subscribes to.

@@ -9,6 +9,7 @@ use super::report::{Finding, Line};
 use crate::config::Config;
 use crate::objects::{ARM, REAPER, REAPER_SHARD};
 use crate::restate_admin::{self, RestateAdmin};
+use crate::rounds::Rounds;
 use crate::store::{PgPool, tickets};
 
 /// How often holds are looked for that the Reaper should have ended.
@@ -43,18 +44,19 @@ pub(super) async fn arm(config: &Config) -> Result<Line, Error> {
 
 /// Arms the Reaper, for ever, whenever a hold is over that it has not ended and it has no turn before it: somebody killed the
 /// turn, or the engine lost its disk.
-pub async fn keep_armed(config: Config, admin: RestateAdmin, pool: PgPool) {
+pub async fn keep_armed(config: Config, admin: RestateAdmin, pool: PgPool, rounds: Rounds) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         match arm_if_gone(&config, &admin, &pool).await {
-            Ok(false) => {}
-            Ok(true) => tracing::warn!("the Reaper had no turn before it: it was armed again"),
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "whether the Reaper has a turn is looked at later");
+            Ok(was_armed) => {
+                rounds.passed();
+                if was_armed {
+                    tracing::warn!("the Reaper had no turn before it: it was armed again");
+                }
             }
+            Err(error) => rounds.failed(error.fault(), &error),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::{Relay, Settings};
 use crate::kafka::reader::{self, Extent, Reader};
 use crate::kafka::{ThreadError, on_thread};
 use crate::metrics::Metrics;
+use crate::rounds::Rounds;
 use crate::store::PgPool;
 use crate::store::outbox::{self, Candidate, Election, Leadership, WaitingRow};
 use crate::store::outcome_log::{self, Log, LoggedOutcome};
@@ -58,7 +59,10 @@ pub struct Finding {
 /// # Errors
 /// A relay runs, a server does not answer, or an outcome cannot be read.
 pub async fn run(settings: Settings, pool: PgPool, metrics: Arc<Metrics>, wish: Wish) -> Result<Finding, Error> {
+    let rounds = |part| Rounds::beside(part, &metrics);
     let relay = Relay {
+        standing: rounds("relay (lock)"),
+        sessions: rounds("relay (session)"),
         limit: settings.relay.batch,
         settings,
         pool,

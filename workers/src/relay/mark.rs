@@ -170,6 +170,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The fault, which decides whether the next session may mend it.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            Self::Read { source, .. } => source.rdkafka_error_code().map_or(Fault::Unknown, transience::kafka),
+            Self::Silent(_) => Fault::Server,
+            Self::NoTopic(_) | Self::Refused { .. } | Self::Foreign { .. } | Self::Client(_) => Fault::Setting,
+        }
+    }
+
     fn read(topic: &'static str) -> impl FnOnce(KafkaError) -> Self {
         move |source| Self::Read { topic, source }
     }

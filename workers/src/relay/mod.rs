@@ -40,6 +40,7 @@ use crate::config::{self, Config};
 use crate::kafka;
 use crate::lifecycle::Readiness;
 use crate::metrics::Metrics;
+use crate::rounds::Rounds;
 use crate::store::PgPool;
 use crate::store::outbox::{self, Backend, Candidate, Election, Leadership};
 
@@ -85,6 +86,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let patience = settings.patience();
+    let rounds = |part| Rounds::new(part, &readiness, &metrics);
     let wake = Arc::new(Notify::new());
     let mut relay = Relay {
         limit: settings.relay.batch,
@@ -95,33 +97,40 @@ pub async fn run(
         shutdown,
         runtime: Handle::current(),
         given_up: None,
+        standing: rounds("relay (lock)"),
+        sessions: rounds("relay (session)"),
     };
+    let (listening, counting) = (rounds("relay (listen)"), rounds("relay (count)"));
     tokio::select! {
         ended = kafka::on_thread("relay", move || relay.run()) => ended?,
-        never = outbox::listen(&pool, patience, &wake) => match never {},
-        never = report(&pool, patience, &metrics, &readiness) => match never {},
+        never = outbox::listen(&pool, patience, &wake, &listening) => match never {},
+        never = report(&pool, patience, &metrics, &readiness, &counting) => match never {},
     }
 }
 
 /// Keeps the gauges of the outbox and the relay's readiness true, in every relay, whether it works or waits. The relay is ready
 /// unless rows wait and none has moved for longer than a statement may take.
-async fn report(pool: &PgPool, patience: Duration, metrics: &Metrics, readiness: &Readiness) -> Infallible {
+async fn report(
+    pool: &PgPool,
+    patience: Duration,
+    metrics: &Metrics,
+    readiness: &Readiness,
+    rounds: &Rounds,
+) -> Infallible {
     let mut interval = tokio::time::interval(Duration::from_secs(5));
     let mut movement = Movement::default();
     let mut moves = true;
     loop {
         interval.tick().await;
-        let lag = match timeout(patience, outbox::lag(pool)).await {
-            Ok(Ok(lag)) => lag,
-            Ok(Err(error)) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "the outbox was not counted");
-                continue;
-            }
-            Err(_elapsed) => {
-                tracing::warn!(?patience, "the outbox was not counted: the database does not answer");
+        let counted = timeout(patience, outbox::lag(pool)).await;
+        let lag = match counted.unwrap_or(Err(outbox::Error::Silent(patience))) {
+            Ok(lag) => lag,
+            Err(error) => {
+                rounds.failed(error.fault(), &error);
                 continue;
             }
         };
+        rounds.passed();
         metrics.outbox_rows.set(lag.rows);
         metrics.outbox_refused.set(lag.refused);
         metrics.outbox_oldest_seconds.set(lag.oldest_seconds);
@@ -159,6 +168,10 @@ struct Relay {
     limit: usize,
     /// The server's side of a session that brought no answer.
     given_up: Option<Backend>,
+    /// The tries to get the lock.
+    standing: Rounds,
+    /// The sessions.
+    sessions: Rounds,
 }
 
 impl Relay {
@@ -167,6 +180,8 @@ impl Relay {
             self.metrics.relay_leader.set(1);
             let ended = self.lead(leadership);
             self.metrics.relay_leader.set(0);
+            // From here on it is for the relay that leads to say what fails.
+            self.sessions.passed();
             ended?;
         }
         Ok(())
@@ -177,9 +192,14 @@ impl Relay {
         let mut waiting = None;
         while !self.shutdown.is_cancelled() {
             match self.stand(waiting.take()) {
-                Ok(Election::Won(leadership)) => return Some(leadership),
-                Ok(Election::Lost(candidate)) => waiting = Some(candidate),
-                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the database"),
+                Ok(election) => {
+                    self.standing.passed();
+                    match election {
+                        Election::Won(leadership) => return Some(leadership),
+                        Election::Lost(candidate) => waiting = Some(candidate),
+                    }
+                }
+                Err(error) => self.standing.failed(error.fault(), &error),
             }
             self.wait(LOOK);
         }
@@ -205,10 +225,7 @@ impl Relay {
                 Ok(()) => break,
                 Err(Trouble::Stop(error)) => return Err(error),
                 Err(trouble) => {
-                    tracing::warn!(
-                        error = &trouble as &dyn std::error::Error,
-                        "the relay begins a new session"
-                    );
+                    self.sessions.failed(trouble.fault(), &trouble);
                     self.metrics.relay_rebuilds.inc();
                 }
             }
@@ -243,6 +260,7 @@ impl Relay {
                 Step::Idle => self.wait_for_rows(),
             }
             *failures = 0;
+            self.sessions.passed();
         }
         Ok(())
     }

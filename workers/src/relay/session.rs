@@ -15,6 +15,7 @@ use super::{Error, Relay};
 use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Failure, Producer};
 use crate::store::outbox::{self, Leadership, Row};
+use crate::transience::{self, Fault};
 
 /// The transactional id that all relays share.
 const TRANSACTIONAL_ID: &str = "holdfast.relay";
@@ -367,6 +368,19 @@ pub enum Trouble {
     Repeated,
     #[error(transparent)]
     Stop(#[from] Error),
+}
+
+impl Trouble {
+    /// The fault, which decides whether the next session may mend it.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            Trouble::Kafka { source, .. } => source.rdkafka_error_code().map_or(Fault::Unknown, transience::kafka),
+            Trouble::Mark(error) => error.fault(),
+            Trouble::Outbox(error) => error.fault(),
+            Trouble::Unacknowledged | Trouble::Repeated => Fault::Server,
+            Trouble::Stop(_) => Fault::Setting,
+        }
+    }
 }
 
 fn doing(doing: &'static str) -> impl FnOnce(KafkaError) -> Trouble {

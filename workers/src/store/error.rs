@@ -68,6 +68,16 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// The cause, as far as the fault alone tells; none for what only has to wait.
+    pub fn of(fault: Fault) -> Option<Self> {
+        match fault {
+            Fault::Content => Some(Cause::Data),
+            Fault::Setting => Some(Cause::Setting),
+            Fault::Session | Fault::Destination | Fault::Unknown => Some(Cause::Unknown),
+            Fault::Server | Fault::Rival => None,
+        }
+    }
+
     /// The value of the metric's label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -104,10 +114,7 @@ impl Error {
             (_, Fault::Content) if self.sqlstate().is_some_and(|code| code.starts_with("23")) => {
                 Some(Cause::Constraint)
             }
-            (_, Fault::Content) => Some(Cause::Data),
-            (_, Fault::Setting) => Some(Cause::Setting),
-            (_, Fault::Session | Fault::Destination | Fault::Unknown) => Some(Cause::Unknown),
-            (_, Fault::Server | Fault::Rival) => None,
+            (_, fault) => Cause::of(fault),
         }
     }
 

@@ -7,12 +7,12 @@ use holdfast_schemas::{EventId, Reply, RequestHash, Source};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
 use super::mechanisms::idempotency::Once;
-use super::session::InTime;
+use super::session::{InTime, on_session};
 
 /// An answer given before.
 #[derive(Clone)]
@@ -143,7 +143,22 @@ impl Sweep {
         retention: Duration,
         unfinished_since: Option<OffsetDateTime>,
     ) -> Result<u64, Error> {
-        let mut transaction = pool.begin().await.map_err(Error::Write)?;
+        let page = on_session(pool, Error::Write, async |session| {
+            self.delete(session, retention, unfinished_since).await
+        });
+        let Some(page) = page.await? else { return Ok(0) };
+        self.reached = page.reached.or(self.reached);
+        Ok(page.deleted)
+    }
+
+    /// Deletes a page in one transaction; none while another sweeper is at it.
+    async fn delete(
+        &self,
+        session: &mut PgConnection,
+        retention: Duration,
+        unfinished_since: Option<OffsetDateTime>,
+    ) -> Result<Option<Page>, Error> {
+        let mut transaction = session.begin().await.map_err(Error::Write)?;
         // By the index or not at all: a bitmap would be made of all that is due, for each page anew.
         let alone = sqlx::query_scalar!(
             r#"select pg_try_advisory_xact_lock(hashtext('holdfast.sweep')) as "alone!"
@@ -153,7 +168,7 @@ impl Sweep {
         .await
         .map_err(Error::Write)?;
         if !alone {
-            return Ok(0);
+            return Ok(None);
         }
         let page = sqlx::query_file!(
             "src/store/idempotency/sweep.sql",
@@ -166,7 +181,15 @@ impl Sweep {
         .await
         .map_err(Error::Write)?;
         transaction.commit().await.map_err(Error::Write)?;
-        self.reached = page.reached.or(self.reached);
-        Ok(page.deleted.unsigned_abs())
+        Ok(Some(Page {
+            deleted: page.deleted.unsigned_abs(),
+            reached: page.reached,
+        }))
     }
+}
+
+/// What a page deleted, and the age of the last record in it.
+struct Page {
+    deleted: u64,
+    reached: Option<OffsetDateTime>,
 }

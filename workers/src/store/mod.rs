@@ -30,7 +30,7 @@ pub mod users;
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 pub use sqlx::PgPool;
 use time::OffsetDateTime;
 
@@ -63,8 +63,11 @@ pub async fn migrate(pool: &PgPool) -> Result<usize, Error> {
 /// The longest pause between two attempts at something that infrastructure made fail.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Pauses between attempts.
+pub type Pauses = ExponentialBackoff;
+
 /// Growing pauses without end, from 50 ms to [`LONGEST_PAUSE`].
-pub fn pauses() -> impl Iterator<Item = Duration> {
+pub fn pauses() -> Pauses {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(LONGEST_PAUSE)

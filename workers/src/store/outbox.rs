@@ -13,6 +13,10 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::session::InTime;
+use crate::rounds::Rounds;
+use crate::transience::{self, Fault};
+
 /// One record that waits for Kafka.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -199,7 +203,7 @@ pub struct Refused {
 ///
 /// # Errors
 /// [`Error::Select`]
-pub async fn refused(db: impl PgExecutor<'_>) -> Result<Vec<Refused>, Error> {
+pub async fn refused(pool: &PgPool) -> Result<Vec<Refused>, Error> {
     sqlx::query_as!(
         Refused,
         r#"select id, topic, key, message, refused as "reason!", written_at,
@@ -211,7 +215,8 @@ pub async fn refused(db: impl PgExecutor<'_>) -> Result<Vec<Refused>, Error> {
         where refused is not null
         order by id"#
     )
-    .fetch_all(db)
+    .fetch_all(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Select)
 }
@@ -237,7 +242,7 @@ pub struct Choice<'a> {
 ///
 /// # Errors
 /// [`Error::Settle`]
-pub async fn retry(db: impl PgExecutor<'_>, choice: Choice<'_>) -> Result<Vec<i64>, Error> {
+pub async fn retry(pool: &PgPool, choice: Choice<'_>) -> Result<Vec<i64>, Error> {
     let freed = sqlx::query!(
         r#"with freed as (
             update outbox set refused = null
@@ -252,7 +257,8 @@ pub async fn retry(db: impl PgExecutor<'_>, choice: Choice<'_>) -> Result<Vec<i6
         choice.topic,
         choice.reason,
     )
-    .fetch_all(db)
+    .fetch_all(pool)
+    .in_time(pool)
     .await
     .map_err(Error::Settle)?;
     let mut ids: Vec<i64> = freed.into_iter().map(|row| row.id).collect();
@@ -264,13 +270,14 @@ pub async fn retry(db: impl PgExecutor<'_>, choice: Choice<'_>) -> Result<Vec<i6
 ///
 /// # Errors
 /// [`Error::Settle`]
-pub async fn discard(db: impl PgExecutor<'_>, id: i64) -> Result<Settled, Error> {
+pub async fn discard(pool: &PgPool, id: i64) -> Result<Settled, Error> {
     let settled = sqlx::query!(
         "with gone as (delete from outbox where id = $1 and refused is not null returning id)
         select pg_notify('outbox', '') from gone",
         id
     )
-    .fetch_optional(db)
+    .fetch_optional(pool)
+    .in_time(pool)
     .await;
     settled
         .map(|row| row.map_or(Settled::NotRefused, |_| Settled::Done))
@@ -452,14 +459,12 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Wakes `wake` whenever rows were written, for ever; while the database is away, nobody is woken. No answer of the database is
 /// waited for longer than `limit`.
-pub async fn listen(pool: &PgPool, limit: Duration, wake: &Notify) -> Infallible {
+pub async fn listen(pool: &PgPool, limit: Duration, wake: &Notify, rounds: &Rounds) -> Infallible {
     const RETRY: Duration = Duration::from_secs(1);
     loop {
-        if let Err(error) = listen_once(pool, limit, wake).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot listen for outbox rows; asking every second instead"
-            );
+        // Whoever is not woken asks every second instead.
+        if let Err(error) = listen_once(pool, limit, wake, rounds).await {
+            rounds.failed(error.fault(), &error);
         }
         // What was written meanwhile went unheard.
         wake.notify_one();
@@ -468,7 +473,7 @@ pub async fn listen(pool: &PgPool, limit: Duration, wake: &Notify) -> Infallible
 }
 
 /// Listens until the connection is lost.
-async fn listen_once(pool: &PgPool, limit: Duration, wake: &Notify) -> Result<(), Error> {
+async fn listen_once(pool: &PgPool, limit: Duration, wake: &Notify, rounds: &Rounds) -> Result<(), Error> {
     // A listener cleans up its connection when it is dropped, which takes for ever if that has died: it must not be one of `pool`.
     let own = PgPoolOptions::new()
         .max_connections(1)
@@ -484,6 +489,7 @@ async fn listen_once(pool: &PgPool, limit: Duration, wake: &Notify) -> Result<()
     })
     .await?
     .map_err(Error::Listen)?;
+    rounds.passed();
     loop {
         match timeout(QUIET, listener.try_recv()).await {
             Ok(heard) => {
@@ -522,4 +528,21 @@ pub enum Error {
     Listen(#[source] sqlx::Error),
     #[error("the database has not answered within {0:?}: the connection is given up")]
     Silent(Duration),
+}
+
+impl Error {
+    /// The fault, which decides whether it is waited out.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::Silent(_) => Fault::Server,
+            Error::Select(error)
+            | Error::State(error)
+            | Error::Delete(error)
+            | Error::Refuse(error)
+            | Error::Settle(error)
+            | Error::Lead(error)
+            | Error::Told(error)
+            | Error::Listen(error) => transience::sql(error),
+        }
+    }
 }

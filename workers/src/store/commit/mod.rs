@@ -34,7 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::progress::Progress;
-use super::{Error, on_session, pauses};
+use super::{Error, Pauses, on_session, pauses};
 use crate::config;
 use crate::crash::{self, Point};
 use crate::domain::{Decision, Entity, KeyOf};
@@ -165,6 +165,7 @@ impl<E: Stored> Committer<E> {
             counted: 0,
             offenders: Offenders::new(),
             progress: progress.clone(),
+            pauses: None,
         };
         let room = Room::new();
         (Self { queue, room, progress }, task.run())
@@ -210,6 +211,8 @@ struct Task<E: Stored> {
     counted: i64,
     offenders: Offenders<E>,
     progress: Progress,
+    /// The pauses until the server is well again, which begin anew once something was committed.
+    pauses: Option<Pauses>,
 }
 
 impl<E: Stored> Task<E> {
@@ -450,6 +453,7 @@ impl<E: Stored> Task<E> {
         (request.rounds, request.failures) = (0, 0);
         self.offenders.remove(&request.unit.key);
         self.progress.moved();
+        self.pauses = None;
         if request.answers.len() < request.unit.work.len() {
             self.waiting.push_front(request);
         } else if request.reply.send(Ok(request.answers)).is_err() {
@@ -494,17 +498,22 @@ impl<E: Stored> Task<E> {
         }
     }
 
-    /// Waits until the database answers again, for ever, with capped back-off. Attempts that are aborted meanwhile are let go of.
+    /// Waits until the database answers again, for ever, with capped back-off. Attempts that are aborted meanwhile are let go of. A
+    /// database that answers and cannot write, its disk being full, is asked less and less often, too.
     async fn await_server(&mut self, error: &Error) {
         tracing::warn!(error = error::chain(error), "waiting for Postgres");
-        for pause in pauses() {
-            self.metrics.retries.with_label_values(&["write"]).inc();
+        loop {
+            let pause = self.pauses.get_or_insert_with(pauses).next();
+            let pause = pause.unwrap_or(super::LONGEST_PAUSE);
             self.take_in(Instant::now() + pause).await;
             self.drop_aborted();
             match super::ping(&self.pool).await {
                 Ok(()) => return,
+                // Not waited out: the units meet it themselves, and go back to the engine.
+                Err(error) if error.fault() == Fault::Setting => return,
                 Err(error) => tracing::warn!(error = error::chain(&error), "waiting for Postgres"),
             }
+            self.metrics.retries.with_label_values(&["connect"]).inc();
         }
     }
 

@@ -64,7 +64,22 @@ pub mod version;
 
 pub use table::{Change, Column, Key, Table, Values};
 
+use crate::store::session;
 use crate::transience::{self, Fault};
+
+/// Waits for a call of a tool as long as a statement of the pool's may take, and a margin. For the tools that are given a
+/// connection, or any executor: those that are given a pool bound their waits themselves. After that nobody knows what the call did,
+/// as when its answer was lost; the connection is thrown away when it goes back to the pool. `table` names it in the error.
+///
+/// # Errors
+/// [`Error::Statement`] when no answer came, and the call's own.
+pub async fn in_time<R>(
+    pool: &sqlx::PgPool,
+    table: &'static str,
+    call: impl Future<Output = Result<R, Error>>,
+) -> Result<R, Error> {
+    session::within(session::patience(pool), Error::of(table), call).await
+}
 
 /// The errors of the tools. A result that a tool decides (missing, conflict, repeat) is an answer and never an error.
 #[derive(Debug, thiserror::Error)]
