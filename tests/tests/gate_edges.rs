@@ -120,11 +120,19 @@ fn partitions_that_move_while_the_gate_is_paused_are_read_when_they_come_back(ki
         })
         .await?;
         drop(other);
-        until("the gate has all partitions again", DEADLINE, async || {
-            let words = worker.last_words();
-            ensure!(words.matches("partitions assigned").count() >= 3, "{words}");
-            Ok(())
-        })
+        until(
+            "the gate has all partitions again, and pauses them",
+            DEADLINE,
+            async || {
+                let words = worker.last_words();
+                let (assigned, paused) = (words.rfind("partitions assigned"), words.rfind("public topics paused"));
+                ensure!(
+                    words.matches("partitions assigned").count() >= 3 && assigned < paused,
+                    "{words}"
+                );
+                Ok(())
+            },
+        )
         .await?;
         engine.unfinished.store(0, Ordering::Relaxed);
         gate.drained().await?;

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_customer_gets_one_mail_about_each_outcome_in_their_language,
     a_mail_server_that_is_away_or_silent_holds_up_mails_and_nothing_else,
     a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx,
+    a_mail_whose_answer_takes_its_time_is_sent_once,
     a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is_repeated,
     an_international_domain_needs_no_extension_of_the_mail_server,
     a_connection_that_dies_without_a_word_holds_up_no_mail_and_doubles_none,
@@ -173,7 +174,7 @@ fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyh
         )
         .await?;
         told_of::<holdfast_schemas::UserOutcome>(kit, &shop.user, 1).await?;
-        let cases: [(&str, &[Fault], Expected); 7] = [
+        let cases: [(&str, &[Fault], Expected); 8] = [
             (
                 "later",
                 &[Fault::Answer("RCPT", 450), Fault::Answer(".", 451)],
@@ -186,6 +187,14 @@ fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyh
             (
                 "sender",
                 &[Fault::Answer("MAIL", 550), Fault::Answer("RCPT", 530)],
+                ("sent", 3, 250, 1),
+            ),
+            (
+                "relay",
+                &[
+                    Fault::Refusal("RCPT", 554, "5.7.1"),
+                    Fault::Refusal("RCPT", 550, "5.1.8"),
+                ],
                 ("sent", 3, 250, 1),
             ),
             ("goodbye", &[Fault::NoGoodbye], ("sent", 1, 250, 1)),
@@ -209,7 +218,7 @@ fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyh
             sold(kit, std::slice::from_ref(ticket)).await?;
             shop.paid(name, PRICE)?;
         }
-        for (result, expected) in [("sent", 5.0), ("refused", 2.0), ("retried", 6.0)] {
+        for (result, expected) in [("sent", 6.0), ("refused", 2.0), ("retried", 8.0)] {
             let counted = shop
                 .worker
                 .metric(&format!(r#"holdfast_mails_total{{result="{result}"}}"#))
@@ -219,10 +228,46 @@ fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyh
         // The server's answers repeat the address; the log must not.
         let log = std::fs::read_to_string(shop.worker.log())?;
         ensure!(
-            log.contains("refuses a mail for good") && !log.contains("frieda.secret"),
+            log.contains("refuses a mail for good")
+                && log.contains("refuses us, not the mail")
+                && !log.contains("frieda.secret"),
             "{}",
             shop.worker.last_words()
         );
+        shop.close().await
+    })
+}
+
+fn a_mail_whose_answer_takes_its_time_is_sent_once(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let sink = Sink::start().await?;
+        let shop = open(kit, "mail/slow", &sink).await?;
+        sink.fail(Fault::Slow, 1);
+        let ticket = shop.tickets(1).await?.remove(0);
+        buy(kit, &shop, "order", &ticket, CARD).await?;
+        let (database, order) = (kit.stack.postgres.connect().await?, shop.id("order"));
+        let leased = async || {
+            let until = sqlx::query_scalar("select next_at::text from mails where checkout = $1");
+            let until: Option<String> = until.bind(&order).fetch_optional(&database).await?;
+            until.with_context(|| format!("{order} has no mail"))
+        };
+        until("the server has the mail", DEADLINE, async || {
+            ensure!(of(&sink, &order, "completed")?.len() == 1, "{:?}", sink.mails());
+            Ok(())
+        })
+        .await?;
+        let first = leased().await?;
+        // That is longer than the time-out, which is less than half of the lease.
+        until("the lease is prolonged", DEADLINE, async || {
+            let now = leased().await?;
+            ensure!(now != first, "{now}");
+            Ok(())
+        })
+        .await?;
+        sink.heal();
+        let mail = becomes(&database, &order, "completed", "sent").await?;
+        let count = of(&sink, &order, "completed")?.len();
+        ensure!(mail.attempts == 1 && count == 1, "{mail:?}, {count} mails");
         shop.close().await
     })
 }

@@ -166,11 +166,19 @@ pub fn provider(status: u16) -> Fault {
     }
 }
 
-/// The fault of a mail server's answer to a command. A refusal of our credentials or of our own address is ours to mend.
-pub fn smtp(command: &str, code: u16) -> Fault {
-    match (command, code) {
-        ("AUTH" | "MAIL", 500..=599) | (_, 530..=539) => Fault::Setting,
-        (_, 500..=599) => Fault::Content,
+/// The fault of a mail server's answer to a command, with subject and detail of its enhanced status code. Sources: RFC 5321, 4.2;
+/// RFC 3463; RFC 7504. What Postfix has against our host, name or address, it says in its answer to the recipient; a mail must not
+/// be given up for that.
+pub fn smtp(command: &str, code: u16, status: Option<(u16, u16)>) -> Fault {
+    match (command, code, status) {
+        // Commands that the server does not know or expect, a host that takes no mail, credentials.
+        (_, 500 | 502..=504 | 521 | 530..=539, _) => Fault::Setting,
+        // Our own address; a server that is closed or set up wrongly; a quota; security and policy, such as a denied relay.
+        (_, 500..=599, Some((1, 0 | 7 | 8) | (3, 2 | 5) | (4, 5) | (7, _))) => Fault::Setting,
+        // "Transaction failed" alone names neither the mail nor the recipient.
+        (_, 554, None) => Fault::Setting,
+        ("RCPT" | "DATA" | "the mail", 500..=599, _) => Fault::Content,
+        (_, 500..=599, _) => Fault::Setting,
         _ => Fault::Server,
     }
 }
@@ -230,14 +238,26 @@ mod tests {
 
     #[test]
     fn only_what_concerns_this_mail_or_address_is_its_content() {
-        for (command, code) in [("RCPT", 550), ("RCPT", 553), ("DATA", 554), ("the mail", 552)] {
-            assert_eq!(smtp(command, code), Fault::Content, "{code} to {command}");
+        for (command, code, status) in [
+            ("RCPT", 550, None),
+            ("RCPT", 553, Some((1, 3))),
+            ("DATA", 554, Some((6, 0))),
+            ("the mail", 552, None),
+        ] {
+            assert_eq!(smtp(command, code, status), Fault::Content, "{code} to {command}");
         }
-        for (command, code) in [("AUTH", 535), ("MAIL", 530), ("MAIL", 553), ("RCPT", 530)] {
-            assert_eq!(smtp(command, code), Fault::Setting, "{code} to {command}");
+        for (command, code, status) in [
+            ("AUTH", 535, None),
+            ("MAIL", 553, None),
+            ("RCPT", 530, None),
+            ("RCPT", 550, Some((7, 1))),
+            ("RCPT", 550, Some((1, 8))),
+            ("the mail", 554, None),
+        ] {
+            assert_eq!(smtp(command, code, status), Fault::Setting, "{code} to {command}");
         }
         for (command, code) in [("RCPT", 450), ("the mail", 451), ("DATA", 421)] {
-            assert_eq!(smtp(command, code), Fault::Server, "{code} to {command}");
+            assert_eq!(smtp(command, code, Some((7, 1))), Fault::Server, "{code} to {command}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::process::lock;
@@ -22,6 +22,10 @@ pub struct Sink {
 pub enum Fault {
     /// This answer to this command (`MAIL`, `RCPT`, `DATA`), or to the mail itself (`.`).
     Answer(&'static str, u16),
+    /// As `Answer`, with this enhanced status code.
+    Refusal(&'static str, u16, &'static str),
+    /// The mail is kept, and the answer kept back until [`Sink::heal`].
+    Slow,
     /// The mail is kept, and the connection cut instead of an answer.
     AnswerLost,
     /// No answer to `MAIL`, ever.
@@ -44,6 +48,7 @@ struct State {
     mails: Mutex<Vec<Mail>>,
     faults: Mutex<Vec<(Fault, u32)>>,
     connections: Mutex<u32>,
+    healed: Notify,
     cuts: watch::Sender<u32>,
 }
 
@@ -71,9 +76,10 @@ impl Sink {
         lock(&self.state.faults).push((fault, times));
     }
 
-    /// Mails that come from now on meet no fault.
+    /// Mails that come from now on meet no fault, and those that wait for their answer get it.
     pub fn heal(&self) {
         lock(&self.state.faults).clear();
+        self.state.healed.notify_waiters();
     }
 
     /// Acts as if the server were gone: refuses new connections and cuts the open ones.
@@ -174,6 +180,9 @@ async fn talk(client: TcpStream, state: &State) -> anyhow::Result<()> {
                 client.write_all(answer.as_bytes()).await?;
                 continue;
             }
+            (command, Some(Fault::Refusal(wrong, code, status))) if command == wrong => {
+                client.write_all(format!("{code} {status} no\r\n").as_bytes()).await?;
+            }
             ("EHLO", _) => client.write_all(b"250-sink\r\n250 8BITMIME\r\n").await?,
             ("RCPT", _) => {
                 to = line.trim().to_owned();
@@ -189,6 +198,9 @@ async fn talk(client: TcpStream, state: &State) -> anyhow::Result<()> {
                 lock(&state.mails).push(Mail { to: to.clone(), text });
                 if fault == Some(Fault::AnswerLost) {
                     return Ok(());
+                }
+                if fault == Some(Fault::Slow) {
+                    state.healed.notified().await;
                 }
                 client.write_all(b"250 taken\r\n").await?;
             }

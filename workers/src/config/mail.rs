@@ -26,7 +26,8 @@ pub struct Mail {
     /// The address that mails come from, such as tickets@example.org.
     #[arg(long = "mail-from", env = "HOLDFAST_MAIL_FROM", global = true)]
     pub from: Option<String>,
-    /// Longest time the mail server may take for one mail; after that it is tried again.
+    /// Longest time the mail server may take until it is ready for a mail; after that it is tried again. The answer to a mail
+    /// that it was handed may take 10m.
     #[arg(long, env = "HOLDFAST_SMTP_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]
     pub smtp_timeout: Duration,
     /// Longest pause between two tries to send a mail. Pauses begin at 1s and double.
@@ -66,9 +67,9 @@ impl Mail {
         self.smtp_url.as_ref().and_then(MailServer::parse)
     }
 
-    /// The sender of every mail; none without the setting, or when it is no address.
+    /// The sender of every mail; none without the setting, or when it is no address that every mail server takes.
     pub fn sender(&self) -> Option<Address> {
-        deliverable(self.from.as_deref()?)
+        deliverable(self.from.as_deref()?).filter(|address| address.user().is_ascii())
     }
 
     pub(super) fn check(&self, checks: &mut Checks) {
@@ -159,6 +160,15 @@ mod tests {
             ("ann@xn--bcher-kva.example", Some("ann@xn--bcher-kva.example")),
             ("ann@bü cher.example", None),
             ("ann", None),
+            // As RFC 5321 has it, or not at all: its limits are 64 before the @, and 63 in each part of the domain.
+            ("ann+tickets@example.org", Some("ann+tickets@example.org")),
+            ("\"ann\"@example.org", Some("\"ann\"@example.org")),
+            ("ann@[127.0.0.1]", Some("ann@[127.0.0.1]")),
+            ("ann.@example.org", None),
+            ("ann@example.org.", None),
+            ("<ann@example.org>", None),
+            (&format!("{}@example.org", "a".repeat(65)), None),
+            (&format!("ann@{}.org", "ü".repeat(60)), None),
         ] {
             assert_eq!(text(given).as_deref(), expected, "{given}");
         }

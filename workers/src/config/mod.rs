@@ -23,7 +23,7 @@ pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, RelayCom
 pub use database::Database;
 pub use gate::Gate;
 pub use kafka::Kafka;
-pub use mail::{Mail, MailSecurity, MailServer, deliverable};
+pub use mail::{Mail, MailCredentials, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
 pub use provider::Provider;
 pub use relay::Relay;
@@ -260,6 +260,7 @@ mod tests {
             "tickets",
             "Tickets <tickets@example.org>",
             "a@b.org\r\nBcc: c@d.org",
+            "żółw@example.org",
             "",
         ] {
             assert_eq!(

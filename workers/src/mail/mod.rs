@@ -8,7 +8,8 @@
 //! A mail is a row with a lease and no step of the checkout's workflow. The row is written in the transaction of the
 //! outcome, whichever of these ends the checkout: workflow, reconciler, operator, event of the provider. It waits for a
 //! mail server that is away without a live invocation, and `verify` can count it. The mailer that sends a mail leases it
-//! for a little longer than an exchange may last: no lock is held meanwhile, and a process that died holds it up no longer.
+//! for a little longer than a server may take until it is ready, and prolongs that while it waits for the answer to the mail:
+//! no lock is held meanwhile, and a process that died holds it up no longer.
 
 mod letter;
 mod smtp;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_schemas::CheckoutId;
+use lettre::address::Envelope;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
@@ -33,8 +35,12 @@ use crate::metrics::Metrics;
 use crate::rounds::Rounds;
 use crate::store::mails::{self, LeasedMail};
 use crate::store::{self, PgPool};
+use crate::transience::Fault;
 use letter::Letter;
-use smtp::Server;
+use smtp::{Accepted, Server};
+
+/// Most characters of a name in a mail's header.
+const SHOWN_OF_A_NAME: usize = 64;
 
 /// Interval at which the mailer looks for mails.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,7 +54,8 @@ const AT_ONCE: usize = 8;
 /// Pause after the first failed try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Length of a lease beyond the longest exchange: time to read the mail before, and to write the answer afterwards.
+/// Length of a lease beyond the time until the server is ready for the mail: time to read the mail before, and to write the
+/// answer afterwards. While the server takes its time to answer, the lease is prolonged.
 const TO_SPARE: Duration = Duration::from_secs(5);
 
 /// Longest time for mails under way when the process ends.
@@ -226,11 +233,11 @@ impl Mailer {
             }
         };
         let (envelope, bytes) = (message.envelope(), message.formatted());
-        let mut delivered = self.server.deliver(envelope, &bytes).await;
+        let mut delivered = self.deliver(&mail, envelope, &bytes).await;
         if delivered.is_ok() {
             crash::here(Point::MailAccepted);
             if crash::again(Point::MailAccepted) {
-                delivered = self.server.deliver(envelope, &bytes).await;
+                delivered = self.deliver(&mail, envelope, &bytes).await;
             }
         }
         let accepted = match delivered {
@@ -238,17 +245,7 @@ impl Mailer {
                 self.rounds.server.passed();
                 accepted
             }
-            Err(error) => {
-                let (checkout, code) = (&mail.checkout, error.code());
-                let error_chain = error::chain(&error);
-                if error.is_final() {
-                    tracing::error!(%checkout, error = error_chain, "the mail server refuses a mail for good");
-                    return self.note(&mail, Fate::Refused(code)).await;
-                }
-                tracing::warn!(%checkout, attempt = mail.attempts, error = error_chain, "a mail is sent later");
-                self.rounds.server.failed(error.fault(), &error);
-                return self.note(&mail, Fate::Later(code)).await;
-            }
+            Err(error) => return self.fail(&mail, &error).await,
         };
         self.note(&mail, Fate::Sent(accepted.code)).await;
         crash::here(Point::MailNoted);
@@ -258,23 +255,47 @@ impl Mailer {
         accepted.close().await;
     }
 
+    /// Delivers a mail, and prolongs its lease as long as the server takes to answer.
+    async fn deliver(&self, mail: &LeasedMail, envelope: &Envelope, bytes: &[u8]) -> Result<Accepted, smtp::Error> {
+        let leased = async {
+            loop {
+                sleep(self.lease / 2).await;
+                if let Err(error) = mails::put_back(&self.pool, mail, None, self.lease).await {
+                    tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail may be sent twice: its lease ends");
+                }
+            }
+        };
+        tokio::select! {
+            delivered = self.server.deliver(envelope, bytes) => delivered,
+            () = leased => unreachable!("a lease is prolonged for ever"),
+        }
+    }
+
+    async fn fail(&self, mail: &LeasedMail, error: &smtp::Error) {
+        let (checkout, attempt, code) = (&mail.checkout, mail.attempts, error.code());
+        let chain = error::chain(error);
+        let fault = error.fault(attempt);
+        if fault == Fault::Content {
+            tracing::error!(%checkout, attempt, error = chain, "the mail server refuses a mail for good");
+            return self.note(mail, Fate::Refused(code)).await;
+        }
+        let why = match fault {
+            Fault::Setting => {
+                "the mail server refuses us, not the mail: mend --smtp-url, --mail-from or the server; the mail waits"
+            }
+            _ => "a mail is sent later",
+        };
+        tracing::warn!(%checkout, attempt, error = chain, "{why}");
+        self.rounds.server.failed(fault, error);
+        self.note(mail, Fate::Later(code)).await;
+    }
+
     async fn write(&self, mail: &LeasedMail) -> Result<Message, Unwritten> {
         let contents = mails::contents(&self.pool, mail).await?.ok_or(Unwritten::Gone)?;
         let to = config::deliverable(contents.user.email.as_str()).ok_or(Unwritten::Address)?;
         let letter = Letter::write(mail.kind, mail.amount, &contents)?;
         let id = message_id(&mail.checkout, &mail.place, self.from.domain());
-        Message::builder()
-            .from(Mailbox::new(None, self.from.clone()))
-            .to(Mailbox::new(letter.name, to))
-            .subject(letter.subject)
-            .message_id(Some(id))
-            // Keeps mailboxes from sending us notices of absence (RFC 3834).
-            .raw_header(HeaderValue::new(
-                HeaderName::new_from_ascii_str("Auto-Submitted"),
-                "auto-generated".to_owned(),
-            ))
-            .multipart(MultiPart::alternative_plain_html(letter.text, letter.html))
-            .map_err(Unwritten::Mail)
+        compose(&self.from, to, id, letter).map_err(Unwritten::Mail)
     }
 
     /// Writes the result of a mail, and retries until that succeeds: a mail that was sent without a note is sent again.
@@ -309,6 +330,23 @@ impl Mailer {
     }
 }
 
+/// Puts a letter into a mail. The header has the beginning of a long name: a name of one word is not folded, and servers refuse
+/// lines of more than 998 octets (RFC 5322, 2.1.1).
+fn compose(from: &Address, to: Address, id: String, letter: Letter) -> Result<Message, lettre::error::Error> {
+    let name = letter.name.map(|name| name.chars().take(SHOWN_OF_A_NAME).collect());
+    Message::builder()
+        .from(Mailbox::new(None, from.clone()))
+        .to(Mailbox::new(name, to))
+        .subject(letter.subject)
+        .message_id(Some(id))
+        // Keeps mailboxes from sending us notices of absence (RFC 3834).
+        .raw_header(HeaderValue::new(
+            HeaderName::new_from_ascii_str("Auto-Submitted"),
+            "auto-generated".to_owned(),
+        ))
+        .multipart(MultiPart::alternative_plain_html(letter.text, letter.html))
+}
+
 /// The pause after this many tries.
 fn pause(attempts: i32, longest: Duration) -> Duration {
     let doublings = u32::try_from(attempts - 1).unwrap_or(0).min(30);
@@ -339,5 +377,54 @@ mod tests {
         let different: std::collections::HashSet<_> = all.iter().collect();
         assert_eq!(different.len(), all.len());
         assert!(all[0].starts_with('<') && all[0].ends_with("@example.org>"), "{all:?}");
+    }
+
+    #[test]
+    fn whatever_a_name_or_a_letter_contains_every_server_can_take_the_mail() {
+        let long = "x".repeat(1_000);
+        for name in [
+            "Ann",
+            "O'Hara, \"Ann\" <eve@example.org>",
+            "Änne Müller",
+            "Ann  Bcc: eve@example.org",
+            "",
+            "  ",
+            &long,
+            &"ä ".repeat(333),
+        ] {
+            let letter = Letter {
+                name: Some(name.to_owned()),
+                subject: "Ihre Bestellung konnte nicht abgeschlossen werden – Übersicht",
+                text: format!("Hello {name},\n.\nFrom us\nÄ {long}"),
+                html: format!("<p>{name}{long}</p>\n"),
+            };
+            let (from, to) = (
+                "tickets@example.org".parse().unwrap(),
+                "ann@example.org".parse().unwrap(),
+            );
+            let mail = compose(&from, to, "<1@example.org>".to_owned(), letter)
+                .unwrap()
+                .formatted();
+            assert!(mail.is_ascii() && !mail.contains(&0), "{name}");
+            let mail = String::from_utf8(mail).unwrap();
+            assert!(!mail.replace("\r\n", "").contains(['\r', '\n']), "{mail:?}");
+            let longest = mail.split("\r\n").map(str::len).max();
+            assert!(longest <= Some(998), "{name}: {longest:?}");
+            let (headers, _) = mail.split_once("\r\n\r\n").unwrap();
+            let names: Vec<_> = (headers.split("\r\n").filter(|line| !line.starts_with(' ')))
+                .map(|line| line.split_once(':').unwrap().0)
+                .collect();
+            let expected = [
+                "From",
+                "To",
+                "Subject",
+                "Message-ID",
+                "Auto-Submitted",
+                "MIME-Version",
+                "Date",
+                "Content-Type",
+            ];
+            assert_eq!(names, expected, "{name}");
+        }
     }
 }
