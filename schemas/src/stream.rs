@@ -23,7 +23,7 @@ pub trait EventData: Clone + Debug + PartialEq + Send + Sync + 'static {
     const TOPIC: &'static str;
     /// The topic to which the gate writes the events, gathered by key.
     const ADMITTED: &'static str;
-    /// Every version that can be read; a new one is a module and a line.
+    /// Every version that can be read.
     const VERSIONS: &'static [Version<Self>];
 
     /// Type and data in the newest version.
@@ -34,7 +34,7 @@ pub trait EventData: Clone + Debug + PartialEq + Send + Sync + 'static {
 pub trait OutcomeData: Clone + Debug + PartialEq + Send + Sync + 'static {
     type Key: Key;
     const TOPIC: &'static str;
-    /// Every version that can be read; a new one is a module and a line.
+    /// Every version that can be read.
     const VERSIONS: &'static [Version<Self>];
 
     /// The CloudEvents `type`, in the newest version.

@@ -211,6 +211,16 @@ impl<'a> Proof<'a> {
         Ok(consumer.commit(&list, CommitMode::Sync)?)
     }
 
+    /// The offset that the gate has committed.
+    pub(crate) fn committed(&self, topic: &str, partition: i32) -> anyhow::Result<Offset> {
+        let consumer: BaseConsumer = self.kit.stack.kafka.config().set("group.id", &self.group).create()?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        let committed = consumer.committed_offsets(list, Duration::from_secs(10))?;
+        let committed = committed.find_partition(topic, partition);
+        Ok(committed.context("not asked for")?.offset())
+    }
+
     /// Sends this many requests for 50 tickets; one in forty is no event.
     pub(crate) async fn feed(&self, records: usize) -> anyhow::Result<()> {
         let time = now().format(&Rfc3339)?;

@@ -11,6 +11,7 @@ use holdfast_schemas::{dead_letter, topics};
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Kit, until};
+use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureProducer;
 use serde_json::json;
@@ -146,6 +147,11 @@ fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow:
     const PARTITION: i32 = PARTITIONS - 1;
     kit.block_on(async {
         let mut gate = Proof::begin(kit).await?;
+        let before = Sent {
+            partition: Some(PARTITION),
+            ..sent(Some(b"A"), Some(b"no event"), &[])
+        };
+        kit.stack.kafka.send(topics::PAYMENTS, &[before]).await?;
         let mut places = Vec::new();
         for codec in ["zstd", "gzip", "lz4"] {
             let producer: FutureProducer = kit
@@ -165,6 +171,7 @@ fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow:
         let (first, next) = (places[0].1, places[0].1 + 3);
         let worker = gate.launch("gate").spawn()?;
         let ended = worker.wait(ENDS_WITHIN).await;
+        let committed = gate.committed(topics::PAYMENTS, PARTITION);
         let verified = kit.stack.holdfast("verify", "verify").output().await;
         // Nobody could read the topic any more.
         let kafka = &kit.stack.kafka;
@@ -173,6 +180,11 @@ fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow:
         gate.group = "holdfast.gate".to_owned();
         gate.commit(topics::PAYMENTS, &[(PARTITION, next)].into())?;
         ensure!(!ended?.success(), "{}", worker.last_words());
+        // What came before the batch is accounted for: moving the group past the batch gives up nothing else.
+        ensure!(
+            committed? == Offset::Offset(first),
+            "the group does not stand at the batch"
+        );
         let verified = verified?;
         ensure!(!verified.status.success(), "{verified:?}");
         let named = format!("{}/{PARTITION} from offset {first} to before {next}", topics::PAYMENTS);

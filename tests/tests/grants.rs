@@ -27,6 +27,9 @@ const TASKS: [(&str, &str); 8] = [
     ("relay (count)", "outbox"),
 ];
 
+/// Those for which no seat and no money waits: `/readyz` does not name them.
+const BESIDE: [&str; 4] = ["sweep", "mail", "mail (count)", "checkouts (count)"];
+
 fn whoever_lacks_a_grant_says_so_and_goes_on_once_it_is_there(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         done(kit.stack.holdfast("migrate", "migrate")).await?;
@@ -55,13 +58,12 @@ fn whoever_lacks_a_grant_says_so_and_goes_on_once_it_is_there(kit: &Kit) -> anyh
         until("each task says what it lacks", DEADLINE, async || {
             let not_ready = not_ready(&worker).await?;
             for part in TASKS.map(|(part, _)| part).iter().chain(&["reaper"]) {
-                ensure!(
-                    not_ready.split(", ").any(|other| other == *part),
-                    "no {part} in {not_ready}"
-                );
+                let is_named = not_ready.split(", ").any(|other| other == *part);
+                ensure!(is_named != BESIDE.contains(part), "{part}, in {not_ready}");
+                let failed = format!(r#"holdfast_failing_rounds_total{{part="{part}"}}"#);
+                let failed = worker.metric(&failed).await?;
+                ensure!(failed >= Some(1.0), "{failed:?} rounds of {part} have failed");
             }
-            let rounds = worker.metric(r#"holdfast_failing_rounds_total{part="mail"}"#).await?;
-            ensure!(rounds >= Some(3.0), "{rounds:?} rounds of the mailer have failed");
             anyhow::Ok(())
         })
         .await

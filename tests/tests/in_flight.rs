@@ -312,7 +312,12 @@ fn a_finished_checkout_that_the_engine_forgot_is_not_begun_again(kit: &Kit) -> a
 
         // Twice: the same event again, and the same request under another id.
         for again in 0..2 {
-            let finished = finished_runs(kit, &order).await?;
+            let finished = until("the engine is done with it", DEADLINE, async || {
+                let finished = finished_runs(kit, &order).await?;
+                ensure!(finished.len() == 1, "{finished:?}");
+                Ok(finished)
+            })
+            .await?;
             for run in &finished {
                 let url = format!("{}/invocations/{run}/purge", kit.stack.restate.admin());
                 reqwest::Client::new().patch(url).send().await?.error_for_status()?;

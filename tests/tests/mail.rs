@@ -229,7 +229,7 @@ fn a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx(kit: &Kit) -> anyh
         let log = std::fs::read_to_string(shop.worker.log())?;
         ensure!(
             log.contains("refuses a mail for good")
-                && log.contains("refuses us, not the mail")
+                && log.contains("refuses us, or the recipient")
                 && !log.contains("frieda.secret"),
             "{}",
             shop.worker.last_words()

@@ -37,7 +37,7 @@ fn settings(url: &str) -> config::Database {
         loyalty_url: None,
         credits_abandoned_after: Duration::from_secs(60),
         pool_size: CONNECTIONS,
-        acquire_timeout: Duration::from_millis(300),
+        acquire_timeout: Duration::from_secs(3),
         statement_timeout: Duration::from_secs(2),
         lock_timeout: Duration::from_millis(300),
         idle_in_transaction_timeout: Duration::from_secs(1),

@@ -325,7 +325,7 @@ impl Worker {
             admin: RestateAdmin::new(self.config.restate.admin.clone())?,
             retention: self.config.database.idempotency_retention,
             metrics: self.metrics.clone(),
-            rounds: self.rounds("sweep"),
+            rounds: Rounds::beside("sweep", &self.metrics),
         };
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("sweep", async move {
@@ -371,7 +371,10 @@ impl Worker {
         let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
         let idle = self.config.checkout.abandoned_after;
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
-        let (looking, counting) = (self.rounds("checkouts"), self.rounds("checkouts (count)"));
+        let (looking, counting) = (
+            self.rounds("checkouts"),
+            Rounds::beside("checkouts (count)", &self.metrics),
+        );
         self.spawner.spawn("checkouts", async move {
             tokio::select! {
                 () = checkout::look_after(driver.clone(), admin, idle, looking) => {}
@@ -385,7 +388,7 @@ impl Worker {
 
     /// Starts the mailer, if there is a mail server. While the server is away, only mails wait.
     fn spawn_mailer(&self, pool: &PgPool) -> anyhow::Result<()> {
-        let mailer = Mailer::new(&self.config.mail, pool, &self.metrics, &self.readiness)
+        let mailer = Mailer::new(&self.config.mail, pool, &self.metrics)
             .context("no mails can be sent by --smtp-url (HOLDFAST_SMTP_URL)")?;
         let Some(mailer) = mailer else {
             return Ok(());

@@ -99,7 +99,8 @@ metrics! {
     retries: IntCounterVec = "holdfast_retries_total" ["where"];
     /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres, sweep, mail,
     /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, relay (lock),
-    /// relay (session), relay (listen), relay (count). The task goes on trying; `/readyz` names it.
+    /// relay (session), relay (listen), relay (count). The task goes on trying; `/readyz` names those for which
+    /// seats or money wait.
     failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part"];
     /// Connections in the pool, by state: idle, used.
     pool_connections: IntGaugeVec = "holdfast_pool_connections" ["state"];

@@ -16,7 +16,7 @@ use crate::transience::Fault;
 /// Interval of the turns.
 const EVERY: Duration = Duration::from_secs(600);
 
-/// Pause before a turn that failed is begun again.
+/// Pause before a turn that failed is begun again; each next one is twice as long, up to [`EVERY`].
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// After so many turns, a day's, the walk begins at the oldest record again: a clock that was set back, or a restored table, may
@@ -58,18 +58,23 @@ impl Sweeper {
     /// Sweeps for ever. A turn that failed is begun again soon.
     pub async fn run(self) {
         let mut ticks = tokio::time::interval(EVERY);
+        let mut failures = 0;
         loop {
             let mut walk = Sweep::default();
-            for _ in 0..TURNS {
+            let mut turns = 0;
+            while turns < TURNS {
                 ticks.tick().await;
                 match self.turn(&mut walk).await {
                     Ok(swept) => {
                         tracing::debug!(swept, "swept idempotency records");
                         self.rounds.passed();
+                        turns += 1;
+                        failures = 0;
                     }
                     Err(error) => {
                         self.rounds.failed(error.fault(), &error);
-                        ticks.reset_after(AGAIN);
+                        ticks.reset_after(AGAIN.saturating_mul(1 << failures.min(7)).min(EVERY));
+                        failures += 1;
                     }
                 }
             }

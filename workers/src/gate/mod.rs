@@ -89,7 +89,10 @@ pub async fn run(
         let membership = Membership::join(&settings, metrics.clone(), ready)?;
         let mut gate = Gate::new(settings, metrics, backlog, shutdown.clone(), runtime, membership)?;
         while !shutdown.is_cancelled() {
-            gate.step()?;
+            match gate.step() {
+                Err(error @ Error::Packed { .. }) => gate.finish(error)?,
+                stepped => stepped?,
+            }
         }
         gate.leave()
     })
@@ -193,6 +196,23 @@ impl Gate {
             self.wait_blocked()?;
         }
         Ok(())
+    }
+
+    /// Has all before a batch that cannot be unpacked admitted and committed, and ends with that error: the group stands at the
+    /// batch then, and moving it past the batch gives up nothing else. If Kafka does not take it all, the gate goes on, and comes
+    /// to the batch again.
+    fn finish(&mut self, error: Error) -> Result<(), Error> {
+        self.failures = 0;
+        while self.in_flight.is_some() || !self.gathered.window.is_empty() {
+            match self.in_flight {
+                Some(_) => self.acknowledge(IDLE)?,
+                None => self.send()?,
+            }
+            if self.failures > 0 || self.shutdown.is_cancelled() {
+                return Ok(());
+            }
+        }
+        Err(error)
     }
 
     /// Takes records until there are none at the moment, or the window is full. Idle, it waits for the first one.

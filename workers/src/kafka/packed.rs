@@ -23,7 +23,9 @@ pub fn is_packed(code: RDKafkaErrorCode) -> bool {
 pub fn name(config: &ClientConfig, places: Vec<(String, i32, Range<i64>)>) -> KafkaResult<String> {
     let looking: BaseConsumer = config.create()?;
     let mut packed = Vec::new();
+    let mut all = Vec::new();
     for (topic, partition, Range { start: at, end }) in places {
+        all.push(format!("{topic}/{partition} at {at}"));
         let stops = |offset: i64| match offset < end {
             true => stops(&looking, &topic, partition, offset),
             false => Ok(false),
@@ -33,7 +35,13 @@ pub fn name(config: &ClientConfig, places: Vec<(String, i32, Range<i64>)>) -> Ka
             packed.push(format!("{topic}/{partition} from offset {at} to before {next}"));
         }
     }
-    Ok(packed.join(", "))
+    match packed.is_empty() {
+        true => Ok(format!(
+            "it was not found again; partitions stand at {}",
+            all.join(", ")
+        )),
+        false => Ok(packed.join(", ")),
+    }
 }
 
 /// Whether the batch at this offset cannot be unpacked.
@@ -45,7 +53,7 @@ fn stops(looking: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> Ka
     while Instant::now() < deadline {
         match looking.poll(Duration::from_millis(100)) {
             None => {}
-            Some(Ok(_)) => return Ok(false),
+            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(false),
             Some(Err(KafkaError::MessageConsumption(code))) if is_packed(code) => return Ok(true),
             Some(Err(error)) => tracing::debug!(%error, topic, partition, offset, "looking for a batch"),
         }

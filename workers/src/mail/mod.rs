@@ -30,7 +30,6 @@ use uuid::Uuid;
 use crate::config;
 use crate::crash::{self, Point};
 use crate::error;
-use crate::lifecycle::Readiness;
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
 use crate::store::mails::{self, LeasedMail};
@@ -123,17 +122,13 @@ impl Mailer {
     ///
     /// # Errors
     /// The settings demand TLS, and the system has no certificates to trust.
-    pub fn new(
-        config: &config::Mail,
-        pool: &PgPool,
-        metrics: &Arc<Metrics>,
-        readiness: &Readiness,
-    ) -> Result<Option<Self>, Error> {
+    pub fn new(config: &config::Mail, pool: &PgPool, metrics: &Arc<Metrics>) -> Result<Option<Self>, Error> {
         let (Some(address), Some(from)) = (config.server(), config.sender()) else {
             return Ok(None);
         };
         let server = Server::new(address, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
-        let rounds = |part| Rounds::new(part, readiness, metrics);
+        // Neither seats nor money wait for mails.
+        let rounds = |part| Rounds::beside(part, metrics);
         Ok(Some(Self {
             pool: pool.clone(),
             server: Arc::new(server),
@@ -146,7 +141,7 @@ impl Mailer {
                 count: rounds("mail (count)"),
                 contents: rounds("mail (contents)"),
                 notes: rounds("mail (notes)"),
-                server: Rounds::beside("mail (server)", metrics),
+                server: rounds("mail (server)"),
             }),
         }))
     }
@@ -281,12 +276,14 @@ impl Mailer {
         }
         let why = match fault {
             Fault::Setting => {
-                "the mail server refuses us, not the mail: mend --smtp-url, --mail-from or the server; the mail waits"
+                "the mail server refuses us, or the recipient by a policy: mend --smtp-url, --mail-from or the server; the mail waits"
             }
             _ => "a mail is sent later",
         };
         tracing::warn!(%checkout, attempt, error = chain, "{why}");
-        self.rounds.server.failed(fault, error);
+        if !error.is_about_one_mail() {
+            self.rounds.server.failed(fault, error);
+        }
         self.note(mail, Fate::Later(code)).await;
     }
 

@@ -26,6 +26,7 @@ const ANSWER: Duration = Duration::from_secs(600);
 
 /// The names of the mail itself, and of two extensions, in errors.
 const MAIL: &str = "the mail";
+const HELLO: &str = "the connection or EHLO";
 const SMTPUTF8: &str = "SMTPUTF8";
 const EIGHT_BIT: &str = "8BITMIME";
 
@@ -133,7 +134,7 @@ impl Server {
         // The name may have several addresses, of which the first may be silent.
         let patience = Some(self.patience / 3);
         let connected = AsyncSmtpConnection::connect_tokio1(address, patience, &self.hello, at_once, None).await;
-        let mut connection = connected.map_err(|error| unreached("the connection or EHLO", error))?;
+        let mut connection = connected.map_err(|error| unreached(HELLO, error))?;
         if let (MailSecurity::StartTls, Some(trust)) = (security, &self.trust) {
             if !connection.can_starttls() {
                 return Err(Error::Lacks("STARTTLS"));
@@ -165,6 +166,11 @@ impl Error {
             Self::Answered { code, .. } => Some(*code),
             _ => None,
         }
+    }
+
+    /// True for an answer to the recipient or to what came after, which another mail may not get.
+    pub(super) fn is_about_one_mail(&self) -> bool {
+        matches!(self, Self::Answered { command, .. } if !matches!(*command, "AUTH" | "STARTTLS" | "MAIL" | HELLO))
     }
 
     /// The fault after this many tries. Only one of the content ends the mail: the server refuses this mail, or this recipient.

@@ -129,6 +129,7 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
             settings: vec![
                 ("cleanup.policy", "compact".to_owned()),
                 ("segment.bytes", (16 << 20).to_string()),
+                (MIN_INSYNC_REPLICAS, min_insync_replicas(kafka.replication).to_string()),
             ],
             stays: "the relay keeps its mark on one partition",
         },
@@ -331,7 +332,8 @@ impl Kafka {
             Ok(()) if passed_over.is_empty() => Ok(Line::new(what, Finding::Created)),
             Ok(()) => {
                 let before = format!(
-                    "{}, the oldest record left. What retention had removed before is lost, unless it had been read by a group whose                      offsets Kafka has forgotten: docs/runbook.md#the-gates-offsets-were-lost",
+                    "{}, the oldest record left. What retention had removed before is lost, unless it had been read by a group whose \
+                     offsets Kafka has forgotten: docs/runbook.md#the-gates-offsets-were-lost",
                     passed_over.join(", ")
                 );
                 tracing::warn!(group, "{before}");

@@ -200,7 +200,7 @@ pub async fn refused(pool: &PgPool, mail: &LeasedMail, code: Option<u16>) -> Res
     Ok(updated.rows_affected() == 1)
 }
 
-/// Ends the lease, so that the mail is due again after a pause. False as in [`refused`].
+/// Has the mail due again after a pause: that ends its lease, or prolongs it. False as in [`refused`].
 ///
 /// # Errors
 /// The database does not answer.
