@@ -188,7 +188,7 @@ impl Gate {
     fn step(&mut self) -> Result<(), Error> {
         self.gather()?;
         self.acknowledge(Duration::ZERO)?;
-        if self.in_flight.is_none() && !self.gathered.window.is_empty() && self.has_credit() && self.has_paced() {
+        if self.in_flight.is_none() && !self.gathered.window.is_empty() && self.has_room() && self.has_paced() {
             self.membership.resume()?;
             return self.send();
         }
@@ -451,7 +451,7 @@ impl Gate {
         wait(&self.runtime, pause, self.shutdown.cancelled());
     }
 
-    fn has_credit(&mut self) -> bool {
+    fn has_room(&mut self) -> bool {
         let open = self.backpressure.is_open(*self.backlog.borrow_and_update());
         self.metrics.gate_waiting.set(i64::from(!open));
         open

@@ -38,7 +38,7 @@ impl Log {
 /// Those of `told` that the change log does not have: the database never decided them, or forgot that it did.
 ///
 /// # Errors
-/// [`Error::LoggedOutcome`]
+/// [`Error::Told`]
 pub async fn unknown(db: &mut PgConnection, log: Log, told: &[LoggedOutcome]) -> Result<Vec<LoggedOutcome>, Error> {
     let keys: Vec<String> = told.iter().map(|told| told.key.clone()).collect();
     let versions: Vec<i64> = told.iter().map(|told| told.version).collect();
@@ -79,7 +79,7 @@ pub async fn unknown(db: &mut PgConnection, log: Log, told: &[LoggedOutcome]) ->
 /// What the change log has of later than `since`, or all of it, without what waits in the outbox: it must have been told.
 ///
 /// # Errors
-/// [`Error::LoggedOutcome`]
+/// [`Error::Told`]
 pub async fn decided(
     db: &mut PgConnection,
     log: Log,
