@@ -16,6 +16,7 @@
 //! Every process that is started dies with the kit: [`run_to_end`] stops it in good order, dropping a [`Holdfast`] kills it,
 //! and Linux kills what a killed kit leaves behind.
 
+pub mod certs;
 pub mod fetch;
 pub mod kafka;
 pub mod maildev;

@@ -5,6 +5,7 @@ mod checkout;
 mod command;
 mod database;
 mod gate;
+mod insecure;
 mod kafka;
 mod mail;
 mod process;
@@ -16,12 +17,13 @@ mod verify;
 mod webhook;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser};
+use clap::{Args, Parser, ValueEnum};
 
 pub use checkout::Checkout;
 pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, RelayCommand, Retry, State, Ticket, User};
 pub use database::Database;
 pub use gate::Gate;
+pub use insecure::Wire;
 pub use kafka::Kafka;
 pub use mail::{Mail, MailCredentials, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
@@ -48,7 +50,7 @@ impl Cli {
     /// # Errors
     /// The wrong settings.
     pub fn check(&self) -> Result<(), Vec<Invalid>> {
-        let mut checks = Checks(self.config.check().err().unwrap_or_default());
+        let mut checks = self.config.checked();
         let Config { webhook, provider, .. } = &self.config;
         let takes_webhooks = match self.command {
             Command::Webhook => true,
@@ -125,7 +127,14 @@ impl Config {
     /// # Errors
     /// Every wrong setting.
     pub fn check(&self) -> Result<(), Vec<Invalid>> {
-        let mut checks = Checks::default();
+        self.checked().finish()
+    }
+
+    fn checked(&self) -> Checks {
+        let mut checks = Checks {
+            insecure: self.process.insecure.clone(),
+            ..Checks::default()
+        };
         self.kafka.check(&mut checks);
         self.database.check(&mut checks);
         self.restate.check(&mut checks);
@@ -138,25 +147,38 @@ impl Config {
         self.webhook.check(&mut checks);
         self.verify.check(&mut checks);
         self.process.check(&mut checks);
-        checks.finish()
+        checks
     }
 }
 
 /// The wrong settings that were found so far.
 #[derive(Debug, Default)]
-struct Checks(Vec<Invalid>);
+struct Checks {
+    wrong: Vec<Invalid>,
+    /// The wires that the operator leaves open.
+    insecure: Vec<Wire>,
+}
 
 impl Checks {
     /// Notes the setting as wrong, and `what` mends it, unless the condition holds.
     fn require(&mut self, holds: bool, flag: &'static str, what: &str) {
         if !holds {
             let what = what.to_owned();
-            self.0.push(Invalid { flag, what });
+            self.wrong.push(Invalid { flag, what });
         }
     }
 
+    /// As [`Checks::require`], for what keeps a wire closed: `--insecure` leaves it open, by name.
+    fn secure(&mut self, wire: Wire, holds: bool, flag: &'static str, what: &str) {
+        let name = wire
+            .to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned());
+        let what = format!("{what}; --insecure {name} (HOLDFAST_INSECURE) leaves it open");
+        self.require(holds || self.insecure.contains(&wire), flag, &what);
+    }
+
     fn finish(self) -> Result<(), Vec<Invalid>> {
-        if self.0.is_empty() { Ok(()) } else { Err(self.0) }
+        if self.wrong.is_empty() { Ok(()) } else { Err(self.wrong) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::Checks;
+use super::{Checks, Wire};
 
 /// Settings of every process: its name, the HTTP port for operators, logs, the time to drain.
 #[derive(Args, Debug, Clone)]
@@ -25,6 +25,9 @@ pub struct Process {
     /// Which log lines are written: directives such as `info,holdfast::gate=debug`.
     #[arg(long, env = "HOLDFAST_LOG_FILTER", default_value = "info", global = true)]
     pub log_filter: String,
+    /// Wires to other machines that may stay open: secrets go over them in the clear, and whoever speaks to them is believed.
+    #[arg(long, env = "HOLDFAST_INSECURE", value_enum, value_delimiter = ',', global = true)]
+    pub insecure: Vec<Wire>,
 }
 
 /// Form of the log lines.

@@ -1,0 +1,45 @@
+//! Settings: what may go over a wire in the clear.
+
+use std::net::IpAddr;
+
+use clap::ValueEnum;
+
+/// A wire that may carry a secret, or believe whoever speaks to it.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    Kafka,
+    Postgres,
+    /// Restate: its admin API and ingress, and its calls to `serve`.
+    Restate,
+    Provider,
+    Smtp,
+}
+
+/// True for an address that no other machine can reach.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for host in ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost", "LOCALHOST"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "",
+            "0.0.0.0",
+            "::",
+            "10.0.0.1",
+            "localhost.example",
+            "db",
+            "127.0.0.1.example",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}
