@@ -9,7 +9,7 @@ DEV = $(TARGET)/debug/dev
 export SQLX_OFFLINE = true
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test conformance dev check bench sqlx tools
+.PHONY: help demo test conformance dev check sbom bench sqlx tools
 
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -37,6 +37,13 @@ check: tools ## The quick one: format, clippy, dependencies, unit and property t
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	.dev/tools/cargo-deny/bin/cargo-deny --log-level error check bans licenses sources
 	$(CARGO) test --workspace --lib --test published --test structure --test decode --test properties
+
+sbom: ## The bill of materials of the binary, as CycloneDX JSON: target/reports/holdfast.cdx.json
+	@deploy/local/tools cargo-cyclonedx
+	mkdir -p $(TARGET)/reports
+	.dev/tools/cargo-cyclonedx/bin/cargo-cyclonedx cyclonedx --manifest-path workers/Cargo.toml --describe binaries \
+	    --target x86_64-unknown-linux-gnu --format json --spec-version 1.5
+	mv workers/holdfast_bin.cdx.json $(TARGET)/reports/holdfast.cdx.json
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release

@@ -97,7 +97,7 @@ struct Measured {
 }
 
 fn main() -> ExitCode {
-    kit::log_to_stderr();
+    kit::prepare_process();
     match kit::run_to_end(move || Runtime::new()?.block_on(run())) {
         Ok(Some(Ok(()))) => ExitCode::SUCCESS,
         Ok(None) => ExitCode::from(kit::INTERRUPTED),

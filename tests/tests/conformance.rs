@@ -17,7 +17,7 @@ use holdfast::provider::webhook::What;
 use holdfast_schemas::PaymentId;
 use holdfast_tests::kit::provider::{KEY, ReceivedRequest, Simulator};
 use holdfast_tests::kit::third_party::{LocalStripe, ThirdParties};
-use holdfast_tests::kit::{self, log_to_stderr, until};
+use holdfast_tests::kit::{self, prepare_process, until};
 use tokio::runtime::Runtime;
 use tracing::error;
 
@@ -27,7 +27,7 @@ use receiver::{Receiver, SECRET};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
-    log_to_stderr();
+    prepare_process();
     match kit::run_to_end(|| Runtime::new()?.block_on(run())) {
         Ok(Some(Ok(()))) => ExitCode::SUCCESS,
         Ok(None) => ExitCode::from(kit::INTERRUPTED),

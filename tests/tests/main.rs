@@ -111,7 +111,7 @@ pub(crate) use tests;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(KITS);
-    kit::log_to_stderr();
+    kit::prepare_process();
     match kit::run_to_end(move || run(&arguments)) {
         Ok(Some(Ok(code))) => code,
         Ok(None) => ExitCode::from(kit::INTERRUPTED),

@@ -19,6 +19,7 @@ use crate::domain;
 use crate::kafka::dead_letters::{self, Copied, Letter};
 use crate::kafka::on_thread;
 use crate::metrics::Metrics;
+use crate::printable;
 use crate::store::change_log::Until;
 use crate::store::settled_dead_letters::{self, Noted, RecordPosition, Settlement};
 use crate::store::{self, outbox};
@@ -82,12 +83,12 @@ async fn list(config: &config::Kafka, pool: &PgPool) -> anyhow::Result<()> {
             let place = name(&letter);
             if !passed.contains(&place) {
                 let (reason, detail) = reason(&letter);
-                let key = letter.record.key.as_deref().map_or("-".to_owned(), readable);
+                let key = letter.record.key.as_deref().map_or("-".to_owned(), printable::line);
                 writeln!(
                     out,
                     "{:<32} {reason:<18} {key:<24} {}",
                     place.to_string(),
-                    readable(detail.as_bytes())
+                    printable::line(&detail)
                 )?;
                 waiting += 1;
                 passed.insert(place);
@@ -108,22 +109,26 @@ async fn show(config: &config::Kafka, pool: &PgPool, place: &RecordPosition) -> 
     for (name, value) in [
         ("origin", place.to_string()),
         ("reason", reason),
-        ("detail", readable(detail.as_bytes())),
+        ("detail", printable::line(&detail)),
         ("settled", settlement.unwrap_or_else(|| "no".to_owned())),
         (
             "key",
-            letter.record.key.as_deref().map_or("(none)".to_owned(), readable),
+            letter
+                .record
+                .key
+                .as_deref()
+                .map_or("(none)".to_owned(), printable::line),
         ),
     ] {
         writeln!(text, "{name:<10}{value}")?;
     }
     for (name, value) in &letter.record.headers {
-        let value = value.as_deref().map_or("(null)".to_owned(), readable);
-        writeln!(text, "{:<10}{}: {value}", "header", readable(name.as_bytes()))?;
+        let value = value.as_deref().map_or("(null)".to_owned(), printable::line);
+        writeln!(text, "{:<10}{}: {value}", "header", printable::line(name))?;
     }
     match &letter.record.value {
         None => writeln!(text, "value     (null: a tombstone)")?,
-        Some(value) => writeln!(text, "value     {} bytes\n{}", value.len(), readable(value))?,
+        Some(value) => writeln!(text, "value     {} bytes\n{}", value.len(), printable::text(value))?,
     }
     std::io::stdout().write_all(text.as_bytes()).context("cannot print")
 }
@@ -218,7 +223,7 @@ fn reason(letter: &Letter) -> (String, String) {
 
 fn header(record: &Copied, name: &str) -> Option<String> {
     let (_, value) = record.headers.iter().rev().find(|(header, _)| header == name)?;
-    value.as_deref().map(readable)
+    value.as_deref().map(printable::line)
 }
 
 fn place(text: &str) -> anyhow::Result<RecordPosition> {
@@ -239,27 +244,6 @@ fn place(text: &str) -> anyhow::Result<RecordPosition> {
     })
 }
 
-/// UTF-8 text with characters escaped that would change the terminal or the reading order; other bytes in hexadecimal.
-fn readable(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text
-            .chars()
-            .fold(String::with_capacity(text.len()), |mut text, character| {
-                let is_plain = character == '\n' || character == '"' || character == '\'' || character == '\\';
-                if is_plain {
-                    text.push(character);
-                } else {
-                    text.extend(character.escape_debug());
-                }
-                text
-            }),
-        Err(_) => bytes.iter().fold(String::from("0x"), |mut text, byte| {
-            text.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
-            text
-        }),
-    }
-}
-
 /// Prints the outbox rows that Kafka refused.
 async fn refused(pool: &PgPool) -> anyhow::Result<()> {
     let rows = outbox::refused(pool).await?;
@@ -270,7 +254,7 @@ async fn refused(pool: &PgPool) -> anyhow::Result<()> {
         "ID", "TOPIC", "KEY", "BEHIND", "MESSAGE"
     )?;
     for row in &rows {
-        let (key, reason) = (readable(row.key.as_bytes()), readable(row.reason.as_bytes()));
+        let (key, reason) = (printable::line(&row.key), printable::line(&row.reason));
         writeln!(
             out,
             "{:<12} {:<24} {key:<24} {:>7} {:<38} {reason}",
@@ -331,12 +315,5 @@ mod tests {
             let error = place(text).unwrap_err().to_string();
             assert!(error.contains("topic/partition/offset"), "{error}");
         }
-    }
-
-    #[test]
-    fn bytes_are_shown_so_that_they_cannot_harm_a_terminal() {
-        assert_eq!(readable(b"{\"a\": \"b\"}"), "{\"a\": \"b\"}");
-        assert_eq!(readable("a\u{1b}[2J\u{202e}\0é".as_bytes()), "a\\u{1b}[2J\\u{202e}\\0é");
-        assert_eq!(readable(&[0xff, 0x00, 0x7f]), "0xff007f");
     }
 }

@@ -11,11 +11,10 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
 use crate::checkout::{self, Driver};
-use crate::config::{Cli, Command, Config, LogFormat, Process};
+use crate::config::{Cli, Command, Config};
 use crate::lifecycle::{self, Lifecycle, Readiness, Spawner};
 use crate::mail::Mailer;
 use crate::metrics::Metrics;
@@ -27,7 +26,7 @@ use crate::store::mechanisms::Error::CannotPrepare;
 use crate::store::progress::Progress;
 use crate::sweep::Sweeper;
 use crate::transience::Fault;
-use crate::{admin, domain, gate, objects, register, relay, restate_admin, store, verify, webhook};
+use crate::{admin, domain, gate, logs, objects, printable, register, relay, restate_admin, store, verify, webhook};
 
 /// Interval of the sweep of prepared transactions that a try left behind in the loyalty database.
 const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
@@ -45,14 +44,14 @@ pub fn main(cli: Cli) -> ExitCode {
         let lines: Vec<String> = wrong.iter().map(|setting| format!("wrong setting {setting}")).collect();
         return complain(&lines.join("\n"), 2);
     }
-    start_logs(&cli.config.process);
+    logs::start(&cli.config.process);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("cannot start: {error}"), 1),
     };
     match runtime.block_on(run(cli)) {
         Ok(code) => code,
-        Err(error) => complain(&format!("{error:#}"), exit_code(&error)),
+        Err(error) => complain(&printable::line(format!("{error:#}")), exit_code(&error)),
     }
 }
 
@@ -553,16 +552,6 @@ fn clock() -> OffsetDateTime {
 #[expect(clippy::disallowed_methods, reason = "the one place where ids are drawn at random")]
 fn new_id() -> Uuid {
     Uuid::new_v4()
-}
-
-fn start_logs(process: &Process) {
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&process.log_filter))
-        .with_writer(std::io::stderr);
-    match process.log_format {
-        LogFormat::Text => logs.init(),
-        LogFormat::Json => logs.json().init(),
-    }
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

@@ -5,7 +5,9 @@ pub mod config;
 pub mod crash;
 pub mod error;
 pub mod lifecycle;
+pub mod logs;
 pub mod metrics;
+pub mod printable;
 pub mod rounds;
 pub mod transience;
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
+use rustls::crypto::{CryptoProvider, ring};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -422,6 +423,10 @@ impl RestateAdmin {
 /// # Errors
 /// The HTTP client cannot be made.
 pub fn http_client() -> Result<reqwest::Client, Error> {
+    if CryptoProvider::get_default().is_none() {
+        // An error is a provider that another thread has installed meanwhile: they are all the same.
+        ring::default_provider().install_default().ok();
+    }
     reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(2))
         .tcp_keepalive(Duration::from_secs(30))

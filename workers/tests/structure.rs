@@ -43,8 +43,12 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper::", &["provider/"]),
     ("lettre::", &["mail/", "config/mail.rs"]),
     ("askama::", &["mail/"]),
-    ("rustls::", &["provider/"]),
+    ("rustls::", &["provider/", "restate_admin.rs"]),
     ("prometheus::", &["metrics.rs"]),
+    // What is printed or logged goes through `printable`, as the log does in `logs.rs`.
+    ("tracing_subscriber::fmt", &["logs.rs"]),
+    ("std::io::stdout", &["admin", "app.rs"]),
+    ("std::io::stderr", &["logs.rs", "app.rs"]),
     ("std::env::", &["crash.rs"]),
     ("TerminalError::", &["objects/caller.rs"]),
 ];

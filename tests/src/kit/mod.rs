@@ -123,9 +123,11 @@ async fn interrupted() -> io::Result<()> {
     }
 }
 
-/// Logs each step of the kit as one line; more with `RUST_LOG`. The Kafka client is left out: it calls the end of a partition
+/// Begins the process: rustls uses ring, and each step of the kit is logged as one line; more with `RUST_LOG`. The Kafka client is left out: it calls the end of a partition
 /// an error, and tests that take a broker away know of it.
-pub fn log_to_stderr() {
+pub fn prepare_process() {
+    // An error is a provider that was installed before: they are all the same.
+    rustls::crypto::ring::default_provider().install_default().ok();
     let ours = "warn,holdfast_tests=info,dev=info,rdkafka=off,librdkafka=off";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
     let output = tracing_subscriber::fmt()

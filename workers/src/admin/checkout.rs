@@ -11,11 +11,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::readable;
 use crate::checkout::{Driver, Progress};
 use crate::config::{CheckoutCommand, Config};
 use crate::domain::checkout::{Checkout, State};
 use crate::metrics::Metrics;
+use crate::printable;
 use crate::store::credits::Loyalty;
 use crate::store::{self, checkouts};
 
@@ -42,7 +42,7 @@ async fn list(pool: &PgPool) -> anyhow::Result<String> {
     let stuck = checkouts::stuck(pool).await?;
     let mut text = format!("{:<12} CHECKOUT\n", "STATE");
     for (checkout, state) in &stuck {
-        writeln!(text, "{state:<12} {}", readable(checkout.as_bytes()))?;
+        writeln!(text, "{state:<12} {}", printable::line(checkout))?;
     }
     writeln!(text, "{} stuck", stuck.len())?;
     Ok(text)
@@ -114,7 +114,7 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
         ),
         ("until", checkout.until.format(&Rfc3339)?),
     ] {
-        writeln!(text, "{name:<10}{}", readable(value.as_bytes()))?;
+        writeln!(text, "{name:<10}{}", printable::line(&value))?;
     }
     for line in &checkout.lines {
         let price = line.price.amount();
@@ -122,11 +122,11 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
             text,
             "{:<10}{} {price}",
             "ticket",
-            readable(line.ticket.as_str().as_bytes())
+            printable::line(line.ticket.as_str())
         )?;
     }
     for dispute in checkouts::disputes(pool, &checkout.id).await? {
-        let (id, amount) = (readable(dispute.id.as_bytes()), dispute.amount);
+        let (id, amount) = (printable::line(&dispute.id), dispute.amount);
         let status = checkouts::dispute_name(dispute.status);
         writeln!(text, "{:<10}{id} {amount} {status}", "dispute")?;
     }

@@ -7,8 +7,8 @@ use holdfast_schemas::{Key, OutcomeData, TicketId};
 use sqlx::PgPool;
 use time::format_description::well_known::Rfc3339;
 
-use super::readable;
 use crate::domain::{History, KeyOf, ReplayedUser, State, Ticket, User};
+use crate::printable;
 use crate::store::change_log::{Change, Until};
 use crate::store::commit::Stored;
 use crate::store::ticket_attributes;
@@ -39,9 +39,9 @@ pub(super) async fn show<E: Shown>(pool: &PgPool, key: &str, until: Until) -> an
     )?;
     for change in &changes {
         let (source, id) = &change.cause;
-        let cause = readable(format!("{source} {id}").as_bytes());
+        let cause = printable::line(format!("{source} {id}"));
         let changed_at = change.changed_at.format(&Rfc3339)?;
-        let data = readable(change.told.data().to_string().as_bytes());
+        let data = printable::line(change.told.data().to_string());
         writeln!(
             out,
             "{:>7} {changed_at:<30} {:<22} {cause:<40} {data}",
@@ -69,7 +69,7 @@ pub(super) async fn attributes(pool: &PgPool, ticket: &str, until: Until) -> any
     writeln!(out, "{:>7} {:<30} DATA", "VERSION", "CHANGED AT")?;
     for item in &items {
         let changed_at = item.changed_at.format(&Rfc3339)?;
-        let data = readable(item.data.to_string().as_bytes());
+        let data = printable::line(item.data.to_string());
         writeln!(out, "{:>7} {changed_at:<30} {data}", item.version)?;
     }
     out.flush().context("cannot print")
@@ -81,7 +81,7 @@ fn parse<K: Key>(key: &str) -> anyhow::Result<K> {
 
 fn print(out: &mut impl Write, described: &[(&'static str, String)]) -> std::io::Result<()> {
     for (name, value) in described {
-        writeln!(out, "{name:<12}{}", readable(value.as_bytes()))?;
+        writeln!(out, "{name:<12}{}", printable::line(value))?;
     }
     writeln!(out)
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use sqlx::PgPool;
 
-use super::readable;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
+use crate::printable;
 use crate::relay::Settings;
 use crate::relay::acceptance::{self, Finding, Wish};
 use crate::store::outcome_log::LoggedOutcome;
@@ -56,7 +56,7 @@ fn text(finding: &Finding) -> anyhow::Result<String> {
         if told > 0 { dropped } else { "" }
     )?;
     for row in finding.told_already.iter().take(MOST) {
-        let key = readable(row.key.as_bytes());
+        let key = printable::line(&row.key);
         writeln!(text, "  row {} for {key} on {}: {}", row.id, row.topic, row.message)?;
     }
     list(&mut text, "told, and unknown to the database", &finding.unknown)?;
@@ -74,7 +74,7 @@ fn text(finding: &Finding) -> anyhow::Result<String> {
 fn list(text: &mut String, what: &str, outcomes: &[LoggedOutcome]) -> anyhow::Result<()> {
     writeln!(text, "{what}: {}", outcomes.len())?;
     for told in outcomes.iter().take(MOST) {
-        let key = readable(told.key.as_bytes());
+        let key = printable::line(&told.key);
         writeln!(text, "  {key} version {}: {}", told.version, told.outcome)?;
     }
     Ok(())

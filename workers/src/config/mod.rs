@@ -324,6 +324,29 @@ mod tests {
     }
 
     #[test]
+    fn the_providers_key_goes_over_no_open_wire_beyond_this_machine() {
+        let check = |args: &[&str]| config(&[&["--provider-key", "sk_1"], args].concat()).check();
+        for closed in [
+            "https://pay.example",
+            "http://127.0.0.1:4242",
+            "http://[::1]:4242",
+            "http://localhost",
+        ] {
+            assert_eq!(check(&["--provider-url", closed]), Ok(()), "{closed}");
+        }
+        let wrong = check(&["--provider-url", "http://pay.example"]).unwrap_err();
+        assert!(
+            wrong[0]
+                .to_string()
+                .ends_with("--insecure provider (HOLDFAST_INSECURE) leaves it open"),
+            "{}",
+            wrong[0]
+        );
+        let opened = ["--provider-url", "http://pay.example", "--insecure", "smtp,provider"];
+        assert_eq!(check(&opened), Ok(()));
+    }
+
+    #[test]
     fn a_password_is_never_printed() {
         let config = config(&["--database-url", "postgres://holdfast:sesame@db/holdfast"]);
         assert!(!format!("{config:?}").contains("sesame"));

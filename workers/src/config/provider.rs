@@ -6,7 +6,8 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{Checks, is_a_word};
+use super::insecure::is_loopback;
+use super::{Checks, Wire, is_a_word};
 
 /// The payment provider, and the time-out of its answers.
 #[derive(Args, Debug, Clone)]
@@ -40,6 +41,13 @@ impl Provider {
             }),
             "provider-url",
             "give https://host, without a password or a query: the secret is --provider-key",
+        );
+        let is_closed = |url: &Url| url.scheme() == "https" || url.host_str().is_some_and(is_loopback);
+        checks.secure(
+            Wire::Provider,
+            self.url.as_ref().is_none_or(is_closed),
+            "provider-url",
+            "give https://host: the key goes over this wire",
         );
         checks.require(
             self.url.is_some() == self.key.is_some(),

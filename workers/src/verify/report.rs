@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::printable;
+
 /// The most offences against one promise that are listed.
 const MOST_NAMED: usize = 1_000;
 /// The most of them that are printed.
@@ -189,7 +191,7 @@ impl fmt::Display for Report {
         }
         for promise in Promise::ALL {
             for Offence { key, what, .. } in self.listed(promise).take(MOST_PRINTED) {
-                writeln!(f, "{promise}: key {key:?}: {what}")?;
+                writeln!(f, "{promise}: key {key:?}: {}", printable::line(what))?;
             }
             let more = self.listed(promise).count().saturating_sub(MOST_PRINTED);
             if more > 0 {

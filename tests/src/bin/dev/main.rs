@@ -8,7 +8,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use holdfast_tests::kit::{self, log_to_stderr};
+use holdfast_tests::kit::{self, prepare_process};
 use tokio::runtime::Runtime;
 use tracing::error;
 
@@ -45,7 +45,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log_to_stderr();
+    prepare_process();
     match kit::run_to_end(move || Runtime::new()?.block_on(run(arguments.command))) {
         Ok(Some(Ok(()))) => ExitCode::SUCCESS,
         Ok(None) => ExitCode::from(kit::INTERRUPTED),
