@@ -21,6 +21,7 @@ mod checkout;
 mod commit;
 mod crashes;
 mod direct;
+mod doctor;
 mod engine;
 mod faults;
 mod gate;
@@ -74,6 +75,7 @@ const TOPICS: &[&[Test]] = &[
     intake::TESTS,
     repeats::TESTS,
     operate::TESTS,
+    doctor::TESTS,
     engine::TESTS,
     grants::TESTS,
     admin::TESTS,

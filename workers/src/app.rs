@@ -26,7 +26,9 @@ use crate::store::mechanisms::Error::CannotPrepare;
 use crate::store::progress::Progress;
 use crate::sweep::Sweeper;
 use crate::transience::Fault;
-use crate::{admin, domain, gate, logs, objects, printable, register, relay, restate_admin, store, verify, webhook};
+use crate::{
+    admin, doctor, domain, gate, logs, objects, printable, register, relay, restate_admin, store, verify, webhook,
+};
 
 /// Interval of the sweep of prepared transactions that a try left behind in the loyalty database.
 const SWEEP_CREDITS_EVERY: Duration = Duration::from_secs(10);
@@ -96,6 +98,19 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 report.to_string()
             })?;
             return Ok(if report.is_clean() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Command::Doctor { json } => {
+            let report = doctor::run(&config, clock).await;
+            say(&if json {
+                serde_json::to_string(&report)?
+            } else {
+                report.to_string()
+            })?;
+            return Ok(if report.is_sound() {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE

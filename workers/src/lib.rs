@@ -27,6 +27,7 @@ pub mod relay;
 
 pub mod admin;
 pub mod app;
+pub mod doctor;
 pub mod register;
 pub mod restate_admin;
 pub mod sweep;

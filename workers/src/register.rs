@@ -125,6 +125,22 @@ pub async fn run(
     Ok(report)
 }
 
+/// Compares the topics and the gate's offsets with the wanted state, and changes nothing.
+///
+/// # Errors
+/// Kafka does not answer, or this user may not look.
+pub async fn inspect_topics(config: &Config, path: Path) -> Result<Vec<Line>, Error> {
+    topics::inspect(config, path).await
+}
+
+/// Compares cluster, deployment and subscriptions with the wanted state, and changes nothing.
+///
+/// # Errors
+/// Restate does not answer, or does not reach the handlers.
+pub async fn inspect_engine(config: &Config, path: Path, now: fn() -> OffsetDateTime) -> Result<Vec<Line>, Error> {
+    engine::EngineSetup::new(config, path, now)?.inspect().await
+}
+
 /// Begins the Reaper's turns anew. Waits for Restate for ever.
 ///
 /// # Errors

@@ -182,6 +182,15 @@ impl RestateAdmin {
         &self.base
     }
 
+    /// The version of the server.
+    pub async fn version(&self) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            version: String,
+        }
+        Ok(self.get::<Answer>("version").await?.version)
+    }
+
     /// Every registered deployment.
     pub async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
         #[derive(Deserialize)]
@@ -433,6 +442,17 @@ pub fn http_client() -> Result<reqwest::Client, Error> {
         .timeout(Duration::from_secs(15))
         .build()
         .map_err(Error::Client)
+}
+
+/// Asks the ingress for any answer.
+///
+/// # Errors
+/// It does not answer, or lets nobody in without a token.
+pub async fn ingress_answers(ingress: &Url) -> Result<(), Error> {
+    RestateAdmin::new(ingress.clone())?
+        .ask(Method::GET, "restate/health", None)
+        .await
+        .map(drop)
 }
 
 /// The message in a refusal, or its text.

@@ -39,6 +39,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Reach every server with the settings given, and say what is wrong and how to mend it; exits 1 when something is.
+    Doctor {
+        /// Print the checks as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Look at and settle what waits for an operator.
     #[command(subcommand)]
     Admin(Admin),

@@ -38,7 +38,9 @@ impl Membership {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("isolation.level", "read_committed")
-            .set("fetch.max.bytes", "4194304")
+            // Of compressed bytes: unpacked, an answer may be twenty times as large.
+            .set("fetch.max.bytes", "1048576")
+            .set("max.partition.fetch.bytes", "65536")
             .set("receive.message.max.bytes", RECEIVE_BYTES.to_string());
         let looking = config.clone();
         config

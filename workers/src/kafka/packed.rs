@@ -9,6 +9,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::Remarks;
+
 /// How long a batch may take to be fetched while it is looked for.
 const FETCH: Duration = Duration::from_secs(5);
 
@@ -21,7 +23,7 @@ pub fn is_packed(code: RDKafkaErrorCode) -> bool {
 /// Names the batches that cannot be unpacked among those at which partitions stand, and where the next one begins. A place is
 /// topic, partition, and the offsets from where it stands to the partition's end.
 pub fn name(config: &ClientConfig, places: Vec<(String, i32, Range<i64>)>) -> KafkaResult<String> {
-    let looking: BaseConsumer = config.create()?;
+    let looking: BaseConsumer<Remarks> = config.create_with_context(Remarks)?;
     let mut packed = Vec::new();
     let mut all = Vec::new();
     for (topic, partition, Range { start: at, end }) in places {
@@ -45,7 +47,7 @@ pub fn name(config: &ClientConfig, places: Vec<(String, i32, Range<i64>)>) -> Ka
 }
 
 /// Whether the batch at this offset cannot be unpacked.
-fn stops(looking: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> KafkaResult<bool> {
+fn stops(looking: &BaseConsumer<Remarks>, topic: &str, partition: i32, offset: i64) -> KafkaResult<bool> {
     let mut at = TopicPartitionList::new();
     at.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     looking.assign(&at)?;

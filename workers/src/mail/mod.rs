@@ -81,11 +81,42 @@ struct Loops {
     server: Rounds,
 }
 
-/// The reason why no mailer can be made.
+/// The reason why no mailer can be made, or the mail server not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no TLS with the mail server: are the system's certificates there?")]
     Tls(#[source] lettre::transport::smtp::Error),
+    #[error("the mail server lets nobody in")]
+    Unreached {
+        fault: Fault,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Error {
+    /// The fault: a setting's, or the server's.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::Tls(_) => Fault::Setting,
+            Error::Unreached { fault, .. } => *fault,
+        }
+    }
+}
+
+/// Connects to the mail server, is let in, and leaves; does nothing when none is set.
+///
+/// # Errors
+/// [`Error`]
+pub async fn reach(config: &config::Mail) -> Result<(), Error> {
+    let (Some(address), Some(from)) = (config.server(), config.sender()) else {
+        return Ok(());
+    };
+    let server = Server::new(address, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
+    server.reach().await.map_err(|error| Error::Unreached {
+        fault: error.fault(1),
+        source: error.into(),
+    })
 }
 
 /// The result of a try to send a mail, with the mail server's answer.

@@ -122,6 +122,14 @@ impl Server {
         }
     }
 
+    /// Connects, is let in, and leaves.
+    pub(super) async fn reach(&self) -> Result<(), Error> {
+        let late = |_elapsed| Error::Late(self.patience);
+        let connection = timeout(self.patience, self.connect()).await.map_err(late)??;
+        goodbye(connection).await;
+        Ok(())
+    }
+
     async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
         let MailServer {
             host,

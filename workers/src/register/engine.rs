@@ -98,6 +98,61 @@ impl EngineSetup {
         Ok(lines)
     }
 
+    /// Compares everything with the wanted state, and changes nothing.
+    pub(super) async fn inspect(&self) -> Result<Vec<Line>, Error> {
+        let is_there = |there: bool| match there {
+            true => Finding::AsWanted,
+            false => Finding::missing(),
+        };
+        let clusters = self.admin.kafka_clusters().await?;
+        let cluster = clusters.iter().any(|cluster| cluster.name == CLUSTER);
+        let mut lines = vec![Line::new(
+            format!("Restate's Kafka cluster {CLUSTER}"),
+            is_there(cluster),
+        )];
+        let subscriptions = self.admin.subscriptions().await?;
+        for route in &ROUTES {
+            let (source, sink) = (self.source(route), sink(route));
+            let known = subscriptions.iter().filter(|known| known.sink == sink);
+            let (ours, others): (Vec<_>, Vec<_>) = known.cloned().partition(|known| known.source == source);
+            let finding = match ours.len() {
+                0 | 1 => is_there(ours.len() == 1),
+                count => Finding::Differs {
+                    how: format!("is there {count} times"),
+                    mend: "holdfast register deletes all but one".to_owned(),
+                },
+            };
+            lines.push(Line::new(format!("subscription of {sink} to {source}"), finding));
+            lines.extend(others.into_iter().map(another));
+        }
+        let services = self.admin.services().await?;
+        lines.extend(gives_up(&services));
+        let served = self.admin.register(&self.serve_url, Registration::DryRun).await?;
+        let known = self.known_deployment().await?;
+        let finding = match known.map(|id| changed(&served, &services, &id)) {
+            None => Finding::missing(),
+            Some(changed) if changed.is_empty() => Finding::AsWanted,
+            Some(changed) => Finding::Differs {
+                how: format!("Restate knows other handlers of {} than are served", changed.join(", ")),
+                mend: "holdfast register".to_owned(),
+            },
+        };
+        lines.push(Line::new(format!("handlers at {}", self.serve_url), finding));
+        Ok(lines)
+    }
+
+    /// The id of the deployment at our address, if it is registered.
+    async fn known_deployment(&self) -> Result<Option<String>, Error> {
+        let ours = |uri: &str| Url::parse(uri).is_ok_and(|uri| uri == self.serve_url);
+        let deployments = self.admin.deployments().await?.into_iter();
+        let mut known = deployments.filter(|known| known.uri.as_deref().is_some_and(ours));
+        Ok(known.next().map(|known| known.id))
+    }
+
+    fn source(&self, route: &Route) -> String {
+        format!("kafka://{CLUSTER}/{}", route.source(self.path))
+    }
+
     async fn settle_cluster(&self) -> Result<Line, Error> {
         let wanted = BTreeMap::from(
             [
@@ -145,18 +200,15 @@ impl EngineSetup {
 
     async fn settle_deployment(&self) -> Result<Vec<Line>, Error> {
         let served = self.admin.register(&self.serve_url, Registration::DryRun).await?;
-        let deployments = self.admin.deployments().await?;
-        let ours = |uri: &str| Url::parse(uri).is_ok_and(|uri| uri == self.serve_url);
-        let known = deployments.iter().find(|known| known.uri.as_deref().is_some_and(ours));
-        let finding = match known {
+        let finding = match self.known_deployment().await? {
             None => {
                 self.admin.register(&self.serve_url, Registration::Keep).await?;
                 Finding::Created
             }
-            Some(known) => match changed(&served, &self.admin.services().await?, &known.id) {
+            Some(known) => match changed(&served, &self.admin.services().await?, &known) {
                 changed if changed.is_empty() => Finding::AsWanted,
                 changed => {
-                    self.may_replace(&known.id, &served).await?;
+                    self.may_replace(&known, &served).await?;
                     self.admin.register(&self.serve_url, Registration::Replace).await?;
                     Finding::Changed {
                         before: format!("new handlers of {}", changed.join(", ")),
@@ -195,8 +247,7 @@ impl EngineSetup {
     }
 
     async fn settle_subscription(&self, route: &Route, created: &[&str]) -> Result<Vec<Line>, Error> {
-        let source = format!("kafka://{CLUSTER}/{}", route.source(self.path));
-        let sink = format!("service://{}/{APPLY}", route.object);
+        let (source, sink) = (self.source(route), sink(route));
         let subscriptions = self.admin.subscriptions().await?.into_iter();
         let (mut ours, others): (Vec<_>, Vec<_>) = subscriptions
             .filter(|known| known.sink == sink)
@@ -294,6 +345,11 @@ impl EngineSetup {
         wanted.suffix("group.instance.id", &known.id);
         Ok(Some(format!("had {}", have.settings().join(", "))))
     }
+}
+
+/// The handler of a stream's events, as Restate names it.
+fn sink(route: &Route) -> String {
+    format!("service://{}/{APPLY}", route.object)
 }
 
 /// From when on every event that was decided still has its idempotency record, and a while longer: reading them again takes

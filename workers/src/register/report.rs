@@ -40,6 +40,16 @@ impl Line {
     }
 }
 
+impl Finding {
+    /// It is not there, and `register` makes it.
+    pub(super) fn missing() -> Self {
+        Self::Differs {
+            how: "is missing".to_owned(),
+            mend: "holdfast register".to_owned(),
+        }
+    }
+}
+
 impl Report {
     pub(super) fn extend(&mut self, lines: Vec<Line>) {
         self.lines.extend(lines);

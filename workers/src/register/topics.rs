@@ -8,7 +8,6 @@ use holdfast_schemas::topics::{
     RESERVATIONS_ADMITTED, RESERVATIONS_OUTCOMES,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -18,7 +17,7 @@ use time::OffsetDateTime;
 use super::report::{Finding, Line};
 use super::{Error, Path};
 use crate::config::Config;
-use crate::kafka::{self, on_thread};
+use crate::kafka::{self, Remarks, on_thread};
 use crate::transience::{self, Fault};
 
 /// Longest wait for one answer of Kafka.
@@ -38,6 +37,34 @@ pub(super) async fn compare(config: &Config, path: Path, created: &[&'static str
         let mut lines = kafka.compare(&wanted(&kafka.config, path), &created)?;
         if path == Path::Gate {
             lines.push(kafka.settle_offsets()?);
+        }
+        Ok(lines)
+    })
+    .await?
+}
+
+/// Compares the topics and the gate's offsets with the wanted state, and changes nothing.
+pub(super) async fn inspect(config: &Config, path: Path) -> Result<Vec<Line>, Error> {
+    let kafka = Kafka::new(config);
+    on_thread("register", move || {
+        let topics = wanted(&kafka.config, path);
+        let missing = kafka.missing(&topics)?;
+        let (missing, there): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| missing.contains(&topic.name));
+        let missing = missing
+            .iter()
+            .map(|topic| Line::new(format!("topic {}", topic.name), Finding::missing()));
+        let mut lines: Vec<_> = missing.collect();
+        lines.extend(kafka.compare(&there, &[])?);
+        if path == Path::Gate && there.iter().any(|topic| topic.name == RESERVATIONS) {
+            let unread = kafka.without_offset()?;
+            let finding = match unread.is_empty() {
+                true => Finding::AsWanted,
+                false => Finding::missing(),
+            };
+            lines.push(Line::new(
+                format!("offsets of the group {}", kafka.config.gate.group),
+                finding,
+            ));
         }
         Ok(lines)
     })
@@ -164,16 +191,12 @@ impl Kafka {
     }
 
     fn create(&self, topics: &[Wanted]) -> Result<Vec<&'static str>, Error> {
-        let admin = self.admin()?;
-        let mut missing = Vec::new();
-        for topic in topics {
-            if self.replicas(admin.inner(), topic.name)?.is_empty() {
-                missing.push(topic);
-            }
-        }
+        let missing = self.missing(topics)?;
         if missing.is_empty() {
             return Ok(Vec::new());
         }
+        let admin = self.admin()?;
+        let missing: Vec<_> = topics.iter().filter(|topic| missing.contains(&topic.name)).collect();
         let new: Vec<_> = missing.iter().map(|topic| self.new_topic(topic)).collect();
         let results = block_on(admin.create_topics(&new, &options())).map_err(self.failed_to("create topics"))?;
         for result in results {
@@ -187,6 +210,33 @@ impl Kafka {
             }
         }
         Ok(missing.into_iter().map(|topic| topic.name).collect())
+    }
+
+    /// The names of those that are not there.
+    fn missing(&self, topics: &[Wanted]) -> Result<Vec<&'static str>, Error> {
+        let admin = self.admin()?;
+        let mut missing = Vec::new();
+        for topic in topics {
+            if self.replicas(admin.inner(), topic.name)?.is_empty() {
+                missing.push(topic.name);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The partitions of the public topics that the gate's group has no offset for.
+    fn without_offset(&self) -> Result<Vec<(&'static str, i32)>, Error> {
+        let consumer = self.consumer(&self.config.gate.group)?;
+        let mut without = Vec::new();
+        for topic in [RESERVATIONS, PAYMENTS] {
+            let committed = self.committed(&consumer, topic)?.into_iter();
+            without.extend(
+                committed
+                    .filter(|(_, committed)| committed.is_none())
+                    .map(|(partition, _)| (topic, partition)),
+            );
+        }
+        Ok(without)
     }
 
     fn new_topic<'a>(&self, topic: &'a Wanted) -> NewTopic<'a> {
@@ -208,7 +258,7 @@ impl Kafka {
         findings.collect()
     }
 
-    fn compare_topic(&self, admin: &AdminClient<DefaultClientContext>, topic: &Wanted) -> Result<Finding, Error> {
+    fn compare_topic(&self, admin: &AdminClient<Remarks>, topic: &Wanted) -> Result<Finding, Error> {
         let replicas = self.replicas(admin.inner(), topic.name)?;
         let (count, wanted) = (replicas.len(), topic.partitions as usize);
         let mut differences = Vec::new();
@@ -259,7 +309,7 @@ impl Kafka {
     /// Name, value and wanted value of each setting that differs.
     fn wrong_settings(
         &self,
-        admin: &AdminClient<DefaultClientContext>,
+        admin: &AdminClient<Remarks>,
         topic: &Wanted,
     ) -> Result<Vec<(&'static str, String, String)>, Error> {
         let what = "describe a topic";
@@ -279,8 +329,10 @@ impl Kafka {
             .collect())
     }
 
-    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, Error> {
-        self.client.create().map_err(self.failed_to("make a client"))
+    fn admin(&self) -> Result<AdminClient<Remarks>, Error> {
+        self.client
+            .create_with_context(Remarks)
+            .map_err(self.failed_to("make a client"))
     }
 
     /// Number of replicas of each partition; nothing when there is no such topic.
@@ -293,6 +345,10 @@ impl Kafka {
             .fetch_metadata(Some(topic), ANSWER)
             .map_err(self.failed_to("describe a topic"))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let refused = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
+        if let Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) = refused {
+            return Err(self.failed_to("describe a topic")(KafkaError::MetadataFetch(code)));
+        }
         let partitions = found.into_iter().flat_map(|found| found.partitions());
         Ok(partitions.map(|partition| partition.replicas().len()).collect())
     }
@@ -394,23 +450,23 @@ impl Kafka {
             .map_err(self.failed_to("commit the engine's first offsets"))
     }
 
-    fn consumer(&self, group: &str) -> Result<BaseConsumer, Error> {
+    fn consumer(&self, group: &str) -> Result<BaseConsumer<Remarks>, Error> {
         self.client
             .clone()
             .set("group.id", group)
             .set("enable.auto.commit", "false")
-            .create()
+            .create_with_context(Remarks)
             .map_err(self.failed_to("make a client"))
     }
 
-    fn bounds(&self, consumer: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
+    fn bounds(&self, consumer: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
         consumer
             .fetch_watermarks(topic, partition, ANSWER)
             .map_err(self.failed_to("tell where a partition begins and ends"))
     }
 
     /// The committed offset of the consumer's group in each partition, if it has one.
-    fn committed(&self, consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, Option<i64>)>, Error> {
+    fn committed(&self, consumer: &BaseConsumer<Remarks>, topic: &str) -> Result<Vec<(i32, Option<i64>)>, Error> {
         let count = self.replicas(consumer.client(), topic)?.len();
         let mut asked = TopicPartitionList::new();
         for partition in (0..).take(count) {

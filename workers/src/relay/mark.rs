@@ -13,7 +13,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::batch::Mark;
 use crate::config;
-use crate::kafka;
+use crate::kafka::{self, Remarks};
 use crate::transience::{self, Fault};
 
 /// The group whose committed offset is the mark of older releases; it never has members.
@@ -37,12 +37,12 @@ pub(super) struct Committed {
 
 /// The mark that Kafka has. A transaction that a predecessor left open must have ended.
 pub(super) fn committed(config: &config::Kafka, patience: Duration) -> Result<Committed, Error> {
-    let consumer: BaseConsumer = kafka::client(config)
+    let consumer: BaseConsumer<Remarks> = kafka::client(config)
         .set("group.id", GROUP)
         .set("enable.auto.commit", "false")
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
-        .create()
+        .create_with_context(Remarks)
         .map_err(Error::Client)?;
     for topic in [RELAY_MARK, RELAY_STATE] {
         must_exist(&consumer, topic, patience)?;
@@ -84,7 +84,7 @@ fn later(on_topic: Option<Mark>, in_group: Option<Mark>) -> Option<Mark> {
     }
 }
 
-fn must_exist(consumer: &BaseConsumer, topic: &'static str, patience: Duration) -> Result<(), Error> {
+fn must_exist(consumer: &BaseConsumer<Remarks>, topic: &'static str, patience: Duration) -> Result<(), Error> {
     let metadata = consumer
         .fetch_metadata(Some(topic), patience)
         .map_err(Error::read(topic))?;
@@ -93,7 +93,7 @@ fn must_exist(consumer: &BaseConsumer, topic: &'static str, patience: Duration) 
 }
 
 /// The topic's last record.
-fn last(consumer: &BaseConsumer, patience: Duration) -> Result<Option<Mark>, Error> {
+fn last(consumer: &BaseConsumer<Remarks>, patience: Duration) -> Result<Option<Mark>, Error> {
     let (earliest, end) = consumer
         .fetch_watermarks(RELAY_MARK, PARTITION, patience)
         .map_err(Error::read(RELAY_MARK))?;
@@ -104,7 +104,7 @@ fn last(consumer: &BaseConsumer, patience: Duration) -> Result<Option<Mark>, Err
     }
 }
 
-fn last_from(consumer: &BaseConsumer, first: i64, patience: Duration) -> Result<Option<Mark>, Error> {
+fn last_from(consumer: &BaseConsumer<Remarks>, first: i64, patience: Duration) -> Result<Option<Mark>, Error> {
     let failed = Error::read(RELAY_MARK);
     let mut assignment = TopicPartitionList::new();
     assignment
@@ -134,7 +134,7 @@ fn last_from(consumer: &BaseConsumer, first: i64, patience: Duration) -> Result<
 }
 
 /// What the group has.
-fn offset(consumer: &BaseConsumer, patience: Duration) -> Result<Option<Mark>, Error> {
+fn offset(consumer: &BaseConsumer<Remarks>, patience: Duration) -> Result<Option<Mark>, Error> {
     let failed = Error::read(RELAY_STATE);
     let mut wanted = TopicPartitionList::new();
     wanted.add_partition(RELAY_STATE, PARTITION);

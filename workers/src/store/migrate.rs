@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
 use crate::transience::{self, Fault};
 
-static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+pub(super) static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
 /// The table of `sqlx` with the migrations that were applied.
 const APPLIED: &str = "_sqlx_migrations";
@@ -97,7 +97,7 @@ pub async fn admit(pool: &PgPool) -> Result<(), Error> {
     }
 }
 
-async fn check(pool: &PgPool) -> Result<(), Error> {
+pub(super) async fn check(pool: &PgPool) -> Result<(), Error> {
     let marked = sqlx::query_scalar!(r#"select to_regclass('oldest_reader') is not null as "marked!""#)
         .fetch_one(pool)
         .await

@@ -13,6 +13,7 @@ pub mod credits;
 mod error;
 pub mod examples;
 pub mod idempotency;
+pub mod inspection;
 mod ledger;
 pub mod mails;
 pub mod mechanisms;
@@ -36,7 +37,7 @@ use time::OffsetDateTime;
 
 pub use commit::{Answer, Command, Committer, Unit, Work, get};
 pub use error::{Cause, Error};
-pub use session::{await_answer, connect, ping, pool};
+pub use session::{address, await_answer, connect, ping, pool, reach};
 use session::{in_time, on_session};
 
 /// The time by the database's clock.

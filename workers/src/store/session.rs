@@ -108,12 +108,10 @@ fn required(config: &config::Database) -> [(&'static str, String); 7] {
 /// # Errors
 /// [`Error::Unfit`]: waiting does not help, a setting or the database has to be changed.
 pub async fn await_answer(pool: &PgPool, metrics: &Metrics) -> Result<(), Error> {
-    let options = pool.connect_options();
-    let database = options.get_database().unwrap_or_default();
-    let address = format!("{}:{}/{database}", options.get_host(), options.get_port());
+    let address = address(pool);
     let mut pauses = pauses();
     loop {
-        let Err(error) = try_once(pool).await else {
+        let Err(error) = reach(pool).await else {
             return Ok(());
         };
         if transience::sql(&error) == Fault::Setting {
@@ -125,8 +123,18 @@ pub async fn await_answer(pool: &PgPool, metrics: &Metrics) -> Result<(), Error>
     }
 }
 
+/// The address of the pool's database, without user and password.
+pub fn address(pool: &PgPool) -> String {
+    let options = pool.connect_options();
+    let database = options.get_database().unwrap_or_default();
+    format!("{}:{}/{database}", options.get_host(), options.get_port())
+}
+
 /// Opens a session beside the pool, whose own tries hide why they fail, and checks it.
-async fn try_once(pool: &PgPool) -> Result<(), sqlx::Error> {
+///
+/// # Errors
+/// Why no session can be had, or what is wrong with it.
+pub async fn reach(pool: &PgPool) -> Result<(), sqlx::Error> {
     let limit = pool.options().get_acquire_timeout();
     let attempt = async {
         let mut session = PgConnection::connect_with(&pool.connect_options()).await?;

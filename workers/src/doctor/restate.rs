@@ -1,0 +1,105 @@
+//! Restate: its admin API and ingress, its version, and what `register` left there.
+
+use time::OffsetDateTime;
+
+use super::report::{Check, Part};
+use crate::config::Config;
+use crate::register::{self, Path};
+use crate::restate_admin::{self, RestateAdmin};
+use crate::{error, transience::Fault};
+
+/// The oldest version whose admin API has Kafka clusters.
+const OLDEST: (u64, u64) = (1, 7);
+
+pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec<Check> {
+    let ingress = ingress(config).await;
+    let (admin, answers) = admin(config).await;
+    let mut checks = vec![admin, ingress];
+    if !answers {
+        checks.push(Check::unknown(
+            Part::Restate,
+            "cluster, handlers, subscriptions",
+            "the admin API was not reached",
+        ));
+        return checks;
+    }
+    checks.extend(match register::inspect_engine(config, Path::Gate, clock).await {
+        Ok(lines) => lines.iter().map(|line| Check::of(Part::Restate, line)).collect(),
+        Err(error) => vec![Check::wrong(
+            Part::Restate,
+            "the handlers",
+            error::chain(&error),
+            "start `holdfast serve`, and set --serve-url (HOLDFAST_SERVE_URL) to where Restate reaches it",
+        )],
+    });
+    checks
+}
+
+async fn admin(config: &Config) -> (Check, bool) {
+    let what = format!("the admin API at {}", config.restate.admin);
+    let asked = match RestateAdmin::new(config.restate.admin.clone()) {
+        Ok(admin) => admin.version().await,
+        Err(error) => Err(error),
+    };
+    let version = match asked {
+        Ok(version) => version,
+        Err(error) => {
+            let mend = mend(error.fault(), "--restate-admin (HOLDFAST_RESTATE_ADMIN)");
+            return (Check::wrong(Part::Restate, what, error::chain(&error), mend), false);
+        }
+    };
+    let check = match is_new_enough(&version) {
+        true => Check::sound(Part::Restate, what, format!("version {version}")),
+        false => Check::wrong(
+            Part::Restate,
+            what,
+            format!("version {version}"),
+            format!(
+                "upgrade restate-server: {}.{} is the oldest that works",
+                OLDEST.0, OLDEST.1
+            ),
+        ),
+    };
+    (check, true)
+}
+
+async fn ingress(config: &Config) -> Check {
+    let what = format!("the ingress at {}", config.restate.ingress);
+    match restate_admin::ingress_answers(&config.restate.ingress).await {
+        Ok(()) => Check::sound(Part::Restate, what, "it answers"),
+        Err(error) => {
+            let mend = mend(error.fault(), "--restate-ingress (HOLDFAST_RESTATE_INGRESS)");
+            Check::wrong(Part::Restate, what, error::chain(&error), mend)
+        }
+    }
+}
+
+fn mend(fault: Fault, setting: &str) -> String {
+    match fault {
+        Fault::Setting => format!("check {setting}, and the token that it asks for"),
+        _ => format!("start it, or check {setting}, the way there, and that the system trusts its certificate"),
+    }
+}
+
+fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version.split('.').map(str::parse::<u64>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= OLDEST,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert!(
+            ["1.7.0", "1.7.12", "1.10.0", "2.0.0-rc.1"]
+                .iter()
+                .all(|version| is_new_enough(version))
+        );
+        assert!(!["1.6.9", "0.9.0", "", "x"].iter().any(|version| is_new_enough(version)));
+    }
+}
