@@ -37,6 +37,8 @@ pub fn postgres(sqlstate: &str) -> Fault {
         "25006" | "25P02" | "25P03" | "57P05" | "26000" | "0A000" => Fault::Session,
         // A lock that was not given in time; a row version that is gone.
         "55P03" | "55006" | "72000" => Fault::Rival,
+        // The exception of a trigger: a rule that it guards forbids the row.
+        "P0001" => Fault::Content,
         // The database was dropped. A statement that was ended for its time (57014) may be slow for ever.
         "57P04" => Fault::Setting,
         "57014" => Fault::Unknown,
@@ -193,9 +195,9 @@ mod tests {
             (&["08006", "53300", "57P01", "57P03", "58030"][..], Fault::Server),
             (&["25006", "26000", "25P03"], Fault::Session),
             (&["40001", "40P01", "55P03"], Fault::Rival),
-            (&["22021", "23514", "54000"], Fault::Content),
+            (&["22021", "23514", "54000", "P0001"], Fault::Content),
             (&["28P01", "3D000", "42501", "42P01", "57P04"], Fault::Setting),
-            (&["57014", "P0001", "XX000", "", "ö"], Fault::Unknown),
+            (&["57014", "P0002", "XX000", "", "ö"], Fault::Unknown),
         ] {
             for code in codes {
                 assert_eq!(postgres(code), fault, "{code}");

@@ -84,7 +84,7 @@ pub async fn in_time<R>(
 /// The errors of the tools. A result that a tool decides (missing, conflict, repeat) is an answer and never an error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A value that the table does not accept: too long, of another type, against a constraint. A retry fails again.
+    /// A value that the table does not accept: too long, of another type, against a constraint or a trigger. A retry fails again.
     #[error("{table} forbids the value{}", constraint.as_ref().map(|name| format!(" ({name})")).unwrap_or_default())]
     Forbidden {
         table: &'static str,
@@ -92,7 +92,7 @@ pub enum Error {
         #[source]
         source: sqlx::Error,
     },
-    /// A conflict with another transaction (SQLSTATE 40001, 40P01). Nothing was written; a retry may pass.
+    /// A conflict with another transaction, or a lock that was not given in time. Nothing was written; a retry may pass.
     #[error("another transaction was in the way")]
     Conflict(#[source] sqlx::Error),
     /// COMMIT was sent and its answer was lost: the transaction took effect as a whole, or not at all.
@@ -134,17 +134,16 @@ impl Error {
         }
     }
 
-    /// Classifies by SQLSTATE. Classes 22 (data) and 23 (constraint) and the exception of a trigger (P0001) are about the value,
-    /// 40 (rollback) is about another transaction. Source: PostgreSQL, appendix A.
+    /// Takes the server's answer for what the table of [`transience`] says of it: about the value, about another transaction, or
+    /// neither.
     fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Self {
         move |source| {
-            let database = source.as_database_error();
-            let code = database.and_then(|error| error.code());
-            match code.as_deref() {
-                Some(code) if code.starts_with("40") => Error::Conflict(source),
-                Some(code) if code.starts_with("22") || code.starts_with("23") || code == "P0001" => Error::Forbidden {
+            let answer = source.as_database_error();
+            match answer.map(|_| transience::sql(&source)) {
+                Some(Fault::Rival) => Error::Conflict(source),
+                Some(Fault::Content) => Error::Forbidden {
                     table,
-                    constraint: database.and_then(|error| error.constraint()).map(str::to_owned),
+                    constraint: answer.and_then(|answer| answer.constraint()).map(str::to_owned),
                     source,
                 },
                 _ => Error::Statement { table, source },
