@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not,
     a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_it,
     a_cancelled_or_killed_checkout_gives_everything_back,
+    a_checkout_that_cannot_be_read_is_told_and_keeps_no_other_from_its_end,
     a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_come,
     checkouts_end_once_whatever_step_dies_or_is_repeated,
 ];
@@ -690,6 +691,43 @@ fn a_cancelled_or_killed_checkout_gives_everything_back(kit: &Kit) -> anyhow::Re
         }
         free(kit, &tickets).await?;
         has_credits(kit, &shop.user, 4 * CREDITS).await?;
+        shop.close().await
+    })
+}
+
+fn a_checkout_that_cannot_be_read_is_told_and_keeps_no_other_from_its_end(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/unread", &[("HOLDFAST_ABANDONED_AFTER", "1s")]).await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for (name, ticket) in ["broken", "sound"].iter().zip(&tickets) {
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": CONFIRMED });
+            check_out(kit, &shop.user, body).await?;
+            reaches(kit, &shop.id(name), "waiting").await?;
+        }
+        let pool = kit.stack.postgres.connect().await?;
+        let set = async |state: &str, failure: Option<&str>| {
+            let set = sqlx::query("update checkouts set state = $2, failure = $3 where checkout = $1");
+            let set = set.bind(shop.id("broken")).bind(state).bind(failure);
+            set.execute(&pool).await
+        };
+        // As another program wrote it, or a release to come.
+        set("undoing", Some("a reason of tomorrow")).await?;
+        for name in ["broken", "sound"] {
+            end_invocation(kit, &shop.id(name), "kill").await?;
+        }
+        ends(kit, &shop.id("sound"), "failed").await?;
+        until("the other one is counted", DEADLINE, async || {
+            let failed = r#"holdfast_failing_rounds_total{part="checkouts"}"#;
+            let failed = shop.worker.metric(failed).await?;
+            ensure!(failed >= Some(1.0), "{failed:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        shop.worker.ready().await?;
+        set("waiting", None).await?;
+        ends(kit, &shop.id("broken"), "failed").await?;
+        free(kit, &tickets).await?;
         shop.close().await
     })
 }

@@ -484,14 +484,15 @@ pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration, rou
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match look_once(&driver, &admin, idle).await {
+        match look_once(&driver, &admin, idle, &rounds).await {
             Ok(()) => rounds.passed(),
             Err(error) => rounds.failed(error.fault(), &error),
         }
     }
 }
 
-async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> Result<(), Error> {
+/// One round. What is wrong with one checkout keeps the round from no other; a setting that has to be mended is the round's error.
+async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration, rounds: &Rounds) -> Result<(), Error> {
     let main = &driver.buying.main;
     // Read before Restate is asked, however long it takes to answer: its answer may lack workflows that began later.
     let last_moved = store::now(main).await? - idle;
@@ -512,8 +513,11 @@ async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration) -> Res
         .buffer_unordered(AT_ONCE);
     let mut to_mend = None;
     while let Some(ended) = ended.next().await {
-        // What is wrong with one checkout keeps the round from no other.
-        to_mend = to_mend.or(ended.err().filter(|error| error.fault() == Fault::Setting));
+        match ended.map_err(|error| (error.fault(), error)) {
+            Ok(()) => {}
+            Err((Fault::Setting, error)) => to_mend = to_mend.or(Some(error)),
+            Err((fault, error)) => rounds.failed_for_one(fault, &error),
+        }
     }
     to_mend.map_or(Ok(()), Err)
 }
