@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_mail_server_that_is_away_or_silent_holds_up_mails_and_nothing_else,
     a_mail_is_tried_again_after_a_4xx_and_given_up_after_a_5xx,
     a_mail_whose_answer_takes_its_time_is_sent_once,
+    a_mail_that_takes_its_time_to_write_is_sent_by_one_process,
     a_mail_is_sent_again_under_the_same_id_or_not_at_all_whatever_step_dies_or_is_repeated,
     an_international_domain_needs_no_extension_of_the_mail_server,
     a_connection_that_dies_without_a_word_holds_up_no_mail_and_doubles_none,
@@ -268,6 +269,58 @@ fn a_mail_whose_answer_takes_its_time_is_sent_once(kit: &Kit) -> anyhow::Result<
         let mail = becomes(&database, &order, "completed", "sent").await?;
         let count = of(&sink, &order, "completed")?.len();
         ensure!(mail.attempts == 1 && count == 1, "{mail:?}, {count} mails");
+        shop.close().await
+    })
+}
+
+fn a_mail_that_takes_its_time_to_write_is_sent_by_one_process(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let sink = Sink::start().await?;
+        let smtp_url = sink.url();
+        let settings = [
+            HASTE[0],
+            HASTE[1],
+            ("HOLDFAST_SMTP_URL", smtp_url.as_str()),
+            ("HOLDFAST_LOCK_TIMEOUT", "25s"),
+        ];
+        let shop = Shop::open_with(kit, "mail/written", &settings).await?;
+        sink.fail(Fault::Answer("RCPT", 450), u32::MAX);
+        let ticket = shop.tickets(1).await?.remove(0);
+        buy(kit, &shop, "order", &ticket, CARD).await?;
+        let (database, order) = (kit.stack.postgres.connect().await?, shop.id("order"));
+        ends(kit, &order, "completed").await?;
+        // Whoever writes the mail waits for this.
+        let mut slow = database.begin().await?;
+        sqlx::query("lock table users").execute(&mut *slow).await?;
+        let mut leases = BTreeSet::new();
+        let (attempts, _) = until("the lease is prolonged", DEADLINE, async || {
+            // Longer than any pause: a lease.
+            let lease = "select attempts, next_at::text from mails
+                 where checkout = $1 and next_at > clock_timestamp() + interval '3 seconds'";
+            let lease: Option<(i32, String)> = sqlx::query_as(lease).bind(&order).fetch_optional(&database).await?;
+            let lease = lease.context("no lease")?;
+            leases.insert(lease.clone());
+            ensure!(leases.range((lease.0, String::new())..).count() > 1, "{leases:?}");
+            anyhow::Ok(lease)
+        })
+        .await?;
+        // Another process takes it all the same, as after a lease that nobody could prolong.
+        let take = "update mails set attempts = attempts + 1, next_at = clock_timestamp() + interval '1 hour' where checkout = $1";
+        sqlx::query(take).bind(&order).execute(&database).await?;
+        sink.heal();
+        slow.rollback().await?;
+        until("the mail is left to it", DEADLINE, async || {
+            let log = std::fs::read_to_string(shop.worker.log())?;
+            ensure!(log.contains("another process has taken it"), "{}", shop.worker.last_words());
+            anyhow::Ok(())
+        })
+        .await?;
+        ensure!(sink.mails().is_empty(), "{:?}", sink.mails());
+        let give_up = "update mails set next_at = clock_timestamp() where checkout = $1";
+        sqlx::query(give_up).bind(&order).execute(&database).await?;
+        let mail = becomes(&database, &order, "completed", "sent").await?;
+        let count = of(&sink, &order, "completed")?.len();
+        ensure!(mail.attempts == attempts + 2 && count == 1, "{mail:?}, {count} mails");
         shop.close().await
     })
 }

@@ -8,8 +8,9 @@
 //! A mail is a row with a lease and no step of the checkout's workflow. The row is written in the transaction of the
 //! outcome, whichever of these ends the checkout: workflow, reconciler, operator, event of the provider. It waits for a
 //! mail server that is away without a live invocation, and `verify` can count it. The mailer that sends a mail leases it
-//! for a little longer than a server may take until it is ready, and prolongs that while it waits for the answer to the mail:
-//! no lock is held meanwhile, and a process that died holds it up no longer.
+//! for a little longer than a server may take until it is ready, and prolongs that while it writes the mail and while it waits
+//! for the answer to it: no lock is held meanwhile, and a process that died holds it up no longer. A mail that took long to
+//! write is handed over only if the lease still holds, since a slow database may have kept it from being prolonged.
 
 mod letter;
 mod smtp;
@@ -23,7 +24,7 @@ use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -53,8 +54,8 @@ const AT_ONCE: usize = 8;
 /// Pause after the first failed try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Length of a lease beyond the time until the server is ready for the mail: time to read the mail before, and to write the
-/// answer afterwards. While the server takes its time to answer, the lease is prolonged.
+/// Length of a lease beyond the time until the server is ready for the mail: one half to write the mail before, the other to
+/// note the answer afterwards. Whatever takes longer prolongs it.
 const TO_SPARE: Duration = Duration::from_secs(5);
 
 /// Longest time for mails under way when the process ends.
@@ -189,12 +190,13 @@ impl Mailer {
             while let Some(ended) = sending.try_join_next() {
                 ended?;
             }
+            let asked = Instant::now();
             match self.take(AT_ONCE - sending.len()).await {
                 Ok(taken) => {
                     self.rounds.take.passed();
                     taken
                         .into_iter()
-                        .for_each(|mail| drop(sending.spawn(self.clone().send(mail))));
+                        .for_each(|mail| drop(sending.spawn(self.clone().send(mail, asked))));
                 }
                 Err(error) => self.rounds.take.failed(error.fault(), &error),
             }
@@ -242,8 +244,9 @@ impl Mailer {
         Ok(understood.collect())
     }
 
-    async fn send(self, mail: LeasedMail) {
-        let message = match self.write(&mail).await {
+    /// Writes and sends one mail, whose lease did not begin before `asked`.
+    async fn send(self, mail: LeasedMail, asked: Instant) {
+        let message = match self.prolonging(&mail, self.write(&mail)).await {
             Ok(message) => {
                 self.rounds.contents.passed();
                 message
@@ -258,12 +261,16 @@ impl Mailer {
                 return self.note(&mail, Fate::Refused(None)).await;
             }
         };
+        if asked.elapsed() > TO_SPARE / 2 && !self.still_leases(&mail).await {
+            return;
+        }
         let (envelope, bytes) = (message.envelope(), message.formatted());
-        let mut delivered = self.deliver(&mail, envelope, &bytes).await;
+        let deliver = async || self.prolonging(&mail, self.server.deliver(envelope, &bytes)).await;
+        let mut delivered = deliver().await;
         if delivered.is_ok() {
             crash::here(Point::MailAccepted);
             if crash::again(Point::MailAccepted) {
-                delivered = self.deliver(&mail, envelope, &bytes).await;
+                delivered = deliver().await;
             }
         }
         let accepted = match delivered {
@@ -281,19 +288,36 @@ impl Mailer {
         accepted.close().await;
     }
 
-    /// Delivers a mail, and prolongs its lease as long as the server takes to answer.
-    async fn deliver(&self, mail: &LeasedMail, envelope: &Envelope, bytes: &[u8]) -> Result<Accepted, smtp::Error> {
-        let leased = async {
+    /// Does a part of the work on a mail, and prolongs its lease meanwhile.
+    async fn prolonging<R>(&self, mail: &LeasedMail, work: impl Future<Output = R>) -> R {
+        let prolong = async {
             loop {
                 sleep(self.lease / 2).await;
                 if let Err(error) = mails::put_back(&self.pool, mail, None, self.lease).await {
-                    tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail may be sent twice: its lease ends");
+                    tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "the lease of a mail may end");
                 }
             }
         };
         tokio::select! {
-            delivered = self.server.deliver(envelope, bytes) => delivered,
-            () = leased => unreachable!("a lease is prolonged for ever"),
+            done = work => done,
+            () = prolong => unreachable!("a lease is prolonged for ever"),
+        }
+    }
+
+    /// Whether no other process has taken the mail meanwhile. Begins its lease anew.
+    async fn still_leases(&self, mail: &LeasedMail) -> bool {
+        match mails::put_back(&self.pool, mail, None, self.lease).await {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::warn!(checkout = %mail.checkout, "a mail took so long to write that another process has taken it");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail is written again: its lease may have ended");
+                self.rounds.contents.failed_for_one(error.fault(), &error);
+                self.note(mail, Fate::Later(None)).await;
+                false
+            }
         }
     }
 
