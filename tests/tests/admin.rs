@@ -454,7 +454,7 @@ async fn refused_with(kit: &Kit, command: &[&str], why: &str) -> anyhow::Result<
     Ok(String::from_utf8(output.stdout)?)
 }
 
-async fn admin(kit: &Kit, command: &[&str]) -> anyhow::Result<std::process::Output> {
+pub(crate) async fn admin(kit: &Kit, command: &[&str]) -> anyhow::Result<std::process::Output> {
     let admin = kit.stack.holdfast("admin", "admin-command");
     command
         .iter()

@@ -2,12 +2,13 @@
 //! away.
 
 use std::collections::BTreeMap;
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_schemas::{dead_letter, topics};
+use holdfast_schemas::{DeadLetter, DeadLetterReason, Origin, dead_letter, topics};
 use holdfast_tests::kit::kafka::{Read, Sent, send_with};
 use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Kit, until};
@@ -15,13 +16,15 @@ use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureProducer;
 use serde_json::json;
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
+use crate::admin::{admin, done};
 use crate::gate::{ENDS_WITHIN, PARTITIONS, Proof, ends, sent};
 use crate::support::{DEADLINE, event, listed, set_topic, structured};
-use crate::{Test, tests};
+use crate::{Test, tests, workers};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_record_that_kafka_refuses_for_good_is_put_aside_and_the_others_go_on,
@@ -173,6 +176,7 @@ fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow:
         let ended = worker.wait(ENDS_WITHIN).await;
         let committed = gate.committed(topics::PAYMENTS, PARTITION);
         let verified = kit.stack.holdfast("verify", "verify").output().await;
+        let replayed = replay(kit, PARTITION, first + 1).await;
         // Nobody could read the topic any more.
         let kafka = &kit.stack.kafka;
         kafka.delete_records(topics::PAYMENTS, PARTITION, next).await?;
@@ -188,14 +192,39 @@ fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow:
         let verified = verified?;
         ensure!(!verified.status.success(), "{verified:?}");
         let named = format!("{}/{PARTITION} from offset {first} to before {next}", topics::PAYMENTS);
-        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-        for words in [worker.last_words(), said] {
+        let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+        for words in [worker.last_words(), said(&verified), said(&replayed?)] {
             for expected in [&named[..], "docs/runbook.md#a-batch-cannot-be-unpacked"] {
                 ensure!(words.contains(expected), "{expected} is not in {words}");
             }
         }
         Ok(())
     })
+}
+
+/// Replays a dead letter about this record of `payments`, which cannot be read. The letter is settled then.
+async fn replay(kit: &Kit, partition: i32, offset: i64) -> anyhow::Result<Output> {
+    let letter = DeadLetter {
+        reason: DeadLetterReason::Undecodable,
+        detail: String::new(),
+        origin: Origin {
+            topic: topics::PAYMENTS.to_owned(),
+            partition,
+            offset,
+            time: OffsetDateTime::UNIX_EPOCH,
+        },
+    };
+    let headers = letter.headers().into_iter();
+    let letter = Sent {
+        headers: headers.map(|(name, value)| (name.to_owned(), value.into_bytes())).collect(),
+        ..sent(Some(b"A"), None, &[])
+    };
+    kit.stack.kafka.send(topics::DEAD_LETTERS, &[letter]).await?;
+    workers::done(kit.stack.holdfast("migrate", "migrate")).await?;
+    let place = format!("{}/{partition}/{offset}", topics::PAYMENTS);
+    let replayed = admin(kit, &["dead-letters", "replay", &place]).await?;
+    done(kit, &["dead-letters", "drop", &place]).await?;
+    Ok(replayed)
 }
 
 fn a_partition_that_is_new_to_the_group_is_read_from_its_oldest_record(kit: &Kit) -> anyhow::Result<()> {

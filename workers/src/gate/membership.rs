@@ -201,15 +201,15 @@ impl Membership {
         let mut places = Vec::new();
         for partition in self.consumer.committed(PATIENCE)?.elements() {
             let (topic, number) = (partition.topic(), partition.partition());
-            let (oldest, end) = self.consumer.fetch_watermarks(topic, number, PATIENCE)?;
             let position = positions
                 .find_partition(topic, number)
                 .map(|position| position.offset());
             let at = match (position, partition.offset()) {
                 (Some(Offset::Offset(offset)), _) | (_, Offset::Offset(offset)) => offset,
-                _ => oldest,
+                // It stands at its oldest record.
+                _ => 0,
             };
-            places.push((topic.to_owned(), number, at..end));
+            places.push((topic.to_owned(), number, at));
         }
         packed::name(&self.looking, places)
     }

@@ -21,20 +21,22 @@ pub fn is_packed(code: RDKafkaErrorCode) -> bool {
 }
 
 /// Names the batches that cannot be unpacked among those at which partitions stand, and where the next one begins. A place is
-/// topic, partition, and the offsets from where it stands to the partition's end.
-pub fn name(config: &ClientConfig, places: Vec<(String, i32, Range<i64>)>) -> KafkaResult<String> {
+/// topic, partition, and the offset at which it stands; that may lie within the batch.
+pub fn name(config: &ClientConfig, places: Vec<(String, i32, i64)>) -> KafkaResult<String> {
     let looking: BaseConsumer<Remarks> = config.create_with_context(Remarks)?;
     let mut packed = Vec::new();
     let mut all = Vec::new();
-    for (topic, partition, Range { start: at, end }) in places {
+    for (topic, partition, at) in places {
+        let (oldest, end) = looking.fetch_watermarks(&topic, partition, FETCH)?;
+        let at = at.max(oldest);
         all.push(format!("{topic}/{partition} at {at}"));
-        let stops = |offset: i64| match offset < end {
+        let stops = |offset: i64| match (oldest..end).contains(&offset) {
             true => stops(&looking, &topic, partition, offset),
             false => Ok(false),
         };
         if stops(at)? {
-            let next = first_after(at, end, stops)?;
-            packed.push(format!("{topic}/{partition} from offset {at} to before {next}"));
+            let Range { start, end } = around(at, oldest..end, stops)?;
+            packed.push(format!("{topic}/{partition} from offset {start} to before {end}"));
         }
     }
     match packed.is_empty() {
@@ -63,6 +65,12 @@ fn stops(looking: &BaseConsumer<Remarks>, topic: &str, partition: i32, offset: i
     Ok(false)
 }
 
+/// The offsets around `at`, out of `all`, at which `holds`, as it does at `at`.
+fn around(at: i64, all: Range<i64>, holds: impl Fn(i64) -> KafkaResult<bool>) -> KafkaResult<Range<i64>> {
+    let before = first_after(-at, 1 - all.start, |offset| holds(-offset))?;
+    Ok(1 - before..first_after(at, all.end, holds)?)
+}
+
 /// The first offset after `at` at which `holds` does not, as it does from `at` up to there; at most `end`.
 fn first_after(at: i64, end: i64, holds: impl Fn(i64) -> KafkaResult<bool>) -> KafkaResult<i64> {
     let (mut low, mut step) = (at, 1);
@@ -85,20 +93,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_batch_is_found() {
-        for (at, next, end) in [
-            (0, 1, 1),
-            (0, 1, 100),
-            (7, 8, 9),
-            (7, 1_000, 1_000),
-            (7, 500, 1_000),
-            (7, 23, 100_000),
+    fn a_batch_is_found_from_wherever_in_it() {
+        for (batch, all) in [
+            (0..1, 0..1),
+            (0..1, 0..100),
+            (7..8, 7..9),
+            (7..1_000, 3..1_000),
+            (7..500, 0..1_000),
+            (700..723, 5..100_000),
         ] {
-            assert_eq!(
-                first_after(at, end, |offset| Ok(offset < next)),
-                Ok(next),
-                "{at} {next} {end}"
-            );
+            for at in [batch.start, batch.start + (batch.end - batch.start) / 2, batch.end - 1] {
+                let found = around(at, all.clone(), |offset| Ok(batch.contains(&offset)));
+                assert_eq!(found, Ok(batch.clone()), "{at} of {all:?}");
+            }
         }
     }
 }

@@ -171,7 +171,7 @@ impl Reader {
                 }
                 Some(Err(KafkaError::MessageConsumption(code))) if is_packed(code) => {
                     let places = open.into_iter();
-                    let places = places.map(|(partition, (next, end))| (topic.to_owned(), partition, next..end));
+                    let places = places.map(|(partition, (next, _))| (topic.to_owned(), partition, next));
                     let batches = packed::name(&self.settings, places.collect()).map_err(failed)?;
                     return Err(Error::Packed { code, batches }.into());
                 }
