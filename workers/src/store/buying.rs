@@ -257,7 +257,7 @@ impl Buying {
             checkouts::note_dispute(main, &checkout.id, id, *amount, *status).await?;
         }
         for (kind, amount) in heard.movements {
-            ledger::write(main, (self.new_id)(), &checkout.id, kind, amount).await?;
+            self.post(main, checkout, kind, amount.amount()).await?;
         }
         if let Some(Refund { kind, amount, so_far }) = heard.refund {
             mails::refunded(main, checkout, kind, amount, so_far, self.mails).await?;
@@ -270,6 +270,11 @@ impl Buying {
             State::Refunded => free(main, checkout, self.retention).await,
             _ => Ok(vec![]),
         }
+    }
+
+    /// Posts a movement of the checkout's money or credits to the ledger, in minor units of its currency.
+    async fn post(&self, main: &mut PgConnection, checkout: &Checkout, kind: Kind, amount: i64) -> Result<(), Error> {
+        ledger::write(main, (self.new_id)(), &checkout.id, kind, price(checkout, amount)?).await
     }
 
     fn count(&self, answers: &[Answer]) {
@@ -385,14 +390,7 @@ impl Buying {
             return Err(Error::Moved);
         }
         if let Some(credits) = checkout.credits {
-            ledger::write(
-                main,
-                (self.new_id)(),
-                &checkout.id,
-                Kind::Credit,
-                price(checkout, credits.amount())?,
-            )
-            .await?;
+            self.post(main, checkout, Kind::Credit, credits.amount()).await?;
         }
         let next = Checkout {
             state: State::Sold,
@@ -447,14 +445,7 @@ impl Buying {
             if !checkouts::update(main, checkout, &done).await? {
                 return Ok(vec![]);
             }
-            ledger::write(
-                main,
-                (self.new_id)(),
-                &checkout.id,
-                Kind::Capture,
-                price(checkout, checkout.due())?,
-            )
-            .await?;
+            self.post(main, checkout, Kind::Capture, checkout.due()).await?;
             let told = std::iter::once(told).chain(heard.told.clone()).collect();
             let answer = self.progress(main, checkout, "completed", told).await?;
             mails::ended(main, checkout, mails::Kind::Completed, self.mails).await?;
@@ -532,31 +523,10 @@ impl Buying {
         if checkout.sold
             && let Some(credits) = checkout.credits
         {
-            ledger::write(
-                main,
-                (self.new_id)(),
-                &checkout.id,
-                Kind::CreditBack,
-                price(checkout, credits.amount())?,
-            )
-            .await?;
+            self.post(main, checkout, Kind::CreditBack, credits.amount()).await?;
         }
-        ledger::write(
-            main,
-            (self.new_id)(),
-            &checkout.id,
-            Kind::Capture,
-            price(checkout, captured)?,
-        )
-        .await?;
-        ledger::write(
-            main,
-            (self.new_id)(),
-            &checkout.id,
-            Kind::Refund,
-            price(checkout, captured)?,
-        )
-        .await?;
+        self.post(main, checkout, Kind::Capture, captured).await?;
+        self.post(main, checkout, Kind::Refund, captured).await?;
         let told = UserOutcome::CheckoutFailed(outcomes::CheckoutFailed {
             checkout: checkout.id.clone(),
             reason: failure.reason,
@@ -583,14 +553,7 @@ impl Buying {
             if !checkouts::update(main, checkout, &next).await? {
                 return Ok(None);
             }
-            ledger::write(
-                main,
-                (self.new_id)(),
-                &checkout.id,
-                Kind::CreditBack,
-                price(checkout, credits.amount())?,
-            )
-            .await?;
+            self.post(main, checkout, Kind::CreditBack, credits.amount()).await?;
             Ok(Some(vec![]))
         };
         self.give_credits_back(checkout, credits, attempt, here).await.map(drop)
