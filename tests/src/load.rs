@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::kit::Kafka;
-use crate::kit::kafka::Read;
+use crate::kit::kafka::ReadRecord;
 
 pub const RESERVATIONS: &str = "reservations";
 pub const OUTCOMES: &str = "reservations.outcomes";
@@ -223,7 +223,7 @@ impl Beats {
 /// A record as it came in.
 pub struct Arrival {
     pub at: Instant,
-    pub record: Read,
+    pub record: ReadRecord,
 }
 
 /// Reads a topic from its beginning on as a `read_committed` consumer, until the receiver is dropped.
@@ -248,7 +248,7 @@ pub fn follow(kafka: &Kafka, topic: &str) -> anyhow::Result<mpsc::UnboundedRecei
                 None => continue,
                 Some(Ok(message)) => Ok(Arrival {
                     at: Instant::now(),
-                    record: Read::from(&message),
+                    record: ReadRecord::from(&message),
                 }),
                 Some(Err(error)) => Err(error.into()),
             };
@@ -300,7 +300,7 @@ pub struct Money {
 }
 
 impl Outcome {
-    pub fn read(record: &Read) -> anyhow::Result<Outcome> {
+    pub fn read(record: &ReadRecord) -> anyhow::Result<Outcome> {
         let value = record
             .value
             .as_deref()

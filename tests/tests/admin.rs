@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::{UserOutcome, dead_letter, hold_id, topics};
-use holdfast_tests::kit::kafka::{Read, Sent};
+use holdfast_tests::kit::kafka::{ReadRecord, Sent};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::{now, timestamp};
 use serde_json::json;
@@ -464,7 +464,7 @@ pub(crate) async fn admin(kit: &Kit, command: &[&str]) -> anyhow::Result<std::pr
 }
 
 /// The dead letters with this key, once there are `count`.
-async fn letters(kit: &Kit, key: &str, count: usize) -> anyhow::Result<Vec<Read>> {
+async fn letters(kit: &Kit, key: &str, count: usize) -> anyhow::Result<Vec<ReadRecord>> {
     until("a dead letter", DEADLINE, async || {
         let records = kit.stack.kafka.read(topics::DEAD_LETTERS).await?;
         let letters = records
@@ -477,7 +477,7 @@ async fn letters(kit: &Kit, key: &str, count: usize) -> anyhow::Result<Vec<Read>
     .await
 }
 
-fn origin_of(letter: &Read) -> String {
+fn origin_of(letter: &ReadRecord) -> String {
     let [topic, partition, offset] = [
         dead_letter::ORIGIN_TOPIC,
         dead_letter::ORIGIN_PARTITION,
@@ -487,7 +487,7 @@ fn origin_of(letter: &Read) -> String {
     format!("{topic}/{partition}/{offset}")
 }
 
-fn header(letter: &Read, name: &str) -> String {
+fn header(letter: &ReadRecord, name: &str) -> String {
     let header = letter.headers.iter().rev().find(|(header, _)| header == name);
     header
         .map(|(_, value)| String::from_utf8_lossy(value).into_owned())

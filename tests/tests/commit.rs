@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use futures::future::{join_all, try_join_all};
 use holdfast::config;
-use holdfast::domain::Ticket;
-use holdfast::domain::ticket::{Decision, Input, decide};
+use holdfast::domain::ticket::{Input, decide};
+use holdfast::domain::{Decision, Ticket};
 use holdfast::metrics::Metrics;
 use holdfast::store::commit::Rules;
 use holdfast::store::idempotency::Sweep;
@@ -215,7 +215,7 @@ static OVERTAKE_DECIDED: AtomicBool = AtomicBool::new(false);
 static OVERTAKE_GO: AtomicBool = AtomicBool::new(false);
 
 /// Decides, and lets the test do something before the decision is written.
-fn decide_slowly(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision {
+fn decide_slowly(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let decision = decide(ticket, input, now);
     OVERTAKE_DECIDED.store(true, Ordering::SeqCst);
     // Other tasks of the runtime go on meanwhile.
@@ -386,7 +386,7 @@ fn an_oversized_unit_takes_several_statements_in_order(kit: &Kit) -> anyhow::Res
 }
 
 /// Panics for one user.
-fn decide_or_panic(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision {
+fn decide_or_panic(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     if let Input::Reserve { user, .. } = &input {
         assert!(user.as_str() != "breaker", "this user breaks the rules");
     }

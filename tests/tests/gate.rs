@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::{DeadLetter, TicketEvent, decode_delivery, topics};
-use holdfast_tests::kit::kafka::{Read, Sent, send_with};
+use holdfast_tests::kit::kafka::{ReadRecord, Sent, send_with};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kafka, Kit, until};
 use holdfast_tests::load::now;
@@ -307,11 +307,11 @@ impl<'a> Proof<'a> {
 
 pub(crate) trait Letters {
     /// The dead letters about reservations, by partition and offset of their origin.
-    async fn read_letters(&self) -> anyhow::Result<HashMap<(i32, i64), Read>>;
+    async fn read_letters(&self) -> anyhow::Result<HashMap<(i32, i64), ReadRecord>>;
 }
 
 impl Letters for Kafka {
-    async fn read_letters(&self) -> anyhow::Result<HashMap<(i32, i64), Read>> {
+    async fn read_letters(&self) -> anyhow::Result<HashMap<(i32, i64), ReadRecord>> {
         let mut letters = HashMap::new();
         for record in self.read(topics::DEAD_LETTERS).await? {
             let headers = record

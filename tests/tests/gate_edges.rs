@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::{DeadLetter, DeadLetterReason, Origin, dead_letter, topics};
-use holdfast_tests::kit::kafka::{Read, Sent, send_with};
+use holdfast_tests::kit::kafka::{ReadRecord, Sent, send_with};
 use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Kit, until};
 use rdkafka::Offset;
@@ -216,7 +216,9 @@ async fn replay(kit: &Kit, partition: i32, offset: i64) -> anyhow::Result<Output
     };
     let headers = letter.headers().into_iter();
     let letter = Sent {
-        headers: headers.map(|(name, value)| (name.to_owned(), value.into_bytes())).collect(),
+        headers: headers
+            .map(|(name, value)| (name.to_owned(), value.into_bytes()))
+            .collect(),
         ..sent(Some(b"A"), None, &[])
     };
     kit.stack.kafka.send(topics::DEAD_LETTERS, &[letter]).await?;
@@ -294,11 +296,11 @@ fn a_gate_and_a_receiver_of_webhooks_are_ready_only_with_kafka(kit: &Kit) -> any
 }
 
 /// The dead letter about a record, once there is one. Its reason may be one that this build does not know.
-async fn letter(kit: &Kit, topic: &str, place: (i32, i64)) -> anyhow::Result<Read> {
+async fn letter(kit: &Kit, topic: &str, place: (i32, i64)) -> anyhow::Result<ReadRecord> {
     until("a dead letter", DEADLINE, async || {
         let letters = kit.stack.kafka.read(topics::DEAD_LETTERS).await?;
         let (partition, offset) = (place.0.to_string(), place.1.to_string());
-        let is_it = |letter: &Read| {
+        let is_it = |letter: &ReadRecord| {
             let says = |name, value: &str| text(letter, name).is_ok_and(|text| text == value);
             says(dead_letter::ORIGIN_TOPIC, topic)
                 && says(dead_letter::ORIGIN_PARTITION, &partition)
@@ -309,7 +311,7 @@ async fn letter(kit: &Kit, topic: &str, place: (i32, i64)) -> anyhow::Result<Rea
     .await
 }
 
-fn text(letter: &Read, header: &str) -> anyhow::Result<String> {
+fn text(letter: &ReadRecord, header: &str) -> anyhow::Result<String> {
     let value = letter.headers.iter().rfind(|(name, _)| name == header);
     let (_, value) = value.with_context(|| format!("no header {header}"))?;
     Ok(String::from_utf8(value.clone())?)

@@ -4,14 +4,14 @@ use anyhow::{Context, ensure};
 use holdfast_schemas::DeadLetterReason as Reason;
 use holdfast_schemas::{Key, Outcome, OutcomeData, RefusalReason, TicketOutcome, UserOutcome, outcomes, topics};
 use holdfast_tests::kit::Kit;
-use holdfast_tests::kit::kafka::{Read, Sent, send_with};
+use holdfast_tests::kit::kafka::{ReadRecord, Sent, send_with};
 use holdfast_tests::load::{now, timestamp};
 use serde_json::{Value, json};
 use sqlx::Row;
 use time::Duration;
 
 use crate::support::{
-    Letter, binary, clean, event, header, letters_about, listed, pay, requested, send, structured, told, told_of,
+    FoundLetter, binary, clean, event, header, letters_about, listed, pay, requested, send, structured, told, told_of,
     verdict, verdicts,
 };
 use crate::users::{added, registered};
@@ -173,14 +173,14 @@ async fn are_put_aside(kit: &Kit, intake: &Intake) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn original(records: &[Read], place: (i32, i64)) -> anyhow::Result<&Read> {
+fn original(records: &[ReadRecord], place: (i32, i64)) -> anyhow::Result<&ReadRecord> {
     let mut found = records
         .iter()
         .filter(|record| (record.partition, record.offset) == place);
     found.next().with_context(|| format!("no record at {place:?}"))
 }
 
-fn is_put_aside(topic: &str, bad: &Bad, letter: &Letter, original: &Read) -> anyhow::Result<()> {
+fn is_put_aside(topic: &str, bad: &Bad, letter: &FoundLetter, original: &ReadRecord) -> anyhow::Result<()> {
     let says = &letter.says;
     ensure!(says.reason == bad.reason, "put aside as {says:?}");
     ensure!(

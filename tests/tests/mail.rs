@@ -1,5 +1,6 @@
 //! Mail to customers: one about each outcome, whatever the mail server answers, and nothing but mail waits for the mail server.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 
@@ -292,13 +293,14 @@ fn a_mail_that_takes_its_time_to_write_is_sent_by_one_process(kit: &Kit) -> anyh
         // Whoever writes the mail waits for this.
         let mut slow = database.begin().await?;
         sqlx::query("lock table users").execute(&mut *slow).await?;
-        let mut leases = BTreeSet::new();
+        let leases = RefCell::new(BTreeSet::new());
         let (attempts, _) = until("the lease is prolonged", DEADLINE, async || {
             // Longer than any pause: a lease.
             let lease = "select attempts, next_at::text from mails
                  where checkout = $1 and next_at > clock_timestamp() + interval '3 seconds'";
             let lease: Option<(i32, String)> = sqlx::query_as(lease).bind(&order).fetch_optional(&database).await?;
             let lease = lease.context("no lease")?;
+            let mut leases = leases.borrow_mut();
             leases.insert(lease.clone());
             ensure!(leases.range((lease.0, String::new())..).count() > 1, "{leases:?}");
             anyhow::Ok(lease)

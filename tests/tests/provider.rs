@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast::metrics::Metrics;
-use holdfast::provider::webhook::{Dispute, What};
+use holdfast::provider::webhook::{DisputeState, What};
 use holdfast::provider::{Error, Payment, Provider, State};
 use holdfast_schemas::{CheckoutId, Currency, PaymentId, Price};
 use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, Kind, Simulator};
@@ -410,9 +410,9 @@ fn what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged(kit: &Kit) 
         let expected = [
             What::Captured(price(AMOUNT)?),
             What::Refunded(price(500)?),
-            disputed(Dispute::Open),
-            disputed(Dispute::Open),
-            disputed(Dispute::Won),
+            disputed(DisputeState::Open),
+            disputed(DisputeState::Open),
+            disputed(DisputeState::Won),
             What::Refunded(price(AMOUNT)?),
             What::Authorized(price(AMOUNT)?),
         ];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use holdfast_schemas::{DeadLetter, Outcome, OutcomeData, TicketOutcome, dead_letter, topics};
-use holdfast_tests::kit::kafka::{Read, Sent};
+use holdfast_tests::kit::kafka::{ReadRecord, Sent};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::{now, timestamp};
@@ -133,12 +133,12 @@ pub(crate) fn verdicts<T: OutcomeData>(outcomes: &[Outcome<T>]) -> Vec<String> {
 
 /// A dead letter, decoded and raw.
 #[derive(Debug)]
-pub(crate) struct Letter {
+pub(crate) struct FoundLetter {
     pub(crate) says: DeadLetter,
-    pub(crate) record: Read,
+    pub(crate) record: ReadRecord,
 }
 
-impl Letter {
+impl FoundLetter {
     /// The headers that the original came with.
     pub(crate) fn headers(&self) -> Vec<(String, Vec<u8>)> {
         let own = self
@@ -151,7 +151,7 @@ impl Letter {
 }
 
 /// The dead letters about the records at `places` of the reservations, by partition and offset, once each has one.
-pub(crate) async fn letters(kit: &Kit, places: &[(i32, i64)]) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
+pub(crate) async fn letters(kit: &Kit, places: &[(i32, i64)]) -> anyhow::Result<BTreeMap<(i32, i64), FoundLetter>> {
     letters_about(kit, topics::RESERVATIONS, places).await
 }
 
@@ -160,7 +160,7 @@ pub(crate) async fn letters_about(
     kit: &Kit,
     topic: &str,
     places: &[(i32, i64)],
-) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
+) -> anyhow::Result<BTreeMap<(i32, i64), FoundLetter>> {
     until("dead letters", DEADLINE, async || {
         let mut letters = dead_letters(kit, topic).await?;
         letters.retain(|place, _| places.contains(place));
@@ -172,13 +172,16 @@ pub(crate) async fn letters_about(
 }
 
 /// Every dead letter so far about a topic, by partition and offset of its record. There may be several copies of one.
-async fn dead_letters(kit: &Kit, topic: &str) -> anyhow::Result<BTreeMap<(i32, i64), Letter>> {
+async fn dead_letters(kit: &Kit, topic: &str) -> anyhow::Result<BTreeMap<(i32, i64), FoundLetter>> {
     let mut letters = BTreeMap::new();
     for record in kit.stack.kafka.read(topics::DEAD_LETTERS).await? {
         let headers = record.headers.iter();
         let says = DeadLetter::from_headers(headers.map(|(name, value)| (name.as_str(), Some(value.as_slice()))))?;
         if says.origin.topic == topic {
-            letters.insert((says.origin.partition, says.origin.offset), Letter { says, record });
+            letters.insert(
+                (says.origin.partition, says.origin.offset),
+                FoundLetter { says, record },
+            );
         }
     }
     Ok(letters)

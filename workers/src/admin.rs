@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::config::{self, Config};
 use crate::domain;
-use crate::kafka::dead_letters::{self, Copied, Letter};
+use crate::kafka::dead_letters::{self, Copied, DeadLetterRecord};
 use crate::kafka::on_thread;
 use crate::metrics::Metrics;
 use crate::printable;
@@ -51,19 +51,19 @@ pub async fn run(
             }
         },
         config::Admin::Relay(command) => relay::accept(command, config, pool).await,
-        config::Admin::Ticket(config::Ticket::Show { ticket, state }) => {
+        config::Admin::Ticket(config::TicketCommand::Show { ticket, state }) => {
             history::show::<domain::Ticket>(&pool, ticket, until(state)).await
         }
-        config::Admin::Ticket(config::Ticket::Attributes { ticket, state }) => {
+        config::Admin::Ticket(config::TicketCommand::Attributes { ticket, state }) => {
             history::attributes(&pool, ticket, until(state)).await
         }
-        config::Admin::User(config::User::Show { user, state }) => {
+        config::Admin::User(config::UserCommand::Show { user, state }) => {
             history::show::<domain::User>(&pool, user, until(state)).await
         }
     }
 }
 
-fn until(state: &config::State) -> Until {
+fn until(state: &config::PointInTime) -> Until {
     match (state.at, state.as_of) {
         (Some(at), _) => Until::Time(at),
         (None, Some(version)) => Until::Version(version),
@@ -175,7 +175,7 @@ async fn note(pool: &PgPool, place: &RecordPosition, settlement: Settlement) -> 
 }
 
 /// The newest dead letter about `place`.
-async fn find(config: &config::Kafka, place: &RecordPosition) -> anyhow::Result<Letter> {
+async fn find(config: &config::Kafka, place: &RecordPosition) -> anyhow::Result<DeadLetterRecord> {
     let (config, wanted) = (config.clone(), place.clone());
     let found = on_thread("dead-letters", move || {
         let mut found = None;
@@ -193,7 +193,7 @@ async fn find(config: &config::Kafka, place: &RecordPosition) -> anyhow::Result<
 }
 
 /// The name of a dead letter: its origin; if it has none, its own position.
-fn name(letter: &Letter) -> RecordPosition {
+fn name(letter: &DeadLetterRecord) -> RecordPosition {
     match &letter.says {
         Some(says) => RecordPosition {
             topic: says.origin.topic.clone(),
@@ -208,7 +208,7 @@ fn name(letter: &Letter) -> RecordPosition {
     }
 }
 
-fn reason(letter: &Letter) -> (String, String) {
+fn reason(letter: &DeadLetterRecord) -> (String, String) {
     match &letter.says {
         Some(says) => (says.reason.to_string(), says.detail.clone()),
         None => {

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::checkout::{self, Driver};
-use crate::config::{Cli, Command, Config};
-use crate::lifecycle::{self, Lifecycle, Readiness, Spawner};
+use crate::config::{Cli, Config, Role};
+use crate::lifecycle::{self, Lifecycle, Readiness, Ready, Spawner};
 use crate::mail::Mailer;
 use crate::metrics::Metrics;
 use crate::provider::Provider;
@@ -67,15 +67,15 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config, command } = cli;
     match command {
-        Command::Gate | Command::Serve | Command::Relay | Command::Webhook | Command::Run { .. } => {
+        Role::Gate | Role::Serve | Role::Relay | Role::Webhook | Role::Run { .. } => {
             work(config, command).await?;
         }
-        Command::Migrate => {
+        Role::Migrate => {
             let pool = store::connect(&config.database, &Metrics::new()?).await?;
             let applied = store::migrate(&pool).await?;
             say(&format!("the tables are up to date; migrations applied: {applied}"))?;
         }
-        Command::Register { direct } => {
+        Role::Register { direct } => {
             let path = if direct {
                 register::Path::Direct
             } else {
@@ -89,7 +89,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::SUCCESS
             });
         }
-        Command::Verify { json } => {
+        Role::Verify { json } => {
             let provider = Provider::new(&config.provider, Arc::new(Metrics::new()?))?;
             let report = verify::run(&config.kafka, &config.database, &config.verify, provider.as_ref()).await?;
             say(&if json {
@@ -103,7 +103,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Command::Doctor { json } => {
+        Role::Doctor { json } => {
             let report = doctor::run(&config, clock).await;
             say(&if json {
                 serde_json::to_string(&report)?
@@ -116,13 +116,13 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Command::Admin(command) => admin::run(&command, &config, clock, new_id).await?,
+        Role::Admin(command) => admin::run(&command, &config, clock, new_id).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the long-lived parts until a signal or a failure.
-async fn work(config: Config, command: Command) -> anyhow::Result<()> {
+async fn work(config: Config, role: Role) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("the metrics are not well formed")?);
     metrics
         .build_info
@@ -138,7 +138,7 @@ async fn work(config: Config, command: Command) -> anyhow::Result<()> {
         readiness: lifecycle.readiness(),
     };
     worker.spawn_http();
-    lifecycle.spawner().spawn("start", worker.start(command));
+    lifecycle.spawner().spawn("start", worker.start(role));
     lifecycle.run(drain_timeout).await
 }
 
@@ -153,20 +153,20 @@ struct Worker {
 
 impl Worker {
     /// Starts the parts in order, then waits for the end.
-    async fn start(self, command: Command) -> anyhow::Result<()> {
+    async fn start(self, role: Role) -> anyhow::Result<()> {
         let shutdown = self.spawner.shutdown();
         let parts = async {
-            match command {
-                Command::Gate => self.spawn_gate(self.watch_engine()?),
-                Command::Serve => {
+            match role {
+                Role::Gate => self.spawn_gate(self.watch_engine()?),
+                Role::Serve => {
                     let pool = self.connect().await?;
                     self.spawn_serve(pool).await?;
                     self.watch_engine()?;
                     self.spawn_arming();
                 }
-                Command::Relay => self.spawn_relay(self.connect().await?),
-                Command::Webhook => self.spawn_webhook().await?,
-                _ => self.start_all(&command).await?,
+                Role::Relay => self.spawn_relay(self.connect().await?),
+                Role::Webhook => self.spawn_webhook().await?,
+                _ => self.start_all(&role).await?,
             }
             anyhow::Ok(())
         };
@@ -181,11 +181,11 @@ impl Worker {
     }
 
     /// `run`: tables first, then the objects, then gate and webhook that bring them events, then the relay.
-    async fn start_all(&self, command: &Command) -> anyhow::Result<()> {
-        let &Command::Run {
+    async fn start_all(&self, role: &Role) -> anyhow::Result<()> {
+        let &Role::Run {
             no_migrate,
             no_register,
-        } = command
+        } = role
         else {
             return Ok(());
         };
@@ -512,7 +512,7 @@ impl Worker {
     }
 
     /// For a part that finds out by itself whether it can work; until it says so it cannot.
-    fn tells(&self, part: &'static str) -> Box<dyn Fn(bool) + Send + Sync> {
+    fn tells(&self, part: &'static str) -> Ready {
         self.readiness.set(part, false);
         let readiness = self.readiness.clone();
         Box::new(move |ready| readiness.set(part, ready))

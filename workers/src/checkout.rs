@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::crash::{self, Point};
-use crate::domain::checkout::{Checkout, Failure, State, Step, Terms};
+use crate::domain::checkout::{Checkout, Failure, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::provider::{self, Order, Payment, Provider};
@@ -45,7 +45,7 @@ pub struct Driver {
 
 /// Where a drive has left a checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum DriveResult {
     /// It waits for an event of the provider, at most until then.
     Waits(OffsetDateTime),
     /// It is marked as stuck, for an operator.
@@ -98,7 +98,7 @@ impl Driver {
         new_id: fn() -> Uuid,
     ) -> Result<Self, provider::Error> {
         let provider = Provider::new(&config.provider, metrics.clone())?;
-        let terms = Terms {
+        let terms = SaleTerms {
             provider: provider.is_some(),
             credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
             show_limit: config.checkout.show_limit,
@@ -125,12 +125,12 @@ impl Driver {
     ///
     /// # Errors
     /// A server does not answer, or the provider does not tell the payment's state.
-    pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<Progress, Error> {
+    pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<DriveResult, Error> {
         let mut before = None;
         loop {
             let checkout = self.find(id).await?;
             if checkout.stuck {
-                return Ok(Progress::Stuck);
+                return Ok(DriveResult::Stuck);
             }
             if before == Some(checkout.version) {
                 return Err(Error::NoProgress(id.to_string()));
@@ -143,8 +143,8 @@ impl Driver {
                 tracing::warn!(checkout = %checkout.id, error = error::chain(&error), "credits are settled later");
             }
             let step = match next {
-                Step::End => return Ok(Progress::Ended),
-                Step::Wait(until) if !heard => return Ok(Progress::Waits(until)),
+                Step::End => return Ok(DriveResult::Ended),
+                Step::Wait(until) if !heard => return Ok(DriveResult::Waits(until)),
                 Step::Wait(_) => Step::Look,
                 step => step,
             };
@@ -166,13 +166,13 @@ impl Driver {
     }
 
     /// Writes since when a step fails; marks the checkout as stuck when it fails for too long.
-    async fn held_up(&self, checkout: &Checkout, error: Error) -> Result<Progress, Error> {
+    async fn held_up(&self, checkout: &Checkout, error: Error) -> Result<DriveResult, Error> {
         let now = (self.now)();
         match checkout.unknown_since {
             Some(since) if now - since > self.stuck_after => {
                 tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a checkout is stuck");
                 self.buying.stick(checkout).await?;
-                return Ok(Progress::Stuck);
+                return Ok(DriveResult::Stuck);
             }
             Some(_) => {}
             None => {

@@ -10,11 +10,11 @@ mod restate;
 use time::OffsetDateTime;
 
 use crate::config::Config;
-pub use report::{Check, Diagnosis, Part, Report};
+pub use report::{Check, Diagnosis, DoctorReport, Part};
 
 /// Looks at everything, part by part.
-pub async fn run(config: &Config, clock: fn() -> OffsetDateTime) -> Report {
-    let mut report = Report::default();
+pub async fn run(config: &Config, clock: fn() -> OffsetDateTime) -> DoctorReport {
+    let mut report = DoctorReport::default();
     report.extend(kafka::check(config, clock).await);
     report.extend(postgres::check(config, clock).await);
     report.extend(restate::check(config, clock).await);

@@ -63,12 +63,12 @@ struct Counts {
     sent: usize,
     /// Delivered or failed.
     settled: usize,
-    failed: Vec<Failure>,
+    failed: Vec<FailedDelivery>,
 }
 
 /// A record that was not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Failure {
+pub struct FailedDelivery {
     /// The record's opaque.
     pub record: usize,
     pub code: RDKafkaErrorCode,
@@ -87,7 +87,7 @@ impl Deliveries {
     }
 
     /// Takes the failures seen since they were last taken.
-    pub fn take_failed(&self) -> Vec<Failure> {
+    pub fn take_failed(&self) -> Vec<FailedDelivery> {
         std::mem::take(&mut self.counts().failed)
     }
 
@@ -113,7 +113,7 @@ impl ProducerContext for Deliveries {
         let mut counts = self.counts();
         if let Err((error, _)) = result {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-            counts.failed.push(Failure { record, code });
+            counts.failed.push(FailedDelivery { record, code });
         }
         counts.settled += 1;
         if counts.settled == counts.sent {

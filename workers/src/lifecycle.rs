@@ -161,6 +161,9 @@ impl Readiness {
     }
 }
 
+/// Told whether a part can do its work now.
+pub type Ready = Box<dyn Fn(bool) + Send + Sync>;
+
 /// Serves `/metrics`, `/livez` and `/readyz` (HTTP/1.1) until `shutdown`.
 ///
 /// # Errors

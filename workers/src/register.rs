@@ -18,7 +18,7 @@ use crate::restate_admin;
 use crate::store;
 use crate::transience::{self, Fault};
 pub use reaper::keep_armed;
-pub use report::{Finding, Line, Report};
+pub use report::{Finding, PartReport, RegisterReport};
 
 /// The source of the handlers' events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,9 +115,9 @@ pub async fn run(
     path: Path,
     patience: Option<Duration>,
     now: fn() -> OffsetDateTime,
-) -> Result<Report, Error> {
+) -> Result<RegisterReport, Error> {
     let patience = Patience::new(patience);
-    let mut report = Report::default();
+    let mut report = RegisterReport::default();
     let created = patience.insist(|| topics::create(config, path)).await?;
     report.extend(patience.insist(|| topics::compare(config, path, &created)).await?);
     let engine = engine::EngineSetup::new(config, path, now)?;
@@ -129,7 +129,7 @@ pub async fn run(
 ///
 /// # Errors
 /// Kafka does not answer, or this user may not look.
-pub async fn inspect_topics(config: &Config, path: Path) -> Result<Vec<Line>, Error> {
+pub async fn inspect_topics(config: &Config, path: Path) -> Result<Vec<PartReport>, Error> {
     topics::inspect(config, path).await
 }
 
@@ -137,7 +137,11 @@ pub async fn inspect_topics(config: &Config, path: Path) -> Result<Vec<Line>, Er
 ///
 /// # Errors
 /// Restate does not answer, or does not reach the handlers.
-pub async fn inspect_engine(config: &Config, path: Path, now: fn() -> OffsetDateTime) -> Result<Vec<Line>, Error> {
+pub async fn inspect_engine(
+    config: &Config,
+    path: Path,
+    now: fn() -> OffsetDateTime,
+) -> Result<Vec<PartReport>, Error> {
     engine::EngineSetup::new(config, path, now)?.inspect().await
 }
 

@@ -458,10 +458,10 @@ pub async fn ingress_answers(ingress: &Url) -> Result<(), Error> {
 /// The message in a refusal, or its text.
 fn refusal(answer: &[u8]) -> String {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct ErrorAnswer {
         message: String,
     }
-    match serde_json::from_slice::<Refusal>(answer) {
+    match serde_json::from_slice::<ErrorAnswer>(answer) {
         Ok(refusal) => refusal.message,
         Err(_not_json) => String::from_utf8_lossy(answer).trim().to_owned(),
     }

@@ -34,8 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crash::{self, Point};
 use crate::kafka::publisher::{self, Publisher};
+use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
-use crate::provider::webhook::{self, Dispute, Notification, What};
+use crate::provider::webhook::{self, DisputeState, Notification, What};
 use crate::provider::{self, Provider};
 use crate::{config, error};
 
@@ -64,9 +65,6 @@ pub struct Settings {
 /// How often Kafka is asked for any answer, and how long it may take.
 const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Told whether Kafka answers, without which no webhook can be taken.
-pub type Ready = Box<dyn Fn(bool) + Send + Sync>;
 
 /// Receives webhooks until `shutdown`; those under way are then answered.
 ///
@@ -228,9 +226,9 @@ fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option
             dispute: id,
             amount,
             status: match status {
-                Dispute::Open => DisputeStatus::Opened,
-                Dispute::Won => DisputeStatus::Won,
-                Dispute::Lost => DisputeStatus::Lost,
+                DisputeState::Open => DisputeStatus::Opened,
+                DisputeState::Won => DisputeStatus::Won,
+                DisputeState::Lost => DisputeStatus::Lost,
             },
         }),
     };

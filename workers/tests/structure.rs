@@ -171,6 +171,44 @@ fn imports_form_no_cycle() {
     assert!(cycles.is_empty(), "{cycles:#?}");
 }
 
+/// The names that several types have, and why. Each is read with its module: `store::Error`, `ticket::State`.
+const SHARED_NAMES: &[(&str, &str)] = &[
+    ("Error", "a module's errors"),
+    ("Settings", "what a part is given at its start"),
+    ("State", "the states of a ticket, a checkout, a payment"),
+    ("Input", "what the rules of a ticket, of a user take"),
+    ("Checkout", "a section of settings has the name of what it sets"),
+    ("Provider", "a section of settings has the name of what it sets"),
+    ("User", "the examples have a table of their own"),
+];
+
+#[test]
+fn a_type_shares_its_name_with_no_other() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, text) in sources() {
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        for name in text.lines().filter_map(declared) {
+            places.entry(name.to_owned()).or_default().push(path.clone());
+        }
+    }
+    assert!(places.len() > 100, "the walk misses types: {places:?}");
+    let shared: BTreeSet<&str> = SHARED_NAMES.iter().map(|(name, _)| *name).collect();
+    places.retain(|_, places| places.len() > 1);
+    let gone: Vec<_> = shared.iter().filter(|name| !places.contains_key(**name)).collect();
+    assert!(gone.is_empty(), "no longer shared: {gone:?}");
+    places.retain(|name, _| !shared.contains(name.as_str()));
+    assert!(places.is_empty(), "give each a noun of its own: {places:#?}");
+}
+
+/// The type that a line declares, if modules beside its own can use it.
+fn declared(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let declaration = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) "))?;
+    let kinds = ["struct ", "enum ", "trait ", "type "];
+    let name = kinds.iter().find_map(|kind| declaration.strip_prefix(kind))?;
+    name.split(|letter: char| !letter.is_alphanumeric()).next()
+}
+
 /// What `docs/adding-an-event.md` follows, and where: text, or the path of a fixture.
 const FOLLOWED: &[(&[&str], &[&str])] = &[
     (

@@ -87,7 +87,7 @@ pub struct Sent {
 
 /// A record as it was read.
 #[derive(Clone, Debug)]
-pub struct Read {
+pub struct ReadRecord {
     pub partition: i32,
     pub offset: i64,
     /// Milliseconds since 1970.
@@ -172,7 +172,7 @@ impl Kafka {
     }
 
     /// Everything in the topic at this moment that a `read_committed` consumer sees, by partition and offset.
-    pub async fn read(&self, topic: &str) -> anyhow::Result<Vec<Read>> {
+    pub async fn read(&self, topic: &str) -> anyhow::Result<Vec<ReadRecord>> {
         let mut config = self.config();
         config
             .set("group.id", "holdfast.tests.read")
@@ -277,7 +277,7 @@ fn headers_of(sent: &Sent) -> OwnedHeaders {
     })
 }
 
-fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Read>> {
+fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<ReadRecord>> {
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
     let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
     let mut assignment = TopicPartitionList::new();
@@ -290,7 +290,7 @@ fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Read>
     let mut records = Vec::new();
     while unread > 0 {
         match consumer.poll(PATIENCE) {
-            Some(Ok(message)) => records.push(Read::from(&message)),
+            Some(Ok(message)) => records.push(ReadRecord::from(&message)),
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 unread -= 1;
                 // Records written from now on are not read.
@@ -306,15 +306,15 @@ fn read_to_end(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Read>
     Ok(records)
 }
 
-impl From<&BorrowedMessage<'_>> for Read {
-    fn from(message: &BorrowedMessage<'_>) -> Read {
+impl From<&BorrowedMessage<'_>> for ReadRecord {
+    fn from(message: &BorrowedMessage<'_>) -> ReadRecord {
         let headers = message.headers().map(|headers| {
             headers
                 .iter()
                 .map(|header| (String::from(header.key), header.value.unwrap_or_default().to_vec()))
                 .collect()
         });
-        Read {
+        ReadRecord {
             partition: message.partition(),
             offset: message.offset(),
             timestamp: message.timestamp().to_millis(),

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::checkout::{Driver, Progress};
+use crate::checkout::{DriveResult, Driver};
 use crate::config::{CheckoutCommand, Config};
 use crate::domain::checkout::{Checkout, State};
 use crate::metrics::Metrics;
@@ -79,12 +79,12 @@ async fn settle(
         driver.leave_stuck(id).await?;
     }
     match driven.context("not settled")? {
-        Progress::Ended => Ok(()),
-        Progress::Waits(until) => bail!(
+        DriveResult::Ended => Ok(()),
+        DriveResult::Waits(until) => bail!(
             "not settled: it waits for the customer until {}",
             until.format(&Rfc3339)?
         ),
-        Progress::Stuck => bail!("not settled: the payment provider still does not say how the payment stands"),
+        DriveResult::Stuck => bail!("not settled: the payment provider still does not say how the payment stands"),
     }
 }
 

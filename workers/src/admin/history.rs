@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::domain::{History, KeyOf, ReplayedUser, State, Ticket, User};
 use crate::printable;
-use crate::store::change_log::{Change, Until};
+use crate::store::change_log::{LoggedChange, Until};
 use crate::store::commit::Stored;
 use crate::store::ticket_attributes;
 
@@ -86,9 +86,9 @@ fn print(out: &mut impl Write, described: &[(&'static str, String)]) -> std::io:
     writeln!(out)
 }
 
-fn as_of<E: Shown>(changes: &[Change<E>]) -> anyhow::Result<Option<E::Was>> {
+fn as_of<E: Shown>(changes: &[LoggedChange<E>]) -> anyhow::Result<Option<E::Was>> {
     let mut was = None;
-    for Change {
+    for LoggedChange {
         version,
         told,
         changed_at,

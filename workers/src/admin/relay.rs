@@ -11,7 +11,7 @@ use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::printable;
 use crate::relay::Settings;
-use crate::relay::acceptance::{self, Finding, Wish};
+use crate::relay::acceptance::{self, Consent, Reconciliation};
 use crate::store::outcome_log::LoggedOutcome;
 
 /// How many of each kind are printed.
@@ -21,12 +21,12 @@ const MOST: usize = 20;
 pub(super) async fn accept(command: &config::RelayCommand, config: &Config, pool: PgPool) -> anyhow::Result<()> {
     let config::RelayCommand::Accept { drop_told, anyway } = *command;
     let settings = Settings::new(config);
-    let wish = Wish { drop_told, anyway };
-    let finding = acceptance::run(settings, pool, Arc::new(Metrics::new()?), wish).await?;
+    let consent = Consent { drop_told, anyway };
+    let reconciliation = acceptance::run(settings, pool, Arc::new(Metrics::new()?), consent).await?;
     std::io::stdout()
-        .write_all(text(&finding)?.as_bytes())
+        .write_all(text(&reconciliation)?.as_bytes())
         .context("cannot print")?;
-    if !finding.accepted {
+    if !reconciliation.accepted {
         bail!(
             "nothing was accepted: see docs/runbook.md#the-database-went-back-in-time, then repeat it with --drop-told \
              or --anyway"
@@ -35,38 +35,48 @@ pub(super) async fn accept(command: &config::RelayCommand, config: &Config, pool
     Ok(())
 }
 
-fn text(finding: &Finding) -> anyhow::Result<String> {
+fn text(reconciliation: &Reconciliation) -> anyhow::Result<String> {
     let mut text = String::new();
-    let kafka = finding.kafka.map_or("none".to_owned(), |batch| batch.to_string());
+    let kafka = reconciliation
+        .kafka
+        .map_or("none".to_owned(), |batch| batch.to_string());
     writeln!(
         text,
         "last batch: {} in the database, {kafka} in Kafka",
-        finding.database
+        reconciliation.database
     )?;
-    writeln!(text, "read: {} outcomes at the ends of their topics", finding.read)?;
-    let dropped = if finding.dropped {
+    writeln!(
+        text,
+        "read: {} outcomes at the ends of their topics",
+        reconciliation.read
+    )?;
+    let dropped = if reconciliation.dropped {
         ", deleted"
     } else {
         ", would be told twice"
     };
-    let told = finding.told_already.len();
+    let told = reconciliation.told_already.len();
     writeln!(
         text,
         "told, and still in the outbox: {told}{}",
         if told > 0 { dropped } else { "" }
     )?;
-    for row in finding.told_already.iter().take(MOST) {
+    for row in reconciliation.told_already.iter().take(MOST) {
         let key = printable::line(&row.key);
         writeln!(text, "  row {} for {key} on {}: {}", row.id, row.topic, row.message)?;
     }
-    list(&mut text, "told, and unknown to the database", &finding.unknown)?;
+    list(&mut text, "told, and unknown to the database", &reconciliation.unknown)?;
     list(
         &mut text,
         "decided, and neither told nor in the outbox: would never be told",
-        &finding.untold,
+        &reconciliation.untold,
     )?;
-    if finding.accepted {
-        writeln!(text, "accepted: the relay goes on after batch {}", finding.database)?;
+    if reconciliation.accepted {
+        writeln!(
+            text,
+            "accepted: the relay goes on after batch {}",
+            reconciliation.database
+        )?;
     }
     Ok(text)
 }

@@ -6,7 +6,7 @@ use time::format_description::well_known::Rfc3339;
 
 /// The work of one `holdfast` process.
 #[derive(Subcommand, Debug, Clone)]
-pub enum Command {
+pub enum Role {
     /// Take events from the public topics, check them and hand them on, gathered by key.
     Gate,
     /// Serve the Ticket and User objects, the Checkout workflow and the Reaper to Restate; send mails, sweep expired records, and
@@ -64,10 +64,10 @@ pub enum Admin {
     Relay(RelayCommand),
     /// Tickets, now and earlier.
     #[command(subcommand)]
-    Ticket(Ticket),
+    Ticket(TicketCommand),
     /// Users, now and earlier.
     #[command(subcommand)]
-    User(User),
+    User(UserCommand),
     /// Checkouts.
     #[command(subcommand)]
     Checkout(CheckoutCommand),
@@ -91,35 +91,35 @@ pub enum CheckoutCommand {
 
 /// Commands on tickets.
 #[derive(Subcommand, Debug, Clone)]
-pub enum Ticket {
+pub enum TicketCommand {
     /// Show the ticket as it is, or was, and every change up to then.
     Show {
         ticket: String,
         #[command(flatten)]
-        state: State,
+        state: PointInTime,
     },
     /// Show the ticket's attributes as they are, or were, and every change up to then. They have versions of their own.
     Attributes {
         ticket: String,
         #[command(flatten)]
-        state: State,
+        state: PointInTime,
     },
 }
 
 /// Commands on users.
 #[derive(Subcommand, Debug, Clone)]
-pub enum User {
+pub enum UserCommand {
     /// Show since when the user is known, the credits given, and every change up to then. The profile's values are in no log.
     Show {
         user: String,
         #[command(flatten)]
-        state: State,
+        state: PointInTime,
     },
 }
 
 /// The state to show of an entity with a change log; without either option, the newest.
 #[derive(Args, Debug, Clone, Copy)]
-pub struct State {
+pub struct PointInTime {
     /// As it was at this moment by the database's clock, such as 2030-01-31T19:30:00Z.
     #[arg(long, value_name = "TIME", value_parser = moment, conflicts_with = "as_of")]
     pub at: Option<OffsetDateTime>,

@@ -20,7 +20,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, ValueEnum};
 
 pub use checkout::Checkout;
-pub use command::{Admin, CheckoutCommand, Command, DeadLetters, Outbox, RelayCommand, Retry, State, Ticket, User};
+pub use command::{
+    Admin, CheckoutCommand, DeadLetters, Outbox, PointInTime, RelayCommand, Retry, Role, TicketCommand, UserCommand,
+};
 pub use database::Database;
 pub use gate::Gate;
 pub use insecure::Wire;
@@ -41,7 +43,7 @@ pub struct Cli {
     #[command(flatten)]
     pub config: Config,
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Role,
 }
 
 impl Cli {
@@ -53,8 +55,8 @@ impl Cli {
         let mut checks = self.config.checked();
         let Config { webhook, provider, .. } = &self.config;
         let takes_webhooks = match self.command {
-            Command::Webhook => true,
-            Command::Run { .. } => webhook.secret.is_some(),
+            Role::Webhook => true,
+            Role::Run { .. } => webhook.secret.is_some(),
             _ => false,
         };
         checks.require(

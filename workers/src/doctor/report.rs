@@ -9,7 +9,7 @@ use crate::register;
 
 /// Every check, in the order in which it was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     pub checks: Vec<Check>,
 }
 
@@ -52,7 +52,7 @@ pub enum Diagnosis {
     },
 }
 
-impl Report {
+impl DoctorReport {
     pub(super) fn extend(&mut self, checks: Vec<Check>) {
         self.checks.extend(checks);
     }
@@ -80,7 +80,7 @@ impl Check {
     }
 
     /// What `register` would find.
-    pub(super) fn of(part: Part, line: &register::Line) -> Self {
+    pub(super) fn of(part: Part, line: &register::PartReport) -> Self {
         match &line.finding {
             register::Finding::Differs { how, mend } => Self::wrong(part, &line.what, how, mend),
             register::Finding::AsWanted | register::Finding::Created | register::Finding::Changed { .. } => {
@@ -95,7 +95,7 @@ impl Check {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for DoctorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Check { part, what, diagnosis } in &self.checks {
             let what = printable::line(what);
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_with_its_mend_and_on_one_line_each() {
-        let mut report = Report::default();
+        let mut report = DoctorReport::default();
         report.extend(vec![Check::sound(Part::Kafka, "the brokers", "1 answers")]);
         assert!(report.is_sound());
         report.extend(vec![Check::unknown(Part::Restate, "the handlers", "not reached")]);

@@ -177,7 +177,7 @@ pub struct Wish<'a> {
 
 /// The settings of the installation that the rules need.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct SaleTerms {
     /// True if there is a payment provider.
     pub provider: bool,
     /// The currency that credits can pay, if there is a loyalty database.
@@ -193,7 +193,7 @@ pub struct Terms {
 /// The rule that forbids it.
 pub fn open<'t>(
     wish: &Wish<'_>,
-    terms: Terms,
+    terms: SaleTerms,
     ticket: impl Fn(&TicketId) -> Option<&'t Ticket>,
     bought: impl Fn(&ShowId) -> i32,
     now: OffsetDateTime,

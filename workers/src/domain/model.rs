@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::ticket::{Decision, Input, decide};
-use super::{History, State, Ticket};
+use super::ticket::{Input, decide};
+use super::{Decision, History, State, Ticket};
 
 /// The answer of a ticket in a state (column) to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
 /// `a if c else b` depends on whether user, hold or checkout fit.

@@ -7,10 +7,7 @@ use holdfast_schemas::{
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
-use super::Entity;
-
-/// The effect of an input on a ticket.
-pub type Decision = super::Decision<Ticket>;
+use super::{Decision, Entity};
 
 /// Length of a hold when neither the request nor the installation sets one.
 const DEFAULT_HOLD: Duration = Duration::minutes(15);
@@ -122,7 +119,7 @@ impl Entity for Ticket {
 }
 
 /// As [`decide`], with `seconds` as the length of a hold whose request sets none.
-pub fn holding_for(seconds: i64) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision + Copy {
+pub fn holding_for(seconds: i64) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision<Ticket> + Copy {
     move |ticket, input, now| match input {
         Input::Reserve {
             user,
@@ -137,7 +134,7 @@ pub fn holding_for(seconds: i64) -> impl Fn(Option<&Ticket>, Input, OffsetDateTi
 }
 
 /// Decides one input. `now` is the moment of the decision and never earlier than the ticket's last change.
-pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision {
+pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let Some(ticket) = ticket else {
         return decide_unlisted(input, now);
     };
@@ -150,7 +147,7 @@ pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Dec
     }
 }
 
-fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
+fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { show, seat, price } => {
             let outcome = TicketOutcome::TicketListed(outcomes::TicketListed {
@@ -179,7 +176,7 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision {
     }
 }
 
-fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
+fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
         Input::Withdraw => tell(ticket, State::Withdrawn, vec![outcomes::TicketWithdrawn {}.into()], now),
@@ -189,7 +186,7 @@ fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decis
     }
 }
 
-fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) -> Decision {
+fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { .. } | Input::Withdraw => refuse(ticket, RefusalReason::Held, now),
         Input::Reserve { user, .. } if user == held.user => refuse(ticket, RefusalReason::AlreadyYours, now),
@@ -213,7 +210,7 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
 }
 
 /// Decides about a ticket whose hold is due: the hold ends first, then the input is decided.
-fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision {
+fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let expired = TicketOutcome::TicketExpired(outcomes::TicketExpired {
         user: due.user.clone(),
         hold: due.id,
@@ -238,7 +235,7 @@ fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) ->
     }
 }
 
-fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) -> Decision {
+fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { .. } | Input::Withdraw | Input::Reserve { .. } | Input::Release { .. } => {
             refuse(ticket, RefusalReason::Sold, now)
@@ -257,7 +254,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
     }
 }
 
-fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision {
+fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { show, seat, price } => {
             let outcome = TicketOutcome::TicketListed(outcomes::TicketListed {
@@ -287,7 +284,7 @@ fn reserve(
     hold: HoldId,
     before: Vec<TicketOutcome>,
     now: OffsetDateTime,
-) -> Decision {
+) -> Decision<Ticket> {
     let seconds = hold_for.unwrap_or(DEFAULT_HOLD.whole_seconds());
     let mut outcomes = before;
     if !HOLD_FOR_SECONDS.contains(&seconds) {
@@ -303,7 +300,7 @@ fn reserve(
     tell(ticket, State::Held(Hold { id: hold, user, until }), outcomes, now)
 }
 
-fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decision {
+fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decision<Ticket> {
     tell(ticket, ticket.state.clone(), vec![refusal(reason)], now)
 }
 
@@ -312,7 +309,7 @@ fn refusal(reason: RefusalReason) -> TicketOutcome {
 }
 
 /// Every outcome raises the version by one.
-fn tell(ticket: &Ticket, state: State, outcomes: Vec<TicketOutcome>, now: OffsetDateTime) -> Decision {
+fn tell(ticket: &Ticket, state: State, outcomes: Vec<TicketOutcome>, now: OffsetDateTime) -> Decision<Ticket> {
     let version = ticket.version + outcomes.len() as i64;
     Decision::Transition {
         next: Some(Ticket {

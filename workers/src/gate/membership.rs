@@ -11,9 +11,10 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::watcher::{PATIENCE, Watcher, has_offsets};
 use super::window::Spans;
-use super::{Error, ROUTES, Ready, Settings};
+use super::{Error, ROUTES, Settings};
 use crate::kafka;
 use crate::kafka::packed::{self, is_packed};
+use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
 
 /// The largest answer that is taken, and the most that a zstd batch in it may hold. Batches are at most as large as the public

@@ -34,6 +34,7 @@ use self::window::{Bounds, Spans, Verdict, Window};
 use crate::config;
 use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Producer};
+use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
 
 /// The route of a public topic: its admitted topic, and the decoder of its records.
@@ -41,7 +42,7 @@ use crate::metrics::Metrics;
 pub struct Route {
     pub public: &'static str,
     pub admitted: &'static str,
-    read: window::Read,
+    read: window::Decoder,
 }
 
 impl Route {
@@ -69,9 +70,6 @@ pub struct Settings {
     /// The clock; only the age of events is computed from it.
     pub clock: fn() -> OffsetDateTime,
 }
-
-/// Told whether the gate can do its work: it has its place in the group, a broker is connected, and no partition stands still.
-pub type Ready = Box<dyn Fn(bool) + Send + Sync>;
 
 /// Runs until `shutdown`, then finishes the window in flight.
 ///

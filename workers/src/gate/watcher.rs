@@ -14,8 +14,9 @@ use rdkafka::statistics::{Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::RDKafkaRespErr;
 
-use super::{ROUTES, Ready};
+use super::ROUTES;
 use crate::kafka::Remarks;
+use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
 
 /// How long the broker may take to answer a question about offsets, or the client to move to another one.

@@ -60,7 +60,7 @@ pub(super) struct Admitted {
 }
 
 /// A decoder of records: it gives the event in its normalised form.
-pub(super) type Read = fn(&Record<'_>, &Origin, OffsetDateTime, Duration) -> Result<Clean, Refusal>;
+pub(super) type Decoder = fn(&Record<'_>, &Origin, OffsetDateTime, Duration) -> Result<Clean, Refusal>;
 
 /// An event that was decoded and checked.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A record of the dead-letter topic.
 #[derive(Debug, Clone)]
-pub struct Letter {
+pub struct DeadLetterRecord {
     pub partition: i32,
     pub offset: i64,
     /// The content of its headers. None for the record of a direct subscription that has no origin.
@@ -42,7 +42,7 @@ pub struct Copied {
 /// The topic cannot be read; what `take` returns.
 pub fn each<E: From<reader::Error>>(
     config: &config::Kafka,
-    mut take: impl FnMut(Letter) -> Result<(), E>,
+    mut take: impl FnMut(DeadLetterRecord) -> Result<(), E>,
 ) -> Result<(), E> {
     let reader = Reader::new(config)?;
     let extent = reader.written(topics::DEAD_LETTERS)?;
@@ -50,7 +50,7 @@ pub fn each<E: From<reader::Error>>(
         let record = Copied::of(message);
         let headers = record.headers.iter();
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_deref()));
-        take(Letter {
+        take(DeadLetterRecord {
             partition: message.partition(),
             offset: message.offset(),
             says: DeadLetter::from_headers(headers).ok(),

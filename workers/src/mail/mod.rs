@@ -12,14 +12,13 @@
 //! for the answer to it: no lock is held meanwhile, and a process that died holds it up no longer. A mail that took long to
 //! write is handed over only if the lease still holds, since a slow database may have kept it from being prolonged.
 
-mod letter;
+mod rendering;
 mod smtp;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_schemas::CheckoutId;
-use lettre::address::Envelope;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
@@ -36,8 +35,8 @@ use crate::rounds::Rounds;
 use crate::store::mails::{self, LeasedMail};
 use crate::store::{self, PgPool};
 use crate::transience::Fault;
-use letter::Letter;
-use smtp::{Accepted, Server};
+use rendering::RenderedMail;
+use smtp::Server;
 
 /// Most characters of a name in a mail's header.
 const SHOWN_OF_A_NAME: usize = 64;
@@ -137,9 +136,9 @@ enum Unwritten {
     Gone,
     #[error("no mail can be addressed to the user's address")]
     Address,
-    #[error("the letter cannot be written")]
-    Letter(#[from] askama::Error),
-    #[error("the letter cannot be put into a mail")]
+    #[error("the mail cannot be rendered")]
+    Render(#[from] askama::Error),
+    #[error("the rendered mail cannot be put into a message")]
     Mail(#[source] lettre::error::Error),
 }
 
@@ -345,9 +344,9 @@ impl Mailer {
     async fn write(&self, mail: &LeasedMail) -> Result<Message, Unwritten> {
         let contents = mails::contents(&self.pool, mail).await?.ok_or(Unwritten::Gone)?;
         let to = config::deliverable(contents.user.email.as_str()).ok_or(Unwritten::Address)?;
-        let letter = Letter::write(mail.kind, mail.amount, &contents)?;
+        let rendered = RenderedMail::write(mail.kind, mail.amount, &contents)?;
         let id = message_id(&mail.checkout, &mail.place, self.from.domain());
-        compose(&self.from, to, id, letter).map_err(Unwritten::Mail)
+        compose(&self.from, to, id, rendered).map_err(Unwritten::Mail)
     }
 
     /// Writes the result of a mail, and retries until that succeeds: a mail that was sent without a note is sent again.
@@ -382,21 +381,21 @@ impl Mailer {
     }
 }
 
-/// Puts a letter into a mail. The header has the beginning of a long name: a name of one word is not folded, and servers refuse
+/// Puts a rendered mail into a message. The header has the beginning of a long name: a name of one word is not folded, and servers refuse
 /// lines of more than 998 octets (RFC 5322, 2.1.1).
-fn compose(from: &Address, to: Address, id: String, letter: Letter) -> Result<Message, lettre::error::Error> {
-    let name = letter.name.map(|name| name.chars().take(SHOWN_OF_A_NAME).collect());
+fn compose(from: &Address, to: Address, id: String, rendered: RenderedMail) -> Result<Message, lettre::error::Error> {
+    let name = rendered.name.map(|name| name.chars().take(SHOWN_OF_A_NAME).collect());
     Message::builder()
         .from(Mailbox::new(None, from.clone()))
         .to(Mailbox::new(name, to))
-        .subject(letter.subject)
+        .subject(rendered.subject)
         .message_id(Some(id))
         // Keeps mailboxes from sending us notices of absence (RFC 3834).
         .raw_header(HeaderValue::new(
             HeaderName::new_from_ascii_str("Auto-Submitted"),
             "auto-generated".to_owned(),
         ))
-        .multipart(MultiPart::alternative_plain_html(letter.text, letter.html))
+        .multipart(MultiPart::alternative_plain_html(rendered.text, rendered.html))
 }
 
 /// The pause after this many tries.
@@ -432,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_name_or_a_letter_contains_every_server_can_take_the_mail() {
+    fn whatever_a_name_or_a_text_contains_every_server_can_take_the_mail() {
         let long = "x".repeat(1_000);
         for name in [
             "Ann",
@@ -444,7 +443,7 @@ mod tests {
             &long,
             &"ä ".repeat(333),
         ] {
-            let letter = Letter {
+            let rendered = RenderedMail {
                 name: Some(name.to_owned()),
                 subject: "Ihre Bestellung konnte nicht abgeschlossen werden – Übersicht",
                 text: format!("Hello {name},\n.\nFrom us\nÄ {long}"),
@@ -454,7 +453,7 @@ mod tests {
                 "tickets@example.org".parse().unwrap(),
                 "ann@example.org".parse().unwrap(),
             );
-            let mail = compose(&from, to, "<1@example.org>".to_owned(), letter)
+            let mail = compose(&from, to, "<1@example.org>".to_owned(), rendered)
                 .unwrap()
                 .formatted();
             assert!(mail.is_ascii() && !mail.contains(&0), "{name}");

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use time::OffsetDateTime;
 
-use crate::checkout::{self, Driver, Progress};
+use crate::checkout::{self, DriveResult, Driver};
 use crate::domain;
 use crate::domain::checkout::State;
 use crate::store::checkouts;
@@ -118,9 +118,9 @@ impl Checkout {
     async fn drive(&self, id: &CheckoutId, heard: bool) -> HandlerResult<Json<Driven>> {
         let progress = self.driver.drive(id, heard).await;
         Ok(Json(match progress.map_err(|error| self.answer(&error))? {
-            Progress::Ended => Driven::Ended,
-            Progress::Stuck => Driven::Stuck,
-            Progress::Waits(until) => {
+            DriveResult::Ended => Driven::Ended,
+            DriveResult::Stuck => Driven::Stuck,
+            DriveResult::Waits(until) => {
                 let pause = (until - (self.driver.now)()).whole_milliseconds();
                 Driven::Waits(u64::try_from(pause).unwrap_or(0) + 1)
             }

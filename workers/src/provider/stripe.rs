@@ -379,7 +379,7 @@ fn said(answer: Response<Bytes>) -> Said {
     let id = answer.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let id = id.unwrap_or_default().to_owned();
     let wrong: Wrong =
-        serde_json::from_slice::<Refusal>(answer.body()).map_or_else(|_| Wrong::default(), |body| body.error);
+        serde_json::from_slice::<ErrorBody>(answer.body()).map_or_else(|_| Wrong::default(), |body| body.error);
     let code = wrong.code.as_deref().unwrap_or_default();
     let about_method = wrong
         .param
@@ -429,7 +429,7 @@ fn unknown(call: Call, seen: impl Into<String>) -> Error {
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorBody {
     error: Wrong,
 }
 

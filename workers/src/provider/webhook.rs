@@ -88,13 +88,13 @@ pub enum What {
     Disputed {
         id: DisputeId,
         amount: Price,
-        status: Dispute,
+        status: DisputeState,
     },
 }
 
 /// The state of a dispute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dispute {
+pub enum DisputeState {
     /// An inquiry, or contested; money that is withdrawn meanwhile may come back.
     Open,
     Won,
@@ -273,11 +273,11 @@ impl<'a> Object<'a> {
         DeclineCode::parse(&wrong.reason()).map_err(|_| Error::Incomplete("last_payment_error"))
     }
 
-    fn dispute(&self) -> Result<Dispute, Error> {
+    fn dispute(&self) -> Result<DisputeState, Error> {
         match self.word("status") {
-            Some("won" | "warning_closed" | "prevented") => Ok(Dispute::Won),
-            Some("lost") => Ok(Dispute::Lost),
-            Some(_) => Ok(Dispute::Open),
+            Some("won" | "warning_closed" | "prevented") => Ok(DisputeState::Won),
+            Some("lost") => Ok(DisputeState::Lost),
+            Some(_) => Ok(DisputeState::Open),
             None => Err(Error::Incomplete("status")),
         }
     }
@@ -419,15 +419,15 @@ mod tests {
             (
                 "charge.dispute.created",
                 dispute("needs_response"),
-                disputed(Dispute::Open),
+                disputed(DisputeState::Open),
             ),
             (
                 "charge.dispute.funds_withdrawn",
                 dispute("under_review"),
-                disputed(Dispute::Open),
+                disputed(DisputeState::Open),
             ),
-            ("charge.dispute.closed", dispute("won"), disputed(Dispute::Won)),
-            ("charge.dispute.closed", dispute("lost"), disputed(Dispute::Lost)),
+            ("charge.dispute.closed", dispute("won"), disputed(DisputeState::Won)),
+            ("charge.dispute.closed", dispute("lost"), disputed(DisputeState::Lost)),
         ] {
             let payload = match told(kind, object) {
                 Notification::Ours(payload, checkout, user) => {

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
-use super::report::{Finding, Line};
+use super::report::{Finding, PartReport};
 use super::{Error, Path, reaper, topics};
 use crate::config::Config;
 use crate::objects::{APPLY, STEPWISE, TICKET, USER};
@@ -88,7 +88,7 @@ impl EngineSetup {
     }
 
     /// Creates what is missing, changes what may be changed, compares the rest. `created` are the topics that are new.
-    pub(super) async fn settle(&self, created: &[&str]) -> Result<Vec<Line>, Error> {
+    pub(super) async fn settle(&self, created: &[&str]) -> Result<Vec<PartReport>, Error> {
         let mut lines = vec![self.settle_cluster().await?];
         lines.extend(self.settle_deployment().await?);
         for route in &ROUTES {
@@ -99,14 +99,14 @@ impl EngineSetup {
     }
 
     /// Compares everything with the wanted state, and changes nothing.
-    pub(super) async fn inspect(&self) -> Result<Vec<Line>, Error> {
+    pub(super) async fn inspect(&self) -> Result<Vec<PartReport>, Error> {
         let is_there = |there: bool| match there {
             true => Finding::AsWanted,
             false => Finding::missing(),
         };
         let clusters = self.admin.kafka_clusters().await?;
         let cluster = clusters.iter().any(|cluster| cluster.name == CLUSTER);
-        let mut lines = vec![Line::new(
+        let mut lines = vec![PartReport::new(
             format!("Restate's Kafka cluster {CLUSTER}"),
             is_there(cluster),
         )];
@@ -122,7 +122,7 @@ impl EngineSetup {
                     mend: "holdfast register deletes all but one".to_owned(),
                 },
             };
-            lines.push(Line::new(format!("subscription of {sink} to {source}"), finding));
+            lines.push(PartReport::new(format!("subscription of {sink} to {source}"), finding));
             lines.extend(others.into_iter().map(another));
         }
         let services = self.admin.services().await?;
@@ -137,7 +137,7 @@ impl EngineSetup {
                 mend: "holdfast register".to_owned(),
             },
         };
-        lines.push(Line::new(format!("handlers at {}", self.serve_url), finding));
+        lines.push(PartReport::new(format!("handlers at {}", self.serve_url), finding));
         Ok(lines)
     }
 
@@ -153,7 +153,7 @@ impl EngineSetup {
         format!("kafka://{CLUSTER}/{}", route.source(self.path))
     }
 
-    async fn settle_cluster(&self) -> Result<Line, Error> {
+    async fn settle_cluster(&self) -> Result<PartReport, Error> {
         let wanted = BTreeMap::from(
             [
                 ("bootstrap.servers", self.kafka.as_str()),
@@ -169,14 +169,14 @@ impl EngineSetup {
         let clusters = self.admin.kafka_clusters().await?;
         let Some(found) = clusters.into_iter().find(|cluster| cluster.name == CLUSTER) else {
             self.admin.create_kafka_cluster(CLUSTER, &wanted).await?;
-            return Ok(Line::new(what, Finding::Created));
+            return Ok(PartReport::new(what, Finding::Created));
         };
         let differs: Vec<_> = wanted
             .iter()
             .filter(|(name, value)| found.properties.get(*name) != Some(value))
             .collect();
         if differs.is_empty() {
-            return Ok(Line::new(what, Finding::AsWanted));
+            return Ok(PartReport::new(what, Finding::AsWanted));
         }
         let have: Vec<_> = differs
             .iter()
@@ -195,10 +195,10 @@ impl EngineSetup {
                 mend: format!("restate kafka-clusters patch {CLUSTER} --set {}", want.join(" --set ")),
             }
         };
-        Ok(Line::new(what, finding))
+        Ok(PartReport::new(what, finding))
     }
 
-    async fn settle_deployment(&self) -> Result<Vec<Line>, Error> {
+    async fn settle_deployment(&self) -> Result<Vec<PartReport>, Error> {
         let served = self.admin.register(&self.serve_url, Registration::DryRun).await?;
         let finding = match self.known_deployment().await? {
             None => {
@@ -216,7 +216,7 @@ impl EngineSetup {
                 }
             },
         };
-        let mut lines = vec![Line::new(format!("handlers at {}", self.serve_url), finding)];
+        let mut lines = vec![PartReport::new(format!("handlers at {}", self.serve_url), finding)];
         lines.extend(gives_up(&self.admin.services().await?));
         Ok(lines)
     }
@@ -246,7 +246,7 @@ impl EngineSetup {
         }
     }
 
-    async fn settle_subscription(&self, route: &Route, created: &[&str]) -> Result<Vec<Line>, Error> {
+    async fn settle_subscription(&self, route: &Route, created: &[&str]) -> Result<Vec<PartReport>, Error> {
         let (source, sink) = (self.source(route), sink(route));
         let subscriptions = self.admin.subscriptions().await?.into_iter();
         let (mut ours, others): (Vec<_>, Vec<_>) = subscriptions
@@ -282,7 +282,7 @@ impl EngineSetup {
                 finding
             }
         };
-        let mut lines = vec![Line::new(format!("subscription of {sink} to {source}"), finding)];
+        let mut lines = vec![PartReport::new(format!("subscription of {sink} to {source}"), finding)];
         lines.extend(others.into_iter().map(another));
         Ok(lines)
     }
@@ -414,8 +414,8 @@ fn by_id(one: &Subscription, other: &Subscription) -> Ordering {
 }
 
 /// Reports another topic that the same handler subscribes to.
-fn another(known: Subscription) -> Line {
-    Line::new(
+fn another(known: Subscription) -> PartReport {
+    PartReport::new(
         format!("subscription of {} to {}", known.sink, known.source),
         Finding::Differs {
             how: "brings events by another path than the one registered now".to_owned(),
@@ -426,12 +426,12 @@ fn another(known: Subscription) -> Line {
 
 /// Reports a Restate that limits attempts: after an outage of an hour or so it pauses invocations, and their ticket or user waits
 /// for an operator.
-fn gives_up(services: &[Service]) -> Option<Line> {
+fn gives_up(services: &[Service]) -> Option<PartReport> {
     let ours = services
         .iter()
         .filter(|service| ROUTES.iter().any(|route| route.object == service.name));
     let attempts = ours.filter_map(Service::max_attempts).min()?;
-    Some(Line::new(
+    Some(PartReport::new(
         "Restate's retries",
         Finding::Differs {
             how: format!("it gives up after {attempts} attempts"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use super::Error;
-use super::report::{Finding, Line};
+use super::report::{Finding, PartReport};
 use crate::config::Config;
 use crate::objects::{ARM, REAPER, REAPER_SHARD};
 use crate::restate_admin::{self, RestateAdmin};
@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LATE: time::Duration = time::Duration::seconds(3);
 
 /// Begins the Reaper's turns anew. One-way: the engine has it once it has answered, whether or not serve is up.
-pub(super) async fn arm(config: &Config) -> Result<Line, Error> {
+pub(super) async fn arm(config: &Config) -> Result<PartReport, Error> {
     let mut url = config.restate.ingress.clone();
     let prefix = url.path().trim_end_matches('/').to_owned();
     url.set_path(&format!("{prefix}/{REAPER}/{REAPER_SHARD}/{ARM}/send"));
@@ -39,7 +39,7 @@ pub(super) async fn arm(config: &Config) -> Result<Line, Error> {
         });
     }
     let before = "armed".to_owned();
-    Ok(Line::new("the Reaper", Finding::Changed { before }))
+    Ok(PartReport::new("the Reaper", Finding::Changed { before }))
 }
 
 /// Arms the Reaper, for ever, whenever a hold is over that it has not ended and it has no turn before it: somebody killed the

@@ -4,13 +4,13 @@ use std::fmt;
 
 /// All findings, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    lines: Vec<Line>,
+pub struct RegisterReport {
+    lines: Vec<PartReport>,
 }
 
 /// The finding about one part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
+pub struct PartReport {
     pub what: String,
     pub finding: Finding,
 }
@@ -31,7 +31,7 @@ pub enum Finding {
     },
 }
 
-impl Line {
+impl PartReport {
     pub(super) fn new(what: impl Into<String>, finding: Finding) -> Self {
         Self {
             what: what.into(),
@@ -50,12 +50,12 @@ impl Finding {
     }
 }
 
-impl Report {
-    pub(super) fn extend(&mut self, lines: Vec<Line>) {
+impl RegisterReport {
+    pub(super) fn extend(&mut self, lines: Vec<PartReport>) {
         self.lines.extend(lines);
     }
 
-    pub fn lines(&self) -> &[Line] {
+    pub fn lines(&self) -> &[PartReport] {
         &self.lines
     }
 
@@ -67,9 +67,9 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for RegisterReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Line { what, finding } in &self.lines {
+        for PartReport { what, finding } in &self.lines {
             match finding {
                 Finding::AsWanted => writeln!(f, "as wanted  {what}")?,
                 Finding::Created => writeln!(f, "created    {what}")?,
@@ -87,10 +87,10 @@ mod tests {
 
     #[test]
     fn what_differs_is_told_with_its_mend() {
-        let mut report = Report::default();
-        report.extend(vec![Line::new("topic a", Finding::Created)]);
+        let mut report = RegisterReport::default();
+        report.extend(vec![PartReport::new("topic a", Finding::Created)]);
         assert!(!report.differs());
-        report.extend(vec![Line::new(
+        report.extend(vec![PartReport::new(
             "topic b",
             Finding::Differs {
                 how: "has 4 partitions, wanted 8".to_owned(),

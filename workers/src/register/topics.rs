@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use time::OffsetDateTime;
 
-use super::report::{Finding, Line};
+use super::report::{Finding, PartReport};
 use super::{Error, Path};
 use crate::config::Config;
 use crate::kafka::{self, Remarks, on_thread};
@@ -30,7 +30,7 @@ pub(super) async fn create(config: &Config, path: Path) -> Result<Vec<&'static s
 }
 
 /// Compares the topics with the wanted state, and commits the gate's first offsets.
-pub(super) async fn compare(config: &Config, path: Path, created: &[&'static str]) -> Result<Vec<Line>, Error> {
+pub(super) async fn compare(config: &Config, path: Path, created: &[&'static str]) -> Result<Vec<PartReport>, Error> {
     let kafka = Kafka::new(config);
     let created = created.to_vec();
     on_thread("register", move || {
@@ -44,7 +44,7 @@ pub(super) async fn compare(config: &Config, path: Path, created: &[&'static str
 }
 
 /// Compares the topics and the gate's offsets with the wanted state, and changes nothing.
-pub(super) async fn inspect(config: &Config, path: Path) -> Result<Vec<Line>, Error> {
+pub(super) async fn inspect(config: &Config, path: Path) -> Result<Vec<PartReport>, Error> {
     let kafka = Kafka::new(config);
     on_thread("register", move || {
         let topics = wanted(&kafka.config, path);
@@ -52,7 +52,7 @@ pub(super) async fn inspect(config: &Config, path: Path) -> Result<Vec<Line>, Er
         let (missing, there): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| missing.contains(&topic.name));
         let missing = missing
             .iter()
-            .map(|topic| Line::new(format!("topic {}", topic.name), Finding::missing()));
+            .map(|topic| PartReport::new(format!("topic {}", topic.name), Finding::missing()));
         let mut lines: Vec<_> = missing.collect();
         lines.extend(kafka.compare(&there, &[])?);
         if path == Path::Gate && there.iter().any(|topic| topic.name == RESERVATIONS) {
@@ -61,7 +61,7 @@ pub(super) async fn inspect(config: &Config, path: Path) -> Result<Vec<Line>, Er
                 true => Finding::AsWanted,
                 false => Finding::missing(),
             };
-            lines.push(Line::new(
+            lines.push(PartReport::new(
                 format!("offsets of the group {}", kafka.config.gate.group),
                 finding,
             ));
@@ -246,14 +246,14 @@ impl Kafka {
         settings.fold(new, |new, (name, value)| new.set(name, value))
     }
 
-    fn compare(&self, topics: &[Wanted], created: &[&str]) -> Result<Vec<Line>, Error> {
+    fn compare(&self, topics: &[Wanted], created: &[&str]) -> Result<Vec<PartReport>, Error> {
         let admin = self.admin()?;
         let findings = topics.iter().map(|topic| {
             let finding = match created.contains(&topic.name) {
                 true => Finding::Created,
                 false => self.compare_topic(&admin, topic)?,
             };
-            Ok(Line::new(format!("topic {}", topic.name), finding))
+            Ok(PartReport::new(format!("topic {}", topic.name), finding))
         });
         findings.collect()
     }
@@ -355,7 +355,7 @@ impl Kafka {
 
     /// Commits the first offset of every partition before the first gate starts: a gate that finds no offset for a partition
     /// stops, because retention may have removed records that no gate has read.
-    fn settle_offsets(&self) -> Result<Line, Error> {
+    fn settle_offsets(&self) -> Result<PartReport, Error> {
         let group = &self.config.gate.group;
         let consumer = self.consumer(group)?;
         let mut first = TopicPartitionList::new();
@@ -382,10 +382,10 @@ impl Kafka {
         }
         let what = format!("offsets of the group {group}");
         if partitions.is_empty() {
-            return Ok(Line::new(what, Finding::AsWanted));
+            return Ok(PartReport::new(what, Finding::AsWanted));
         }
         match consumer.commit(&first, CommitMode::Sync) {
-            Ok(()) if passed_over.is_empty() => Ok(Line::new(what, Finding::Created)),
+            Ok(()) if passed_over.is_empty() => Ok(PartReport::new(what, Finding::Created)),
             Ok(()) => {
                 let before = format!(
                     "{}, the oldest record left. What retention had removed before is lost, unless it had been read by a group whose \
@@ -393,12 +393,12 @@ impl Kafka {
                     passed_over.join(", ")
                 );
                 tracing::warn!(group, "{before}");
-                Ok(Line::new(what, Finding::Changed { before }))
+                Ok(PartReport::new(what, Finding::Changed { before }))
             }
             Err(error) if is_busy(&error) && group_reads && passed_over.is_empty() => {
                 let partitions = partitions.join(", ");
                 let before = format!("{partitions} were added: the gates that run begin them at their oldest record");
-                Ok(Line::new(what, Finding::Changed { before }))
+                Ok(PartReport::new(what, Finding::Changed { before }))
             }
             Err(error) if is_busy(&error) => Err(Error::GroupActive {
                 group: group.clone(),

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::session::{Session, Trouble};
+use super::session::{ProducerSession, Trouble};
 use super::{Relay, Settings};
 use crate::kafka::reader::{self, Extent, Reader};
 use crate::kafka::{ThreadError, on_thread};
@@ -26,7 +26,7 @@ use crate::store::outcome_log::{self, Log, LoggedOutcome};
 
 /// What the operator has decided already.
 #[derive(Debug, Clone, Copy)]
-pub struct Wish {
+pub struct Consent {
     /// Rows whose outcomes are on their topic leave the outbox.
     pub drop_told: bool,
     /// The state is accepted whatever is found.
@@ -35,7 +35,7 @@ pub struct Wish {
 
 /// What was found, and what was done.
 #[derive(Debug)]
-pub struct Finding {
+pub struct Reconciliation {
     /// The number of the last batch that the database knows.
     pub database: i64,
     /// That of Kafka's mark.
@@ -58,7 +58,12 @@ pub struct Finding {
 ///
 /// # Errors
 /// A relay runs, a server does not answer, or an outcome cannot be read.
-pub async fn run(settings: Settings, pool: PgPool, metrics: Arc<Metrics>, wish: Wish) -> Result<Finding, Error> {
+pub async fn run(
+    settings: Settings,
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+    consent: Consent,
+) -> Result<Reconciliation, Error> {
     let rounds = |part| Rounds::beside(part, &metrics);
     let relay = Relay {
         standing: rounds("relay (lock)"),
@@ -72,7 +77,7 @@ pub async fn run(settings: Settings, pool: PgPool, metrics: Arc<Metrics>, wish: 
         runtime: Handle::current(),
         given_up: None,
     };
-    on_thread("relay", move || accept(&relay, wish)).await?
+    on_thread("relay", move || accept(&relay, consent)).await?
 }
 
 /// The longest that one comparison may take in the database.
@@ -82,10 +87,10 @@ const TAIL: i64 = 10_000;
 /// What clocks and transactions may differ by, when times of Kafka and the database are compared.
 const SKEW: Duration = Duration::from_secs(60);
 
-fn accept(relay: &Relay, wish: Wish) -> Result<Finding, Error> {
+fn accept(relay: &Relay, consent: Consent) -> Result<Reconciliation, Error> {
     let mut leadership = relay.runtime.block_on(lead(&relay.pool))?;
-    let (mut session, mark) = Session::begin_with(relay, &mut leadership)?;
-    let mut finding = Finding {
+    let (mut session, mark) = ProducerSession::begin_with(relay, &mut leadership)?;
+    let mut reconciliation = Reconciliation {
         database: session.batch(),
         kafka: mark.map(|mark| mark.batch),
         read: 0,
@@ -95,23 +100,23 @@ fn accept(relay: &Relay, wish: Wish) -> Result<Finding, Error> {
         untold: Vec::new(),
         accepted: false,
     };
-    compare(relay, session.leadership(), &mut finding)?;
-    if wish.drop_told && !finding.told_already.is_empty() {
-        let ids: Vec<i64> = finding.told_already.iter().map(|row| row.id).collect();
+    compare(relay, session.leadership(), &mut reconciliation)?;
+    if consent.drop_told && !reconciliation.told_already.is_empty() {
+        let ids: Vec<i64> = reconciliation.told_already.iter().map(|row| row.id).collect();
         let drop = session
             .leadership()
             .ask(async |connection| outbox::drop_told(connection, &ids).await);
         relay.runtime.block_on(drop)?;
-        finding.dropped = true;
+        reconciliation.dropped = true;
     }
-    if wish.anyway || finding.is_consistent() {
+    if consent.anyway || reconciliation.is_consistent() {
         session.accept(relay)?;
-        finding.accepted = true;
+        reconciliation.accepted = true;
     }
-    Ok(finding)
+    Ok(reconciliation)
 }
 
-impl Finding {
+impl Reconciliation {
     /// Whether nothing would be told twice, nothing never, and nothing was told that the database does not know.
     fn is_consistent(&self) -> bool {
         (self.dropped || self.told_already.is_empty()) && self.unknown.is_empty() && self.untold.is_empty()
@@ -128,7 +133,7 @@ async fn lead(pool: &PgPool) -> Result<Leadership, Error> {
     }
 }
 
-fn compare(relay: &Relay, leadership: &mut Leadership, finding: &mut Finding) -> Result<(), Error> {
+fn compare(relay: &Relay, leadership: &mut Leadership, reconciliation: &mut Reconciliation) -> Result<(), Error> {
     let ask = |leadership: &mut Leadership| {
         let waiting = leadership.ask(async |connection| outbox::waiting(connection).await);
         relay.runtime.block_on(waiting)
@@ -139,7 +144,7 @@ fn compare(relay: &Relay, leadership: &mut Leadership, finding: &mut Finding) ->
     for log in Log::ALL {
         let end = TopicEnd::read(&reader, log, oldest)?;
         let outcomes: HashSet<Uuid> = end.told.iter().map(|told| told.outcome).collect();
-        finding.read += end.told.len() as u64;
+        reconciliation.read += end.told.len() as u64;
         let since = end.since.map(|since| since + SKEW);
         // What a refusal answers where there is no row is in no log.
         let logged: Vec<LoggedOutcome> = end.told.into_iter().filter(|told| told.version > 0).collect();
@@ -149,14 +154,14 @@ fn compare(relay: &Relay, leadership: &mut Leadership, finding: &mut Finding) ->
         });
         let (unknown, decided) = relay.runtime.block_on(known)?;
         let untold = decided.into_iter().filter(|told| !outcomes.contains(&told.outcome));
-        finding.unknown.extend(unknown);
-        finding.untold.extend(untold);
+        reconciliation.unknown.extend(unknown);
+        reconciliation.untold.extend(untold);
         on_topics.extend(outcomes);
     }
     let told_already = ask(leadership)?
         .into_iter()
         .filter(|row| on_topics.contains(&row.message));
-    finding.told_already.extend(told_already);
+    reconciliation.told_already.extend(told_already);
     Ok(())
 }
 

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::mark::GROUP;
 use self::movement::Movement;
-use self::session::{Session, Step, Trouble};
+use self::session::{ProducerSession, Step, Trouble};
 use crate::config::{self, Config};
 use crate::kafka;
 use crate::lifecycle::Readiness;
@@ -252,7 +252,7 @@ impl Relay {
         if self.shutdown.is_cancelled() {
             return Ok(());
         }
-        let mut session = Session::open(self, leadership)?;
+        let mut session = ProducerSession::open(self, leadership)?;
         while !self.shutdown.is_cancelled() {
             match session.step(self)? {
                 Step::Worked(rows) if rows < self.limit => self.wait(pace(rows)),

@@ -2,12 +2,12 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::kafka::Failure;
+use crate::kafka::FailedDelivery;
 use crate::transience::{self, Fault};
 
 /// Records of one batch that Kafka will never accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct KafkaRefusal {
     pub code: RDKafkaErrorCode,
     pub culprits: Culprits,
 }
@@ -21,7 +21,7 @@ pub(super) enum Culprits {
     Unknown,
 }
 
-impl Refusal {
+impl KafkaRefusal {
     /// A record refused before it was sent.
     pub(super) fn of_one(place: usize, error: &KafkaError) -> Option<Self> {
         let code = error.rdkafka_error_code()?;
@@ -32,7 +32,7 @@ impl Refusal {
     }
 
     /// The refusal among failed deliveries, if there is one: the others then failed because of it.
-    pub(super) fn among(failures: &[Failure]) -> Option<Self> {
+    pub(super) fn among(failures: &[FailedDelivery]) -> Option<Self> {
         let topics = failures.iter().filter(|failure| about_topic(failure.code));
         let places: Vec<usize> = topics.clone().map(|failure| failure.record).collect();
         if let Some(first) = topics.clone().next() {
@@ -75,8 +75,8 @@ fn about_record(code: RDKafkaErrorCode) -> bool {
 mod tests {
     use super::*;
 
-    fn failure(record: usize, code: RDKafkaErrorCode) -> Failure {
-        Failure { record, code }
+    fn failure(record: usize, code: RDKafkaErrorCode) -> FailedDelivery {
+        FailedDelivery { record, code }
     }
 
     #[test]
@@ -86,14 +86,14 @@ mod tests {
             failure(2, RDKafkaErrorCode::PurgeQueue),
             failure(3, RDKafkaErrorCode::UnknownTopic),
         ];
-        let refusal = Refusal::among(&failures).unwrap();
+        let refusal = KafkaRefusal::among(&failures).unwrap();
         assert_eq!(refusal.culprits, Culprits::Known(vec![1, 3]));
     }
 
     #[test]
     fn a_record_that_is_refused_blames_all_that_travelled_with_it() {
         let failures = [1, 2].map(|record| failure(record, RDKafkaErrorCode::MessageSizeTooLarge));
-        let refusal = Refusal::among(&failures).unwrap();
+        let refusal = KafkaRefusal::among(&failures).unwrap();
         assert_eq!(refusal.culprits, Culprits::Unknown);
     }
 
@@ -101,14 +101,17 @@ mod tests {
     fn a_broker_that_is_away_refuses_nothing() {
         let failures =
             [RDKafkaErrorCode::MessageTimedOut, RDKafkaErrorCode::PurgeInflight].map(|code| failure(0, code));
-        assert_eq!(Refusal::among(&failures), None);
+        assert_eq!(KafkaRefusal::among(&failures), None);
     }
 
     #[test]
     fn a_record_too_large_for_the_client_is_refused_alone() {
         let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
-        assert_eq!(Refusal::of_one(4, &error).unwrap().culprits, Culprits::Known(vec![4]));
+        assert_eq!(
+            KafkaRefusal::of_one(4, &error).unwrap().culprits,
+            Culprits::Known(vec![4])
+        );
         let error = KafkaError::MessageProduction(RDKafkaErrorCode::Fatal);
-        assert_eq!(Refusal::of_one(4, &error), None);
+        assert_eq!(KafkaRefusal::of_one(4, &error), None);
     }
 }

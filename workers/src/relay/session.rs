@@ -10,10 +10,10 @@ use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig};
 
 use super::batch::{Comparison, Hash, Mark, compare, fitting};
 use super::mark;
-use super::refusal::{Culprits, Refusal};
+use super::refusal::{Culprits, KafkaRefusal};
 use super::{Error, Relay};
 use crate::crash::{self, Point};
-use crate::kafka::{self, Deliveries, Drained, Failure, Producer};
+use crate::kafka::{self, Deliveries, Drained, FailedDelivery, Producer};
 use crate::store::outbox::{self, Leadership, Row};
 use crate::transience::{self, Fault};
 
@@ -25,7 +25,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// transaction after 10 s.
 const PATIENCE: Duration = Duration::from_secs(12);
 
-pub(super) struct Session<'a> {
+pub(super) struct ProducerSession<'a> {
     /// Every statement is sent on the lock's connection.
     leadership: &'a mut Leadership,
     producer: Producer,
@@ -42,7 +42,7 @@ pub(super) enum Step {
     Idle,
 }
 
-impl<'a> Session<'a> {
+impl<'a> ProducerSession<'a> {
     /// Aborts the transaction that a predecessor left open, then settles its last batch.
     pub(super) fn open(relay: &Relay, leadership: &'a mut Leadership) -> Result<Self, Trouble> {
         let (mut session, mark) = Self::begin_with(relay, leadership)?;
@@ -125,7 +125,7 @@ impl<'a> Session<'a> {
     }
 
     /// One transaction: the rows' records and the mark. The refusal, if Kafka takes one of the rows never.
-    fn publish(&mut self, relay: &Relay, rows: &[Row]) -> Result<Option<Refusal>, Trouble> {
+    fn publish(&mut self, relay: &Relay, rows: &[Row]) -> Result<Option<KafkaRefusal>, Trouble> {
         let mark = Mark {
             batch: self.batch + 1,
             hash: Hash::of(rows.iter().map(|row| row.message)),
@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
         crash::here(Point::RelayOffsetsSent);
         match self.commit(relay) {
             Ok(()) => Ok(None),
-            Err(error) => match Refusal::of_transaction(&error) {
+            Err(error) => match KafkaRefusal::of_transaction(&error) {
                 Some(refusal) => Ok(Some(refusal)),
                 None => Err(doing("committing a batch")(error)),
             },
@@ -159,22 +159,22 @@ impl<'a> Session<'a> {
     }
 
     /// Sends the records of the rows and of the mark, and waits until Kafka has them all.
-    fn produce(&self, rows: &[Row], mark: &str) -> Result<Option<Refusal>, Trouble> {
+    fn produce(&self, rows: &[Row], mark: &str) -> Result<Option<KafkaRefusal>, Trouble> {
         for (place, row) in rows.iter().enumerate() {
             if let Err(error) = kafka::send(&self.producer, record(place, row)) {
-                return match Refusal::of_one(place, &error) {
+                return match KafkaRefusal::of_one(place, &error) {
                     Some(refusal) => Ok(Some(refusal)),
                     None => Err(doing("producing a batch")(error)),
                 };
             }
         }
         kafka::send(&self.producer, mark::record(mark)).map_err(doing("producing a mark"))?;
-        let (of_mark, of_rows): (Vec<Failure>, Vec<Failure>) = self
+        let (of_mark, of_rows): (Vec<FailedDelivery>, Vec<FailedDelivery>) = self
             .acknowledged()?
             .into_iter()
             .partition(|failure| failure.record == mark::OPAQUE);
         // A record that is refused takes the others of its transaction with it, the mark's among them.
-        match (Refusal::among(&of_rows), of_rows.first()) {
+        match (KafkaRefusal::among(&of_rows), of_rows.first()) {
             (Some(refusal), _) => Ok(Some(refusal)),
             (None, Some(failure)) => Err(doing("producing a batch")(KafkaError::MessageProduction(failure.code))),
             (None, None) => not_refused(&of_mark).map(|()| None),
@@ -182,7 +182,7 @@ impl<'a> Session<'a> {
     }
 
     /// Waits until every record that was sent is delivered or failed; those that failed.
-    fn acknowledged(&self) -> Result<Vec<Failure>, Trouble> {
+    fn acknowledged(&self) -> Result<Vec<FailedDelivery>, Trouble> {
         let deliveries = self.producer.context();
         let drained = deliveries.drain(PATIENCE);
         let failures = deliveries.take_failed();
@@ -226,7 +226,7 @@ impl<'a> Session<'a> {
 
     /// Marks the rows that Kafka refuses, so that their keys wait and all others go on. Not knowing which, it tries smaller
     /// batches until one of a single row is refused.
-    fn refuse(&mut self, relay: &mut Relay, rows: &[Row], refusal: &Refusal) -> Result<Step, Trouble> {
+    fn refuse(&mut self, relay: &mut Relay, rows: &[Row], refusal: &KafkaRefusal) -> Result<Step, Trouble> {
         let refused: Vec<&Row> = match (&refusal.culprits, rows) {
             (Culprits::Known(places), _) => places.iter().map(|place| &rows[*place]).collect(),
             (Culprits::Unknown, [row]) => vec![row],
@@ -269,7 +269,7 @@ impl<'a> Session<'a> {
 }
 
 /// What became of the mark's record.
-fn not_refused(failures: &[Failure]) -> Result<(), Trouble> {
+fn not_refused(failures: &[FailedDelivery]) -> Result<(), Trouble> {
     let Some(failure) = failures.first() else {
         return Ok(());
     };

@@ -22,7 +22,7 @@ use super::ledger::{self, Kind};
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::mechanisms::two_phase::{Fate, TransactionId};
 use super::{Error, checkouts, mails, on_session, purchases, tickets, together};
-use crate::domain::checkout::{self, Checkout, Failure, State, Terms, Wish};
+use crate::domain::checkout::{self, Checkout, Failure, SaleTerms, State, Wish};
 use crate::domain::ticket::Input;
 use crate::domain::{Ticket, User, ticket, user};
 use crate::metrics::Metrics;
@@ -36,7 +36,7 @@ pub struct Buying {
     pub main: PgPool,
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
-    pub terms: Terms,
+    pub terms: SaleTerms,
     /// True if there is a mail server, so that customers get mails.
     pub mails: bool,
     /// Retention of idempotency records.
@@ -616,7 +616,11 @@ fn fits_cart(checkout: &Checkout, asked: &Option<List<TicketId>>, cart: &[Ticket
 
 /// Checks that an event is about this checkout's payment, in its currency, and about its dispute. The payment is unknown
 /// while the provider's answer is on its way. `known`: the dispute, if it has a row.
-fn fits(checkout: &Checkout, known: Option<&checkouts::Dispute>, said: &UserEvent) -> Result<(), UserRefusalReason> {
+fn fits(
+    checkout: &Checkout,
+    known: Option<&checkouts::StoredDispute>,
+    said: &UserEvent,
+) -> Result<(), UserRefusalReason> {
     let (payment, amount) = match said {
         UserEvent::PaymentAuthorized(events::PaymentAuthorized { payment, amount, .. })
         | UserEvent::PaymentCaptured(events::PaymentCaptured { payment, amount, .. })

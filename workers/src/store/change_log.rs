@@ -10,7 +10,7 @@ use crate::domain::{Entity, OutcomeOf};
 
 /// One version of an entity.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change<E: Entity> {
+pub struct LoggedChange<E: Entity> {
     pub version: i64,
     pub told: OutcomeOf<E>,
     /// `source` and `id` of the event that caused it.
@@ -31,13 +31,13 @@ pub(super) struct Row {
 impl Row {
     /// # Errors
     /// [`Error::Row`] for a row of the table `log` that no release wrote.
-    pub(super) fn parse<E: Entity>(self, log: &'static str, key: &str) -> Result<Change<E>, Error> {
+    pub(super) fn parse<E: Entity>(self, log: &'static str, key: &str) -> Result<LoggedChange<E>, Error> {
         let told = OutcomeOf::<E>::read(&self.outcome_type, &self.data).map_err(|invalid| Error::Row {
             table: log,
             key: key.to_owned(),
             what: format!("version {}: {invalid}", self.version),
         })?;
-        Ok(Change {
+        Ok(LoggedChange {
             version: self.version,
             told,
             cause: (self.cause_source, self.cause_id),

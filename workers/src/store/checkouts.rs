@@ -367,7 +367,7 @@ pub fn dispute_name(status: DisputeStatus) -> &'static str {
 }
 
 /// A row of a dispute.
-pub struct Dispute {
+pub struct StoredDispute {
     /// The payment provider's id of the dispute.
     pub id: String,
     pub checkout: String,
@@ -377,14 +377,14 @@ pub struct Dispute {
 }
 
 /// A dispute, locked for the rest of the transaction; none when it is not known.
-pub(super) async fn dispute(connection: &mut PgConnection, id: &DisputeId) -> Result<Option<Dispute>, Error> {
+pub(super) async fn dispute(connection: &mut PgConnection, id: &DisputeId) -> Result<Option<StoredDispute>, Error> {
     let row = sqlx::query!(
         "select checkout, amount, status from disputes where dispute = $1 for update",
         id.as_str()
     );
     let row = row.fetch_optional(connection).await.map_err(Error::Read)?;
     row.map(|row| {
-        Ok(Dispute {
+        Ok(StoredDispute {
             status: dispute_status(id.as_str(), &row.status)?,
             id: id.to_string(),
             checkout: row.checkout,
@@ -398,7 +398,7 @@ pub(super) async fn dispute(connection: &mut PgConnection, id: &DisputeId) -> Re
 ///
 /// # Errors
 /// The database does not answer, or a row cannot be understood.
-pub async fn disputes(pool: &PgPool, checkout: &CheckoutId) -> Result<Vec<Dispute>, Error> {
+pub async fn disputes(pool: &PgPool, checkout: &CheckoutId) -> Result<Vec<StoredDispute>, Error> {
     let rows = sqlx::query!(
         "select dispute, amount, status from disputes where checkout = $1 order by dispute",
         checkout.as_str(),
@@ -410,7 +410,7 @@ pub async fn disputes(pool: &PgPool, checkout: &CheckoutId) -> Result<Vec<Disput
         .map_err(Error::Read)?
         .into_iter();
     rows.map(|row| {
-        Ok(Dispute {
+        Ok(StoredDispute {
             status: dispute_status(&row.dispute, &row.status)?,
             id: row.dispute,
             checkout: checkout.to_string(),

@@ -70,7 +70,7 @@ pub enum Error {
 
 /// Applies the migrations that are missing, and rebuilds an index that an earlier try left unfinished. Returns how many it applied.
 pub(super) async fn run(pool: &PgPool) -> Result<usize, Error> {
-    let mut session = Session::open(pool).await?;
+    let mut session = MigratorSession::open(pool).await?;
     session.lock().await?;
     check(pool).await?;
     let applied = session.bring_up_to_date().await?;
@@ -118,7 +118,7 @@ pub(super) async fn check(pool: &PgPool) -> Result<(), Error> {
     })
 }
 
-struct Session<'a> {
+struct MigratorSession<'a> {
     connection: PgConnection,
     /// Of its process on the server.
     pid: i32,
@@ -126,7 +126,7 @@ struct Session<'a> {
     pool: &'a PgPool,
 }
 
-impl<'a> Session<'a> {
+impl<'a> MigratorSession<'a> {
     async fn open(pool: &'a PgPool) -> Result<Self, Error> {
         let mut connection = pool.connect_options().connect().await.map_err(Error::Session)?;
         sqlx::raw_sql(SESSION)

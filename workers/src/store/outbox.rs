@@ -292,7 +292,7 @@ const LEASE: &str = "set idle_session_timeout = '20s'";
 const LEADERSHIP: i64 = i64::from_be_bytes(*b"hf.relay");
 
 /// A session that asks for the relay's lock, and keeps its connection while another relay has it.
-pub struct Candidate(Session);
+pub struct Candidate(RelayConnection);
 
 /// What a candidate was answered.
 pub enum Election {
@@ -319,7 +319,7 @@ impl Candidate {
         })
         .await?
         .map_err(Error::Lead)?;
-        Ok(Self(Session {
+        Ok(Self(RelayConnection {
             connection,
             backend,
             limit,
@@ -348,7 +348,7 @@ impl Candidate {
 /// The right to be the one relay of this database: an advisory lock, which ends with its connection. The relay works on this
 /// connection alone, so that without the lock it can neither read nor delete a row, and after a restart or a restore of the
 /// database it compares again before it sends anything.
-pub struct Leadership(Session);
+pub struct Leadership(RelayConnection);
 
 impl Leadership {
     /// Asks the database something on the lock's connection. When no answer comes within the limit, the connection is never used
@@ -400,7 +400,7 @@ impl Leadership {
     }
 }
 
-struct Session {
+struct RelayConnection {
     connection: PgConnection,
     backend: Backend,
     limit: Duration,
@@ -415,7 +415,7 @@ pub struct Backend {
     started_at: OffsetDateTime,
 }
 
-impl Session {
+impl RelayConnection {
     async fn ask<T>(&mut self, question: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>) -> Result<T, Error> {
         if self.is_silent {
             return Err(Error::Silent(self.limit));

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Error;
-use super::change_log::{Change, Until, read_changes};
+use super::change_log::{LoggedChange, Until, read_changes};
 use super::commit::{Current, KeyedRow, Stored, WriteSet};
 use super::session::InTime;
 use crate::domain::checkout::Line;
@@ -96,7 +96,7 @@ pub async fn due(
 
 /// The table's own columns, in a batch.
 #[derive(Default)]
-pub struct Columns<'a> {
+pub struct TicketColumns<'a> {
     show: Vec<Option<&'a str>>,
     seat: Vec<Option<&'a str>>,
     price_amount: Vec<Option<i64>>,
@@ -109,9 +109,9 @@ pub struct Columns<'a> {
 }
 
 impl Stored for Ticket {
-    type Columns<'a> = Columns<'a>;
+    type Columns<'a> = TicketColumns<'a>;
 
-    fn push<'a>(columns: &mut Columns<'a>, row: Option<&'a Ticket>) {
+    fn push<'a>(columns: &mut TicketColumns<'a>, row: Option<&'a Ticket>) {
         let (hold, holder, held_until, checkout) = match row.map(|row| &row.state) {
             None | Some(State::Available | State::Withdrawn) => (None, None, None, None),
             Some(State::Held(hold)) => (Some(hold.id), Some(&hold.user), Some(hold.until), None),
@@ -152,7 +152,7 @@ impl Stored for Ticket {
     fn write<'c, 'a: 'c>(
         connection: &'c mut PgConnection,
         writes: &'c WriteSet<'a>,
-        columns: &'c Columns<'a>,
+        columns: &'c TicketColumns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>> {
         Box::pin(async move {
             let written = sqlx::query_file!(
@@ -203,7 +203,7 @@ impl Stored for Ticket {
         pool: &'c PgPool,
         key: &'c TicketId,
         until: Until,
-    ) -> BoxFuture<'c, Result<Vec<Change<Ticket>>, Error>> {
+    ) -> BoxFuture<'c, Result<Vec<LoggedChange<Ticket>>, Error>> {
         Box::pin(async move { read_changes!(pool, key.as_str(), until, log "ticket_change_log", key "ticket") })
     }
 }

@@ -6,7 +6,7 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
-use super::change_log::{Change, Until, read_changes};
+use super::change_log::{LoggedChange, Until, read_changes};
 use super::commit::{Current, KeyedRow, Stored, WriteSet};
 use crate::domain::User;
 
@@ -24,16 +24,16 @@ struct Row {
 
 /// The table's own columns, in a batch.
 #[derive(Default)]
-pub struct Columns<'a> {
+pub struct UserColumns<'a> {
     email: Vec<Option<&'a str>>,
     name: Vec<Option<&'a str>>,
     language: Vec<Option<&'a str>>,
 }
 
 impl Stored for User {
-    type Columns<'a> = Columns<'a>;
+    type Columns<'a> = UserColumns<'a>;
 
-    fn push<'a>(columns: &mut Columns<'a>, row: Option<&'a User>) {
+    fn push<'a>(columns: &mut UserColumns<'a>, row: Option<&'a User>) {
         let name = row.and_then(|row| row.name.as_ref());
         let language = row.and_then(|row| row.language.as_ref());
         columns.email.push(row.map(|row| row.email.as_str()));
@@ -60,7 +60,7 @@ impl Stored for User {
     fn write<'c, 'a: 'c>(
         connection: &'c mut PgConnection,
         writes: &'c WriteSet<'a>,
-        columns: &'c Columns<'a>,
+        columns: &'c UserColumns<'a>,
     ) -> BoxFuture<'c, Result<Vec<i32>, Error>> {
         Box::pin(async move {
             let written = sqlx::query_file!(
@@ -101,7 +101,11 @@ impl Stored for User {
         })
     }
 
-    fn changes<'c>(pool: &'c PgPool, key: &'c UserId, until: Until) -> BoxFuture<'c, Result<Vec<Change<User>>, Error>> {
+    fn changes<'c>(
+        pool: &'c PgPool,
+        key: &'c UserId,
+        until: Until,
+    ) -> BoxFuture<'c, Result<Vec<LoggedChange<User>>, Error>> {
         Box::pin(async move { read_changes!(pool, key.as_str(), until, log "user_change_log", key "user_id") })
     }
 }

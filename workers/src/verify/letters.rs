@@ -28,9 +28,9 @@ pub(super) struct Original<'a> {
     pub(super) at: OffsetDateTime,
 }
 
-/// A dead letter.
+/// The claim of a dead letter about its record.
 #[derive(Debug)]
-pub(super) struct Letter {
+pub(super) struct Claim {
     pub(super) reason: Reason,
     /// When it was written, in milliseconds.
     pub(super) at: i64,
@@ -56,7 +56,7 @@ enum Contents {
 
 /// The record's evidence about its dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Finding {
+pub(super) enum Evidence {
     /// It is about another record, which lay there before the topic was made anew.
     Elsewhere,
     Follows,
@@ -112,7 +112,7 @@ fn named_by<D: EventData>(event: &Event<D>) -> &[u8] {
     event.subject.as_str().as_bytes()
 }
 
-impl Letter {
+impl Claim {
     /// `record` is the dead letter's own, `says` what its headers say.
     pub(super) fn new<D: EventData>(says: &DeadLetter, record: &Original<'_>) -> Self {
         let at = millis(record.at);
@@ -141,12 +141,12 @@ impl Letter {
         record: &Original<'_>,
         decoded: &Result<Event<D>, Reason>,
         terms: &Terms,
-    ) -> Finding {
+    ) -> Evidence {
         if self.origin_at != millis(record.at) {
-            return Finding::Elsewhere;
+            return Evidence::Elsewhere;
         }
         if !self.has(record, decoded, terms) {
-            return Finding::Lies("has other bytes than the record".to_owned());
+            return Evidence::Lies("has other bytes than the record".to_owned());
         }
         match decoded {
             Ok(event) => self.about_sound(record, event, terms),
@@ -171,29 +171,29 @@ impl Letter {
         }
     }
 
-    fn about_sound<D: EventData>(&self, record: &Original<'_>, event: &Event<D>, terms: &Terms) -> Finding {
+    fn about_sound<D: EventData>(&self, record: &Original<'_>, event: &Event<D>, terms: &Terms) -> Evidence {
         match self.reason {
             Reason::TooOld => {
                 let age = self.at - millis(event.time.min(record.at));
                 match age > terms.idempotency_retention - CLOCK_SKEW {
-                    true => Finding::Follows,
-                    false => Finding::Lies(format!(
+                    true => Evidence::Follows,
+                    false => Evidence::Lies(format!(
                         "says too_old, but was written when the event was {} s old",
                         age / 1_000
                     )),
                 }
             }
             Reason::IdReused => match named(event) {
-                Some((cause, digest)) => Finding::IfReused(cause, digest),
+                Some((cause, digest)) => Evidence::IfReused(cause, digest),
                 None => self.lies("the event has no hash"),
             },
             Reason::TooEarly => match event.check_time(record.at) {
-                Err(_) => Finding::Follows,
+                Err(_) => Evidence::Follows,
                 Ok(()) => self.lies("its time is not ahead of the broker's"),
             },
             // The broker's word, which the record does not show.
-            Reason::NotAdmitted => Finding::Follows,
-            Reason::UnknownType | Reason::UnknownVersion => Finding::IfUnknownThen(event.event_type()),
+            Reason::NotAdmitted => Evidence::Follows,
+            Reason::UnknownType | Reason::UnknownVersion => Evidence::IfUnknownThen(event.event_type()),
             Reason::KeyMissing
             | Reason::KeyEmpty
             | Reason::KeyNotUtf8
@@ -208,15 +208,15 @@ impl Letter {
             | Reason::TooLarge
             | Reason::ReservedSource
             | Reason::NulCharacter => match self.is_refused_by_handler::<D>(record) {
-                true => Finding::Follows,
+                true => Evidence::Follows,
                 false => self.lies("the record is a sound event"),
             },
         }
     }
 
-    fn about_unsound<D: EventData>(&self, record: &Original<'_>, reason: Reason) -> Finding {
+    fn about_unsound<D: EventData>(&self, record: &Original<'_>, reason: Reason) -> Evidence {
         if self.reason == reason || self.is_refused_by_handler::<D>(record) {
-            return Finding::Follows;
+            return Evidence::Follows;
         }
         self.lies(&format!("what is wrong with the record is {reason}"))
     }
@@ -225,8 +225,8 @@ impl Letter {
         matches!(self.contents, Contents::ByHandler { .. }) && record.refused_by_handler::<D>() == Some(self.reason)
     }
 
-    fn lies(&self, truth: &str) -> Finding {
-        Finding::Lies(format!("says {}, but {truth}", self.reason))
+    fn lies(&self, truth: &str) -> Evidence {
+        Evidence::Lies(format!("says {}, but {truth}", self.reason))
     }
 }
 

@@ -5,7 +5,7 @@ use holdfast_schemas::{DeadLetter, EventData, topics};
 use super::change_history::ChangeHistory;
 use super::history::{History, Ticket, User};
 use super::identity::TopicPartition;
-use super::letters::{Letter, Original};
+use super::letters::{Claim, Original};
 use super::payments::Payments;
 use super::records::Records;
 use super::report::Report;
@@ -83,7 +83,7 @@ impl<H: History> Book<H> {
         let topic_partition: TopicPartition = (H::Data::TOPIC, letter.origin.partition);
         let offset = letter.origin.offset;
         self.records
-            .dead_letter(topic_partition, offset, Letter::new::<H::Data>(letter, record));
+            .dead_letter(topic_partition, offset, Claim::new::<H::Data>(letter, record));
     }
 
     pub(super) fn judge(&mut self, uses: &Uses, letters: &Removed, report: &mut Report) {

@@ -7,7 +7,7 @@ use holdfast_schemas::{DeadLetterReason, EventData};
 use super::change_history::{ChangeHistory, Effect, Key, Seen};
 use super::history::History;
 use super::identity::{Cause, Digest, TopicPartition, millis, named};
-use super::letters::{Finding, Letter, Original};
+use super::letters::{Claim, Evidence, Original};
 use super::report::{Promise, Report};
 use super::retention::Removed;
 use super::reuse::{Use, Uses};
@@ -44,8 +44,8 @@ struct Record {
 
 /// A dead letter, with what its record says about it; nothing while that was not read.
 struct Judged {
-    letter: Letter,
-    finding: Option<Finding>,
+    claim: Claim,
+    evidence: Option<Evidence>,
 }
 
 /// The evidence that accounts for a record.
@@ -65,7 +65,7 @@ enum Verdict {
 
 /// The findings about one key in one partition, up to some offset.
 #[derive(Default)]
-struct Progress {
+struct KeyAudit {
     unaccounted: Vec<Unaccounted>,
     /// Offset and sequence of the last first record.
     last: Option<(i64, i64)>,
@@ -90,8 +90,8 @@ impl Records {
         }
     }
 
-    pub(super) fn dead_letter(&mut self, topic_partition: TopicPartition, offset: i64, letter: Letter) {
-        let judged = Judged { letter, finding: None };
+    pub(super) fn dead_letter(&mut self, topic_partition: TopicPartition, offset: i64, claim: Claim) {
+        let judged = Judged { claim, evidence: None };
         self.letters.entry((topic_partition, offset)).or_default().push(judged);
     }
 
@@ -116,7 +116,7 @@ impl Records {
         let decoded = record.decode::<H::Data>();
         if let Some(letters) = self.letters.get_mut(&(topic_partition, offset)) {
             for judged in letters {
-                judged.finding = Some(judged.letter.judge(record, &decoded, &self.terms));
+                judged.evidence = Some(judged.claim.judge(record, &decoded, &self.terms));
             }
         }
         let event = decoded.ok();
@@ -141,7 +141,7 @@ impl Records {
     /// Asks for what bears the ids that dead letters say were used before.
     pub(super) fn contested(&self, uses: &mut Uses) {
         for judged in self.letters.values().flatten() {
-            if let Some(Finding::IfReused(cause, _)) = judged.finding {
+            if let Some(Evidence::IfReused(cause, _)) = judged.evidence {
                 uses.ask(cause);
             }
         }
@@ -187,19 +187,19 @@ impl Records {
             }
         }
         for (topic_partition, records) in &self.topic_partitions {
-            let mut by_key: HashMap<Option<Key>, Progress> = HashMap::new();
+            let mut by_key: HashMap<Option<Key>, KeyAudit> = HashMap::new();
             for record in records {
-                let progress = by_key.entry(record.key).or_default();
-                self.account(*topic_partition, record, progress, change_history, removed, report);
+                let audit = by_key.entry(record.key).or_default();
+                self.account(*topic_partition, record, audit, change_history, removed, report);
             }
             report.events += records.len() as u64;
             let mut waiting: Vec<_> = by_key
                 .into_iter()
-                .filter(|(_, progress)| !progress.unaccounted.is_empty())
+                .filter(|(_, audit)| !audit.unaccounted.is_empty())
                 .collect();
             waiting.sort_by_key(|(key, _)| *key);
-            for (key, progress) in waiting {
-                report.pending += progress.pending(*topic_partition, key, &self.terms, change_history, report);
+            for (key, audit) in waiting {
+                report.pending += audit.pending(*topic_partition, key, &self.terms, change_history, report);
             }
         }
     }
@@ -216,10 +216,10 @@ impl Records {
                 continue;
             };
             let record = &records[at];
-            for Judged { letter, finding } in letters {
+            for Judged { claim, evidence } in letters {
                 let known_since = |name: &str| self.known_since.get(name).copied();
-                let lie = finding.as_ref().and_then(|finding| {
-                    finding.lie(letter, topic_partition, record, known_since, change_history, uses)
+                let lie = evidence.as_ref().and_then(|evidence| {
+                    evidence.lie(claim, topic_partition, record, known_since, change_history, uses)
                 });
                 match lie {
                     Some(lie) if !self.settled.contains(place) => {
@@ -227,10 +227,10 @@ impl Records {
                             let (topic, partition) = topic_partition;
                             format!("the dead letter about record {topic}/{partition}/{offset} {lie}")
                         });
-                        *finding = Some(Finding::Lies(lie));
+                        *evidence = Some(Evidence::Lies(lie));
                     }
-                    _ if *finding == Some(Finding::Elsewhere) => {}
-                    _ => *finding = Some(Finding::Follows),
+                    _ if *evidence == Some(Evidence::Elsewhere) => {}
+                    _ => *evidence = Some(Evidence::Follows),
                 }
             }
         }
@@ -265,13 +265,13 @@ impl Records {
         let letters = self.letters.get(&place)?;
         let following = letters
             .iter()
-            .filter(|judged| judged.finding == Some(Finding::Follows))
-            .map(|judged| judged.letter.reason);
+            .filter(|judged| judged.evidence == Some(Evidence::Follows))
+            .map(|judged| judged.claim.reason);
         let reason = following.min_by_key(|reason| *reason == DeadLetterReason::TooOld);
         let lies = || {
             letters
                 .iter()
-                .any(|judged| matches!(judged.finding, Some(Finding::Lies(_))))
+                .any(|judged| matches!(judged.evidence, Some(Evidence::Lies(_))))
         };
         match reason {
             Some(reason) => Some(Verdict::Follows(reason)),
@@ -283,20 +283,20 @@ impl Records {
         &self,
         topic_partition: TopicPartition,
         record: &Record,
-        progress: &mut Progress,
+        audit: &mut KeyAudit,
         change_history: &mut ChangeHistory<H>,
         removed: &Removed,
         report: &mut Report,
     ) {
         match self.standing(topic_partition, record, change_history) {
             Standing::Decided(cause) => {
-                self.account_decided(topic_partition, record, cause, progress, change_history, report);
+                self.account_decided(topic_partition, record, cause, audit, change_history, report);
             }
             Standing::DeadLettered(reason) => {
                 report.dead_letters += 1;
                 // Serve writes this one, when it has decided all before it; the gate writes the others, ahead of serve.
                 let from_serve = reason == DeadLetterReason::IdReused;
-                progress.passed(
+                audit.passed(
                     topic_partition,
                     record,
                     |earlier| from_serve || !earlier.decodable,
@@ -306,7 +306,7 @@ impl Records {
             }
             Standing::Misjudged => {}
             Standing::Nothing if self.trace_may_be_gone(record, removed, change_history) => report.out_of_scope += 1,
-            Standing::Nothing => progress.unaccounted.push(Unaccounted {
+            Standing::Nothing => audit.unaccounted.push(Unaccounted {
                 offset: record.offset,
                 decodable: record.event.is_some(),
                 at: record.at,
@@ -319,7 +319,7 @@ impl Records {
         topic_partition: TopicPartition,
         record: &Record,
         cause: Cause,
-        progress: &mut Progress,
+        audit: &mut KeyAudit,
         change_history: &mut ChangeHistory<H>,
         report: &mut Report,
     ) {
@@ -342,8 +342,8 @@ impl Records {
             });
         }
         if took_effect_here {
-            progress.passed(topic_partition, record, |_| true, change_history, report);
-            progress.in_order(topic_partition, record, first, change_history, report);
+            audit.passed(topic_partition, record, |_| true, change_history, report);
+            audit.in_order(topic_partition, record, first, change_history, report);
         }
     }
 
@@ -370,11 +370,11 @@ impl Records {
     }
 }
 
-impl Finding {
+impl Evidence {
     /// The lie of the dead letter, if it is one, by all that is known.
     fn lie<H: History>(
         &self,
-        letter: &Letter,
+        claim: &Claim,
         (topic, _): TopicPartition,
         record: &Record,
         known_since: impl Fn(&str) -> Option<i64>,
@@ -385,17 +385,17 @@ impl Finding {
             Self::Elsewhere | Self::Follows => None,
             Self::Lies(how) => Some(how.clone()),
             Self::IfReused(cause, content) => {
-                let was_used = uses.had_another(*cause, *content, (topic, record.key), letter.at);
+                let was_used = uses.had_another(*cause, *content, (topic, record.key), claim.at);
                 (!was_used).then(|| "says id_reused, but no other content had the id before".to_owned())
             }
             // An older release did not know it; what it put aside waits to be replayed.
             Self::IfUnknownThen(event_type) => {
-                let was_known = known_since(event_type).is_some_and(|since| since + CLOCK_SKEW < letter.at);
+                let was_known = known_since(event_type).is_some_and(|since| since + CLOCK_SKEW < claim.at);
                 let is_decided = record.event.is_some_and(|(cause, digest)| {
                     let effect = change_history.effect(cause);
                     effect.is_some_and(|effect| effect.digest.is_none_or(|decided| decided == digest))
                 });
-                let reason = letter.reason;
+                let reason = claim.reason;
                 (was_known && !is_decided)
                     .then(|| format!("says {reason}, but events of that type had taken effect before: replay it"))
             }
@@ -403,7 +403,7 @@ impl Finding {
     }
 }
 
-impl Progress {
+impl KeyAudit {
     /// `record` was decided, so all records that `must_have_been` before it and are not accounted for are lost.
     fn passed(
         &mut self,

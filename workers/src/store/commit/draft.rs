@@ -44,14 +44,14 @@ impl<E> Current<E> {
 }
 
 /// The rows and answers that the first step read.
-pub(super) struct Read<E> {
+pub(super) struct ReadSet<E> {
     pub(super) current: Current<E>,
     pub(super) known: HashMap<(String, String), Known>,
 }
 
 /// Decides the units of one batch.
 pub(super) struct Deciding<'r, E: Entity> {
-    read: Read<E>,
+    read: ReadSet<E>,
     rules: &'r dyn Rules<E>,
     retention: Duration,
     /// Identities that earlier units of the batch record: a later unit that names one waits for the next round and meets the
@@ -67,7 +67,7 @@ pub(super) enum Decided<E: Entity> {
 }
 
 impl<'r, E: Entity> Deciding<'r, E> {
-    pub(super) fn new(read: Read<E>, rules: &'r dyn Rules<E>, retention: Duration) -> Self {
+    pub(super) fn new(read: ReadSet<E>, rules: &'r dyn Rules<E>, retention: Duration) -> Self {
         Self {
             read,
             rules,
@@ -158,7 +158,7 @@ struct Causation {
 }
 
 impl<E: Entity> Draft<E> {
-    fn new(key: &KeyOf<E>, read: &Read<E>) -> Self {
+    fn new(key: &KeyOf<E>, read: &ReadSet<E>) -> Self {
         let row = read.current.rows.get(key.as_str()).cloned();
         let decided_at = row
             .as_ref()
@@ -231,11 +231,17 @@ impl<E: Entity> Draft<E> {
     }
 
     /// The first answer to an event, if it has a record: `Some(None)` means that its id was used for another content.
-    fn known(&self, read: &Read<E>, event: &Event<E::Data>) -> Option<Option<Reply>> {
+    fn known(&self, read: &ReadSet<E>, event: &Event<E::Data>) -> Option<Option<Reply>> {
         self.known_reply(read, &event.source, &event.id, event.hash())
     }
 
-    fn known_reply(&self, read: &Read<E>, source: &Source, id: &EventId, hash: &RequestHash) -> Option<Option<Reply>> {
+    fn known_reply(
+        &self,
+        read: &ReadSet<E>,
+        source: &Source,
+        id: &EventId,
+        hash: &RequestHash,
+    ) -> Option<Option<Reply>> {
         let here = self
             .records
             .iter()

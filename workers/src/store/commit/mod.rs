@@ -420,7 +420,7 @@ impl<E: Stored> Task<E> {
         Ok(())
     }
 
-    async fn read(&self, batch: &[Pending<E>]) -> Result<draft::Read<E>, Error> {
+    async fn read(&self, batch: &[Pending<E>]) -> Result<draft::ReadSet<E>, Error> {
         let units = batch
             .iter()
             .map(|request| (&request.unit.key, request.next_work(&self.limits)));
@@ -613,7 +613,7 @@ impl<E: Stored> Drafts<E> {
 async fn read<'a, E: Stored>(
     connection: &mut PgConnection,
     units: impl Iterator<Item = (&'a KeyOf<E>, &'a [Work<E>])>,
-) -> Result<draft::Read<E>, Error> {
+) -> Result<draft::ReadSet<E>, Error> {
     let (mut keys, mut sources, mut ids) = (Vec::new(), Vec::new(), Vec::new());
     for (key, work) in units {
         keys.push(key.as_str());
@@ -630,7 +630,7 @@ async fn read<'a, E: Stored>(
     // After the answers, as the clock is read here: an answer that is swept before is one of an event that is too old by this
     // clock, and one that is swept later is known.
     let current = E::read(connection, &keys).await?;
-    Ok(draft::Read { current, known })
+    Ok(draft::ReadSet { current, known })
 }
 
 /// Counts answers that were committed.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::draft::{Current, Draft};
 use crate::domain::{Entity, KeyOf};
 use crate::store::Error;
-use crate::store::change_log::{Change, Until};
+use crate::store::change_log::{LoggedChange, Until};
 
 /// An entity with a table of its own.
 pub trait Stored: Entity {
@@ -36,7 +36,7 @@ pub trait Stored: Entity {
         pool: &'c PgPool,
         key: &'c KeyOf<Self>,
         until: Until,
-    ) -> BoxFuture<'c, Result<Vec<Change<Self>>, Error>>;
+    ) -> BoxFuture<'c, Result<Vec<LoggedChange<Self>>, Error>>;
 }
 
 /// The statement's parameters, column by column. Everything is gated by `ordinal`, a unit's place in the batch, never by its key: a

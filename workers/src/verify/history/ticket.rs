@@ -10,13 +10,13 @@ use crate::verify::report::Promise;
 /// A ticket, as far as its log was replayed.
 #[derive(Default)]
 pub(in crate::verify) struct Ticket {
-    terms: Option<Terms>,
+    listing: Option<Listing>,
     state: State,
     changed_at: Option<OffsetDateTime>,
 }
 
 #[derive(Default, PartialEq, Eq)]
-struct Terms {
+struct Listing {
     show: String,
     seat: Option<String>,
     amount: i64,
@@ -87,7 +87,7 @@ impl History for Ticket {
     }
 
     fn fits(&self, row: &TicketRow) -> Result<(), &'static str> {
-        let terms = Terms {
+        let listing = Listing {
             show: row.show.clone(),
             seat: row.seat.clone(),
             amount: row.price_amount,
@@ -109,7 +109,7 @@ impl History for Ticket {
             ("holder", row.holder.as_deref() == holder.map(UserId::as_str)),
             ("held_until", row.held_until == held_until),
             ("checkout", row.checkout.as_deref() == checkout.map(CheckoutId::as_str)),
-            ("show, seat or price", self.terms.as_ref() == Some(&terms)),
+            ("show, seat or price", self.listing.as_ref() == Some(&listing)),
             ("changed_at", self.changed_at == Some(row.changed_at)),
         ];
         match same.iter().find(|(_, same)| !same) {
@@ -125,7 +125,7 @@ impl History for Ticket {
 
 impl Ticket {
     fn listed(&mut self, show: &ShowId, seat: Option<&Seat>, price: &Price) -> Result<(), &'static str> {
-        self.terms = Some(Terms::new(show, seat, price));
+        self.listing = Some(Listing::new(show, seat, price));
         match std::mem::replace(&mut self.state, State::Available) {
             State::Unlisted | State::Withdrawn => Ok(()),
             State::Available => Err("listed although it was for sale already"),
@@ -135,7 +135,7 @@ impl Ticket {
     }
 
     fn changed(&mut self, show: &ShowId, seat: Option<&Seat>, price: &Price) -> Result<(), &'static str> {
-        self.terms = Some(Terms::new(show, seat, price));
+        self.listing = Some(Listing::new(show, seat, price));
         match self.state {
             State::Unlisted => Err("changed although it was never listed"),
             _ => Ok(()),
@@ -216,7 +216,7 @@ impl Ticket {
     }
 }
 
-impl Terms {
+impl Listing {
     fn new(show: &ShowId, seat: Option<&Seat>, price: &Price) -> Self {
         Self {
             show: show.as_str().to_owned(),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_tests::kit::kafka::Read;
+use holdfast_tests::kit::kafka::ReadRecord;
 use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::load::{Outcome, SOURCE, Tally, percentile};
 use serde_json::Value;
@@ -142,7 +142,7 @@ impl Books {
         Ok(())
     }
 
-    pub(super) fn dead_letter(&mut self, record: &Read) -> anyhow::Result<()> {
+    pub(super) fn dead_letter(&mut self, record: &ReadRecord) -> anyhow::Result<()> {
         let header = |wanted: &str| {
             let found = record.headers.iter().rev().find(|(name, _)| name == wanted);
             found
@@ -162,7 +162,7 @@ impl Books {
     }
 
     /// Records the provider's events: all records on `payments` that this demo did not send.
-    pub(super) fn webhooks(&mut self, records: &[Read]) -> anyhow::Result<()> {
+    pub(super) fn webhooks(&mut self, records: &[ReadRecord]) -> anyhow::Result<()> {
         #[derive(serde::Deserialize)]
         struct Named {
             source: String,

@@ -8,7 +8,7 @@ use crate::store::mails::{Contents, Kind};
 
 /// A mail without its addresses.
 #[derive(Debug)]
-pub(super) struct Letter {
+pub(super) struct RenderedMail {
     /// The recipient's name, on one line.
     pub(super) name: Option<String>,
     /// A fixed text, without anything that a customer or a shop wrote.
@@ -71,7 +71,7 @@ templates! {
     RefundedDeHtml = "refunded.de.html";
 }
 
-impl Letter {
+impl RenderedMail {
     /// Writes a mail. `amount`: the refund, in minor units.
     pub(super) fn write(kind: Kind, amount: Option<i64>, contents: &Contents) -> askama::Result<Self> {
         use Language::{English, German};
@@ -255,39 +255,39 @@ mod tests {
         }
     }
 
-    fn letter(kind: Kind, name: &str, language: Option<&str>) -> Letter {
+    fn render(kind: Kind, name: &str, language: Option<&str>) -> RenderedMail {
         let state = match kind {
             Kind::Failed => State::Failed(CheckoutFailure::Declined.into()),
             _ => State::Completed,
         };
-        Letter::write(kind, Some(700), &contents(name, language, state)).unwrap()
+        RenderedMail::write(kind, Some(700), &contents(name, language, state)).unwrap()
     }
 
     #[test]
     fn nothing_that_others_wrote_becomes_markup() {
         for (kind, language) in ALL.into_iter().flat_map(|kind| [(kind, "en"), (kind, "de-AT")]) {
-            let letter = letter(kind, "<b>Ann</b> \"O'Hara\" & Sons", Some(language));
-            let html = &letter.html;
+            let mail = render(kind, "<b>Ann</b> \"O'Hara\" & Sons", Some(language));
+            let html = &mail.html;
             for raw in ["<b>", "</b>", "<i>", "<1>", "\"O'", "& Sons", "& \"Row"] {
                 assert!(!html.contains(raw), "{raw}: {html}");
             }
             assert!(html.contains("&#60;b&#62;Ann"), "{html}");
-            assert!(letter.text.contains("<b>Ann</b> \"O'Hara\" & Sons"), "{}", letter.text);
-            assert!(letter.text.contains("order<1>"), "{}", letter.text);
+            assert!(mail.text.contains("<b>Ann</b> \"O'Hara\" & Sons"), "{}", mail.text);
+            assert!(mail.text.contains("order<1>"), "{}", mail.text);
         }
     }
 
     #[test]
     fn a_name_stays_on_its_line() {
-        let letter = letter(Kind::Completed, "Ann\r\nBcc: eve@example.org\u{2028}Pay here", None);
+        let mail = render(Kind::Completed, "Ann\r\nBcc: eve@example.org\u{2028}Pay here", None);
         let name = "Ann  Bcc: eve@example.org Pay here";
-        assert_eq!(letter.name.as_deref(), Some(name));
-        assert!(letter.text.starts_with(&format!("Hello {name},\n")), "{}", letter.text);
+        assert_eq!(mail.name.as_deref(), Some(name));
+        assert!(mail.text.starts_with(&format!("Hello {name},\n")), "{}", mail.text);
     }
 
     #[test]
     fn each_kind_says_what_happened_and_what_of_the_money() {
-        let text = letter(Kind::Completed, "Ann", None).text;
+        let text = render(Kind::Completed, "Ann", None).text;
         let lines = [
             "- <i>gala</i>, Stalls & \"Row\" 4: 45.00 EUR",
             "Total: 45.00 EUR",
@@ -297,11 +297,11 @@ mod tests {
         for line in lines {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }
-        let text = letter(Kind::Failed, "Ann", Some("fr")).text;
+        let text = render(Kind::Failed, "Ann", Some("fr")).text;
         assert!(text.contains("The payment was declined."), "{text}");
-        let text = letter(Kind::RefundedInPart, "Ann", Some("DE")).text;
+        let text = render(Kind::RefundedInPart, "Ann", Some("DE")).text;
         assert!(text.contains("7,00 EUR") && text.contains("bleiben Ihre"), "{text}");
-        let text = letter(Kind::Refunded, "Ann", Some("en-GB")).text;
+        let text = render(Kind::Refunded, "Ann", Some("en-GB")).text;
         assert!(text.contains("7.00 EUR") && text.contains("no longer yours"), "{text}");
     }
 
