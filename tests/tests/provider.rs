@@ -237,7 +237,7 @@ fn a_call_that_is_still_under_way_is_not_made_twice(kit: &Kit) -> anyhow::Result
         let late = provider.create(&buyer.order()).await;
         ensure!(
             late.as_ref()
-                .is_err_and(|error| error.to_string().contains("no answer within")),
+                .is_err_and(|error| error.to_string().contains("no answer from")),
             "{late:?}"
         );
         let busy = provider.create(&buyer.order()).await;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures::future::try_join_all;
 use holdfast::config;
 use holdfast::metrics::Metrics;
 use holdfast::provider::{Order, Provider};
@@ -16,6 +17,7 @@ use holdfast_schemas::{
 };
 use holdfast_tests::kit::kafka::Sent;
 use holdfast_tests::kit::provider::{self, Simulator};
+use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
@@ -25,9 +27,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::checkout::Shop;
+use crate::workers::done;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
+    a_command_that_asks_a_lost_server_ends_and_names_it,
     verify_catches_and_names_each_corruption_of_a_copy,
     verify_catches_and_names_money_that_went_astray,
     verify_catches_and_names_a_mail_that_is_missing_or_about_nothing,
@@ -36,6 +40,70 @@ pub(crate) const TESTS: &[Test] = tests![
 
 const SHOP: &str = "verify-shop";
 const DEADLINE: Duration = Duration::from_secs(60);
+
+fn a_command_that_asks_a_lost_server_ends_and_names_it(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        done(kit.stack.holdfast("migrate", "migrate")).await?;
+        let serve = kit.stack.holdfast("serve", "serve").start().await?;
+        done(kit.stack.holdfast("register", "register")).await?;
+        serve.stop().await?;
+        let (postgres, url) = (kit.stack.postgres.address(), kit.stack.postgres.url());
+        let lost = async |server: &str| {
+            let proxy = Proxy::start(server.to_owned()).await?;
+            proxy.lose_host();
+            anyhow::Ok(proxy)
+        };
+        let (database, kafka) = (lost(&postgres).await?, lost(&kit.stack.kafka.bootstrap()).await?);
+        let (forgotten, gone) = (
+            Proxy::start(postgres.clone()).await?,
+            Proxy::start(postgres.clone()).await?,
+        );
+        for proxy in [&forgotten, &gone] {
+            proxy.stop_at("from idempotency_records", Side::Before);
+        }
+        let (list, by_url, by_address) = (["dead-letters", "list"], "HOLDFAST_DATABASE_URL", "HOLDFAST_KAFKA");
+        let cases: [(&str, &[&str], &str, &Proxy); 6] = [
+            ("verify", &[], by_url, &database),
+            ("verify", &[], by_url, &forgotten),
+            ("verify", &[], by_url, &gone),
+            ("verify", &[], by_address, &kafka),
+            ("admin", &list, by_url, &database),
+            ("admin", &list, by_address, &kafka),
+        ];
+        let commands = cases
+            .iter()
+            .enumerate()
+            .map(async |(number, (command, arguments, setting, proxy))| {
+                let launch = kit.stack.holdfast(command, &format!("lost-{number}"));
+                let launch = arguments.iter().fold(launch, |launch, argument| launch.arg(argument));
+                let value = match *setting {
+                    "HOLDFAST_DATABASE_URL" => url.replace(&postgres, &proxy.address()),
+                    _ => proxy.address(),
+                };
+                let process = launch
+                    .env(setting, &value)
+                    .env("HOLDFAST_ACQUIRE_TIMEOUT", "1s")
+                    .spawn()?;
+                let what = format!("{command} with {setting}={value}");
+                let status = process.wait(DEADLINE).await.with_context(|| what.clone())?;
+                let words = process.last_words();
+                ensure!(
+                    !status.success() && words.contains(&proxy.address()),
+                    "{what}: {status} {words}"
+                );
+                Ok(())
+            });
+        // In the middle of what it reads: the connection is dropped by a firewall, the host is lost.
+        let midway = async {
+            forgotten.stopped().await;
+            forgotten.swallow();
+            gone.stopped().await;
+            gone.lose_host();
+            anyhow::Ok(())
+        };
+        tokio::try_join!(try_join_all(commands), midway).map(drop)
+    })
+}
 
 fn verify_catches_and_names_each_corruption_of_a_copy(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {

@@ -4,12 +4,11 @@ mod checkout;
 mod history;
 mod relay;
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use futures::TryStreamExt;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -23,6 +22,10 @@ use crate::printable;
 use crate::store::change_log::Until;
 use crate::store::settled_dead_letters::{self, Noted, RecordPosition, Settlement};
 use crate::store::{self, outbox};
+use crate::transience::{self, Fault};
+
+/// How long the database is waited for. An operator at a terminal wants to know.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs one command and prints its result.
 ///
@@ -34,7 +37,30 @@ pub async fn run(
     now: fn() -> OffsetDateTime,
     new_id: fn() -> Uuid,
 ) -> anyhow::Result<()> {
-    let pool = store::connect(&config.database, &Metrics::new()?).await?;
+    let pool = store::connect_within(PATIENCE, &config.database, &Metrics::new()?).await?;
+    let address = store::address(&pool);
+    let done = carry_out(command, config, pool, now, new_id).await;
+    done.map_err(|error| match is_silent(&error) {
+        true => error.context(format!(
+            "a database does not answer any more; the main one is {address}"
+        )),
+        false => error,
+    })
+}
+
+/// Whether an answer of a database is missing.
+fn is_silent(error: &anyhow::Error) -> bool {
+    let of_sql = error.chain().find_map(|cause| cause.downcast_ref());
+    of_sql.is_some_and(|error| transience::sql(error) == Fault::Server)
+}
+
+async fn carry_out(
+    command: &config::Admin,
+    config: &Config,
+    pool: PgPool,
+    now: fn() -> OffsetDateTime,
+    new_id: fn() -> Uuid,
+) -> anyhow::Result<()> {
     match command {
         config::Admin::Checkout(command) => checkout::run(command, config, pool, now, new_id).await,
         config::Admin::DeadLetters(command) => match command {
@@ -73,7 +99,7 @@ fn until(state: &config::PointInTime) -> Until {
 
 /// Prints the dead letters that no operator has settled, each origin once.
 async fn list(config: &config::Kafka, pool: &PgPool) -> anyhow::Result<()> {
-    let mut passed: HashSet<RecordPosition> = settled_dead_letters::all(pool).try_collect().await?;
+    let mut passed = settled_dead_letters::all(pool).await?;
     let config = config.clone();
     on_thread("dead-letters", move || {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());

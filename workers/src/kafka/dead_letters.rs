@@ -90,6 +90,7 @@ pub fn original(config: &config::Kafka, letter: &DeadLetter) -> Result<Option<Co
 /// [`Error`]
 pub fn resend(config: &config::Kafka, topic: &str, record: &Copied) -> Result<(), Error> {
     let failed = |source| Error::Send {
+        address: config.bootstrap.as_str().into(),
         topic: topic.to_owned(),
         source,
     };
@@ -138,6 +139,10 @@ impl Copied {
 /// The reason why a record could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the record was not sent to {topic}")]
-    Send { topic: String, source: KafkaError },
+    #[error("the record was not sent to {topic} of Kafka at {address}")]
+    Send {
+        address: Box<str>,
+        topic: String,
+        source: KafkaError,
+    },
 }

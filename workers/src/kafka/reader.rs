@@ -1,6 +1,7 @@
 //! Reads topics from their earliest offsets to fixed ends, without a consumer group: for verify and for operators.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
@@ -22,6 +23,8 @@ const REQUEST: Duration = Duration::from_secs(10);
 
 /// Two clients: one that reads committed records, and one that reads all.
 pub struct Reader {
+    /// Of Kafka, for errors.
+    address: Arc<str>,
     committed: BaseConsumer<Remarks>,
     written: BaseConsumer<Remarks>,
     admin: AdminClient<Remarks>,
@@ -60,6 +63,7 @@ impl Reader {
         let consumer = |settings: &ClientConfig| settings.create_with_context(Remarks).map_err(Error::Client);
         let committed = settings("read_committed");
         Ok(Self {
+            address: config.bootstrap.as_str().into(),
             committed: consumer(&committed)?,
             written: consumer(&settings("read_uncommitted"))?,
             admin: client(config).create_with_context(Remarks).map_err(Error::Client)?,
@@ -72,18 +76,14 @@ impl Reader {
     /// # Errors
     /// [`Error::Ask`], [`Error::Retention`]
     pub fn keeps(&self, topic: &str) -> Result<Keeps, Error> {
-        let ask = |source| Error::Ask {
-            topic: topic.to_owned(),
-            source,
-        };
         let options = AdminOptions::new().request_timeout(Some(REQUEST));
         let described = block_on(
             self.admin
                 .describe_configs([&ResourceSpecifier::Topic(topic)], &options),
         );
-        let described = described.map_err(ask)?.into_iter().next();
+        let described = described.map_err(self.unanswered(topic))?.into_iter().next();
         let described = described.unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition));
-        let described = described.map_err(|code| ask(KafkaError::AdminOp(code)))?;
+        let described = described.map_err(|code| self.unanswered(topic)(KafkaError::AdminOp(code)))?;
         let limit = |name: &'static str| {
             let entry = described.get(name).and_then(|entry| entry.value.as_deref());
             let limit = entry.and_then(|value| value.parse::<i64>().ok());
@@ -103,7 +103,7 @@ impl Reader {
     /// # Errors
     /// [`Error::Ask`], [`Error::NoTopic`]
     pub fn committed(&self, topic: &str) -> Result<Extent, Error> {
-        extent(&self.committed, topic)
+        self.extent(&self.committed, topic)
     }
 
     /// The extent of all records written at this moment, once they are known to be committed or aborted. (Kafka answers a commit
@@ -112,10 +112,10 @@ impl Reader {
     /// # Errors
     /// [`Error::Ask`], [`Error::NoTopic`], [`Error::Transaction`]
     pub fn written(&self, topic: &str) -> Result<Extent, Error> {
-        let extent = extent(&self.written, topic)?;
+        let extent = self.extent(&self.written, topic)?;
         let deadline = Instant::now() + PATIENCE;
         for (partition, (_, end)) in &extent {
-            while ends(&self.committed, topic, *partition)?.1 < *end {
+            while self.ends(&self.committed, topic, *partition)?.1 < *end {
                 if Instant::now() > deadline {
                     let (topic, partition) = (topic.to_owned(), *partition);
                     return Err(Error::Transaction { topic, partition });
@@ -136,7 +136,8 @@ impl Reader {
         mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let failed = |source| Error::Read {
-            topic: topic.to_owned(),
+            address: self.address.clone(),
+            topic: topic.into(),
             source,
         };
         let mut open: Extent = BTreeMap::new();
@@ -177,40 +178,46 @@ impl Reader {
                 }
                 Some(Err(source)) if heard.elapsed() > PATIENCE => return Err(failed(source).into()),
                 Some(Err(error)) => tracing::warn!(%error, topic, "reading {topic} goes on"),
-                None if heard.elapsed() > PATIENCE => return Err(Error::Silent(topic.to_owned()).into()),
+                None if heard.elapsed() > PATIENCE => {
+                    let (address, topic) = (self.address.clone(), topic.to_owned());
+                    return Err(Error::Silent { address, topic }.into());
+                }
                 None => {}
             }
         }
         self.committed.unassign().map_err(failed)?;
         Ok(())
     }
-}
 
-fn extent(client: &BaseConsumer<Remarks>, topic: &str) -> Result<Extent, Error> {
-    let metadata = client
-        .fetch_metadata(Some(topic), REQUEST)
-        .map_err(|source| Error::Ask {
-            topic: topic.to_owned(),
-            source,
-        })?;
-    let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
-    if partitions.is_empty() {
-        return Err(Error::NoTopic(topic.to_owned()));
+    fn extent(&self, client: &BaseConsumer<Remarks>, topic: &str) -> Result<Extent, Error> {
+        let metadata = client
+            .fetch_metadata(Some(topic), REQUEST)
+            .map_err(self.unanswered(topic))?;
+        let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
+        if partitions.is_empty() {
+            return Err(Error::NoTopic(topic.to_owned()));
+        }
+        let partitions = partitions.iter().map(|partition| partition.id());
+        partitions
+            .map(|partition| Ok((partition, self.ends(client, topic, partition)?)))
+            .collect()
     }
-    let partitions = partitions.iter().map(|partition| partition.id());
-    partitions
-        .map(|partition| Ok((partition, ends(client, topic, partition)?)))
-        .collect()
-}
 
-/// The earliest offset, and the one behind the last record.
-fn ends(client: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
-    client
-        .fetch_watermarks(topic, partition, REQUEST)
-        .map_err(|source| Error::Ask {
-            topic: topic.to_owned(),
+    /// The earliest offset, and the one behind the last record.
+    fn ends(&self, client: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
+        client
+            .fetch_watermarks(topic, partition, REQUEST)
+            .map_err(self.unanswered(topic))
+    }
+
+    fn unanswered(&self, topic: &str) -> impl Fn(KafkaError) -> Error {
+        let (address, topic) = (self.address.clone(), Box::<str>::from(topic));
+        move |source| Error::Ask {
+            address: address.clone(),
+            topic: topic.clone(),
             source,
-        })
+        }
+    }
 }
 
 /// The reason why a topic could not be read.
@@ -218,21 +225,29 @@ fn ends(client: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(
 pub enum Error {
     #[error("cannot make a Kafka client")]
     Client(#[source] KafkaError),
-    #[error("cannot ask Kafka about {topic}: is --kafka (HOLDFAST_KAFKA) right?")]
-    Ask { topic: String, source: KafkaError },
+    #[error("cannot ask Kafka at {address} about {topic}: is it there, and --kafka (HOLDFAST_KAFKA) right?")]
+    Ask {
+        address: Arc<str>,
+        topic: Box<str>,
+        source: KafkaError,
+    },
     #[error("Kafka does not say how long {topic} keeps its records: its setting {name} is no number")]
     Retention { topic: String, name: &'static str },
     #[error("there is no topic {0}: `holdfast register` creates it")]
     NoTopic(String),
     #[error("a transaction on {topic}/{partition} has been open for {PATIENCE:?}: try again when it has ended")]
     Transaction { topic: String, partition: i32 },
-    #[error("cannot read {topic}")]
-    Read { topic: String, source: KafkaError },
+    #[error("cannot read {topic} from Kafka at {address}")]
+    Read {
+        address: Arc<str>,
+        topic: Box<str>,
+        source: KafkaError,
+    },
     #[error(
         "a batch of records cannot be unpacked ({code}): {batches}. Unpacked it holds too much, or it is damaged. Once all before it \
          is decided, delete the records up to it: docs/runbook.md#a-batch-cannot-be-unpacked"
     )]
     Packed { code: RDKafkaErrorCode, batches: String },
-    #[error("nothing came of {0} for {PATIENCE:?}: is Kafka there?")]
-    Silent(String),
+    #[error("nothing came of {topic} for {PATIENCE:?}: is Kafka at {address} there?")]
+    Silent { address: Arc<str>, topic: String },
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
-use url::Url;
+use url::{Position, Url};
 
 /// The longest answer that is read: a page of 100 payments has about 300 KiB.
 const MOST_BYTES: usize = 16 << 20;
@@ -29,6 +29,8 @@ pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A pool of connections, and how long it waits for one answer.
 pub(super) struct Http {
+    /// Of the server, for errors.
+    address: String,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     patience: Duration,
 }
@@ -36,10 +38,14 @@ pub(super) struct Http {
 /// The reason why there is no answer. The request may or may not have arrived.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Silence {
-    #[error("no answer within {0:?}")]
-    Late(Duration),
-    #[error("the exchange broke off")]
-    Broken(#[source] Cause),
+    #[error("no answer from {address} within {patience:?}")]
+    Late { address: String, patience: Duration },
+    #[error("the exchange with {address} broke off")]
+    Broken {
+        address: String,
+        #[source]
+        cause: Cause,
+    },
 }
 
 impl Http {
@@ -63,7 +69,11 @@ impl Http {
             .enable_http1()
             .wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { client, patience })
+        Ok(Self {
+            address: url[Position::BeforeHost..Position::BeforePath].to_owned(),
+            client,
+            patience,
+        })
     }
 
     /// Sends the request and reads the whole answer.
@@ -73,9 +83,10 @@ impl Http {
             let body = Limited::new(body, MOST_BYTES).collect().await?.to_bytes();
             Ok::<_, Cause>(Response::from_parts(head, body))
         };
-        let answer = timeout(self.patience, exchange).await;
-        answer
-            .map_err(|_elapsed| Silence::Late(self.patience))?
-            .map_err(Silence::Broken)
+        let (address, patience) = (self.address.clone(), self.patience);
+        match timeout(patience, exchange).await {
+            Ok(answer) => answer.map_err(|cause| Silence::Broken { address, cause }),
+            Err(_elapsed) => Err(Silence::Late { address, patience }),
+        }
     }
 }

@@ -282,8 +282,8 @@ impl Stripe {
             call,
             seen: silence.to_string(),
             source: match silence {
-                Silence::Late(_) => None,
-                Silence::Broken(cause) => Some(cause),
+                Silence::Late { .. } => None,
+                Silence::Broken { cause, .. } => Some(cause),
             },
         })?;
         Ok(Answered {

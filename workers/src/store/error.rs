@@ -18,6 +18,14 @@ pub enum Error {
         #[source]
         source: sqlx::Error,
     },
+    #[error(
+        "the database at {address} does not answer: is it there, and --database-url (HOLDFAST_DATABASE_URL) right?"
+    )]
+    Away {
+        address: String,
+        #[source]
+        source: sqlx::Error,
+    },
     #[error("the tables could not be brought up to date")]
     Migrate(#[source] migrate::Error),
     #[error("the current rows could not be read")]
@@ -100,7 +108,7 @@ impl Error {
             Error::Shared(error) => error.fault(),
             Error::Row { .. } | Error::Panic => Fault::Content,
             Error::Moved => Fault::Rival,
-            Error::Ended => Fault::Server,
+            Error::Ended | Error::Away { .. } => Fault::Server,
             Error::Url(_) | Error::Unfit { .. } | Error::Migrate(_) | Error::NoAccount { .. } | Error::NoLoyalty => {
                 Fault::Setting
             }

@@ -37,7 +37,7 @@ use time::OffsetDateTime;
 
 pub use commit::{Answer, Command, Committer, Unit, Work, get};
 pub use error::{Cause, Error};
-pub use session::{address, await_answer, connect, ping, pool, reach};
+pub use session::{address, await_answer, connect, connect_within, ping, pool, reach};
 use session::{in_time, on_session};
 
 /// The time by the database's clock.

@@ -42,6 +42,16 @@ pub async fn connect(config: &config::Database, metrics: &Metrics) -> Result<PgP
     Ok(pool)
 }
 
+/// As [`connect`], for a command whose caller waits: it gives up after `patience`, and the last try.
+///
+/// # Errors
+/// [`Error::Away`], and as [`connect`].
+pub async fn connect_within(patience: Duration, config: &config::Database, metrics: &Metrics) -> Result<PgPool, Error> {
+    let pool = pool(&config.url, config)?;
+    answers(&pool, metrics, Some(Instant::now() + patience)).await?;
+    Ok(pool)
+}
+
 /// A pool of sessions that carry our settings; none is opened yet.
 ///
 /// # Errors
@@ -108,6 +118,10 @@ fn required(config: &config::Database) -> [(&'static str, String); 7] {
 /// # Errors
 /// [`Error::Unfit`]: waiting does not help, a setting or the database has to be changed.
 pub async fn await_answer(pool: &PgPool, metrics: &Metrics) -> Result<(), Error> {
+    answers(pool, metrics, None).await
+}
+
+async fn answers(pool: &PgPool, metrics: &Metrics, until: Option<Instant>) -> Result<(), Error> {
     let address = address(pool);
     let mut pauses = pauses();
     loop {
@@ -116,6 +130,9 @@ pub async fn await_answer(pool: &PgPool, metrics: &Metrics) -> Result<(), Error>
         };
         if transience::sql(&error) == Fault::Setting {
             return Err(Error::Unfit { address, source: error });
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Err(Error::Away { address, source: error });
         }
         metrics.retries.with_label_values(&["connect"]).inc();
         tracing::warn!(%address, error = error::chain(&error), "waiting for Postgres");

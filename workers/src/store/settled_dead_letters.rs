@@ -1,6 +1,8 @@
 //! The settled_dead_letters table: the dead letters that operators have replayed or dropped. The topic itself is never changed.
 
-use futures::{Stream, TryStreamExt};
+use std::collections::HashSet;
+
+use futures::TryStreamExt;
 use sqlx::PgPool;
 
 use super::Error;
@@ -39,12 +41,18 @@ impl Settlement {
 }
 
 /// The positions of all settled dead letters.
-pub fn all(pool: &PgPool) -> impl Stream<Item = Result<RecordPosition, Error>> {
+///
+/// # Errors
+/// [`Error::Read`]
+pub async fn all(pool: &PgPool) -> Result<HashSet<RecordPosition>, Error> {
     sqlx::query_as!(
         RecordPosition,
         r#"select topic, partition, "offset" from settled_dead_letters"#
     )
     .fetch(pool)
+    .try_collect()
+    .in_time(pool)
+    .await
     .map_err(Error::Read)
 }
 

@@ -16,7 +16,7 @@
 //! [`change_history`] what the database says, by itself and beside the outcomes that were told, [`history`] the life of each
 //! ticket and user, [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has
 //! the money that it should have, [`records`] what became of the records, [`letters`] and [`reuse`] whether a dead letter says
-//! what is so, [`retention`] what Kafka can have removed. Two read: [`snapshot`] and [`topics`].
+//! what is so, [`retention`] what Kafka can have removed. Two read: [`snapshot`], on a [`session`], and [`topics`].
 
 mod change_history;
 mod credits;
@@ -29,6 +29,7 @@ mod records;
 mod report;
 mod retention;
 mod reuse;
+mod session;
 mod snapshot;
 mod terms;
 mod topics;
@@ -88,7 +89,7 @@ async fn look(
     if let Some(provider) = provider {
         compare(provider, database, &mut look)
             .await
-            .context("cannot read the payments at the provider")?;
+            .context("cannot read the payments at the provider (--provider-url)")?;
     }
     on_thread("verify", move || {
         topics.read(&before, &mut look)?;

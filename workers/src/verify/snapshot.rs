@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
 use holdfast_schemas::{CheckoutId, Currency, DeadLetter, Outcome, OutcomeData, OutcomeId, Reply, topics};
-use secrecy::ExposeSecret;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection, Postgres, Transaction};
+use sqlx::{Connection, Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::change_history::{Answered, Change, Entry, Record};
@@ -18,6 +16,7 @@ use super::letters::Original;
 use super::look::{Book, Look};
 use super::payments::Disputes;
 use super::report::{Promise, Report};
+use super::session::{self, Server};
 use super::terms::Terms;
 use crate::config;
 
@@ -26,11 +25,10 @@ pub(super) async fn read(
     config: &config::Database,
     terms: impl FnOnce(OffsetDateTime) -> Terms,
 ) -> anyhow::Result<Look> {
-    let mut connection = connect(config).await?;
-    let mut snapshot = connection
-        .begin_with("begin isolation level repeatable read, read only")
-        .await
-        .context("cannot begin a snapshot")?;
+    let (mut connection, server) = session::connect(config).await?;
+    let begun = connection.begin_with("begin isolation level repeatable read, read only");
+    let sql = server.answer(begun).await.context("cannot begin a snapshot")?;
+    let mut snapshot = Snapshot { sql, server };
     let mut look = begin(&mut snapshot, terms).await?;
     tickets(&mut snapshot, &mut look)
         .await
@@ -57,44 +55,35 @@ pub(super) async fn read(
     settled(&mut snapshot, &mut look)
         .await
         .context("cannot read which dead letters are settled")?;
-    snapshot.rollback().await.context("cannot end the snapshot")?;
+    let Snapshot { sql, server } = snapshot;
+    server.answer(sql.rollback()).await.context("cannot end the snapshot")?;
     look.users
         .change_history
         .is_apart_from(&look.tickets.change_history, &mut look.report);
     Ok(look)
 }
 
-/// A connection without the limits of a worker: the whole log is one statement.
-async fn connect(config: &config::Database) -> anyhow::Result<PgConnection> {
-    let options: PgConnectOptions = config
-        .url
-        .expose_secret()
-        .parse()
-        .context("--database-url cannot be read")?;
-    let options = options
-        .application_name("holdfast verify")
-        .options([("statement_timeout", "0")]);
-    options
-        .connect()
-        .await
-        .context("cannot connect to Postgres: is --database-url (HOLDFAST_DATABASE_URL) right?")
+/// A snapshot, on a session that is given up when it dies.
+struct Snapshot<'c> {
+    sql: Transaction<'c, Postgres>,
+    server: Server,
 }
 
-async fn begin(
-    snapshot: &mut Transaction<'_, Postgres>,
-    terms: impl FnOnce(OffsetDateTime) -> Terms,
-) -> anyhow::Result<Look> {
+async fn begin(snapshot: &mut Snapshot<'_>, terms: impl FnOnce(OffsetDateTime) -> Terms) -> anyhow::Result<Look> {
     let start =
         sqlx::query!(r#"select max(generation) as "generation!", transaction_timestamp() as "now!" from generations"#)
-            .fetch_one(&mut **snapshot)
-            .await
-            .context("cannot read the generation: was the database migrated (holdfast migrate)?")?;
+            .fetch_one(&mut *snapshot.sql);
+    let start = snapshot
+        .server
+        .answer(start)
+        .await
+        .context("cannot read the generation: was the database migrated (holdfast migrate)?")?;
     Ok(Look::new(start.generation, terms(start.now)))
 }
 
-async fn tickets(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/ticket_changes.sql").fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+async fn tickets(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/ticket_changes.sql").fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         let entry = row.outcome.map(|outcome| Entry {
             outcome: OutcomeId(outcome),
             told: told(row.r#type.as_deref(), row.data.as_deref()),
@@ -126,9 +115,9 @@ async fn tickets(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
     Ok(())
 }
 
-async fn users(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/user_changes.sql").fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+async fn users(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/user_changes.sql").fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         let entry = row.outcome.map(|outcome| Entry {
             outcome: OutcomeId(outcome),
             told: told(row.r#type.as_deref(), row.data.as_deref()),
@@ -153,9 +142,9 @@ fn told<T: OutcomeData>(outcome_type: Option<&str>, data: Option<&str>) -> Optio
     T::read(outcome_type?, data?).ok()
 }
 
-async fn credits(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/credits.sql").fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+async fn credits(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/credits.sql").fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         let credit = Credit {
             transaction: row.transaction,
             user: row.user_id,
@@ -167,19 +156,19 @@ async fn credits(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> a
 }
 
 /// Compares the credits that checkouts spent or got back with the committed attempts.
-async fn spent(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+async fn spent(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
     let mut spent = Spent::default();
     let mut rows = sqlx::query!("select distinct checkout, kind from ledger where kind in ('credit', 'credit_back')")
-        .fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+        .fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         spent.told(row.checkout, &row.kind);
     }
     drop(rows);
     let mut rows = sqlx::query!(
         "select distinct transaction from two_phase_attempts where fate = 'committed' and transaction like 'checkout/%'"
     )
-    .fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+    .fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         spent.bound(&row.transaction, &mut look.report);
     }
     spent.judge(&mut look.report);
@@ -187,19 +176,19 @@ async fn spent(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
 }
 
 /// The statement itself finds checkouts whose money does not agree. A stuck checkout breaks no promise: it is reported as such.
-async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/money.sql").fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+async fn money(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/money.sql").fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         look.report.broken(Promise::MoneyMismatch, &row.key, || row.what);
     }
     drop(rows);
     let stuck = sqlx::query_scalar!(r#"select count(*) as "stuck!" from checkouts where stuck_at is not null"#);
-    look.report.stuck = u64::try_from(stuck.fetch_one(&mut **snapshot).await?)?;
+    look.report.stuck = u64::try_from(snapshot.server.answer(stuck.fetch_one(&mut *snapshot.sql)).await?)?;
     let unfinished = sqlx::query_scalar!(
         r#"select count(*) as "unfinished!" from checkouts
            where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null"#
     );
-    look.report.unfinished = u64::try_from(unfinished.fetch_one(&mut **snapshot).await?)?;
+    look.report.unfinished = u64::try_from(snapshot.server.answer(unfinished.fetch_one(&mut *snapshot.sql)).await?)?;
     let mut rows = sqlx::query!(
         r#"select c.checkout, coalesce(c.called_at, c.opened_at) as "since!", c.total_currency, c.ended_at is not null as "ended!",
                   coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund')), 0)::bigint as "kept!",
@@ -209,8 +198,8 @@ async fn money(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> any
            left join ledger l on l.checkout = c.checkout and l.account = 'provider'
            group by c.checkout"#
     )
-    .fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+    .fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         let checkout = CheckoutId::parse(&row.checkout).context("the id of a checkout cannot be read")?;
         let currency = Currency::from_code(&row.total_currency).context("the currency of a checkout cannot be read")?;
         look.payments.book(
@@ -230,30 +219,30 @@ pub(super) async fn which_exist(database: &config::Database, checkouts: &[&str])
     if checkouts.is_empty() {
         return Ok(HashSet::new());
     }
-    let mut connection = connect(database).await?;
+    let (mut connection, server) = session::connect(database).await?;
     let known = sqlx::query_scalar!(
         "select checkout from checkouts where checkout = any($1)",
         checkouts as _
     );
-    let known = known.fetch_all(&mut connection).await?;
+    let known = server.answer(known.fetch_all(&mut connection)).await?;
     Ok(known.into_iter().collect())
 }
 
 /// Each outcome that needs a mail to the customer must have one, which waits, was sent, was refused, or was not wanted.
-async fn mails(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/mails.sql").fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+async fn mails(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let mut rows = sqlx::query_file!("src/verify/mails.sql").fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         look.report.broken(Promise::MailMissing, &row.key, || row.what);
     }
     Ok(())
 }
 
-async fn records(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+async fn records(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query!(
         r#"select source, id, topic, key, hash, reply::text as "reply!", written_at from idempotency_records"#
     )
-    .fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+    .fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         let reply: Reply = serde_json::from_str(&row.reply)
             .with_context(|| format!("the reply to event {:?} of {:?} cannot be read", row.id, row.source))?;
         let digest = digest(&row.hash)
@@ -311,12 +300,12 @@ impl Kept {
     }
 }
 
-async fn outbox(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+async fn outbox(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query!(
         r#"select id, topic, key, headers::text as "headers!", value, written_at from outbox order by id"#
     )
-    .fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+    .fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         let unreadable = || format!("outbox row {} cannot be read", row.id);
         match row.topic.as_str() {
             topics::DEAD_LETTERS => {
@@ -357,10 +346,10 @@ fn dead_letter(record: &Original<'_>, look: &mut Look) {
 }
 
 /// Dead letters that an operator has judged.
-async fn settled(snapshot: &mut Transaction<'_, Postgres>, look: &mut Look) -> anyhow::Result<()> {
+async fn settled(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows =
-        sqlx::query!(r#"select topic, partition, "offset" from settled_dead_letters"#).fetch(&mut **snapshot);
-    while let Some(row) = rows.try_next().await? {
+        sqlx::query!(r#"select topic, partition, "offset" from settled_dead_letters"#).fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         look.settled(&row.topic, row.partition, row.offset);
     }
     Ok(())
