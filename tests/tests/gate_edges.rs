@@ -149,6 +149,7 @@ fn a_batch_that_swells_stops_gate_and_verify_which_name_it(kit: &Kit) -> anyhow:
     // On a partition where nothing else lies, since nobody can read what comes before it any more.
     const PARTITION: i32 = PARTITIONS - 1;
     kit.block_on(async {
+        workers::done(kit.stack.holdfast("migrate", "migrate")).await?;
         let mut gate = Proof::begin(kit).await?;
         let before = Sent {
             partition: Some(PARTITION),
@@ -222,7 +223,6 @@ async fn replay(kit: &Kit, partition: i32, offset: i64) -> anyhow::Result<Output
         ..sent(Some(b"A"), None, &[])
     };
     kit.stack.kafka.send(topics::DEAD_LETTERS, &[letter]).await?;
-    workers::done(kit.stack.holdfast("migrate", "migrate")).await?;
     let place = format!("{}/{partition}/{offset}", topics::PAYMENTS);
     let replayed = admin(kit, &["dead-letters", "replay", &place]).await?;
     done(kit, &["dead-letters", "drop", &place]).await?;
