@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pool_gives_no_more_connections_than_it_may_and_says_so_in_time,
     a_session_that_can_only_read_is_thrown_away,
     a_database_that_can_only_be_read_is_waited_for,
+    a_pool_goes_on_with_the_standby_once_that_is_promoted,
     what_can_never_work_stops_the_start_and_says_what_to_change,
     a_committer_that_stands_still_is_not_ready_whatever_another_session_answers,
 ];
@@ -155,6 +156,41 @@ fn a_database_that_can_only_be_read_is_waited_for(kit: &Kit) -> anyhow::Result<(
         let pool = tokio::time::timeout(WITHIN, connecting).await???;
         sqlx::query("create table written ()").execute(&pool).await?;
         Ok(())
+    })
+}
+
+fn a_pool_goes_on_with_the_standby_once_that_is_promoted(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let postgres = &kit.stack.postgres;
+        let proxy = Proxy::start(postgres.address()).await?;
+        let url = postgres
+            .url_of("postgres")
+            .replace(&postgres.address(), &proxy.address());
+        let pool = store::connect(&settings(&url), &Metrics::new()?).await?;
+        sqlx::query("create table if not exists moved ()")
+            .execute(&pool)
+            .await?;
+        let taken = try_join_all((0..CONNECTIONS).map(|_| pool.acquire())).await?;
+        let standby = kit.stack.standby().await?;
+        drop(taken);
+        // The host is lost without a word, and the name moves to the standby before that is promoted.
+        proxy.swallow();
+        proxy.point_at(standby.address());
+        let write = async || sqlx::query("insert into moved default values").execute(&pool).await;
+        let refused = write().await;
+        ensure!(refused.is_err(), "a standby was written: {refused:?}");
+        let promote = PgPool::connect(&standby.url_of("postgres")).await?;
+        let promoted: bool = sqlx::query_scalar("select pg_promote()").fetch_one(&promote).await?;
+        ensure!(promoted, "the standby is not promoted");
+        until("the promoted server is written", WITHIN, async || {
+            write().await.map(drop)
+        })
+        .await?;
+        let written: i64 = sqlx::query_scalar("select count(*) from moved")
+            .fetch_one(&promote)
+            .await?;
+        ensure!(written == 1, "{written} rows");
+        standby.stop().await
     })
 }
 

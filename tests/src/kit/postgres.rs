@@ -182,6 +182,49 @@ impl Postgres {
         Ok(PgPool::connect(&self.url_of(name)).await?)
     }
 
+    /// A copy of this server, which runs, for a standby at this port.
+    pub(super) async fn copy_server(&self, port: u16) -> anyhow::Result<Postgres> {
+        let data = self.data.with_file_name("standby");
+        if data.exists() {
+            fs::remove_dir_all(&data).with_context(|| data.display().to_string())?;
+        }
+        fs::create_dir_all(data.join("pg_wal"))?;
+        let mut backup = PgConnection::connect(&self.url()).await?;
+        sqlx::query("select pg_backup_start('standby', true)")
+            .execute(&mut backup)
+            .await?;
+        for entry in fs::read_dir(&self.data)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            // The standby gets the log from this server.
+            if name != "pg_wal" && !name.to_string_lossy().starts_with("postmaster.") {
+                let mut copy = Command::new("cp");
+                copy.arg("-a").arg(entry.path()).arg(&data);
+                process::output(copy)?;
+            }
+        }
+        let label: String = sqlx::query_scalar("select labelfile from pg_backup_stop(false)")
+            .fetch_one(&mut backup)
+            .await?;
+        backup.close().await?;
+        fs::write(data.join("backup_label"), label)?;
+        fs::write(data.join("standby.signal"), "")?;
+        let primary = format!("primary_conninfo = 'host=127.0.0.1 port={} user={OWNER}'\n", self.port);
+        fs::write(data.join("postgresql.auto.conf"), primary)?;
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700))?;
+        let mut own = Command::new("chown");
+        own.arg("-R")
+            .arg(format!("--reference={}", self.data.display()))
+            .arg(&data);
+        process::output(own)?;
+        Ok(Postgres {
+            files: self.files.clone(),
+            data,
+            user: self.user.clone(),
+            port,
+        })
+    }
+
     /// The data folder. While the server is stopped it may be copied and put back with `cp -a`.
     pub fn data(&self) -> &Path {
         &self.data

@@ -13,7 +13,6 @@ use tokio::task::JoinHandle;
 /// Forwards all traffic, unless a fault is planned. Dropping it closes the port.
 pub struct Proxy {
     address: String,
-    server: String,
     state: Arc<State>,
     accepting: JoinHandle<()>,
 }
@@ -42,6 +41,8 @@ enum Then {
 
 #[derive(Default)]
 struct State {
+    /// To which new connections go.
+    server: Mutex<String>,
     plan: Mutex<Option<Plan>>,
     stopped: watch::Sender<bool>,
     cuts: watch::Sender<u32>,
@@ -60,11 +61,13 @@ impl Proxy {
             .await
             .context("no port for the proxy")?;
         let address = listener.local_addr()?.to_string();
-        let state = Arc::new(State::default());
-        let accepting = tokio::spawn(accept(listener, server.clone(), state.clone()));
+        let state = Arc::new(State {
+            server: Mutex::new(server),
+            ..State::default()
+        });
+        let accepting = tokio::spawn(accept(listener, state.clone()));
         Ok(Proxy {
             address,
-            server,
             state,
             accepting,
         })
@@ -81,8 +84,13 @@ impl Proxy {
     /// Lets clients in again, by the same port.
     pub async fn admit(&mut self) -> anyhow::Result<()> {
         let listener = TcpListener::bind(&self.address).await.context(self.address())?;
-        self.accepting = tokio::spawn(accept(listener, self.server.clone(), self.state.clone()));
+        self.accepting = tokio::spawn(accept(listener, self.state.clone()));
         Ok(())
+    }
+
+    /// Passes new connections on to another server, as a name does that has moved.
+    pub fn point_at(&self, server: String) {
+        *self.state.server.lock().unwrap_or_else(PoisonError::into_inner) = server;
     }
 
     pub fn address(&self) -> String {
@@ -199,10 +207,11 @@ impl State {
     }
 }
 
-async fn accept(listener: TcpListener, server: String, state: Arc<State>) {
+async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
-        let (state, server) = (state.clone(), server.clone());
+        let state = state.clone();
         tokio::spawn(async move {
+            let server = state.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if let Ok(server) = TcpStream::connect(&server).await {
                 pass(client, server, state).await;
             }

@@ -1,4 +1,4 @@
-//! restate-server, one node.
+//! restate-server: one node, or one of a cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +20,15 @@ pub struct Restate {
     pub(super) admin: u16,
     pub(super) node: u16,
     pub(super) client: reqwest::Client,
+    /// Absent for a single node.
+    pub(super) place: Option<Place>,
+}
+
+/// A node's place in a cluster that replicates its metadata.
+pub(super) struct Place {
+    pub(super) number: usize,
+    /// The ports at which the nodes talk to each other.
+    pub(super) nodes: Vec<u16>,
 }
 
 impl Kind for Restate {
@@ -28,7 +37,10 @@ impl Kind for Restate {
 
     fn prepare(&self) -> anyhow::Result<()> {
         fs::create_dir_all(&self.data)?;
-        self.check_settings()
+        match self.place {
+            Some(_) => Ok(()),
+            None => self.check_settings(),
+        }
     }
 
     fn command(&self) -> Command {
@@ -149,13 +161,32 @@ impl Restate {
         Ok(())
     }
 
-    fn environment(&self) -> [(&'static str, String); 5] {
-        [
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let mut environment = vec![
             ("RESTATE_BASE_DIR", self.data.display().to_string()),
             ("RESTATE_BIND_IP", String::from("127.0.0.1")),
             ("RESTATE_BIND_PORT", self.node.to_string()),
             ("RESTATE_INGRESS__BIND_PORT", self.ingress.to_string()),
             ("RESTATE_ADMIN__BIND_PORT", self.admin.to_string()),
+        ];
+        environment.extend(self.place.iter().flat_map(Place::environment));
+        environment
+    }
+}
+
+impl Place {
+    fn environment(&self) -> [(&'static str, String); 6] {
+        let address = |port: &u16| format!("http://127.0.0.1:{port}/");
+        let addresses: Vec<String> = self.nodes.iter().map(address).collect();
+        let roles = ["http-ingress", "admin", "worker", "log-server", "metadata-server"];
+        [
+            ("RESTATE_NODE_NAME", format!("node-{}", self.number)),
+            ("RESTATE_ROLES", json!(roles).to_string()),
+            ("RESTATE_ADVERTISED_ADDRESS", addresses[self.number].clone()),
+            ("RESTATE_METADATA_CLIENT__ADDRESSES", json!(addresses).to_string()),
+            ("RESTATE_DEFAULT_REPLICATION", "2".to_owned()),
+            // One of them makes the cluster.
+            ("RESTATE_AUTO_PROVISION", (self.number == 0).to_string()),
         ]
     }
 }

@@ -4,10 +4,12 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use futures::future::try_join_all;
 use tokio::task::spawn_blocking;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::ports::Ports;
+use super::restate::Place;
 use super::worker::Launch;
 use super::{Kafka, Maildev, Postgres, Restate, Server, dev_folder, fetch, process};
 
@@ -34,6 +36,19 @@ impl Name {
             Name::Bench => "bench".to_owned(),
             Name::Sqlx => "sqlx".to_owned(),
         })
+    }
+}
+
+/// Engines that work together; dropping it kills them.
+pub struct Cluster(pub Vec<Server<Restate>>);
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in self.0.iter().filter(|node| node.runs()) {
+            if let Err(error) = node.kill() {
+                warn!("{error:#}");
+            }
+        }
     }
 }
 
@@ -81,6 +96,45 @@ impl Stack {
         tokio::try_join!(self.kafka.heal(), self.restate.heal(), self.postgres.heal(), mail).map(drop)
     }
 
+    /// Starts a cluster of engines beside the stack's own.
+    pub async fn cluster(&self, nodes: usize) -> anyhow::Result<Cluster> {
+        let port = |of: &str, number: usize| self.ports.get(&format!("restate-{of}-{number}"));
+        let talk: Vec<u16> = (0..nodes)
+            .map(|number| port("node", number))
+            .collect::<Result<_, _>>()?;
+        let mut cluster = Cluster(Vec::new());
+        for number in 0..nodes {
+            let folder = self.folder.join(format!("cluster-{number}"));
+            fs::create_dir_all(&folder)?;
+            let node = Restate {
+                binary: self.restate.binary.clone(),
+                settings: self.restate.settings.clone(),
+                data: folder.join("restate"),
+                ingress: port("ingress", number)?,
+                admin: port("admin", number)?,
+                node: talk[number],
+                client: reqwest::Client::new(),
+                place: Some(Place {
+                    number,
+                    nodes: talk.clone(),
+                }),
+            };
+            cluster.0.push(Server::new(node, folder));
+        }
+        try_join_all(cluster.0.iter().map(Server::start)).await?;
+        Ok(cluster)
+    }
+
+    /// Starts a standby of the stack's PostgreSQL: a copy that follows it until it is promoted.
+    pub async fn standby(&self) -> anyhow::Result<Server<Postgres>> {
+        let folder = self.folder.join("standby");
+        fs::create_dir_all(&folder)?;
+        let copy = self.postgres.copy_server(self.ports.get("postgres-standby")?).await?;
+        let standby = Server::new(copy, folder);
+        standby.start().await?;
+        Ok(standby)
+    }
+
     /// The product's binary with this subcommand, set to use this stack. `instance` names it in Kafka and its log.
     pub fn holdfast(&self, subcommand: &str, instance: &str) -> Launch<'_> {
         Launch::new(self, subcommand, instance)
@@ -123,6 +177,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         admin: ports.get("restate-admin")?,
         node: ports.get("restate-node")?,
         client: reqwest::Client::new(),
+        place: None,
     };
     let postgres = Postgres::new(servers.postgres, &folder, ports.get("postgres")?)?;
     let maildev = match name {
