@@ -170,6 +170,11 @@ impl Postgres {
     /// Makes the database `name` afresh, a copy of `of` as it is now. `of` must have no connections.
     pub async fn copy_database(&self, of: &str, name: &str) -> anyhow::Result<PgPool> {
         let mut connection = PgConnection::connect(&self.url_of("postgres")).await?;
+        // A session that a worker left when it was killed may take a moment to end, and nothing is copied beside it.
+        sqlx::query("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = $1")
+            .bind(of)
+            .execute(&mut connection)
+            .await?;
         for statement in [
             format!(r#"drop database if exists "{name}" with (force)"#),
             format!(r#"create database "{name}" template "{of}""#),
