@@ -18,6 +18,7 @@ newest! {
     UserEvent {
         UserRegistered(v1::UserRegistered),
         ProfileChanged(v1::ProfileChanged),
+        UserErased(v1::UserErased),
         CreditsAdded(v1::CreditsAdded),
         CheckoutRequested(v1::CheckoutRequested),
         PaymentAuthorized(v1::PaymentAuthorized),

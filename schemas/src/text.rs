@@ -80,18 +80,6 @@ macro_rules! text {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}({:?})", stringify!($name), self.0)
-            }
-        }
-
         impl JsonSchema for $name {
             fn inline_schema() -> bool {
                 true
@@ -138,6 +126,40 @@ text! {
     /// A language, as a tag of BCP 47 (`de`, `pt-BR`).
     Language, 35, is_language, "^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$";
 }
+
+/// Prints them as they are.
+macro_rules! printed {
+    ($($name:ident),+ $(,)?) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({:?})", stringify!($name), self.0)
+            }
+        }
+    )+};
+}
+
+printed! {
+    EventId, Source, TicketId, UserId, ShowId, CheckoutId, PaymentId, PaymentMethod, DisputeId, DeclineCode, Seat, Language,
+}
+
+/// Prints only that there is one: personal data stands in no log and in no error.
+macro_rules! personal {
+    ($($name:ident),+ $(,)?) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "([personal])"))
+            }
+        }
+    )+};
+}
+
+personal! { Email, Name }
 
 /// How the sources begin under which Holdfast itself asks and tells.
 const RESERVED: [&str; 2] = ["holdfast", "restate:"];
@@ -265,6 +287,14 @@ mod tests {
         ] {
             assert!(Email::parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_is_personal_is_not_printed() {
+        let email = Email::parse("ann@example.org").unwrap();
+        let name = Name::parse("Ann").unwrap();
+        let printed = format!("{email:?} {name:?} {:?}", Some(&name));
+        assert_eq!(printed, "Email([personal]) Name([personal]) Some(Name([personal]))");
     }
 
     #[test]

@@ -540,13 +540,23 @@ fn without_a_mail_server_nobody_is_written_to_then_or_later(kit: &Kit) -> anyhow
 
 /// A shop whose mails go to this server.
 async fn open<'a>(kit: &'a Kit, name: &'static str, sink: &Sink) -> anyhow::Result<Shop<'a>> {
+    open_with(kit, name, sink, &[]).await
+}
+
+/// As [`open`], with more settings.
+pub(crate) async fn open_with<'a>(
+    kit: &'a Kit,
+    name: &'static str,
+    sink: &Sink,
+    more: &[(&str, &str)],
+) -> anyhow::Result<Shop<'a>> {
     let url = sink.url();
-    let settings = [HASTE[0], HASTE[1], ("HOLDFAST_SMTP_URL", url.as_str())];
+    let settings = [&HASTE[..], &[("HOLDFAST_SMTP_URL", url.as_str())], more].concat();
     Shop::open_with(kit, name, &settings).await
 }
 
 /// The shop's user asks to buy a ticket.
-async fn buy(kit: &Kit, shop: &Shop<'_>, checkout: &str, ticket: &str, method: &str) -> anyhow::Result<()> {
+pub(crate) async fn buy(kit: &Kit, shop: &Shop<'_>, checkout: &str, ticket: &str, method: &str) -> anyhow::Result<()> {
     fill(kit, &shop.user, &[ticket.to_owned()], Some(3_600)).await?;
     let body = json!({ "checkout": shop.id(checkout), "tickets": [ticket], "payment_method": method });
     check_out(kit, &shop.user, body).await.map(drop)
@@ -564,7 +574,7 @@ fn asked(shop: &Shop<'_>, checkout: &str, ticket: &str) -> Value {
 }
 
 #[derive(Debug, sqlx::FromRow)]
-struct Row {
+pub(crate) struct Row {
     state: String,
     attempts: i32,
     code: Option<i16>,
@@ -577,7 +587,7 @@ async fn row(database: &PgPool, checkout: &str, place: &str) -> anyhow::Result<R
 }
 
 /// The mail, once it is in this state, which nothing changes any more.
-async fn becomes(database: &PgPool, checkout: &str, place: &str, state: &str) -> anyhow::Result<Row> {
+pub(crate) async fn becomes(database: &PgPool, checkout: &str, place: &str, state: &str) -> anyhow::Result<Row> {
     until(
         &format!("the mail {place} of {checkout} is {state}"),
         DEADLINE,
@@ -591,7 +601,7 @@ async fn becomes(database: &PgPool, checkout: &str, place: &str, state: &str) ->
 }
 
 /// The mails about an outcome that have arrived.
-fn of(sink: &Sink, checkout: &str, place: &str) -> anyhow::Result<Vec<holdfast_tests::kit::smtp::Mail>> {
+pub(crate) fn of(sink: &Sink, checkout: &str, place: &str) -> anyhow::Result<Vec<holdfast_tests::kit::smtp::Mail>> {
     let id = id(checkout, place)?;
     let mails = sink.mails().into_iter();
     Ok(mails.filter(|mail| mail.header("message-id") == Some(&id)).collect())

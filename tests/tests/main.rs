@@ -34,6 +34,7 @@ mod mechanisms;
 mod migrations;
 mod operate;
 mod pool;
+mod privacy;
 mod provider;
 mod relay;
 mod repeats;
@@ -90,6 +91,7 @@ const TOPICS: &[&[Test]] = &[
     checkout::TESTS,
     in_flight::TESTS,
     mail::TESTS,
+    privacy::TESTS,
     webhook::TESTS,
     tour::TESTS,
     faults::TESTS,

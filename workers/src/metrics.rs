@@ -124,7 +124,8 @@ metrics! {
     /// unknown, misconfigured, not_found, conflict.
     provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call", "answer"];
 
-    /// Tries to send a mail, by result: sent, refused (for good), retried (later).
+    /// Tries to send a mail, by result: sent, refused (for good), retried (later), limited (never: the user got as many mails about
+    /// failures within the hour as one may), no_address (never: the user was erased).
     mails: IntCounterVec = "holdfast_mails_total" ["result"];
     /// Mails that are not sent yet.
     mails_waiting: IntGauge = "holdfast_mails_waiting";

@@ -14,6 +14,7 @@ newest! {
     UserOutcome {
         UserRegistered(v1::UserRegistered),
         ProfileChanged(v1::ProfileChanged),
+        UserErased(v1::UserErased),
         CreditsChanged(v1::CreditsChanged),
         CheckoutOpened(v1::CheckoutOpened),
         CheckoutCompleted(v1::CheckoutCompleted),

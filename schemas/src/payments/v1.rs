@@ -31,6 +31,8 @@ wire! { UserEvent;
         )]
         was: ProfileValues
     };
+    /// A user's address, name and language are to be forgotten; their id, tickets and money stay.
+    UserErased "holdfast.user.erased.v1" {};
     /// A user gets credits.
     CreditsAdded "holdfast.credits.added.v1" {
         amount: Credits

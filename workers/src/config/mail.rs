@@ -33,6 +33,15 @@ pub struct Mail {
     /// Longest pause between two tries to send a mail. Pauses begin at 1s and double.
     #[arg(long = "mail-longest-pause", env = "HOLDFAST_MAIL_LONGEST_PAUSE", default_value = "10m", value_parser = humantime::parse_duration, global = true)]
     pub longest_pause: Duration,
+    /// Most mails about failed checkouts that one user gets within an hour. Those beyond are noted in the table `mails` as `limited`
+    /// and counted, and never sent.
+    #[arg(
+        long = "mail-failures-per-hour",
+        env = "HOLDFAST_MAIL_FAILURES_PER_HOUR",
+        default_value_t = 5,
+        global = true
+    )]
+    pub failures_per_hour: u32,
 }
 
 /// A mail server, as `--smtp-url` names it.
@@ -98,6 +107,7 @@ impl Mail {
             "mail-longest-pause",
             "give 1s to 1d",
         );
+        checks.require(self.failures_per_hour >= 1, "mail-failures-per-hour", "give 1 or more");
     }
 }
 

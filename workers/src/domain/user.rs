@@ -3,6 +3,10 @@
 //! The profile is compared and set by the rules, on the row whose version the statement then insists on: the answer is an
 //! outcome like any other. The tool `store::mechanisms::compare_and_set` serves columns of rows that have no version, such
 //! as a ticket's attributes.
+//!
+//! A user who was erased stays known, without a profile: a row is never deleted, and money, tickets and checkouts go on by the id
+//! alone, those under way included. Such a user cannot be registered again; `profile.changed` gives them a profile anew, as
+//! the shop asks for it after it asked to erase the old one. To erase a user without a profile changes nothing and is not told.
 
 use holdfast_schemas::{
     Credits, Email, EventId, Language, Name, ProfileValues, Source, UserEvent, UserId, UserOutcome, UserRefusalReason,
@@ -18,7 +22,8 @@ use super::{Decision, Entity};
 pub struct User {
     /// Sequence of the user's newest outcome.
     pub version: i64,
-    pub email: Email,
+    /// None once the user was erased.
+    pub email: Option<Email>,
     pub name: Option<Name>,
     pub language: Option<Language>,
     /// Moment of the last change; no decision is taken at an earlier one.
@@ -35,9 +40,15 @@ pub enum Input {
         language: Option<Language>,
     },
     /// Compare and set: changes the fields that differ from `to`, but only if the profile has the values in `was`.
-    Change { to: ProfileValues, was: ProfileValues },
+    Change {
+        to: ProfileValues,
+        was: ProfileValues,
+    },
+    Erase,
     /// The credits are prepared in the loyalty database; they are committed there if this input has its outcome.
-    AddCredits { amount: Credits },
+    AddCredits {
+        amount: Credits,
+    },
     /// Buy tickets. Decided with the rows of tickets and checkouts, by [`telling`].
     CheckOut,
     /// An event of the payment provider about a payment. Decided with the row of its checkout, by [`telling`].
@@ -64,6 +75,7 @@ impl Entity for User {
                 Input::Register { email, name, language }
             }
             UserEvent::ProfileChanged(events::ProfileChanged { to, was }) => Input::Change { to, was },
+            UserEvent::UserErased(events::UserErased {}) => Input::Erase,
             UserEvent::CreditsAdded(events::CreditsAdded { amount }) => Input::AddCredits { amount },
             UserEvent::CheckoutRequested(_) => Input::CheckOut,
             UserEvent::PaymentAuthorized(_)
@@ -81,7 +93,7 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
         (None, Input::Register { email, name, language }) => {
             let next = User {
                 version: 1,
-                email,
+                email: Some(email),
                 name,
                 language,
                 changed_at: now,
@@ -92,12 +104,13 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
             }
         }
         (_, Input::CheckOut | Input::Hear | Input::Progress) => Decision::Nothing,
-        (None, Input::Change { .. } | Input::AddCredits { .. }) => Decision::Transition {
+        (None, Input::Change { .. } | Input::Erase | Input::AddCredits { .. }) => Decision::Transition {
             next: None,
             outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
         },
         (Some(user), Input::Register { .. }) => refuse(user, UserRefusalReason::AlreadyRegistered, now),
         (Some(user), Input::Change { to, was }) => change(user, to, was, now),
+        (Some(user), Input::Erase) => erase(user, now),
         (Some(user), Input::AddCredits { amount }) => tell(
             user.clone(),
             UserOutcome::CreditsChanged(outcomes::CreditsChanged { added: amount }),
@@ -156,14 +169,14 @@ fn decide_refusing(
 }
 
 fn change(user: &User, to: ProfileValues, was: ProfileValues, now: OffsetDateTime) -> Decision<User> {
-    let differs = was.email.is_some_and(|was| was != user.email)
+    let differs = was.email.is_some_and(|was| Some(was) != user.email)
         || was.name.is_some_and(|was| Some(was) != user.name)
         || was.language.is_some_and(|was| Some(was) != user.language);
     if differs {
         return refuse(user, UserRefusalReason::ProfileDiffers, now);
     }
     let next = User {
-        email: to.email.unwrap_or_else(|| user.email.clone()),
+        email: to.email.or_else(|| user.email.clone()),
         name: to.name.or_else(|| user.name.clone()),
         language: to.language.or_else(|| user.language.clone()),
         ..user.clone()
@@ -189,6 +202,23 @@ fn change(user: &User, to: ProfileValues, was: ProfileValues, now: OffsetDateTim
         UserOutcome::ProfileChanged(outcomes::ProfileChanged { fields }),
         now,
     )
+}
+
+fn erase(user: &User, now: OffsetDateTime) -> Decision<User> {
+    let has_profile = user.email.is_some() || user.name.is_some() || user.language.is_some();
+    if !has_profile {
+        return Decision::Transition {
+            next: Some(user.clone()),
+            outcomes: vec![],
+        };
+    }
+    let next = User {
+        email: None,
+        name: None,
+        language: None,
+        ..user.clone()
+    };
+    tell(next, UserOutcome::UserErased(outcomes::UserErased {}), now)
 }
 
 fn refuse(user: &User, reason: UserRefusalReason, now: OffsetDateTime) -> Decision<User> {
@@ -226,6 +256,7 @@ mod tests {
     enum Step {
         Register(Fields),
         Change { to: Fields, was: Fields },
+        Erase,
         Credits(i64),
     }
 
@@ -249,6 +280,7 @@ mod tests {
         prop_oneof![
             fields().prop_map(Step::Register),
             (fields(), fields()).prop_map(|(to, was)| Step::Change { to, was }),
+            Just(Step::Erase),
             (1..100_i64).prop_map(Step::Credits),
         ]
     }
@@ -261,6 +293,8 @@ mod tests {
             }
             (None, _) => (None, vec!["unknown_user"]),
             (Some(_), Step::Register(_)) => (profile, vec!["already_registered"]),
+            (Some([None, None, None]), Step::Erase) => (profile, vec![]),
+            (Some(_), Step::Erase) => (Some([None; 3]), vec!["erased"]),
             (Some(_), Step::Credits(_)) => (profile, vec!["credits"]),
             (Some(now), Step::Change { to, was }) => {
                 if (0..3).any(|place| was[place].is_some() && was[place] != now[place]) {
@@ -277,6 +311,7 @@ mod tests {
         match told {
             UserOutcome::UserRegistered(outcomes::UserRegistered {}) => "registered",
             UserOutcome::ProfileChanged(_) => "changed",
+            UserOutcome::UserErased(outcomes::UserErased {}) => "erased",
             UserOutcome::CreditsChanged(_) => "credits",
             UserOutcome::PaymentRefused(outcomes::PaymentRefused { reason }) => reason.as_str(),
             _ => "told elsewhere",
@@ -300,6 +335,7 @@ mod tests {
                         Input::Register { email, name, language }
                     }
                     Step::Change { to, was } => Input::Change { to: values(*to), was: values(*was) },
+                    Step::Erase => Input::Erase,
                     Step::Credits(amount) => Input::AddCredits { amount: Credits::new(*amount).unwrap() },
                 };
                 let (after, outcomes) = expected(profile, &step);
@@ -317,7 +353,7 @@ mod tests {
                     let ReplayedUser { version, credits, changed_at, .. } = as_told.clone().unwrap();
                     prop_assert_eq!((version, credits, changed_at), (next.version, given, next.changed_at));
                     let has = ProfileValues {
-                        email: Some(next.email.clone()),
+                        email: next.email.clone(),
                         name: next.name.clone(),
                         language: next.language.clone(),
                     };

@@ -13,6 +13,7 @@
 //! write is handed over only if the lease still holds, since a slow database may have kept it from being prolonged.
 
 mod rendering;
+mod shown;
 mod smtp;
 
 use std::sync::Arc;
@@ -32,14 +33,11 @@ use crate::crash::{self, Point};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
-use crate::store::mails::{self, LeasedMail};
+use crate::store::mails::{self, Kind, LeasedMail, Unsendable};
 use crate::store::{self, PgPool};
 use crate::transience::Fault;
 use rendering::RenderedMail;
 use smtp::Server;
-
-/// Most characters of a name in a mail's header.
-const SHOWN_OF_A_NAME: usize = 64;
 
 /// Interval at which the mailer looks for mails.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -68,6 +66,7 @@ pub struct Mailer {
     from: Address,
     lease: Duration,
     longest_pause: Duration,
+    failures_per_hour: u32,
     metrics: Arc<Metrics>,
     rounds: Arc<Loops>,
 }
@@ -124,6 +123,7 @@ enum Fate {
     Sent(u16),
     /// The server refuses it for good.
     Refused(Option<u16>),
+    NoAddress,
     Later(Option<u16>),
 }
 
@@ -134,6 +134,8 @@ enum Unwritten {
     Store(#[from] store::Error),
     #[error("its checkout or user is gone")]
     Gone,
+    #[error("the user was erased")]
+    NoAddress,
     #[error("no mail can be addressed to the user's address")]
     Address,
     #[error("the mail cannot be rendered")]
@@ -166,6 +168,7 @@ impl Mailer {
             from,
             lease: config.smtp_timeout + TO_SPARE,
             longest_pause: config.longest_pause,
+            failures_per_hour: config.failures_per_hour,
             metrics: metrics.clone(),
             rounds: Arc::new(Loops {
                 take: rounds("mail"),
@@ -245,6 +248,9 @@ impl Mailer {
 
     /// Writes and sends one mail, whose lease did not begin before `asked`.
     async fn send(self, mail: LeasedMail, asked: Instant) {
+        if mail.kind == Kind::Failed && self.is_over_limit(&mail).await {
+            return;
+        }
         let message = match self.prolonging(&mail, self.write(&mail)).await {
             Ok(message) => {
                 self.rounds.contents.passed();
@@ -255,6 +261,7 @@ impl Mailer {
                 self.rounds.contents.failed_for_one(error.fault(), &error);
                 return self.note(&mail, Fate::Later(None)).await;
             }
+            Err(Unwritten::NoAddress) => return self.note(&mail, Fate::NoAddress).await,
             Err(error) => {
                 tracing::error!(checkout = %mail.checkout, error = error::chain(&error), "a mail is not sent at all");
                 return self.note(&mail, Fate::Refused(None)).await;
@@ -285,6 +292,24 @@ impl Mailer {
             self.note(&mail, Fate::Sent(accepted.code)).await;
         }
         accepted.close().await;
+    }
+
+    /// Writes to the row that the mail is one too many, if it is. An error of the database counts as that: the lease ends, and the
+    /// mail is looked at again.
+    async fn is_over_limit(&self, mail: &LeasedMail) -> bool {
+        match mails::limit(&self.pool, mail, self.failures_per_hour).await {
+            Ok(true) => {
+                self.metrics.mails.with_label_values(&["limited"]).inc();
+                tracing::warn!(checkout = %mail.checkout, "a mail about a failure is not sent: the user got as many this hour as one may");
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail is looked at later");
+                self.rounds.contents.failed_for_one(error.fault(), &error);
+                true
+            }
+        }
     }
 
     /// Does a part of the work on a mail, and prolongs its lease meanwhile.
@@ -343,7 +368,8 @@ impl Mailer {
 
     async fn write(&self, mail: &LeasedMail) -> Result<Message, Unwritten> {
         let contents = mails::contents(&self.pool, mail).await?.ok_or(Unwritten::Gone)?;
-        let to = config::deliverable(contents.user.email.as_str()).ok_or(Unwritten::Address)?;
+        let email = contents.user.email.as_ref().ok_or(Unwritten::NoAddress)?;
+        let to = config::deliverable(email.as_str()).ok_or(Unwritten::Address)?;
         let rendered = RenderedMail::write(mail.kind, mail.amount, &contents)?;
         let id = message_id(&mail.checkout, &mail.place, self.from.domain());
         compose(&self.from, to, id, rendered).map_err(Unwritten::Mail)
@@ -367,7 +393,14 @@ impl Mailer {
     async fn try_note(&self, mail: &LeasedMail, fate: &Fate) -> Result<(), store::Error> {
         let (noted, result) = match fate {
             Fate::Sent(code) => (mails::sent(&self.pool, mail, *code).await?, "sent"),
-            Fate::Refused(code) => (mails::refused(&self.pool, mail, *code).await?, "refused"),
+            Fate::Refused(code) => {
+                let ended = mails::end(&self.pool, mail, Unsendable::Refused, *code);
+                (ended.await?, "refused")
+            }
+            Fate::NoAddress => {
+                let ended = mails::end(&self.pool, mail, Unsendable::NoAddress, None);
+                (ended.await?, "no_address")
+            }
             Fate::Later(code) => {
                 let pause = pause(mail.attempts, self.longest_pause);
                 (mails::put_back(&self.pool, mail, *code, pause).await?, "retried")
@@ -381,13 +414,11 @@ impl Mailer {
     }
 }
 
-/// Puts a rendered mail into a message. The header has the beginning of a long name: a name of one word is not folded, and servers refuse
-/// lines of more than 998 octets (RFC 5322, 2.1.1).
+/// Puts a rendered mail into a message.
 fn compose(from: &Address, to: Address, id: String, rendered: RenderedMail) -> Result<Message, lettre::error::Error> {
-    let name = rendered.name.map(|name| name.chars().take(SHOWN_OF_A_NAME).collect());
     Message::builder()
         .from(Mailbox::new(None, from.clone()))
-        .to(Mailbox::new(name, to))
+        .to(Mailbox::new(rendered.name, to))
         .subject(rendered.subject)
         .message_id(Some(id))
         // Keeps mailboxes from sending us notices of absence (RFC 3834).
@@ -437,14 +468,13 @@ mod tests {
             "Ann",
             "O'Hara, \"Ann\" <eve@example.org>",
             "Änne Müller",
-            "Ann  Bcc: eve@example.org",
-            "",
+            "Ann\r\nBcc: eve@example.org",
             "  ",
             &long,
             &"ä ".repeat(333),
         ] {
             let rendered = RenderedMail {
-                name: Some(name.to_owned()),
+                name: shown::name(&name.parse().unwrap()),
                 subject: "Ihre Bestellung konnte nicht abgeschlossen werden – Übersicht",
                 text: format!("Hello {name},\n.\nFrom us\nÄ {long}"),
                 html: format!("<p>{name}{long}</p>\n"),

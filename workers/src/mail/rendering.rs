@@ -3,13 +3,13 @@
 use askama::Template;
 use holdfast_schemas::{CheckoutFailure, Currency, Language as Tag, Name};
 
+use super::shown;
 use crate::domain::checkout::{Checkout, State};
 use crate::store::mails::{Contents, Kind};
 
 /// A mail without its addresses.
-#[derive(Debug)]
 pub(super) struct RenderedMail {
-    /// The recipient's name, on one line.
+    /// The recipient's name, as [`shown::name`] leaves it.
     pub(super) name: Option<String>,
     /// A fixed text, without anything that a customer or a shop wrote.
     pub(super) subject: &'static str,
@@ -24,10 +24,11 @@ enum Language {
     German,
 }
 
-/// The values for the templates. Each has one line at most, so that no customer or shop can add paragraphs to a mail.
+/// The values for the templates. Each has one line at most, so that no customer or shop can add paragraphs to a mail; what
+/// customers chose is as [`shown`] leaves it, and may be missing.
 struct Facts {
     name: Option<String>,
-    order: String,
+    order: Option<String>,
     seats: Vec<Seat>,
     total: String,
     credits: Option<String>,
@@ -133,8 +134,8 @@ impl Facts {
             _ => "",
         };
         Self {
-            name: name.map(|name| one_line(name.as_str())),
-            order: one_line(checkout.id.as_str()),
+            name: name.and_then(shown::name),
+            order: shown::order(&checkout.id),
             seats: seats.collect(),
             total: money(checkout.total.amount()),
             credits: checkout.credits.map(|credits| money(credits.amount())),
@@ -247,7 +248,7 @@ mod tests {
             },
             user: User {
                 version: 1,
-                email: "ann@example.org".parse().unwrap(),
+                email: Some("ann@example.org".parse().unwrap()),
                 name: Some(name.parse().unwrap()),
                 language: language.map(|language| language.parse().unwrap()),
                 changed_at: noon,
@@ -278,11 +279,32 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stays_on_its_line() {
+    fn a_name_stays_on_its_line_and_is_no_link() {
         let mail = render(Kind::Completed, "Ann\r\nBcc: eve@example.org\u{2028}Pay here", None);
-        let name = "Ann  Bcc: eve@example.org Pay here";
+        let name = "Ann Bcc: Pay here";
         assert_eq!(mail.name.as_deref(), Some(name));
         assert!(mail.text.starts_with(&format!("Hello {name},\n")), "{}", mail.text);
+    }
+
+    #[test]
+    fn without_a_name_or_an_id_that_can_be_shown_the_sentences_are_whole() {
+        for (kind, language) in ALL.into_iter().flat_map(|kind| [(kind, "en"), (kind, "de")]) {
+            let state = match kind {
+                Kind::Failed => State::Failed(CheckoutFailure::Declined.into()),
+                _ => State::Completed,
+            };
+            let mut contents = contents("http://evil.example", Some(language), state);
+            contents.checkout.id = CheckoutId::parse("buy at http://evil.example").unwrap();
+            let mail = RenderedMail::write(kind, Some(700), &contents).unwrap();
+            for text in [&mail.text, &mail.html] {
+                assert!(
+                    !text.contains("evil") && !text.contains(" ,") && !text.contains(" ."),
+                    "{text}"
+                );
+                assert!(!text.lines().any(|line| line.trim_start().contains("  ")), "{text}");
+            }
+            assert_eq!(mail.name, None);
+        }
     }
 
     #[test]

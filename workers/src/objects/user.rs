@@ -114,6 +114,12 @@ impl User {
         self.ask(&ctx, "changeProfile", body.read()?).await
     }
 
+    /// Erases the user's address, name and language, and empties the cart. For the shop's back office.
+    #[handler]
+    async fn erase(&self, ctx: ObjectContext<'_>, body: Body<events::UserErased>) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "erase", body.read()?).await
+    }
+
     /// Adds credits.
     #[handler(name = "addCredits")]
     async fn add_credits(
@@ -290,7 +296,13 @@ impl User {
                     store::commit::count(std::slice::from_ref(&answer), &self.metrics);
                     answers.push(answer);
                 }
-                _ => answers.extend(self.committer.commit(unit()).await.map_err(retryable)?),
+                _ => {
+                    answers.extend(self.committer.commit(unit()).await.map_err(retryable)?);
+                    // Also by a repeat: the first try may have died before this.
+                    if work.iter().any(erases) {
+                        ctx.clear(CART);
+                    }
+                }
             }
         }
         Ok(answers)
@@ -432,6 +444,10 @@ impl HeldTogether {
     }
 }
 
+fn erases(work: &Work<domain::User>) -> bool {
+    matches!(work, Work::Event(event) | Work::Request(event) if matches!(event.data, UserEvent::UserErased(_)))
+}
+
 async fn cart(ctx: &ObjectContext<'_>) -> HandlerResult<Entries> {
     let entries = ctx.get::<Json<Entries>>(CART).await?;
     Ok(entries.map(Json::into_inner).unwrap_or_default())
@@ -465,7 +481,8 @@ struct View {
     user: UserId,
     /// Equals the `sequence` of the user's newest outcome.
     version: i64,
-    email: Email,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<Email>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<Name>,
     #[serde(skip_serializing_if = "Option::is_none")]

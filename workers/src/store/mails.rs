@@ -146,6 +146,34 @@ pub async fn take(pool: &PgPool, most: i64, lease: Duration) -> Result<Vec<Resul
     Ok(taken.collect())
 }
 
+/// Writes that a mail about a failure is never sent, if its user was told of at least `most` others in the hour before it was
+/// written. True then. The hour goes by the moments of writing, which for one user come one after the other: so no two processes
+/// disagree, and a mail server that was away for hours does not let everything through at once.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn limit(pool: &PgPool, mail: &LeasedMail, most: u32) -> Result<bool, Error> {
+    let updated = sqlx::query!(
+        "update mails m set state = 'limited'
+         where m.checkout = $1 and m.place = $2 and m.state = 'waiting' and m.attempts = $3
+           and $4 <= (
+               select count(*) from mails o
+               where o.user_id = m.user_id and o.kind = 'failed' and o.state in ('waiting', 'sent')
+                 and o.written_at > m.written_at - interval '1 hour'
+                 and (o.written_at, o.checkout) < (m.written_at, m.checkout)
+           )",
+        mail.checkout.as_str(),
+        mail.place,
+        mail.attempts,
+        i64::from(most),
+    )
+    .execute(pool)
+    .in_time(pool)
+    .await
+    .map_err(Error::Write)?;
+    Ok(updated.rows_affected() == 1)
+}
+
 /// The data of the mail, as the rows are now. None when there is no such checkout or user.
 ///
 /// # Errors
@@ -180,18 +208,31 @@ pub async fn sent(pool: &PgPool, mail: &LeasedMail, code: u16) -> Result<bool, E
     Ok(updated.rows_affected() == 1)
 }
 
-/// Writes that the mail server refused the mail for good. False when another process has the lease by now: its result counts.
+/// The reason why a mail is never sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsendable {
+    /// The mail server refused it for good, or no mail can be addressed to the user's address.
+    Refused,
+    /// The user was erased and has no address any more.
+    NoAddress,
+}
+
+/// Writes that the mail is never sent. False when another process has the lease by now: its result counts.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn refused(pool: &PgPool, mail: &LeasedMail, code: Option<u16>) -> Result<bool, Error> {
+pub async fn end(pool: &PgPool, mail: &LeasedMail, why: Unsendable, code: Option<u16>) -> Result<bool, Error> {
     let updated = sqlx::query!(
-        "update mails set state = 'refused', code = $4
+        "update mails set state = $5, code = $4
          where checkout = $1 and place = $2 and state = 'waiting' and attempts = $3",
         mail.checkout.as_str(),
         mail.place,
         mail.attempts,
         code.map(number),
+        match why {
+            Unsendable::Refused => "refused",
+            Unsendable::NoAddress => "no_address",
+        },
     )
     .execute(pool)
     .in_time(pool)
@@ -200,7 +241,7 @@ pub async fn refused(pool: &PgPool, mail: &LeasedMail, code: Option<u16>) -> Res
     Ok(updated.rows_affected() == 1)
 }
 
-/// Has the mail due again after a pause: that ends its lease, or prolongs it. False as in [`refused`].
+/// Has the mail due again after a pause: that ends its lease, or prolongs it. False as in [`end`].
 ///
 /// # Errors
 /// The database does not answer.

@@ -129,7 +129,10 @@ async fn users(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
             subject: row.user_id,
             version: row.version,
             entry,
-            row: row.row_changed_at.map(|changed_at| UserRow { changed_at }),
+            row: row.row_changed_at.map(|changed_at| UserRow {
+                changed_at,
+                has_profile: row.row_has_profile.unwrap_or_default(),
+            }),
         };
         look.users.change_history.change(change, &mut look.report);
     }

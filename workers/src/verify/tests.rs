@@ -134,7 +134,25 @@ fn users() -> World<User> {
         reason: UserRefusalReason::AlreadyRegistered,
     });
     world.happens("register-2", "ann", register(), &[refused], 4);
-    world.rows.push(("ann", 4, UserRow { changed_at: NOON }));
+    let row = UserRow {
+        changed_at: NOON,
+        has_profile: true,
+    };
+    world.rows.push(("ann", 4, row));
+    world
+}
+
+/// As [`users`], and then ann is erased, which is asked for twice.
+fn erased() -> World<User> {
+    let mut world = users();
+    let erase = || UserEvent::UserErased(events::UserErased {});
+    world.happens("erase", "ann", erase(), &[erasure()], 5);
+    world.happens("erase-2", "ann", erase(), &[], 6);
+    let row = UserRow {
+        changed_at: NOON,
+        has_profile: false,
+    };
+    world.rows = vec![("ann", 5, row)];
     world
 }
 
@@ -499,6 +517,10 @@ fn add_credits() -> UserEvent {
 fn credited() -> UserOutcome {
     let added = Credits::new(5).unwrap();
     UserOutcome::CreditsChanged(outcomes::CreditsChanged { added })
+}
+
+fn erasure() -> UserOutcome {
+    UserOutcome::UserErased(outcomes::UserErased {})
 }
 
 fn unknown() -> UserOutcome {
@@ -1292,6 +1314,26 @@ fn a_user_who_is_not_where_the_log_ends_is_lost() {
         let what = only(&world.verify(), Promise::Lost, "ann");
         assert!(what.contains(why), "{what}");
     }
+}
+
+#[test]
+fn nothing_is_left_of_the_profile_of_a_user_who_was_erased() {
+    let report = erased().verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.applied, report.refused), (6, 2));
+    let mut world = erased();
+    world.rows[0].2.has_profile = true;
+    let what = only(&world.verify(), Promise::Lost, "ann");
+    assert!(what.contains("a profile that was erased"), "{what}");
+    let mut world = users();
+    world.rows[0].2.has_profile = false;
+    let what = only(&world.verify(), Promise::Lost, "ann");
+    assert!(what.contains("was not erased"), "{what}");
+    let mut world = erased();
+    world.log[3].told = erasure();
+    let report = world.verify();
+    let offence = report.offence(Promise::Lost).unwrap_or_else(|| panic!("{report}"));
+    assert!(offence.what.contains("no profile any more"), "{report}");
 }
 
 #[test]

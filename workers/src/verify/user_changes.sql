@@ -8,7 +8,8 @@ select
     l.cause_source as "cause_source?",
     l.cause_id     as "cause_id?",
     l.changed_at   as "changed_at?",
-    u.changed_at   as "row_changed_at?"
+    u.changed_at   as "row_changed_at?",
+    u.email <> '' or u.name is not null or u.language is not null as "row_has_profile?"
 from user_change_log l
 full join users u using (user_id, version)
 order by user_id, version

@@ -14,6 +14,8 @@ wire! { UserOutcome;
     UserRegistered "holdfast.outcome.user.registered.v1" {};
     /// These fields of the profile have new values.
     ProfileChanged "holdfast.outcome.profile.changed.v1" { fields: Vec<ProfileField> };
+    /// Nothing is kept of the user's address, name and language but what the topics hold until their retention ends.
+    UserErased "holdfast.outcome.user.erased.v1" {};
     /// The user has so many credits more.
     CreditsChanged "holdfast.outcome.credits.changed.v1" { added: Credits };
     /// The user buys these tickets: their prices stand, and nobody else gets them meanwhile.

@@ -1,5 +1,5 @@
-//! The state machine of a user: registered once, then changed. No outcome has the profile's values, so of the row only the
-//! time of the last change can be compared.
+//! The state machine of a user: registered once, then changed, and perhaps erased. No outcome has the profile's values, so of the
+//! row only the time of the last change can be compared, and that nothing is left of a profile that was erased.
 
 use holdfast_schemas::{UserEvent, UserOutcome, outcomes};
 use time::OffsetDateTime;
@@ -11,6 +11,7 @@ use crate::verify::report::Promise;
 #[derive(Default)]
 pub(in crate::verify) struct User {
     registered: bool,
+    has_profile: bool,
     changed_at: Option<OffsetDateTime>,
 }
 
@@ -18,6 +19,8 @@ pub(in crate::verify) struct User {
 #[derive(Debug, Clone)]
 pub(in crate::verify) struct UserRow {
     pub(in crate::verify) changed_at: OffsetDateTime,
+    /// True with an address, a name or a language.
+    pub(in crate::verify) has_profile: bool,
 }
 
 impl History for User {
@@ -30,19 +33,35 @@ impl History for User {
         let known = std::mem::replace(&mut self.registered, true);
         match told {
             UserOutcome::UserRegistered(outcomes::UserRegistered {}) if known => Err("registered a second time"),
-            UserOutcome::UserRegistered(outcomes::UserRegistered {}) => Ok(()),
+            UserOutcome::UserRegistered(outcomes::UserRegistered {}) => {
+                self.has_profile = true;
+                Ok(())
+            }
             _ if !known => Err("told of before it was registered"),
             UserOutcome::ProfileChanged(outcomes::ProfileChanged { fields }) if fields.is_empty() => {
                 Err("changed, but in no field")
             }
+            UserOutcome::ProfileChanged(_) => {
+                self.has_profile = true;
+                Ok(())
+            }
+            UserOutcome::UserErased(outcomes::UserErased {}) => match std::mem::take(&mut self.has_profile) {
+                true => Ok(()),
+                false => Err("erased, but had no profile any more"),
+            },
             _ => Ok(()),
         }
     }
 
     fn fits(&self, row: &UserRow) -> Result<(), &'static str> {
-        match self.changed_at == Some(row.changed_at) {
-            true => Ok(()),
-            false => Err("changed_at"),
+        match (
+            self.changed_at == Some(row.changed_at),
+            self.has_profile == row.has_profile,
+        ) {
+            (true, true) => Ok(()),
+            (false, _) => Err("changed_at"),
+            (true, false) if row.has_profile => Err("a profile that was erased"),
+            (true, false) => Err("no profile, and was not erased"),
         }
     }
 
