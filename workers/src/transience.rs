@@ -2,6 +2,7 @@
 //! asks here, and acts on the [`Fault`] in its own way. A code that no table names is [`Fault::Unknown`], never transient.
 
 use rdkafka::error::RDKafkaErrorCode;
+use rustls::AlertDescription;
 
 /// The place of a fault, and so the remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +62,39 @@ pub fn sql(error: &sqlx::Error) -> Fault {
     use sqlx::Error;
     match error {
         Error::Database(error) => error.code().map_or(Fault::Unknown, |code| postgres(&code)),
-        Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => Fault::Server,
+        Error::Io(error) => tls(error).unwrap_or(Fault::Server),
+        Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => Fault::Server,
         Error::Protocol(_) | Error::BeginFailed | Error::InvalidSavePointStatement => Fault::Session,
         Error::ColumnDecode { .. } | Error::Decode(_) | Error::Encode(_) | Error::RowNotFound => Fault::Content,
         Error::Configuration(_) | Error::Tls(_) | Error::TypeNotFound { .. } | Error::Migrate(_) => Fault::Setting,
         Error::ColumnNotFound(_) | Error::ColumnIndexOutOfBounds { .. } => Fault::Setting,
         _ => Fault::Unknown,
+    }
+}
+
+/// The fault of a TLS handshake that failed, if that is what the error is about: a certificate that is not trusted, is for another name
+/// or has expired, or what the peer says of ours.
+pub fn tls(error: &std::io::Error) -> Option<Fault> {
+    use AlertDescription::*;
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(_)
+        | rustls::Error::NoCertificatesPresented
+        | rustls::Error::PeerIncompatible(_) => Some(Fault::Setting),
+        rustls::Error::AlertReceived(
+            BadCertificate
+            | UnsupportedCertificate
+            | CertificateRevoked
+            | CertificateExpired
+            | CertificateUnknown
+            | CertificateRequired
+            | NoCertificate
+            | UnknownCA
+            | AccessDenied
+            | HandshakeFailure
+            | ProtocolVersion
+            | InsufficientSecurity,
+        ) => Some(Fault::Setting),
+        _ => None,
     }
 }
 
@@ -214,6 +242,19 @@ mod tests {
         };
         assert_eq!([sql(&decode), sql(&column)], [Fault::Content; 2]);
         assert_eq!(sql(&sqlx::Error::PoolTimedOut), Fault::Server);
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_no_server_that_is_away() {
+        let io = |error: rustls::Error| sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error));
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let refused = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
+        assert_eq!([sql(&io(expired)), sql(&io(refused))], [Fault::Setting; 2]);
+        assert_eq!(sql(&io(rustls::Error::DecryptError)), Fault::Server);
+        assert_eq!(
+            sql(&sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into())),
+            Fault::Server
+        );
     }
 
     #[test]

@@ -45,7 +45,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper::", &["provider/"]),
     ("lettre::", &["mail/", "config/mail.rs"]),
     ("askama::", &["mail/"]),
-    ("rustls::", &["provider/", "restate_admin.rs"]),
+    ("rustls::", &["provider/", "restate_admin.rs", "transience.rs"]),
     ("prometheus::", &["metrics.rs"]),
     // What is printed or logged goes through `printable`, as the log does in `logs.rs`.
     ("tracing_subscriber::fmt", &["logs.rs"]),
