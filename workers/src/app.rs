@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::checkout::{self, Driver};
-use crate::config::{Cli, Config, Role};
+use crate::config::{self, Cli, Config, Role};
 use crate::lifecycle::{self, Lifecycle, Readiness, Ready, Spawner};
 use crate::mail::Mailer;
 use crate::metrics::Metrics;
@@ -59,9 +59,23 @@ pub fn main(cli: Cli) -> ExitCode {
 
 /// 2 when nothing but another setting, or another database, helps.
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let is_setting = |cause: &store::Error| matches!(cause, store::Error::Url(_) | store::Error::Unfit { .. });
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<store::Error>());
-    if causes.any(is_setting) { 2 } else { 1 }
+    if error.chain().any(is_setting) { 2 } else { 1 }
+}
+
+fn is_setting(cause: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = cause.downcast_ref::<store::Error>() {
+        return matches!(error, store::Error::Url(_) | store::Error::Unfit { .. });
+    }
+    if let Some(error) = cause.downcast_ref::<store::grants::Error>() {
+        return matches!(
+            error,
+            store::grants::Error::Owner { .. } | store::grants::Error::Refused(_)
+        );
+    }
+    cause
+        .downcast_ref::<store::migrate::Error>()
+        .is_some_and(store::migrate::Error::is_setting)
+        || cause.downcast_ref::<verify::Unfit>().is_some()
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -70,10 +84,22 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Gate | Role::Serve | Role::Relay | Role::Webhook | Role::Run { .. } => {
             work(config, command).await?;
         }
-        Role::Migrate => {
+        Role::Migrate {
+            print_grants: Some(database),
+            roles,
+            ..
+        } => say(store::grants::statements(database, &roles).trim_end())?,
+        Role::Migrate { grants, roles, .. } => {
             let pool = store::connect(&config.database, &Metrics::new()?).await?;
             let applied = store::migrate(&pool).await?;
             say(&format!("the tables are up to date; migrations applied: {applied}"))?;
+            if grants {
+                store::grants::apply(&pool, &roles).await?;
+                let config::Roles { app, verify, admin, .. } = &roles;
+                say(&format!(
+                    "the roles {app}, {verify} and {admin} have exactly their rights"
+                ))?;
+            }
         }
         Role::Register { direct } => {
             let path = if direct {

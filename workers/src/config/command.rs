@@ -4,6 +4,8 @@ use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::roles::{Granted, Roles};
+
 /// The work of one `holdfast` process.
 #[derive(Subcommand, Debug, Clone)]
 pub enum Role {
@@ -16,7 +18,8 @@ pub enum Role {
     Relay,
     /// Receive the payment provider's signed events and produce them to Kafka.
     Webhook,
-    /// Migrate, serve, register, then gate and relay, in one process; webhooks too, where there is a secret for them.
+    /// Migrate if a migration is missing, serve, register, then gate and relay, in one process; webhooks too, where there is a secret
+    /// for them.
     Run {
         /// Leave the database's tables as they are.
         #[arg(long)]
@@ -25,8 +28,17 @@ pub enum Role {
         #[arg(long)]
         no_register: bool,
     },
-    /// Bring the database's tables up to date.
-    Migrate,
+    /// Bring the database's tables up to date, as their owner.
+    Migrate {
+        /// Then give the roles exactly the rights that they need.
+        #[arg(long)]
+        grants: bool,
+        /// Print the statements that do so, and do nothing else; those of the loyalty database are for its owner.
+        #[arg(long, value_name = "DATABASE", num_args = 0..=1, default_missing_value = "main", conflicts_with = "grants")]
+        print_grants: Option<Granted>,
+        #[command(flatten)]
+        roles: Roles,
+    },
     /// Create or check topics, Kafka cluster, deployment and subscriptions; safe to repeat.
     Register {
         /// Subscribe the public topics themselves: producers keep the contract, and no gate stands before the handlers.

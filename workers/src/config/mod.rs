@@ -12,6 +12,7 @@ mod process;
 mod provider;
 mod relay;
 mod restate;
+mod roles;
 mod serve;
 mod verify;
 mod webhook;
@@ -32,6 +33,7 @@ pub use process::{LogFormat, Process};
 pub use provider::Provider;
 pub use relay::Relay;
 pub use restate::Restate;
+pub use roles::{Granted, Roles};
 pub use serve::Serve;
 pub use verify::Verify;
 pub use webhook::Webhook;
@@ -70,6 +72,9 @@ impl Cli {
             "provider-url",
             "give it, with --provider-key: a dispute names no checkout, its payment has to be looked up",
         );
+        if let Command::Migrate { roles, .. } = &self.command {
+            roles.check(&mut checks);
+        }
         checks.finish()
     }
 

@@ -62,10 +62,31 @@ pub enum Error {
         #[source]
         source: sqlx::Error,
     },
+    #[error(
+        "migration {version} is missing, and the role of this process may not apply it: run `holdfast migrate` as the owner of the \
+         tables, then start again"
+    )]
+    MayNot {
+        version: i64,
+        #[source]
+        source: MigrateError,
+    },
     #[error("the session that migrated has ended on the server amid {what}: migrate again")]
     Lost { what: String },
     #[error("these tables need Holdfast {release} or later (migration {migration}); this is {}: start that release", env!("CARGO_PKG_VERSION"))]
     Outgrown { release: String, migration: i64 },
+}
+
+impl Error {
+    /// True when nothing but a setting, a grant or another release helps.
+    pub fn is_setting(&self) -> bool {
+        match self {
+            Error::Session(error) => transience::sql(error) == Fault::Setting,
+            Error::Read(error) => sql(error).is_some_and(|error| transience::sql(error) == Fault::Setting),
+            Error::MayNot { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Applies the migrations that are missing, and rebuilds an index that an earlier try left unfinished. Returns how many it applied.
@@ -175,7 +196,21 @@ impl<'a> MigratorSession<'a> {
 
     async fn missing(&mut self) -> Result<Vec<&'static Migration>, Error> {
         let connection = &mut self.connection;
-        connection.ensure_migrations_table(APPLIED).await.map_err(Error::Read)?;
+        // Who may make no tables cannot even ask for one that is there.
+        let is_there: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+            .bind(APPLIED)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(Error::Session)?;
+        if !is_there {
+            let version = MIGRATOR
+                .iter()
+                .map(|migration| migration.version)
+                .min()
+                .unwrap_or_default();
+            let made = connection.ensure_migrations_table(APPLIED).await;
+            made.map_err(|source| denied(version, source).unwrap_or_else(Error::Read))?;
+        }
         let applied = connection.list_applied_migrations(APPLIED).await.map_err(Error::Read)?;
         let mut missing = Vec::new();
         for migration in MIGRATOR.iter() {
@@ -193,10 +228,12 @@ impl<'a> MigratorSession<'a> {
     }
 
     async fn apply(&mut self, migration: &'static Migration) -> Result<(), Error> {
-        let failed = |source| Error::Apply {
-            version: migration.version,
-            description: migration.description.to_string(),
-            source,
+        let failed = |source| {
+            denied(migration.version, source).unwrap_or_else(|source| Error::Apply {
+                version: migration.version,
+                description: migration.description.to_string(),
+                source,
+            })
         };
         self.set(if migration.no_tx { PATIENTLY } else { BRIEFLY }).await?;
         let mut pauses = super::pauses();
@@ -300,10 +337,27 @@ async fn progress(pool: &PgPool, pid: i32) -> Result<Option<String>, sqlx::Error
 
 /// The lock was not to be had in time, or two waited for each other: nothing was done.
 fn waits_for_a_lock(error: &MigrateError) -> bool {
-    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
-        return false;
-    };
-    transience::sql(error) == Fault::Rival
+    sql(error).is_some_and(|error| transience::sql(error) == Fault::Rival)
+}
+
+/// The error of a role that does not own the tables; gives back any other.
+fn denied(version: i64, source: MigrateError) -> Result<Error, MigrateError> {
+    const INSUFFICIENT_PRIVILEGE: &str = "42501";
+    let code = sql(&source)
+        .and_then(sqlx::Error::as_database_error)
+        .and_then(|error| error.code());
+    if code.as_deref() == Some(INSUFFICIENT_PRIVILEGE) {
+        Ok(Error::MayNot { version, source })
+    } else {
+        Err(source)
+    }
+}
+
+fn sql(error: &MigrateError) -> Option<&sqlx::Error> {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Some(error),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

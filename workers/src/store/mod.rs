@@ -12,6 +12,7 @@ pub mod commit;
 pub mod credits;
 mod error;
 pub mod examples;
+pub mod grants;
 pub mod idempotency;
 pub mod inspection;
 mod ledger;

@@ -41,6 +41,7 @@ use crate::kafka::on_thread;
 use crate::provider::Provider;
 use look::Look;
 pub use report::{Offence, Promise, Report};
+pub use session::Unfit;
 use terms::Terms;
 use topics::Topics;
 

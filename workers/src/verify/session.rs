@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use crate::config;
+use crate::transience::{self, Fault};
 
 /// How long an answer may take before the server is asked about it.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
@@ -59,10 +60,15 @@ pub(super) async fn connect(config: &config::Database) -> anyhow::Result<(PgConn
         Ok::<_, sqlx::Error>((connection, backend))
     });
     let opened = opened.await.unwrap_or_else(|_elapsed| Err(silent(patience)));
-    let (connection, backend) = opened.with_context(|| {
-        format!(
+    let (connection, backend) = opened.map_err(|source| match transience::sql(&source) {
+        Fault::Setting => Unfit {
+            address: address.clone(),
+            source,
+        }
+        .into(),
+        _ => anyhow!(source).context(format!(
             "cannot connect to Postgres at {address}: is it there, and --database-url (HOLDFAST_DATABASE_URL) right?"
-        )
+        )),
     })?;
     let server = Server {
         options,
@@ -72,6 +78,15 @@ pub(super) async fn connect(config: &config::Database) -> anyhow::Result<(PgConn
         started_at: backend.started_at,
     };
     Ok((connection, server))
+}
+
+/// The database cannot be used with these settings, however long one waits.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot connect to Postgres at {address}: --database-url (HOLDFAST_DATABASE_URL) is wrong, or the server")]
+pub struct Unfit {
+    address: String,
+    #[source]
+    source: sqlx::Error,
 }
 
 impl Server {
