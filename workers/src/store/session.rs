@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool, Row};
 use tokio::time::{Instant, timeout};
 
 use super::{Error, LONGEST_PAUSE, pauses};
@@ -58,8 +58,10 @@ pub async fn connect_within(patience: Duration, config: &config::Database, metri
 /// Only a URL that cannot be read.
 pub fn pool(url: &SecretString, config: &config::Database) -> Result<PgPool, Error> {
     let options: PgConnectOptions = url.expose_secret().parse().map_err(Error::Url)?;
+    // A parameter more that a pooler would refuse; what is read is binary.
     let options = options
         .application_name("holdfast")
+        .extra_float_digits(None::<i8>)
         .options(required(config))
         .options(SERVER_KEEPALIVE);
     let required: Arc<[_]> = sent(&options).into();
@@ -154,13 +156,53 @@ pub fn address(pool: &PgPool) -> String {
 pub async fn reach(pool: &PgPool) -> Result<(), sqlx::Error> {
     let limit = pool.options().get_acquire_timeout();
     let attempt = async {
-        let mut session = PgConnection::connect_with(&pool.connect_options()).await?;
+        let options = pool.connect_options();
+        let mut session = PgConnection::connect_with(&options).await.map_err(refused_by_pooler)?;
+        check_alone(&mut session, &options).await?;
         check_settings(&mut session, &sent(&pool.connect_options())).await?;
         check_place(&mut session).await?;
         check_writable(&mut session).await?;
         session.close().await
     };
     timeout(limit, attempt).await.unwrap_or_else(|_| Err(silent(limit)))
+}
+
+/// PgBouncer's answer to a parameter that it does not know. It has the code of a server that is away.
+fn refused_by_pooler(error: sqlx::Error) -> sqlx::Error {
+    let message = error.as_database_error().map(|error| error.message());
+    match message.filter(|message| message.contains("unsupported startup parameter")) {
+        Some(message) => unfit(format!(
+            "a pooler on the way does not take what a session is opened with ({message}): connect to the server itself; or give the \
+             role these settings (deploy/postgres/roles.sql), and PgBouncer `ignore_startup_parameters = options` with \
+             `pool_mode = session`"
+        )),
+        None => error,
+    }
+}
+
+/// Whether another session has a server process of its own: behind a pooler in transaction mode the locks, prepared statements and
+/// notifications of one session would be everybody's. Asked without a prepared statement, which may fail there already.
+async fn check_alone(session: &mut PgConnection, options: &PgConnectOptions) -> Result<(), sqlx::Error> {
+    let mut other = PgConnection::connect_with(options).await?;
+    let before = server_process(session).await?;
+    let (others, after) = (server_process(&mut other).await?, server_process(session).await?);
+    other.close().await?;
+    if before == after && before != others {
+        return Ok(());
+    }
+    Err(unfit(
+        "a pooler on the way shares one server process among sessions (pool_mode = transaction or statement), but the advisory \
+         locks, prepared statements and notifications of Holdfast belong to a session: set pool_mode = session for it, or connect to \
+         the server itself"
+            .to_owned(),
+    ))
+}
+
+async fn server_process(session: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::raw_sql("select pg_backend_pid()")
+        .fetch_one(session)
+        .await?
+        .try_get(0)
 }
 
 /// What the options say that a session should have, as far as it is ours.
@@ -190,7 +232,8 @@ fn differing(found: &[(String, String)], required: &[(String, String)]) -> Optio
         (is != wanted).then(|| {
             format!(
                 "the session's {name} is {is} and not {wanted}: something on the way drops what a session is opened with; \
-                 connect to the server itself, or have the pooler pass `options` on and keep one session for each client"
+                 connect to the server itself, have the pooler pass `options` on, or give the role the setting \
+                 (alter role ... set {name} = '{wanted}')"
             )
         })
     })
