@@ -29,6 +29,7 @@ mod gate_edges;
 mod grants;
 mod in_flight;
 mod intake;
+mod locked_postgres;
 mod mail;
 mod mechanisms;
 mod migrations;
@@ -79,6 +80,7 @@ const TOPICS: &[&[Test]] = &[
     doctor::TESTS,
     engine::TESTS,
     grants::TESTS,
+    locked_postgres::TESTS,
     admin::TESTS,
     crashes::TESTS,
     servers::TESTS,

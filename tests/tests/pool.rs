@@ -32,7 +32,7 @@ async fn pool(kit: &Kit) -> anyhow::Result<PgPool> {
     Ok(store::connect(&settings(&kit.stack.postgres.url_of("postgres")), &Metrics::new()?).await?)
 }
 
-fn settings(url: &str) -> config::Database {
+pub(crate) fn settings(url: &str) -> config::Database {
     config::Database {
         url: url.to_owned().into(),
         loyalty_url: None,

@@ -52,6 +52,11 @@ pub fn localstripe() -> anyhow::Result<PathBuf> {
     Ok(alone("localstripe", "requirements.txt", pip)?.join("venv/bin/python"))
 }
 
+/// A folder with `usr/sbin/pgbouncer` and the libraries that it needs beside Debian's usual ones.
+pub fn pgbouncer() -> anyhow::Result<PathBuf> {
+    alone("pgbouncer", "packages", debian)
+}
+
 /// As [`installed`], under a lock that keeps other kits of this checkout from fetching.
 fn alone(name: &str, pin: &str, install: fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     let store = dev_folder().join("servers");
@@ -123,6 +128,34 @@ fn pip(folder: &Path) -> anyhow::Result<()> {
     pip.args(["-m", "pip", "install", "--quiet", "-r", "requirements.txt"])
         .current_dir(folder);
     process::output(pip).map(drop)
+}
+
+/// Unpacks Debian's packages, which needs no root.
+fn debian(folder: &Path) -> anyhow::Result<()> {
+    let packages = fs::read_to_string(folder.join("packages"))?;
+    let download = || {
+        let mut download = Command::new("apt-get");
+        download
+            .args(["download", "-q"])
+            .args(packages.lines())
+            .current_dir(folder);
+        process::output(download)
+    };
+    if download().is_err() {
+        let mut update = Command::new("apt-get");
+        update.args(["update", "-q"]);
+        process::output(update).context("apt-get has no lists of packages: run `apt-get update` as root")?;
+        download()?;
+    }
+    for entry in fs::read_dir(folder)? {
+        let package = entry?.path();
+        if package.extension().is_some_and(|extension| extension == "deb") {
+            let mut unpack = Command::new("dpkg");
+            unpack.arg("-x").arg(&package).arg(folder);
+            process::output(unpack)?;
+        }
+    }
+    Ok(())
 }
 
 /// A package cannot hold links; PostgreSQL's lists those that its libraries need.

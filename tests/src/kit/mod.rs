@@ -20,6 +20,7 @@ pub mod certs;
 pub mod fetch;
 pub mod kafka;
 pub mod maildev;
+pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
 pub mod process;
@@ -50,6 +51,7 @@ use provider::Simulator;
 
 pub use kafka::Kafka;
 pub use maildev::Maildev;
+pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use restate::Restate;
 pub use server::Server;

@@ -11,8 +11,10 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User, chown};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::server::Kind;
-use super::{fetch, process};
+use super::certs::{Authority, Certificate, CertificateFiles};
+use super::server::{Kind, Server};
+use super::stack::Stack;
+use super::{checkout, fetch, process};
 
 const DATABASE: &str = "holdfast";
 /// The loyalty system's database, which has no table of the product.
@@ -21,12 +23,29 @@ const OWNER: &str = "postgres";
 /// The data goes here when the other user cannot reach the checkout. Survives a reboot, unlike /tmp.
 const ELSEWHERE: &str = "/var/tmp";
 
+/// The roles of a locked server, by `deploy/postgres/roles.sql`; each has the password of [`password`], but [`VERIFY`] has none: it
+/// needs a client certificate.
+pub const APP: &str = "holdfast_app";
+pub const VERIFY: &str = "holdfast_verify";
+pub const ADMIN: &str = "holdfast_admin";
+pub const TABLES_OWNER: &str = "holdfast_owner";
+
 pub struct Postgres {
     /// Installed files: `bin`, `lib`, `share`.
     files: PathBuf,
     data: PathBuf,
     user: Option<User>,
     port: u16,
+    /// `None`: it believes everybody.
+    locks: Option<Locks>,
+}
+
+/// The certificates of a server that takes nobody without TLS and a password or certificate.
+struct Locks {
+    authority: Authority,
+    /// What clients need: the authority's certificate, and that of [`VERIFY`] with its key.
+    root: PathBuf,
+    client: CertificateFiles,
 }
 
 impl Kind for Postgres {
@@ -51,7 +70,8 @@ impl Kind for Postgres {
         ]);
         initdb.arg("-D").arg(&self.data);
         process::output(initdb)?;
-        self.create_database()
+        self.execute_alone(&[format!("create database {DATABASE}")])?;
+        self.lock()
     }
 
     fn command(&self) -> Command {
@@ -68,6 +88,11 @@ impl Kind for Postgres {
             "full_page_writes=on",
         ] {
             command.args(["-c", setting]);
+        }
+        if self.locks.is_some() {
+            for setting in ["ssl=on", "ssl_ca_file=root.crt", "password_encryption=scram-sha-256"] {
+                command.args(["-c", setting]);
+            }
         }
         command
     }
@@ -88,6 +113,7 @@ impl Postgres {
                 data: folder.join("postgres"),
                 user: None,
                 port,
+                locks: None,
             });
         }
         let user = User::from_name("nobody")?.ok_or_else(|| anyhow!("no user `nobody` to run PostgreSQL as"))?;
@@ -107,7 +133,39 @@ impl Postgres {
             data: home.join("data"),
             user: Some(user),
             port,
+            locks: None,
         })
+    }
+
+    /// A locked server beside the stack's open one, in a folder of its own; without data.
+    pub async fn start_locked(stack: &Stack) -> anyhow::Result<Server<Postgres>> {
+        let (folder, port) = (stack.folder().join("locked"), stack.ports.get("locked-postgres")?);
+        let made_in = folder.clone();
+        let kind = tokio::task::spawn_blocking(move || Postgres::locked(fetch::servers()?.postgres, &made_in, port));
+        let server = Server::new(kind.await??, folder);
+        server.start().await?;
+        server.make_loyalty().await?;
+        Ok(server)
+    }
+
+    /// As [`Postgres::new`], but it takes nobody without TLS and a password or certificate.
+    pub(super) fn locked(installed: PathBuf, folder: &Path, port: u16) -> anyhow::Result<Postgres> {
+        fs::create_dir_all(folder)?;
+        process::stop_leftovers(folder)?;
+        Postgres::forget(folder)?;
+        fs::remove_dir_all(folder)?;
+        fs::create_dir_all(folder)?;
+        let authority = Authority::new("Holdfast's kit")?;
+        let client = authority.sign(VERIFY, &[])?.write(&folder.join("client"), VERIFY)?;
+        let root = folder.join("root.crt");
+        fs::write(&root, &authority.certificate)?;
+        let mut postgres = Postgres::new(installed, folder, port)?;
+        postgres.locks = Some(Locks {
+            authority,
+            root,
+            client,
+        });
+        Ok(postgres)
     }
 
     /// Removes what lies outside of the stack's folder.
@@ -135,7 +193,47 @@ impl Postgres {
 
     /// The same server, another database.
     pub fn url_of(&self, database: &str) -> String {
-        format!("postgres://{OWNER}@127.0.0.1:{}/{database}", self.port)
+        self.url_as(OWNER, database)
+    }
+
+    /// The address for a role. Of a locked server: with all that it demands, and nothing believed but what its authority signed.
+    pub fn url_as(&self, role: &str, database: &str) -> String {
+        let port = self.port;
+        let Some(Locks { root, client, .. }) = &self.locks else {
+            return format!("postgres://{role}@127.0.0.1:{port}/{database}");
+        };
+        let secure = format!("sslmode=verify-full&sslrootcert={}", root.display());
+        if role == VERIFY {
+            let (certificate, key) = (client.certificate.display(), client.key.display());
+            return format!(
+                "postgres://{role}@127.0.0.1:{port}/{database}?{secure}&sslcert={certificate}&sslkey={key}"
+            );
+        }
+        format!(
+            "postgres://{role}:{}@127.0.0.1:{port}/{database}?{secure}",
+            password(role)
+        )
+    }
+
+    /// The authority that signed the locked server's certificate.
+    pub fn authority(&self) -> anyhow::Result<&Authority> {
+        Ok(&self.locks.as_ref().context("the server is open")?.authority)
+    }
+
+    /// A certificate that the locked server is taken for itself with.
+    pub fn certificate(&self) -> anyhow::Result<Certificate> {
+        self.authority()?.sign("localhost", &["localhost", "127.0.0.1"])
+    }
+
+    /// Has the server show this certificate from its next start or reload on.
+    pub fn show(&self, certificate: &Certificate) -> anyhow::Result<()> {
+        for (name, content, mode) in [
+            ("server.crt", &certificate.certificate, 0o644),
+            ("server.key", &certificate.key, 0o600),
+        ] {
+            self.write(name, content, mode)?;
+        }
+        Ok(())
     }
 
     pub async fn connect(&self) -> anyhow::Result<PgPool> {
@@ -230,17 +328,66 @@ impl Postgres {
         })
     }
 
+    /// The folder above the data, and the user whose it is.
+    pub(super) fn home(&self) -> (&Path, Option<&User>) {
+        (self.data.parent().unwrap_or(&self.data), self.user.as_ref())
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The data folder. While the server is stopped it may be copied and put back with `cp -a`.
     pub fn data(&self) -> &Path {
         &self.data
     }
 
-    /// Without a running server: the first start finds the database there.
-    fn create_database(&self) -> anyhow::Result<()> {
+    /// Makes the roles, and lets nobody in but them, by TLS.
+    fn lock(&self) -> anyhow::Result<()> {
+        let Some(locks) = &self.locks else {
+            return Ok(());
+        };
+        self.write("root.crt", &locks.authority.certificate, 0o644)?;
+        self.show(&self.certificate()?)?;
+        let rules = format!("hostssl all {VERIFY} 127.0.0.1/32 cert\nhostssl all all 127.0.0.1/32 scram-sha-256\n");
+        self.write("pg_hba.conf", &rules, 0o600)?;
+        let roles = checkout().join("deploy/postgres/roles.sql");
+        let roles = fs::read_to_string(&roles).with_context(|| roles.display().to_string())?;
+        let roles = [
+            ("owner", TABLES_OWNER),
+            ("app", APP),
+            ("verify", VERIFY),
+            ("admin", ADMIN),
+        ]
+        .iter()
+        .fold(roles, |text, (variable, role)| {
+            text.replace(&format!(":\"{variable}\""), role)
+        });
+        let roles = roles.lines().filter(|line| !line.is_empty() && !line.starts_with("--"));
+        let passwords = [OWNER, TABLES_OWNER, APP, ADMIN];
+        let passwords = passwords.map(|role| format!("alter role {role} password '{}'", password(role)));
+        let owned = format!("alter database {DATABASE} owner to {TABLES_OWNER}");
+        let statements: Vec<String> = roles.map(str::to_owned).chain(passwords).chain([owned]).collect();
+        self.execute_alone(&statements)
+    }
+
+    /// A file in the data folder, which the server's user owns.
+    fn write(&self, name: &str, content: &str, mode: u32) -> anyhow::Result<()> {
+        let path = self.data.join(name);
+        fs::write(&path, content).with_context(|| path.display().to_string())?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        if let Some(user) = &self.user {
+            chown(&path, Some(user.uid), Some(user.gid))?;
+        }
+        Ok(())
+    }
+
+    /// Without a running server, one statement a line: the first start finds done what they do.
+    fn execute_alone(&self, statements: &[String]) -> anyhow::Result<()> {
         let mut alone = self.program("postgres");
         alone.args(["--single", "-D"]).arg(&self.data).arg("postgres");
         let statement = self.data.with_extension("sql");
-        fs::write(&statement, format!("create database {DATABASE};\n"))?;
+        fs::write(&statement, statements.join("\n") + "\n")?;
         let status = alone
             .stdin(fs::File::open(&statement)?)
             .stdout(Stdio::null())
@@ -250,7 +397,7 @@ impl Postgres {
         status
             .success()
             .then_some(())
-            .ok_or_else(|| anyhow!("create database {DATABASE}: {status}"))
+            .ok_or_else(|| anyhow!("preparing the databases: {status}"))
     }
 
     fn program(&self, name: &str) -> Command {
@@ -260,6 +407,11 @@ impl Postgres {
             .env("LC_ALL", "C");
         command
     }
+}
+
+/// Of a role of a locked server.
+pub fn password(role: &str) -> String {
+    format!("{role}-sesame")
 }
 
 fn record_of(folder: &Path) -> PathBuf {
