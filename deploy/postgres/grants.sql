@@ -25,7 +25,7 @@ grant select, insert, update, delete on outbox to :"app";
 grant select, insert, update on purchases to :"app";
 grant select, update on relay_state to :"app";
 grant select, insert, update on ticket_attributes to :"app";
-grant insert on ticket_attributes_change_log to :"app";
+grant select, insert on ticket_attributes_change_log to :"app";
 grant insert on ticket_change_log to :"app";
 grant select, insert, update on tickets to :"app";
 grant select, insert, update on two_phase_attempts to :"app";

@@ -450,7 +450,8 @@ const NOT_THEIRS: &[(&str, &str)] = &[
 /// What the tools for tables and the migrator put together at run time needs these.
 const PUT_TOGETHER: &[&str] = &[
     "insert into ticket_attributes (ticket) values ($1) on conflict (ticket) do update set tags = '{}' returning ticket",
-    "insert into ticket_attributes_change_log (ticket, version, data, changed_at) values ($1, 1, '{}', now())",
+    "insert into ticket_attributes_change_log (ticket, version, data, changed_at) values ($1, 1, '{}', now())
+     on conflict (ticket, version) do nothing",
     "select tags from ticket_attributes",
     "select data from ticket_attributes_change_log",
     "insert into example_users (user_id, name, address, credits) values ($1, 'a', 'a', 0)
