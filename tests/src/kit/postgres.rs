@@ -325,6 +325,7 @@ impl Postgres {
             data,
             user: self.user.clone(),
             port,
+            locks: None,
         })
     }
 

@@ -72,7 +72,7 @@ impl Cli {
             "provider-url",
             "give it, with --provider-key: a dispute names no checkout, its payment has to be looked up",
         );
-        if let Command::Migrate { roles, .. } = &self.command {
+        if let Role::Migrate { roles, .. } = &self.command {
             roles.check(&mut checks);
         }
         checks.finish()
