@@ -541,7 +541,10 @@ impl Worker {
     fn tells(&self, part: &'static str) -> Ready {
         self.readiness.set(part, false);
         let readiness = self.readiness.clone();
-        Box::new(move |ready| readiness.set(part, ready))
+        Box::new(move |ready| match ready {
+            Ok(()) => readiness.set(part, true),
+            Err(why) => readiness.wait(part, why),
+        })
     }
 
     fn spawn_role<F, E>(&self, name: &'static str, run: impl FnOnce(Arc<Metrics>, CancellationToken) -> F)

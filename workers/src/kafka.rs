@@ -8,18 +8,20 @@ pub mod dead_letters;
 pub mod packed;
 pub mod publisher;
 pub mod reader;
+mod remarks;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Headers, Message};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
+pub use self::remarks::{Heard, Remarks};
 use crate::config;
 
 /// Settings of every client.
@@ -31,7 +33,30 @@ pub fn client(config: &config::Kafka) -> ClientConfig {
         .set("socket.nagle.disable", "true")
         .set("socket.keepalive.enable", "true")
         .set("reconnect.backoff.max.ms", "1000");
+    for (name, value) in config.security.properties() {
+        client.set(name, value);
+    }
     client
+}
+
+/// A consumer that is in no group; it asks, or reads what it is told to.
+///
+/// # Errors
+/// The client library refuses the settings.
+pub fn looker(settings: &ClientConfig, remarks: Remarks) -> KafkaResult<BaseConsumer<Remarks>> {
+    let consumer = settings.create_with_context(remarks)?;
+    // A token for the login is asked for, and handed over, in a poll and nowhere else.
+    heard(&consumer);
+    Ok(consumer)
+}
+
+/// What a consumer that is seldom polled has heard of its connections.
+pub fn heard(consumer: &BaseConsumer<Remarks>) -> Heard {
+    // Nothing is assigned, so that only remarks come.
+    while let Some(Err(error)) = consumer.poll(Duration::ZERO) {
+        tracing::debug!(%error, "a consumer that only asks");
+    }
+    consumer.context().heard()
 }
 
 /// Settings of every producer. Keys go to the partition that a Java client would choose; batches are compressed, so that a
@@ -51,8 +76,9 @@ pub fn producer(config: &config::Kafka) -> ClientConfig {
 pub type Producer = ThreadedProducer<Deliveries>;
 
 /// The delivery reports of one producer. A record's opaque is any number by which its sender knows it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Deliveries {
+    remarks: Remarks,
     counts: Mutex<Counts>,
     /// Notified when all records sent are settled.
     all_settled: Condvar,
@@ -75,6 +101,19 @@ pub struct FailedDelivery {
 }
 
 impl Deliveries {
+    pub fn new(config: &config::Kafka) -> Self {
+        Self {
+            remarks: Remarks::new(config),
+            counts: Mutex::default(),
+            all_settled: Condvar::new(),
+        }
+    }
+
+    /// What the producer has heard of its connections.
+    pub fn heard(&self) -> Heard {
+        self.remarks.heard()
+    }
+
     /// Waits until every record sent is delivered or failed, at most `limit`. The producer's own `flush`, which
     /// `commit_transaction` calls too, would wait in steps of 100 ms.
     pub fn drain(&self, limit: Duration) -> Drained {
@@ -97,12 +136,18 @@ impl Deliveries {
 }
 
 impl ClientContext for Deliveries {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        Remarks.log(level, facility, message);
+        self.remarks.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        Remarks.error(error, reason);
+        self.remarks.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.remarks.generate_oauth_token(config)
     }
 }
 
@@ -121,32 +166,6 @@ impl ProducerContext for Deliveries {
         }
     }
 }
-
-/// Brings the client library's own log lines to our log.
-#[derive(Debug, Clone, Copy)]
-pub struct Remarks;
-
-impl ClientContext for Remarks {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            // Warnings about settings that were chosen on purpose.
-            _ if facility == "CONFWARN" => tracing::debug!(facility, "{message}"),
-            RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
-                tracing::debug!(facility, "{message}");
-            }
-            _ => tracing::warn!(facility, "{message}"),
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // Whoever asks to be told of the end of a partition is told by the poll, too.
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
-            tracing::warn!(%error, reason, "Kafka client");
-        }
-    }
-}
-
-impl ConsumerContext for Remarks {}
 
 /// Hands a record to `producer`, waiting while its queue is full.
 ///
@@ -232,6 +251,7 @@ pub enum ThreadError {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
     use rdkafka::message::{Header, OwnedHeaders, OwnedMessage, Timestamp};
 
     use super::*;
@@ -274,15 +294,9 @@ mod tests {
 
     #[test]
     fn every_setting_is_one_that_the_client_library_knows() {
-        let config = config::Kafka {
-            bootstrap: "127.0.0.1:1".into(),
-            partitions: 1,
-            replication: 1,
-            public_record_bytes: 1 << 20,
-            admitted_record_bytes: 4 << 20,
-            topic_retention: Duration::from_secs(1),
-        };
-        let made: Result<Producer, _> = producer(&config).create_with_context(Deliveries::default());
+        let cli = config::Cli::parse_from(["holdfast", "--kafka", "127.0.0.1:1", "gate"]);
+        let config = cli.config.kafka;
+        let made: Result<Producer, _> = producer(&config).create_with_context(Deliveries::new(&config));
         assert!(made.is_ok());
     }
 }

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{self, Metrics};
+use crate::printable;
 
 /// The tasks of one process.
 pub struct Lifecycle {
@@ -137,17 +138,38 @@ fn unexpected_end(ended: Result<(&'static str, anyhow::Result<()>), tokio::task:
     }
 }
 
-/// The parts of the process, and whether each can do its work now.
+/// The parts of the process, and whether each can do its work now: why not, as far as it is known.
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>);
 
 impl Readiness {
     /// Sets whether `part` is ready. `/readyz` counts a part from the first time it is named.
     pub fn set(&self, part: &'static str, ready: bool) {
+        self.note(part, if ready { Ok(()) } else { Err(String::new()) });
+    }
+
+    /// Notes that `part` is not ready, and why.
+    pub fn wait(&self, part: &'static str, why: String) {
+        self.note(part, Err(why));
+    }
+
+    fn note(&self, part: &'static str, state: Result<(), String>) {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(part, ready);
+            .insert(part, state);
+    }
+
+    /// What the parts that are not ready wait for, a line each, where it is known.
+    fn reasons(&self) -> String {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reasons = parts
+            .iter()
+            .filter_map(|(part, state)| Some((part, state.as_ref().err()?)));
+        let known = reasons.filter(|(_, why)| !why.is_empty());
+        known
+            .map(|(part, why)| printable::line(format!("{part}: {why}")) + "\n")
+            .collect()
     }
 
     /// The parts that are not ready.
@@ -155,14 +177,14 @@ impl Readiness {
         let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         parts
             .iter()
-            .filter(|(_, ready)| !**ready)
+            .filter(|(_, state)| state.is_err())
             .map(|(part, _)| *part)
             .collect()
     }
 }
 
-/// Told whether a part can do its work now.
-pub type Ready = Box<dyn Fn(bool) + Send + Sync>;
+/// Told whether a part can do its work now, or why not.
+pub type Ready = Box<dyn Fn(Result<(), String>) + Send + Sync>;
 
 /// Serves `/metrics`, `/livez` and `/readyz` (HTTP/1.1) until `shutdown`.
 ///
@@ -196,7 +218,7 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     } else {
         (
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("waiting for: {}\n", missing.join(", ")),
+            format!("waiting for: {}\n{}", missing.join(", "), readiness.reasons()),
         )
     }
 }

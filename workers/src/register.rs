@@ -13,7 +13,7 @@ use reqwest::StatusCode;
 use time::OffsetDateTime;
 
 use crate::config::Config;
-use crate::kafka::ThreadError;
+use crate::kafka::{Heard, ThreadError};
 use crate::restate_admin;
 use crate::store;
 use crate::transience::{self, Fault};
@@ -32,10 +32,11 @@ pub enum Path {
 /// The reason why Kafka and Restate could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("Kafka at {address} could not {what}")]
+    #[error("Kafka at {address} could not {what}{heard}")]
     Kafka {
         address: String,
         what: &'static str,
+        heard: Heard,
         #[source]
         source: KafkaError,
     },
@@ -95,8 +96,9 @@ impl Error {
         match self {
             Error::GroupActive { .. } | Error::InFlight { .. } | Error::Ingress { .. } => true,
             // A new topic is not known to every broker at once.
-            Error::Kafka { source, .. } => {
-                (source.rdkafka_error_code()).is_none_or(|code| transience::kafka(code) != Fault::Setting)
+            Error::Kafka { source, heard, .. } => {
+                let code = source.rdkafka_error_code();
+                heard.fault().is_none() && code.is_none_or(|code| transience::kafka(code) != Fault::Setting)
             }
             Error::TopicRefused { code, .. } => transience::kafka(*code).is_transient(),
             Error::Admin(error) => error.fault().is_transient(),

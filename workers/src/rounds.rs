@@ -53,7 +53,9 @@ impl Rounds {
         let state = std::mem::take(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner));
         if state.stands {
             tracing::info!(part = self.part, "it goes on");
-            self.set_ready(true);
+            if let Some(readiness) = &self.readiness {
+                readiness.set(self.part, true);
+            }
         }
     }
 
@@ -68,8 +70,10 @@ impl Rounds {
             state.failures += 1;
             state.stands |= fault == Fault::Setting || state.failures >= UNKNOWN;
         }
-        if state.stands {
-            self.set_ready(false);
+        if state.stands
+            && let Some(readiness) = &self.readiness
+        {
+            readiness.wait(part, text.clone());
         }
         match !fault.is_transient() && state.stands {
             true if is_new || !stood => {
@@ -95,12 +99,6 @@ impl Rounds {
                 self.metrics.failing_rounds.with_label_values(&[part]).inc();
                 tracing::error!(part, error, "one item fails by itself, and is tried again");
             }
-        }
-    }
-
-    fn set_ready(&self, ready: bool) {
-        if let Some(readiness) = &self.readiness {
-            readiness.set(self.part, ready);
         }
     }
 }

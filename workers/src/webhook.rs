@@ -77,7 +77,7 @@ pub async fn run(
     ready: Ready,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    ready(false);
+    ready(Err(String::new()));
     let publisher = Publisher::new(&settings.kafka, ACKNOWLEDGED_WITHIN).map_err(Error::Kafka)?;
     let receiver = Arc::new(Receiver {
         settings,
@@ -99,7 +99,8 @@ async fn watch_kafka(publisher: &Publisher, ready: Ready) -> Infallible {
     let mut ticks = tokio::time::interval(PING_EVERY);
     loop {
         ticks.tick().await;
-        ready(publisher.answers(topics::PAYMENTS, PING_PATIENCE).await);
+        let answers = publisher.answers(topics::PAYMENTS, PING_PATIENCE).await;
+        ready(answers.map_err(|error| error::chain(&error)));
     }
 }
 

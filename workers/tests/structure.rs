@@ -37,6 +37,8 @@ const HOMES: &[(&str, &[&str])] = &[
             "admin",
             "doctor/kafka.rs",
             "transience.rs",
+            // Has the client library check its own properties.
+            "config/kafka_security.rs",
         ],
     ),
     ("restate_sdk::", &["objects/", "app.rs"]),
@@ -129,6 +131,31 @@ fn each_outside_system_is_known_only_where_it_lives() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn no_property_that_a_kafka_client_sets_is_left_to_operators() {
+    let settings =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/kafka_security.rs")).unwrap();
+    let left_open = [
+        "client.id",
+        "socket.nagle.disable",
+        "socket.keepalive.enable",
+        "reconnect.backoff.max.ms",
+    ];
+    let mut set = BTreeSet::new();
+    for (path, text) in sources() {
+        let is_client = ["kafka", "gate/", "relay/", "register/topics.rs"];
+        if is_client.iter().any(|home| path.starts_with(home)) {
+            let names = text.split(".set(").skip(1);
+            let names = names.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next());
+            set.extend(names.filter(|name| name.contains('.')).map(str::to_owned));
+        }
+    }
+    let is_refused = |name: &str| settings.contains(&format!("\"{name}\""));
+    let open: Vec<_> = set.iter().filter(|name| !is_refused(name)).collect();
+    assert!(set.len() > 20, "{set:?}");
+    assert!(open.iter().all(|name| left_open.contains(&name.as_str())), "{open:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::Checks;
+use super::{Checks, KafkaSecurity};
 
 /// The address of Kafka, and the layout of its topics.
 #[derive(Args, Debug, Clone)]
@@ -32,11 +32,14 @@ pub struct Kafka {
     /// Retention of the topics' records.
     #[arg(long, env = "HOLDFAST_TOPIC_RETENTION", default_value = "14d", value_parser = humantime::parse_duration, global = true)]
     pub topic_retention: Duration,
+    #[command(flatten)]
+    pub security: KafkaSecurity,
 }
 
 impl Kafka {
     pub(super) fn check(&self, checks: &mut Checks) {
         checks.require(bootstrap_is_well_formed(&self.bootstrap), "kafka", BOOTSTRAP_FORM);
+        self.security.check(checks, &self.bootstrap);
         checks.require((1..=1_000).contains(&self.partitions), "partitions", "give 1 to 1000");
         checks.require((1..=9).contains(&self.replication), "replication", "give 1 to 9");
         checks.require(

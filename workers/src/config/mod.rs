@@ -7,6 +7,7 @@ mod database;
 mod gate;
 mod insecure;
 mod kafka;
+mod kafka_security;
 mod mail;
 mod process;
 mod provider;
@@ -28,6 +29,7 @@ pub use database::Database;
 pub use gate::Gate;
 pub use insecure::Wire;
 pub use kafka::Kafka;
+pub use kafka_security::{KafkaProperty, KafkaSecurity, SaslMechanism, SecurityProtocol};
 pub use mail::{Mail, MailCredentials, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
 pub use provider::Provider;
@@ -65,6 +67,17 @@ impl Cli {
             !takes_webhooks || webhook.secret.is_some(),
             "webhook-secret",
             "give the secret of the endpoint at the payment provider: without it, anybody could be the provider",
+        );
+        let asks_as_admin = match self.command {
+            Command::Register { .. } | Command::Verify { .. } | Command::Admin(_) => true,
+            Command::Run { no_register, .. } => !no_register,
+            _ => false,
+        };
+        checks.require(
+            !asks_as_admin || self.config.kafka.security.mechanism != Some(SaslMechanism::OAuthBearer),
+            "kafka-sasl-mechanism",
+            "give SCRAM or a client certificate to register, verify, admin and run (without --no-register): the client library's \
+             requests about topics know no OAUTHBEARER",
         );
         // Refused at the start: the first dispute may come after months, and all its deliveries would fail.
         checks.require(

@@ -12,8 +12,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::watcher::{PATIENCE, Watcher, has_offsets};
 use super::window::Spans;
 use super::{Error, ROUTES, Settings};
-use crate::kafka;
 use crate::kafka::packed::{self, is_packed};
+use crate::kafka::{self, Remarks};
 use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
 
@@ -58,7 +58,7 @@ impl Membership {
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100")
             .set("statistics.interval.ms", "5000");
-        let watcher = Watcher::new(metrics, ready);
+        let watcher = Watcher::new(metrics, ready, Remarks::new(&settings.kafka));
         let consumer: BaseConsumer<Watcher> = config.create_with_context(watcher).map_err(Error::Join)?;
         let topics: Vec<&str> = ROUTES.iter().map(|route| route.public).collect();
         consumer.subscribe(&topics).map_err(Error::Join)?;
@@ -212,6 +212,6 @@ impl Membership {
             };
             places.push((topic.to_owned(), number, at));
         }
-        packed::name(&self.looking, places)
+        packed::name(&self.looking, self.consumer.context().remarks().clone(), places)
     }
 }

@@ -627,7 +627,7 @@ fn producer(settings: &Settings) -> Result<Producer, Error> {
             (2 * settings.gate.window_records + 1_000).to_string(),
         );
     config
-        .create_with_context(Deliveries::default())
+        .create_with_context(Deliveries::new(&settings.kafka))
         .map_err(Error::Producer)
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -30,6 +30,7 @@ const STAND_STILL: &str = "docs/runbook.md#a-partition-stands-still";
 /// Takes news of the group and of the brokers.
 pub(super) struct Watcher {
     pub(super) metrics: Arc<Metrics>,
+    remarks: Remarks,
     ready: Ready,
     /// Changes with every rebalance.
     rebalances: AtomicU64,
@@ -48,14 +49,19 @@ struct State {
 }
 
 impl Watcher {
-    pub(super) fn new(metrics: Arc<Metrics>, ready: Ready) -> Self {
-        ready(false);
+    pub(super) fn new(metrics: Arc<Metrics>, ready: Ready, remarks: Remarks) -> Self {
+        ready(Err(String::new()));
         Self {
             metrics,
+            remarks,
             ready,
             rebalances: AtomicU64::new(0),
             state: Mutex::default(),
         }
+    }
+
+    pub(super) fn remarks(&self) -> &Remarks {
+        &self.remarks
     }
 
     pub(super) fn rebalances(&self) -> u64 {
@@ -66,7 +72,10 @@ impl Watcher {
     fn note(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
-        (self.ready)(state.joined && state.connected && state.stalled == 0);
+        (self.ready)(match state.joined && state.connected && state.stalled == 0 {
+            true => Ok(()),
+            false => Err(self.remarks.heard().text().unwrap_or_default().to_owned()),
+        });
     }
 
     /// Takes the partitions that the group gave, none of them paused: what was paused before was another assignment.
@@ -122,12 +131,20 @@ fn is_committed(partition: &TopicPartitionListElem<'_>) -> bool {
 }
 
 impl ClientContext for Watcher {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        Remarks.log(level, facility, message);
+        self.remarks.log(level, facility, message);
+        self.note(|_| {});
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "Kafka consumer of the gate");
+        self.remarks.error(error, reason);
+        self.note(|_| {});
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.remarks.generate_oauth_token(config)
     }
 
     fn stats(&self, statistics: Statistics) {

@@ -97,7 +97,7 @@ pub fn resend(config: &config::Kafka, topic: &str, record: &Copied) -> Result<()
     let producer: Producer = producer(config)
         .set("message.max.bytes", config.admitted_record_bytes.to_string())
         .set("message.timeout.ms", PATIENCE.as_millis().to_string())
-        .create_with_context(Deliveries::default())
+        .create_with_context(Deliveries::new(config))
         .map_err(failed)?;
     let own = record.headers.iter().filter(|(name, _)| !dead_letter::is_own(name));
     let headers = own.fold(OwnedHeaders::new(), |headers, (key, value)| {

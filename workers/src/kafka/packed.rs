@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::Remarks;
+use super::{Remarks, looker};
 
 /// How long a batch may take to be fetched while it is looked for.
 const FETCH: Duration = Duration::from_secs(5);
@@ -22,8 +22,8 @@ pub fn is_packed(code: RDKafkaErrorCode) -> bool {
 
 /// Names the batches that cannot be unpacked among those at which partitions stand, and where the next one begins. A place is
 /// topic, partition, and the offset at which it stands; that may lie within the batch.
-pub fn name(config: &ClientConfig, places: Vec<(String, i32, i64)>) -> KafkaResult<String> {
-    let looking: BaseConsumer<Remarks> = config.create_with_context(Remarks)?;
+pub fn name(config: &ClientConfig, remarks: Remarks, places: Vec<(String, i32, i64)>) -> KafkaResult<String> {
+    let looking = looker(config, remarks)?;
     let mut packed = Vec::new();
     let mut all = Vec::new();
     for (topic, partition, at) in places {

@@ -8,12 +8,13 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
-use super::{Remarks, on_thread, producer};
+use super::{Heard, Remarks, ThreadError, on_thread, producer};
 use crate::config;
 
 /// Sends records to Kafka. Those of several callers share batches.
 pub struct Publisher {
     settings: ClientConfig,
+    remarks: Remarks,
     producer: Mutex<Sender>,
 }
 
@@ -27,8 +28,13 @@ impl Publisher {
     pub fn new(config: &config::Kafka, patience: Duration) -> Result<Self, Error> {
         let mut settings = producer(config);
         settings.set("message.timeout.ms", patience.as_millis().to_string());
-        let producer = Mutex::new(make(&settings)?);
-        Ok(Self { settings, producer })
+        let remarks = Remarks::new(config);
+        let producer = Mutex::new(make(&settings, &remarks)?);
+        Ok(Self {
+            settings,
+            remarks,
+            producer,
+        })
     }
 
     /// Returns once Kafka has the record, on as many replicas as the topic asks for.
@@ -45,28 +51,40 @@ impl Publisher {
         let sent = self.sender()?.send_result(record).map_err(|(error, _)| error);
         let settled = match sent {
             Ok(settled) => settled.await,
-            Err(error) => return Err(failed(topic, error)),
+            Err(error) => return Err(self.failed(topic, error)),
         };
         match settled {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err((error, _))) => Err(failed(topic, error)),
+            Ok(Err((error, _))) => Err(self.failed(topic, error)),
             // Its producer was broken, and dropped with the records in its queue.
-            Err(_) => Err(failed(
-                topic,
-                KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight),
-            )),
+            Err(_) => Err(self.failed(topic, KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight))),
         }
     }
 
-    /// Whether Kafka answers. The wait is on a thread of its own.
-    pub async fn answers(&self, topic: &'static str, patience: Duration) -> bool {
-        let Ok(sender) = self.sender() else {
-            return false;
-        };
+    /// Whether Kafka answers, and lets us see the topic. The wait is on a thread of its own.
+    ///
+    /// # Errors
+    /// [`Error::Ask`], [`Error::Producer`]
+    pub async fn answers(&self, topic: &'static str, patience: Duration) -> Result<(), Error> {
+        let sender = self.sender()?;
         let asked = on_thread("webhook's kafka", move || {
-            sender.client().fetch_metadata(Some(topic), patience).is_ok()
+            let metadata = sender.client().fetch_metadata(Some(topic), patience)?;
+            let error = metadata.topics().iter().find_map(|topic| topic.error());
+            error.map_or(Ok(()), |code| Err(KafkaError::MetadataFetch(code.into())))
         });
-        asked.await.unwrap_or(false)
+        asked.await?.map_err(|source| Error::Ask {
+            topic: topic.to_owned(),
+            heard: self.remarks.heard(),
+            source,
+        })
+    }
+
+    fn failed(&self, topic: &str, source: KafkaError) -> Error {
+        Error::Send {
+            topic: topic.to_owned(),
+            heard: self.remarks.heard(),
+            source,
+        }
     }
 
     /// A producer that is not broken for good: an idempotent one can be, and is then replaced.
@@ -74,19 +92,14 @@ impl Publisher {
         let mut sender = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((code, reason)) = sender.client().fatal_error() {
             tracing::warn!(%code, reason, "the Kafka producer is broken: a new one takes its place");
-            *sender = make(&self.settings)?;
+            *sender = make(&self.settings, &self.remarks)?;
         }
         Ok(sender.clone())
     }
 }
 
-fn make(settings: &ClientConfig) -> Result<Sender, Error> {
-    settings.create_with_context(Remarks).map_err(Error::Producer)
-}
-
-fn failed(topic: &str, source: KafkaError) -> Error {
-    let topic = topic.to_owned();
-    Error::Send { topic, source }
+fn make(settings: &ClientConfig, remarks: &Remarks) -> Result<Sender, Error> {
+    settings.create_with_context(remarks.clone()).map_err(Error::Producer)
 }
 
 /// The reason why a record may not have arrived.
@@ -94,6 +107,18 @@ fn failed(topic: &str, source: KafkaError) -> Error {
 pub enum Error {
     #[error("a Kafka producer cannot be made")]
     Producer(#[source] KafkaError),
-    #[error("Kafka did not acknowledge a record for {topic}")]
-    Send { topic: String, source: KafkaError },
+    #[error("Kafka did not acknowledge a record for {topic}{heard}")]
+    Send {
+        topic: String,
+        heard: Heard,
+        source: KafkaError,
+    },
+    #[error("Kafka does not answer about {topic}{heard}")]
+    Ask {
+        topic: String,
+        heard: Heard,
+        source: KafkaError,
+    },
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
 }

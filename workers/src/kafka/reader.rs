@@ -13,7 +13,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::packed::{self, is_packed};
-use super::{Remarks, client};
+use super::{Heard, Remarks, client, heard, looker};
 use crate::config;
 
 /// Longest time for which Kafka may not answer, or keep a transaction open.
@@ -60,13 +60,14 @@ impl Reader {
                 .set("queued.max.messages.kbytes", "16384");
             settings
         };
-        let consumer = |settings: &ClientConfig| settings.create_with_context(Remarks).map_err(Error::Client);
+        let remarks = || Remarks::new(config);
+        let consumer = |settings: &ClientConfig| looker(settings, remarks()).map_err(Error::Client);
         let committed = settings("read_committed");
         Ok(Self {
             address: config.bootstrap.as_str().into(),
             committed: consumer(&committed)?,
             written: consumer(&settings("read_uncommitted"))?,
-            admin: client(config).create_with_context(Remarks).map_err(Error::Client)?,
+            admin: client(config).create_with_context(remarks()).map_err(Error::Client)?,
             settings: committed,
         })
     }
@@ -81,9 +82,13 @@ impl Reader {
             self.admin
                 .describe_configs([&ResourceSpecifier::Topic(topic)], &options),
         );
-        let described = described.map_err(self.unanswered(topic))?.into_iter().next();
+        let described = described
+            .map_err(|error| self.unanswered(topic, Heard::default())(error))?
+            .into_iter()
+            .next();
         let described = described.unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition));
-        let described = described.map_err(|code| self.unanswered(topic)(KafkaError::AdminOp(code)))?;
+        let described =
+            described.map_err(|code| self.unanswered(topic, Heard::default())(KafkaError::AdminOp(code)))?;
         let limit = |name: &'static str| {
             let entry = described.get(name).and_then(|entry| entry.value.as_deref());
             let limit = entry.and_then(|value| value.parse::<i64>().ok());
@@ -173,7 +178,8 @@ impl Reader {
                 Some(Err(KafkaError::MessageConsumption(code))) if is_packed(code) => {
                     let places = open.into_iter();
                     let places = places.map(|(partition, (next, _))| (topic.to_owned(), partition, next));
-                    let batches = packed::name(&self.settings, places.collect()).map_err(failed)?;
+                    let remarks = self.committed.context().as_ref().clone();
+                    let batches = packed::name(&self.settings, remarks, places.collect()).map_err(failed)?;
                     return Err(Error::Packed { code, batches }.into());
                 }
                 Some(Err(source)) if heard.elapsed() > PATIENCE => return Err(failed(source).into()),
@@ -192,7 +198,7 @@ impl Reader {
     fn extent(&self, client: &BaseConsumer<Remarks>, topic: &str) -> Result<Extent, Error> {
         let metadata = client
             .fetch_metadata(Some(topic), REQUEST)
-            .map_err(self.unanswered(topic))?;
+            .map_err(|error| self.unanswered(topic, heard(client))(error))?;
         let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
         if partitions.is_empty() {
             return Err(Error::NoTopic(topic.to_owned()));
@@ -207,14 +213,15 @@ impl Reader {
     fn ends(&self, client: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
         client
             .fetch_watermarks(topic, partition, REQUEST)
-            .map_err(self.unanswered(topic))
+            .map_err(|error| self.unanswered(topic, heard(client))(error))
     }
 
-    fn unanswered(&self, topic: &str) -> impl Fn(KafkaError) -> Error {
+    fn unanswered(&self, topic: &str, heard: Heard) -> impl Fn(KafkaError) -> Error {
         let (address, topic) = (self.address.clone(), Box::<str>::from(topic));
         move |source| Error::Ask {
             address: address.clone(),
             topic: topic.clone(),
+            heard: heard.clone(),
             source,
         }
     }
@@ -225,10 +232,11 @@ impl Reader {
 pub enum Error {
     #[error("cannot make a Kafka client")]
     Client(#[source] KafkaError),
-    #[error("cannot ask Kafka at {address} about {topic}: is it there, and --kafka (HOLDFAST_KAFKA) right?")]
+    #[error("cannot ask Kafka at {address} about {topic}{heard}: is it there, and --kafka (HOLDFAST_KAFKA) right?")]
     Ask {
         address: Arc<str>,
         topic: Box<str>,
+        heard: Heard,
         source: KafkaError,
     },
     #[error("Kafka does not say how long {topic} keeps its records: its setting {name} is no number")]

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use super::report::{Finding, PartReport};
 use super::{Error, Path};
 use crate::config::Config;
-use crate::kafka::{self, Remarks, on_thread};
+use crate::kafka::{self, Heard, Remarks, on_thread};
 use crate::transience::{self, Fault};
 
 /// Longest wait for one answer of Kafka.
@@ -195,10 +195,10 @@ impl Kafka {
         if missing.is_empty() {
             return Ok(Vec::new());
         }
-        let admin = self.admin()?;
         let missing: Vec<_> = topics.iter().filter(|topic| missing.contains(&topic.name)).collect();
         let new: Vec<_> = missing.iter().map(|topic| self.new_topic(topic)).collect();
-        let results = block_on(admin.create_topics(&new, &options())).map_err(self.failed_to("create topics"))?;
+        let results =
+            block_on(self.admin()?.create_topics(&new, &options())).map_err(self.failed_to("create topics"))?;
         for result in results {
             match result {
                 // Another `register` may have been first.
@@ -214,10 +214,10 @@ impl Kafka {
 
     /// The names of those that are not there.
     fn missing(&self, topics: &[Wanted]) -> Result<Vec<&'static str>, Error> {
-        let admin = self.admin()?;
+        let looker = self.looker()?;
         let mut missing = Vec::new();
         for topic in topics {
-            if self.replicas(admin.inner(), topic.name)?.is_empty() {
+            if self.replicas(&looker, topic.name)?.is_empty() {
                 missing.push(topic.name);
             }
         }
@@ -247,19 +247,24 @@ impl Kafka {
     }
 
     fn compare(&self, topics: &[Wanted], created: &[&str]) -> Result<Vec<PartReport>, Error> {
-        let admin = self.admin()?;
+        let (admin, looker) = (self.admin()?, self.looker()?);
         let findings = topics.iter().map(|topic| {
             let finding = match created.contains(&topic.name) {
                 true => Finding::Created,
-                false => self.compare_topic(&admin, topic)?,
+                false => self.compare_topic(&admin, &looker, topic)?,
             };
             Ok(PartReport::new(format!("topic {}", topic.name), finding))
         });
         findings.collect()
     }
 
-    fn compare_topic(&self, admin: &AdminClient<Remarks>, topic: &Wanted) -> Result<Finding, Error> {
-        let replicas = self.replicas(admin.inner(), topic.name)?;
+    fn compare_topic(
+        &self,
+        admin: &AdminClient<Remarks>,
+        looker: &BaseConsumer<Remarks>,
+        topic: &Wanted,
+    ) -> Result<Finding, Error> {
+        let replicas = self.replicas(looker, topic.name)?;
         let (count, wanted) = (replicas.len(), topic.partitions as usize);
         let mut differences = Vec::new();
         let mut mends = Vec::new();
@@ -330,20 +335,15 @@ impl Kafka {
     }
 
     fn admin(&self) -> Result<AdminClient<Remarks>, Error> {
-        self.client
-            .create_with_context(Remarks)
-            .map_err(self.failed_to("make a client"))
+        let made = self.client.create_with_context(Remarks::new(&self.config.kafka));
+        made.map_err(self.failed_to("make a client"))
     }
 
     /// Number of replicas of each partition; nothing when there is no such topic.
-    fn replicas<C: rdkafka::ClientContext>(
-        &self,
-        client: &rdkafka::client::Client<C>,
-        topic: &str,
-    ) -> Result<Vec<usize>, Error> {
-        let metadata = client
+    fn replicas(&self, looker: &BaseConsumer<Remarks>, topic: &str) -> Result<Vec<usize>, Error> {
+        let metadata = looker
             .fetch_metadata(Some(topic), ANSWER)
-            .map_err(self.failed_to("describe a topic"))?;
+            .map_err(self.failed_by(looker, "describe a topic"))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let refused = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
         if let Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) = refused {
@@ -451,12 +451,16 @@ impl Kafka {
     }
 
     fn consumer(&self, group: &str) -> Result<BaseConsumer<Remarks>, Error> {
-        self.client
-            .clone()
-            .set("group.id", group)
-            .set("enable.auto.commit", "false")
-            .create_with_context(Remarks)
-            .map_err(self.failed_to("make a client"))
+        let mut settings = self.client.clone();
+        settings.set("group.id", group).set("enable.auto.commit", "false");
+        let made = kafka::looker(&settings, Remarks::new(&self.config.kafka));
+        made.map_err(self.failed_to("make a client"))
+    }
+
+    /// A client that only asks about topics.
+    fn looker(&self) -> Result<BaseConsumer<Remarks>, Error> {
+        let made = kafka::looker(&self.client, Remarks::new(&self.config.kafka));
+        made.map_err(self.failed_to("make a client"))
     }
 
     fn bounds(&self, consumer: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
@@ -467,7 +471,7 @@ impl Kafka {
 
     /// The committed offset of the consumer's group in each partition, if it has one.
     fn committed(&self, consumer: &BaseConsumer<Remarks>, topic: &str) -> Result<Vec<(i32, Option<i64>)>, Error> {
-        let count = self.replicas(consumer.client(), topic)?.len();
+        let count = self.replicas(consumer, topic)?.len();
         let mut asked = TopicPartitionList::new();
         for partition in (0..).take(count) {
             asked.add_partition(topic, partition);
@@ -490,6 +494,17 @@ impl Kafka {
         move |source| Error::Kafka {
             address: address.clone(),
             what,
+            heard: Heard::default(),
+            source,
+        }
+    }
+
+    fn failed_by(&self, looker: &BaseConsumer<Remarks>, what: &'static str) -> impl Fn(KafkaError) -> Error {
+        let address = self.config.kafka.bootstrap.clone();
+        move |source| Error::Kafka {
+            address: address.clone(),
+            what,
+            heard: kafka::heard(looker),
             source,
         }
     }

@@ -37,13 +37,13 @@ pub(super) struct Committed {
 
 /// The mark that Kafka has. A transaction that a predecessor left open must have ended.
 pub(super) fn committed(config: &config::Kafka, patience: Duration) -> Result<Committed, Error> {
-    let consumer: BaseConsumer<Remarks> = kafka::client(config)
+    let mut settings = kafka::client(config);
+    settings
         .set("group.id", GROUP)
         .set("enable.auto.commit", "false")
         .set("isolation.level", "read_committed")
-        .set("enable.partition.eof", "true")
-        .create_with_context(Remarks)
-        .map_err(Error::Client)?;
+        .set("enable.partition.eof", "true");
+    let consumer = kafka::looker(&settings, Remarks::new(config)).map_err(Error::Client)?;
     for topic in [RELAY_MARK, RELAY_STATE] {
         must_exist(&consumer, topic, patience)?;
     }

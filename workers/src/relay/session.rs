@@ -333,7 +333,9 @@ fn producer(relay: &Relay) -> Result<Producer, Error> {
             "message.max.bytes",
             relay.settings.kafka.admitted_record_bytes.to_string(),
         );
-    config.create_with_context(Deliveries::default()).map_err(Error::Client)
+    config
+        .create_with_context(Deliveries::new(&relay.settings.kafka))
+        .map_err(Error::Client)
 }
 
 /// Repeats a call for as long as Kafka's error is retriable.
