@@ -121,6 +121,8 @@ impl Database {
         let settings = config::Database {
             url: url.to_owned().into(),
             loyalty_url: None,
+            url_file: None,
+            loyalty_url_file: None,
             credits_abandoned_after: Duration::from_secs(60),
             pool_size: 4,
             acquire_timeout: Duration::from_secs(5),

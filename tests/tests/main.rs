@@ -29,6 +29,7 @@ mod gate_edges;
 mod grants;
 mod in_flight;
 mod intake;
+mod locked_kafka;
 mod locked_postgres;
 mod mail;
 mod mechanisms;
@@ -73,6 +74,7 @@ const TOPICS: &[&[Test]] = &[
     pool::TESTS,
     gate::TESTS,
     gate_edges::TESTS,
+    locked_kafka::TESTS,
     relay::TESTS,
     intake::TESTS,
     repeats::TESTS,

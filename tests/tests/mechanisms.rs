@@ -883,6 +883,8 @@ pub(crate) async fn connect_for(url: String, statement_timeout: Duration) -> any
     let settings = config::Database {
         url: url.into(),
         loyalty_url: None,
+        url_file: None,
+        loyalty_url_file: None,
         credits_abandoned_after: Duration::from_secs(60),
         pool_size: 16,
         acquire_timeout: Duration::from_secs(5),

@@ -36,6 +36,8 @@ pub(crate) fn settings(url: &str) -> config::Database {
     config::Database {
         url: url.to_owned().into(),
         loyalty_url: None,
+        url_file: None,
+        loyalty_url_file: None,
         credits_abandoned_after: Duration::from_secs(60),
         pool_size: CONNECTIONS,
         acquire_timeout: Duration::from_secs(3),

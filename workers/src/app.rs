@@ -41,8 +41,8 @@ const PING_PATIENCE: Duration = Duration::from_secs(5);
 const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs one subcommand. Exit codes: 0 done, 1 failed or a promise is broken, 2 a setting is wrong.
-pub fn main(cli: Cli) -> ExitCode {
-    if let Err(wrong) = cli.check() {
+pub fn main(mut cli: Cli) -> ExitCode {
+    if let Err(wrong) = cli.read_secrets().and_then(|()| cli.check()) {
         let lines: Vec<String> = wrong.iter().map(|setting| format!("wrong setting {setting}")).collect();
         return complain(&lines.join("\n"), 2);
     }
@@ -79,7 +79,7 @@ fn is_setting(cause: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let Cli { config, command } = cli;
+    let Cli { config, command, .. } = cli;
     match command {
         Role::Gate | Role::Serve | Role::Relay | Role::Webhook | Role::Run { .. } => {
             work(config, command).await?;

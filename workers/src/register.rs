@@ -1,6 +1,7 @@
 //! `holdfast register`: makes Kafka and Restate ready, or reports differences from the wanted state. Safe to repeat: it leaves
 //! alone everything that is as wanted, and never changes anything that holds records.
 
+mod cluster;
 mod engine;
 mod reaper;
 mod report;
@@ -76,6 +77,12 @@ pub enum Error {
     },
     #[error("overdue holds cannot be read")]
     Holds(#[source] store::Error),
+    #[error("{file}, which Restate is to have for its way to Kafka, cannot be read")]
+    File {
+        file: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Thread(#[from] ThreadError),
 }
@@ -103,7 +110,7 @@ impl Error {
             Error::TopicRefused { code, .. } => transience::kafka(*code).is_transient(),
             Error::Admin(error) => error.fault().is_transient(),
             Error::Arm { status, .. } => transience::restate_ingress(status.as_u16()).is_transient(),
-            Error::Holds(_) | Error::Thread(_) => false,
+            Error::Holds(_) | Error::Thread(_) | Error::File { .. } => false,
         }
     }
 }

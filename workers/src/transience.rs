@@ -128,12 +128,7 @@ pub fn kafka(code: RDKafkaErrorCode) -> Fault {
         Fenced | ProducerFenced | InvalidProducerEpoch | ConcurrentTransactions | TransactionCoordinatorFenced => {
             Fault::Rival
         }
-        UnknownTopic
-        | UnknownTopicOrPartition
-        | UnknownPartition
-        | UnknownTopicId
-        | InvalidTopic
-        | TopicAuthorizationFailed => Fault::Destination,
+        UnknownTopic | UnknownTopicOrPartition | UnknownPartition | UnknownTopicId | InvalidTopic => Fault::Destination,
         MessageSizeTooLarge
         | MessageBatchTooLarge
         | InvalidMessage
@@ -144,7 +139,9 @@ pub fn kafka(code: RDKafkaErrorCode) -> Fault {
         | OffsetMetadataTooLarge
         | InvalidCommitOffsetSize
         | UnsupportedForMessageFormat => Fault::Content,
-        ClusterAuthorizationFailed
+        // A right that is given back lets everything go on: nothing is put aside for it.
+        TopicAuthorizationFailed
+        | ClusterAuthorizationFailed
         | GroupAuthorizationFailed
         | TransactionalIdAuthorizationFailed
         | SaslAuthenticationFailed

@@ -27,6 +27,7 @@ use axum::routing::post;
 use holdfast_schemas::{
     CheckoutId, DeclineCode, DisputeStatus, Event, PaymentId, Source, Traceparent, UserEvent, UserId, events, topics,
 };
+use secrecy::ExposeSecret;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -176,7 +177,9 @@ impl Receiver {
         let signature = text(headers, webhook::SIGNATURE).unwrap_or_default();
         // At most an hour.
         let tolerance = time::Duration::try_from(webhook.tolerance).unwrap_or(time::Duration::HOUR);
-        webhook::verify(signature, body, webhook.secrets(), clock(), tolerance)?;
+        let secrets = webhook.secrets();
+        let secrets = secrets.iter().map(ExposeSecret::expose_secret);
+        webhook::verify(signature, body, secrets, clock(), tolerance)?;
         Ok(webhook::read(body)?)
     }
 

@@ -18,8 +18,9 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
+use super::kafka_lock::{Lock, Security};
 use super::server::Kind;
-use super::{process, until};
+use super::{Server, Stack, process, until};
 
 /// Sixteen bytes in base64: one cluster is as good as another on one machine.
 const CLUSTER: &str = "aG9sZGZhc3QtbG9jYWwtMQ";
@@ -34,6 +35,7 @@ pub struct Kafka {
     pub(super) controller: u16,
     /// True to have every record synced to disk before it is acknowledged. Kafka by default relies on replicas.
     pub(super) sync_records: bool,
+    pub security: Security,
 }
 
 impl Kind for Kafka {
@@ -42,6 +44,9 @@ impl Kind for Kafka {
 
     fn prepare(&self) -> anyhow::Result<()> {
         fs::create_dir_all(&self.data)?;
+        if let Security::Locked(lock) = &self.security {
+            lock.prepare()?;
+        }
         fs::write(self.properties(), self.settings()?)?;
         if self.data.join("meta.properties").exists() {
             return Ok(());
@@ -50,6 +55,9 @@ impl Kind for Kafka {
         format
             .args(["format", "--cluster-id", CLUSTER, "--config"])
             .arg(self.properties());
+        if let Security::Locked(lock) = &self.security {
+            format.args(lock.format());
+        }
         process::output(format).map(drop)
     }
 
@@ -98,6 +106,35 @@ pub struct ReadRecord {
 }
 
 impl Kafka {
+    /// A locked one beside the stack's, in a folder of its own; not started yet.
+    pub fn locked(stack: &Stack) -> anyhow::Result<Server<Kafka>> {
+        let (folder, ports) = (stack.folder().join("locked"), &stack.ports);
+        fs::create_dir_all(&folder)?;
+        let security = Security::Locked(Lock::new(
+            folder.join("certificates"),
+            ports.get("locked-kafka-mutual")?,
+            ports.get("locked-kafka-expired")?,
+        )?);
+        let kafka = Kafka {
+            jars: stack.kafka.jars.clone(),
+            manifest: stack.kafka.manifest.clone(),
+            data: folder.join("kafka"),
+            client: ports.get("locked-kafka")?,
+            controller: ports.get("locked-kafka-controller")?,
+            sync_records: false,
+            security,
+        };
+        Ok(Server::new(kafka, folder))
+    }
+
+    /// The lock of one that has one.
+    pub fn lock(&self) -> anyhow::Result<&Lock> {
+        match &self.security {
+            Security::Locked(lock) => Ok(lock),
+            Security::Open => Err(anyhow!("this Kafka has no lock")),
+        }
+    }
+
     /// For `bootstrap.servers`.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.client)
@@ -109,6 +146,11 @@ impl Kafka {
         config
             .set("bootstrap.servers", self.bootstrap())
             .set("reconnect.backoff.max.ms", "500");
+        if let Security::Locked(lock) = &self.security {
+            for (name, value) in lock.properties() {
+                config.set(name, value);
+            }
+        }
         config
     }
 
@@ -234,8 +276,12 @@ impl Kafka {
         } else {
             ""
         };
+        let listeners = match &self.security {
+            Security::Open => format!("listeners=CLIENT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n"),
+            Security::Locked(lock) => lock.settings(client, controller),
+        };
         Ok(format!(
-            "{fixed}\nlisteners=CLIENT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
+            "{fixed}\n{listeners}\
              controller.quorum.voters=1@127.0.0.1:{controller}\nlog.dirs={data}\n{sync}"
         ))
     }

@@ -19,6 +19,7 @@
 pub mod certs;
 pub mod fetch;
 pub mod kafka;
+pub mod kafka_lock;
 pub mod maildev;
 pub mod pgbouncer;
 pub mod ports;

@@ -8,6 +8,7 @@ use futures::future::try_join_all;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::kafka_lock::Security;
 use super::ports::Ports;
 use super::restate::Place;
 use super::worker::Launch;
@@ -168,6 +169,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         client: ports.get("kafka")?,
         controller: ports.get("kafka-controller")?,
         sync_records: name == Name::Bench,
+        security: Security::Open,
     };
     let restate = Restate {
         binary: servers.restate,

@@ -298,6 +298,7 @@ pub(crate) fn settings(url: &str, key: &str, timeout: Duration) -> anyhow::Resul
     Ok(config::Provider {
         url: Some(url.parse().map_err(|error| anyhow!("{url}: {error}"))?),
         key: Some(key.into()),
+        key_file: None,
         timeout,
     })
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,7 +10,10 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::insecure::is_loopback;
+use super::secret::Secrets;
 use super::{Checks, Wire};
+
+const DEFAULT: &str = "postgres://postgres@127.0.0.1:5432/holdfast";
 
 /// The address of Postgres, and the time-outs of its answers.
 #[derive(Args, Debug, Clone)]
@@ -20,15 +24,33 @@ pub struct Database {
     #[arg(
         long = "database-url",
         env = "HOLDFAST_DATABASE_URL",
-        default_value = "postgres://postgres@127.0.0.1:5432/holdfast",
+        default_value = DEFAULT,
         hide_env_values = true,
         global = true
     )]
     pub url: SecretString,
+    /// File that holds --database-url.
+    #[arg(
+        id = "database-url-file",
+        long = "database-url-file",
+        env = "HOLDFAST_DATABASE_URL_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub url_file: Option<PathBuf>,
     /// The database that keeps the users' credits, likewise: its table `accounts` with the columns `user_id` and `credits`. Nothing
     /// is added to it. Without it, credits are refused.
     #[arg(long, env = "HOLDFAST_LOYALTY_URL", hide_env_values = true, global = true)]
     pub loyalty_url: Option<SecretString>,
+    /// File that holds --loyalty-url.
+    #[arg(
+        id = "loyalty-url-file",
+        long = "loyalty-url-file",
+        env = "HOLDFAST_LOYALTY_URL_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub loyalty_url_file: Option<PathBuf>,
     /// Age from which a transaction that is prepared there counts as left behind by its try, and is ended as the try's row
     /// says. A try that is merely slower is aborted by that, and made again.
     #[arg(long, env = "HOLDFAST_CREDITS_ABANDONED_AFTER", default_value = "60s", value_parser = humantime::parse_duration, global = true)]
@@ -54,6 +76,11 @@ pub struct Database {
 }
 
 impl Database {
+    pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
+        secrets.replace("database-url", &mut self.url, DEFAULT, self.url_file.as_deref());
+        secrets.read("loyalty-url", &mut self.loyalty_url, self.loyalty_url_file.as_deref());
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
         check_url(&self.url, "database-url", checks);
         if let Some(url) = &self.loyalty_url {

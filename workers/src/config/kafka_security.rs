@@ -13,6 +13,7 @@ use rdkafka::types::RDKafkaConfRes;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::insecure::is_loopback;
+use super::secret::Secrets;
 use super::{Checks, Wire};
 
 /// Protection of the connections to Kafka, and the name of the client there.
@@ -20,7 +21,7 @@ use super::{Checks, Wire};
 pub struct KafkaSecurity {
     /// Protocol of the connections to Kafka: SSL is TLS, SASL a login.
     #[arg(
-        long = "kafka-security-protocol",
+        id = "kafka-security-protocol", long = "kafka-security-protocol",
         env = "HOLDFAST_KAFKA_SECURITY_PROTOCOL",
         value_enum,
         ignore_case = true,
@@ -29,10 +30,17 @@ pub struct KafkaSecurity {
     )]
     pub protocol: SecurityProtocol,
     /// File with the certificates (PEM) of the authorities that may have signed the brokers'; the system's when absent.
-    #[arg(long = "kafka-ca", env = "HOLDFAST_KAFKA_CA", value_name = "FILE", global = true)]
+    #[arg(
+        id = "kafka-ca",
+        long = "kafka-ca",
+        env = "HOLDFAST_KAFKA_CA",
+        value_name = "FILE",
+        global = true
+    )]
     pub ca: Option<PathBuf>,
     /// File with the client's certificate (PEM), where brokers ask for one.
     #[arg(
+        id = "kafka-certificate",
         long = "kafka-certificate",
         env = "HOLDFAST_KAFKA_CERTIFICATE",
         value_name = "FILE",
@@ -41,6 +49,7 @@ pub struct KafkaSecurity {
     pub certificate: Option<PathBuf>,
     /// File with the private key (PEM) of the client's certificate.
     #[arg(
+        id = "kafka-private-key",
         long = "kafka-private-key",
         env = "HOLDFAST_KAFKA_PRIVATE_KEY",
         value_name = "FILE",
@@ -49,14 +58,25 @@ pub struct KafkaSecurity {
     pub private_key: Option<PathBuf>,
     /// The password of that key, if it has one.
     #[arg(
+        id = "kafka-private-key-password",
         long = "kafka-private-key-password",
         env = "HOLDFAST_KAFKA_PRIVATE_KEY_PASSWORD",
         hide_env_values = true,
         global = true
     )]
     pub private_key_password: Option<SecretString>,
+    /// File that holds --kafka-private-key-password.
+    #[arg(
+        env = "HOLDFAST_KAFKA_PRIVATE_KEY_PASSWORD_FILE",
+        id = "kafka-private-key-password-file",
+        long = "kafka-private-key-password-file",
+        value_name = "FILE",
+        global = true
+    )]
+    pub private_key_password_file: Option<PathBuf>,
     /// The way to log in.
     #[arg(
+        id = "kafka-sasl-mechanism",
         long = "kafka-sasl-mechanism",
         env = "HOLDFAST_KAFKA_SASL_MECHANISM",
         value_enum,
@@ -65,18 +85,34 @@ pub struct KafkaSecurity {
     )]
     pub mechanism: Option<SaslMechanism>,
     /// The user's name, for PLAIN and SCRAM.
-    #[arg(long = "kafka-username", env = "HOLDFAST_KAFKA_USERNAME", global = true)]
+    #[arg(
+        id = "kafka-username",
+        long = "kafka-username",
+        env = "HOLDFAST_KAFKA_USERNAME",
+        global = true
+    )]
     pub username: Option<String>,
     /// The user's password, for PLAIN and SCRAM.
     #[arg(
+        id = "kafka-password",
         long = "kafka-password",
         env = "HOLDFAST_KAFKA_PASSWORD",
         hide_env_values = true,
         global = true
     )]
     pub password: Option<SecretString>,
+    /// File that holds --kafka-password.
+    #[arg(
+        id = "kafka-password-file",
+        long = "kafka-password-file",
+        env = "HOLDFAST_KAFKA_PASSWORD_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub password_file: Option<PathBuf>,
     /// File with the token (a JWT) for OAUTHBEARER; it is read again whenever the token is about to expire.
     #[arg(
+        id = "kafka-token-file",
         long = "kafka-token-file",
         env = "HOLDFAST_KAFKA_TOKEN_FILE",
         value_name = "FILE",
@@ -85,7 +121,7 @@ pub struct KafkaSecurity {
     pub token: Option<PathBuf>,
     /// A further property of the client library (librdkafka), as `name=value`; several in the environment are separated by `;`.
     #[arg(
-        long = "kafka-property",
+        id = "kafka-property", long = "kafka-property",
         env = "HOLDFAST_KAFKA_PROPERTY",
         value_name = "NAME=VALUE",
         hide_env_values = true,
@@ -245,6 +281,15 @@ impl KafkaSecurity {
         further.chain(own).collect()
     }
 
+    pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
+        secrets.read(
+            "kafka-private-key-password",
+            &mut self.private_key_password,
+            self.private_key_password_file.as_deref(),
+        );
+        secrets.read("kafka-password", &mut self.password, self.password_file.as_deref());
+    }
+
     /// Checks the settings of the way to these servers.
     pub(super) fn check(&self, checks: &mut Checks, bootstrap: &str) {
         let before = checks.wrong.len();
@@ -283,6 +328,17 @@ impl KafkaSecurity {
                 flag,
                 "give it with --kafka-security-protocol SSL or SASL_SSL, or not at all",
             );
+        }
+        for (flag, file) in [
+            ("kafka-ca", &self.ca),
+            ("kafka-certificate", &self.certificate),
+            ("kafka-private-key", &self.private_key),
+        ] {
+            if let Some(file) = file
+                && let Err(error) = std::fs::read(file)
+            {
+                checks.require(false, flag, &format!("{} cannot be read: {error}", file.display()));
+            }
         }
         checks.require(
             self.certificate.is_none() || self.private_key.is_some(),
@@ -420,7 +476,6 @@ mod tests {
     use clap::Parser;
 
     use super::super::Cli;
-    use super::*;
 
     /// What is wrong with these settings, beside `--kafka`.
     fn wrong(args: &[&str]) -> Vec<String> {
@@ -482,9 +537,9 @@ mod tests {
         let certificate = ["--kafka-certificate", "/c.pem"];
         assert_eq!(
             flags(&[&[PROTOCOL, "SSL"][..], &certificate].concat()),
-            ["kafka-private-key"]
+            ["kafka-certificate", "kafka-private-key"]
         );
-        assert_eq!(flags(&["--kafka-ca", "/ca.pem"]), ["kafka-ca"]);
+        assert_eq!(flags(&["--kafka-ca", "/dev/null"]), ["kafka-ca"]);
         let unreadable = wrong(&[PROTOCOL, "SSL", "--kafka-ca", "/nowhere/ca.pem"]);
         assert!(
             unreadable[0].starts_with("--kafka-ca (HOLDFAST_KAFKA_CA)") && unreadable[0].contains("/nowhere/ca.pem"),

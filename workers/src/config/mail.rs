@@ -1,5 +1,6 @@
 //! Settings: mails to customers.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::Checks;
+use super::secret::Secrets;
 
 /// The ports of RFC 5321 (relay), RFC 6409 (submission) and RFC 8314 (submission over TLS).
 const SMTP_PORT: u16 = 25;
@@ -23,6 +25,15 @@ pub struct Mail {
     /// outcomes that it writes, so give it to every process that may end a checkout: `serve`, `run`, `admin checkout settle`.
     #[arg(long, env = "HOLDFAST_SMTP_URL", hide_env_values = true, global = true)]
     pub smtp_url: Option<SecretString>,
+    /// File that holds --smtp-url.
+    #[arg(
+        id = "smtp-url-file",
+        long = "smtp-url-file",
+        env = "HOLDFAST_SMTP_URL_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub smtp_url_file: Option<PathBuf>,
     /// The address that mails come from, such as tickets@example.org.
     #[arg(long = "mail-from", env = "HOLDFAST_MAIL_FROM", global = true)]
     pub from: Option<String>,
@@ -79,6 +90,10 @@ impl Mail {
     /// The sender of every mail; none without the setting, or when it is no address that every mail server takes.
     pub fn sender(&self) -> Option<Address> {
         deliverable(self.from.as_deref()?).filter(|address| address.user().is_ascii())
+    }
+
+    pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
+        secrets.read("smtp-url", &mut self.smtp_url, self.smtp_url_file.as_deref());
     }
 
     pub(super) fn check(&self, checks: &mut Checks) {

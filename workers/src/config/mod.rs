@@ -13,13 +13,15 @@ mod process;
 mod provider;
 mod relay;
 mod restate;
+mod restate_kafka;
 mod roles;
+mod secret;
 mod serve;
 mod verify;
 mod webhook;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 pub use checkout::Checkout;
 pub use command::{
@@ -35,10 +37,13 @@ pub use process::{LogFormat, Process};
 pub use provider::Provider;
 pub use relay::Relay;
 pub use restate::Restate;
+pub use restate_kafka::RestateKafka;
 pub use roles::{Granted, Roles};
 pub use serve::Serve;
 pub use verify::Verify;
 pub use webhook::Webhook;
+
+use secret::Secrets;
 
 /// Sells seats without ever selling one twice: workers between Kafka, Restate and Postgres.
 #[derive(Parser, Debug)]
@@ -48,9 +53,20 @@ pub struct Cli {
     pub config: Config,
     #[command(subcommand)]
     pub command: Role,
+    /// The flags that show a secret on the command line.
+    #[arg(skip)]
+    shown: Vec<&'static str>,
 }
 
 impl Cli {
+    /// Reads the secrets that lie in files; names every wrong file at once.
+    ///
+    /// # Errors
+    /// The files that hold no secret, and the secrets that are given twice.
+    pub fn read_secrets(&mut self) -> Result<(), Vec<Invalid>> {
+        self.config.read_secrets()
+    }
+
     /// Checks the settings, and what the command needs of them; names every wrong one at once.
     ///
     /// # Errors
@@ -69,8 +85,8 @@ impl Cli {
             "give the secret of the endpoint at the payment provider: without it, anybody could be the provider",
         );
         let asks_as_admin = match self.command {
-            Command::Register { .. } | Command::Verify { .. } | Command::Admin(_) => true,
-            Command::Run { no_register, .. } => !no_register,
+            Role::Register { .. } | Role::Verify { .. } | Role::Admin(_) => true,
+            Role::Run { no_register, .. } => !no_register,
             _ => false,
         };
         checks.require(
@@ -79,6 +95,18 @@ impl Cli {
             "give SCRAM or a client certificate to register, verify, admin and run (without --no-register): the client library's \
              requests about topics know no OAUTHBEARER",
         );
+        let lives_long = !matches!(
+            self.command,
+            Role::Migrate | Role::Register { .. } | Role::Verify { .. } | Role::Admin(_)
+        );
+        for flag in self.shown.iter().filter(|_| lives_long) {
+            let variable = variable(flag);
+            let what = format!(
+                "give it as {variable}, or its file as --{flag}-file ({variable}_FILE): everybody on this machine can read the \
+                 command line of a process that lives long"
+            );
+            checks.require(false, flag, &what);
+        }
         // Refused at the start: the first dispute may come after months, and all its deliveries would fail.
         checks.require(
             !takes_webhooks || provider.url.is_some(),
@@ -93,7 +121,12 @@ impl Cli {
 
     /// Reads the command line and the environment; ends the process when they cannot be understood, and says why.
     pub fn read() -> Self {
-        Self::try_parse().unwrap_or_else(|error| naming_the_variable(error).exit())
+        let read = Self::command().try_get_matches().and_then(|matches| {
+            let mut cli = Self::from_arg_matches(&matches)?;
+            cli.shown = secret::shown(&matches);
+            Ok(cli)
+        });
+        read.unwrap_or_else(|error| naming_the_variable(error).exit())
     }
 }
 
@@ -142,6 +175,21 @@ pub struct Config {
 }
 
 impl Config {
+    /// As [`Cli::read_secrets`].
+    ///
+    /// # Errors
+    /// The files that hold no secret, and the secrets that are given twice.
+    pub fn read_secrets(&mut self) -> Result<(), Vec<Invalid>> {
+        let mut secrets = Secrets::default();
+        self.kafka.security.read_secrets(&mut secrets);
+        self.database.read_secrets(&mut secrets);
+        self.restate.kafka_login.read_secrets(&mut secrets);
+        self.provider.read_secrets(&mut secrets);
+        self.mail.read_secrets(&mut secrets);
+        self.webhook.read_secrets(&mut secrets);
+        secrets.finish()
+    }
+
     /// Has each section check its values beyond what the parser checks.
     ///
     /// # Errors
@@ -157,7 +205,7 @@ impl Config {
         };
         self.kafka.check(&mut checks);
         self.database.check(&mut checks);
-        self.restate.check(&mut checks);
+        self.restate.check(&mut checks, &self.kafka);
         self.gate.check(&mut checks);
         self.serve.check(&mut checks);
         self.checkout.check(&mut checks);
@@ -221,8 +269,6 @@ fn is_a_word(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn config(args: &[&str]) -> Config {

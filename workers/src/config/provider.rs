@@ -1,5 +1,6 @@
 //! Settings: the payment provider.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -7,6 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::insecure::is_loopback;
+use super::secret::{self, Secrets};
 use super::{Checks, Wire, is_a_word};
 
 /// The payment provider, and the time-out of its answers.
@@ -28,12 +30,30 @@ pub struct Provider {
         global = true
     )]
     pub key: Option<SecretString>,
+    /// File that holds --provider-key; it is read again for each call, so that the key can be replaced.
+    #[arg(
+        id = "provider-key-file",
+        long = "provider-key-file",
+        env = "HOLDFAST_PROVIDER_KEY_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub key_file: Option<PathBuf>,
     /// Longest time one call may take; after that its result is unknown, and Holdfast asks for the payment's state.
     #[arg(long = "provider-timeout", env = "HOLDFAST_PROVIDER_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub timeout: Duration,
 }
 
 impl Provider {
+    /// The key as it is now.
+    pub fn current_key(&self) -> Option<SecretString> {
+        secret::current(self.key.as_ref(), self.key_file.as_deref())
+    }
+
+    pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
+        secrets.read("provider-key", &mut self.key, self.key_file.as_deref());
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
         checks.require(
             (self.url.as_ref()).is_none_or(|url| {

@@ -3,8 +3,8 @@
 use clap::Args;
 use url::Url;
 
-use super::Checks;
 use super::kafka::{BOOTSTRAP_FORM, bootstrap_is_well_formed};
+use super::{Checks, Kafka, RestateKafka};
 
 /// The addresses of Restate.
 #[derive(Args, Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct Restate {
     /// Kafka bootstrap servers as Restate reaches them; Holdfast's own when absent.
     #[arg(long = "restate-kafka", env = "HOLDFAST_RESTATE_KAFKA", global = true)]
     pub kafka: Option<String>,
+    #[command(flatten)]
+    pub kafka_login: RestateKafka,
     /// The address at which Restate reaches `serve`.
     #[arg(
         long = "serve-url",
@@ -42,7 +44,7 @@ pub struct Restate {
 }
 
 impl Restate {
-    pub(super) fn check(&self, checks: &mut Checks) {
+    pub(super) fn check(&self, checks: &mut Checks, kafka: &Kafka) {
         for (flag, url) in [
             ("restate-admin", &self.admin),
             ("restate-ingress", &self.ingress),
@@ -59,5 +61,9 @@ impl Restate {
             "restate-kafka",
             BOOTSTRAP_FORM,
         );
+        self.kafka_login.check(checks, &kafka.security);
+        if let Some(bootstrap) = &self.kafka {
+            RestateKafka::check_wire(checks, bootstrap, &kafka.security);
+        }
     }
 }

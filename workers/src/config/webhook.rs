@@ -1,11 +1,13 @@
 //! Settings: the payment provider's webhooks.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::secret::{self, Secrets};
 use super::{Checks, is_a_word};
 
 /// The listener for the payment provider's webhooks.
@@ -29,20 +31,35 @@ pub struct Webhook {
         global = true
     )]
     pub secret: Option<SecretString>,
+    /// File that holds --webhook-secret; it is read again for each webhook, so that the secret can be replaced.
+    #[arg(
+        id = "webhook-secret-file",
+        long = "webhook-secret-file",
+        env = "HOLDFAST_WEBHOOK_SECRET_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub secret_file: Option<PathBuf>,
     /// Largest distance of a signature's time from now: a longer one gives more time to replay an overheard request.
     #[arg(long = "webhook-tolerance", env = "HOLDFAST_WEBHOOK_TOLERANCE", default_value = "5m", value_parser = humantime::parse_duration, global = true)]
     pub tolerance: Duration,
 }
 
 impl Webhook {
-    /// Each secret that may have signed; none when no webhooks are taken.
-    pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        (self.secret.iter()).flat_map(|secrets| secrets.expose_secret().split(','))
+    /// Each secret that may have signed, as its file holds it now; none when no webhooks are taken.
+    pub fn secrets(&self) -> Vec<SecretString> {
+        let secrets = secret::current(self.secret.as_ref(), self.secret_file.as_deref());
+        let secrets = secrets.iter().flat_map(|secrets| secrets.expose_secret().split(','));
+        secrets.map(|secret| secret.to_owned().into()).collect()
+    }
+
+    pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
+        secrets.read("webhook-secret", &mut self.secret, self.secret_file.as_deref());
     }
 
     pub(super) fn check(&self, checks: &mut Checks) {
         checks.require(
-            self.secrets().all(is_a_word),
+            self.secrets().iter().all(|secret| is_a_word(secret.expose_secret())),
             "webhook-secret",
             "give the secret alone, or several separated by commas, without spaces or line ends",
         );

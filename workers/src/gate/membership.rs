@@ -16,6 +16,7 @@ use crate::kafka::packed::{self, is_packed};
 use crate::kafka::{self, Remarks};
 use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
+use crate::transience::{self, Fault};
 
 /// The largest answer that is taken, and the most that a zstd batch in it may hold. Batches are at most as large as the public
 /// topics take records.
@@ -80,6 +81,16 @@ impl Membership {
         }
     }
 
+    /// Notes what has to be mended before the gate can go on.
+    pub(super) fn waits_for(&self, what: String) {
+        self.consumer.context().waits_for(what);
+    }
+
+    /// Notes that records pass.
+    pub(super) fn goes_on(&self) {
+        self.consumer.context().goes_on();
+    }
+
     /// Changes with every rebalance.
     pub(super) fn rebalances(&self) -> u64 {
         self.consumer.context().rebalances()
@@ -95,6 +106,10 @@ impl Membership {
                 _ => self.consumer.commit(&offsets, CommitMode::Sync),
             });
         if let Err(error) = committed {
+            let fault = error.rdkafka_error_code().map(transience::kafka);
+            if fault == Some(Fault::Setting) {
+                self.waits_for(format!("{error}: the offsets of the group {}", self.group));
+            }
             tracing::warn!(%error, "offsets not committed; their records are read again after a restart");
             self.consumer.context().metrics.gate_commit_errors.inc();
         }
@@ -173,6 +188,13 @@ impl Membership {
                 code,
                 batches: self.packed().unwrap_or_else(unknown),
             }),
+            KafkaError::MessageConsumption(code) if transience::kafka(code) == Fault::Setting => {
+                self.waits_for(format!(
+                    "{code} while the gate reads, as a member of the group {}",
+                    self.group
+                ));
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

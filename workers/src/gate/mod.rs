@@ -287,7 +287,7 @@ impl Gate {
 
     fn send_records(&mut self, gathered: &Gathered) -> Result<(), KafkaError> {
         for record in gathered.window.admitted() {
-            let message = BaseRecord::with_opaque_to(record.topic, 0)
+            let message = BaseRecord::with_opaque_to(record.topic, place(record.topic))
                 .key(record.key.as_bytes())
                 .payload(record.value.as_slice());
             kafka::send(&self.producer, message)?;
@@ -303,7 +303,7 @@ impl Gate {
     fn dead_letter<'a>(&self, rejected: &'a Rejected) -> BaseRecord<'a, [u8], [u8], usize> {
         let Rejected { letter, original, bare } = rejected;
         let mut letter = letter.clone();
-        let mut record = BaseRecord::with_opaque_to(topics::DEAD_LETTERS, 0);
+        let mut record = BaseRecord::with_opaque_to(topics::DEAD_LETTERS, place(topics::DEAD_LETTERS));
         let mut headers = OwnedHeaders::new();
         let bytes = size(original).unwrap_or(self.settings.kafka.public_record_bytes);
         if !bare && bytes + DEAD_LETTER_BYTES <= self.settings.kafka.admitted_record_bytes {
@@ -333,10 +333,10 @@ impl Gate {
         };
         let deliveries = self.producer.context();
         let drained = deliveries.drain(limit);
-        if let Some(first) = deliveries.take_failed().first().map(|failure| failure.code) {
-            return match self.refusal(first) {
+        if let Some(first) = deliveries.take_failed().first() {
+            return match self.refusal(first.code) {
                 Some(code) => self.refused(code),
-                None => self.failed(&first.to_string()),
+                None => self.failed(&format!("{} to {}", first.code, name(first.record))),
             };
         }
         if drained == Drained::InFlight {
@@ -351,6 +351,7 @@ impl Gate {
             self.membership.commit(&in_flight.spans);
         }
         crash::here(Point::GateCommitted);
+        self.membership.goes_on();
         self.count(in_flight);
         self.search
             .passed(in_flight.records, &in_flight.spans, self.settings.gate.window_records);
@@ -424,7 +425,9 @@ impl Gate {
 
     /// Handles a failed delivery of the window in flight: nothing more is sent until all uncommitted records are read again.
     fn failed(&mut self, cause: &str) -> Result<(), Error> {
-        tracing::error!(cause, "a window was not delivered; it is read and sent again");
+        let heard = self.producer.context().heard();
+        tracing::error!(cause, %heard, "a window was not delivered; it is read and sent again");
+        self.membership.waits_for(format!("{cause}{heard}"));
         self.give_up(cause, "delivery")
     }
 
@@ -496,6 +499,17 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// The opaque of a record that the gate sends: which of its topics it is for.
+fn place(topic: &str) -> usize {
+    let route = ROUTES.iter().position(|route| route.admitted == topic);
+    route.unwrap_or(ROUTES.len())
+}
+
+/// The topic of a record with this opaque.
+fn name(place: usize) -> &'static str {
+    ROUTES.get(place).map_or(topics::DEAD_LETTERS, |route| route.admitted)
 }
 
 /// Waits for a future, at most `limit`.

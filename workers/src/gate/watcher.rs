@@ -46,7 +46,12 @@ struct State {
     /// The committed offset of each partition, and since when it has been that.
     moved: HashMap<(String, i32), (i64, Instant)>,
     stalled: usize,
+    /// What has to be mended, such as a right, and when it was last heard of.
+    waits_for: Option<(Instant, String)>,
 }
+
+/// What has to be mended is believed for so long without being heard of again; a partition that stands still is told of then.
+const MENDED: Duration = STALLED;
 
 impl Watcher {
     pub(super) fn new(metrics: Arc<Metrics>, ready: Ready, remarks: Remarks) -> Self {
@@ -68,13 +73,24 @@ impl Watcher {
         self.rebalances.load(Ordering::Relaxed)
     }
 
+    pub(super) fn waits_for(&self, what: String) {
+        self.note(|state| state.waits_for = Some((Instant::now(), what)));
+    }
+
+    pub(super) fn goes_on(&self) {
+        self.note(|state| state.waits_for = None);
+    }
+
     /// Notes news, and tells whether the gate can do its work.
     fn note(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
-        (self.ready)(match state.joined && state.connected && state.stalled == 0 {
-            true => Ok(()),
-            false => Err(self.remarks.heard().text().unwrap_or_default().to_owned()),
+        state.waits_for.take_if(|(at, _)| at.elapsed() > MENDED);
+        let is_able = state.joined && state.connected && state.stalled == 0;
+        (self.ready)(match &state.waits_for {
+            Some((_, what)) => Err(what.clone()),
+            None if is_able => Ok(()),
+            None => Err(self.remarks.heard().text().unwrap_or_default().to_owned()),
         });
     }
 

@@ -10,6 +10,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use super::{Heard, Remarks, ThreadError, on_thread, producer};
 use crate::config;
+use crate::transience::{self, Fault};
 
 /// Sends records to Kafka. Those of several callers share batches.
 pub struct Publisher {
@@ -69,8 +70,11 @@ impl Publisher {
         let sender = self.sender()?;
         let asked = on_thread("webhook's kafka", move || {
             let metadata = sender.client().fetch_metadata(Some(topic), patience)?;
-            let error = metadata.topics().iter().find_map(|topic| topic.error());
-            error.map_or(Ok(()), |code| Err(KafkaError::MetadataFetch(code.into())))
+            let codes = metadata.topics().iter().filter_map(|topic| topic.error());
+            let mut codes = codes.map(RDKafkaErrorCode::from);
+            // A topic that is not there yet is sent to, and waited for.
+            let denied = codes.find(|code| transience::kafka(*code) == Fault::Setting);
+            denied.map_or(Ok(()), |code| Err(KafkaError::MetadataFetch(code)))
         });
         asked.await?.map_err(|source| Error::Ask {
             topic: topic.to_owned(),

@@ -21,7 +21,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use holdfast_schemas::{CheckoutId, Currency, PaymentId, UserId};
-use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -43,10 +42,10 @@ impl Provider {
     /// # Errors
     /// [`Error::Client`].
     pub fn new(settings: &config::Provider, metrics: Arc<Metrics>) -> Result<Option<Self>, Error> {
-        let (Some(url), Some(key)) = (&settings.url, &settings.key) else {
+        let (Some(url), true) = (&settings.url, settings.key.is_some()) else {
             return Ok(None);
         };
-        let stripe = Arc::new(Stripe::new(url.clone(), key.expose_secret(), settings.timeout)?);
+        let stripe = Arc::new(Stripe::new(url.clone(), settings.clone())?);
         Ok(Some(Self { stripe, metrics }))
     }
 

@@ -22,12 +22,11 @@
 //!
 //! Sources: Stripe's documentation, "Supported currencies" (zero-decimal, three-decimal and special cases); its API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
 
-use std::time::Duration;
-
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
+use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -37,7 +36,7 @@ use uuid::{Uuid, uuid};
 
 use super::http::{Cause, Http, Silence};
 use super::{Call, CheckoutId, Currency, Error, Order, Payment, PaymentId, State, UserId};
-use crate::transience;
+use crate::{config, transience};
 
 /// The version of the API that every request names; the account's own setting does not matter.
 const VERSION: &str = "2026-08-26.dahlia";
@@ -68,20 +67,24 @@ const EXPAND_LISTED: (&str, &str) = ("expand[]", "data.latest_charge");
 pub(super) struct Stripe {
     http: Http,
     base: Url,
-    authorization: HeaderValue,
+    settings: config::Provider,
 }
 
 impl Stripe {
-    pub(super) fn new(base: Url, key: &str, patience: Duration) -> Result<Self, Error> {
-        let http = Http::new(&base, patience).map_err(Error::Client)?;
-        let authorization = HeaderValue::from_str(&format!("Bearer {key}"));
-        let mut authorization = authorization.map_err(|error| Error::Client(error.into()))?;
+    pub(super) fn new(base: Url, settings: config::Provider) -> Result<Self, Error> {
+        let http = Http::new(&base, settings.timeout).map_err(Error::Client)?;
+        let stripe = Self { http, base, settings };
+        stripe.authorization().map_err(Error::Client)?;
+        Ok(stripe)
+    }
+
+    /// The key as it is now: it may be replaced while the process runs.
+    fn authorization(&self) -> Result<HeaderValue, Cause> {
+        let key = self.settings.current_key();
+        let key = key.as_ref().map_or("", ExposeSecret::expose_secret);
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {key}"))?;
         authorization.set_sensitive(true);
-        Ok(Self {
-            http,
-            base,
-            authorization,
-        })
+        Ok(authorization)
     }
 
     pub(super) async fn create(&self, order: &Order<'_>) -> Result<Payment, Error> {
@@ -265,7 +268,7 @@ impl Stripe {
         let mut request = Request::builder()
             .method(method)
             .uri(url.as_str())
-            .header(AUTHORIZATION, &self.authorization)
+            .header(AUTHORIZATION, self.authorization()?)
             .header(STRIPE_VERSION, VERSION)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(USER_AGENT, concat!("holdfast/", env!("CARGO_PKG_VERSION")));
@@ -575,9 +578,11 @@ impl Intent {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
     use serde_json::json;
 
     use super::*;
+    use crate::config::Cli;
 
     fn answer(status: u16, body: &str) -> Said {
         let answer = Response::builder().status(status).header(REQUEST_ID, "req_1");
@@ -668,12 +673,9 @@ mod tests {
 
     #[test]
     fn an_id_cannot_lead_to_another_address() {
-        let stripe = Stripe::new(
-            "http://pay.example/base/".parse().unwrap(),
-            "sk_1",
-            Duration::from_secs(1),
-        )
-        .unwrap();
+        let (url, key) = ("http://pay.example/base/", "sk_1");
+        let cli = Cli::parse_from(["holdfast", "--provider-url", url, "--provider-key", key, "migrate"]);
+        let stripe = Stripe::new(url.parse().unwrap(), cli.config.provider).unwrap();
         for id in ["../refunds", "pi_1?x=1", "pi_1#", "pi_1/capture", "%2e%2e"] {
             let id = PaymentId::parse(id).unwrap();
             let request = stripe.request(Method::GET, &["payment_intents", id.as_str()], &[EXPAND], None);

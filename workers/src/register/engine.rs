@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use url::Url;
 
 use super::report::{Finding, PartReport};
-use super::{Error, Path, reaper, topics};
+use super::{Error, Path, cluster, reaper, topics};
 use crate::config::Config;
 use crate::objects::{APPLY, STEPWISE, TICKET, USER};
 use crate::restate_admin::{Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
@@ -154,17 +154,7 @@ impl EngineSetup {
     }
 
     async fn settle_cluster(&self) -> Result<PartReport, Error> {
-        let wanted = BTreeMap::from(
-            [
-                ("bootstrap.servers", self.kafka.as_str()),
-                // A broker that goes away must not hold Restate up for longer than this.
-                ("session.timeout.ms", "6000"),
-                ("heartbeat.interval.ms", "1500"),
-                // Without statistics Restate has no metric of its lag.
-                ("statistics.interval.ms", "1000"),
-            ]
-            .map(|(name, value)| (name.to_owned(), value.to_owned())),
-        );
+        let wanted = cluster::wanted(&self.config, &self.kafka)?;
         let what = format!("Restate's Kafka cluster {CLUSTER}");
         let clusters = self.admin.kafka_clusters().await?;
         let Some(found) = clusters.into_iter().find(|cluster| cluster.name == CLUSTER) else {
@@ -173,16 +163,21 @@ impl EngineSetup {
         };
         let differs: Vec<_> = wanted
             .iter()
-            .filter(|(name, value)| found.properties.get(*name) != Some(value))
+            .filter(|(name, value)| !cluster::is_secret(name) && found.properties.get(*name) != Some(value))
             .collect();
-        if differs.is_empty() {
+        // What a lock that was taken off has left.
+        let is_left = |name: &&String| cluster::OURS.contains(&name.as_str()) && !wanted.contains_key(*name);
+        let left: Vec<_> = found.properties.keys().filter(is_left).collect();
+        if differs.is_empty() && left.is_empty() {
             return Ok(PartReport::new(what, Finding::AsWanted));
         }
         let have: Vec<_> = differs
             .iter()
             .map(|(name, _)| property(name, found.properties.get(*name)))
+            .chain(left.iter().map(|name| (*name).clone()))
             .collect();
-        let finding = if found.properties.keys().all(|name| wanted.contains_key(name)) {
+        let is_known = |name: &String| wanted.contains_key(name) || left.contains(&name);
+        let finding = if found.properties.keys().all(is_known) {
             self.admin.replace_kafka_cluster(CLUSTER, &wanted).await?;
             Finding::Changed {
                 before: format!("had {}", have.join(", ")),
