@@ -16,6 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
+use crate::relay::insert;
 use crate::support::{DEADLINE, requested, structured};
 use crate::{Test, tests};
 
@@ -23,16 +24,21 @@ pub(crate) const TESTS: &[Test] = tests![
     a_gate_works_by_every_way_to_log_in,
     a_connection_that_fails_is_named_by_readyz,
     a_command_that_cannot_connect_says_why,
-    a_right_that_is_withdrawn_is_named_and_waited_for,
+    a_right_of_the_gate_that_is_withdrawn_is_named_and_waited_for,
+    a_right_of_the_relay_that_is_missing_is_named_and_waited_for,
 ];
 
 const GROUP: &str = "holdfast.gate";
-const TOPICS: [&str; 5] = [
+const TOPICS: [&str; 9] = [
     topics::RESERVATIONS,
     topics::PAYMENTS,
     topics::RESERVATIONS_ADMITTED,
     topics::PAYMENTS_ADMITTED,
     topics::DEAD_LETTERS,
+    topics::RESERVATIONS_OUTCOMES,
+    topics::PAYMENTS_OUTCOMES,
+    topics::RELAY_MARK,
+    topics::RELAY_STATE,
 ];
 
 /// The broker of all proofs here: it is started once, and one proof at a time has it.
@@ -48,7 +54,7 @@ async fn locked(kit: &Kit) -> anyhow::Result<Locked> {
         for topic in TOPICS {
             kafka.create_topic(topic, 1, &[]).await?;
         }
-        kafka.lock()?.grant(&rights("gate")?)?;
+        kafka.lock()?.grant(&[rights("gate")?, rights("relay")?].concat())?;
         let consumer: BaseConsumer = kafka.config().set("group.id", GROUP).create()?;
         let mut first = TopicPartitionList::new();
         for topic in [topics::RESERVATIONS, topics::PAYMENTS] {
@@ -253,7 +259,7 @@ fn says(output: &Output, expected: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn a_right_that_is_withdrawn_is_named_and_waited_for(kit: &Kit) -> anyhow::Result<()> {
+fn a_right_of_the_gate_that_is_withdrawn_is_named_and_waited_for(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let locked = locked(kit).await?;
         let kafka = server(&locked)?;
@@ -279,6 +285,57 @@ fn a_right_that_is_withdrawn_is_named_and_waited_for(kit: &Kit) -> anyhow::Resul
             worker.ready().await.context(name)?;
         }
         worker.stop().await
+    })
+}
+
+fn a_right_of_the_relay_that_is_missing_is_named_and_waited_for(kit: &Kit) -> anyhow::Result<()> {
+    const DATABASE: &str = "locked-relay";
+    kit.block_on(async {
+        let locked = locked(kit).await?;
+        let kafka = server(&locked)?;
+        let lock = kafka.lock()?;
+        let pool = kit.stack.postgres.copy_database("template1", DATABASE).await?;
+        let url = kit.stack.postgres.url_of(DATABASE);
+        let migrate = kit
+            .stack
+            .holdfast("migrate", "locked")
+            .env("HOLDFAST_DATABASE_URL", &url);
+        ensure!(migrate.output().await?.status.success(), "not migrated");
+        let launch = || {
+            let launch = kit.stack.holdfast("relay", "locked").env("HOLDFAST_DATABASE_URL", &url);
+            let launch = launch.env("HOLDFAST_KAFKA", &kafka.bootstrap());
+            let login = lock.login("relay").into_iter();
+            login.fold(launch, |launch, (name, value)| launch.env(name, &value))
+        };
+        for right in rights("relay")? {
+            let name = format!("{right:?}");
+            lock.withdraw(std::slice::from_ref(&right))?;
+            let topic = match right.name.as_str() {
+                topic @ (topics::PAYMENTS_OUTCOMES | topics::DEAD_LETTERS) => topic,
+                _ => topics::RESERVATIONS_OUTCOMES,
+            };
+            let key = Uuid::new_v4().to_string();
+            insert(&pool, topic, &key, b"value").await?;
+            let worker = launch().spawn()?;
+            waits_for(&worker, &name, &["uthoriz", "denies"]).await?;
+            lock.grant(std::slice::from_ref(&right))?;
+            until("the row has left", DEADLINE, async || {
+                let left: i64 = sqlx::query_scalar("select count(*) from outbox")
+                    .fetch_one(&pool)
+                    .await?;
+                ensure!(left == 0, "{left} rows");
+                Ok(())
+            })
+            .await
+            .with_context(|| format!("{name}\n{}", worker.last_words()))?;
+            let records = kafka.read(topic).await?;
+            let copies = records
+                .iter()
+                .filter(|record| record.key.as_deref() == Some(key.as_bytes()));
+            ensure!(copies.count() == 1, "{name}");
+            worker.stop().await?;
+        }
+        Ok(())
     })
 }
 

@@ -434,7 +434,7 @@ impl<'a> Proof<'a> {
         Ok(())
     }
 
-    async fn insert(&mut self, key: &str, value: &[u8]) -> anyhow::Result<()> {
+    pub(crate) async fn insert(&mut self, key: &str, value: &[u8]) -> anyhow::Result<()> {
         insert(&self.pool, &self.topic, key, value).await.map(drop)
     }
 
