@@ -85,19 +85,23 @@ impl Cli {
             "give the secret of the endpoint at the payment provider: without it, anybody could be the provider",
         );
         let asks_as_admin = match self.command {
-            Role::Register { .. } | Role::Verify { .. } | Role::Admin(_) => true,
+            Role::Register { .. } | Role::Verify { .. } | Role::Doctor { .. } | Role::Admin(_) => true,
             Role::Run { no_register, .. } => !no_register,
             _ => false,
         };
         checks.require(
             !asks_as_admin || self.config.kafka.security.mechanism != Some(SaslMechanism::OAuthBearer),
             "kafka-sasl-mechanism",
-            "give SCRAM or a client certificate to register, verify, admin and run (without --no-register): the client library's \
+            "give SCRAM or a client certificate to register, verify, doctor, admin and run (without --no-register): the client library's \
              requests about topics know no OAUTHBEARER",
         );
         let lives_long = !matches!(
             self.command,
-            Role::Migrate | Role::Register { .. } | Role::Verify { .. } | Role::Admin(_)
+            Role::Migrate { .. }
+                | Role::Register { .. }
+                | Role::Verify { .. }
+                | Role::Doctor { .. }
+                | Role::Admin(_)
         );
         for flag in self.shown.iter().filter(|_| lives_long) {
             let variable = variable(flag);

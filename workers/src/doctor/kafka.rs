@@ -185,7 +185,7 @@ impl Visit {
             .set("acks", IMPOSSIBLE_ACKS)
             .set("retries", "0")
             .set("message.timeout.ms", ANSWER.as_millis().to_string());
-        let producer: Producer = match settings.create_with_context(Deliveries::default()) {
+        let producer: Producer = match settings.create_with_context(Deliveries::new(&self.config)) {
             Ok(producer) => producer,
             Err(error) => return vec![Check::unknown(Part::Kafka, "writing", error::chain(&error))],
         };

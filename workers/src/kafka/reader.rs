@@ -15,6 +15,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::packed::{self, is_packed};
 use super::{Heard, Remarks, client, heard, looker};
 use crate::config;
+use crate::transience::{self, Fault};
 
 /// Longest time for which Kafka may not answer, or keep a transaction open.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -182,7 +183,10 @@ impl Reader {
                     let batches = packed::name(&self.settings, remarks, places.collect()).map_err(failed)?;
                     return Err(Error::Packed { code, batches }.into());
                 }
-                Some(Err(source)) if heard.elapsed() > PATIENCE => return Err(failed(source).into()),
+                // A right, for example, which only an operator mends.
+                Some(Err(source)) if heard.elapsed() > PATIENCE || is_setting(&source) => {
+                    return Err(failed(source).into());
+                }
                 Some(Err(error)) => tracing::warn!(%error, topic, "reading {topic} goes on"),
                 None if heard.elapsed() > PATIENCE => {
                     let (address, topic) = (self.address.clone(), topic.to_owned());
@@ -225,6 +229,10 @@ impl Reader {
             source,
         }
     }
+}
+
+fn is_setting(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().map(transience::kafka) == Some(Fault::Setting)
 }
 
 /// The reason why a topic could not be read.

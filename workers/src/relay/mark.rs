@@ -126,6 +126,10 @@ fn last_from(consumer: &BaseConsumer<Remarks>, first: i64, patience: Duration) -
                     Some((offset, None)) => Err(Error::Foreign { offset }),
                 };
             }
+            // What only an operator mends, such as a right, is told at once.
+            Some(Err(error)) if (error.rdkafka_error_code()).map(transience::kafka) == Some(Fault::Setting) => {
+                return Err(Error::read(RELAY_MARK)(error));
+            }
             Some(Err(error)) => tracing::debug!(%error, "reading {RELAY_MARK} goes on"),
             None => {}
         }

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::ConsumerGroupMetadata;
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig};
 
@@ -13,7 +13,7 @@ use super::mark;
 use super::refusal::{Culprits, KafkaRefusal};
 use super::{Error, Relay};
 use crate::crash::{self, Point};
-use crate::kafka::{self, Deliveries, Drained, FailedDelivery, Producer};
+use crate::kafka::{self, Deliveries, Drained, FailedDelivery, Heard, Producer};
 use crate::store::outbox::{self, Leadership, Row};
 use crate::transience::{self, Fault};
 
@@ -54,7 +54,10 @@ impl<'a> ProducerSession<'a> {
     /// Ends whatever transaction a predecessor left open. The session, as far as the database is, and the mark that Kafka has.
     pub(super) fn begin_with(relay: &Relay, leadership: &'a mut Leadership) -> Result<(Self, Option<Mark>), Trouble> {
         let producer = producer(relay)?;
-        persist(relay, || producer.init_transactions(ANSWER)).map_err(doing("starting transactions"))?;
+        persist(relay, || producer.init_transactions(ANSWER)).map_err(|source| Trouble::Start {
+            heard: producer.context().heard(),
+            source,
+        })?;
         let mark::Committed { mark, group } = mark::committed(&relay.settings.kafka, PATIENCE)?;
         let batch = leadership.ask(async |connection| outbox::batch(connection).await);
         let batch = relay.runtime.block_on(batch)?;
@@ -176,7 +179,16 @@ impl<'a> ProducerSession<'a> {
         // A record that is refused takes the others of its transaction with it, the mark's among them.
         match (KafkaRefusal::among(&of_rows), of_rows.first()) {
             (Some(refusal), _) => Ok(Some(refusal)),
-            (None, Some(failure)) => Err(doing("producing a batch")(KafkaError::MessageProduction(failure.code))),
+            (None, Some(failure)) => {
+                let denies = |failure: &&FailedDelivery| failure.code == RDKafkaErrorCode::TopicAuthorizationFailed;
+                let denied = of_rows.iter().find(denies).and_then(|failure| rows.get(failure.record));
+                Err(match denied {
+                    Some(row) => Trouble::Denied {
+                        topic: row.topic.clone(),
+                    },
+                    None => doing("producing a batch")(KafkaError::MessageProduction(failure.code)),
+                })
+            }
             (None, None) => not_refused(&of_mark).map(|()| None),
         }
     }
@@ -359,6 +371,10 @@ fn persist(relay: &Relay, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()>
 pub enum Trouble {
     #[error("Kafka failed while {doing}")]
     Kafka { doing: &'static str, source: KafkaError },
+    #[error("Kafka failed while starting transactions{heard}")]
+    Start { heard: Heard, source: KafkaError },
+    #[error("Kafka denies the relay the right to WRITE to the topic {topic}")]
+    Denied { topic: String },
     #[error("Kafka did not acknowledge records in time")]
     Unacknowledged,
     #[error(transparent)]
@@ -377,6 +393,11 @@ impl Trouble {
     pub(super) fn fault(&self) -> Fault {
         match self {
             Trouble::Kafka { source, .. } => source.rdkafka_error_code().map_or(Fault::Unknown, transience::kafka),
+            Trouble::Start { heard, source } => {
+                let code = source.rdkafka_error_code();
+                (heard.fault()).unwrap_or_else(|| code.map_or(Fault::Unknown, transience::kafka))
+            }
+            Trouble::Denied { .. } => Fault::Setting,
             Trouble::Mark(error) => error.fault(),
             Trouble::Outbox(error) => error.fault(),
             Trouble::Unacknowledged | Trouble::Repeated => Fault::Server,
