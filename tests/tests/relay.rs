@@ -434,7 +434,7 @@ impl<'a> Proof<'a> {
         Ok(())
     }
 
-    pub(crate) async fn insert(&mut self, key: &str, value: &[u8]) -> anyhow::Result<()> {
+    async fn insert(&mut self, key: &str, value: &[u8]) -> anyhow::Result<()> {
         insert(&self.pool, &self.topic, key, value).await.map(drop)
     }
 
@@ -470,7 +470,7 @@ impl<'a> Proof<'a> {
     }
 }
 
-async fn insert(pool: &PgPool, topic: &str, key: &str, value: &[u8]) -> anyhow::Result<i64> {
+pub(crate) async fn insert(pool: &PgPool, topic: &str, key: &str, value: &[u8]) -> anyhow::Result<i64> {
     let id = sqlx::query_scalar(
         "insert into outbox (topic, key, message, headers, value, written_at)
         values ($1, $2, gen_random_uuid(), '{\"content-type\": \"text/plain\"}', $3, clock_timestamp()) returning id",

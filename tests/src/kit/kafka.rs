@@ -110,11 +110,11 @@ impl Kafka {
     pub fn locked(stack: &Stack) -> anyhow::Result<Server<Kafka>> {
         let (folder, ports) = (stack.folder().join("locked"), &stack.ports);
         fs::create_dir_all(&folder)?;
-        let security = Security::Locked(Lock::new(
+        let security = Security::Locked(Box::new(Lock::new(
             folder.join("certificates"),
             ports.get("locked-kafka-mutual")?,
             ports.get("locked-kafka-expired")?,
-        )?);
+        )?));
         let kafka = Kafka {
             jars: stack.kafka.jars.clone(),
             manifest: stack.kafka.manifest.clone(),

@@ -26,7 +26,7 @@ pub const ROLES: &[&str] = &[
 /// Whether a Kafka asks who is there.
 pub enum Security {
     Open,
-    Locked(Lock),
+    Locked(Box<Lock>),
 }
 
 /// The lock of one Kafka: its certificates, and the ports beside the one for logins.

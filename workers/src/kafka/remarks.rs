@@ -42,7 +42,7 @@ impl Remarks {
     pub fn heard(&self) -> Heard {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH);
-        Heard(fresh.map(|(_, text)| text.clone()))
+        Heard(fresh.map(|(_, text)| Arc::new(text.clone())))
     }
 
     fn note(&self, text: &str) {
@@ -53,11 +53,11 @@ impl Remarks {
 
 /// Why a connection failed, to be printed behind an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Heard(Option<String>);
+pub struct Heard(Option<Arc<String>>);
 
 impl Heard {
     pub fn text(&self) -> Option<&str> {
-        self.0.as_deref()
+        self.0.as_deref().map(String::as_str)
     }
 
     /// The fault, if the connection fails by what only an operator mends.
