@@ -35,7 +35,7 @@ pub enum Path {
 pub enum Error {
     #[error("Kafka at {address} could not {what}{heard}")]
     Kafka {
-        address: String,
+        address: Box<str>,
         what: &'static str,
         heard: Heard,
         #[source]

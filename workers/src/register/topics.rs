@@ -490,7 +490,7 @@ impl Kafka {
     }
 
     fn failed_to(&self, what: &'static str) -> impl Fn(KafkaError) -> Error {
-        let address = self.config.kafka.bootstrap.clone();
+        let address: Box<str> = self.config.kafka.bootstrap.as_str().into();
         move |source| Error::Kafka {
             address: address.clone(),
             what,
@@ -500,7 +500,7 @@ impl Kafka {
     }
 
     fn failed_by(&self, looker: &BaseConsumer<Remarks>, what: &'static str) -> impl Fn(KafkaError) -> Error {
-        let address = self.config.kafka.bootstrap.clone();
+        let address: Box<str> = self.config.kafka.bootstrap.as_str().into();
         move |source| Error::Kafka {
             address: address.clone(),
             what,
