@@ -18,9 +18,11 @@
 
 pub mod certs;
 pub mod fetch;
+pub mod identity;
 pub mod kafka;
 pub mod kafka_lock;
 pub mod maildev;
+pub mod nginx;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
@@ -52,6 +54,7 @@ use provider::Simulator;
 
 pub use kafka::Kafka;
 pub use maildev::Maildev;
+pub use nginx::Nginx;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use restate::Restate;

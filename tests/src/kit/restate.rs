@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use super::identity::Identity;
 use super::process;
 use super::server::Kind;
 
@@ -20,6 +21,10 @@ pub struct Restate {
     pub(super) admin: u16,
     pub(super) node: u16,
     pub(super) client: reqwest::Client,
+    /// The key by which it signs its calls. Without it, as the bench has it, calls are not signed.
+    pub identity: Option<Identity>,
+    /// The certificates of the authorities that it trusts.
+    pub(super) trusted: PathBuf,
     /// Absent for a single node.
     pub(super) place: Option<Place>,
 }
@@ -50,6 +55,12 @@ impl Kind for Restate {
             .arg("--config-file")
             .arg(&self.settings)
             .envs(self.environment());
+        if let Some(identity) = &self.identity {
+            command.env(
+                "RESTATE_WORKER__INVOKER__REQUEST_IDENTITY_PRIVATE_KEY_PEM_FILE",
+                &identity.file,
+            );
+        }
         command
     }
 
@@ -163,6 +174,7 @@ impl Restate {
 
     fn environment(&self) -> Vec<(&'static str, String)> {
         let mut environment = vec![
+            ("SSL_CERT_FILE", self.trusted.display().to_string()),
             ("RESTATE_BASE_DIR", self.data.display().to_string()),
             ("RESTATE_BIND_IP", String::from("127.0.0.1")),
             ("RESTATE_BIND_PORT", self.node.to_string()),

@@ -8,6 +8,8 @@ use futures::future::try_join_all;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::certs::Authority;
+use super::identity::Identity;
 use super::kafka_lock::Security;
 use super::ports::Ports;
 use super::restate::Place;
@@ -60,6 +62,8 @@ pub struct Stack {
     /// `None` on the bench's stack, whose figures mail would disturb.
     pub maildev: Option<Server<Maildev>>,
     pub ports: Ports,
+    /// Signs the certificates of this stack's servers; the engine trusts it.
+    pub authority: Authority,
     folder: PathBuf,
     /// Held as long as the stack lives.
     _alone: File,
@@ -115,6 +119,8 @@ impl Stack {
                 admin: port("admin", number)?,
                 node: talk[number],
                 client: reqwest::Client::new(),
+                identity: self.restate.identity.clone(),
+                trusted: self.restate.trusted.clone(),
                 place: Some(Place {
                     number,
                     nodes: talk.clone(),
@@ -146,6 +152,15 @@ impl Stack {
         Ok(format!("127.0.0.1:{}", self.ports.get("webhook")?))
     }
 
+    /// The certificate of the authority that signs this stack's own, in PEM.
+    pub fn authority_file(&self) -> PathBuf {
+        self.certificates().join("authority.crt")
+    }
+
+    pub fn certificates(&self) -> PathBuf {
+        self.folder.join("certificates")
+    }
+
     /// Data, logs, process ids and ports.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -171,6 +186,15 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         sync_records: name == Name::Bench,
         security: Security::Open,
     };
+    let authority = Authority::new("Holdfast's kit")?;
+    let certificates = folder.join("certificates");
+    fs::create_dir_all(&certificates)?;
+    let trusted = certificates.join("authority.crt");
+    fs::write(&trusted, &authority.certificate)?;
+    let identity = match name {
+        Name::Bench => None,
+        _ => Some(Identity::new(&certificates, "engine")?),
+    };
     let restate = Restate {
         binary: servers.restate,
         settings: fetch::manifests().join("restate/restate.toml"),
@@ -180,6 +204,8 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         node: ports.get("restate-node")?,
         client: reqwest::Client::new(),
         place: None,
+        identity,
+        trusted,
     };
     let postgres = Postgres::new(servers.postgres, &folder, ports.get("postgres")?)?;
     let maildev = match name {
@@ -198,6 +224,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         postgres: Server::new(postgres, folder.clone()),
         maildev: maildev.map(|maildev| Server::new(maildev, folder.clone())),
         ports,
+        authority,
         folder,
         _alone: alone,
     })

@@ -97,11 +97,7 @@ impl Cli {
         );
         let lives_long = !matches!(
             self.command,
-            Role::Migrate { .. }
-                | Role::Register { .. }
-                | Role::Verify { .. }
-                | Role::Doctor { .. }
-                | Role::Admin(_)
+            Role::Migrate { .. } | Role::Register { .. } | Role::Verify { .. } | Role::Doctor { .. } | Role::Admin(_)
         );
         for flag in self.shown.iter().filter(|_| lives_long) {
             let variable = variable(flag);

@@ -1,0 +1,98 @@
+//! nginx before the engine: TLS, and a token that it demands.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+
+use super::certs::CertificateFiles;
+use super::server::Kind;
+use super::{Server, fetch, process};
+
+pub struct Nginx {
+    binary: PathBuf,
+    folder: PathBuf,
+    token: String,
+    sites: Vec<Site>,
+}
+
+/// A port with TLS that passes on what has the token.
+pub struct Site {
+    pub port: u16,
+    pub certificate: CertificateFiles,
+    /// `http://host:port`.
+    pub upstream: String,
+}
+
+impl Nginx {
+    /// Not started yet; its files and its log lie in `folder`.
+    pub fn server(folder: &Path, token: &str, sites: Vec<Site>) -> anyhow::Result<Server<Nginx>> {
+        let nginx = Nginx {
+            binary: fetch::nginx()?,
+            folder: folder.join("nginx"),
+            token: String::from(token),
+            sites,
+        };
+        Ok(Server::new(nginx, folder.to_path_buf()))
+    }
+
+    fn settings(&self) -> String {
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let temporary: String = temporary
+            .iter()
+            .map(|name| format!("{name}_temp_path {name};\n"))
+            .collect();
+        let mut settings = format!(
+            "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr;\nevents {{ }}\nhttp {{\naccess_log off;\n\
+             {temporary}map $http_authorization $stranger {{ default 1; \"Bearer {}\" 0; }}\n",
+            self.token
+        );
+        for Site {
+            port,
+            certificate,
+            upstream,
+        } in &self.sites
+        {
+            // Writing to a string cannot fail.
+            write!(
+                settings,
+                "server {{\nlisten 127.0.0.1:{port} ssl;\nssl_certificate {};\nssl_certificate_key {};\nlocation / {{\n\
+                 if ($stranger) {{ return 401; }}\nproxy_http_version 1.1;\nproxy_pass {upstream};\n}}\n}}\n",
+                certificate.certificate.display(),
+                certificate.key.display(),
+            )
+            .unwrap_or_default();
+        }
+        settings + "}\n"
+    }
+}
+
+impl Kind for Nginx {
+    const NAME: &'static str = "nginx";
+    const STOP: Signal = Signal::SIGTERM;
+
+    fn prepare(&self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        fs::write(self.folder.join("nginx.conf"), self.settings())?;
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = process::command(&self.binary, None);
+        command
+            .arg("-p")
+            .arg(&self.folder)
+            .args(["-c", "nginx.conf", "-e", "stderr"]);
+        command
+    }
+
+    async fn answers(&self) -> anyhow::Result<()> {
+        for site in &self.sites {
+            TcpStream::connect(("127.0.0.1", site.port)).await?;
+        }
+        Ok(())
+    }
+}
