@@ -137,6 +137,9 @@ impl Database {
             batch_events,
             batch_bytes: 1 << 20,
             retry_pause: Duration::from_secs(10),
+            identity_keys: Vec::new(),
+            certificate: None,
+            private_key: None,
             examples: false,
         };
         let (committer, committing) = Committer::new(pool.clone(), rules, limits, RETENTION, metrics.clone());

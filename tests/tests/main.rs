@@ -29,6 +29,7 @@ mod gate_edges;
 mod grants;
 mod in_flight;
 mod intake;
+mod locked_doors;
 mod locked_kafka;
 mod locked_postgres;
 mod mail;
@@ -83,6 +84,7 @@ const TOPICS: &[&[Test]] = &[
     engine::TESTS,
     grants::TESTS,
     locked_postgres::TESTS,
+    locked_doors::TESTS,
     admin::TESTS,
     crashes::TESTS,
     servers::TESTS,

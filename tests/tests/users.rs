@@ -287,7 +287,7 @@ fn credits_that_a_dead_worker_decided_are_given_without_a_next_try(kit: &Kit) ->
             give_up(kit, USER).await
         };
         let body = json!({ "amount": 9 });
-        let ((), (status, _)) = tokio::try_join!(dies, call(kit, &[], "User", USER, "addCredits", &body))?;
+        let ((), (status, _)) = tokio::try_join!(dies, call(kit, &[], "Account", USER, "addCredits", &body))?;
         ensure!(status != 200, "it was answered");
 
         workers.serve = serve().env("HOLDFAST_CREDITS_ABANDONED_AFTER", "1s").start().await?;
@@ -313,7 +313,7 @@ async fn give_up(kit: &Kit, user: &str) -> anyhow::Result<()> {
 async fn invocation(kit: &Kit, user: &str) -> anyhow::Result<Value> {
     let question = format!(
         "select id, retry_count from sys_invocation
-         where target_service_name = 'User' and target_service_key = '{user}' and status <> 'completed'"
+         where target_service_name in ('User', 'Account') and target_service_key = '{user}' and status <> 'completed'"
     );
     let mut found = kit.stack.restate.sql(&question).await?;
     ensure!(found.len() == 1, "not one invocation: {found:?}");
@@ -493,7 +493,10 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
     const USER: &str = "users-http";
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "users").start().await?;
-        let ask = async |handler: &str, body: Value| call(kit, &[], "User", USER, handler, &body).await;
+        let ask = async |handler: &str, body: Value| {
+            let object = if handler == "addCredits" { "Account" } else { "User" };
+            call(kit, &[], object, USER, handler, &body).await
+        };
         let (status, nothing) = view(kit, "User", USER).await?;
         ensure!(status == 404, "{status}: {nothing}");
 
@@ -550,7 +553,8 @@ fn a_user_is_asked_by_http_as_by_events(kit: &Kit) -> anyhow::Result<()> {
 
         // Repeated with its key it is the same request; another request cannot have the same key.
         const KEY: &[(&str, &str)] = &[("idempotency-key", "users-1")];
-        let give = async |amount: i64| call(kit, KEY, "User", USER, "addCredits", &json!({ "amount": amount })).await;
+        let give =
+            async |amount: i64| call(kit, KEY, "Account", USER, "addCredits", &json!({ "amount": amount })).await;
         let (status, first) = give(12).await?;
         ensure!(
             status == 200 && first == json!({ "outcomes": [answer(6, &given(12)?)] }),

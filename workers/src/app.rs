@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context;
 use sqlx::PgPool;
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -16,6 +15,7 @@ use uuid::Uuid;
 use crate::checkout::{self, Driver};
 use crate::config::{self, Cli, Config, Role};
 use crate::lifecycle::{self, Lifecycle, Readiness, Ready, Spawner};
+use crate::listener::{Port, Protocol};
 use crate::mail::Mailer;
 use crate::metrics::Metrics;
 use crate::provider::Provider;
@@ -303,15 +303,14 @@ impl Worker {
         let shutdown = spawner.shutdown();
         spawner.spawn(
             "http",
-            lifecycle::serve_http(config.process.http_listen, metrics, readiness, shutdown),
+            lifecycle::serve_http(config.process, metrics, readiness, shutdown),
         );
     }
 
     async fn spawn_serve(&self, pool: PgPool) -> anyhow::Result<()> {
-        let address = self.config.serve.listen;
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("cannot listen on {address}: set --serve-listen (HOLDFAST_SERVE_LISTEN) to a free address")
-        })?;
+        let serve = &self.config.serve;
+        let flag = "--serve-listen (HOLDFAST_SERVE_LISTEN)";
+        let port = Port::open(serve.listen, flag, serve.certificate(), Protocol::Http2).await?;
         let retention = self.config.database.idempotency_retention;
         let limits = self.config.serve.clone();
         let (tickets, committing_tickets) = store::Committer::new(
@@ -350,10 +349,10 @@ impl Worker {
             metrics: self.metrics.clone(),
             now: clock,
         };
-        let endpoint = objects::endpoint(tools, &self.config.serve);
+        let endpoint = objects::endpoint(tools, &self.config.serve)?;
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("serve", async move {
-            objects::serve(listener, endpoint, shutdown).await;
+            objects::serve(port, endpoint, shutdown).await;
             Ok(())
         });
         self.spawn_sweep(pool)
@@ -362,7 +361,7 @@ impl Worker {
     fn spawn_sweep(&self, pool: PgPool) -> anyhow::Result<()> {
         let sweeper = Sweeper {
             pool,
-            admin: RestateAdmin::new(self.config.restate.admin.clone())?,
+            admin: RestateAdmin::new(&self.config.restate)?,
             retention: self.config.database.idempotency_retention,
             metrics: self.metrics.clone(),
             rounds: Rounds::beside("sweep", &self.metrics),
@@ -408,7 +407,7 @@ impl Worker {
 
     /// Starts the reconciler of abandoned checkouts.
     fn spawn_checkouts(&self, driver: Driver) -> anyhow::Result<()> {
-        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
+        let admin = RestateAdmin::new(&self.config.restate)?;
         let idle = self.config.checkout.abandoned_after;
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
         let (looking, counting) = (
@@ -447,7 +446,7 @@ impl Worker {
 
     /// Watches the number of Restate's unfinished invocations.
     fn watch_engine(&self) -> anyhow::Result<watch::Receiver<gate::Backlog>> {
-        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
+        let admin = RestateAdmin::new(&self.config.restate)?;
         let (readings, engine) = watch::channel(gate::Backlog::default());
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());
         let rounds = self.rounds("engine");
@@ -460,7 +459,7 @@ impl Worker {
 
     /// Arms the Reaper again when it has no turn left, as after somebody killed the last one.
     fn spawn_reaper_watch(&self, pool: &PgPool) -> anyhow::Result<()> {
-        let admin = RestateAdmin::new(self.config.restate.admin.clone())?;
+        let admin = RestateAdmin::new(&self.config.restate)?;
         let watch = register::keep_armed(self.config.clone(), admin, pool.clone(), self.rounds("reaper"));
         let shutdown = self.spawner.shutdown();
         self.spawner.spawn("reaper", async move {
@@ -515,10 +514,9 @@ impl Worker {
         let (Some(provider), true) = (provider, config.webhook.secret.is_some()) else {
             return Ok(());
         };
-        let address = config.webhook.listen;
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("cannot listen on {address}: set --webhook-listen (HOLDFAST_WEBHOOK_LISTEN) to a free address")
-        })?;
+        let flag = "--webhook-listen (HOLDFAST_WEBHOOK_LISTEN)";
+        let certificate = config.webhook.certificate();
+        let port = Port::open(config.webhook.listen, flag, certificate, Protocol::Http1).await?;
         let settings = webhook::Settings {
             kafka: config.kafka.clone(),
             webhook: config.webhook.clone(),
@@ -527,7 +525,7 @@ impl Worker {
         };
         let ready = self.tells("kafka (webhook)");
         self.spawn_role("webhook", |metrics, shutdown| {
-            webhook::run(listener, settings, metrics, ready, shutdown)
+            webhook::run(port, settings, metrics, ready, shutdown)
         });
         Ok(())
     }

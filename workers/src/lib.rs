@@ -5,6 +5,7 @@ pub mod config;
 pub mod crash;
 pub mod error;
 pub mod lifecycle;
+pub mod listener;
 pub mod logs;
 pub mod metrics;
 pub mod printable;

@@ -2,7 +2,6 @@
 //! any task that ends by itself ends the process with its name and cause. Also the HTTP port for operators.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +19,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Process;
+use crate::listener::{self, Port, Protocol};
 use crate::metrics::{self, Metrics};
 use crate::printable;
 
@@ -189,26 +190,31 @@ pub type Ready = Box<dyn Fn(Result<(), String>) + Send + Sync>;
 /// Serves `/metrics`, `/livez` and `/readyz` (HTTP/1.1) until `shutdown`.
 ///
 /// # Errors
-/// The address cannot be bound.
+/// An address cannot be bound, or the certificate cannot be used.
 pub async fn serve_http(
-    address: SocketAddr,
+    settings: Process,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let router = Router::new()
+    let health = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
-        .with_state(readiness)
-        .route("/metrics", get(render))
-        .with_state(metrics);
-    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}: set --http-listen (HOLDFAST_HTTP_LISTEN) to a free address")
-    })?;
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .context("the HTTP port failed")
+        .with_state(readiness);
+    let scrapes = Router::new().route("/metrics", get(render)).with_state(metrics);
+    let flag = "--http-listen (HOLDFAST_HTTP_LISTEN)";
+    let port = Port::open(settings.http_listen, flag, settings.certificate(), Protocol::Http1).await?;
+    let Some(address) = settings.health_listen else {
+        listener::serve_router(port, health.merge(scrapes), shutdown).await;
+        return Ok(());
+    };
+    let flag = "--health-listen (HOLDFAST_HEALTH_LISTEN)";
+    let apart = Port::open(address, flag, None, Protocol::Http1).await?;
+    tokio::join!(
+        listener::serve_router(apart, health, shutdown.clone()),
+        listener::serve_router(port, scrapes, shutdown)
+    );
+    Ok(())
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {

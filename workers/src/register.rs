@@ -63,9 +63,11 @@ pub enum Error {
         handler: String,
         invocations: u64,
     },
-    #[error("Restate's ingress at {address} does not answer")]
+    #[error("Restate's ingress at {address} does not answer{mend}")]
     Ingress {
         address: String,
+        /// What an operator has to do, if that is known.
+        mend: &'static str,
         #[source]
         source: reqwest::Error,
     },
@@ -101,7 +103,7 @@ impl Error {
     /// True if waiting may help: a server is not up yet, or still busy.
     fn is_transient(&self) -> bool {
         match self {
-            Error::GroupActive { .. } | Error::InFlight { .. } | Error::Ingress { .. } => true,
+            Error::GroupActive { .. } | Error::InFlight { .. } | Error::Ingress { mend: "", .. } => true,
             // A new topic is not known to every broker at once.
             Error::Kafka { source, heard, .. } => {
                 let code = source.rdkafka_error_code();
@@ -110,7 +112,7 @@ impl Error {
             Error::TopicRefused { code, .. } => transience::kafka(*code).is_transient(),
             Error::Admin(error) => error.fault().is_transient(),
             Error::Arm { status, .. } => transience::restate_ingress(status.as_u16()).is_transient(),
-            Error::Holds(_) | Error::Thread(_) | Error::File { .. } => false,
+            Error::Holds(_) | Error::Thread(_) | Error::File { .. } | Error::Ingress { .. } => false,
         }
     }
 }

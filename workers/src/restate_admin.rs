@@ -6,8 +6,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -17,6 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use crate::config;
 use crate::gate;
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
@@ -24,13 +27,14 @@ use crate::transience::{self, Fault};
 
 /// Services whose unfinished invocations count as the backlog, as a list for SQL. The Reaper is none of them: its next turn is
 /// always scheduled.
-const KEYED_SERVICES: &str = "'Ticket', 'User'";
+const KEYED_SERVICES: &str = "'Ticket', 'User', 'Account'";
 
 /// A client of one admin API.
 #[derive(Clone, Debug)]
 pub struct RestateAdmin {
     http: reqwest::Client,
     base: Url,
+    token: Option<SecretString>,
 }
 
 /// A request that the admin API did not answer as expected.
@@ -38,9 +42,11 @@ pub struct RestateAdmin {
 pub enum Error {
     #[error("an HTTP client cannot be made")]
     Client(#[source] reqwest::Error),
-    #[error("Restate's admin API at {address} does not answer")]
+    #[error("Restate's admin API at {address} does not answer{mend}")]
     Silent {
         address: String,
+        /// What an operator has to do, if that is known.
+        mend: &'static str,
         #[source]
         source: reqwest::Error,
     },
@@ -64,7 +70,8 @@ impl Error {
     /// The fault, which decides whether a request is sent again.
     pub fn fault(&self) -> Fault {
         match self {
-            Error::Silent { .. } => Fault::Server,
+            Error::Silent { mend: "", .. } => Fault::Server,
+            Error::Silent { .. } => Fault::Setting,
             Error::Refused { status, .. } => transience::restate_admin(status.as_u16()),
             Error::Client(_) | Error::Unknown { .. } => Fault::Setting,
         }
@@ -118,6 +125,14 @@ impl Service {
             .collect()
     }
 
+    /// True for a handler that the ingress lets anybody call.
+    pub fn is_public(&self, handler: &str) -> bool {
+        let handlers = self.rest.get("handlers").and_then(Value::as_array);
+        let mut handlers = handlers.into_iter().flatten();
+        let found = handlers.find(|known| known.get("name").and_then(Value::as_str) == Some(handler));
+        found.is_some_and(|known| known.get("public").and_then(Value::as_bool) != Some(false))
+    }
+
     /// Most attempts of an invocation; none when Restate retries for ever.
     pub fn max_attempts(&self) -> Option<u64> {
         self.rest.get("retry_policy")?.get("max_attempts")?.as_u64()
@@ -168,13 +183,16 @@ pub struct Pinned {
 }
 
 impl RestateAdmin {
-    /// A client of the admin API at `base`. It sends nothing yet.
+    /// A client of the admin API. It sends nothing yet.
     ///
     /// # Errors
     /// The HTTP client cannot be made.
-    pub fn new(base: Url) -> Result<Self, Error> {
-        let http = http_client()?;
-        Ok(Self { http, base })
+    pub fn new(restate: &config::Restate) -> Result<Self, Error> {
+        Ok(Self {
+            http: http_client(&restate.admin)?,
+            base: restate.admin.clone(),
+            token: restate.token.clone(),
+        })
     }
 
     /// The address asked.
@@ -390,10 +408,11 @@ impl RestateAdmin {
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Vec<u8>, Error> {
         let silent = |source: reqwest::Error| Error::Silent {
             address: self.base.to_string(),
+            mend: mend(&source),
             source: source.without_url(),
         };
-        let mut request = self.http.request(method.clone(), self.url(path));
-        request = request.header("accept", "application/json");
+        let request = self.http.request(method.clone(), below(&self.base, path));
+        let mut request = authorized(request, self.token.as_ref()).header("accept", "application/json");
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -407,15 +426,8 @@ impl RestateAdmin {
             address: self.base.to_string(),
             request: format!("{method} {path}"),
             status,
-            message: refusal(&answer),
+            message: refusal(status, &answer),
         })
-    }
-
-    fn url(&self, path: &str) -> Url {
-        let mut url = self.base.clone();
-        let prefix = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!("{prefix}/{path}"));
-        url
     }
 
     fn unknown(&self, path: &str, source: serde_json::Error) -> Error {
@@ -427,44 +439,117 @@ impl RestateAdmin {
     }
 }
 
-/// An HTTP client with time-outs.
+/// An HTTP client with time-outs, for `base`. TLS trusts what the system trusts: its certificate store, or the file that
+/// `SSL_CERT_FILE` names.
 ///
 /// # Errors
 /// The HTTP client cannot be made.
-pub fn http_client() -> Result<reqwest::Client, Error> {
+pub fn http_client(base: &Url) -> Result<reqwest::Client, Error> {
     if CryptoProvider::get_default().is_none() {
         // An error is a provider that another thread has installed meanwhile: they are all the same.
         ring::default_provider().install_default().ok();
     }
-    reqwest::Client::builder()
+    let client = reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(2))
         .tcp_keepalive(Duration::from_secs(30))
-        .timeout(Duration::from_secs(15))
-        .build()
-        .map_err(Error::Client)
+        .timeout(Duration::from_secs(15));
+    let client = match base.scheme() {
+        "https" => client,
+        // Without TLS a machine without certificates will do.
+        _ => {
+            let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty());
+            client.tls_backend_preconfigured(config.with_no_client_auth())
+        }
+    };
+    client.build().map_err(Error::Client)
 }
 
 /// Asks the ingress for any answer.
 ///
 /// # Errors
 /// It does not answer, or lets nobody in without a token.
-pub async fn ingress_answers(ingress: &Url) -> Result<(), Error> {
-    RestateAdmin::new(ingress.clone())?
-        .ask(Method::GET, "restate/health", None)
-        .await
-        .map(drop)
+pub async fn ingress_answers(restate: &config::Restate) -> Result<(), Error> {
+    let ingress = RestateAdmin {
+        http: http_client(&restate.ingress)?,
+        base: restate.ingress.clone(),
+        token: restate.token.clone(),
+    };
+    ingress.ask(Method::GET, "restate/health", None).await.map(drop)
 }
 
-/// The message in a refusal, or its text.
-fn refusal(answer: &[u8]) -> String {
+/// The address of `path` below `base`.
+pub fn below(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    let prefix = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&format!("{prefix}/{path}"));
+    url
+}
+
+/// The request with the token that the engine demands, if it does.
+pub fn authorized(request: RequestBuilder, token: Option<&SecretString>) -> RequestBuilder {
+    match token {
+        Some(token) => request.bearer_auth(token.expose_secret()),
+        None => request,
+    }
+}
+
+/// What an operator has to do about an exchange that broke off, if it is known; else nothing, and it is tried again.
+pub fn mend(error: &reqwest::Error) -> &'static str {
+    tls_error(error).map_or("", mend_tls)
+}
+
+/// The error of TLS behind another one. It hides in errors of the connection, which do not name it as their source.
+fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(found);
+    }
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(hidden) => tls_error(hidden),
+        None => error.source().and_then(tls_error),
+    }
+}
+
+fn mend_tls(error: &rustls::Error) -> &'static str {
+    match error {
+        rustls::Error::InvalidCertificate(error) => match error {
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => {
+                " as it should: its certificate is not valid at this time; renew it, or mend this machine's clock"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                " as it should: its certificate is for another name; give the address with the name in the certificate"
+            }
+            _ => {
+                " as it should: its certificate is not trusted here; give the authority that signed it in the file that \
+                 SSL_CERT_FILE names"
+            }
+        },
+        rustls::Error::InvalidMessage(_) => " as it should: it does not speak TLS; give http://, or another port",
+        _ => " as it should: it does not agree on TLS",
+    }
+}
+
+/// The message in a refusal, or its text; and what to do, where the status says it.
+pub fn refusal(status: StatusCode, answer: &[u8]) -> String {
     #[derive(Deserialize)]
     struct ErrorAnswer {
         message: String,
     }
-    match serde_json::from_slice::<ErrorAnswer>(answer) {
+    let message = match serde_json::from_slice::<ErrorAnswer>(answer) {
         Ok(refusal) => refusal.message,
         Err(_not_json) => String::from_utf8_lossy(answer).trim().to_owned(),
-    }
+    };
+    let mend = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            "it demands a token, and not this one: give --restate-token (HOLDFAST_RESTATE_TOKEN)"
+        }
+        // As nginx says it.
+        StatusCode::BAD_REQUEST if message.contains("HTTPS port") => "it speaks TLS: give https://",
+        _ => return message,
+    };
+    format!("{mend} ({message})")
 }
 
 /// Pause between two queries while Restate has work.
@@ -570,8 +655,20 @@ mod tests {
     }
 
     #[test]
+    fn an_error_of_tls_is_found_however_deep_it_hides() {
+        let expired = rustls::Error::InvalidCertificate(CertificateError::Expired);
+        let hidden = std::io::Error::other(std::io::Error::new(std::io::ErrorKind::InvalidData, expired));
+        let found = tls_error(&hidden).map(mend_tls);
+        assert!(
+            found.is_some_and(|mend| mend.contains("not valid at this time")),
+            "{found:?}"
+        );
+        assert!(tls_error(&std::io::Error::from(std::io::ErrorKind::ConnectionRefused)).is_none());
+    }
+
+    #[test]
     fn an_address_with_a_path_is_kept() {
-        let admin = RestateAdmin::new("http://proxy:80/restate/".parse().unwrap()).unwrap();
-        assert_eq!(admin.url("query").as_str(), "http://proxy/restate/query");
+        let base = "http://proxy:80/restate/".parse().unwrap();
+        assert_eq!(below(&base, "query").as_str(), "http://proxy/restate/query");
     }
 }

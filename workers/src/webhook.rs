@@ -29,13 +29,13 @@ use holdfast_schemas::{
 };
 use secrecy::ExposeSecret;
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::crash::{self, Point};
 use crate::kafka::publisher::{self, Publisher};
 use crate::lifecycle::Ready;
+use crate::listener::{self, Port};
 use crate::metrics::Metrics;
 use crate::provider::webhook::{self, DisputeState, Notification, What};
 use crate::provider::{self, Provider};
@@ -70,9 +70,9 @@ const PING_PATIENCE: Duration = Duration::from_secs(2);
 /// Receives webhooks until `shutdown`; those under way are then answered.
 ///
 /// # Errors
-/// The listener fails, or no Kafka producer can be made.
+/// No Kafka producer can be made.
 pub async fn run(
-    listener: TcpListener,
+    port: Port,
     settings: Settings,
     metrics: Arc<Metrics>,
     ready: Ready,
@@ -89,9 +89,8 @@ pub async fn run(
         .route("/", post(answer))
         .layer(DefaultBodyLimit::max(LIMIT))
         .with_state(receiver.clone());
-    let serving = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
     tokio::select! {
-        served = async { serving.await } => served.map_err(Error::Listener),
+        () = listener::serve_router(port, router, shutdown) => Ok(()),
         never = watch_kafka(&receiver.publisher, ready) => match never {},
     }
 }
@@ -259,8 +258,6 @@ impl Receipt {
 pub enum Error {
     #[error("webhooks cannot be taken to Kafka")]
     Kafka(#[source] publisher::Error),
-    #[error("the port for webhooks failed")]
-    Listener(#[source] std::io::Error),
 }
 
 /// The reason why a webhook was refused, in words for its sender.

@@ -42,12 +42,16 @@ const HOMES: &[(&str, &[&str])] = &[
         ],
     ),
     ("restate_sdk::", &["objects/", "app.rs"]),
-    ("axum::", &["lifecycle.rs", "webhook.rs"]),
+    ("axum::", &["lifecycle.rs", "listener/", "webhook.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
-    ("hyper::", &["provider/"]),
+    // The SDK's endpoint as a service of hyper's is at home in `objects`.
+    ("hyper::", &["provider/", "listener/", "objects/mod.rs"]),
     ("lettre::", &["mail/", "config/mail.rs"]),
     ("askama::", &["mail/"]),
-    ("rustls::", &["provider/", "restate_admin.rs", "transience.rs"]),
+    (
+        "rustls::",
+        &["provider/", "listener/", "restate_admin.rs", "transience.rs"],
+    ),
     ("prometheus::", &["metrics.rs"]),
     // What is printed or logged goes through `printable`, as the log does in `logs.rs`.
     ("tracing_subscriber::fmt", &["logs.rs"]),

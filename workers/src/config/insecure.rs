@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use clap::ValueEnum;
+use url::Url;
 
 /// A wire that may carry a secret, or believe whoever speaks to it.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,11 @@ pub enum Wire {
 pub(super) fn is_loopback(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']);
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// True for an address to which secrets may go: by TLS, or on this machine.
+pub(super) fn is_closed(url: &Url) -> bool {
+    url.scheme() == "https" || url.host_str().is_some_and(is_loopback)
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
-use super::Checks;
+use super::insecure::is_loopback;
 use super::secret::Secrets;
+use super::{Checks, Wire};
 
 /// The ports of RFC 5321 (relay), RFC 6409 (submission) and RFC 8314 (submission over TLS).
 const SMTP_PORT: u16 = 25;
@@ -101,6 +102,14 @@ impl Mail {
             self.smtp_url.is_some() == self.server().is_some(),
             "smtp-url",
             "give smtps://user:password@host, smtp://user:password@host?tls=required or smtp://host; encode special characters as %40",
+        );
+        let is_closed = |server: MailServer| server.security != MailSecurity::Plain || is_loopback(&server.host);
+        checks.secure(
+            Wire::Smtp,
+            self.server().is_none_or(is_closed),
+            "smtp-url",
+            "give smtps://user:password@host, or smtp://user:password@host?tls=required: names, addresses and the password go over \
+             this wire",
         );
         checks.require(
             self.from.is_some() == self.sender().is_some(),

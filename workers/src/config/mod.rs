@@ -1,6 +1,7 @@
 //! Every setting, from flags and environment, checked before any socket opens: a file for each section, which checks itself.
 //! No other module reads the environment.
 
+mod certificate;
 mod checkout;
 mod command;
 mod database;
@@ -23,6 +24,7 @@ mod webhook;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use certificate::CertificateFiles;
 pub use checkout::Checkout;
 pub use command::{
     Admin, CheckoutCommand, DeadLetters, Outbox, PointInTime, RelayCommand, Retry, Role, TicketCommand, UserCommand,
@@ -116,6 +118,13 @@ impl Cli {
         if let Role::Migrate { roles, .. } = &self.command {
             roles.check(&mut checks);
         }
+        let serves = matches!(self.command, Role::Serve | Role::Run { .. });
+        checks.secure(
+            Wire::Restate,
+            !serves || self.config.serve.is_guarded(),
+            "identity-key",
+            "give the engine's public key, or have serve listen on a loopback address: without the key, whoever reaches it is obeyed",
+        );
         checks.finish()
     }
 
@@ -413,12 +422,87 @@ mod tests {
     }
 
     #[test]
+    fn no_secret_of_the_engine_or_of_mail_goes_over_an_open_wire_beyond_this_machine() {
+        let check = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
+        let (token, admin, ingress) = ("--restate-token", "--restate-admin", "--restate-ingress");
+        let closed = "https://engine.example";
+        assert_eq!(check(&[admin, "http://engine:9070"]), Ok(()));
+        assert_eq!(check(&[token, "t"]), Ok(()));
+        assert_eq!(check(&[token, "t", admin, closed, ingress, closed]), Ok(()));
+        assert_eq!(check(&[token, "t", admin, "http://engine:9070"]), Err("restate-admin"));
+        assert_eq!(
+            check(&[token, "t", ingress, "http://engine:8080"]),
+            Err("restate-ingress")
+        );
+        let opened = [token, "t", admin, "http://engine:9070", "--insecure", "restate"];
+        assert_eq!(check(&opened), Ok(()));
+        assert_eq!(check(&[token, "t t"]), Err("restate-token"));
+
+        let smtp = ["--mail-from", "tickets@example.org", "--smtp-url"];
+        let mail = |args: &[&str]| check(&[&smtp, args].concat());
+        assert_eq!(mail(&["smtp://shop:sesame@mail.example?tls=required"]), Ok(()));
+        assert_eq!(mail(&["smtp://localhost:1025"]), Ok(()));
+        assert_eq!(mail(&["smtp://shop:sesame@mail.example"]), Err("smtp-url"));
+        assert_eq!(mail(&["smtp://mail.example"]), Err("smtp-url"));
+        assert_eq!(mail(&["smtp://mail.example", "--insecure", "smtp"]), Ok(()));
+    }
+
+    #[test]
+    fn serve_is_reached_from_elsewhere_only_by_an_engine_that_signs() {
+        let check = |args: &[&str]| {
+            let wrong = Cli::parse_from([&["holdfast"], args].concat()).check();
+            wrong.map_err(|wrong| wrong.iter().map(|setting| setting.flag).collect::<Vec<_>>())
+        };
+        let key = "publickeyv1_w7YHemBctH5Ck2nQRQ47iBBqhNHy4FV7t2Usbye2A6f";
+        let both = format!("{key},{key}");
+        let (open, wants) = (["--serve-listen", "0.0.0.0:9080"], Err(vec!["identity-key"]));
+        let with = |args: &[&'static str]| [args, &open].concat();
+        assert_eq!(check(&["serve", "--serve-listen", "[::1]:9080"]), Ok(()));
+        assert_eq!(check(&with(&["gate"])), Ok(()));
+        assert_eq!(check(&with(&["serve"])), wants);
+        assert_eq!(check(&with(&["run"])), wants);
+        assert_eq!(check(&with(&["serve", "--insecure", "restate"])), Ok(()));
+        assert_eq!(
+            check(&[&with(&["serve"])[..], &["--identity-key", key]].concat()),
+            Ok(())
+        );
+        assert_eq!(check(&["serve", "--identity-key", &both]), Ok(()));
+        for wrong in [
+            "",
+            key.trim_start_matches("publickeyv1_"),
+            "publickeyv1_0OIl",
+            &format!("{key},"),
+        ] {
+            assert_eq!(check(&["serve", "--identity-key", wrong]), wants, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_comes_with_its_private_key() {
+        for (flags, wrong) in [
+            (["--serve-certificate", "--serve-private-key"], "serve-certificate"),
+            (
+                ["--webhook-certificate", "--webhook-private-key"],
+                "webhook-certificate",
+            ),
+            (["--http-certificate", "--http-private-key"], "http-certificate"),
+        ] {
+            let check = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
+            assert_eq!(check(&[flags[0], "a.crt", flags[1], "a.key"]), Ok(()));
+            assert_eq!(check(&[flags[0], "a.crt"]), Err(wrong));
+            assert_eq!(check(&[flags[1], "a.key"]), Err(wrong));
+        }
+    }
+
+    #[test]
     fn a_password_is_never_printed() {
         let config = config(&["--database-url", "postgres://holdfast:sesame@db/holdfast"]);
         assert!(!format!("{config:?}").contains("sesame"));
         let config = self::config(&["--provider-url", "https://pay.example", "--provider-key", "sk_sesame"]);
         assert!(!format!("{config:?}").contains("sesame"));
         let config = self::config(&["--smtp-url", "smtps://shop:sesame@mail.example"]);
+        assert!(!format!("{config:?}").contains("sesame"));
+        let config = self::config(&["--restate-token", "sesame"]);
         assert!(!format!("{config:?}").contains("sesame"));
         let config = self::config(&["--webhook-secret", "whsec_sesame"]);
         assert!(!format!("{config:?}").contains("sesame"));

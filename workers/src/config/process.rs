@@ -1,11 +1,12 @@
 //! Settings of every process.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{Checks, Wire};
+use super::{CertificateFiles, Checks, Wire};
 
 /// Settings of every process: its name, the HTTP port for operators, logs, the time to drain.
 #[derive(Args, Debug, Clone)]
@@ -16,6 +17,15 @@ pub struct Process {
     /// Address of /metrics, /livez and /readyz.
     #[arg(long, env = "HOLDFAST_HTTP_LISTEN", default_value = "127.0.0.1:9464", global = true)]
     pub http_listen: SocketAddr,
+    /// Address of /livez and /readyz, by HTTP without TLS, apart from /metrics; by default --http-listen has all three.
+    #[arg(long, env = "HOLDFAST_HEALTH_LISTEN", global = true)]
+    pub health_listen: Option<SocketAddr>,
+    /// The certificate (PEM, with its chain) of --http-listen; read again when it changes.
+    #[arg(long, env = "HOLDFAST_HTTP_CERTIFICATE", global = true)]
+    pub http_certificate: Option<PathBuf>,
+    /// The private key of that certificate (PEM).
+    #[arg(long, env = "HOLDFAST_HTTP_PRIVATE_KEY", global = true)]
+    pub http_private_key: Option<PathBuf>,
     /// Longest time that work under way may take to finish after the first signal.
     #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub drain_timeout: Duration,
@@ -41,7 +51,18 @@ pub enum LogFormat {
 }
 
 impl Process {
+    /// The certificate that the port for operators shows.
+    pub fn certificate(&self) -> Option<CertificateFiles> {
+        CertificateFiles::of(self.http_certificate.as_ref(), self.http_private_key.as_ref())
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
+        CertificateFiles::check(
+            checks,
+            "http-certificate",
+            self.http_certificate.as_ref(),
+            self.http_private_key.as_ref(),
+        );
         checks.require(
             !self.instance.is_empty() && self.instance.len() <= 200,
             "instance",

@@ -7,7 +7,7 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::insecure::is_loopback;
+use super::insecure::is_closed;
 use super::secret::{self, Secrets};
 use super::{Checks, Wire, is_a_word};
 
@@ -62,7 +62,6 @@ impl Provider {
             "provider-url",
             "give https://host, without a password or a query: the secret is --provider-key",
         );
-        let is_closed = |url: &Url| url.scheme() == "https" || url.host_str().is_some_and(is_loopback);
         checks.secure(
             Wire::Provider,
             self.url.as_ref().is_none_or(is_closed),

@@ -1,12 +1,14 @@
 //! Settings: Restate.
 
 use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+use super::insecure::is_closed;
 use super::kafka::{BOOTSTRAP_FORM, bootstrap_is_well_formed};
-use super::{Checks, Kafka, RestateKafka};
+use super::{Checks, Kafka, RestateKafka, Wire, is_a_word};
 
-/// The addresses of Restate.
+/// The addresses of Restate, and what it demands of those who ask it.
 #[derive(Args, Debug, Clone)]
 pub struct Restate {
     /// Restate's admin API.
@@ -25,6 +27,15 @@ pub struct Restate {
         global = true
     )]
     pub ingress: Url,
+    /// The token that Restate's admin API and ingress, or the proxy before them, demand (`Authorization: Bearer`).
+    #[arg(
+        id = "restate-token",
+        long = "restate-token",
+        env = "HOLDFAST_RESTATE_TOKEN",
+        hide_env_values = true,
+        global = true
+    )]
+    pub token: Option<SecretString>,
     /// Kafka bootstrap servers as Restate reaches them; Holdfast's own when absent.
     #[arg(long = "restate-kafka", env = "HOLDFAST_RESTATE_KAFKA", global = true)]
     pub kafka: Option<String>,
@@ -53,9 +64,22 @@ impl Restate {
             checks.require(
                 ["http", "https"].contains(&url.scheme()) && url.password().is_none(),
                 flag,
-                "give http://host:port, without a password: these addresses stand in the log",
+                "give https://host:port, without a password: these addresses stand in the log",
             );
         }
+        for (flag, url) in [("restate-admin", &self.admin), ("restate-ingress", &self.ingress)] {
+            checks.secure(
+                Wire::Restate,
+                self.token.is_none() || is_closed(url),
+                flag,
+                "give https://host: the token goes over this wire",
+            );
+        }
+        checks.require(
+            (self.token.as_ref()).is_none_or(|token| is_a_word(token.expose_secret())),
+            "restate-token",
+            "give the token alone, without spaces or line ends",
+        );
         checks.require(
             self.kafka.as_deref().is_none_or(bootstrap_is_well_formed),
             "restate-kafka",

@@ -8,12 +8,13 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::secret::{self, Secrets};
-use super::{Checks, is_a_word};
+use super::{CertificateFiles, Checks, is_a_word};
 
 /// The listener for the payment provider's webhooks.
 #[derive(Args, Debug, Clone)]
 pub struct Webhook {
-    /// Address that receives the payment provider's events (POST /). The provider wants HTTPS: put a proxy before it.
+    /// Address that receives the payment provider's events (POST /). The provider wants HTTPS: put a proxy before it, or
+    /// give a certificate.
     #[arg(
         id = "webhook-listen",
         long = "webhook-listen",
@@ -22,6 +23,22 @@ pub struct Webhook {
         global = true
     )]
     pub listen: SocketAddr,
+    /// The certificate (PEM, with its chain) of that address, for HTTPS without a proxy; read again when it changes.
+    #[arg(
+        id = "webhook-certificate",
+        long = "webhook-certificate",
+        env = "HOLDFAST_WEBHOOK_CERTIFICATE",
+        global = true
+    )]
+    pub certificate: Option<PathBuf>,
+    /// The private key of that certificate (PEM).
+    #[arg(
+        id = "webhook-private-key",
+        long = "webhook-private-key",
+        env = "HOLDFAST_WEBHOOK_PRIVATE_KEY",
+        global = true
+    )]
+    pub private_key: Option<PathBuf>,
     /// The signing secret of the provider's webhook endpoint; two, separated by a comma, while one replaces the other.
     /// Without it, `run` receives no webhooks.
     #[arg(
@@ -57,7 +74,18 @@ impl Webhook {
         secrets.read("webhook-secret", &mut self.secret, self.secret_file.as_deref());
     }
 
+    /// The certificate that the port shows.
+    pub fn certificate(&self) -> Option<CertificateFiles> {
+        CertificateFiles::of(self.certificate.as_ref(), self.private_key.as_ref())
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
+        CertificateFiles::check(
+            checks,
+            "webhook-certificate",
+            self.certificate.as_ref(),
+            self.private_key.as_ref(),
+        );
         checks.require(
             self.secrets().iter().all(|secret| is_a_word(secret.expose_secret())),
             "webhook-secret",

@@ -37,7 +37,7 @@ pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec
 
 async fn admin(config: &Config) -> (Check, bool) {
     let what = format!("the admin API at {}", config.restate.admin);
-    let asked = match RestateAdmin::new(config.restate.admin.clone()) {
+    let asked = match RestateAdmin::new(&config.restate) {
         Ok(admin) => admin.version().await,
         Err(error) => Err(error),
     };
@@ -65,7 +65,7 @@ async fn admin(config: &Config) -> (Check, bool) {
 
 async fn ingress(config: &Config) -> Check {
     let what = format!("the ingress at {}", config.restate.ingress);
-    match restate_admin::ingress_answers(&config.restate.ingress).await {
+    match restate_admin::ingress_answers(&config.restate).await {
         Ok(()) => Check::sound(Part::Restate, what, "it answers"),
         Err(error) => {
             let mend = mend(error.fault(), "--restate-ingress (HOLDFAST_RESTATE_INGRESS)");

@@ -7,6 +7,10 @@
 //! A request by HTTP is identified by its invocation id. Restate makes that of handler, key and `idempotency-key`, keeps
 //! the header to itself, and gives each request without the header a new one. Restate's own store of answers is switched
 //! off (`idempotency_retention = 0`), so that a repeat reaches our record and another content is a 409.
+//!
+//! A delivery is believed, so nothing else may pass for one: the handlers that take deliveries are private, and refuse besides what
+//! has the header of the ingress's calls or lacks the one of subscriptions. The ingress itself sets the former, whatever a caller
+//! sends.
 
 use holdfast_schemas::{
     DeadLetterReason, Event, EventId, Key, Origin, Refusal, Reply, Source, Traceparent, Undecoded, decode_delivery,
@@ -16,28 +20,26 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::caller::answer_caller;
-use crate::domain::{Entity, KeyOf, Ticket, User};
+use crate::domain::{Entity, KeyOf};
 use crate::store::{Answer, Unit, Work};
 
-/// An entity with a virtual object.
-pub(super) trait Object: Entity {
-    /// The object's name.
-    const NAME: &'static str;
-}
-
-impl Object for Ticket {
-    const NAME: &'static str = super::TICKET;
-}
-
-impl Object for User {
-    const NAME: &'static str = super::USER;
-}
+/// The header that every call by the ingress has, and no delivery from Kafka.
+const INGRESS: &str = "x-restate-ingress-path";
+/// The header that every delivery from Kafka has.
+const SUBSCRIPTION: &str = "restate.subscription.id";
 
 /// The work in a delivery: events, and in the place of each that is refused its dead letter.
 ///
 /// # Errors
-/// Answers the caller with 400 when the delivery has no origin, so that a dead letter could not name its record.
-pub(super) fn delivered<E: Object>(ctx: &ObjectContext<'_>, raw: &[u8]) -> HandlerResult<Unit<E>> {
+/// Answers the caller with 403 when it is no delivery, and with 400 when it has no origin, so that a dead letter could not name its
+/// record.
+pub(super) fn delivered<E: Entity>(ctx: &ObjectContext<'_>, raw: &[u8]) -> HandlerResult<Unit<E>> {
+    if !is_delivery(ctx.headers()) {
+        return Err(answer_caller(
+            403,
+            "this handler takes what the engine read from Kafka, and nothing else",
+        ));
+    }
     let origin = delivered_from(ctx.headers());
     decode_for(ctx.key(), raw, origin).map_err(|refusal| answer_caller(400, refusal.to_string()))
 }
@@ -123,8 +125,13 @@ fn fitting<K: Key>(key: &str) -> K {
     K::parse(&text).unwrap_or_else(|_| K::parse("_").expect("one character is an id"))
 }
 
-/// Where Kafka had the record of this invocation; none for one that came by HTTP.
-fn delivered_from(headers: &restate_sdk::prelude::HeaderMap) -> Option<Origin> {
+/// True for an invocation that a subscription has made.
+fn is_delivery(headers: &HeaderMap) -> bool {
+    !headers.contains_key(INGRESS) && headers.contains_key(SUBSCRIPTION)
+}
+
+/// Where Kafka had the record of this invocation.
+fn delivered_from(headers: &HeaderMap) -> Option<Origin> {
     let text = |name: &str| headers.get(name).map(String::as_str);
     let milliseconds: i128 = text("kafka.timestamp")?.parse().ok()?;
     Some(Origin {
@@ -135,15 +142,15 @@ fn delivered_from(headers: &restate_sdk::prelude::HeaderMap) -> Option<Origin> {
     })
 }
 
-/// An HTTP request, as an event.
-pub(super) fn asked<E: Object>(
+/// An HTTP request to a handler, named with its object, as an event.
+pub(super) fn asked<E: Entity>(
     ctx: &ObjectContext<'_>,
-    handler: &str,
+    (object, handler): (&str, &str),
     data: E::Data,
     now: OffsetDateTime,
 ) -> HandlerResult<Unit<E>> {
     let key = key::<KeyOf<E>>(ctx.key())?;
-    let (source, id) = identity::<E>(ctx, handler)?;
+    let (source, id) = identity(ctx, (object, handler))?;
     let traceparent = ctx.headers().get("traceparent").map(String::as_str);
     let traceparent = traceparent.and_then(|text| Traceparent::parse(text).ok());
     let event = Event::new(source, id, now, traceparent, key.clone(), data);
@@ -176,9 +183,9 @@ pub(super) fn id_reused() -> HandlerError {
 
 /// The identity of an HTTP request: the invocation's id, which Restate derives from handler, key and `idempotency-key` (it does
 /// not pass the header on). Without the header every request is a new one.
-pub(super) fn identity<E: Object>(ctx: &ObjectContext<'_>, handler: &str) -> HandlerResult<(Source, EventId)> {
+pub(super) fn identity(ctx: &ObjectContext<'_>, (object, handler): (&str, &str)) -> HandlerResult<(Source, EventId)> {
     let id = EventId::parse(ctx.invocation_id()).map_err(|invalid| invalid.to_string())?;
-    Ok((source(E::NAME, ctx.key(), handler), id))
+    Ok((source(object, ctx.key(), handler), id))
 }
 
 /// The source of HTTP requests: object, key and handler in at most 255 bytes. A key that is too long for that is replaced by a
@@ -198,6 +205,8 @@ pub(super) fn key<K: Key>(key: &str) -> HandlerResult<K> {
 #[cfg(test)]
 mod tests {
     use holdfast_schemas::{TicketEvent, TicketId, events};
+
+    use crate::domain::Ticket;
 
     use super::*;
 
@@ -292,6 +301,21 @@ mod tests {
                 "{key:?} {raw:?}: {unit:?}"
             );
         }
+    }
+
+    #[test]
+    fn only_a_subscription_delivers() {
+        let headers = |names: &[&'static str]| {
+            let mut headers = HeaderMap::default();
+            for name in names {
+                headers.insert(*name, "forged".to_owned());
+            }
+            headers
+        };
+        assert!(is_delivery(&headers(&[SUBSCRIPTION, "kafka.topic"])));
+        assert!(!is_delivery(&headers(&[SUBSCRIPTION, "kafka.topic", INGRESS])));
+        assert!(!is_delivery(&headers(&["kafka.topic"])));
+        assert!(!is_delivery(&headers(&[])));
     }
 
     #[test]

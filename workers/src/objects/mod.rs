@@ -1,6 +1,7 @@
 //! The virtual objects, which Restate runs with one invocation at a time per key. They contain no SQL and no rule: a handler
 //! decodes a request, hands it to the store's committer and answers.
 
+mod account;
 mod attributes;
 mod body;
 mod caller;
@@ -15,20 +16,21 @@ mod user;
 use std::sync::Arc;
 use std::time::Duration;
 
-use restate_sdk::http_server::HttpServer;
+use restate_sdk::hyper::HyperEndpoint;
 use restate_sdk::prelude::{Endpoint, IntoServiceDefinition, ServiceOptions};
 use restate_sdk::service::ServiceDefinition;
 use sqlx::PgPool;
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkout::Driver;
+use crate::listener::{self, Port};
 use crate::metrics::Metrics;
 use crate::store::Committer;
 use crate::store::credits::Loyalty;
 use crate::store::ticket_attributes::Access;
 use crate::{config, domain};
+use account::Account;
 use checkout::Checkout;
 use reaper::Reaper;
 use ticket::Ticket;
@@ -39,12 +41,26 @@ use user::User;
 pub const TICKET: &str = "Ticket";
 /// The User object's name.
 pub const USER: &str = "User";
-/// The handler of both that receives Restate's deliveries from Kafka.
+/// The Account object's name.
+pub const ACCOUNT: &str = "Account";
+/// The objects of a ticket or a user. Each of their invocations is a write that may be repeated, and none is ever given up.
+pub const KEYED: [&str; 3] = [TICKET, USER, ACCOUNT];
+/// The handler of Ticket and User that receives Restate's deliveries from Kafka.
 pub const APPLY: &str = "apply";
 /// The Reaper object's name.
 pub const REAPER: &str = "Reaper";
 /// The Reaper's only key, as long as one Reaper finds all holds that end.
 pub const REAPER_SHARD: &str = "0";
+/// The handlers that only the engine and other handlers may call, each with its service: by HTTP they would be believed.
+pub const PRIVATE: [(&str, &str); 7] = [
+    (TICKET, APPLY),
+    (TICKET, "expire"),
+    (USER, APPLY),
+    (USER, "expireTicket"),
+    ("Checkout", "run"),
+    ("Checkout", "hear"),
+    (REAPER, "turn"),
+];
 /// The Reaper handler that begins its turns.
 pub const ARM: &str = "arm";
 
@@ -63,8 +79,11 @@ pub struct Tools {
     pub now: fn() -> OffsetDateTime,
 }
 
-/// Every object, ready to be served.
-pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
+/// Every object, ready to be served to whom signs by one of the identity keys, or to anybody when there is none.
+///
+/// # Errors
+/// An identity key is none.
+pub fn endpoint(tools: Tools, serve: &config::Serve) -> Result<Endpoint, IdentityKey> {
     let Tools {
         tickets,
         users,
@@ -77,6 +96,13 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
         now,
     } = tools;
     let new_id = driver.buying.new_id;
+    let account = Account {
+        committer: users.clone(),
+        loyalty: loyalty.clone(),
+        new_id,
+        metrics: metrics.clone(),
+        now,
+    };
     let user = User {
         committer: users,
         pool: pool.clone(),
@@ -86,19 +112,29 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Endpoint {
         metrics: metrics.clone(),
         now,
     };
-    let endpoint = Endpoint::builder()
+    let mut endpoint = Endpoint::builder()
         .bind(retried(
             serve,
             Ticket::new(tickets, pool.clone(), attributes, metrics.clone(), now),
         ))
         .bind(retried(serve, user))
+        .bind(retried(serve, account))
         .bind(retried(serve, Checkout::new(driver)))
         .bind(retried(serve, Reaper::new(pool.clone(), metrics.clone())));
-    match serve.examples {
+    for key in &serve.identity_keys {
+        let added = endpoint.identity_key(key);
+        endpoint = added.map_err(|wrong| IdentityKey(key.clone(), wrong.to_string()))?;
+    }
+    Ok(match serve.examples {
         true => examples::bind(endpoint, pool, metrics, new_id).build(),
         false => endpoint.build(),
-    }
+    })
 }
+
+/// An identity key that is none, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("--identity-key (HOLDFAST_IDENTITY_KEY): {0} is no public key of Restate: {1}")]
+pub struct IdentityKey(String, String);
 
 /// Sets Restate's retry policy: growing pauses up to a bound. The number of attempts is a setting of the server.
 fn retried(serve: &config::Serve, object: impl IntoServiceDefinition) -> ServiceDefinition {
@@ -114,8 +150,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves Restate (HTTP/2) until `shutdown`; then accepts no new connections and gives the invocations under way 10 s to
 /// finish. Restate retries the others elsewhere, or later.
-pub async fn serve(listener: TcpListener, endpoint: Endpoint, shutdown: CancellationToken) {
-    HttpServer::new(endpoint)
-        .serve_with_cancel(listener, shutdown.cancelled_owned())
-        .await;
+pub async fn serve(port: Port, endpoint: Endpoint, shutdown: CancellationToken) {
+    listener::serve_calls(port, HyperEndpoint::new(endpoint), shutdown).await;
 }

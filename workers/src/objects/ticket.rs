@@ -60,7 +60,7 @@ pub(super) struct Expire {
 #[restate_sdk::object(name = "Ticket", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl Ticket {
     /// Applies a delivery from Kafka: events of one ticket that the gate gathered, or one event straight from a public topic.
-    #[handler]
+    #[handler(ingress_private)]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw)?;
         self.committer.commit(unit).await.map(drop).map_err(retryable)
@@ -173,7 +173,7 @@ impl Ticket {
         handler: &str,
         data: impl Into<TicketEvent>,
     ) -> HandlerResult<Json<Reply>> {
-        let unit = intake::asked(ctx, handler, data.into(), (self.now)())?;
+        let unit = intake::asked(ctx, (super::TICKET, handler), data.into(), (self.now)())?;
         intake::answered(self.commit_one(unit).await?)
     }
 

@@ -1,5 +1,5 @@
-//! The User object: its key is the user's id. Events from Kafka and HTTP requests are committed in the same way; those that add
-//! credits change the loyalty database as well.
+//! The User object: its key is the user's id. Events from Kafka and the user's own HTTP requests are committed in the same way; events
+//! that add credits change the loyalty database as well.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::account;
 use super::body::Body;
 use super::caller::{answer_caller, failed, retryable};
 use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
@@ -92,7 +93,7 @@ struct NotHeld {
 #[restate_sdk::object(name = "User", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl User {
     /// Applies a delivery from Kafka: events of one user that the gate gathered, or one event straight from a public topic.
-    #[handler]
+    #[handler(ingress_private)]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw)?;
         self.commit(&ctx, unit).await.map(drop)
@@ -118,16 +119,6 @@ impl User {
     #[handler]
     async fn erase(&self, ctx: ObjectContext<'_>, body: Body<events::UserErased>) -> HandlerResult<Json<Reply>> {
         self.ask(&ctx, "erase", body.read()?).await
-    }
-
-    /// Adds credits.
-    #[handler(name = "addCredits")]
-    async fn add_credits(
-        &self,
-        ctx: ObjectContext<'_>,
-        body: Body<events::CreditsAdded>,
-    ) -> HandlerResult<Json<Reply>> {
-        self.ask(&ctx, "addCredits", body.read()?).await
     }
 
     /// Holds several tickets for the user, all or none.
@@ -274,7 +265,7 @@ impl User {
         handler: &str,
         data: impl Into<UserEvent>,
     ) -> HandlerResult<Json<Reply>> {
-        let unit = intake::asked(ctx, handler, data.into(), (self.now)())?;
+        let unit = intake::asked(ctx, (super::USER, handler), data.into(), (self.now)())?;
         let answer = self.commit(ctx, unit).await?.into_iter().next();
         intake::answered(answer.expect("every piece of work is answered"))
     }
@@ -291,10 +282,8 @@ impl User {
             match (&work[0], &self.loyalty) {
                 (one, _) if buying::concerned(one).is_some() => answers.push(self.buy(ctx, &key, one).await?),
                 (one, Some(loyalty)) if Loyalty::concerns(one) => {
-                    let answer = loyalty.commit(&unit(), (self.driver.buying.new_id)()).await;
-                    let answer = answer.map_err(failed(&self.metrics))?;
-                    store::commit::count(std::slice::from_ref(&answer), &self.metrics);
-                    answers.push(answer);
+                    let attempt = (self.driver.buying.new_id)();
+                    answers.push(account::add(loyalty, &unit(), attempt, &self.metrics).await?);
                 }
                 _ => {
                     answers.extend(self.committer.commit(unit()).await.map_err(retryable)?);
@@ -408,7 +397,7 @@ fn holds(
         let what = format!("tickets: name 1 to {TOGETHER} tickets, each once");
         return Err(answer_caller(400, what));
     }
-    let (source, id) = intake::identity::<domain::User>(ctx, "holdTogether")?;
+    let (source, id) = intake::identity(ctx, (super::USER, "holdTogether"))?;
     let parts = tickets.iter().map(|ticket| {
         let input = Input::Reserve {
             user: owner.clone(),

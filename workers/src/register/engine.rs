@@ -15,7 +15,7 @@ use url::Url;
 use super::report::{Finding, PartReport};
 use super::{Error, Path, cluster, reaper, topics};
 use crate::config::Config;
-use crate::objects::{APPLY, STEPWISE, TICKET, USER};
+use crate::objects::{APPLY, KEYED, PRIVATE, STEPWISE, TICKET, USER};
 use crate::restate_admin::{Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
 /// The name of our Kafka cluster in Restate.
@@ -79,7 +79,7 @@ impl EngineSetup {
         let restate = &config.restate;
         Ok(Self {
             config: config.clone(),
-            admin: RestateAdmin::new(restate.admin.clone())?,
+            admin: RestateAdmin::new(restate)?,
             serve_url: restate.serve_url.clone(),
             kafka: restate.kafka.clone().unwrap_or_else(|| config.kafka.bootstrap.clone()),
             path,
@@ -127,6 +127,7 @@ impl EngineSetup {
         }
         let services = self.admin.services().await?;
         lines.extend(gives_up(&services));
+        lines.extend(exposed(&services));
         let served = self.admin.register(&self.serve_url, Registration::DryRun).await?;
         let known = self.known_deployment().await?;
         let finding = match known.map(|id| changed(&served, &services, &id)) {
@@ -212,7 +213,9 @@ impl EngineSetup {
             },
         };
         let mut lines = vec![PartReport::new(format!("handlers at {}", self.serve_url), finding)];
-        lines.extend(gives_up(&self.admin.services().await?));
+        let services = self.admin.services().await?;
+        lines.extend(gives_up(&services));
+        lines.extend(exposed(&services));
         Ok(lines)
     }
 
@@ -223,7 +226,7 @@ impl EngineSetup {
             let service = served.services.iter().find(|service| service.name == pinned.service);
             let exists = service.is_some_and(|service| service.handlers().contains(&pinned.handler.as_str()));
             let is_stepwise = STEPWISE.contains(&pinned.handler.as_str());
-            exists && !is_stepwise && ROUTES.iter().any(|route| route.object == pinned.service)
+            exists && !is_stepwise && KEYED.contains(&pinned.service.as_str())
         };
         match self
             .admin
@@ -422,15 +425,35 @@ fn another(known: Subscription) -> PartReport {
 /// Reports a Restate that limits attempts: after an outage of an hour or so it pauses invocations, and their ticket or user waits
 /// for an operator.
 fn gives_up(services: &[Service]) -> Option<PartReport> {
-    let ours = services
-        .iter()
-        .filter(|service| ROUTES.iter().any(|route| route.object == service.name));
+    let ours = services.iter().filter(|service| KEYED.contains(&service.name.as_str()));
     let attempts = ours.filter_map(Service::max_attempts).min()?;
     Some(PartReport::new(
         "Restate's retries",
         Finding::Differs {
             how: format!("it gives up after {attempts} attempts"),
             mend: "Set max-attempts = \"unlimited\" under [default-retry-policy] in Restate's settings.".to_owned(),
+        },
+    ))
+}
+
+/// Reports handlers that the engine lets anybody call by HTTP although they believe what they are told.
+fn exposed(services: &[Service]) -> Option<Line> {
+    let is_public = |(service, handler): &(&str, &str)| {
+        let service = services.iter().find(|known| known.name == *service);
+        service.is_some_and(|service| service.is_public(handler))
+    };
+    let exposed: Vec<_> = (PRIVATE.iter().filter(|handler| is_public(handler)))
+        .map(|(service, handler)| format!("{service}/{handler}"))
+        .collect();
+    if exposed.is_empty() {
+        return None;
+    }
+    Some(Line::new(
+        "Restate's ingress",
+        Finding::Differs {
+            how: format!("anybody who reaches it can call {}", exposed.join(", ")),
+            mend: "Register these handlers at an address of their own (--serve-url), and let nobody change the services by hand."
+                .to_owned(),
         },
     ))
 }
@@ -465,6 +488,28 @@ mod tests {
         assert!(changed(&registered, std::slice::from_ref(&known), "dp_1").is_empty());
         assert_eq!(changed(&registered, &[known], "dp_2"), ["Ticket"], "another address");
         assert_eq!(changed(&registered, &[other], "dp_1"), ["Ticket"], "another handler");
+    }
+
+    #[test]
+    fn a_private_handler_that_the_engine_has_public_is_reported() {
+        let services = |apply: bool| {
+            let mut services: BTreeMap<&str, Vec<serde_json::Value>> = BTreeMap::new();
+            for (service, handler) in PRIVATE {
+                let public = handler == APPLY && apply;
+                let handler = serde_json::json!({ "name": handler, "public": public });
+                services.entry(service).or_default().push(handler);
+            }
+            let services = services.into_iter().map(|(name, handlers)| {
+                service(serde_json::json!({ "name": name, "deployment_id": "dp_1", "handlers": handlers }))
+            });
+            services.collect::<Vec<_>>()
+        };
+        assert!(exposed(&services(false)).is_none());
+        let found = exposed(&services(true)).unwrap().finding;
+        assert!(
+            matches!(&found, Finding::Differs { how, .. } if how.ends_with("Ticket/apply, User/apply")),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Error;
 use super::report::{Finding, PartReport};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::objects::{ARM, REAPER, REAPER_SHARD};
 use crate::restate_admin::{self, RestateAdmin};
 use crate::rounds::Rounds;
@@ -20,22 +20,24 @@ const LATE: time::Duration = time::Duration::seconds(3);
 
 /// Begins the Reaper's turns anew. One-way: the engine has it once it has answered, whether or not serve is up.
 pub(super) async fn arm(config: &Config) -> Result<PartReport, Error> {
-    let mut url = config.restate.ingress.clone();
-    let prefix = url.path().trim_end_matches('/').to_owned();
-    url.set_path(&format!("{prefix}/{REAPER}/{REAPER_SHARD}/{ARM}/send"));
-    let address = config.restate.ingress.to_string();
+    let config::Restate { ingress, token, .. } = &config.restate;
+    let url = restate_admin::below(ingress, &format!("{REAPER}/{REAPER_SHARD}/{ARM}/send"));
+    let address = ingress.to_string();
     let silent = |source: reqwest::Error| Error::Ingress {
         address: address.clone(),
+        mend: restate_admin::mend(&source),
         source: source.without_url(),
     };
-    let response = restate_admin::http_client()?.post(url).send().await.map_err(silent)?;
+    let request = restate_admin::http_client(ingress)?.post(url);
+    let response = restate_admin::authorized(request, token.as_ref()).send().await;
+    let response = response.map_err(silent)?;
     let status = response.status();
     if !status.is_success() {
-        let message = response.text().await.map_err(silent)?;
+        let answer = response.bytes().await.map_err(silent)?;
         return Err(Error::Arm {
             address,
             status,
-            message,
+            message: restate_admin::refusal(status, &answer),
         });
     }
     let before = "armed".to_owned();

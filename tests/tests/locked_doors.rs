@@ -1,0 +1,757 @@
+//! Who may speak to what: handlers that only the engine may call, calls to `serve` that the engine has not signed, an engine behind
+//! TLS and a token, and HTTP ports under attack.
+
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use futures::future::{join_all, try_join_all};
+use holdfast_schemas::{UserOutcome, topics};
+use holdfast_tests::kit::certs::Authority;
+use holdfast_tests::kit::identity::Identity;
+use holdfast_tests::kit::nginx::Site;
+use holdfast_tests::kit::process::lock;
+use holdfast_tests::kit::worker::Launch;
+use holdfast_tests::kit::{Holdfast, Kit, Nginx, Server, checkout, until};
+use holdfast_tests::load::now;
+use http_body_util::Empty;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use restate_sdk::prelude::*;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::support::{DEADLINE, clean, event, listed, pay, send, told, told_of, verdicts};
+use crate::users::{added, call, has_credits, registered};
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    apply_takes_what_the_engine_read_from_kafka_and_nothing_else,
+    a_call_by_the_ingress_can_be_told_from_a_delivery,
+    every_handler_that_the_ingress_serves_stands_in_the_table,
+    credits_may_be_added_while_the_user_is_at_work,
+    calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs,
+    an_engine_behind_tls_and_a_token_is_reached_and_each_wrong_wire_is_named,
+    the_engine_calls_serve_over_tls,
+    a_port_answers_others_whatever_idle_slow_or_endless_callers_do,
+    a_renewed_certificate_is_shown_without_a_restart,
+];
+
+/// Headers as a delivery from Kafka has them.
+const FORGED: [(&str, &str); 6] = [
+    ("kafka.topic", "reservations.admitted"),
+    ("kafka.partition", "0"),
+    ("kafka.offset", "4711"),
+    ("kafka.timestamp", "1700000000000"),
+    ("kafka.key", "bG9ja2Vk"),
+    ("restate.subscription.id", "sub_14eZ4GBmCzvtKMZ"),
+];
+
+fn apply_takes_what_the_engine_read_from_kafka_and_nothing_else(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "locked").start().await?;
+        let (ticket, user) = ("locked-apply", "locked-apply-user");
+        let forged = [
+            ("Ticket", ticket, listed("locked/forged", ticket).to_string()),
+            (
+                "User",
+                user,
+                event(
+                    "locked/forged-user",
+                    user,
+                    "user.registered",
+                    json!({ "email": "eve@example.org" }),
+                )
+                .to_string(),
+            ),
+            // Believed, it would become a dead letter of a record that does not exist.
+            ("Ticket", ticket, String::from("garbage")),
+        ];
+        let mut let_in = Vec::new();
+        for (object, key, body) in &forged {
+            for headers in [&[][..], &FORGED[..]] {
+                for path in [
+                    format!("{object}/{key}/apply"),
+                    format!("{object}/{key}/apply/send"),
+                    format!("restate/call/{object}/{key}/apply"),
+                    format!("restate/send/{object}/{key}/apply"),
+                ] {
+                    let status = post(kit, &path, headers, body).await?;
+                    if (200..300).contains(&status) {
+                        let_in.push(format!("{path}: {status}"));
+                    }
+                }
+            }
+        }
+        ensure!(let_in.is_empty(), "the ingress lets callers in: {let_in:?}");
+        for path in [format!("Ticket/{ticket}/get"), format!("User/{user}/get")] {
+            let status = post(kit, &path, &[], "").await?;
+            ensure!(status == 404, "{path}: {status}");
+        }
+        // A request with such headers is a request like any other.
+        let listing = json!({ "show": "locked", "price": { "amount": 100, "currency": "EUR" } }).to_string();
+        let status = post(kit, &format!("Ticket/{ticket}/list"), &FORGED, &listing).await?;
+        ensure!(status == 200, "{status}");
+        let bad = post(kit, &format!("Ticket/{ticket}/reserve"), &FORGED, "garbage").await?;
+        ensure!(bad == 400, "{bad}");
+        // Deliveries from Kafka still arrive.
+        send(kit, &[event("locked/withdrawn", ticket, "ticket.withdrawn", json!({}))]).await?;
+        let outcomes = told(kit, ticket, 2).await?;
+        ensure!(verdicts(&outcomes) == ["listed", "withdrawn"], "{outcomes:?}");
+        let letters = kit.stack.kafka.read(topics::DEAD_LETTERS).await?;
+        let forged = letters
+            .iter()
+            .filter(|letter| letter.value.as_deref() == Some(b"garbage"));
+        ensure!(forged.count() == 0, "a forged dead letter");
+
+        let exposed = exposed(kit).await?;
+        ensure!(
+            ["Ticket/apply", "User/apply"]
+                .iter()
+                .all(|name| !exposed.contains(&(*name).to_owned())),
+            "{exposed:?}"
+        );
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+async fn post(kit: &Kit, path: &str, headers: &[(&str, &str)], body: &str) -> anyhow::Result<u16> {
+    let mut request = reqwest::Client::new().post(format!("{}/{path}", kit.stack.restate.ingress()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    if !body.is_empty() {
+        request = request.header("content-type", "application/json").body(body.to_owned());
+    }
+    Ok(request.send().await?.status().as_u16())
+}
+
+/// The handlers that the engine's ingress lets callers reach, as `Service/handler`.
+async fn exposed(kit: &Kit) -> anyhow::Result<Vec<String>> {
+    let url = format!("{}/services", kit.stack.restate.admin());
+    let found: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
+    let services = found["services"].as_array().context("no services")?;
+    let mut exposed = Vec::new();
+    for service in services {
+        let handlers = service["handlers"].as_array().context("no handlers")?;
+        let public = handlers.iter().filter(|handler| handler["public"] != false);
+        exposed.extend(public.map(|handler| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            format!("{}/{}", text(&service["name"]), text(&handler["name"]))
+        }));
+    }
+    Ok(exposed)
+}
+
+/// Remembers the headers of each call.
+struct Headers(Arc<Mutex<Vec<Vec<String>>>>);
+
+#[restate_sdk::object(name = "Headers", journal_retention = "0s")]
+impl Headers {
+    #[handler]
+    async fn take(&self, ctx: ObjectContext<'_>, _body: Bytes) -> HandlerResult<()> {
+        let names = ctx.headers().keys().map(ToString::to_string).collect();
+        lock(&self.0).push(names);
+        Ok(())
+    }
+}
+
+/// The handler that takes deliveries relies on it.
+fn a_call_by_the_ingress_can_be_told_from_a_delivery(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let listener = TcpListener::bind(("127.0.0.1", kit.stack.ports.get("headers")?)).await?;
+        let address = listener.local_addr()?;
+        let server = HttpServer::new(Endpoint::builder().bind(Headers(calls.clone())).build());
+        let serving = tokio::spawn(server.serve_with_cancel(listener, std::future::pending::<()>()));
+        let (admin, http) = (kit.stack.restate.admin(), reqwest::Client::new());
+        let create = async |path: &str, body: Value| {
+            let made = http.post(format!("{admin}/{path}")).json(&body).send().await?;
+            anyhow::Ok(made.error_for_status()?.json::<Value>().await?)
+        };
+        let deployment = create("deployments", json!({ "uri": format!("http://{address}") })).await?;
+
+        for path in [
+            "Headers/a/take",
+            "Headers/a/take/send",
+            "restate/call/Headers/a/take",
+            "restate/send/Headers/a/take",
+        ] {
+            let headers = [&FORGED[..], &[("x-restate-ingress-path", "")]].concat();
+            let status = post(kit, path, &headers, "{}").await?;
+            ensure!((200..300).contains(&status), "{path}: {status}");
+        }
+        let seen = until("every call", DEADLINE, async || {
+            let seen = lock(&calls).clone();
+            ensure!(seen.len() == 4, "{seen:?}");
+            anyhow::Ok(seen)
+        })
+        .await?;
+        ensure!(
+            seen.iter()
+                .all(|names| names.iter().any(|name| name == "x-restate-ingress-path")),
+            "{seen:?}"
+        );
+
+        kit.stack.kafka.create_topic("locked.headers", 1, &[]).await?;
+        let cluster = json!({ "name": "locked", "properties": { "bootstrap.servers": kit.stack.kafka.bootstrap() } });
+        create("kafka-clusters", cluster).await?;
+        let subscription = json!({
+            "source": "kafka://locked/locked.headers",
+            "sink": "service://Headers/take",
+            "options": { "auto.offset.reset": "earliest", "session.timeout.ms": "6000" },
+        });
+        let subscription = create("subscriptions", subscription).await?;
+        kit.stack
+            .kafka
+            .send(
+                "locked.headers",
+                &[crate::support::structured(&listed("locked/headers", "a"))],
+            )
+            .await?;
+        let delivered = until("the delivery", DEADLINE, async || {
+            let seen = lock(&calls).clone();
+            seen.get(4).cloned().with_context(|| format!("{seen:?}"))
+        })
+        .await?;
+        let has = |wanted: &str| delivered.iter().any(|name| name == wanted);
+        ensure!(
+            !has("x-restate-ingress-path") && has("restate.subscription.id") && has("kafka.offset"),
+            "{delivered:?}"
+        );
+
+        for path in [
+            format!("subscriptions/{}", subscription["id"].as_str().context("no id")?),
+            String::from("kafka-clusters/locked?force=true"),
+            format!("deployments/{}?force=true", deployment["id"].as_str().context("no id")?),
+        ] {
+            http.delete(format!("{admin}/{path}"))
+                .send()
+                .await?
+                .error_for_status()?;
+        }
+        serving.abort();
+        Ok(())
+    })
+}
+
+fn every_handler_that_the_ingress_serves_stands_in_the_table(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "locked").env("HOLDFAST_EXAMPLES", "true");
+        let worker = worker.start().await?;
+        let page = std::fs::read_to_string(checkout().join("docs/security.md"))?;
+        // `User/{user}/register` is the handler User/register.
+        let named: Vec<String> = (page.split('`').skip(1).step_by(2))
+            .map(|path| {
+                path.split('/')
+                    .filter(|part| !part.starts_with('{'))
+                    .collect::<Vec<_>>()
+                    .join("/")
+            })
+            .collect();
+        let missing: Vec<_> = exposed(kit)
+            .await?
+            .into_iter()
+            .filter(|name| !named.contains(name))
+            .collect();
+        ensure!(missing.is_empty(), "not in docs/security.md: {missing:?}");
+        worker.stop().await
+    })
+}
+
+fn credits_may_be_added_while_the_user_is_at_work(kit: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "locked-credits";
+    const TIMES: usize = 8;
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "locked").start().await?;
+        pay(kit, &[registered("locked/credits", USER)]).await?;
+        told_of::<UserOutcome>(kit, USER, 1).await?;
+        let by_kafka: Vec<_> = (0..TIMES)
+            .map(|number| added(&format!("locked/credits/{number}"), USER, 100))
+            .collect();
+        let gift = json!({ "amount": 7 });
+        let gifts = join_all((0..TIMES).map(|_| call(kit, &[], "Account", USER, "addCredits", &gift)));
+        let changes = join_all((0..TIMES).map(async |number| {
+            let body = json!({ "to": { "name": format!("Ann {number}") } });
+            call(kit, &[], "User", USER, "changeProfile", &body).await
+        }));
+        let (gifts, changes, sent) = tokio::join!(gifts, changes, pay(kit, &by_kafka));
+        sent?;
+        for answer in gifts.into_iter().chain(changes) {
+            let (status, said) = answer?;
+            ensure!(status == 200, "{status}: {said}");
+        }
+        let outcomes = told_of::<UserOutcome>(kit, USER, 1 + 3 * TIMES).await?;
+        ensure!(
+            outcomes
+                .iter()
+                .map(|outcome| outcome.sequence)
+                .eq(1..=1 + 3 * TIMES as i64),
+            "{outcomes:?}"
+        );
+        has_credits(kit, USER, 107 * TIMES as i64).await?;
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+fn calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let engine = kit
+            .stack
+            .restate
+            .identity
+            .as_ref()
+            .context("the engine does not sign")?;
+        let [stranger, next] = ["stranger", "next"].map(|name| Identity::new(&kit.stack.certificates(), name));
+        let (stranger, next) = (stranger?, next?);
+        // While one key replaces another, both are taken.
+        let keys = format!("{},{}", next.public_key(), engine.public_key());
+        let worker = kit.stack.holdfast("run", "locked").env("HOLDFAST_IDENTITY_KEY", &keys);
+        let worker = worker.start().await?;
+        let ticket = "locked-signed";
+        send(kit, &[listed("locked/signed", ticket)]).await?;
+        told(kit, ticket, 1).await?;
+        let status = post(kit, &format!("Ticket/{ticket}/get"), &[], "").await?;
+        ensure!(status == 200, "{status}");
+
+        let now = now().unix_timestamp();
+        let apply = "/invoke/Ticket/apply";
+        for path in [
+            "/discover",
+            "/health",
+            "/",
+            "/nowhere",
+            apply,
+            "/invoke/User/addTicket",
+            "/invoke/Reaper/turn",
+        ] {
+            for (what, scheme, signature) in [
+                ("no signature", None, None),
+                ("said to be unsigned", Some("unsigned"), None),
+                ("a scheme alone", Some("v1"), None),
+                ("garbage", Some("v1"), Some(String::from("garbage"))),
+                ("a stranger's", Some("v1"), Some(stranger.sign(path, now)?)),
+                (
+                    "for another path",
+                    Some("v1"),
+                    Some(engine.sign("/invoke/Ticket/get", now)?),
+                ),
+                ("of yesterday", Some("v1"), Some(engine.sign(path, now - 86_400)?)),
+            ] {
+                let status = calls(kit, path, scheme, signature).await?;
+                ensure!(status == 401, "{path}, {what}: {status}");
+            }
+        }
+        for signer in [engine, &next] {
+            let status = calls(kit, "/discover", Some("v1"), Some(signer.sign("/discover", now)?)).await?;
+            ensure!(status == 200, "{status}");
+        }
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+/// What `serve` answers to a call by HTTP/2 that is signed like this.
+async fn calls(kit: &Kit, path: &str, scheme: Option<&str>, signature: Option<String>) -> anyhow::Result<u16> {
+    let address = format!("127.0.0.1:{}", kit.stack.ports.get("serve")?);
+    let stream = TokioIo::new(TcpStream::connect(&address).await?);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+    let connection = tokio::spawn(connection);
+    let mut request = hyper::Request::post(format!("http://{address}{path}"))
+        .header("accept", "application/vnd.restate.endpointmanifest.v4+json")
+        .header("content-type", "application/vnd.restate.invocation.v6");
+    for (name, value) in [
+        ("x-restate-signature-scheme", scheme),
+        ("x-restate-jwt-v1", signature.as_deref()),
+    ] {
+        if let Some(value) = value {
+            request = request.header(name, value);
+        }
+    }
+    let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    connection.abort();
+    Ok(answer.status().as_u16())
+}
+
+const TOKEN: &str = "sesame-of-the-engine";
+
+/// nginx before the engine: its addresses with TLS, and two of the admin API that nobody should trust.
+struct Front {
+    nginx: Server<Nginx>,
+    admin: String,
+    ingress: String,
+    expired: String,
+    other: String,
+}
+
+impl Front {
+    async fn start(kit: &Kit) -> anyhow::Result<Front> {
+        let (stack, names) = (&kit.stack, ["localhost", "127.0.0.1"]);
+        let folder = stack.certificates();
+        let good = stack.authority.sign("engine", &names)?.write(&folder, "engine")?;
+        let expired = stack.authority.sign_expired("engine", &names)?;
+        let other = stack.authority.sign("other", &["other.example"])?;
+        let (admin, ingress) = (stack.restate.admin(), stack.restate.ingress());
+        let sites = [
+            ("nginx-admin", good.clone(), admin.clone()),
+            ("nginx-ingress", good, ingress),
+            ("nginx-expired", expired.write(&folder, "expired")?, admin.clone()),
+            ("nginx-other", other.write(&folder, "other")?, admin),
+        ];
+        let sites = sites.map(|(name, certificate, upstream)| {
+            let port = stack.ports.get(name)?;
+            anyhow::Ok(Site {
+                port,
+                certificate,
+                upstream,
+            })
+        });
+        let sites = sites.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        let [admin, ingress, expired, other] =
+            [0, 1, 2, 3].map(|number: usize| format!("https://localhost:{}", sites[number].port));
+        let nginx = Nginx::server(stack.folder(), TOKEN, sites)?;
+        nginx.start().await?;
+        Ok(Front {
+            nginx,
+            admin,
+            ingress,
+            expired,
+            other,
+        })
+    }
+}
+
+/// How the engine is asked.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    admin: &'a str,
+    ingress: &'a str,
+    token: Option<&'a str>,
+    trusted: &'a str,
+}
+
+impl Asked<'_> {
+    fn by<'k>(&self, kit: &'k Kit, subcommand: &str) -> Launch<'k> {
+        let launch = kit.stack.holdfast(subcommand, "locked");
+        let launch = launch
+            .env("SSL_CERT_FILE", self.trusted)
+            .env("HOLDFAST_RESTATE_ADMIN", self.admin)
+            .env("HOLDFAST_RESTATE_INGRESS", self.ingress);
+        match self.token {
+            Some(token) => launch.env("HOLDFAST_RESTATE_TOKEN", token),
+            None => launch,
+        }
+    }
+}
+
+fn an_engine_behind_tls_and_a_token_is_reached_and_each_wrong_wire_is_named(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let front = Front::start(kit).await?;
+        let trusted = kit.stack.authority_file().display().to_string();
+        let right = Asked {
+            admin: &front.admin,
+            ingress: &front.ingress,
+            token: Some(TOKEN),
+            trusted: &trusted,
+        };
+        let worker = right.by(kit, "run").start().await?;
+        let ticket = "locked-tls";
+        let hold = json!({ "user": "ann", "hold_for": 1 });
+        let hold = event("locked/tls/hold", ticket, "reservation.requested", hold);
+        send(kit, &[listed("locked/tls", ticket), hold]).await?;
+        let outcomes = told(kit, ticket, 3).await?;
+        ensure!(verdicts(&outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
+        until("the gate's question is answered", DEADLINE, async || {
+            let answers = worker.metric("holdfast_engine_answers").await?;
+            ensure!(answers == Some(1.0), "{answers:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        are_named(kit, &front, right).await?;
+        clean(kit).await?;
+        worker.stop().await?;
+        front.nginx.stop().await
+    })
+}
+
+/// Each wrong wire, one at a time, ends `register` with words that name it.
+async fn are_named(kit: &Kit, front: &Front, right: Asked<'_>) -> anyhow::Result<()> {
+    let strange = kit.stack.certificates().join("stranger.crt");
+    std::fs::write(&strange, Authority::new("A stranger")?.certificate)?;
+    let strange = strange.display().to_string();
+    let no_tls = kit.stack.restate.admin().replace("http:", "https:");
+    let plain = front.admin.replace("https:", "http:");
+    let admin = |admin| Asked { admin, ..right };
+    let token = |token| Asked { token, ..right };
+    let (trusted, ingress) = (&strange, &front.other);
+    let wrong = [
+        (token(Some("wrong")), "admin API", "give --restate-token"),
+        (token(None), "admin API", "give --restate-token"),
+        (
+            Asked { trusted, ..right },
+            "admin API",
+            "its certificate is not trusted here",
+        ),
+        (
+            admin(&front.expired),
+            "admin API",
+            "its certificate is not valid at this time",
+        ),
+        (admin(&front.other), "admin API", "its certificate is for another name"),
+        (admin(&no_tls), "admin API", "it does not speak TLS"),
+        (admin(&plain), "admin API", "it speaks TLS: give https://"),
+        (
+            Asked { ingress, ..right },
+            "ingress",
+            "its certificate is for another name",
+        ),
+    ];
+    try_join_all(wrong.map(async |(asked, which, names)| {
+        let output = asked.by(kit, "register").output().await?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code() == Some(1) && said.contains(names) && said.contains(which) && !said.contains(TOKEN),
+            "not {names:?}: {said}"
+        );
+        anyhow::Ok(())
+    }))
+    .await?;
+    Ok(())
+}
+
+fn the_engine_calls_serve_over_tls(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let certificate = kit.stack.authority.sign("serve", &["127.0.0.1", "localhost"])?;
+        let files = certificate.write(&kit.stack.certificates(), "serve")?;
+        let engine = kit
+            .stack
+            .restate
+            .identity
+            .as_ref()
+            .context("the engine does not sign")?;
+        let address = format!("127.0.0.1:{}", kit.stack.ports.get("serve-tls")?);
+        let url = format!("https://{address}/");
+        let worker = kit
+            .stack
+            .holdfast("run", "locked")
+            .env("HOLDFAST_SERVE_LISTEN", &address);
+        let worker = worker
+            .env("HOLDFAST_SERVE_URL", &url)
+            .env("HOLDFAST_SERVE_CERTIFICATE", &files.certificate.display().to_string())
+            .env("HOLDFAST_SERVE_PRIVATE_KEY", &files.key.display().to_string())
+            .env("HOLDFAST_IDENTITY_KEY", &engine.public_key())
+            .start()
+            .await?;
+        let ticket = "locked-serve-tls";
+        send(kit, &[listed("locked/serve-tls", ticket)]).await?;
+        told(kit, ticket, 1).await?;
+        let (status, said) = call(kit, &[], "Ticket", ticket, "reserve", &json!({ "user": "ann" })).await?;
+        ensure!(status == 200, "{status}: {said}");
+        // Without TLS nothing is answered there.
+        let plain = reqwest::get(format!("http://{address}/health")).await;
+        ensure!(plain.is_err(), "{plain:?}");
+        clean(kit).await?;
+        worker.stop().await?;
+        forget(kit, &url).await
+    })
+}
+
+/// Has the engine forget the deployment at `url`, and what began there and nobody serves any more.
+async fn forget(kit: &Kit, url: &str) -> anyhow::Result<()> {
+    let restate = &kit.stack.restate;
+    let deployments: Value = reqwest::get(format!("{}/deployments", restate.admin()))
+        .await?
+        .json()
+        .await?;
+    let ours = deployments["deployments"].as_array().into_iter().flatten();
+    let ids: Vec<_> = ours
+        .filter(|known| known["uri"] == url)
+        .filter_map(|known| known["id"].as_str())
+        .collect();
+    for id in ids {
+        let begun = format!(
+            "select id from sys_invocation_status where pinned_deployment_id = '{id}' and status <> 'completed'"
+        );
+        until("nothing that began there is under way", DEADLINE, async || {
+            let begun = restate.sql(&begun).await?;
+            for invocation in &begun {
+                restate
+                    .kill_invocation(invocation["id"].as_str().context("no id")?)
+                    .await?;
+            }
+            ensure!(begun.is_empty(), "{begun:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        let forgotten = format!("{}/deployments/{id}?force=true", restate.admin());
+        reqwest::Client::new()
+            .delete(forgotten)
+            .send()
+            .await?
+            .error_for_status()?;
+    }
+    Ok(())
+}
+
+/// More than a port has room for.
+const CROWD: usize = 1_000;
+
+fn a_port_answers_others_whatever_idle_slow_or_endless_callers_do(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "locked").provider(&kit.provider).webhooks();
+        let worker = worker.start().await?;
+        let operators = worker.http.trim_start_matches("http://").to_owned();
+        tokio::try_join!(withstands(operators), withstands(kit.stack.webhook()?))?;
+        ensure!(is_alive(&worker).await?, "it has died");
+        worker.stop().await
+    })
+}
+
+async fn withstands(address: String) -> anyhow::Result<()> {
+    let endless = [
+        endless(&address, "GET /livez", "x-endless: 1\r\n"),
+        endless(&address, "POST /", ENDLESS_BODY),
+    ];
+    let endless = join_all(endless).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    ensure!(
+        endless
+            .iter()
+            .all(|answer| answer.is_empty() || answer.starts_with("HTTP/1.1 4")),
+        "{address}: {endless:?}"
+    );
+    let crowd = try_join_all((0..CROWD).map(|_| TcpStream::connect(&address))).await?;
+    let mut slow = TcpStream::connect(&address).await?;
+    slow.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\nx-slow: ").await?;
+    // Everybody else is answered at once, again and again.
+    for _ in 0..20 {
+        let answered = timeout(DEADLINE, reqwest::get(format!("http://{address}/livez"))).await;
+        let status = answered.context("the port is full")??.status();
+        ensure!(status == 200 || status == 404, "{address}: {status}");
+    }
+    until("the crowd has given way", DEADLINE, async || {
+        let is_there = |one: &&TcpStream| {
+            one.try_read(&mut [0])
+                .is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        };
+        let left = crowd.iter().filter(is_there).count();
+        ensure!(left <= 256, "{address}: {left} of {CROWD} are still there");
+        Ok(())
+    })
+    .await?;
+    let closed = timeout(DEADLINE, slow.read_to_end(&mut Vec::new())).await;
+    ensure!(closed.is_ok(), "{address}: a slow head is waited for");
+    Ok(())
+}
+
+async fn is_alive(worker: &Holdfast) -> anyhow::Result<bool> {
+    Ok(reqwest::get(format!("{}/livez", worker.http))
+        .await?
+        .status()
+        .is_success())
+}
+
+const ENDLESS_BODY: &str = "transfer-encoding: chunked\r\n\r\n";
+
+/// The answer to a request that never ends, until the connection is closed.
+async fn endless(address: &str, line: &str, rest: &str) -> anyhow::Result<String> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut read, mut write) = stream.into_split();
+    let (begin, more) = if rest == ENDLESS_BODY {
+        (
+            format!("{line} HTTP/1.1\r\nhost: a\r\n{rest}"),
+            format!("1000\r\n{}\r\n", "b".repeat(0x1000)),
+        )
+    } else {
+        (format!("{line} HTTP/1.1\r\nhost: a\r\n"), rest.repeat(100))
+    };
+    let sending = async {
+        let sent = write.write_all(begin.as_bytes()).await;
+        if sent.is_ok() {
+            while write.write_all(more.as_bytes()).await.is_ok() {}
+        }
+    };
+    let mut answer = Vec::new();
+    let receiving = async {
+        let mut bytes = [0; 1_024];
+        // An error is a connection that was closed while more was on its way.
+        while let Ok(count @ 1..) = read.read(&mut bytes).await {
+            answer.extend_from_slice(&bytes[..count]);
+        }
+    };
+    timeout(DEADLINE, async { tokio::join!(sending, receiving) })
+        .await
+        .with_context(|| format!("{address}: {line} is listened to for ever"))?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn a_renewed_certificate_is_shown_without_a_restart(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let folder = kit.stack.certificates();
+        let old = &kit.stack.authority;
+        let new = Authority::new("The next one")?;
+        let files = old.sign("operators", &["localhost"])?.write(&folder, "operators")?;
+        let health = format!("127.0.0.1:{}", kit.stack.ports.get("holdfast-locked")?);
+        let port = kit.stack.ports.get("locked-operators")?;
+        let worker = kit.stack.holdfast("run", "locked").provider(&kit.provider).webhooks();
+        let worker = worker
+            .env("HOLDFAST_HEALTH_LISTEN", &health)
+            .env("HOLDFAST_HTTP_LISTEN", &format!("127.0.0.1:{port}"))
+            .env("HOLDFAST_HTTP_CERTIFICATE", &files.certificate.display().to_string())
+            .env("HOLDFAST_HTTP_PRIVATE_KEY", &files.key.display().to_string())
+            .env("HOLDFAST_WEBHOOK_CERTIFICATE", &files.certificate.display().to_string())
+            .env("HOLDFAST_WEBHOOK_PRIVATE_KEY", &files.key.display().to_string())
+            .start()
+            .await?;
+        let webhook = kit.stack.webhook()?.replace("127.0.0.1", "localhost");
+        let metrics = format!("https://localhost:{port}/metrics");
+        let paths = [metrics.clone(), format!("https://{webhook}/")];
+        shows(old, &paths).await?;
+        // Apart: health knows no metrics, and the other port no health.
+        let there = reqwest::get(format!("http://{health}/metrics")).await?.status();
+        let elsewhere = client(old)?
+            .get(metrics.replace("metrics", "livez"))
+            .send()
+            .await?
+            .status();
+        ensure!(there == 404 && elsewhere == 404, "{there} {elsewhere}");
+        ensure!(
+            reqwest::get(metrics.replace("https:", "http:")).await.is_err(),
+            "it answers without TLS"
+        );
+
+        // Half of it is there: the old one is shown on.
+        let renewed = new.sign("operators", &["localhost"])?;
+        std::fs::write(&files.certificate, &renewed.certificate)?;
+        shows(old, &paths).await?;
+        std::fs::write(&files.key, &renewed.key)?;
+        shows(&new, &paths).await?;
+        ensure!(
+            client(old)?.get(&metrics).send().await.is_err(),
+            "the old one is still shown"
+        );
+        worker.stop().await
+    })
+}
+
+/// A client that trusts this authority alone.
+fn client(authority: &Authority) -> anyhow::Result<reqwest::Client> {
+    let certificate = reqwest::Certificate::from_pem(authority.certificate.as_bytes())?;
+    Ok(reqwest::Client::builder().tls_certs_only([certificate]).build()?)
+}
+
+async fn shows(authority: &Authority, urls: &[String]) -> anyhow::Result<()> {
+    for url in urls {
+        let answer = client(authority)?.get(url).send().await.with_context(|| url.clone())?;
+        // The webhook's port takes no GET.
+        ensure!(
+            answer.status() == 200 || answer.status() == 405,
+            "{url}: {}",
+            answer.status()
+        );
+    }
+    Ok(())
+}

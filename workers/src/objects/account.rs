@@ -1,0 +1,63 @@
+//! The Account object: a user's credits, for the shop's back office; its key is the user's id. It is an object of its own, apart from
+//! the User object, so that a proxy can tell by the path who may ask. Both may work on one user at the same time: what they write is
+//! decided against the version that was read, and one of them is called again.
+
+use std::sync::Arc;
+
+use holdfast_schemas::{Reply, events};
+use restate_sdk::prelude::*;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::body::Body;
+use super::caller::{failed, retryable};
+use super::intake;
+use crate::domain;
+use crate::metrics::Metrics;
+use crate::store::credits::Loyalty;
+use crate::store::{self, Answer, Committer, Unit};
+
+/// The handlers of one user's credits, which Restate runs one after the other.
+pub(super) struct Account {
+    /// Refuses credits where there is no loyalty database.
+    pub(super) committer: Committer<domain::User>,
+    pub(super) loyalty: Option<Loyalty>,
+    pub(super) new_id: fn() -> Uuid,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) now: fn() -> OffsetDateTime,
+}
+
+// The handler is one write that may be repeated.
+#[restate_sdk::object(name = "Account", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
+impl Account {
+    /// Adds credits.
+    #[handler(name = "addCredits")]
+    async fn add_credits(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::CreditsAdded>,
+    ) -> HandlerResult<Json<Reply>> {
+        let asked = (super::ACCOUNT, "addCredits");
+        let unit = intake::asked(&ctx, asked, body.read()?.into(), (self.now)())?;
+        let answer = match &self.loyalty {
+            Some(loyalty) => add(loyalty, &unit, (self.new_id)(), &self.metrics).await?,
+            None => {
+                let answers = self.committer.commit(unit).await.map_err(retryable)?;
+                answers.into_iter().next().expect("every piece of work is answered")
+            }
+        };
+        intake::answered(answer)
+    }
+}
+
+/// Commits one event that adds credits, also for the User object, which gets those from Kafka. `attempt` must be new.
+pub(super) async fn add(
+    loyalty: &Loyalty,
+    unit: &Unit<domain::User>,
+    attempt: Uuid,
+    metrics: &Metrics,
+) -> HandlerResult<Answer> {
+    let answer = loyalty.commit(unit, attempt).await.map_err(failed(metrics))?;
+    store::commit::count(std::slice::from_ref(&answer), metrics);
+    Ok(answer)
+}
