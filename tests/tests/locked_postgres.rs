@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = tests![
     the_roles_have_the_rights_that_the_file_lists_and_every_table_is_in_it,
     each_right_is_needed_by_a_statement_that_names_what_it_lacks,
     who_may_not_migrate_says_who_must_and_works_on_tables_that_are_up_to_date,
+    a_password_is_rotated_without_a_restart_by_its_file,
     a_pooler_that_shares_sessions_or_drops_settings_is_refused_by_name,
 ];
 
@@ -387,6 +388,40 @@ fn who_may_not_migrate_says_who_must_and_works_on_tables_that_are_up_to_date(kit
         ends(at(kit, &app, "run"), must).await?;
         owners.close().await;
         Ok(())
+    })
+}
+
+fn a_password_is_rotated_without_a_restart_by_its_file(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let server = locked(kit).await?;
+        let superuser = PgPool::connect(&server.url()).await?;
+        let file = kit.stack.folder().join("database-url");
+        let url = server.url_as(APP, DATABASE);
+        fs::write(&file, format!("{url}\n"))?;
+        // The engine does not know this address: no other proof's work comes here.
+        let worker = at(kit, &url, "serve")
+            .without("HOLDFAST_DATABASE_URL")
+            .env("HOLDFAST_DATABASE_URL_FILE", &file.display().to_string())
+            .env("HOLDFAST_SERVE_LISTEN", "127.0.0.1:0")
+            .start()
+            .await?;
+        run(&superuser, &format!("alter role {APP} password 'another'")).await?;
+        let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = '{APP}'");
+        run(&superuser, &end).await?;
+        until("it says that its password is wrong", WITHIN, async || {
+            let ready = reqwest::get(format!("{}/readyz", worker.http)).await?;
+            let (status, text) = (ready.status(), ready.text().await?);
+            ensure!(!status.is_success() && text.contains("postgres"), "{status} {text}");
+            let log = fs::read_to_string(worker.log())?;
+            ensure!(log.contains("password authentication failed"), "it is not said");
+            anyhow::Ok(())
+        })
+        .await?;
+        fs::write(&file, format!("{}\n", url.replace(&password(APP), "another")))?;
+        worker.ready().await?;
+        ensure!(!fs::read_to_string(worker.log())?.contains("sesame"), "it prints a password");
+        worker.stop().await?;
+        run(&superuser, &format!("alter role {APP} password '{}'", password(APP))).await
     })
 }
 

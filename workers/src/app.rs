@@ -1,11 +1,13 @@
 //! The composition root: puts each subcommand together from its parts.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use secrecy::SecretString;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -24,6 +26,7 @@ use crate::rounds::Rounds;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
 use crate::store::progress::Progress;
+use crate::store::rotation::{AddressFile, Look};
 use crate::sweep::Sweeper;
 use crate::transience::Fault;
 use crate::{
@@ -237,7 +240,37 @@ impl Worker {
         store::migrate::admit(&pool).await?;
         self.readiness.set("postgres", true);
         self.watch_postgres(pool.clone());
+        let database = &self.config.database;
+        self.watch_address("database-url-file", &pool, database.url_file.as_deref(), &database.url);
         Ok(pool)
+    }
+
+    /// Reads the file of an address again and again: after a rotation it has another password.
+    fn watch_address(&self, part: &'static str, pool: &PgPool, file: Option<&Path>, url: &SecretString) {
+        let Some(file) = file else { return };
+        let mut file = AddressFile::new(file, pool.clone(), &self.config.database, url);
+        let (rounds, shutdown) = (Rounds::beside(part, &self.metrics), self.spawner.shutdown());
+        let watch = async move {
+            let mut ticks = tokio::time::interval(PING_EVERY);
+            loop {
+                ticks.tick().await;
+                match file.look().await {
+                    Ok(Look::Same) => rounds.passed(),
+                    Ok(Look::Changed) => {
+                        rounds.passed();
+                        tracing::info!(part, "the file has changed: new sessions use what it has now");
+                    }
+                    Err(error) => rounds.failed(error.fault(), &error),
+                }
+            }
+        };
+        self.spawner.spawn(part, async move {
+            tokio::select! {
+                () = watch => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
     }
 
     /// Pings the database for readiness, and counts the pool's connections.
@@ -392,6 +425,7 @@ impl Worker {
             return Ok(None);
         };
         let other = store::pool(url, database)?;
+        self.watch_address("loyalty-url-file", &other, database.loyalty_url_file.as_deref(), url);
         let loyalty = Loyalty::new(main.clone(), other, database.idempotency_retention);
         let (sweeping, age) = (loyalty.clone(), database.credits_abandoned_after);
         let (metrics, shutdown) = (self.metrics.clone(), self.spawner.shutdown());

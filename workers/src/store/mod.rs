@@ -23,6 +23,7 @@ pub mod outbox;
 pub mod outcome_log;
 pub mod progress;
 mod purchases;
+pub mod rotation;
 mod session;
 pub mod settled_dead_letters;
 pub mod ticket_attributes;

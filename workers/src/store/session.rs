@@ -57,13 +57,7 @@ pub async fn connect_within(patience: Duration, config: &config::Database, metri
 /// # Errors
 /// Only a URL that cannot be read.
 pub fn pool(url: &SecretString, config: &config::Database) -> Result<PgPool, Error> {
-    let options: PgConnectOptions = url.expose_secret().parse().map_err(Error::Url)?;
-    // A parameter more that a pooler would refuse; what is read is binary.
-    let options = options
-        .application_name("holdfast")
-        .extra_float_digits(None::<i8>)
-        .options(required(config))
-        .options(SERVER_KEEPALIVE);
+    let options = options(url, config)?;
     let required: Arc<[_]> = sent(&options).into();
     let silence = Silence::default();
     let release = (silence.clone(), config.statement_timeout + MARGIN);
@@ -93,6 +87,15 @@ pub fn pool(url: &SecretString, config: &config::Database) -> Result<PgPool, Err
             Box::pin(async move { silence.watch(limit, session.ping()).await.map(|()| true) })
         })
         .connect_lazy_with(options))
+}
+
+/// What every session is opened with.
+pub(super) fn options(url: &SecretString, config: &config::Database) -> Result<PgConnectOptions, Error> {
+    let options: PgConnectOptions = url.expose_secret().parse().map_err(Error::Url)?;
+    let options = options.application_name("holdfast");
+    // A parameter more that a pooler would refuse; what is read is binary.
+    let options = options.extra_float_digits(None::<i8>);
+    Ok(options.options(required(config)).options(SERVER_KEEPALIVE))
 }
 
 /// What our promises rest on, and what a pooler on the way may drop.
