@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use holdfast_schemas::topics;
 use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::{Kit, until};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::{Value, json};
 
@@ -17,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_scrape_names_its_format_and_keeps_to_it,
     what_a_lost_engine_had_taken_is_decided_by_its_successor,
     two_registers_at_once_leave_one_subscription_of_each_handler,
+    the_nodes_of_a_cluster_share_a_subscription_and_no_name,
     a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves,
     what_is_done_leaves_the_engine_and_costs_the_gates_question_nothing,
 ];
@@ -213,7 +215,11 @@ fn two_registers_at_once_leave_one_subscription_of_each_handler(kit: &Kit) -> an
 }
 
 async fn subscriptions(kit: &Kit) -> anyhow::Result<Vec<Value>> {
-    let url = format!("{}/subscriptions", kit.stack.restate.admin());
+    subscriptions_at(&kit.stack.restate.admin()).await
+}
+
+async fn subscriptions_at(admin: &str) -> anyhow::Result<Vec<Value>> {
+    let url = format!("{admin}/subscriptions");
     let found: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
     Ok(found["subscriptions"].as_array().cloned().unwrap_or_default())
 }
@@ -224,6 +230,57 @@ async fn one_of_each(kit: &Kit) -> anyhow::Result<()> {
     sinks.sort_unstable();
     ensure!(sinks == ["service://Ticket/apply", "service://User/apply"], "{found:?}");
     Ok(())
+}
+
+fn the_nodes_of_a_cluster_share_a_subscription_and_no_name(kit: &Kit) -> anyhow::Result<()> {
+    const NODES: usize = 3;
+    kit.block_on(async {
+        let cluster = kit.stack.cluster(NODES).await?;
+        let worker = kit.stack.holdfast("run", "engine").start().await?;
+        let register = async |node: usize| {
+            let register = kit.stack.holdfast("register", "engine-register");
+            let register = register.without("HOLDFAST_RESTATE_SINGLE_NODE");
+            let output = register
+                .env("HOLDFAST_RESTATE_ADMIN", &cluster.0[node].admin())
+                .output()
+                .await?;
+            let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{}: {said}", output.status);
+            anyhow::Ok(said.into_owned())
+        };
+        register(1).await?;
+        let found = until("another node knows the subscriptions", DEADLINE, async || {
+            let found = subscriptions_at(&cluster.0[2].admin()).await?;
+            ensure!(found.len() == 2, "{found:?}");
+            anyhow::Ok(found)
+        })
+        .await?;
+        let consumer: BaseConsumer = kit.stack.kafka.config().create()?;
+        for subscription in &found {
+            let options = &subscription["options"];
+            ensure!(options["group.instance.id"].is_null(), "{subscription}");
+            let group = options["group.id"].as_str().context("no group")?;
+            until("each node reads a part of the topic", DEADLINE, async || {
+                let groups = consumer.fetch_group_list(Some(group), DEADLINE)?;
+                let members: Vec<_> = groups.groups().iter().flat_map(|group| group.members()).collect();
+                ensure!(members.len() == NODES, "{} members of {group}", members.len());
+                anyhow::Ok(())
+            })
+            .await?;
+        }
+        // Any two of them go on.
+        cluster.0[1].kill()?;
+        let said = register(2).await?;
+        ensure!(said.matches("as wanted  subscription of").count() == 2, "{said}");
+        let body = json!({ "show": "proofs", "price": { "amount": 4_500, "currency": "EUR" } });
+        until("a call passes", DEADLINE, async || {
+            let (status, answer) = cluster.0[0].call("Ticket/engine-cluster/list", &[], &body).await?;
+            ensure!(status == 200, "{status}: {answer}");
+            anyhow::Ok(())
+        })
+        .await?;
+        worker.stop().await
+    })
 }
 
 fn a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves(kit: &Kit) -> anyhow::Result<()> {
