@@ -419,7 +419,10 @@ fn a_password_is_rotated_without_a_restart_by_its_file(kit: &Kit) -> anyhow::Res
         .await?;
         fs::write(&file, format!("{}\n", url.replace(&password(APP), "another")))?;
         worker.ready().await?;
-        ensure!(!fs::read_to_string(worker.log())?.contains("sesame"), "it prints a password");
+        ensure!(
+            !fs::read_to_string(worker.log())?.contains("sesame"),
+            "it prints a password"
+        );
         worker.stop().await?;
         run(&superuser, &format!("alter role {APP} password '{}'", password(APP))).await
     })

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
@@ -22,7 +23,7 @@ pub struct Restate {
     pub(super) node: u16,
     pub(super) client: reqwest::Client,
     /// The key by which it signs its calls. Without it, as the bench has it, calls are not signed.
-    pub identity: Option<Identity>,
+    pub identity: Option<Arc<Identity>>,
     /// The certificates of the authorities that it trusts.
     pub(super) trusted: PathBuf,
     /// Absent for a single node.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use futures::future::try_join_all;
@@ -193,7 +194,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
     fs::write(&trusted, &authority.certificate)?;
     let identity = match name {
         Name::Bench => None,
-        _ => Some(Identity::new(&certificates, "engine")?),
+        _ => Some(Arc::new(Identity::new(&certificates, "engine")?)),
     };
     let restate = Restate {
         binary: servers.restate,

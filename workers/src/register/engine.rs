@@ -437,7 +437,7 @@ fn gives_up(services: &[Service]) -> Option<PartReport> {
 }
 
 /// Reports handlers that the engine lets anybody call by HTTP although they believe what they are told.
-fn exposed(services: &[Service]) -> Option<Line> {
+fn exposed(services: &[Service]) -> Option<PartReport> {
     let is_public = |(service, handler): &(&str, &str)| {
         let service = services.iter().find(|known| known.name == *service);
         service.is_some_and(|service| service.is_public(handler))
@@ -448,7 +448,7 @@ fn exposed(services: &[Service]) -> Option<Line> {
     if exposed.is_empty() {
         return None;
     }
-    Some(Line::new(
+    Some(PartReport::new(
         "Restate's ingress",
         Finding::Differs {
             how: format!("anybody who reaches it can call {}", exposed.join(", ")),
