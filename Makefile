@@ -27,9 +27,9 @@ conformance: tools ## The payment provider's adapter against servers that others
 	@deploy/local/tools conformance
 	$(CARGO) test --workspace --test conformance
 
-dev: tools ## Hold the stack open with `holdfast run` and a payment provider on it; addresses in .dev/stack.json
+dev: tools ## Hold the stack open with `holdfast run` and a payment provider on it; addresses in .dev/stack.json; LOCKED=1 shuts every door
 	$(BUILD)
-	$(DEV) up
+	$(DEV) up $(if $(LOCKED),--locked)
 
 check: tools ## The quick one: format, clippy, dependencies, unit and property tests; no servers
 	@deploy/local/tools cargo-deny

@@ -239,7 +239,7 @@ async fn call(kit: &Kit, ticket: &str, handler: &str, body: &Value) -> anyhow::R
     if !body.is_null() {
         return kit.stack.restate.call(&path, &[], body).await;
     }
-    let response = reqwest::get(format!("{}/{path}", kit.stack.restate.ingress())).await?;
+    let response = kit.stack.restate.look(&path).await?;
     Ok((response.status().as_u16(), response.json().await?))
 }
 

@@ -44,7 +44,7 @@ pub(crate) const PRICE: i64 = 2_500;
 /// The part of it that credits pay, where they do.
 const CREDITS: i64 = 500;
 
-fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
+pub(crate) fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
     const USER: &str = "checkout/credits";
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "checkout").start().await?;
@@ -1166,7 +1166,7 @@ pub(crate) fn reason(reply: &Value) -> String {
 
 async fn look(kit: &Kit, user: &str, handler: &str) -> anyhow::Result<Value> {
     let path = format!("User/{}/{handler}", user.replace('/', "%2F"));
-    let response = reqwest::get(format!("{}/{path}", kit.stack.restate.ingress())).await?;
+    let response = kit.stack.restate.look(&path).await?;
     Ok(response.error_for_status()?.json().await?)
 }
 

@@ -31,7 +31,7 @@ fn every_event_is_accounted_for_whatever_step_serve_dies_at_or_repeats(kit: &Kit
     kit.block_on(every_point(kit, "serve.", "serve"))
 }
 
-fn every_event_is_accounted_for_whatever_step_the_relay_dies_at_or_repeats(kit: &Kit) -> anyhow::Result<()> {
+pub(crate) fn every_event_is_accounted_for_whatever_step_the_relay_dies_at_or_repeats(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(every_point(kit, "relay.", "relay"))
 }
 

@@ -408,12 +408,13 @@ impl Front {
                 port,
                 certificate,
                 upstream,
+                token: Some(String::from(TOKEN)),
             })
         });
         let sites = sites.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         let [admin, ingress, expired, other] =
             [0, 1, 2, 3].map(|number: usize| format!("https://localhost:{}", sites[number].port));
-        let nginx = Nginx::server(stack.folder(), TOKEN, sites)?;
+        let nginx = Nginx::server(stack.folder(), sites)?;
         nginx.start().await?;
         Ok(Front {
             nginx,
@@ -712,7 +713,9 @@ fn a_renewed_certificate_is_shown_without_a_restart(kit: &Kit) -> anyhow::Result
         shows(old, &paths).await?;
         // Apart: health knows no metrics, and the other port no health.
         let there = reqwest::get(format!("http://{health}/metrics")).await?.status();
-        let elsewhere = client(old)?
+        let elsewhere = old
+            .client()?
+            .build()?
             .get(metrics.replace("metrics", "livez"))
             .send()
             .await?
@@ -730,22 +733,22 @@ fn a_renewed_certificate_is_shown_without_a_restart(kit: &Kit) -> anyhow::Result
         std::fs::write(&files.key, &renewed.key)?;
         shows(&new, &paths).await?;
         ensure!(
-            client(old)?.get(&metrics).send().await.is_err(),
+            old.client()?.build()?.get(&metrics).send().await.is_err(),
             "the old one is still shown"
         );
         worker.stop().await
     })
 }
 
-/// A client that trusts this authority alone.
-fn client(authority: &Authority) -> anyhow::Result<reqwest::Client> {
-    let certificate = reqwest::Certificate::from_pem(authority.certificate.as_bytes())?;
-    Ok(reqwest::Client::builder().tls_certs_only([certificate]).build()?)
-}
-
 async fn shows(authority: &Authority, urls: &[String]) -> anyhow::Result<()> {
     for url in urls {
-        let answer = client(authority)?.get(url).send().await.with_context(|| url.clone())?;
+        let answer = authority
+            .client()?
+            .build()?
+            .get(url)
+            .send()
+            .await
+            .with_context(|| url.clone())?;
         // The webhook's port takes no GET.
         ensure!(
             answer.status() == 200 || answer.status() == 405,

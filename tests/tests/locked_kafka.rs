@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::relay::insert;
 use crate::support::{DEADLINE, requested, structured};
+use crate::workers::done;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -152,7 +153,7 @@ fn a_gate_works_by_every_way_to_log_in(kit: &Kit) -> anyhow::Result<()> {
             passes(kafka, &worker).await.context(mechanism)?;
             worker.stop().await?;
         }
-        let password = kit.stack.folder().join("locked/password");
+        let password = kit.stack.certificates().join("password");
         fs::write(&password, format!("{PASSWORD}\n"))?;
         let by_file = [
             ("HOLDFAST_KAFKA_PASSWORD", ""),
@@ -173,7 +174,7 @@ fn a_connection_that_fails_is_named_by_readyz(kit: &Kit) -> anyhow::Result<()> {
         let locked = locked(kit).await?;
         let kafka = server(&locked)?;
         let lock = kafka.lock()?;
-        let other = kit.stack.folder().join("locked/other-ca.crt");
+        let other = kit.stack.certificates().join("other-ca.crt");
         fs::write(&other, Authority::new("another")?.certificate)?;
         let other = other.to_str().context("a path")?;
         let (here, open) = (kafka.bootstrap(), kit.stack.kafka.bootstrap());
@@ -231,6 +232,7 @@ fn a_connection_that_fails_is_named_by_readyz(kit: &Kit) -> anyhow::Result<()> {
 
 fn a_command_that_cannot_connect_says_why(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
+        done(kit.stack.holdfast("migrate", "locked")).await?;
         let locked = locked(kit).await?;
         let kafka = server(&locked)?;
         let list = |settings: Vec<(&'static str, String)>| {
@@ -300,7 +302,7 @@ fn a_right_of_the_relay_that_is_missing_is_named_and_waited_for(kit: &Kit) -> an
             .stack
             .holdfast("migrate", "locked")
             .env("HOLDFAST_DATABASE_URL", &url);
-        ensure!(migrate.output().await?.status.success(), "not migrated");
+        done(migrate).await?;
         let launch = || {
             let launch = kit.stack.holdfast("relay", "locked").env("HOLDFAST_DATABASE_URL", &url);
             let launch = launch.env("HOLDFAST_KAFKA", &kafka.bootstrap());

@@ -42,7 +42,7 @@ const HASTE: [(&str, &str); 2] = [
     ("HOLDFAST_MAIL_LONGEST_PAUSE", "1s"),
 ];
 
-fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit: &Kit) -> anyhow::Result<()> {
+pub(crate) fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let mut shop = Shop::open(kit, "mail/kinds").await?;
         let tickets = shop.tickets(3).await?;

@@ -29,6 +29,7 @@ mod gate_edges;
 mod grants;
 mod in_flight;
 mod intake;
+mod locked;
 mod locked_doors;
 mod locked_kafka;
 mod locked_postgres;
@@ -85,6 +86,7 @@ const TOPICS: &[&[Test]] = &[
     grants::TESTS,
     locked_postgres::TESTS,
     locked_doors::TESTS,
+    locked::TESTS,
     admin::TESTS,
     crashes::TESTS,
     servers::TESTS,

@@ -622,7 +622,7 @@ fn a_request_by_http_is_decided_as_an_event_is(kit: &Kit) -> anyhow::Result<()> 
 
 /// The ticket of the HTTP test, as readers see it.
 async fn ticket(kit: &Kit) -> anyhow::Result<(u16, Value)> {
-    let response = reqwest::get(format!("{}/Ticket/operate-http/get", kit.stack.restate.ingress())).await?;
+    let response = kit.stack.restate.look("Ticket/operate-http/get").await?;
     let status = response.status().as_u16();
     Ok((status, response.json().await?))
 }

@@ -142,7 +142,7 @@ fn an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought(kit: &Kit) -> an
 
         let erased = UserOutcome::UserErased(outcomes::UserErased {});
         let key = [("idempotency-key", "privacy-erase")];
-        let ask = async |key: &[(&str, &str)]| call(kit, key, "User", &user, "erase", &json!({})).await;
+        let ask = async |key: &[(&str, &str)]| call(kit, key, "Account", &user, "erase", &json!({})).await;
         let (status, reply) = ask(&key).await?;
         ensure!(
             status == 200 && reply["outcomes"][0]["type"] == erased.outcome_type(),

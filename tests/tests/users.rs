@@ -919,7 +919,7 @@ pub(crate) async fn call(
 /// An object as readers see it.
 pub(crate) async fn view(kit: &Kit, object: &str, key: &str) -> anyhow::Result<(u16, Value)> {
     let path = format!("{object}/{}/get", key.replace('/', "%2F"));
-    let response = reqwest::get(format!("{}/{path}", kit.stack.restate.ingress())).await?;
+    let response = kit.stack.restate.look(&path).await?;
     Ok((response.status().as_u16(), response.json().await?))
 }
 

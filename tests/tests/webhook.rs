@@ -66,7 +66,7 @@ fn a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout(kit: &
     })
 }
 
-fn what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told(
+pub(crate) fn what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told(
     kit: &Kit,
 ) -> anyhow::Result<()> {
     kit.block_on(async {
@@ -466,8 +466,7 @@ fn without_a_secret_or_a_provider_nobody_takes_webhooks(kit: &Kit) -> anyhow::Re
 /// From now on the provider sends webhooks, without those of earlier events.
 fn listen(kit: &Kit) -> anyhow::Result<()> {
     kit.provider.webhooks_to_nobody();
-    kit.provider
-        .webhooks_to(&format!("http://{}/", kit.stack.webhook()?), SECRET);
+    kit.provider.webhooks_to(&kit.stack.webhook_url()?, SECRET);
     Ok(())
 }
 

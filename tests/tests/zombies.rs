@@ -78,7 +78,7 @@ fn assignments(gate: &Holdfast) -> anyhow::Result<usize> {
     Ok(given.count())
 }
 
-fn a_relay_that_dies_or_wakes_up_late_loses_and_repeats_nothing(kit: &Kit) -> anyhow::Result<()> {
+pub(crate) fn a_relay_that_dies_or_wakes_up_late_loses_and_repeats_nothing(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let mut workers = Workers::start(kit).await?;
         let mut traffic = Traffic::new(kit, "relays")?;

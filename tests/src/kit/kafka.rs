@@ -108,13 +108,9 @@ pub struct ReadRecord {
 impl Kafka {
     /// A locked one beside the stack's, in a folder of its own; not started yet.
     pub fn locked(stack: &Stack) -> anyhow::Result<Server<Kafka>> {
-        let (folder, ports) = (stack.folder().join("locked"), &stack.ports);
+        let (folder, ports) = (stack.folder().join("locked-kafka"), &stack.ports);
         fs::create_dir_all(&folder)?;
-        let security = Security::Locked(Box::new(Lock::new(
-            folder.join("certificates"),
-            ports.get("locked-kafka-mutual")?,
-            ports.get("locked-kafka-expired")?,
-        )?));
+        let security = Security::locked(folder.join("certificates"), ports)?;
         let kafka = Kafka {
             jars: stack.kafka.jars.clone(),
             manifest: stack.kafka.manifest.clone(),

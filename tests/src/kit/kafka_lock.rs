@@ -13,6 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::certs::{Authority, CertificateFiles};
 use super::checkout;
+use super::ports::Ports;
 
 /// The password of every user.
 pub const PASSWORD: &str = "s3same-0pen";
@@ -20,13 +21,28 @@ pub const PASSWORD: &str = "s3same-0pen";
 pub const KIT: &str = "kit";
 /// The users, named as their roles, who may do what they are granted.
 pub const ROLES: &[&str] = &[
-    "gate", "relay", "webhook", "register", "verify", "admin", "producer", "consumer", "engine",
+    "gate", "relay", "webhook", "register", "verify", "admin", "producer", "consumer", "engine", "run",
 ];
+/// The roles whose parts `holdfast run` has in one process.
+const PARTS_OF_RUN: &[&str] = &["gate", "relay", "webhook", "register"];
 
 /// Whether a Kafka asks who is there.
 pub enum Security {
     Open,
     Locked(Box<Lock>),
+}
+
+impl Security {
+    /// With its certificates in this folder.
+    pub(super) fn locked(folder: PathBuf, ports: &Ports) -> anyhow::Result<Security> {
+        let (mutual, expired) = (ports.get("kafka-mutual")?, ports.get("kafka-expired")?);
+        Ok(Security::Locked(Box::new(Lock {
+            authority: Authority::new("Holdfast's Kafka")?,
+            folder,
+            mutual,
+            expired,
+        })))
+    }
 }
 
 /// The lock of one Kafka: its certificates, and the ports beside the one for logins.
@@ -50,15 +66,6 @@ pub struct Right {
 }
 
 impl Lock {
-    pub(super) fn new(folder: PathBuf, mutual: u16, expired: u16) -> anyhow::Result<Lock> {
-        Ok(Lock {
-            authority: Authority::new("Holdfast's tests")?,
-            folder,
-            mutual,
-            expired,
-        })
-    }
-
     /// The file with the authority's certificate.
     pub fn ca(&self) -> PathBuf {
         self.folder.join("ca.crt")
@@ -264,7 +271,7 @@ fn string(body: &mut Vec<u8>, text: &str) {
     body.extend(text.as_bytes());
 }
 
-/// The rights that `deploy/kafka/rights` lists for a role.
+/// The rights that `deploy/kafka/rights` lists for a role; `run` has those of its parts.
 pub fn rights(role: &str) -> anyhow::Result<Vec<Right>> {
     let file = checkout().join("deploy/kafka/rights");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
@@ -275,9 +282,9 @@ pub fn rights(role: &str) -> anyhow::Result<Vec<Right>> {
         let [of, operation, kind, name] = words[..] else {
             return Err(anyhow!("{}: {line}", file.display()));
         };
-        if of == role {
+        if of == role || (role == "run" && PARTS_OF_RUN.contains(&of)) {
             rights.push(Right {
-                role: of.to_owned(),
+                role: role.to_owned(),
                 operation: operation.to_owned(),
                 kind: kind.to_owned(),
                 name: name.to_owned(),

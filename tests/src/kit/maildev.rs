@@ -15,6 +15,14 @@ pub struct Maildev {
     pub(super) smtp: u16,
     pub(super) web: u16,
     pub(super) client: reqwest::Client,
+    /// `None`: it takes mails from everybody, and shows them to everybody.
+    pub(super) lock: Option<MailLock>,
+}
+
+/// What a mail server behind TLS and a password is started with, and `user:password` for its page.
+pub(super) struct MailLock {
+    pub(super) arguments: Vec<String>,
+    pub(super) login: String,
 }
 
 impl Kind for Maildev {
@@ -31,6 +39,7 @@ impl Kind for Maildev {
         command.args(["--ip", "127.0.0.1", "--smtp", &self.smtp.to_string()]);
         command.args(["--web-ip", "127.0.0.1", "--web", &self.web.to_string()]);
         command.arg("--mail-directory").arg(&self.data);
+        command.args(self.lock.iter().flat_map(|lock| &lock.arguments));
         command
     }
 
@@ -49,7 +58,10 @@ impl Maildev {
 
     /// The page that shows the mails.
     pub fn web(&self) -> String {
-        format!("http://127.0.0.1:{}", self.web)
+        match &self.lock {
+            Some(MailLock { login, .. }) => format!("https://{login}@127.0.0.1:{}", self.web),
+            None => format!("http://127.0.0.1:{}", self.web),
+        }
     }
 
     /// Every mail so far, as its API has them.

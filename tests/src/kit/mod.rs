@@ -17,6 +17,7 @@
 //! and Linux kills what a killed kit leaves behind.
 
 pub mod certs;
+pub mod doors;
 pub mod fetch;
 pub mod identity;
 pub mod kafka;
@@ -80,7 +81,8 @@ impl Kit {
         let (stack, provider) = runtime.block_on(async {
             let stack = Stack::open(name).await?;
             stack.start().await?;
-            anyhow::Ok((stack, Simulator::start().await?))
+            let provider = stack.provider().await?;
+            anyhow::Ok((stack, provider))
         })?;
         Ok(Kit {
             stack,

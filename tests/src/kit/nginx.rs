@@ -1,4 +1,4 @@
-//! nginx before the engine: TLS, and a token that it demands.
+//! nginx before a server that speaks no TLS and asks nobody who they are.
 
 use std::fmt::Write;
 use std::fs;
@@ -15,7 +15,6 @@ use super::{Server, fetch, process};
 pub struct Nginx {
     binary: PathBuf,
     folder: PathBuf,
-    token: String,
     sites: Vec<Site>,
 }
 
@@ -23,17 +22,18 @@ pub struct Nginx {
 pub struct Site {
     pub port: u16,
     pub certificate: CertificateFiles,
-    /// `http://host:port`.
+    /// `http://host:port` or `http://unix:/a/socket`.
     pub upstream: String,
+    /// `None`: the server behind it has locks of its own.
+    pub token: Option<String>,
 }
 
 impl Nginx {
     /// Not started yet; its files and its log lie in `folder`.
-    pub fn server(folder: &Path, token: &str, sites: Vec<Site>) -> anyhow::Result<Server<Nginx>> {
+    pub fn server(folder: &Path, sites: Vec<Site>) -> anyhow::Result<Server<Nginx>> {
         let nginx = Nginx {
             binary: fetch::nginx()?,
             folder: folder.join("nginx"),
-            token: String::from(token),
             sites,
         };
         Ok(Server::new(nginx, folder.to_path_buf()))
@@ -47,20 +47,23 @@ impl Nginx {
             .collect();
         let mut settings = format!(
             "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr;\nevents {{ }}\nhttp {{\naccess_log off;\n\
-             {temporary}map $http_authorization $stranger {{ default 1; \"Bearer {}\" 0; }}\n",
-            self.token
+             {temporary}"
         );
         for Site {
             port,
             certificate,
             upstream,
+            token,
         } in &self.sites
         {
+            let strangers = token.as_ref().map_or_else(String::new, |token| {
+                format!("if ($http_authorization != \"Bearer {token}\") {{ return 401; }}\n")
+            });
             // Writing to a string cannot fail.
             write!(
                 settings,
                 "server {{\nlisten 127.0.0.1:{port} ssl;\nssl_certificate {};\nssl_certificate_key {};\nlocation / {{\n\
-                 if ($stranger) {{ return 401; }}\nproxy_http_version 1.1;\nproxy_pass {upstream};\n}}\n}}\n",
+                 {strangers}proxy_http_version 1.1;\nproxy_pass {upstream};\n}}\n}}\n",
                 certificate.certificate.display(),
                 certificate.key.display(),
             )

@@ -16,9 +16,9 @@ use super::server::{Kind, Server};
 use super::stack::Stack;
 use super::{checkout, fetch, process};
 
-const DATABASE: &str = "holdfast";
+pub const DATABASE: &str = "holdfast";
 /// The loyalty system's database, which has no table of the product.
-const LOYALTY: &str = "loyalty";
+pub const LOYALTY: &str = "loyalty";
 const OWNER: &str = "postgres";
 /// The data goes here when the other user cannot reach the checkout. Survives a reboot, unlike /tmp.
 const ELSEWHERE: &str = "/var/tmp";
@@ -139,9 +139,17 @@ impl Postgres {
 
     /// A locked server beside the stack's open one, in a folder of its own; without data.
     pub async fn start_locked(stack: &Stack) -> anyhow::Result<Server<Postgres>> {
-        let (folder, port) = (stack.folder().join("locked"), stack.ports.get("locked-postgres")?);
+        let (folder, port) = (
+            stack.folder().join("locked-postgres"),
+            stack.ports.get("locked-postgres")?,
+        );
         let made_in = folder.clone();
-        let kind = tokio::task::spawn_blocking(move || Postgres::locked(fetch::servers()?.postgres, &made_in, port));
+        let kind = tokio::task::spawn_blocking(move || {
+            fs::create_dir_all(&made_in)?;
+            process::stop_leftovers(&made_in)?;
+            Postgres::forget(&made_in)?;
+            Postgres::locked(fetch::servers()?.postgres, &made_in, port)
+        });
         let server = Server::new(kind.await??, folder);
         server.start().await?;
         server.make_loyalty().await?;
@@ -150,12 +158,7 @@ impl Postgres {
 
     /// As [`Postgres::new`], but it takes nobody without TLS and a password or certificate.
     pub(super) fn locked(installed: PathBuf, folder: &Path, port: u16) -> anyhow::Result<Postgres> {
-        fs::create_dir_all(folder)?;
-        process::stop_leftovers(folder)?;
-        Postgres::forget(folder)?;
-        fs::remove_dir_all(folder)?;
-        fs::create_dir_all(folder)?;
-        let authority = Authority::new("Holdfast's kit")?;
+        let authority = Authority::new("Holdfast's PostgreSQL")?;
         let client = authority.sign(VERIFY, &[])?.write(&folder.join("client"), VERIFY)?;
         let root = folder.join("root.crt");
         fs::write(&root, &authority.certificate)?;

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
+use super::certs::Authority;
 use super::identity::Identity;
 use super::process;
 use super::server::Kind;
@@ -28,6 +30,17 @@ pub struct Restate {
     pub(super) trusted: PathBuf,
     /// Absent for a single node.
     pub(super) place: Option<Place>,
+    /// With it the server has no port: it listens at sockets in its folder, and what stands there is the only way to it.
+    pub(super) door: Option<Door>,
+}
+
+/// The addresses of the proxy before the engine.
+#[derive(Clone)]
+pub(super) struct Door {
+    admin: String,
+    ingress: String,
+    /// Has the token, and trusts the proxy's certificate.
+    client: reqwest::Client,
 }
 
 /// A node's place in a cluster that replicates its metadata.
@@ -56,6 +69,9 @@ impl Kind for Restate {
             .arg("--config-file")
             .arg(&self.settings)
             .envs(self.environment());
+        if self.door.is_some() {
+            command.env("RESTATE_LISTEN_MODE", "unix");
+        }
         if let Some(identity) = &self.identity {
             command.env(
                 "RESTATE_WORKER__INVOKER__REQUEST_IDENTITY_PRIVATE_KEY_PEM_FILE",
@@ -70,7 +86,7 @@ impl Kind for Restate {
             format!("{}/health", self.admin()),
             format!("{}/restate/health", self.ingress()),
         ] {
-            self.client.get(&url).send().await?.error_for_status()?;
+            self.client().get(&url).send().await?.error_for_status()?;
         }
         Ok(())
     }
@@ -78,11 +94,18 @@ impl Kind for Restate {
 
 impl Restate {
     pub fn ingress(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ingress)
+        let open = || format!("http://127.0.0.1:{}", self.ingress);
+        self.door.as_ref().map_or_else(open, |door| door.ingress.clone())
     }
 
     pub fn admin(&self) -> String {
-        format!("http://127.0.0.1:{}", self.admin)
+        let open = || format!("http://127.0.0.1:{}", self.admin);
+        self.door.as_ref().map_or_else(open, |door| door.admin.clone())
+    }
+
+    /// A client that both let in.
+    pub fn client(&self) -> &reqwest::Client {
+        self.door.as_ref().map_or(&self.client, |door| &door.client)
     }
 
     /// Prometheus metrics of the server.
@@ -110,7 +133,7 @@ impl Restate {
 
     async fn patch_invocation(&self, id: &str, verb: &str) -> anyhow::Result<()> {
         let url = format!("{}/invocations/{id}/{verb}", self.admin());
-        let answer = self.client.patch(url).send().await?;
+        let answer = self.client().patch(url).send().await?;
         // It may have ended meanwhile.
         ensure!(
             answer.status().is_success() || answer.status() == 404,
@@ -127,7 +150,7 @@ impl Restate {
             rows: Vec<Value>,
         }
         let request = self
-            .client
+            .client()
             .post(format!("{}/query", self.admin()))
             .header("accept", "application/json");
         let response = request.json(&json!({ "query": query })).send().await?;
@@ -138,9 +161,14 @@ impl Restate {
         Ok(answer.rows)
     }
 
+    /// The answer of a handler that reads, at `path` (`Ticket/a-seat/get`).
+    pub async fn look(&self, path: &str) -> anyhow::Result<reqwest::Response> {
+        Ok(self.client().get(format!("{}/{path}", self.ingress())).send().await?)
+    }
+
     /// Calls `path` (`Ticket/a-seat/reserve`) through the ingress; gives the status and the body, JSON or null.
     pub async fn call(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> anyhow::Result<(u16, Value)> {
-        let mut request = self.client.post(format!("{}/{path}", self.ingress())).json(body);
+        let mut request = self.client().post(format!("{}/{path}", self.ingress())).json(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -184,6 +212,20 @@ impl Restate {
         ];
         environment.extend(self.place.iter().flat_map(Place::environment));
         environment
+    }
+}
+
+impl Door {
+    pub(super) fn new(admin: &str, ingress: &str, token: &str, trusted: &Authority) -> anyhow::Result<Door> {
+        let authorization = HeaderValue::from_str(&format!("Bearer {token}"))?;
+        Ok(Door {
+            admin: String::from(admin),
+            ingress: String::from(ingress),
+            client: trusted
+                .client()?
+                .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
+                .build()?,
+        })
     }
 }
 

@@ -4,15 +4,18 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use futures::future::try_join_all;
+use sqlx::AssertSqlSafe;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::certs::Authority;
+use super::doors::Doors;
 use super::identity::Identity;
-use super::kafka_lock::Security;
+use super::kafka_lock::{ROLES, Security, rights};
 use super::ports::Ports;
+use super::provider::Simulator;
 use super::restate::Place;
 use super::worker::Launch;
 use super::{Kafka, Maildev, Postgres, Restate, Server, dev_folder, fetch, process};
@@ -29,6 +32,9 @@ pub enum Name {
     Bench,
     /// Only its PostgreSQL is started, to check statements against.
     Sqlx,
+    /// Every wire is encrypted, every party has a name, and each may do what it must. Held open by `make dev LOCKED=1`; the proofs
+    /// have one too.
+    Locked,
 }
 
 impl Name {
@@ -39,6 +45,7 @@ impl Name {
             Name::Demo => "demo".to_owned(),
             Name::Bench => "bench".to_owned(),
             Name::Sqlx => "sqlx".to_owned(),
+            Name::Locked => "locked".to_owned(),
         })
     }
 }
@@ -65,6 +72,8 @@ pub struct Stack {
     pub ports: Ports,
     /// Signs the certificates of this stack's servers; the engine trusts it.
     pub authority: Authority,
+    /// What shuts the locked stack.
+    pub doors: Option<Doors>,
     folder: PathBuf,
     /// Held as long as the stack lives.
     _alone: File,
@@ -87,8 +96,40 @@ impl Stack {
                 None => Ok(()),
             }
         };
-        tokio::try_join!(self.kafka.start(), self.restate.start(), self.postgres.start(), mail)?;
-        self.postgres.make_loyalty().await
+        let nginx = async {
+            match &self.doors {
+                Some(doors) => doors.nginx.start().await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(
+            self.kafka.start(),
+            self.restate.start(),
+            self.postgres.start(),
+            mail,
+            nginx
+        )?;
+        self.postgres.make_loyalty().await?;
+        match &self.doors {
+            Some(_) => self.admit().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gives each party of the locked stack its rights, and no others.
+    async fn admit(&self) -> anyhow::Result<()> {
+        let lock = self.kafka.lock()?;
+        let rights = ROLES.iter().map(|role| rights(role)).collect::<Result<Vec<_>, _>>()?;
+        lock.grant(&rights.concat())?;
+        let migrated = self.holdfast("migrate", "admit").arg("--grants").output().await?;
+        let said = String::from_utf8_lossy(&migrated.stderr);
+        ensure!(migrated.status.success(), "{}: {said}", migrated.status);
+        let print = self.holdfast("migrate", "admit").arg("--print-grants").arg("loyalty");
+        let grants = String::from_utf8(print.output().await?.stdout)?;
+        let loyalty = self.postgres.connect_to_loyalty().await?;
+        sqlx::raw_sql(AssertSqlSafe(grants)).execute(&loyalty).await?;
+        loyalty.close().await;
+        Ok(())
     }
 
     /// Brings all servers back to answering.
@@ -99,7 +140,20 @@ impl Stack {
                 None => Ok(()),
             }
         };
-        tokio::try_join!(self.kafka.heal(), self.restate.heal(), self.postgres.heal(), mail).map(drop)
+        let nginx = async {
+            match &self.doors {
+                Some(doors) => doors.nginx.heal().await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(
+            self.kafka.heal(),
+            self.restate.heal(),
+            self.postgres.heal(),
+            mail,
+            nginx
+        )
+        .map(drop)
     }
 
     /// Starts a cluster of engines beside the stack's own.
@@ -122,6 +176,7 @@ impl Stack {
                 client: reqwest::Client::new(),
                 identity: self.restate.identity.clone(),
                 trusted: self.restate.trusted.clone(),
+                door: None,
                 place: Some(Place {
                     number,
                     nodes: talk.clone(),
@@ -153,6 +208,23 @@ impl Stack {
         Ok(format!("127.0.0.1:{}", self.ports.get("webhook")?))
     }
 
+    /// A payment provider for this stack alone.
+    pub async fn provider(&self) -> anyhow::Result<Simulator> {
+        let provider = Simulator::start_at(self.ports.get("provider")?).await?;
+        Ok(match &self.doors {
+            Some(doors) => provider.behind(&doors.provider, self.authority.client()?.build()?),
+            None => provider,
+        })
+    }
+
+    /// Where the payment provider sends its webhooks.
+    pub fn webhook_url(&self) -> anyhow::Result<String> {
+        match self.doors {
+            Some(_) => Ok(format!("https://localhost:{}/", self.ports.get("webhook")?)),
+            None => Ok(format!("http://{}/", self.webhook()?)),
+        }
+    }
+
     /// The certificate of the authority that signs this stack's own, in PEM.
     pub fn authority_file(&self) -> PathBuf {
         self.certificates().join("authority.crt")
@@ -178,6 +250,12 @@ fn open(name: Name) -> anyhow::Result<Stack> {
     }
     let servers = fetch::servers()?;
     let ports = Ports::open(folder.join("ports.json"))?;
+    let locked = name == Name::Locked;
+    let certificates = folder.join("certificates");
+    let security = match locked {
+        true => Security::locked(certificates.join("kafka"), &ports)?,
+        false => Security::Open,
+    };
     let kafka = Kafka {
         jars: servers.kafka,
         manifest: fetch::manifests().join("kafka"),
@@ -185,10 +263,9 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         client: ports.get("kafka")?,
         controller: ports.get("kafka-controller")?,
         sync_records: name == Name::Bench,
-        security: Security::Open,
+        security,
     };
     let authority = Authority::new("Holdfast's kit")?;
-    let certificates = folder.join("certificates");
     fs::create_dir_all(&certificates)?;
     let trusted = certificates.join("authority.crt");
     fs::write(&trusted, &authority.certificate)?;
@@ -196,26 +273,37 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         Name::Bench => None,
         _ => Some(Arc::new(Identity::new(&certificates, "engine")?)),
     };
+    let data = folder.join("restate");
+    let doors = match &identity {
+        Some(identity) if locked => Some(Doors::new(&folder, &ports, &authority, identity, &data.join("local"))?),
+        _ => None,
+    };
     let restate = Restate {
         binary: servers.restate,
         settings: fetch::manifests().join("restate/restate.toml"),
-        data: folder.join("restate"),
+        data,
         ingress: ports.get("restate-ingress")?,
         admin: ports.get("restate-admin")?,
         node: ports.get("restate-node")?,
         client: reqwest::Client::new(),
         place: None,
+        door: doors.as_ref().map(|doors| doors.engine.clone()),
         identity,
         trusted,
     };
-    let postgres = Postgres::new(servers.postgres, &folder, ports.get("postgres")?)?;
+    let make_postgres = if locked { Postgres::locked } else { Postgres::new };
+    let postgres = make_postgres(servers.postgres, &folder, ports.get("postgres")?)?;
     let maildev = match name {
-        Name::Dev | Name::Test(_) | Name::Demo => Some(Maildev {
+        Name::Dev | Name::Test(_) | Name::Demo | Name::Locked => Some(Maildev {
             script: servers.maildev,
             data: folder.join("maildev"),
             smtp: ports.get("smtp")?,
             web: ports.get("maildev-web")?,
-            client: reqwest::Client::new(),
+            client: match locked {
+                true => authority.client()?.build()?,
+                false => reqwest::Client::new(),
+            },
+            lock: doors.as_ref().map(Doors::mail_server),
         }),
         Name::Bench | Name::Sqlx => None,
     };
@@ -226,6 +314,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         maildev: maildev.map(|maildev| Server::new(maildev, folder.clone())),
         ports,
         authority,
+        doors,
         folder,
         _alone: alone,
     })

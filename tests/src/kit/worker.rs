@@ -38,6 +38,7 @@ pub struct Holdfast {
     process: Arc<Process>,
     /// Where `/metrics`, `/livez` and `/readyz` are served.
     pub http: String,
+    client: reqwest::Client,
 }
 
 impl<'a> Launch<'a> {
@@ -90,10 +91,14 @@ impl<'a> Launch<'a> {
     /// Starts it and returns at once, for one that is meant to end before it gets ready.
     pub fn spawn(self) -> anyhow::Result<Holdfast> {
         let program = binary()?;
-        let http = format!(
-            "127.0.0.1:{}",
-            self.stack.ports.get(&format!("holdfast-{}", self.instance))?
-        );
+        let port = self.stack.ports.get(&format!("holdfast-{}", self.instance))?;
+        let (http, client) = match self.stack.doors {
+            Some(_) => (
+                format!("https://localhost:{port}"),
+                self.stack.authority.client()?.build()?,
+            ),
+            None => (format!("http://127.0.0.1:{port}"), reqwest::Client::new()),
+        };
         let mut command = process::command(&program, None);
         self.set(&mut command)?;
         let process = Process::spawn(Plan {
@@ -103,10 +108,7 @@ impl<'a> Launch<'a> {
             stop: Signal::SIGTERM,
             stop_within: STOP_WITHIN,
         })?;
-        Ok(Holdfast {
-            process,
-            http: format!("http://{http}"),
-        })
+        Ok(Holdfast { process, http, client })
     }
 
     /// Runs a subcommand that ends by itself.
@@ -129,6 +131,7 @@ impl<'a> Launch<'a> {
             postgres,
             maildev,
             ports,
+            doors,
             ..
         } = self.stack;
         let serve = format!("127.0.0.1:{}", ports.get("serve")?);
@@ -152,7 +155,13 @@ impl<'a> Launch<'a> {
             .env("HOLDFAST_SERVE_URL", format!("http://{serve}"))
             .env("HOLDFAST_WEBHOOK_LISTEN", self.stack.webhook()?)
             .env("HOLDFAST_HTTP_LISTEN", http)
-            .env("HOLDFAST_INSTANCE", &self.instance)
+            .env("HOLDFAST_INSTANCE", &self.instance);
+        if let Some(doors) = doors {
+            command
+                .envs(doors.environment(&self.subcommand, kafka, postgres)?)
+                .env("HOLDFAST_SERVE_URL", format!("https://{serve}"));
+        }
+        command
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .arg(&self.subcommand)
             .args(&self.arguments);
@@ -166,7 +175,7 @@ impl<'a> Launch<'a> {
 impl Holdfast {
     pub async fn ready(&self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.http);
-        let ask = async || anyhow::Ok(reqwest::get(&url).await?.error_for_status()?);
+        let ask = async || anyhow::Ok(self.client.get(&url).send().await?.error_for_status()?);
         tokio::select! {
             ready = until("holdfast is ready", READY_WITHIN, ask) => match ready {
                 Ok(_) => Ok(()),
@@ -179,11 +188,8 @@ impl Holdfast {
     /// One sample of its metrics, named with its labels as printed: `holdfast_events_total{reason="held"}`. Nothing if
     /// there is no such line.
     pub async fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
-        let text = reqwest::get(format!("{}/metrics", self.http))
-            .await?
-            .error_for_status()?
-            .text()
-            .await?;
+        let request = self.client.get(format!("{}/metrics", self.http));
+        let text = request.send().await?.error_for_status()?.text().await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.map(str::parse).transpose()?)
     }

@@ -1,4 +1,4 @@
-//! The Account object: a user's credits, for the shop's back office; its key is the user's id. It is an object of its own, apart from
+//! The Account object: a user's credits and erasure, for the shop's back office; its key is the user's id. It is an object of its own, apart from
 //! the User object, so that a proxy can tell by the path who may ask. Both may work on one user at the same time: what they write is
 //! decided against the version that was read, and one of them is called again.
 
@@ -12,12 +12,13 @@ use uuid::Uuid;
 use super::body::Body;
 use super::caller::{failed, retryable};
 use super::intake;
+use super::user::UserClient;
 use crate::domain;
 use crate::metrics::Metrics;
 use crate::store::credits::Loyalty;
 use crate::store::{self, Answer, Committer, Unit};
 
-/// The handlers of one user's credits, which Restate runs one after the other.
+/// The handlers of one user's account, which Restate runs one after the other.
 pub(super) struct Account {
     /// Refuses credits where there is no loyalty database.
     pub(super) committer: Committer<domain::User>,
@@ -27,7 +28,7 @@ pub(super) struct Account {
     pub(super) now: fn() -> OffsetDateTime,
 }
 
-// The handler is one write that may be repeated.
+// Each handler is one write that may be repeated.
 #[restate_sdk::object(name = "Account", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl Account {
     /// Adds credits.
@@ -47,6 +48,14 @@ impl Account {
             }
         };
         intake::answered(answer)
+    }
+
+    /// Erases the user's address, name and language, and empties the cart. The User object does it, whose cart it is.
+    #[handler]
+    async fn erase(&self, ctx: ObjectContext<'_>, body: Body<events::UserErased>) -> HandlerResult<Json<Reply>> {
+        let erase = ctx.object_client::<UserClient>(ctx.key()).erase(body);
+        // So that a repeat is known there as one.
+        Ok(erase.idempotency_key(ctx.invocation_id()).call().await?)
     }
 }
 

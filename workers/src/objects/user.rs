@@ -115,8 +115,8 @@ impl User {
         self.ask(&ctx, "changeProfile", body.read()?).await
     }
 
-    /// Erases the user's address, name and language, and empties the cart. For the shop's back office.
-    #[handler]
+    /// Erases the user's address, name and language, and empties the cart: for the Account object.
+    #[handler(ingress_private)]
     async fn erase(&self, ctx: ObjectContext<'_>, body: Body<events::UserErased>) -> HandlerResult<Json<Reply>> {
         self.ask(&ctx, "erase", body.read()?).await
     }

@@ -50,7 +50,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     stack.start().await?;
     let provider = Simulator::start().await?;
     provider.fail_at_random(SEED, script::FAULTS);
-    provider.webhooks_to(&format!("http://{}/", stack.webhook()?), WEBHOOK_SECRET);
+    provider.webhooks_to(&stack.webhook_url()?, WEBHOOK_SECRET);
     provider.deliver_always(Delivery::Twice);
     let launch = |instance| stack.holdfast("run", instance).provider(&provider);
     // Only the first worker receives webhooks: while it is down, the provider retries.

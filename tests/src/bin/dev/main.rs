@@ -24,7 +24,7 @@ enum Command {
     /// Fetch the pinned servers
     Fetch,
     /// Hold the stack open with `holdfast run` on it, until Ctrl-C
-    Up,
+    Up(up::Arguments),
     /// Run an on-sale on real servers, kill workers in the middle, and check that every count and every cent adds up
     Demo,
     /// Measure throughput, latency, CPU time and memory on real servers
@@ -36,7 +36,7 @@ enum Command {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fetch => tokio::task::spawn_blocking(kit::fetch::servers).await?.map(drop),
-        Command::Up => up::run().await,
+        Command::Up(arguments) => up::run(arguments).await,
         Command::Demo => demo::run().await,
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Sqlx(arguments) => statements::run(arguments).await,

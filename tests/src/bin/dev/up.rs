@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use holdfast_tests::kit::provider::{self, Delivery, Simulator, WEBHOOK_SECRET};
+use holdfast_tests::kit::provider::{self, Delivery, WEBHOOK_SECRET};
 use holdfast_tests::kit::{Name, Stack, dev_folder};
 use serde_json::json;
 use tracing::{info, warn};
@@ -22,11 +22,18 @@ const HOLD_FOR: &str = "HOLDFAST_HOLD_FOR";
 /// The file with every address, removed when the stack ends.
 struct Addresses(PathBuf);
 
-pub(crate) async fn run() -> anyhow::Result<()> {
-    let stack = Stack::open(Name::Dev).await?;
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Every wire encrypted, every party known, each with the rights that it needs; its data is removed at the next start
+    #[arg(long)]
+    locked: bool,
+}
+
+pub(crate) async fn run(Arguments { locked }: Arguments) -> anyhow::Result<()> {
+    let stack = Stack::open(if locked { Name::Locked } else { Name::Dev }).await?;
     stack.start().await?;
-    let provider = Simulator::start_at(stack.ports.get("provider")?).await?;
-    provider.webhooks_to(&format!("http://{}/", stack.webhook()?), WEBHOOK_SECRET);
+    let provider = stack.provider().await?;
+    provider.webhooks_to(&stack.webhook_url()?, WEBHOOK_SECRET);
     provider.deliver_always(Delivery::InOrder);
     let holdfast = stack.holdfast("run", "dev").arg("--examples").provider(&provider);
     let mut holdfast = holdfast.webhooks().env("HOLDFAST_ABANDONED_AFTER", ABANDONED_AFTER);
@@ -49,6 +56,13 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     });
     let written = Addresses::write(&addresses)?;
     info!("{}:\n{addresses:#}", written.0.display());
+    if locked {
+        let certificates = stack.certificates();
+        info!(
+            "certificates, keys and the authorities that signed them: {}",
+            certificates.display()
+        );
+    }
     info!(
         "press Ctrl-C to stop everything; the data stays in {}",
         stack.folder().display()

@@ -10,7 +10,6 @@ mod webhooks;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,7 +41,7 @@ pub const WEBHOOK_SECRET: &str = "whsec_simulator";
 
 /// Dropping it ends it.
 pub struct Simulator {
-    address: SocketAddr,
+    url: String,
     state: Arc<State>,
     accepting: JoinHandle<()>,
     delivering: Mutex<Option<JoinHandle<()>>>,
@@ -155,15 +154,22 @@ impl Simulator {
         });
         let accepting = tokio::spawn(accept(listener, state.clone()));
         Ok(Simulator {
-            address,
+            url: format!("http://{address}"),
             state,
             accepting,
             delivering: Mutex::default(),
         })
     }
 
+    /// It is reached by a proxy at this address, and tells webhooks by this client.
+    pub(super) fn behind(mut self, url: &str, client: reqwest::Client) -> Simulator {
+        self.url = String::from(url);
+        lock(&self.state.webhooks).client = client;
+        self
+    }
+
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url.clone()
     }
 
     /// Settings that make a worker use this provider, with a short time-out.

@@ -27,6 +27,7 @@ pub enum Delivery {
 #[derive(Default)]
 pub(super) struct Queue {
     target: Option<Target>,
+    pub(super) client: reqwest::Client,
     waiting: Vec<Value>,
     told: Vec<Value>,
     /// All events so far: waiting, being delivered, or delivered.
@@ -107,21 +108,21 @@ impl Simulator {
 
 impl State {
     async fn deliver(&self, delivery: Delivery) -> anyhow::Result<usize> {
-        let (target, mut events) = {
+        let (client, target, mut events) = {
             let mut queue = lock(&self.webhooks);
             let Some(target) = queue.target.clone() else {
                 bail!("webhooks go nowhere");
             };
-            (target, std::mem::take(&mut queue.waiting))
+            (queue.client.clone(), target, std::mem::take(&mut queue.waiting))
         };
         if delivery == Delivery::Backwards {
             events.reverse();
         }
         let (mut told, mut failed) = (0, None);
         for event in events {
-            let mut answer = tell(&target, &event).await;
+            let mut answer = tell(&client, &target, &event).await;
             if delivery == Delivery::Twice && answer.is_ok() {
-                answer = tell(&target, &event).await;
+                answer = tell(&client, &target, &event).await;
             }
             let mut queue = lock(&self.webhooks);
             match answer {
@@ -139,10 +140,10 @@ impl State {
     }
 }
 
-async fn tell(target: &Target, event: &Value) -> anyhow::Result<()> {
+async fn tell(client: &reqwest::Client, target: &Target, event: &Value) -> anyhow::Result<()> {
     let body = event.to_string();
     let signature = sign(&target.secret, &body, now().unix_timestamp());
-    let request = reqwest::Client::new().post(&target.url);
+    let request = client.post(&target.url);
     let request = request.header("stripe-signature", signature).body(body);
     let answer = request.header("content-type", "application/json").send().await?;
     answer.error_for_status().context("not acknowledged")?;

@@ -1,0 +1,297 @@
+//! The whole product behind locked doors: every wire is encrypted, every party has a name, and each role may do exactly what the
+//! lists in `deploy/` say. The same proofs hold there as on the open stack.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast_schemas::{UserOutcome, topics};
+use holdfast_tests::kit::kafka::{ReadRecord, Sent};
+use holdfast_tests::kit::kafka_lock::{Right, rights};
+use holdfast_tests::kit::process::lock;
+use holdfast_tests::kit::{Kit, Name, until};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use sqlx::{Connection, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::support::{DEADLINE, clean, listed, outcomes, outcomes_of, pay, send, told, told_of};
+use crate::users::registered;
+use crate::workers::{Workers, done};
+use crate::{Test, checkout, crashes, mail, tests, webhook, zombies};
+
+pub(crate) const TESTS: &[Test] = tests![
+    relays_die_at_every_step_behind_locked_doors,
+    carts_are_paid_and_returned_behind_locked_doors,
+    a_command_that_lacks_a_right_fails_and_names_it,
+    the_engine_that_lacks_a_right_goes_on_once_it_is_given_back,
+    whoever_has_no_name_gets_nothing_from_anything_that_listens,
+];
+
+/// The one locked stack; proofs take turns on it.
+static LOCKED: Mutex<Option<Kit>> = Mutex::new(None);
+
+fn on_the_locked_stack(work: impl FnOnce(&Kit) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut locked = lock(&LOCKED);
+    let kit = match locked.take() {
+        Some(kit) => locked.insert(kit),
+        None => locked.insert(Kit::start(Name::Locked).context("the locked servers do not start")?),
+    };
+    kit.block_on(kit.stack.heal()).context("before the test")?;
+    work(kit)
+}
+
+/// The topics, the tables and the deployment are made by those who may make them; then gate, serve and relay work, each by its own
+/// name, while the relay dies again and again; then `verify` judges, by its own.
+fn relays_die_at_every_step_behind_locked_doors(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        crashes::every_event_is_accounted_for_whatever_step_the_relay_dies_at_or_repeats(kit)?;
+        zombies::a_relay_that_dies_or_wakes_up_late_loses_and_repeats_nothing(kit)
+    })
+}
+
+fn carts_are_paid_and_returned_behind_locked_doors(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        checkout::credits_alone_buy_a_cart(kit)?;
+        webhook::what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told(
+            kit,
+        )?;
+        mail::a_customer_gets_one_mail_about_each_outcome_in_their_language(kit)
+    })
+}
+
+/// Commands end, and say what they may not do.
+fn a_command_that_lacks_a_right_fails_and_names_it(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let workers = Workers::start(kit).await?;
+            clean(kit).await?;
+            let mut wrong = Vec::new();
+            for role in ["register", "verify", "admin"] {
+                for right in rights(role)? {
+                    let arguments = needing(kit, &right).await?;
+                    let launch = || {
+                        let launch = kit.stack.holdfast(role, "locked");
+                        arguments.iter().fold(launch, |launch, argument| launch.arg(argument))
+                    };
+                    let lock = kit.stack.kafka.lock()?;
+                    lock.withdraw(std::slice::from_ref(&right))?;
+                    let lacking = launch().output().await?;
+                    lock.grant(std::slice::from_ref(&right))?;
+                    let said = String::from_utf8_lossy(&lacking.stderr).into_owned();
+                    let named = said.contains(right.name.trim_end_matches('*')) && said.contains("uthoriz");
+                    if lacking.status.success() || !named {
+                        wrong.push(format!("{right:?}: {}: {said}", lacking.status));
+                    }
+                    done(launch()).await.with_context(|| format!("{right:?} is back"))?;
+                }
+            }
+            ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+            clean(kit).await?;
+            workers.stop().await
+        })
+    })
+}
+
+/// The arguments of a command that needs this right.
+async fn needing(kit: &Kit, right: &Right) -> anyhow::Result<Vec<String>> {
+    if right.role != "admin" {
+        return Ok(Vec::new());
+    }
+    let topic = match right.name.as_str() {
+        topics::PAYMENTS => topics::PAYMENTS,
+        _ => topics::RESERVATIONS,
+    };
+    let bad = Sent {
+        key: Some(b"locked/letter".to_vec()),
+        value: Some(b"no event".to_vec()),
+        ..Sent::default()
+    };
+    let places = kit.stack.kafka.send(topic, &[bad]).await?;
+    let (partition, offset) = places[0];
+    let origin = format!("{topic}/{partition}/{offset}");
+    until("the dead letter", DEADLINE, async || {
+        let show = kit.stack.holdfast("admin", "locked").arg("dead-letters").arg("show");
+        done(show.arg(&origin)).await
+    })
+    .await?;
+    let verb = if right.operation == "WRITE" { "replay" } else { "show" };
+    Ok(["dead-letters", verb, &origin].map(String::from).to_vec())
+}
+
+/// Restate waits for a right, as everybody does, and nothing is lost.
+fn the_engine_that_lacks_a_right_goes_on_once_it_is_given_back(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let workers = Workers::start(kit).await?;
+            for (number, right) in rights("engine")?.into_iter().enumerate() {
+                let name = format!("{right:?}");
+                let lock = kit.stack.kafka.lock()?;
+                lock.withdraw(std::slice::from_ref(&right))?;
+                // Who is in a group finds out when the engine joins it again.
+                kit.stack.restate.restart().await?;
+                let (ticket, user) = (format!("locked/engine/{number}"), format!("locked/engine/{number}/ann"));
+                send(kit, &[listed(&ticket, &ticket)]).await?;
+                pay(kit, &[registered(&user, &user)]).await?;
+                let (event, topic) = match right.name.contains("user") || right.name == topics::PAYMENTS_ADMITTED {
+                    true => (&user, topics::PAYMENTS_ADMITTED),
+                    false => (&ticket, topics::RESERVATIONS_ADMITTED),
+                };
+                until("it is admitted", DEADLINE, async || {
+                    let admitted = kit.stack.kafka.read(topic).await?;
+                    let ours = |read: &ReadRecord| read.key.as_deref() == Some(event.as_bytes());
+                    ensure!(admitted.iter().any(ours), "not yet");
+                    anyhow::Ok(())
+                })
+                .await
+                .context(name.clone())?;
+                let log = kit.stack.folder().join("restate.log");
+                until("Restate says so", DEADLINE, async || {
+                    let log = fs::read_to_string(&log)?;
+                    ensure!(log.contains("uthorization"), "{name}");
+                    anyhow::Ok(())
+                })
+                .await?;
+                let nothing = outcomes(kit, &ticket).await?.len() + outcomes_of::<UserOutcome>(kit, &user).await?.len();
+                ensure!(nothing < 2, "{name}: both took effect without the right");
+                lock.grant(std::slice::from_ref(&right))?;
+                told(kit, &ticket, 1).await.context(name.clone())?;
+                told_of::<UserOutcome>(kit, &user, 1).await.context(name)?;
+            }
+            clean(kit).await?;
+            workers.stop().await
+        })
+    })
+}
+
+/// What somebody gets who has no certificate, no password and no key.
+fn whoever_has_no_name_gets_nothing_from_anything_that_listens(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let shop = kit.stack.holdfast("run", "checkout").provider(&kit.provider).webhooks();
+            let worker = shop.start().await?;
+            let mut seen = BTreeMap::new();
+            for (port, process) in listening(kit.stack.folder())? {
+                let answers = [
+                    plain(port, "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await,
+                    plain(port, "EHLO localhost\r\n").await,
+                    by_tls(port).await,
+                ];
+                seen.insert(port, (process, answers));
+            }
+            let given: Vec<_> = (seen.iter())
+                .filter(|(_, (_, answers))| {
+                    answers
+                        .iter()
+                        .any(|answer| answer.starts_with("HTTP/1.1 2") || answer.starts_with("250"))
+                })
+                .collect();
+            ensure!(given.is_empty(), "{given:#?}");
+            let processes: BTreeSet<&str> = seen.values().map(|(process, _)| process.as_str()).collect();
+            let expected = ["holdfast-checkout", "kafka", "maildev", "nginx", "postgres"];
+            ensure!(processes.iter().copied().eq(expected), "{seen:#?}");
+            // By the protocols of Kafka and PostgreSQL.
+            let address = kit.stack.kafka.bootstrap();
+            for (protocol, more) in [
+                ("plaintext", &[][..]),
+                ("ssl", &[("enable.ssl.certificate.verification", "false")][..]),
+            ] {
+                let mut stranger = ClientConfig::new();
+                stranger
+                    .set("bootstrap.servers", &address)
+                    .set("security.protocol", protocol);
+                for (name, value) in more {
+                    stranger.set(*name, *value);
+                }
+                let stranger: BaseConsumer = stranger.create()?;
+                let told =
+                    spawn_blocking(move || stranger.fetch_metadata(None, Duration::from_secs(3)).map(drop)).await?;
+                ensure!(told.is_err(), "Kafka lists its topics to {protocol}");
+            }
+            for mode in ["disable", "require"] {
+                let url = format!(
+                    "postgres://postgres@{}/holdfast?sslmode={mode}",
+                    kit.stack.postgres.address()
+                );
+                ensure!(PgConnection::connect(&url).await.is_err(), "PostgreSQL takes {url}");
+            }
+            worker.stop().await
+        })
+    })
+}
+
+/// The ports at which the processes of the stack in this folder listen, each with the process's name.
+fn listening(folder: &Path) -> anyhow::Result<BTreeMap<u16, String>> {
+    let mut sockets = BTreeMap::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(table)?.lines().skip(1) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, address, _, state, _, _, _, _, _, inode, ..] = words[..] else {
+                continue;
+            };
+            // 0A is LISTEN, in `include/net/tcp_states.h` of Linux.
+            if let ("0A", Some((_, port))) = (state, address.rsplit_once(':')) {
+                sockets.insert(format!("socket:[{inode}]"), u16::from_str_radix(port, 16)?);
+            }
+        }
+    }
+    let mut ports = BTreeMap::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "pid") {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let record = fs::read_to_string(&path)?;
+        let pid = record.split(' ').next().unwrap_or_default();
+        // One that has ended has no sockets.
+        let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        for file in files {
+            let target = fs::read_link(file?.path()).unwrap_or_default();
+            if let Some(port) = sockets.get(&*target.to_string_lossy()) {
+                ports.insert(*port, name.clone());
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// What a port answers to this, sent without TLS; what fails says how.
+async fn plain(port: u16, request: &str) -> String {
+    let asked = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = vec![0; 1_024];
+        let count = stream.read(&mut answer).await?;
+        anyhow::Ok(String::from_utf8_lossy(&answer[..count]).into_owned())
+    };
+    match timeout(Duration::from_secs(2), asked).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => String::from("no answer"),
+    }
+}
+
+/// What a port answers to a request by a client that believes any certificate and has none.
+async fn by_tls(port: u16) -> String {
+    let asked = async {
+        let client = reqwest::Client::builder()
+            .tls_danger_accept_invalid_certs(true)
+            .build()?;
+        let answer = client
+            .get(format!("https://127.0.0.1:{port}/"))
+            .timeout(Duration::from_secs(2))
+            .send()
+            .await?;
+        anyhow::Ok(format!("HTTP/1.1 {}", answer.status()))
+    };
+    asked.await.unwrap_or_else(|error| format!("{error:#}"))
+}
