@@ -192,7 +192,7 @@ impl Config {
         let mut secrets = Secrets::default();
         self.kafka.security.read_secrets(&mut secrets);
         self.database.read_secrets(&mut secrets);
-        self.restate.kafka_login.read_secrets(&mut secrets);
+        self.restate.read_secrets(&mut secrets);
         self.provider.read_secrets(&mut secrets);
         self.mail.read_secrets(&mut secrets);
         self.webhook.read_secrets(&mut secrets);

@@ -1,11 +1,14 @@
 //! Settings: Restate.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::insecure::is_closed;
 use super::kafka::{BOOTSTRAP_FORM, bootstrap_is_well_formed};
+use super::secret::Secrets;
 use super::{Checks, Kafka, RestateKafka, Wire, is_a_word};
 
 /// The addresses of Restate, and what it demands of those who ask it.
@@ -36,6 +39,15 @@ pub struct Restate {
         global = true
     )]
     pub token: Option<SecretString>,
+    /// File that holds --restate-token.
+    #[arg(
+        id = "restate-token-file",
+        long = "restate-token-file",
+        env = "HOLDFAST_RESTATE_TOKEN_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub token_file: Option<PathBuf>,
     /// Kafka bootstrap servers as Restate reaches them; Holdfast's own when absent.
     #[arg(long = "restate-kafka", env = "HOLDFAST_RESTATE_KAFKA", global = true)]
     pub kafka: Option<String>,
@@ -55,6 +67,11 @@ pub struct Restate {
 }
 
 impl Restate {
+    pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
+        secrets.read("restate-token", &mut self.token, self.token_file.as_deref());
+        self.kafka_login.read_secrets(secrets);
+    }
+
     pub(super) fn check(&self, checks: &mut Checks, kafka: &Kafka) {
         for (flag, url) in [
             ("restate-admin", &self.admin),
