@@ -64,13 +64,28 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
         let empty = postgres.copy_database("template1", "doctor_empty").await?;
         empty.close().await;
         let stranger = postgres.url().replace("postgres@", "stranger@");
+        let database = postgres.connect().await?;
+        for statement in [
+            "drop owned by doctor_reads",
+            "drop role if exists doctor_reads",
+            "create role doctor_reads login",
+            "grant select on _sqlx_migrations, oldest_reader to doctor_reads",
+        ] {
+            let done = sqlx::query(statement).execute(&database).await;
+            ensure!(done.is_ok() || statement.starts_with("drop"), "{statement}: {done:?}");
+        }
+        database.close().await;
+        let reads = postgres.url().replace("postgres@", "doctor_reads@");
         let tls = format!("{}?sslmode=require", postgres.url());
         let (latin, empty) = (postgres.url_of("doctor_latin"), postgres.url_of("doctor_empty"));
         let nowhere = postgres.url_of("doctor_nowhere");
         let broken: &[Broken<'_>] = &[
             (&[("HOLDFAST_KAFKA", "127.0.0.1:1")], "kafka", "the brokers", "start it"),
             (
-                &[("HOLDFAST_KAFKA", "nowhere.invalid:9092")],
+                &[
+                    ("HOLDFAST_KAFKA", "nowhere.invalid:9092"),
+                    ("HOLDFAST_INSECURE", "kafka"),
+                ],
                 "kafka",
                 "the brokers",
                 "check the name",
@@ -128,6 +143,12 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
                 "postgres",
                 "the tables",
                 "holdfast migrate",
+            ),
+            (
+                &[("HOLDFAST_DATABASE_URL", &reads)],
+                "postgres",
+                "the rights of app",
+                "migrate --grants",
             ),
             (
                 &[("HOLDFAST_LOYALTY_URL", &nowhere)],

@@ -11,11 +11,13 @@ use anyhow::{Context, ensure};
 use holdfast_schemas::{UserOutcome, topics};
 use holdfast_tests::kit::kafka::{ReadRecord, Sent};
 use holdfast_tests::kit::kafka_lock::{Right, rights};
+use holdfast_tests::kit::postgres::{ADMIN, APP, VERIFY};
 use holdfast_tests::kit::process::lock;
 use holdfast_tests::kit::{Kit, Name, until};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use sqlx::{Connection, PgConnection};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
@@ -30,6 +32,7 @@ pub(crate) const TESTS: &[Test] = tests![
     relays_die_at_every_step_behind_locked_doors,
     carts_are_paid_and_returned_behind_locked_doors,
     a_command_that_lacks_a_right_fails_and_names_it,
+    doctor_finds_each_role_sound_and_names_each_right_that_it_lacks,
     the_engine_that_lacks_a_right_goes_on_once_it_is_given_back,
     whoever_has_no_name_gets_nothing_from_anything_that_listens,
 ];
@@ -123,6 +126,67 @@ async fn needing(kit: &Kit, right: &Right) -> anyhow::Result<Vec<String>> {
     .await?;
     let verb = if right.operation == "WRITE" { "replay" } else { "show" };
     Ok(["dead-letters", verb, &origin].map(String::from).to_vec())
+}
+
+fn doctor_finds_each_role_sound_and_names_each_right_that_it_lacks(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let workers = Workers::start(kit).await?;
+            let look = async |role: &str| {
+                let doctor = kit
+                    .stack
+                    .holdfast(role, "doctor")
+                    .provider(&kit.provider)
+                    .instead("doctor");
+                let ended = doctor.arg("--json").arg("--role").arg(role).output().await?;
+                let report: Value = serde_json::from_slice(&ended.stdout)
+                    .with_context(|| String::from_utf8_lossy(&ended.stderr).into_owned())?;
+                let checks = report["checks"].as_array().cloned().unwrap_or_default();
+                let wrong = checks.into_iter().filter(|check| check["diagnosis"] == "wrong");
+                anyhow::Ok((ended.status.code(), wrong.collect::<Vec<_>>()))
+            };
+            for role in [
+                "gate", "serve", "relay", "webhook", "register", "verify", "admin", "run",
+            ] {
+                let (code, wrong) = look(role).await?;
+                ensure!(code == Some(0), "{role}: {wrong:#?}");
+            }
+            let lock = kit.stack.kafka.lock()?;
+            for right in [rights("gate")?, rights("relay")?, rights("webhook")?].concat() {
+                if right.kind == "transactional-id" {
+                    continue;
+                }
+                lock.withdraw(std::slice::from_ref(&right))?;
+                let (code, wrong) = look(&right.role).await?;
+                lock.grant(std::slice::from_ref(&right))?;
+                let names = |check: &Value| {
+                    let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
+                    text("what").ends_with(&right.name) && text("mend").contains("deploy/kafka/acls")
+                };
+                // Who may write a topic may not read it for that, and the other way round.
+                let named = wrong.iter().filter(|check| names(check)).count();
+                ensure!(
+                    code == Some(1) && named == 1 && wrong.len() == 1,
+                    "{right:?}: {wrong:#?}"
+                );
+            }
+            let owner = kit.stack.postgres.connect().await?;
+            for (role, grantee) in [("serve", APP), ("verify", VERIFY), ("admin", ADMIN)] {
+                for (change, sound) in [
+                    ("revoke select on tickets from", false),
+                    ("grant select on tickets to", true),
+                ] {
+                    let change = AssertSqlSafe(format!("{change} {grantee}"));
+                    sqlx::query(change).execute(&owner).await?;
+                    let (code, wrong) = look(role).await?;
+                    let named = wrong.iter().any(|check| check["how"] == "missing: select on tickets");
+                    ensure!(named != sound && (code == Some(0)) == sound, "{role}: {wrong:#?}");
+                }
+            }
+            owner.close().await;
+            workers.stop().await
+        })
+    })
 }
 
 /// Restate waits for a right, as everybody does, and nothing is lost.

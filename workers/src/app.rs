@@ -132,8 +132,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Role::Doctor { json } => {
-            let report = doctor::run(&config, clock).await;
+        Role::Doctor { roles, json } => {
+            let report = doctor::run(&config, &roles, clock).await;
             say(&if json {
                 serde_json::to_string(&report)?
             } else {

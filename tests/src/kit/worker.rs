@@ -27,6 +27,7 @@ pub const SENDER: &str = "tickets@holdfast.example";
 pub struct Launch<'a> {
     stack: &'a Stack,
     subcommand: String,
+    instead: Option<&'a str>,
     instance: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -46,11 +47,18 @@ impl<'a> Launch<'a> {
         Launch {
             stack,
             subcommand: String::from(subcommand),
+            instead: None,
             instance: String::from(instance),
             arguments: Vec::new(),
             environment: Vec::new(),
             unset: Vec::new(),
         }
+    }
+
+    /// Runs another subcommand by the name and the rights of this one.
+    pub fn instead(mut self, subcommand: &'a str) -> Self {
+        self.instead = Some(subcommand);
+        self
     }
 
     pub fn arg(mut self, argument: &str) -> Self {
@@ -163,7 +171,7 @@ impl<'a> Launch<'a> {
         }
         command
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .arg(&self.subcommand)
+            .arg(self.instead.unwrap_or(&self.subcommand))
             .args(&self.arguments);
         for name in &self.unset {
             command.env_remove(name);

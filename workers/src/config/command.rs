@@ -1,6 +1,6 @@
 //! The subcommands.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -53,6 +53,10 @@ pub enum Role {
     },
     /// Reach every server with the settings given, and say what is wrong and how to mend it; exits 1 when something is.
     Doctor {
+        /// The roles that are to work with these settings: what they speak to is looked at, and whether they have their rights
+        /// there. `run` stands for gate, serve, relay and register, and for webhook where there is a secret for it.
+        #[arg(long = "role", value_name = "ROLE", value_delimiter = ',', default_value = "run")]
+        roles: Vec<RoleName>,
         /// Print the checks as one JSON object.
         #[arg(long)]
         json: bool,
@@ -60,6 +64,19 @@ pub enum Role {
     /// Look at and settle what waits for an operator.
     #[command(subcommand)]
     Admin(Admin),
+}
+
+/// A role by its name.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleName {
+    Run,
+    Gate,
+    Serve,
+    Relay,
+    Webhook,
+    Register,
+    Verify,
+    Admin,
 }
 
 /// The commands of an operator.

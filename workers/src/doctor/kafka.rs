@@ -1,15 +1,8 @@
 //! Kafka: whether it is reached, whether each topic can be read and written, and whether the topics are as wanted.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use holdfast_schemas::topics::{
-    DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_MARK, RESERVATIONS, RESERVATIONS_ADMITTED,
-    RESERVATIONS_OUTCOMES,
-};
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, Producer as _};
@@ -17,42 +10,21 @@ use rdkafka::{Offset, TopicPartitionList};
 use time::OffsetDateTime;
 
 use super::report::{Check, Part};
-use crate::config::{self, Config};
+use super::rights::{self, Resource, Right};
+use crate::config::{self, Config, RoleName};
 use crate::error;
-use crate::kafka::{self, Deliveries, Drained, Producer, on_thread};
+use crate::kafka::{self, Deliveries, Drained, Producer, Remarks, on_thread};
 use crate::register::{self, Path};
 use crate::transience::{self, Fault};
 
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// The most complaints that are listened to, and the wait for one.
-const EVENTS: usize = 100;
-const A_MOMENT: Duration = Duration::from_millis(50);
-
 /// How far the broker's clock may be ahead of ours.
 const MOST_AHEAD: time::Duration = time::Duration::seconds(5);
 
-/// The topics that some role reads, and those that some role writes.
-const READ: [&str; 6] = [
-    RESERVATIONS,
-    PAYMENTS,
-    DEAD_LETTERS,
-    RESERVATIONS_OUTCOMES,
-    PAYMENTS_OUTCOMES,
-    RELAY_MARK,
-];
-const WRITTEN: [&str; 7] = [
-    PAYMENTS,
-    RESERVATIONS_ADMITTED,
-    PAYMENTS_ADMITTED,
-    DEAD_LETTERS,
-    RESERVATIONS_OUTCOMES,
-    PAYMENTS_OUTCOMES,
-    RELAY_MARK,
-];
-
-pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec<Check> {
+/// Looks at Kafka as these roles need it.
+pub(super) async fn check(config: &Config, roles: &[RoleName], clock: fn() -> OffsetDateTime) -> Vec<Check> {
     let settings = config.kafka.clone();
     let reached = on_thread("doctor", move || Visit::new(&settings)).await;
     let visit = match reached {
@@ -64,16 +36,19 @@ pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec
         Err(error) => return vec![Check::unknown(Part::Kafka, "the brokers", error::chain(&error))],
     };
     let mut checks = vec![visit.brokers.clone()];
-    checks.extend(match register::inspect_topics(config, Path::Gate).await {
-        Ok(lines) => lines.iter().map(|line| Check::of(Part::Kafka, line)).collect(),
-        Err(error) => vec![Check::wrong(
-            Part::Kafka,
-            "the topics",
-            error::chain(&error),
-            "give this user the right to describe topics, their settings and the gate's group",
-        )],
-    });
-    match on_thread("doctor", move || visit.rights(clock)).await {
+    if roles.contains(&RoleName::Register) {
+        checks.extend(match register::inspect_topics(config, Path::Gate).await {
+            Ok(lines) => lines.iter().map(|line| Check::of(Part::Kafka, line)).collect(),
+            Err(error) => vec![Check::wrong(
+                Part::Kafka,
+                "the topics",
+                error::chain(&error),
+                "give this user the rights of register (deploy/kafka/rights), or look as another role (--role)",
+            )],
+        });
+    }
+    let rights = rights::of(roles, config);
+    match on_thread("doctor", move || visit.rights(&rights, clock)).await {
         Ok(rights) => checks.extend(rights),
         Err(error) => checks.push(Check::unknown(Part::Kafka, "the rights", error::chain(&error))),
     }
@@ -82,7 +57,7 @@ pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec
 
 /// Clients for one look at Kafka.
 struct Visit {
-    consumer: BaseConsumer<Listening>,
+    consumer: BaseConsumer<Remarks>,
     config: config::Kafka,
     brokers: Check,
 }
@@ -91,31 +66,24 @@ impl Visit {
     /// Reaches Kafka, or says why it cannot.
     fn new(config: &config::Kafka) -> Result<Self, Check> {
         let what = format!("the brokers at {}", config.bootstrap);
-        let heard = Listening::default();
-        let consumer: Result<BaseConsumer<Listening>, _> = kafka::client(config)
+        let mut settings = kafka::client(config);
+        settings
             .set("group.id", "holdfast.doctor")
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "error")
-            .set("fetch.wait.max.ms", "100")
-            .create_with_context(heard.clone());
-        let unreached = |consumer: Option<&BaseConsumer<Listening>>, error: &KafkaError| {
-            // The complaints wait in a queue that only a poll empties.
-            let polls = consumer
-                .into_iter()
-                .flat_map(|consumer| std::iter::repeat_n(consumer, EVENTS));
-            polls.map_while(|consumer| consumer.poll(A_MOMENT)).for_each(drop);
-            let said = heard.said();
-            let how = match &said {
-                Some(said) => format!("{}; the last that was heard: {said}", error::chain(error)),
+            .set("fetch.wait.max.ms", "100");
+        let unreached = |error: &KafkaError, heard: Option<&str>| {
+            let how = match heard {
+                Some(heard) => format!("{}; the last that was heard: {heard}", error::chain(error)),
                 None => error::chain(error),
             };
-            Check::wrong(Part::Kafka, &what, how, mend(said.as_deref().unwrap_or_default()))
+            Check::wrong(Part::Kafka, &what, how, mend(heard.unwrap_or_default()))
         };
-        let consumer = consumer.map_err(|error| unreached(None, &error))?;
+        let consumer = kafka::looker(&settings, Remarks::new(config)).map_err(|error| unreached(&error, None))?;
         let metadata = consumer
             .fetch_metadata(None, 2 * ANSWER)
-            .map_err(|error| unreached(Some(&consumer), &error))?;
+            .map_err(|error| unreached(&error, kafka::heard(&consumer).text()))?;
         let brokers = metadata.brokers().iter();
         let brokers: Vec<_> = brokers
             .map(|broker| format!("{}:{}", broker.host(), broker.port()))
@@ -131,10 +99,51 @@ impl Visit {
         })
     }
 
-    fn rights(&self, clock: fn() -> OffsetDateTime) -> Vec<Check> {
-        let mut checks: Vec<_> = READ.iter().map(|topic| self.reads(topic, clock)).collect();
-        checks.extend(self.writes());
+    /// Whether each right is there. Those that only a change would show are named as not looked at.
+    fn rights(&self, rights: &[Right], clock: fn() -> OffsetDateTime) -> Vec<Check> {
+        let topics = |operation: &str| {
+            let of = rights.iter().filter(move |right| right.operation == operation);
+            let topics = of.filter_map(|right| match right.resource {
+                Resource::Topic(name) => Some(name),
+                _ => None,
+            });
+            topics.collect::<Vec<_>>()
+        };
+        let read = topics("READ");
+        let mut checks: Vec<_> = read.iter().map(|topic| self.reads(topic, clock)).collect();
+        checks.extend(self.writes(&topics("WRITE")));
+        for right in rights {
+            match (&right.resource, read.first()) {
+                (Resource::Group(group), Some(topic)) => checks.push(self.commits(group, topic)),
+                (Resource::TransactionalId(id), _) => checks.push(Check::unknown(
+                    Part::Kafka,
+                    format!("transactions of {id}"),
+                    "to begin one would end those of the relay that leads; the relay says so on /readyz when it may not",
+                )),
+                _ => {}
+            }
+        }
         checks
+    }
+
+    /// Whether the group's offsets can be read.
+    fn commits(&self, group: &str, topic: &str) -> Check {
+        let what = format!("the group {group}");
+        let settings = || {
+            let mut settings = kafka::client(&self.config);
+            settings.set("group.id", group).set("enable.auto.commit", "false");
+            settings
+        };
+        let committed = kafka::looker(&settings(), Remarks::new(&self.config)).and_then(|consumer| {
+            let mut asked = TopicPartitionList::new();
+            asked.add_partition(topic, 0);
+            let committed = consumer.committed_offsets(asked, ANSWER)?;
+            committed.elements().iter().try_for_each(|partition| partition.error())
+        });
+        match committed {
+            Ok(()) => Check::sound(Part::Kafka, what, "allowed"),
+            Err(error) => self.refused(what, &error, &format!("the right to read in the group {group}")),
+        }
     }
 
     /// Reads the newest record of the topic's first partition, or finds that there is none.
@@ -178,7 +187,7 @@ impl Visit {
 
     /// Whether each topic could be written, without writing: a broker that lets the producer in refuses the number of
     /// acknowledgements that it asks for.
-    fn writes(&self) -> Vec<Check> {
+    fn writes(&self, topics: &[&str]) -> Vec<Check> {
         let mut settings = kafka::producer(&self.config);
         settings
             .set("enable.idempotence", "false")
@@ -189,7 +198,7 @@ impl Visit {
             Ok(producer) => producer,
             Err(error) => return vec![Check::unknown(Part::Kafka, "writing", error::chain(&error))],
         };
-        let each = WRITTEN.iter().map(|topic| {
+        let each = topics.iter().map(|topic| {
             let what = format!("writing {topic}");
             match refusal(&producer, topic) {
                 Some(RDKafkaErrorCode::InvalidRequiredAcks) => Check::sound(Part::Kafka, what, "allowed"),
@@ -203,11 +212,10 @@ impl Visit {
         each.collect()
     }
 
-    /// A right that is missing is what a role that needs it has to be given; who does not need it may lack it.
     fn refused(&self, what: String, error: &KafkaError, right: &str) -> Check {
         let mend = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
-                format!("give this user {right}, if its role needs it")
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                format!("give this user {right}: deploy/kafka/acls gives each role its rights")
             }
             Some(code) if transience::kafka(code) == Fault::Destination => "holdfast register creates it".to_owned(),
             _ => mend(&error.to_string()).to_owned(),
@@ -247,40 +255,3 @@ fn mend(said: &str) -> &'static str {
         "start it, or check --kafka (HOLDFAST_KAFKA), the way there, and the addresses that the brokers advertise"
     }
 }
-
-/// Keeps the last complaint of the client library: its calls only say that time is over.
-#[derive(Clone, Default)]
-struct Listening(Arc<Mutex<Option<String>>>);
-
-impl Listening {
-    fn said(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn hears(&self, what: &str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
-    }
-}
-
-impl ClientContext for Listening {
-    fn log(&self, level: RDKafkaLogLevel, _facility: &str, message: &str) {
-        if matches!(
-            level,
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error
-        ) {
-            self.hears(message);
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // That all brokers are down follows what is wrong with the last of them.
-        if !matches!(
-            error.rdkafka_error_code(),
-            Some(RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AllBrokersDown)
-        ) {
-            self.hears(reason);
-        }
-    }
-}
-
-impl ConsumerContext for Listening {}

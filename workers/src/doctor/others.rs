@@ -5,7 +5,7 @@ use std::sync::Arc;
 use holdfast_schemas::PaymentId;
 
 use super::report::{Check, Part};
-use crate::config::{self, Config};
+use crate::config;
 use crate::error;
 use crate::metrics::Metrics;
 use crate::provider::{Error, Provider};
@@ -14,11 +14,7 @@ use crate::{mail, transience::Fault};
 /// A payment that no provider has: the answer tells whether the key is taken.
 const NOBODYS_PAYMENT: &str = "pi_holdfast_doctor";
 
-pub(super) async fn check(config: &Config) -> Vec<Check> {
-    vec![provider(&config.provider).await, mail_server(&config.mail).await]
-}
-
-async fn provider(settings: &config::Provider) -> Check {
+pub(super) async fn provider(settings: &config::Provider) -> Check {
     let Some(url) = &settings.url else {
         return Check::sound(
             Part::Provider,
@@ -54,7 +50,7 @@ async fn provider(settings: &config::Provider) -> Check {
     }
 }
 
-async fn mail_server(settings: &config::Mail) -> Check {
+pub(super) async fn mail_server(settings: &config::Mail) -> Check {
     let Some(server) = settings.server() else {
         return Check::sound(Part::Mail, "the mail server", "none is set: no mails are sent");
     };

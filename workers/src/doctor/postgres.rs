@@ -5,9 +5,10 @@ use std::time::Duration;
 use secrecy::SecretString;
 use time::OffsetDateTime;
 
-use super::report::{Check, Part};
-use crate::config::{self, Config};
+use super::report::{Check, Diagnosis, Part};
+use crate::config;
 use crate::error;
+use crate::store::grants::{self, Grantee};
 use crate::store::{self, inspection};
 use crate::transience::{self, Fault};
 
@@ -17,85 +18,103 @@ const MOST_APART: Duration = Duration::from_secs(5);
 /// The oldest version of PostgreSQL whose SQL the statements use.
 const OLDEST: i32 = 150_000;
 
-pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec<Check> {
-    let database = &config.database;
-    let mut checks = one(
-        Part::Postgres,
-        &database.url,
-        "--database-url (HOLDFAST_DATABASE_URL)",
-        database,
-        clock,
-    )
-    .await;
-    match &database.loyalty_url {
-        Some(url) => {
-            checks.extend(
-                one(
-                    Part::Loyalty,
-                    url,
-                    "--loyalty-url (HOLDFAST_LOYALTY_URL)",
-                    database,
-                    clock,
-                )
-                .await,
-            );
-        }
-        None => checks.push(Check::sound(
-            Part::Loyalty,
-            "the loyalty database",
-            "none is set: credits are refused",
-        )),
+/// Looks at the database of the tables, for sessions of these.
+pub(super) async fn check(
+    database: &config::Database,
+    grantees: &[Grantee],
+    clock: fn() -> OffsetDateTime,
+) -> Vec<Check> {
+    let setting = "--database-url (HOLDFAST_DATABASE_URL)";
+    let (pool, mut checks) = match reach(Part::Postgres, &database.url, setting, database, clock).await {
+        Ok((pool, _, checks)) => (pool, checks),
+        Err(checks) => return checks,
+    };
+    let mut are_there = true;
+    if grantees.contains(&Grantee::App) {
+        let tables = tables(&pool).await;
+        are_there = tables
+            .iter()
+            .all(|check| !matches!(check.diagnosis, Diagnosis::Wrong { .. }));
+        checks.extend(tables);
+    }
+    for grantee in grantees.iter().filter(|_| are_there) {
+        let file = "have the tables' owner run `holdfast migrate --grants`";
+        checks.push(rights(Part::Postgres, &pool, *grantee, file).await);
     }
     checks
 }
 
-async fn one(
+pub(super) async fn check_loyalty(database: &config::Database, clock: fn() -> OffsetDateTime) -> Vec<Check> {
+    let Some(url) = &database.loyalty_url else {
+        let what = "the loyalty database";
+        return vec![Check::sound(Part::Loyalty, what, "none is set: credits are refused")];
+    };
+    let setting = "--loyalty-url (HOLDFAST_LOYALTY_URL)";
+    match reach(Part::Loyalty, url, setting, database, clock).await {
+        Ok((pool, facts, mut checks)) => {
+            checks.push(prepares(&facts));
+            let file = "have its owner execute what `holdfast migrate --print-grants loyalty` prints";
+            checks.push(rights(Part::Loyalty, &pool, Grantee::Loyalty, file).await);
+            checks
+        }
+        Err(checks) => checks,
+    }
+}
+
+/// Reaches a database, or says why it cannot.
+async fn reach(
     part: Part,
     url: &SecretString,
     setting: &str,
     database: &config::Database,
     clock: fn() -> OffsetDateTime,
-) -> Vec<Check> {
+) -> Result<(store::PgPool, inspection::Facts, Vec<Check>), Vec<Check>> {
     let pool = match store::pool(url, database) {
         Ok(pool) => pool,
         Err(error) => {
-            return vec![Check::wrong(
+            return Err(vec![Check::wrong(
                 part,
                 "the address",
                 error::chain(&error),
                 format!("set {setting}"),
-            )];
+            )]);
         }
     };
     let what = format!("the database {}", store::address(&pool));
     if let Err(error) = store::reach(&pool).await {
-        return vec![
+        return Err(vec![
             Check::wrong(part, what, error::chain(&error), mend(&error, setting)),
-            Check::unknown(part, "version, clock, tables", "the database was not reached"),
-        ];
+            Check::unknown(part, "version, clock, tables, rights", "the database was not reached"),
+        ]);
     }
     let before = clock();
     let facts = match inspection::facts(&pool).await {
         Ok(facts) => facts,
         Err(error) => {
-            return vec![Check::wrong(
+            return Err(vec![Check::wrong(
                 part,
                 what,
                 error::chain(&error),
                 "connect again: it answered a moment ago",
-            )];
+            )]);
         }
     };
-    let mut checks = vec![
+    let checks = vec![
         Check::sound(part, what, format!("reached as {} {}", facts.user, encrypted(&facts))),
         version(part, &facts),
         apart(part, facts.now, before, clock()),
     ];
-    checks.extend(match part {
-        Part::Loyalty => prepares(part, &facts),
-        _ => tables(part, &pool).await,
-    });
-    checks
+    Ok((pool, facts, checks))
+}
+
+/// Whether the role that is connected may do with the tables what the grantee must.
+async fn rights(part: Part, pool: &store::PgPool, grantee: Grantee, mend: &str) -> Check {
+    let what = format!("the rights of {grantee}");
+    match grants::missing(pool, grantee).await {
+        Ok(missing) if missing.is_empty() => Check::sound(part, what, "all there"),
+        Ok(missing) => Check::wrong(part, what, format!("missing: {}", missing.join(", ")), mend),
+        Err(error) => Check::wrong(part, what, error::chain(&error), "look whether the tables are there"),
+    }
 }
 
 fn encrypted(facts: &inspection::Facts) -> String {
@@ -138,7 +157,8 @@ fn apart(part: Part, its: OffsetDateTime, before: OffsetDateTime, after: OffsetD
     }
 }
 
-async fn tables(part: Part, pool: &store::PgPool) -> Vec<Check> {
+async fn tables(pool: &store::PgPool) -> Vec<Check> {
+    let part = Part::Postgres;
     let pending = match inspection::pending(pool).await {
         Ok(pending) => pending,
         Err(error) => {
@@ -172,9 +192,9 @@ async fn tables(part: Part, pool: &store::PgPool) -> Vec<Check> {
     vec![migrated, indexes]
 }
 
-fn prepares(part: Part, facts: &inspection::Facts) -> Vec<Check> {
-    let what = "max_prepared_transactions";
-    vec![match facts.max_prepared_transactions {
+fn prepares(facts: &inspection::Facts) -> Check {
+    let (part, what) = (Part::Loyalty, "max_prepared_transactions");
+    match facts.max_prepared_transactions {
         0 => Check::wrong(
             part,
             what,
@@ -182,7 +202,7 @@ fn prepares(part: Part, facts: &inspection::Facts) -> Vec<Check> {
             "set it to at least the connections of all `serve`s, and restart that server",
         ),
         count => Check::sound(part, what, count.to_string()),
-    }]
+    }
 }
 
 fn mend(error: &sqlx::Error, setting: &str) -> String {
@@ -205,7 +225,6 @@ fn mend(error: &sqlx::Error, setting: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::Diagnosis;
     use super::*;
 
     #[test]

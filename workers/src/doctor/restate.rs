@@ -11,7 +11,8 @@ use crate::{error, transience::Fault};
 /// The oldest version whose admin API has Kafka clusters.
 const OLDEST: (u64, u64) = (1, 7);
 
-pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec<Check> {
+/// What `register` left there is looked at where `registers`: that asks Kafka about Restate's groups, with the rights of `register`.
+pub(super) async fn check(config: &Config, registers: bool, clock: fn() -> OffsetDateTime) -> Vec<Check> {
     let ingress = ingress(config).await;
     let (admin, answers) = admin(config).await;
     let mut checks = vec![admin, ingress];
@@ -21,6 +22,9 @@ pub(super) async fn check(config: &Config, clock: fn() -> OffsetDateTime) -> Vec
             "cluster, handlers, subscriptions",
             "the admin API was not reached",
         ));
+        return checks;
+    }
+    if !registers {
         return checks;
     }
     checks.extend(match register::inspect_engine(config, Path::Gate, clock).await {

@@ -1,8 +1,11 @@
 //! The rights of each role. The statements lie in `deploy/postgres`, where psql can execute them too: the names of roles are psql's
 //! variables (`:"app"`), and are quoted here as psql would quote them.
 
+use std::fmt;
+
 use sqlx::{AssertSqlSafe, Connection, PgPool};
 
+use super::session::InTime;
 use crate::config::{Granted, Roles};
 use crate::transience::{self, Fault};
 
@@ -24,6 +27,63 @@ pub enum Error {
     Refused(#[source] sqlx::Error),
     #[error("the rights could not be given")]
     Failed(#[source] sqlx::Error),
+}
+
+/// Whom the files name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grantee {
+    App,
+    Verify,
+    Admin,
+    /// In the loyalty database.
+    Loyalty,
+}
+
+impl fmt::Display for Grantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Grantee::App => "app",
+            Grantee::Verify => "verify",
+            Grantee::Admin => "admin",
+            Grantee::Loyalty => "loyalty",
+        })
+    }
+}
+
+/// The rights of the grantee that the connected role has not, such as `update on tickets`.
+///
+/// # Errors
+/// The database does not answer, or a table is not there.
+pub async fn missing(pool: &PgPool, grantee: Grantee) -> Result<Vec<String>, super::Error> {
+    let listed = listed(grantee);
+    let (rights, objects): (Vec<_>, Vec<_>) = listed.into_iter().unzip();
+    sqlx::query_scalar(
+        "select privilege || ' on ' || object from unnest($1::text[], $2::text[]) as listed (privilege, object)
+         where not case privilege when 'execute' then has_function_privilege(object, privilege)
+                                  else has_table_privilege(object, privilege) end",
+    )
+    .bind(&rights)
+    .bind(&objects)
+    .fetch_all(pool)
+    .in_time(pool)
+    .await
+    .map_err(super::Error::Read)
+}
+
+/// The grants of a grantee: what may be done, and with which table or function.
+fn listed(grantee: Grantee) -> Vec<(&'static str, &'static str)> {
+    let file = if grantee == Grantee::Loyalty { LOYALTY } else { MAIN };
+    let end = format!(" to :\"{grantee}\";");
+    let grants = file
+        .lines()
+        .filter_map(|line| line.strip_prefix("grant ")?.strip_suffix(&end));
+    grants
+        .filter_map(|grant| grant.split_once(" on "))
+        .flat_map(|(rights, object)| {
+            let object = object.strip_prefix("function ").unwrap_or(object);
+            rights.split(", ").map(move |right| (right, object))
+        })
+        .collect()
 }
 
 /// The statements that give the roles their rights in a database.
@@ -101,6 +161,25 @@ fn quoted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_grant_of_the_files_is_known() {
+        let known: usize = [Grantee::App, Grantee::Verify, Grantee::Admin, Grantee::Loyalty]
+            .map(|grantee| {
+                let mut objects: Vec<_> = listed(grantee).into_iter().map(|(_, object)| object).collect();
+                objects.dedup();
+                objects.len()
+            })
+            .iter()
+            .sum();
+        let lines = MAIN
+            .lines()
+            .chain(LOYALTY.lines())
+            .filter(|line| line.starts_with("grant "));
+        assert_eq!(known, lines.count());
+        assert!(listed(Grantee::App).contains(&("execute", "check_rows(text, bigint, bigint)")));
+        assert!(listed(Grantee::Verify).iter().all(|(right, _)| *right == "select"));
+    }
 
     #[test]
     fn a_role_is_a_name_and_no_sql() {
