@@ -12,6 +12,7 @@ use holdfast_tests::kit::certs::Authority;
 use holdfast_tests::kit::identity::Identity;
 use holdfast_tests::kit::nginx::Site;
 use holdfast_tests::kit::process::lock;
+use holdfast_tests::kit::tls_front::TlsFront;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, Nginx, Server, checkout, until};
 use holdfast_tests::load::now;
@@ -35,6 +36,7 @@ pub(crate) const TESTS: &[Test] = tests![
     calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs,
     an_engine_behind_tls_and_a_token_is_reached_and_each_wrong_wire_is_named,
     the_engine_calls_serve_over_tls,
+    provider_and_mail_server_are_reached_by_tls_and_each_wrong_wire_is_named,
     a_port_answers_others_whatever_idle_slow_or_endless_callers_do,
     a_renewed_certificate_is_shown_without_a_restart,
 ];
@@ -559,6 +561,75 @@ fn the_engine_calls_serve_over_tls(kit: &Kit) -> anyhow::Result<()> {
         worker.stop().await?;
         forget(kit, &url).await
     })
+}
+
+fn provider_and_mail_server_are_reached_by_tls_and_each_wrong_wire_is_named(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "locked").start().await?;
+        let (authority, names) = (&kit.stack.authority, ["localhost"]);
+        let stranger = Authority::new("A stranger")?;
+        let plain = |url: String| url.rsplit('/').next().unwrap_or_default().to_owned();
+        let provider = plain(kit.provider.url());
+        let mail = plain(kit.stack.maildev.as_ref().context("no mail server")?.smtp());
+        for (certificate, says) in [
+            (authority.sign("front", &names)?, None),
+            (stranger.sign("front", &names)?, Some("UnknownIssuer")),
+            (authority.sign_expired("front", &names)?, Some("xpired")),
+            (authority.sign("front", &["other.example"])?, Some("not valid for name")),
+        ] {
+            let provider = TlsFront::start(&certificate, provider.clone()).await?;
+            let mail = TlsFront::start(&certificate, mail.clone()).await?;
+            let urls = [
+                format!("https://localhost:{}", provider.port),
+                format!("smtps://localhost:{}", mail.port),
+            ];
+            let found = look(kit, &urls).await?;
+            match says {
+                None => {
+                    ensure!(found.is_empty(), "{found:#?}");
+                    let no_tls = urls.map(|url| url.replace("s://", "://"));
+                    named(&look(kit, &no_tls).await?, "")?;
+                }
+                Some(says) => named(&found, says)?,
+            }
+        }
+        let no_tls_there = [format!("https://{provider}"), format!("smtps://{mail}")];
+        named(&look(kit, &no_tls_there).await?, "")?;
+        worker.stop().await
+    })
+}
+
+/// What doctor finds wrong about provider and mail server at these addresses.
+async fn look(kit: &Kit, [provider, mail]: &[String; 2]) -> anyhow::Result<Vec<Value>> {
+    let doctor = kit
+        .stack
+        .holdfast("doctor", "locked")
+        .arg("--json")
+        .arg("--role")
+        .arg("serve");
+    let doctor = doctor
+        .provider(&kit.provider)
+        .env("HOLDFAST_PROVIDER_URL", provider)
+        .env("HOLDFAST_SMTP_URL", mail)
+        .env("HOLDFAST_SMTP_TIMEOUT", "2s")
+        .env("SSL_CERT_FILE", &kit.stack.authority_file().display().to_string());
+    let output = doctor.output().await?;
+    let report: Value =
+        serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let checks = report["checks"].as_array().context("no checks")?.iter();
+    let wrong = checks
+        .filter(|check| check["diagnosis"] == "wrong" && (check["part"] == "provider" || check["part"] == "mail"));
+    Ok(wrong.cloned().collect())
+}
+
+/// Both are wrong, and say this and how to mend it.
+fn named(found: &[Value], says: &str) -> anyhow::Result<()> {
+    let all = found.iter().all(|check| {
+        let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
+        text("how").contains(says) && text("mend").contains("HOLDFAST_")
+    });
+    ensure!(all && found.len() == 2, "{says}: {found:#?}");
+    Ok(())
 }
 
 /// Has the engine forget the deployment at `url`, and what began there and nobody serves any more.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use holdfast::crash::Point;
 use holdfast_schemas::topics;
-use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, sign};
+use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, ReceivedRequest, sign};
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use holdfast_tests::load::now;
 use nix::sys::signal::Signal;
@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::checkout::{CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, reaches, reads, sold};
+use crate::checkout::{CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, list, reaches, reads, sold};
 use crate::crashes::done_again;
-use crate::support::{DEADLINE, clean};
+use crate::support::{DEADLINE, clean, pay};
+use crate::users::registered;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -31,6 +32,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_webhook_in_hand_is_answered_before_the_process_ends,
     webhooks_take_effect_once_whatever_step_dies_or_is_repeated,
     without_a_secret_or_a_provider_nobody_takes_webhooks,
+    secrets_that_are_replaced_in_their_files_count_without_a_restart,
 ];
 
 const SECRET: &str = "whsec_proofs";
@@ -460,6 +462,72 @@ fn without_a_secret_or_a_provider_nobody_takes_webhooks(kit: &Kit) -> anyhow::Re
             ensure!(!said.contains(SECRET), "{said}");
         }
         Ok(())
+    })
+}
+
+fn secrets_that_are_replaced_in_their_files_count_without_a_restart(kit: &Kit) -> anyhow::Result<()> {
+    const NEXT: &str = "whsec_rotated";
+    const REPLACED: &str = "sk_rotated";
+    kit.block_on(async {
+        kit.provider.heal();
+        let folder = kit.stack.certificates();
+        let (secret, key) = (folder.join("webhook-secret"), folder.join("provider-key"));
+        std::fs::write(&secret, format!("{SECRET}\n"))?;
+        std::fs::write(&key, format!("{KEY}\n"))?;
+        let worker = kit.stack.holdfast("run", "webhook").provider(&kit.provider);
+        let worker = worker
+            .without("HOLDFAST_PROVIDER_KEY")
+            .env("HOLDFAST_PROVIDER_KEY_FILE", &key.display().to_string())
+            .env("HOLDFAST_WEBHOOK_SECRET_FILE", &secret.display().to_string())
+            .start()
+            .await?;
+        let (user, at) = ("webhook/rotated/ann", now().unix_timestamp());
+        let body = told("webhook/rotated", "customer.created", &json!({}));
+        let answered = async |secret: &str| post(kit, Some(&sign(secret, &body, at)), &body, &[]).await;
+        ensure!(
+            answered(SECRET).await?.0 == 200 && answered(NEXT).await?.0 == 400,
+            "the first secret"
+        );
+        std::fs::write(&secret, NEXT)?;
+        ensure!(
+            answered(SECRET).await?.0 == 400 && answered(NEXT).await?.0 == 200,
+            "the next secret"
+        );
+        // While the file is not there, the last one counts.
+        std::fs::remove_file(&secret)?;
+        ensure!(
+            answered(SECRET).await?.0 == 400 && answered(NEXT).await?.0 == 200,
+            "without the file"
+        );
+
+        pay(kit, &[registered("webhook/rotated/register", user)]).await?;
+        let tickets = ["webhook/rotated/1".to_owned()];
+        list(kit, &tickets, PRICE).await?;
+        fill(kit, user, &tickets, Some(3_600)).await?;
+        std::fs::write(&key, REPLACED)?;
+        let order = json!({ "checkout": "webhook/rotated/order", "payment_method": CARD });
+        check_out(kit, user, order).await?;
+        until("the new key is used", DEADLINE, async || {
+            let asked = kit.provider.asked();
+            let by = |request: &ReceivedRequest| {
+                request
+                    .headers
+                    .values()
+                    .any(|value| value.to_str().is_ok_and(|text| text.contains(REPLACED)))
+            };
+            ensure!(asked.iter().any(by), "not yet");
+            anyhow::Ok(())
+        })
+        .await?;
+        std::fs::write(&key, KEY)?;
+        ends(kit, "webhook/rotated/order", "completed").await?;
+        let log = std::fs::read_to_string(worker.log())?;
+        ensure!(
+            [NEXT, REPLACED, KEY].iter().all(|secret| !log.contains(secret)),
+            "a secret stands in the log"
+        );
+        clean(kit).await?;
+        worker.stop().await
     })
 }
 

@@ -545,7 +545,7 @@ impl Worker {
     async fn spawn_webhook(&self) -> anyhow::Result<()> {
         let config = &self.config;
         let provider = Provider::new(&config.provider, self.metrics.clone())?;
-        let (Some(provider), true) = (provider, config.webhook.secret.is_some()) else {
+        let (Some(provider), Some(secret)) = (provider, config.webhook.replaceable_secret()) else {
             return Ok(());
         };
         let flag = "--webhook-listen (HOLDFAST_WEBHOOK_LISTEN)";
@@ -553,7 +553,8 @@ impl Worker {
         let port = Port::open(config.webhook.listen, flag, certificate, Protocol::Http1).await?;
         let settings = webhook::Settings {
             kafka: config.kafka.clone(),
-            webhook: config.webhook.clone(),
+            secret,
+            tolerance: config.webhook.tolerance,
             provider,
             clock,
         };

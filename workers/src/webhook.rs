@@ -32,14 +32,15 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::{self, ReplaceableSecret};
 use crate::crash::{self, Point};
+use crate::error;
 use crate::kafka::publisher::{self, Publisher};
 use crate::lifecycle::Ready;
 use crate::listener::{self, Port};
 use crate::metrics::Metrics;
 use crate::provider::webhook::{self, DisputeState, Notification, What};
 use crate::provider::{self, Provider};
-use crate::{config, error};
 
 /// Largest body, in bytes. The provider's are a hundredth of it.
 const LIMIT: usize = 1 << 20;
@@ -57,7 +58,10 @@ const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
 /// The settings of the role.
 pub struct Settings {
     pub kafka: config::Kafka,
-    pub webhook: config::Webhook,
+    /// The secrets that may have signed, separated by commas.
+    pub secret: ReplaceableSecret,
+    /// Largest distance of a signature's time from now.
+    pub tolerance: Duration,
     /// Asked for the payments of disputes.
     pub provider: Provider,
     pub clock: fn() -> OffsetDateTime,
@@ -172,12 +176,17 @@ impl Receiver {
 
     /// Verifies a webhook, and tells whose payment it is about.
     fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Notification, Refused> {
-        let Settings { webhook, clock, .. } = &self.settings;
+        let Settings {
+            secret,
+            tolerance,
+            clock,
+            ..
+        } = &self.settings;
         let signature = text(headers, webhook::SIGNATURE).unwrap_or_default();
         // At most an hour.
-        let tolerance = time::Duration::try_from(webhook.tolerance).unwrap_or(time::Duration::HOUR);
-        let secrets = webhook.secrets();
-        let secrets = secrets.iter().map(ExposeSecret::expose_secret);
+        let tolerance = time::Duration::try_from(*tolerance).unwrap_or(time::Duration::HOUR);
+        let secrets = secret.now();
+        let secrets = secrets.expose_secret().split(',');
         webhook::verify(signature, body, secrets, clock(), tolerance)?;
         Ok(webhook::read(body)?)
     }

@@ -35,6 +35,7 @@ pub mod server;
 pub mod smtp;
 pub mod stack;
 pub mod third_party;
+pub mod tls_front;
 pub mod wait;
 pub mod worker;
 

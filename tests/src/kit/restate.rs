@@ -69,9 +69,6 @@ impl Kind for Restate {
             .arg("--config-file")
             .arg(&self.settings)
             .envs(self.environment());
-        if self.door.is_some() {
-            command.env("RESTATE_LISTEN_MODE", "unix");
-        }
         if let Some(identity) = &self.identity {
             command.env(
                 "RESTATE_WORKER__INVOKER__REQUEST_IDENTITY_PRIVATE_KEY_PEM_FILE",
@@ -203,6 +200,11 @@ impl Restate {
 
     fn environment(&self) -> Vec<(&'static str, String)> {
         let mut environment = vec![
+            // By default it would do both.
+            (
+                "RESTATE_LISTEN_MODE",
+                if self.door.is_some() { "unix" } else { "tcp" }.to_owned(),
+            ),
             ("SSL_CERT_FILE", self.trusted.display().to_string()),
             ("RESTATE_BASE_DIR", self.data.display().to_string()),
             ("RESTATE_BIND_IP", String::from("127.0.0.1")),

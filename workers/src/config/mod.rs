@@ -42,6 +42,7 @@ pub use relay::Relay;
 pub use restate::Restate;
 pub use restate_kafka::RestateKafka;
 pub use roles::{Granted, Roles};
+pub use secret::ReplaceableSecret;
 pub use serve::Serve;
 pub use verify::Verify;
 pub use webhook::Webhook;

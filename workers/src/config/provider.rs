@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::insecure::is_closed;
-use super::secret::{self, Secrets};
+use super::secret::{ReplaceableSecret, Secrets};
 use super::{Checks, Wire, is_a_word};
 
 /// The payment provider, and the time-out of its answers.
@@ -45,9 +45,10 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// The key as it is now.
-    pub fn current_key(&self) -> Option<SecretString> {
-        secret::current(self.key.as_ref(), self.key_file.as_deref())
+    /// The key, which may be replaced in its file; none without one.
+    pub fn replaceable_key(&self) -> Option<ReplaceableSecret> {
+        let key = self.key.clone()?;
+        Some(ReplaceableSecret::new(key, self.key_file.clone()))
     }
 
     pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {

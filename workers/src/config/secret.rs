@@ -3,7 +3,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory};
@@ -71,15 +72,29 @@ pub(super) fn secret(file: &Path) -> Result<SecretString, Error> {
     }
 }
 
-/// What a setting's file holds now, for one that may change while the process runs; while it cannot be read, what it held before.
-pub(super) fn current(value: Option<&SecretString>, file: Option<&Path>) -> Option<SecretString> {
-    match file.map(secret) {
-        Some(Ok(secret)) => Some(secret),
-        Some(Err(error)) => {
-            tracing::warn!(%error, "a secret is used as it was read before");
-            value.cloned()
+/// A secret that may be replaced, in its file, while the process runs.
+#[derive(Debug)]
+pub struct ReplaceableSecret {
+    file: Option<PathBuf>,
+    last: Mutex<SecretString>,
+}
+
+impl ReplaceableSecret {
+    /// With the value as it was read at the start.
+    pub(super) fn new(value: SecretString, file: Option<PathBuf>) -> Self {
+        let last = Mutex::new(value);
+        Self { file, last }
+    }
+
+    /// What the file holds now; while it cannot be read, what it held last.
+    pub fn now(&self) -> SecretString {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.file.as_deref().map(secret) {
+            Some(Ok(secret)) => *last = secret,
+            Some(Err(error)) => tracing::warn!(%error, "a secret is used as it was read last"),
+            None => {}
         }
-        None => value.cloned(),
+        last.clone()
     }
 }
 
@@ -129,8 +144,6 @@ fn is_secret(flag: &str, value: &OsStr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use clap::{FromArgMatches, Parser};
 
     use super::*;
@@ -248,12 +261,15 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_changes_is_read_again() {
+    fn a_secret_that_changes_is_read_again_and_remembered() {
         let held = Held::new("changes", "one");
-        let before = secret(&held.0).unwrap();
+        let secret = ReplaceableSecret::new(secret(&held.0).unwrap(), Some(held.0.clone()));
+        let now = || secret.now().expose_secret().to_owned();
+        assert_eq!(now(), "one");
         fs::write(&held.0, "two\n").unwrap();
-        let now = |file: &Path| current(Some(&before), Some(file)).unwrap().expose_secret().to_owned();
-        assert_eq!(now(&held.0), "two");
-        assert_eq!(now(Path::new("/nowhere/at/all")), "one");
+        assert_eq!(now(), "two");
+        // Not the first one, which has been replaced.
+        fs::write(&held.0, "").unwrap();
+        assert_eq!(now(), "two");
     }
 }

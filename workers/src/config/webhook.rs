@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::secret::{self, Secrets};
+use super::secret::{ReplaceableSecret, Secrets};
 use super::{CertificateFiles, Checks, is_a_word};
 
 /// The listener for the payment provider's webhooks.
@@ -63,11 +63,10 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Each secret that may have signed, as its file holds it now; none when no webhooks are taken.
-    pub fn secrets(&self) -> Vec<SecretString> {
-        let secrets = secret::current(self.secret.as_ref(), self.secret_file.as_deref());
-        let secrets = secrets.iter().flat_map(|secrets| secrets.expose_secret().split(','));
-        secrets.map(|secret| secret.to_owned().into()).collect()
+    /// The secrets that may have signed, separated by commas, which may be replaced in their file; none when no webhooks are taken.
+    pub fn replaceable_secret(&self) -> Option<ReplaceableSecret> {
+        let secret = self.secret.clone()?;
+        Some(ReplaceableSecret::new(secret, self.secret_file.clone()))
     }
 
     pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
@@ -87,7 +86,7 @@ impl Webhook {
             self.private_key.as_ref(),
         );
         checks.require(
-            self.secrets().iter().all(|secret| is_a_word(secret.expose_secret())),
+            (self.secret.iter()).all(|secrets| secrets.expose_secret().split(',').all(is_a_word)),
             "webhook-secret",
             "give the secret alone, or several separated by commas, without spaces or line ends",
         );

@@ -189,8 +189,9 @@ impl Membership {
                 batches: self.packed().unwrap_or_else(unknown),
             }),
             KafkaError::MessageConsumption(code) if transience::kafka(code) == Fault::Setting => {
+                let heard = self.consumer.context().remarks().heard();
                 self.waits_for(format!(
-                    "{code} while the gate reads, as a member of the group {}",
+                    "{code} while the gate reads, as a member of the group {}{heard}",
                     self.group
                 ));
                 Ok(())

@@ -26,7 +26,7 @@ const FRESH: Duration = Duration::from_secs(60);
 pub struct Remarks {
     /// The file with the token to log in with.
     token: Option<PathBuf>,
-    /// Why the last connection failed, and when.
+    /// Why the last connection or transaction failed, and when.
     last: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
@@ -62,7 +62,7 @@ impl Heard {
 
     /// The fault, if the connection fails by what only an operator mends.
     pub fn fault(&self) -> Option<Fault> {
-        let names = ["SSL", "SASL", "security.protocol", "uthenticat"];
+        let names = ["SSL", "SASL", "security.protocol", "uthenticat", "uthorization"];
         let text = self.text()?;
         names.iter().any(|name| text.contains(name)).then_some(Fault::Setting)
     }
@@ -81,7 +81,9 @@ impl ClientContext for Remarks {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if facility == "FAIL" {
+        // A transaction's end is told without the topic that caused it; the others were only not tried any more.
+        let is_cause = facility == "ADDPARTS" && !message.contains("not attempted");
+        if facility == "FAIL" || is_cause {
             self.note(message);
         }
         match level {

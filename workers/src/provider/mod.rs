@@ -42,10 +42,10 @@ impl Provider {
     /// # Errors
     /// [`Error::Client`].
     pub fn new(settings: &config::Provider, metrics: Arc<Metrics>) -> Result<Option<Self>, Error> {
-        let (Some(url), true) = (&settings.url, settings.key.is_some()) else {
+        let (Some(url), Some(key)) = (&settings.url, settings.replaceable_key()) else {
             return Ok(None);
         };
-        let stripe = Arc::new(Stripe::new(url.clone(), settings.clone())?);
+        let stripe = Arc::new(Stripe::new(url.clone(), key, settings.timeout)?);
         Ok(Some(Self { stripe, metrics }))
     }
 

@@ -22,6 +22,8 @@
 //!
 //! Sources: Stripe's documentation, "Supported currencies" (zero-decimal, three-decimal and special cases); its API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
 
+use std::time::Duration;
+
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
@@ -36,7 +38,8 @@ use uuid::{Uuid, uuid};
 
 use super::http::{Cause, Http, Silence};
 use super::{Call, CheckoutId, Currency, Error, Order, Payment, PaymentId, State, UserId};
-use crate::{config, transience};
+use crate::config::ReplaceableSecret;
+use crate::transience;
 
 /// The version of the API that every request names; the account's own setting does not matter.
 const VERSION: &str = "2026-08-26.dahlia";
@@ -67,22 +70,21 @@ const EXPAND_LISTED: (&str, &str) = ("expand[]", "data.latest_charge");
 pub(super) struct Stripe {
     http: Http,
     base: Url,
-    settings: config::Provider,
+    key: ReplaceableSecret,
 }
 
 impl Stripe {
-    pub(super) fn new(base: Url, settings: config::Provider) -> Result<Self, Error> {
-        let http = Http::new(&base, settings.timeout).map_err(Error::Client)?;
-        let stripe = Self { http, base, settings };
+    pub(super) fn new(base: Url, key: ReplaceableSecret, timeout: Duration) -> Result<Self, Error> {
+        let http = Http::new(&base, timeout).map_err(Error::Client)?;
+        let stripe = Self { http, base, key };
         stripe.authorization().map_err(Error::Client)?;
         Ok(stripe)
     }
 
     /// The key as it is now: it may be replaced while the process runs.
     fn authorization(&self) -> Result<HeaderValue, Cause> {
-        let key = self.settings.current_key();
-        let key = key.as_ref().map_or("", ExposeSecret::expose_secret);
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {key}"))?;
+        let key = self.key.now();
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))?;
         authorization.set_sensitive(true);
         Ok(authorization)
     }
@@ -675,7 +677,9 @@ mod tests {
     fn an_id_cannot_lead_to_another_address() {
         let (url, key) = ("http://pay.example/base/", "sk_1");
         let cli = Cli::parse_from(["holdfast", "--provider-url", url, "--provider-key", key, "migrate"]);
-        let stripe = Stripe::new(url.parse().unwrap(), cli.config.provider).unwrap();
+        let settings = cli.config.provider;
+        let key = settings.replaceable_key().unwrap();
+        let stripe = Stripe::new(url.parse().unwrap(), key, settings.timeout).unwrap();
         for id in ["../refunds", "pi_1?x=1", "pi_1#", "pi_1/capture", "%2e%2e"] {
             let id = PaymentId::parse(id).unwrap();
             let request = stripe.request(Method::GET, &["payment_intents", id.as_str()], &[EXPAND], None);

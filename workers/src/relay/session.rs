@@ -54,10 +54,7 @@ impl<'a> ProducerSession<'a> {
     /// Ends whatever transaction a predecessor left open. The session, as far as the database is, and the mark that Kafka has.
     pub(super) fn begin_with(relay: &Relay, leadership: &'a mut Leadership) -> Result<(Self, Option<Mark>), Trouble> {
         let producer = producer(relay)?;
-        persist(relay, || producer.init_transactions(ANSWER)).map_err(|source| Trouble::Start {
-            heard: producer.context().heard(),
-            source,
-        })?;
+        persist(relay, || producer.init_transactions(ANSWER)).map_err(doing(&producer, "starting transactions"))?;
         let mark::Committed { mark, group } = mark::committed(&relay.settings.kafka, PATIENCE)?;
         let batch = leadership.ask(async |connection| outbox::batch(connection).await);
         let batch = relay.runtime.block_on(batch)?;
@@ -83,10 +80,10 @@ impl<'a> ProducerSession<'a> {
     pub(super) fn accept(&mut self, relay: &Relay) -> Result<(), Trouble> {
         let mark = Mark::accepted(self.batch);
         self.begin()?;
-        kafka::send(&self.producer, mark::record(&mark.text())).map_err(doing("producing a mark"))?;
-        not_refused(&self.acknowledged()?)?;
+        kafka::send(&self.producer, mark::record(&mark.text())).map_err(self.doing("producing a mark"))?;
+        self.not_refused(&self.acknowledged()?)?;
         self.send_offset(relay, &mark)?;
-        self.commit(relay).map_err(doing("committing a mark"))
+        self.commit(relay).map_err(self.doing("committing a mark"))
     }
 
     /// Brings the next rows to Kafka, then deletes them.
@@ -152,13 +149,15 @@ impl<'a> ProducerSession<'a> {
             Ok(()) => Ok(None),
             Err(error) => match KafkaRefusal::of_transaction(&error) {
                 Some(refusal) => Ok(Some(refusal)),
-                None => Err(doing("committing a batch")(error)),
+                None => Err(self.doing("committing a batch")(error)),
             },
         }
     }
 
     fn begin(&self) -> Result<(), Trouble> {
-        self.producer.begin_transaction().map_err(doing("beginning a batch"))
+        self.producer
+            .begin_transaction()
+            .map_err(self.doing("beginning a batch"))
     }
 
     /// Sends the records of the rows and of the mark, and waits until Kafka has them all.
@@ -167,11 +166,11 @@ impl<'a> ProducerSession<'a> {
             if let Err(error) = kafka::send(&self.producer, record(place, row)) {
                 return match KafkaRefusal::of_one(place, &error) {
                     Some(refusal) => Ok(Some(refusal)),
-                    None => Err(doing("producing a batch")(error)),
+                    None => Err(self.doing("producing a batch")(error)),
                 };
             }
         }
-        kafka::send(&self.producer, mark::record(mark)).map_err(doing("producing a mark"))?;
+        kafka::send(&self.producer, mark::record(mark)).map_err(self.doing("producing a mark"))?;
         let (of_mark, of_rows): (Vec<FailedDelivery>, Vec<FailedDelivery>) = self
             .acknowledged()?
             .into_iter()
@@ -186,10 +185,10 @@ impl<'a> ProducerSession<'a> {
                     Some(row) => Trouble::Denied {
                         topic: row.topic.clone(),
                     },
-                    None => doing("producing a batch")(KafkaError::MessageProduction(failure.code)),
+                    None => self.doing("producing a batch")(KafkaError::MessageProduction(failure.code)),
                 })
             }
-            (None, None) => not_refused(&of_mark).map(|()| None),
+            (None, None) => self.not_refused(&of_mark).map(|()| None),
         }
     }
 
@@ -204,14 +203,30 @@ impl<'a> ProducerSession<'a> {
         }
     }
 
+    /// What became of the mark's record.
+    fn not_refused(&self, failures: &[FailedDelivery]) -> Result<(), Trouble> {
+        let Some(failure) = failures.first() else {
+            return Ok(());
+        };
+        Err(match mark::Error::of_record(failure.code) {
+            Some(refused) => refused.into(),
+            None => self.doing("producing a mark")(KafkaError::MessageProduction(failure.code)),
+        })
+    }
+
+    /// An error of this step, with what the client has heard besides: it names only there what ended a transaction.
+    fn doing(&self, step: &'static str) -> impl FnOnce(KafkaError) -> Trouble {
+        doing(&self.producer, step)
+    }
+
     fn send_offset(&self, relay: &Relay, mark: &Mark) -> Result<(), Trouble> {
-        let offsets = mark::offsets(mark).map_err(doing("committing the mark's offset"))?;
+        let offsets = mark::offsets(mark).map_err(self.doing("committing the mark's offset"))?;
         let sent = persist(relay, || {
             self.producer.send_offsets_to_transaction(&offsets, &self.group, ANSWER)
         });
         sent.map_err(|error| match mark::Error::of_offset(error) {
             Ok(refused) => refused.into(),
-            Err(error) => doing("committing the mark's offset")(error),
+            Err(error) => self.doing("committing the mark's offset")(error),
         })
     }
 
@@ -276,19 +291,8 @@ impl<'a> ProducerSession<'a> {
             return Err(Trouble::Unacknowledged);
         }
         deliveries.take_failed();
-        persist(relay, || self.producer.abort_transaction(ANSWER)).map_err(doing("aborting a batch"))
+        persist(relay, || self.producer.abort_transaction(ANSWER)).map_err(self.doing("aborting a batch"))
     }
-}
-
-/// What became of the mark's record.
-fn not_refused(failures: &[FailedDelivery]) -> Result<(), Trouble> {
-    let Some(failure) = failures.first() else {
-        return Ok(());
-    };
-    Err(match mark::Error::of_record(failure.code) {
-        Some(refused) => refused.into(),
-        None => doing("producing a mark")(KafkaError::MessageProduction(failure.code)),
-    })
 }
 
 fn record(place: usize, row: &Row) -> BaseRecord<'_, [u8], [u8], usize> {
@@ -369,10 +373,12 @@ fn persist(relay: &Relay, call: impl Fn() -> KafkaResult<()>) -> KafkaResult<()>
 /// The errors that end a session. The next session mends all but [`Trouble::Stop`]: it compares first.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    #[error("Kafka failed while {doing}")]
-    Kafka { doing: &'static str, source: KafkaError },
-    #[error("Kafka failed while starting transactions{heard}")]
-    Start { heard: Heard, source: KafkaError },
+    #[error("Kafka failed while {doing}{heard}")]
+    Kafka {
+        doing: &'static str,
+        heard: Heard,
+        source: KafkaError,
+    },
     #[error("Kafka denies the relay the right to WRITE to the topic {topic}")]
     Denied { topic: String },
     #[error("Kafka did not acknowledge records in time")]
@@ -392,8 +398,7 @@ impl Trouble {
     /// The fault, which decides whether the next session may mend it.
     pub(super) fn fault(&self) -> Fault {
         match self {
-            Trouble::Kafka { source, .. } => source.rdkafka_error_code().map_or(Fault::Unknown, transience::kafka),
-            Trouble::Start { heard, source } => {
+            Trouble::Kafka { heard, source, .. } => {
                 let code = source.rdkafka_error_code();
                 (heard.fault()).unwrap_or_else(|| code.map_or(Fault::Unknown, transience::kafka))
             }
@@ -406,6 +411,10 @@ impl Trouble {
     }
 }
 
-fn doing(doing: &'static str) -> impl FnOnce(KafkaError) -> Trouble {
-    move |source| Trouble::Kafka { doing, source }
+fn doing(producer: &Producer, doing: &'static str) -> impl FnOnce(KafkaError) -> Trouble {
+    move |source| Trouble::Kafka {
+        doing,
+        heard: producer.context().heard(),
+        source,
+    }
 }
