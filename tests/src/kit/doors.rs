@@ -29,7 +29,6 @@ pub struct Doors {
     pub(super) trusted: PathBuf,
     /// By which `serve` knows the engine.
     identity: String,
-    smtp: String,
 }
 
 impl Doors {
@@ -71,7 +70,6 @@ impl Doors {
             certificate,
             trusted,
             identity: identity.public_key(),
-            smtp: format!("smtps://{}:{}@localhost:{}", MAILER.0, MAILER.1, ports.get("smtp")?),
         })
     }
 
@@ -138,7 +136,6 @@ impl Doors {
             ("SSL_CERT_FILE", self.trusted.display().to_string()),
             ("HOLDFAST_RESTATE_TOKEN", String::from(TOKEN)),
             ("HOLDFAST_IDENTITY_KEY", self.identity.clone()),
-            ("HOLDFAST_SMTP_URL", self.smtp.clone()),
         ]);
         for listener in [
             ("HOLDFAST_SERVE_CERTIFICATE", "HOLDFAST_SERVE_PRIVATE_KEY"),

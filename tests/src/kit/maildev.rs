@@ -19,7 +19,7 @@ pub struct Maildev {
     pub(super) lock: Option<MailLock>,
 }
 
-/// What a mail server behind TLS and a password is started with, and `user:password` for its page.
+/// What a mail server behind TLS and a password is started with, and `user:password` for it and its page.
 pub(super) struct MailLock {
     pub(super) arguments: Vec<String>,
     pub(super) login: String,
@@ -53,7 +53,10 @@ impl Kind for Maildev {
 impl Maildev {
     /// As the product's setting has it.
     pub fn smtp(&self) -> String {
-        format!("smtp://127.0.0.1:{}", self.smtp)
+        match &self.lock {
+            Some(MailLock { login, .. }) => format!("smtps://{login}@localhost:{}", self.smtp),
+            None => format!("smtp://127.0.0.1:{}", self.smtp),
+        }
     }
 
     /// The page that shows the mails.

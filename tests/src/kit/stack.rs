@@ -35,6 +35,8 @@ pub enum Name {
     /// Every wire is encrypted, every party has a name, and each may do what it must. Held open by `make dev LOCKED=1`; the proofs
     /// have one too.
     Locked,
+    /// As `Bench` and `Locked` at once.
+    BenchLocked,
 }
 
 impl Name {
@@ -46,6 +48,7 @@ impl Name {
             Name::Bench => "bench".to_owned(),
             Name::Sqlx => "sqlx".to_owned(),
             Name::Locked => "locked".to_owned(),
+            Name::BenchLocked => "bench-locked".to_owned(),
         })
     }
 }
@@ -67,7 +70,7 @@ pub struct Stack {
     pub kafka: Server<Kafka>,
     pub restate: Server<Restate>,
     pub postgres: Server<Postgres>,
-    /// `None` on the bench's stack, whose figures mail would disturb.
+    /// `None` on the bench's stacks, whose figures mail would disturb.
     pub maildev: Option<Server<Maildev>>,
     pub ports: Ports,
     /// Signs the certificates of this stack's servers; the engine trusts it.
@@ -250,7 +253,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
     }
     let servers = fetch::servers()?;
     let ports = Ports::open(folder.join("ports.json"))?;
-    let locked = name == Name::Locked;
+    let locked = matches!(name, Name::Locked | Name::BenchLocked);
     let certificates = folder.join("certificates");
     let security = match locked {
         true => Security::locked(certificates.join("kafka"), &ports)?,
@@ -262,7 +265,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         data: folder.join("kafka"),
         client: ports.get("kafka")?,
         controller: ports.get("kafka-controller")?,
-        sync_records: name == Name::Bench,
+        sync_records: matches!(name, Name::Bench | Name::BenchLocked),
         security,
     };
     let authority = Authority::new("Holdfast's kit")?;
@@ -305,7 +308,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
             },
             lock: doors.as_ref().map(Doors::mail_server),
         }),
-        Name::Bench | Name::Sqlx => None,
+        Name::Bench | Name::BenchLocked | Name::Sqlx => None,
     };
     Ok(Stack {
         kafka: Server::new(kafka, folder.clone()),

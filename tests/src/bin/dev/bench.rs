@@ -10,6 +10,7 @@ mod checkout;
 mod cost;
 mod noop;
 mod report;
+mod tls;
 mod workload;
 
 use std::time::Duration;
@@ -47,6 +48,8 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Measurement {
+    /// As uniform, on a stack whose every door is locked, beside the open one
+    Tls,
     /// Each event on a ticket of its own
     Distinct,
     /// Requested and released in turn over 2,000 tickets, and the memory meanwhile
@@ -82,6 +85,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     if wanted(Measurement::Aged) {
         run = bench.aged(run).await?;
+    }
+    if wanted(Measurement::Tls) {
+        bench.tls(&run).await?;
     }
     if wanted(Measurement::Distinct) {
         let workload = |name| Workload::new(name, scaled(20_000), scaled(20_000));

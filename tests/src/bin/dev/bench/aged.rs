@@ -63,12 +63,17 @@ impl Bench {
     async fn rounds(&mut self, name: &str, run: &Holdfast) -> anyhow::Result<Vec<f64>> {
         let mut rounds = Vec::with_capacity(ROUNDS);
         for round in 1..=ROUNDS {
-            let workload = Workload::new(format!("{name}-{round}"), self.scaled(2_000), self.scaled(100_000));
-            self.list(&workload).await?;
-            let (took, _) = self.drain(&workload, run, &[]).await?;
-            rounds.push(workload.events as f64 / took.as_secs_f64());
+            rounds.push(self.round(name, round, run).await?);
         }
         Ok(rounds)
+    }
+
+    /// Events per second of the uniform workload in one round.
+    pub(super) async fn round(&mut self, name: &str, round: usize, run: &Holdfast) -> anyhow::Result<f64> {
+        let workload = Workload::new(format!("{name}-{round}"), self.scaled(2_000), self.scaled(100_000));
+        self.list(&workload).await?;
+        let (took, _) = self.drain(&workload, run, &[]).await?;
+        Ok(workload.events as f64 / took.as_secs_f64())
     }
 
     async fn fill(&self, records: usize) -> anyhow::Result<()> {
