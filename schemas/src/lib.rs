@@ -22,6 +22,7 @@ pub mod topics;
 /// The data of each type of event, in its newest version.
 pub mod events {
     pub use crate::payments::v1::*;
+    pub use crate::payments::v2::ProfileChanged;
     pub use crate::reservations::v1::*;
 }
 
@@ -47,7 +48,7 @@ pub use outcomes::{
     CheckoutFailure, OUTCOME_SOURCE, Outcome, RefusalReason, Reply, ReplyOutcome, TicketOutcome, UserOutcome,
     UserRefusalReason,
 };
-pub use payments::{DisputeStatus, ProfileValues, UserEvent};
+pub use payments::{DisputeStatus, Emptied, ProfileValues, UserEvent};
 pub use refusal::{DeadLetterReason, Refusal};
 pub use reservations::TicketEvent;
 pub use stream::{EventData, Key, OutcomeData};

@@ -1,6 +1,7 @@
 //! The events of the topic `payments`, about users.
 
 pub(crate) mod v1;
+pub(crate) mod v2;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -12,12 +13,13 @@ use crate::topics;
 use crate::version::{Version, newest};
 
 pub use v1::DisputeStatus;
+pub use v2::Emptied;
 
 newest! {
     /// An event of a user in its current form, whichever version it came in.
     UserEvent {
         UserRegistered(v1::UserRegistered),
-        ProfileChanged(v1::ProfileChanged),
+        ProfileChanged(v2::ProfileChanged),
         UserErased(v1::UserErased),
         CreditsAdded(v1::CreditsAdded),
         CheckoutRequested(v1::CheckoutRequested),
@@ -27,6 +29,7 @@ newest! {
         PaymentRefunded(v1::PaymentRefunded),
         PaymentDisputed(v1::PaymentDisputed),
     }
+    earlier { v1::ProfileChanged }
 }
 
 /// Some fields of a profile, by value; an absent field is left alone.

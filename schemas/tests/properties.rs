@@ -406,6 +406,13 @@ fn user_event() -> impl Strategy<Value = Value> {
             ("holdfast.user.registered.v1", values)
         }),
         (values(), values()).prop_map(|(to, was)| ("holdfast.profile.changed.v1", json!({"to": to, "was": was}))),
+        (values(), any::<(bool, bool)>(), values()).prop_map(|(to, (name, language), was)| {
+            let emptied = json!({ "name": name, "language": language });
+            (
+                "holdfast.profile.changed.v2",
+                json!({ "to": to, "emptied": emptied, "was": was }),
+            )
+        }),
         Just(("holdfast.user.erased.v1", json!({}))),
         (1..=1_000_000_000_000_i64).prop_map(|amount| ("holdfast.credits.added.v1", json!({"amount": amount}))),
     ];

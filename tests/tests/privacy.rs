@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_name_or_an_order_that_looks_like_a_link_does_not_stand_in_a_mail,
     mails_about_failures_are_limited_for_each_user_and_hour,
     an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought,
+    a_name_is_emptied_by_kafka_and_by_http_and_mails_greet_without_it,
     the_page_on_personal_data_names_every_column,
 ];
 
@@ -189,6 +190,59 @@ fn an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought(kit: &Kit) -> an
         let log = std::fs::read_to_string(shop.worker.log())?;
         ensure!(!log.contains(PERSONAL), "{}", shop.worker.last_words());
         tokio::join!(main.close(), loyalty.close());
+        clean(kit).await?;
+        shop.close().await
+    })
+}
+
+fn a_name_is_emptied_by_kafka_and_by_http_and_mails_greet_without_it(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let sink = Sink::start().await?;
+        let mut shop = open_with(kit, "privacy/emptied", &sink, &[]).await?;
+        shop.user = shop.id("user");
+        let user = shop.user.clone();
+        let profile = json!({ "email": "zoe@example.org", "name": "Zoe", "language": "en" });
+        let mut empty = event(
+            &shop.id("2"),
+            &user,
+            "profile.changed",
+            json!({ "to": {}, "emptied": { "name": true }, "was": { "name": "Zoe" } }),
+        );
+        // The first version knows no such field.
+        pay(kit, &[event(&shop.id("1"), &user, "user.registered", profile)]).await?;
+        empty["type"] = json!("holdfast.profile.changed.v2");
+        pay(kit, &[empty.clone(), empty]).await?;
+        let told = told_of::<UserOutcome>(kit, &user, 2).await?;
+        let fields = vec![outcomes::ProfileField::Name];
+        ensure!(told[1].data == outcomes::ProfileChanged { fields }.into(), "{told:?}");
+        let (_, seen) = view(kit, "User", &user).await?;
+        ensure!(seen["name"].is_null() && seen["language"] == "en", "{seen}");
+
+        let tickets = shop.tickets(1).await?;
+        buy(kit, &shop, "order", &tickets[0], CARD).await?;
+        ends(kit, &shop.id("order"), "completed").await?;
+        let mail = until("the mail", DEADLINE, async || {
+            let mails = of(&sink, &shop.id("order"), "completed")?;
+            mails.first().cloned().context("not yet")
+        })
+        .await?;
+        ensure!(!format!("{mail:?}").contains("Zoe"), "{mail:?}");
+
+        let emptied = json!({ "to": { "name": "Zoe again" }, "emptied": { "name": true, "language": true } });
+        let (status, reply) = call(kit, &[], "User", &user, "changeProfile", &emptied).await?;
+        ensure!(status == 200, "{status}: {reply}");
+        let (_, seen) = view(kit, "User", &user).await?;
+        ensure!(seen["name"] == "Zoe again" && seen["language"].is_null(), "{seen}");
+        let (status, said) = call(
+            kit,
+            &[],
+            "User",
+            &user,
+            "changeProfile",
+            &json!({ "to": {}, "emptied": { "email": true } }),
+        )
+        .await?;
+        ensure!(status == 400 && said.to_string().contains("email"), "{status}: {said}");
         clean(kit).await?;
         shop.close().await
     })

@@ -9,8 +9,8 @@
 //! the shop asks for it after it asked to erase the old one. To erase a user without a profile changes nothing and is not told.
 
 use holdfast_schemas::{
-    Credits, Email, EventId, Language, Name, ProfileValues, Source, UserEvent, UserId, UserOutcome, UserRefusalReason,
-    events, outcomes,
+    Credits, Email, Emptied, EventId, Language, Name, ProfileValues, Source, UserEvent, UserId, UserOutcome,
+    UserRefusalReason, events, outcomes,
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -42,6 +42,7 @@ pub enum Input {
     /// Compare and set: changes the fields that differ from `to`, but only if the profile has the values in `was`.
     Change {
         to: ProfileValues,
+        emptied: Emptied,
         was: ProfileValues,
     },
     Erase,
@@ -74,7 +75,9 @@ impl Entity for User {
             UserEvent::UserRegistered(events::UserRegistered { email, name, language }) => {
                 Input::Register { email, name, language }
             }
-            UserEvent::ProfileChanged(events::ProfileChanged { to, was }) => Input::Change { to, was },
+            UserEvent::ProfileChanged(events::ProfileChanged { to, emptied, was }) => {
+                Input::Change { to, emptied, was }
+            }
             UserEvent::UserErased(events::UserErased {}) => Input::Erase,
             UserEvent::CreditsAdded(events::CreditsAdded { amount }) => Input::AddCredits { amount },
             UserEvent::CheckoutRequested(_) => Input::CheckOut,
@@ -109,7 +112,7 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
             outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
         },
         (Some(user), Input::Register { .. }) => refuse(user, UserRefusalReason::AlreadyRegistered, now),
-        (Some(user), Input::Change { to, was }) => change(user, to, was, now),
+        (Some(user), Input::Change { to, emptied, was }) => change(user, to, emptied, was, now),
         (Some(user), Input::Erase) => erase(user, now),
         (Some(user), Input::AddCredits { amount }) => tell(
             user.clone(),
@@ -168,17 +171,19 @@ fn decide_refusing(
     }
 }
 
-fn change(user: &User, to: ProfileValues, was: ProfileValues, now: OffsetDateTime) -> Decision<User> {
+fn change(user: &User, to: ProfileValues, emptied: Emptied, was: ProfileValues, now: OffsetDateTime) -> Decision<User> {
     let differs = was.email.is_some_and(|was| Some(was) != user.email)
         || was.name.is_some_and(|was| Some(was) != user.name)
         || was.language.is_some_and(|was| Some(was) != user.language);
     if differs {
         return refuse(user, UserRefusalReason::ProfileDiffers, now);
     }
+    let name = user.name.clone().filter(|_| !emptied.name);
+    let language = user.language.clone().filter(|_| !emptied.language);
     let next = User {
         email: to.email.or_else(|| user.email.clone()),
-        name: to.name.or_else(|| user.name.clone()),
-        language: to.language.or_else(|| user.language.clone()),
+        name: to.name.or(name),
+        language: to.language.or(language),
         ..user.clone()
     };
     let changed = [
@@ -255,7 +260,11 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Register(Fields),
-        Change { to: Fields, was: Fields },
+        Change {
+            to: Fields,
+            emptied: [bool; 2],
+            was: Fields,
+        },
         Erase,
         Credits(i64),
     }
@@ -279,7 +288,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             fields().prop_map(Step::Register),
-            (fields(), fields()).prop_map(|(to, was)| Step::Change { to, was }),
+            (fields(), any::<[bool; 2]>(), fields()).prop_map(|(to, emptied, was)| Step::Change { to, emptied, was }),
             Just(Step::Erase),
             (1..100_i64).prop_map(Step::Credits),
         ]
@@ -296,11 +305,12 @@ mod tests {
             (Some([None, None, None]), Step::Erase) => (profile, vec![]),
             (Some(_), Step::Erase) => (Some([None; 3]), vec!["erased"]),
             (Some(_), Step::Credits(_)) => (profile, vec!["credits"]),
-            (Some(now), Step::Change { to, was }) => {
+            (Some(now), Step::Change { to, emptied, was }) => {
                 if (0..3).any(|place| was[place].is_some() && was[place] != now[place]) {
                     return (profile, vec!["profile_differs"]);
                 }
-                let next = [0, 1, 2].map(|place| to[place].or(now[place]));
+                let kept = [now[0], now[1].filter(|_| !emptied[0]), now[2].filter(|_| !emptied[1])];
+                let next = [0, 1, 2].map(|place| to[place].or(kept[place]));
                 let outcomes = if next == now { vec![] } else { vec!["changed"] };
                 (Some(next), outcomes)
             }
@@ -334,7 +344,11 @@ mod tests {
                         let email = email.unwrap_or_else(|| "u0@example.org".parse().unwrap());
                         Input::Register { email, name, language }
                     }
-                    Step::Change { to, was } => Input::Change { to: values(*to), was: values(*was) },
+                    Step::Change { to, emptied: [name, language], was } => Input::Change {
+                        to: values(*to),
+                        emptied: Emptied { name: *name, language: *language },
+                        was: values(*was),
+                    },
                     Step::Erase => Input::Erase,
                     Step::Credits(amount) => Input::AddCredits { amount: Credits::new(*amount).unwrap() },
                 };

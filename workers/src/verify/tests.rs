@@ -1,9 +1,9 @@
 //! Each way to break a promise, applied to a small set of facts that keeps them all.
 
 use holdfast_schemas::{
-    CheckoutId, Credits, DeadLetter, DeadLetterReason, Event, EventData, HoldId, Key, Origin, Outcome, OutcomeData,
-    OutcomeId, Price, ProfileValues, RefusalReason, ShowId, Source, TicketEvent, TicketOutcome, Traceparent, UserEvent,
-    UserId, UserOutcome, UserRefusalReason, events, hold_id, outcome_id, outcomes,
+    CheckoutId, Credits, DeadLetter, DeadLetterReason, Emptied, Event, EventData, HoldId, Key, Origin, Outcome,
+    OutcomeData, OutcomeId, Price, ProfileValues, RefusalReason, ShowId, Source, TicketEvent, TicketOutcome,
+    Traceparent, UserEvent, UserId, UserOutcome, UserRefusalReason, events, hold_id, outcome_id, outcomes,
 };
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
@@ -501,7 +501,8 @@ fn change() -> UserEvent {
         ..ProfileValues::default()
     };
     let was = ProfileValues::default();
-    UserEvent::ProfileChanged(events::ProfileChanged { to, was })
+    let emptied = Emptied::default();
+    UserEvent::ProfileChanged(events::ProfileChanged { to, emptied, was })
 }
 
 fn changed(fields: &[outcomes::ProfileField]) -> UserOutcome {
