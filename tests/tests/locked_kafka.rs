@@ -209,7 +209,8 @@ fn a_connection_that_fails_is_named_by_readyz(kit: &Kit) -> anyhow::Result<()> {
                 "a certificate of ours that has expired",
                 &mutual,
                 certificate(lock, "expired"),
-                "expired",
+                // The broker does not say more.
+                "alert certificate",
             ),
             (
                 "a wrong password",

@@ -14,6 +14,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -57,6 +59,32 @@ pub fn heard(consumer: &BaseConsumer<Remarks>) -> Heard {
         tracing::debug!(%error, "a consumer that only asks");
     }
     consumer.context().heard()
+}
+
+/// Whether a consumer that is given its partitions has heard that it may not join its group, which it does not do. The client
+/// library demands the name of a group, and asks who coordinates it.
+pub fn is_of_the_group(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
+}
+
+/// The settings of a topic.
+///
+/// # Errors
+/// What Kafka answers; without the right to DESCRIBE_CONFIGS, `TopicAuthorizationFailed`.
+pub fn topic_settings(
+    admin: &AdminClient<Remarks>,
+    topic: &str,
+    options: &AdminOptions,
+) -> KafkaResult<ConfigResource> {
+    let described = block_on(admin.describe_configs([&ResourceSpecifier::Topic(topic)], options))?;
+    let described = described.into_iter().next();
+    let settings = described.unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition));
+    let settings = settings.map_err(KafkaError::AdminOp)?;
+    // A refusal gets lost in the client library, and then looks like a topic without settings.
+    match settings.entries.is_empty() {
+        true => Err(KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed)),
+        false => Ok(settings),
+    }
 }
 
 /// Settings of every producer. Keys go to the partition that a Java client would choose; batches are compressed, so that a

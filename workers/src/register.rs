@@ -36,7 +36,7 @@ pub enum Error {
     #[error("Kafka at {address} could not {what}{heard}")]
     Kafka {
         address: Box<str>,
-        what: &'static str,
+        what: Box<str>,
         heard: Heard,
         #[source]
         source: KafkaError,

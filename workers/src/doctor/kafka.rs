@@ -178,6 +178,7 @@ impl Visit {
                     return Ok(time.and_then(Result::ok));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                Some(Err(error)) if kafka::is_of_the_group(&error) => {}
                 Some(Err(error)) => return Err(error),
                 None => {}
             }

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::executor::block_on;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::packed::{self, is_packed};
-use super::{Heard, Remarks, client, heard, looker};
+use super::{Heard, Remarks, client, heard, is_of_the_group, looker, topic_settings};
 use crate::config;
 use crate::transience::{self, Fault};
 
@@ -79,17 +78,8 @@ impl Reader {
     /// [`Error::Ask`], [`Error::Retention`]
     pub fn keeps(&self, topic: &str) -> Result<Keeps, Error> {
         let options = AdminOptions::new().request_timeout(Some(REQUEST));
-        let described = block_on(
-            self.admin
-                .describe_configs([&ResourceSpecifier::Topic(topic)], &options),
-        );
-        let described = described
-            .map_err(|error| self.unanswered(topic, Heard::default())(error))?
-            .into_iter()
-            .next();
-        let described = described.unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition));
-        let described =
-            described.map_err(|code| self.unanswered(topic, Heard::default())(KafkaError::AdminOp(code)))?;
+        let described = topic_settings(&self.admin, topic, &options);
+        let described = described.map_err(self.unanswered(topic, Heard::default()))?;
         let limit = |name: &'static str| {
             let entry = described.get(name).and_then(|entry| entry.value.as_deref());
             let limit = entry.and_then(|value| value.parse::<i64>().ok());
@@ -183,6 +173,7 @@ impl Reader {
                     let batches = packed::name(&self.settings, remarks, places.collect()).map_err(failed)?;
                     return Err(Error::Packed { code, batches }.into());
                 }
+                Some(Err(error)) if is_of_the_group(&error) => {}
                 // A right, for example, which only an operator mends.
                 Some(Err(source)) if heard.elapsed() > PATIENCE || is_setting(&source) => {
                     return Err(failed(source).into());

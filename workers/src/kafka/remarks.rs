@@ -97,13 +97,13 @@ impl ClientContext for Remarks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        use RDKafkaErrorCode::{AllBrokersDown, Authentication, PartitionEOF, SSL};
+        use RDKafkaErrorCode::{AllBrokersDown, Authentication, GroupAuthorizationFailed, PartitionEOF, SSL};
         match error.rdkafka_error_code() {
-            // Whoever asks to be told of the end of a partition is told by the poll, too.
-            Some(PartitionEOF) => return,
+            // Whoever asks to be told of the end of a partition, or joins a group, is told by the poll, too.
+            Some(PartitionEOF | GroupAuthorizationFailed) => return,
             Some(Authentication | SSL) => self.note(reason),
-            // It counts the brokers, and hides why.
-            Some(AllBrokersDown) => {}
+            // It counts the brokers, again and again, and hides why.
+            Some(AllBrokersDown) => return,
             _ if self.heard().text().is_none() => self.note(reason),
             _ => {}
         }

@@ -7,7 +7,7 @@ use holdfast_schemas::topics::{
     DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_MARK, RELAY_STATE, RESERVATIONS,
     RESERVATIONS_ADMITTED, RESERVATIONS_OUTCOMES,
 };
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -84,7 +84,7 @@ pub(super) async fn is_read(config: &Config, group: &str, topic: &'static str) -
     let kafka = Kafka::new(config);
     let group = group.to_owned();
     on_thread("register", move || {
-        let committed = kafka.committed(&kafka.consumer(&group)?, topic)?;
+        let committed = kafka.committed(&kafka.consumer(&group)?, &group, topic)?;
         Ok(committed.iter().any(|(_, committed)| committed.is_some()))
     })
     .await?
@@ -229,7 +229,7 @@ impl Kafka {
         let consumer = self.consumer(&self.config.gate.group)?;
         let mut without = Vec::new();
         for topic in [RESERVATIONS, PAYMENTS] {
-            let committed = self.committed(&consumer, topic)?.into_iter();
+            let committed = self.committed(&consumer, &self.config.gate.group, topic)?.into_iter();
             without.extend(
                 committed
                     .filter(|(_, committed)| committed.is_none())
@@ -317,14 +317,10 @@ impl Kafka {
         admin: &AdminClient<Remarks>,
         topic: &Wanted,
     ) -> Result<Vec<(&'static str, String, String)>, Error> {
-        let what = "describe a topic";
-        let resources = block_on(admin.describe_configs([&ResourceSpecifier::Topic(topic.name)], &options()));
-        let resource = resources.map_err(self.failed_to(what))?.into_iter().next();
-        let resource = resource
-            .unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition))
-            .map_err(|code| self.failed_to(what)(KafkaError::AdminOp(code)))?;
+        let what = format!("describe the settings of {}", topic.name);
+        let settings = kafka::topic_settings(admin, topic.name, &options()).map_err(self.failed_to(&what))?;
         let have = |name| {
-            let entry = resource.get(name).and_then(|entry| entry.value.clone());
+            let entry = settings.get(name).and_then(|entry| entry.value.clone());
             entry.unwrap_or_else(|| "nothing".to_owned())
         };
         let settings = topic.settings.iter();
@@ -343,11 +339,13 @@ impl Kafka {
     fn replicas(&self, looker: &BaseConsumer<Remarks>, topic: &str) -> Result<Vec<usize>, Error> {
         let metadata = looker
             .fetch_metadata(Some(topic), ANSWER)
-            .map_err(self.failed_by(looker, "describe a topic"))?;
+            .map_err(self.failed_by(looker, &format!("describe {topic}")))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let refused = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
         if let Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) = refused {
-            return Err(self.failed_to("describe a topic")(KafkaError::MetadataFetch(code)));
+            return Err(self.failed_to(&format!("describe {topic}"))(KafkaError::MetadataFetch(
+                code,
+            )));
         }
         let partitions = found.into_iter().flat_map(|found| found.partitions());
         Ok(partitions.map(|partition| partition.replicas().len()).collect())
@@ -365,7 +363,7 @@ impl Kafka {
         // What retention had taken before: nobody can say any more whether the group had read it.
         let mut passed_over = Vec::new();
         for topic in [RESERVATIONS, PAYMENTS] {
-            for (partition, committed) in self.committed(&consumer, topic)? {
+            for (partition, committed) in self.committed(&consumer, group, topic)? {
                 if committed.is_some() {
                     group_reads = true;
                     continue;
@@ -404,13 +402,16 @@ impl Kafka {
                 group: group.clone(),
                 partitions: partitions.join(", "),
             }),
-            Err(error) => Err(self.failed_to("commit the gate's first offsets")(error)),
+            Err(error) => Err(self
+                .failed_to(&format!("commit the first offsets of the group {group}"))(
+                error
+            )),
         }
     }
 
     fn fits(&self, group: &str, topic: &str) -> Result<bool, Error> {
         let consumer = self.consumer(group)?;
-        let committed = self.committed(&consumer, topic)?.into_iter();
+        let committed = self.committed(&consumer, group, topic)?.into_iter();
         let partitions = committed.map(|(partition, committed)| {
             let (low, high) = self.bounds(&consumer, topic, partition)?;
             Ok(Partition { committed, low, high })
@@ -420,10 +421,10 @@ impl Kafka {
 
     fn begin(&self, group: &str, topic: &str, since: OffsetDateTime) -> Result<(), Error> {
         let consumer = self.consumer(group)?;
-        let what = "tell where a moment lies in a topic";
+        let what = &format!("tell where a moment lies in {topic}");
         let mut ends = Vec::new();
         let mut asked = TopicPartitionList::new();
-        for (partition, _) in self.committed(&consumer, topic)? {
+        for (partition, _) in self.committed(&consumer, group, topic)? {
             // Known before it is asked: what is written meanwhile lies behind it.
             ends.push((partition, self.bounds(&consumer, topic, partition)?.1));
             let since = Offset::Offset(since.unix_timestamp() * 1_000);
@@ -447,7 +448,7 @@ impl Kafka {
         }
         consumer
             .commit(&first, CommitMode::Sync)
-            .map_err(self.failed_to("commit the engine's first offsets"))
+            .map_err(self.failed_to(&format!("commit the first offsets of the group {group}")))
     }
 
     fn consumer(&self, group: &str) -> Result<BaseConsumer<Remarks>, Error> {
@@ -466,11 +467,16 @@ impl Kafka {
     fn bounds(&self, consumer: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
         consumer
             .fetch_watermarks(topic, partition, ANSWER)
-            .map_err(self.failed_to("tell where a partition begins and ends"))
+            .map_err(self.failed_to(&format!("tell where {topic}/{partition} begins and ends")))
     }
 
-    /// The committed offset of the consumer's group in each partition, if it has one.
-    fn committed(&self, consumer: &BaseConsumer<Remarks>, topic: &str) -> Result<Vec<(i32, Option<i64>)>, Error> {
+    /// The committed offset of `group`, the consumer's, in each partition, if it has one.
+    fn committed(
+        &self,
+        consumer: &BaseConsumer<Remarks>,
+        group: &str,
+        topic: &str,
+    ) -> Result<Vec<(i32, Option<i64>)>, Error> {
         let count = self.replicas(consumer, topic)?.len();
         let mut asked = TopicPartitionList::new();
         for partition in (0..).take(count) {
@@ -478,7 +484,7 @@ impl Kafka {
         }
         let answered = consumer
             .committed_offsets(asked, ANSWER)
-            .map_err(self.failed_to("tell the offsets of a group"))?;
+            .map_err(self.failed_to(&format!("tell the offsets of the group {group}")))?;
         let committed = answered
             .elements()
             .into_iter()
@@ -489,21 +495,21 @@ impl Kafka {
         Ok(committed.collect())
     }
 
-    fn failed_to(&self, what: &'static str) -> impl Fn(KafkaError) -> Error {
-        let address: Box<str> = self.config.kafka.bootstrap.as_str().into();
+    fn failed_to(&self, what: &str) -> impl Fn(KafkaError) -> Error {
+        let (address, what): (Box<str>, Box<str>) = (self.config.kafka.bootstrap.as_str().into(), what.into());
         move |source| Error::Kafka {
             address: address.clone(),
-            what,
+            what: what.clone(),
             heard: Heard::default(),
             source,
         }
     }
 
-    fn failed_by(&self, looker: &BaseConsumer<Remarks>, what: &'static str) -> impl Fn(KafkaError) -> Error {
-        let address: Box<str> = self.config.kafka.bootstrap.as_str().into();
+    fn failed_by(&self, looker: &BaseConsumer<Remarks>, what: &str) -> impl Fn(KafkaError) -> Error {
+        let (address, what): (Box<str>, Box<str>) = (self.config.kafka.bootstrap.as_str().into(), what.into());
         move |source| Error::Kafka {
             address: address.clone(),
-            what,
+            what: what.clone(),
             heard: kafka::heard(looker),
             source,
         }

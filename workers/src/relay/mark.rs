@@ -156,7 +156,11 @@ fn offset(consumer: &BaseConsumer<Remarks>, patience: Duration) -> Result<Option
 /// Why the mark cannot be read or written. It is never a row's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("there is no topic {0}, where the relay keeps its mark: `holdfast register` makes it")]
+    /// Kafka does not tell the one from the other.
+    #[error(
+        "there is no topic {0}, where the relay keeps its mark, or the relay is not authorized to READ it: `holdfast register` makes it, \
+         deploy/kafka/acls gives the right"
+    )]
     NoTopic(&'static str),
     #[error("cannot read the relay's mark on the topic {topic}")]
     Read { topic: &'static str, source: KafkaError },
