@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use anyhow::{Context, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
 use holdfast_tests::kit::{Kit, Stack};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -193,9 +194,9 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
                 "HOLDFAST_SMTP_URL",
             ),
         ];
-        for broken in broken {
-            named(kit, &left, broken).await?;
-        }
+        let looks = stream::iter(broken.iter().map(|broken| named(kit, &left, broken)));
+        // Most of them wait for servers that are not there.
+        looks.buffer_unordered(6).try_collect::<()>().await?;
         broken_in_kafka_and_restate(kit, &left, &restate.admin()).await?;
         worker.stop().await
     })

@@ -290,6 +290,28 @@ fn the_page_on_adding_an_event_names_every_file() {
     assert_eq!(named, naming, "left: on the page; right: in the tree");
 }
 
+#[test]
+fn the_page_on_security_names_tests_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let mut files = Vec::new();
+    for folder in ["workers/src", "tests/tests"] {
+        collect(&root.join(folder), &["rs"], &mut files);
+    }
+    let code: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    // The name of a test has many words; that of a setting or a metric few.
+    let named = page.split('`').skip(1).step_by(2);
+    let named: BTreeSet<_> = named
+        .filter(|name| name.matches('_').count() >= 4 && !name.contains(' '))
+        .collect();
+    assert!(named.len() > 25, "{named:?}");
+    let missing: Vec<_> = named
+        .iter()
+        .filter(|name| !code.contains(&format!("fn {name}(")))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// The path of the module that a source file is, such as `store::commit`.

@@ -15,7 +15,7 @@ use super::{Kafka, Postgres, Server};
 /// The name and password of the mail server.
 const MAILER: (&str, &str) = ("holdfast", "mail-sesame");
 /// What the engine's proxy demands.
-const TOKEN: &str = "engine-sesame";
+pub const TOKEN: &str = "engine-sesame";
 
 pub struct Doors {
     pub nginx: Server<Nginx>,

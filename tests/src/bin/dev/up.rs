@@ -3,11 +3,13 @@
 //! The provider forgets its books when it ends, while the databases keep theirs: `holdfast verify` compares the two only if it
 //! is given the provider, and then only agrees about a stack whose data is as young as the provider.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use holdfast_tests::kit::doors;
 use holdfast_tests::kit::provider::{self, Delivery, WEBHOOK_SECRET};
 use holdfast_tests::kit::{Name, Stack, dev_folder};
 use serde_json::json;
@@ -42,7 +44,7 @@ pub(crate) async fn run(Arguments { locked }: Arguments) -> anyhow::Result<()> {
         holdfast = holdfast.env(HOLD_FOR, hold_for);
     }
     let holdfast = holdfast.start().await?;
-    let addresses = json!({
+    let mut addresses = json!({
         "kafka": stack.kafka.bootstrap(),
         "restate_ingress": stack.restate.ingress(),
         "restate_admin": stack.restate.admin(),
@@ -54,15 +56,18 @@ pub(crate) async fn run(Arguments { locked }: Arguments) -> anyhow::Result<()> {
         "provider": provider.url(),
         "provider_key": provider::KEY,
     });
+    if locked {
+        // A developer's own client takes part as the shop does.
+        let login = |user: &str| {
+            let login = stack.kafka.lock().map(|lock| lock.login(user))?;
+            anyhow::Ok(login.into_iter().collect::<HashMap<_, _>>())
+        };
+        addresses["kafka_logins"] = json!({ "producer": login("producer")?, "consumer": login("consumer")? });
+        addresses["restate_token"] = json!(doors::TOKEN);
+        addresses["authority"] = json!(stack.authority_file());
+    }
     let written = Addresses::write(&addresses)?;
     info!("{}:\n{addresses:#}", written.0.display());
-    if locked {
-        let certificates = stack.certificates();
-        info!(
-            "certificates, keys and the authorities that signed them: {}",
-            certificates.display()
-        );
-    }
     info!(
         "press Ctrl-C to stop everything; the data stays in {}",
         stack.folder().display()
