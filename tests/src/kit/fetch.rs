@@ -59,7 +59,7 @@ pub fn pgbouncer() -> anyhow::Result<PathBuf> {
 
 /// The binary of nginx.
 pub fn nginx() -> anyhow::Result<PathBuf> {
-    Ok(alone("nginx", "packages", apt)?.join("root/usr/sbin/nginx"))
+    Ok(alone("nginx", "packages", debian)?.join("usr/sbin/nginx"))
 }
 
 /// As [`installed`], under a lock that keeps other kits of this checkout from fetching.
@@ -124,24 +124,6 @@ fn go(folder: &Path) -> anyhow::Result<()> {
     process::output(go).map(drop)
 }
 
-/// Unpacks the packages of this machine's own release, which needs no root; what they depend on is there.
-fn apt(folder: &Path) -> anyhow::Result<()> {
-    for package in fs::read_to_string(folder.join("packages"))?.lines() {
-        let mut download = Command::new("apt-get");
-        download.args(["download", package]).current_dir(folder);
-        process::output(download).context("apt's lists may be old, or not there: apt-get update")?;
-    }
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            let mut unpack = Command::new("dpkg");
-            unpack.arg("-x").arg(path).arg("root").current_dir(folder);
-            process::output(unpack)?;
-        }
-    }
-    Ok(())
-}
-
 /// Installs a Python environment that is moved afterwards: its Python works there, its scripts do not.
 fn pip(folder: &Path) -> anyhow::Result<()> {
     let mut venv = Command::new("python3");
@@ -153,7 +135,7 @@ fn pip(folder: &Path) -> anyhow::Result<()> {
     process::output(pip).map(drop)
 }
 
-/// Unpacks Debian's packages, which needs no root.
+/// Unpacks packages of this machine's own release, which needs no root; what they depend on is there or named too.
 fn debian(folder: &Path) -> anyhow::Result<()> {
     let packages = fs::read_to_string(folder.join("packages"))?;
     let download = || {
