@@ -11,6 +11,7 @@ use holdfast_tests::kit::kafka_lock::{Lock, PASSWORD, Right, rights};
 use holdfast_tests::kit::server::Server;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kafka, Kit, until};
+use holdfast_tests::load::now;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{Mutex, MutexGuard};
@@ -161,6 +162,17 @@ fn a_gate_works_by_every_way_to_log_in(kit: &Kit) -> anyhow::Result<()> {
         ];
         let worker = gate(kit, &kafka.bootstrap(), &login(lock, &by_file)).start().await?;
         passes(kafka, &worker).await.context("a password from a file")?;
+        worker.stop().await?;
+        let token = kit.stack.certificates().join("token");
+        fs::write(&token, Lock::token("gate", now().unix_timestamp() + 3_600))?;
+        let by_token = [
+            ("HOLDFAST_KAFKA_SASL_MECHANISM", "OAUTHBEARER"),
+            ("HOLDFAST_KAFKA_USERNAME", ""),
+            ("HOLDFAST_KAFKA_PASSWORD", ""),
+            ("HOLDFAST_KAFKA_TOKEN_FILE", token.to_str().context("a path")?),
+        ];
+        let worker = gate(kit, &kafka.bootstrap(), &login(lock, &by_token)).start().await?;
+        passes(kafka, &worker).await.context("a token")?;
         worker.stop().await?;
         let mutual = format!("127.0.0.1:{}", lock.mutual);
         let worker = gate(kit, &mutual, &certificate(lock, "gate")).start().await?;

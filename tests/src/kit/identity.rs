@@ -64,7 +64,7 @@ fn base58(bytes: &[u8]) -> String {
     digits.map(|digit| char::from(DIGITS[digit as usize])).collect()
 }
 
-fn base64url(bytes: &[u8]) -> String {
+pub(super) fn base64url(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {

@@ -10,9 +10,11 @@ use anyhow::{Context, anyhow, ensure};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::{Value, json};
 
 use super::certs::{Authority, CertificateFiles};
 use super::checkout;
+use super::identity::base64url;
 use super::ports::Ports;
 
 /// The password of every user.
@@ -90,6 +92,13 @@ impl Lock {
         ]
     }
 
+    /// A token of a user (JWT, RFC 7519) until then, in seconds since 1970. The broker believes tokens that nobody has signed.
+    pub fn token(user: &str, until: i64) -> String {
+        let part = |value: Value| base64url(value.to_string().as_bytes());
+        let (head, claims) = (json!({ "alg": "none" }), json!({ "sub": user, "exp": until }));
+        format!("{}.{}.", part(head), part(claims))
+    }
+
     /// The client library's properties of a login of the kit's own.
     pub(super) fn properties(&self) -> [(&'static str, String); 5] {
         [
@@ -149,10 +158,11 @@ impl Lock {
              listener.name.mutual.ssl.client.auth=required\nlistener.name.controller.ssl.client.auth=required\n\
              listener.name.expired.ssl.keystore.type=PEM\nlistener.name.expired.ssl.keystore.location={folder}/expired.pem\n\
              ssl.principal.mapping.rules=RULE:^.*CN=([^,]+).*$/$1/,DEFAULT\n\
-             sasl.enabled.mechanisms=SCRAM-SHA-512,SCRAM-SHA-256,PLAIN\n\
+             sasl.enabled.mechanisms=SCRAM-SHA-512,SCRAM-SHA-256,PLAIN,OAUTHBEARER\n\
              listener.name.client.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n\
              listener.name.client.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n\
              listener.name.client.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required{users};\n\
+             listener.name.client.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"{KIT}\";\n\
              authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
              allow.everyone.if.no.acl.found=false\n\
              super.users=User:broker;User:{KIT}\n"
