@@ -10,7 +10,7 @@ mod webhooks;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -111,6 +111,8 @@ struct State {
     faults: Mutex<Faults>,
     asked: Mutex<Vec<ReceivedRequest>>,
     webhooks: Mutex<webhooks::Queue>,
+    /// Tells webhooks.
+    client: OnceLock<reqwest::Client>,
     /// Notified of each new event for webhooks.
     news: Notify,
 }
@@ -164,7 +166,8 @@ impl Simulator {
     /// It is reached by a proxy at this address, and tells webhooks by this client.
     pub(super) fn behind(mut self, url: &str, client: reqwest::Client) -> Simulator {
         self.url = String::from(url);
-        lock(&self.state.webhooks).client = client;
+        // Nothing was told yet.
+        self.state.client.get_or_init(|| client);
         self
     }
 

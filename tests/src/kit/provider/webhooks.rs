@@ -27,7 +27,6 @@ pub enum Delivery {
 #[derive(Default)]
 pub(super) struct Queue {
     target: Option<Target>,
-    pub(super) client: reqwest::Client,
     waiting: Vec<Value>,
     told: Vec<Value>,
     /// All events so far: waiting, being delivered, or delivered.
@@ -108,21 +107,22 @@ impl Simulator {
 
 impl State {
     async fn deliver(&self, delivery: Delivery) -> anyhow::Result<usize> {
-        let (client, target, mut events) = {
+        let (target, mut events) = {
             let mut queue = lock(&self.webhooks);
             let Some(target) = queue.target.clone() else {
                 bail!("webhooks go nowhere");
             };
-            (queue.client.clone(), target, std::mem::take(&mut queue.waiting))
+            (target, std::mem::take(&mut queue.waiting))
         };
         if delivery == Delivery::Backwards {
             events.reverse();
         }
+        let client = self.client.get_or_init(reqwest::Client::new);
         let (mut told, mut failed) = (0, None);
         for event in events {
-            let mut answer = tell(&client, &target, &event).await;
+            let mut answer = tell(client, &target, &event).await;
             if delivery == Delivery::Twice && answer.is_ok() {
-                answer = tell(&client, &target, &event).await;
+                answer = tell(client, &target, &event).await;
             }
             let mut queue = lock(&self.webhooks);
             match answer {
