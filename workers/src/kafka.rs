@@ -79,10 +79,11 @@ pub fn topic_settings(
     let described = block_on(admin.describe_configs([&ResourceSpecifier::Topic(topic)], options))?;
     let described = described.into_iter().next();
     let settings = described.unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition));
-    let settings = settings.map_err(KafkaError::AdminOp)?;
+    // An `AdminOp` would not tell its code.
+    let settings = settings.map_err(KafkaError::Global)?;
     // A refusal gets lost in the client library, and then looks like a topic without settings.
     match settings.entries.is_empty() {
-        true => Err(KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed)),
+        true => Err(KafkaError::Global(RDKafkaErrorCode::TopicAuthorizationFailed)),
         false => Ok(settings),
     }
 }
