@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_command_that_cannot_connect_says_why,
     a_right_of_the_gate_that_is_withdrawn_is_named_and_waited_for,
     a_right_of_the_relay_that_is_missing_is_named_and_waited_for,
+    a_topic_that_register_may_not_create_is_named,
 ];
 
 const GROUP: &str = "holdfast.gate";
@@ -349,6 +350,31 @@ fn a_right_of_the_relay_that_is_missing_is_named_and_waited_for(kit: &Kit) -> an
                 .filter(|record| record.key.as_deref() == Some(key.as_bytes()));
             ensure!(copies.count() == 1, "{name}");
             worker.stop().await?;
+        }
+        Ok(())
+    })
+}
+
+fn a_topic_that_register_may_not_create_is_named(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let locked = locked(kit).await?;
+        let kafka = server(&locked)?;
+        let lock = kafka.lock()?;
+        let rights = rights("register")?;
+        lock.grant(&rights)?;
+        for right in rights.iter().filter(|right| right.operation == "CREATE") {
+            lock.withdraw(std::slice::from_ref(right))?;
+            kafka.delete_topic(&right.name).await?;
+            let launch = kit.stack.holdfast("register", "locked");
+            let launch = launch.env("HOLDFAST_KAFKA", &kafka.bootstrap());
+            let login = lock.login("register").into_iter();
+            let launch = login.fold(launch, |launch, (name, value)| launch.env(name, &value));
+            // It ends before it speaks to the engine, which works for another Kafka.
+            let refused = launch.output().await?;
+            says(&refused, &right.name)?;
+            says(&refused, "uthoriz")?;
+            kafka.create_topic(&right.name, 1, &[]).await?;
+            lock.grant(std::slice::from_ref(right))?;
         }
         Ok(())
     })
