@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::{UserOutcome, topics};
-use holdfast_tests::kit::kafka::{ReadRecord, Sent};
+use holdfast_tests::kit::kafka::{ReadRecord, Sent, send_with};
 use holdfast_tests::kit::kafka_lock::{Right, rights};
 use holdfast_tests::kit::postgres::{ADMIN, APP, VERIFY};
 use holdfast_tests::kit::process::lock;
 use holdfast_tests::kit::{Kit, Name, until};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::FutureProducer;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, clean, listed, outcomes, outcomes_of, pay, send, told, told_of};
+use crate::support::{DEADLINE, clean, listed, outcomes, outcomes_of, pay, send, structured, told, told_of};
 use crate::users::registered;
 use crate::workers::{Workers, done};
 use crate::{Test, checkout, crashes, mail, tests, webhook, zombies};
@@ -34,6 +35,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_command_that_lacks_a_right_fails_and_names_it,
     doctor_finds_each_role_sound_and_names_each_right_that_it_lacks,
     the_engine_that_lacks_a_right_goes_on_once_it_is_given_back,
+    a_shop_may_send_events_and_read_outcomes_and_nothing_else,
     whoever_has_no_name_gets_nothing_from_anything_that_listens,
 ];
 
@@ -229,6 +231,45 @@ fn the_engine_that_lacks_a_right_goes_on_once_it_is_given_back(_: &Kit) -> anyho
                 lock.grant(std::slice::from_ref(&right))?;
                 told(kit, &ticket, 1).await.context(name.clone())?;
                 told_of::<UserOutcome>(kit, &user, 1).await.context(name)?;
+            }
+            clean(kit).await?;
+            workers.stop().await
+        })
+    })
+}
+
+fn a_shop_may_send_events_and_read_outcomes_and_nothing_else(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let workers = Workers::start(kit).await?;
+            let kafka = &kit.stack.kafka;
+            let login = |user: &str| {
+                let mut config = kafka.config();
+                for (name, value) in kafka.lock()?.properties(user) {
+                    config.set(name, value);
+                }
+                config.set("message.timeout.ms", "5000").set("group.id", "shop.reads");
+                anyhow::Ok(config)
+            };
+            let topics = [
+                (topics::RESERVATIONS, true, false),
+                (topics::PAYMENTS, true, false),
+                (topics::RESERVATIONS_OUTCOMES, false, true),
+                (topics::PAYMENTS_OUTCOMES, false, true),
+                (topics::RESERVATIONS_ADMITTED, false, false),
+                (topics::PAYMENTS_ADMITTED, false, false),
+                (topics::DEAD_LETTERS, false, false),
+                (topics::RELAY_MARK, false, false),
+            ];
+            let producer: FutureProducer = login("producer")?.create()?;
+            for (topic, writes, reads) in topics {
+                let record = structured(&listed(&format!("locked/shop/{topic}"), "locked/shop"));
+                let sent = send_with(&producer, topic, &[record]).await;
+                ensure!(sent.is_ok() == writes, "{topic}: {sent:?}");
+                let consumer: BaseConsumer = login("consumer")?.create()?;
+                let looked =
+                    spawn_blocking(move || consumer.fetch_watermarks(topic, 0, Duration::from_secs(5))).await?;
+                ensure!(looked.is_ok() == reads, "{topic}: {looked:?}");
             }
             clean(kit).await?;
             workers.stop().await

@@ -18,7 +18,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
-use super::kafka_lock::{Lock, Security};
+use super::kafka_lock::{KIT, Lock, Security};
 use super::server::Kind;
 use super::{Server, Stack, process, until};
 
@@ -143,7 +143,7 @@ impl Kafka {
             .set("bootstrap.servers", self.bootstrap())
             .set("reconnect.backoff.max.ms", "500");
         if let Security::Locked(lock) = &self.security {
-            for (name, value) in lock.properties() {
+            for (name, value) in lock.properties(KIT) {
                 config.set(name, value);
             }
         }

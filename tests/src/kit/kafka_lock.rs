@@ -99,13 +99,13 @@ impl Lock {
         format!("{}.{}.", part(head), part(claims))
     }
 
-    /// The client library's properties of a login of the kit's own.
-    pub(super) fn properties(&self) -> [(&'static str, String); 5] {
+    /// The client library's properties of this user's login.
+    pub fn properties(&self, user: &str) -> [(&'static str, String); 5] {
         [
             ("security.protocol", "SASL_SSL".to_owned()),
             ("ssl.ca.location", self.ca().display().to_string()),
             ("sasl.mechanisms", "SCRAM-SHA-512".to_owned()),
-            ("sasl.username", KIT.to_owned()),
+            ("sasl.username", user.to_owned()),
             ("sasl.password", PASSWORD.to_owned()),
         ]
     }
