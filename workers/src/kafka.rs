@@ -67,6 +67,21 @@ pub fn is_of_the_group(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
 }
 
+/// Number of replicas of each partition of a topic; nothing when there is no such topic.
+///
+/// # Errors
+/// What Kafka answers; without the right to DESCRIBE, `TopicAuthorizationFailed`.
+pub fn replicas(consumer: &BaseConsumer<Remarks>, topic: &str, patience: Duration) -> KafkaResult<Vec<usize>> {
+    let metadata = consumer.fetch_metadata(Some(topic), patience)?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let refused = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
+    if let Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) = refused {
+        return Err(KafkaError::MetadataFetch(code));
+    }
+    let partitions = found.into_iter().flat_map(|found| found.partitions());
+    Ok(partitions.map(|partition| partition.replicas().len()).collect())
+}
+
 /// The settings of a topic.
 ///
 /// # Errors

@@ -112,14 +112,14 @@ impl Doors {
         postgres: &Postgres,
     ) -> anyhow::Result<Vec<(&'static str, String)>> {
         let user = match subcommand {
-            "run" | "gate" | "relay" | "webhook" | "register" | "verify" | "admin" => subcommand,
+            "run" | "gate" | "relay" | "webhook" | "register" | "verify" | "admin" | "accept" => subcommand,
             // It asks Kafka for nothing, and would get nothing.
             _ => "nobody",
         };
         let role = match subcommand {
             "migrate" => TABLES_OWNER,
             "verify" => VERIFY,
-            "admin" => ADMIN,
+            "admin" | "accept" => ADMIN,
             _ => APP,
         };
         let (certificate, key) = (&self.certificate.certificate, &self.certificate.key);

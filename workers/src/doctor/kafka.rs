@@ -80,7 +80,8 @@ impl Visit {
             };
             Check::wrong(Part::Kafka, &what, how, mend(heard.unwrap_or_default()))
         };
-        let consumer = kafka::looker(&settings, Remarks::new(config)).map_err(|error| unreached(&error, None))?;
+        let consumer =
+            kafka::looker(&settings, Remarks::without_group(config)).map_err(|error| unreached(&error, None))?;
         let metadata = consumer
             .fetch_metadata(None, 2 * ANSWER)
             .map_err(|error| unreached(&error, kafka::heard(&consumer).text()))?;
@@ -134,15 +135,32 @@ impl Visit {
             settings.set("group.id", group).set("enable.auto.commit", "false");
             settings
         };
-        let committed = kafka::looker(&settings(), Remarks::new(&self.config)).and_then(|consumer| {
-            let mut asked = TopicPartitionList::new();
-            asked.add_partition(topic, 0);
-            let committed = consumer.committed_offsets(asked, ANSWER)?;
-            committed.elements().iter().try_for_each(|partition| partition.error())
+        let consumer = match kafka::looker(&settings(), Remarks::new(&self.config)) {
+            Ok(consumer) => consumer,
+            Err(error) => return self.refused(what, &error, ""),
+        };
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(topic, 0);
+        let committed = consumer.committed_offsets(asked, ANSWER).and_then(|committed| {
+            let partitions = committed.elements();
+            partitions.iter().try_for_each(|partition| partition.error())
         });
+        let of_topic =
+            |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed);
         match committed {
             Ok(()) => Check::sound(Part::Kafka, what, "allowed"),
-            Err(error) => self.refused(what, &error, &format!("the right to read in the group {group}")),
+            Err(error) if of_topic(&error) => {
+                Check::unknown(Part::Kafka, what, format!("{topic} may not be described"))
+            }
+            Err(error) => match kafka::heard(&consumer).text() {
+                Some(heard) => Check::wrong(
+                    Part::Kafka,
+                    what,
+                    format!("{}; {heard}", error::chain(&error)),
+                    right_to(&format!("read in the group {group}")),
+                ),
+                None => self.refused(what, &error, &format!("read in the group {group}")),
+            },
         }
     }
 
@@ -160,11 +178,13 @@ impl Visit {
                 "set the clocks of the brokers and of this machine by NTP",
             ),
             Ok(_) => Check::sound(Part::Kafka, what, "allowed"),
-            Err(error) => self.refused(what, &error, &format!("the right to read {topic}")),
+            Err(error) => self.refused(what, &error, &format!("read {topic}")),
         }
     }
 
     fn newest(&self, topic: &str) -> Result<Option<OffsetDateTime>, KafkaError> {
+        // Says more than what is asked of a partition.
+        kafka::replicas(&self.consumer, topic, ANSWER)?;
         let (low, high) = self.consumer.fetch_watermarks(topic, 0, ANSWER)?;
         let mut at = TopicPartitionList::new();
         at.add_partition_offset(topic, 0, Offset::Offset(low.max(high - 1)))?;
@@ -205,7 +225,7 @@ impl Visit {
                 Some(RDKafkaErrorCode::InvalidRequiredAcks) => Check::sound(Part::Kafka, what, "allowed"),
                 Some(code) => {
                     let error = KafkaError::MessageProduction(code);
-                    self.refused(what, &error, &format!("the right to write {topic}"))
+                    self.refused(what, &error, &format!("write {topic}"))
                 }
                 None => Check::unknown(Part::Kafka, what, "Kafka gave no answer"),
             }
@@ -216,13 +236,17 @@ impl Visit {
     fn refused(&self, what: String, error: &KafkaError, right: &str) -> Check {
         let mend = match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed) => {
-                format!("give this user {right}: deploy/kafka/acls gives each role its rights")
+                right_to(right)
             }
             Some(code) if transience::kafka(code) == Fault::Destination => "holdfast register creates it".to_owned(),
             _ => mend(&error.to_string()).to_owned(),
         };
         Check::wrong(Part::Kafka, what, error::chain(error), mend)
     }
+}
+
+fn right_to(what: &str) -> String {
+    format!("give this user the right to {what}: deploy/kafka/acls gives each role its rights")
 }
 
 /// Brokers take 0, 1 and all. They look at the right to write first.

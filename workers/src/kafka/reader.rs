@@ -12,7 +12,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::packed::{self, is_packed};
-use super::{Heard, Remarks, client, heard, is_of_the_group, looker, topic_settings};
+use super::{Heard, Remarks, client, heard, is_of_the_group, looker, replicas, topic_settings};
 use crate::config;
 use crate::transience::{self, Fault};
 
@@ -60,7 +60,7 @@ impl Reader {
                 .set("queued.max.messages.kbytes", "16384");
             settings
         };
-        let remarks = || Remarks::new(config);
+        let remarks = || Remarks::without_group(config);
         let consumer = |settings: &ClientConfig| looker(settings, remarks()).map_err(Error::Client);
         let committed = settings("read_committed");
         Ok(Self {
@@ -191,15 +191,15 @@ impl Reader {
     }
 
     fn extent(&self, client: &BaseConsumer<Remarks>, topic: &str) -> Result<Extent, Error> {
-        let metadata = client
-            .fetch_metadata(Some(topic), REQUEST)
-            .map_err(|error| self.unanswered(topic, heard(client))(error))?;
-        let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
-        if partitions.is_empty() {
+        let replicas = replicas(client, topic, REQUEST);
+        let count = replicas
+            .map_err(|error| self.unanswered(topic, heard(client))(error))?
+            .len();
+        if count == 0 {
             return Err(Error::NoTopic(topic.to_owned()));
         }
-        let partitions = partitions.iter().map(|partition| partition.id());
-        partitions
+        (0..)
+            .take(count)
             .map(|partition| Ok((partition, self.ends(client, topic, partition)?)))
             .collect()
     }

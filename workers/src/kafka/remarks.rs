@@ -26,6 +26,8 @@ const FRESH: Duration = Duration::from_secs(60);
 pub struct Remarks {
     /// The file with the token to log in with.
     token: Option<PathBuf>,
+    /// The client asks about its group. One that does not has a group by name only, and needs no right to it.
+    asks_of_group: bool,
     /// Why the last connection or transaction failed, and when.
     last: Arc<Mutex<Option<(Instant, String)>>>,
 }
@@ -34,7 +36,17 @@ impl Remarks {
     pub fn new(config: &config::Kafka) -> Self {
         Self {
             token: config.security.token.clone(),
+            asks_of_group: true,
             last: Arc::default(),
+        }
+    }
+
+    /// As [`Remarks::new`], of a consumer that reads what it is told to. The client library demands the name of a group, and looks for
+    /// its coordinator.
+    pub fn without_group(config: &config::Kafka) -> Self {
+        Self {
+            asks_of_group: false,
+            ..Self::new(config)
         }
     }
 
@@ -99,8 +111,11 @@ impl ClientContext for Remarks {
     fn error(&self, error: KafkaError, reason: &str) {
         use RDKafkaErrorCode::{AllBrokersDown, Authentication, GroupAuthorizationFailed, PartitionEOF, SSL};
         match error.rdkafka_error_code() {
-            // Whoever asks to be told of the end of a partition, or joins a group, is told by the poll, too.
-            Some(PartitionEOF | GroupAuthorizationFailed) => return,
+            // Whoever asks to be told of the end of a partition is told by the poll, too.
+            Some(PartitionEOF) => return,
+            Some(GroupAuthorizationFailed) if !self.asks_of_group => return,
+            // Calls that need the group only run out of time.
+            Some(GroupAuthorizationFailed) => self.note(reason),
             Some(Authentication | SSL) => self.note(reason),
             // It counts the brokers, again and again, and hides why.
             Some(AllBrokersDown) => return,

@@ -337,18 +337,7 @@ impl Kafka {
 
     /// Number of replicas of each partition; nothing when there is no such topic.
     fn replicas(&self, looker: &BaseConsumer<Remarks>, topic: &str) -> Result<Vec<usize>, Error> {
-        let metadata = looker
-            .fetch_metadata(Some(topic), ANSWER)
-            .map_err(self.failed_by(looker, &format!("describe {topic}")))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let refused = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
-        if let Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) = refused {
-            return Err(self.failed_to(&format!("describe {topic}"))(KafkaError::MetadataFetch(
-                code,
-            )));
-        }
-        let partitions = found.into_iter().flat_map(|found| found.partitions());
-        Ok(partitions.map(|partition| partition.replicas().len()).collect())
+        kafka::replicas(looker, topic, ANSWER).map_err(self.failed_by(looker, &format!("describe {topic}")))
     }
 
     /// Commits the first offset of every partition before the first gate starts: a gate that finds no offset for a partition
@@ -484,7 +473,7 @@ impl Kafka {
         }
         let answered = consumer
             .committed_offsets(asked, ANSWER)
-            .map_err(self.failed_to(&format!("tell the offsets of the group {group}")))?;
+            .map_err(self.failed_by(consumer, &format!("tell the offsets of the group {group}")))?;
         let committed = answered
             .elements()
             .into_iter()
