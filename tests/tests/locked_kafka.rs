@@ -231,7 +231,7 @@ fn a_connection_that_fails_is_named_by_readyz(kit: &Kit) -> anyhow::Result<()> {
                 login(lock, &[("HOLDFAST_KAFKA_PASSWORD", "wrong")]),
                 "uthentication failed",
             ),
-            ("no TLS", &here, Vec::new(), "security.protocol"),
+            ("no TLS", &here, Vec::new(), "kafka-security-protocol"),
             ("TLS at an open port", &open, tls(&[]), "SSL handshake failed"),
         ] {
             let worker = gate(kit, bootstrap, &settings).spawn()?;

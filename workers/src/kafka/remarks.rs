@@ -21,6 +21,10 @@ use crate::transience::Fault;
 /// What was heard longer ago says nothing of an error now. The client library repeats itself every 30 s.
 const FRESH: Duration = Duration::from_secs(60);
 
+/// What is behind it when a broker hangs up before it has answered anything.
+const HANGS_UP: &str = ": a broker that starts or stops does so, and one that wants TLS: --kafka-security-protocol \
+                        (HOLDFAST_KAFKA_SECURITY_PROTOCOL)";
+
 /// Hears the remarks of one client.
 #[derive(Debug, Clone)]
 pub struct Remarks {
@@ -58,7 +62,11 @@ impl Remarks {
     }
 
     fn note(&self, text: &str) {
-        let text = Some((Instant::now(), reason(text).to_owned()));
+        let mut text = reason(text).to_owned();
+        if text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
+            text += HANGS_UP;
+        }
+        let text = Some((Instant::now(), text));
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 }
@@ -109,14 +117,18 @@ impl ClientContext for Remarks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        use RDKafkaErrorCode::{AllBrokersDown, Authentication, GroupAuthorizationFailed, PartitionEOF, SSL};
+        use RDKafkaErrorCode::{
+            AllBrokersDown, Authentication, BrokerTransportFailure, GroupAuthorizationFailed, PartitionEOF, SSL,
+        };
         match error.rdkafka_error_code() {
             // Whoever asks to be told of the end of a partition is told by the poll, too.
             Some(PartitionEOF) => return,
             Some(GroupAuthorizationFailed) if !self.asks_of_group => return,
             // Calls that need the group only run out of time.
             Some(GroupAuthorizationFailed) => self.note(reason),
-            Some(Authentication | SSL) => self.note(reason),
+            // The log has it already.
+            Some(Authentication | SSL) => return self.note(reason),
+            Some(BrokerTransportFailure) => return,
             // It counts the brokers, again and again, and hides why.
             Some(AllBrokersDown) => return,
             _ if self.heard().text().is_none() => self.note(reason),
