@@ -1,12 +1,14 @@
 //! Who may speak to what: handlers that only the engine may call, calls to `serve` that the engine has not signed, an engine behind
 //! TLS and a token, and HTTP ports under attack.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
+use holdfast::objects::PRIVATE;
 use holdfast_schemas::{UserOutcome, topics};
 use holdfast_tests::kit::certs::Authority;
 use holdfast_tests::kit::identity::Identity;
@@ -133,14 +135,19 @@ async fn post(kit: &Kit, path: &str, headers: &[(&str, &str)], body: &str) -> an
 
 /// The handlers that the engine's ingress lets callers reach, as `Service/handler`.
 async fn exposed(kit: &Kit) -> anyhow::Result<Vec<String>> {
+    handlers(kit, |handler| handler["public"] != false).await
+}
+
+/// The handlers of these that the engine knows.
+async fn handlers(kit: &Kit, which: impl Fn(&Value) -> bool) -> anyhow::Result<Vec<String>> {
     let url = format!("{}/services", kit.stack.restate.admin());
     let found: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
     let services = found["services"].as_array().context("no services")?;
     let mut exposed = Vec::new();
     for service in services {
         let handlers = service["handlers"].as_array().context("no handlers")?;
-        let public = handlers.iter().filter(|handler| handler["public"] != false);
-        exposed.extend(public.map(|handler| {
+        let chosen = handlers.iter().filter(|handler| which(handler));
+        exposed.extend(chosen.map(|handler| {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             format!("{}/{}", text(&service["name"]), text(&handler["name"]))
         }));
@@ -254,6 +261,12 @@ fn every_handler_that_the_ingress_serves_stands_in_the_table(kit: &Kit) -> anyho
                     .join("/")
             })
             .collect();
+        let private: BTreeSet<_> = handlers(kit, |handler| handler["public"] == false)
+            .await?
+            .into_iter()
+            .collect();
+        let listed = PRIVATE.map(|(service, handler)| format!("{service}/{handler}"));
+        ensure!(private == BTreeSet::from(listed), "{private:?}");
         let missing: Vec<_> = exposed(kit)
             .await?
             .into_iter()
@@ -321,16 +334,12 @@ fn calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs(kit: &
         ensure!(status == 200, "{status}");
 
         let now = now().unix_timestamp();
-        let apply = "/invoke/Ticket/apply";
-        for path in [
-            "/discover",
-            "/health",
-            "/",
-            "/nowhere",
-            apply,
-            "/invoke/User/addTicket",
-            "/invoke/Reaper/turn",
-        ] {
+        let invoked = handlers(kit, |_| true).await?;
+        ensure!(invoked.len() > 20, "{invoked:?}");
+        let invoked = invoked.iter().map(|handler| format!("/invoke/{handler}"));
+        let others = ["/discover", "/health", "/", "/nowhere"].map(String::from);
+        for path in invoked.chain(others) {
+            let path = path.as_str();
             for (what, scheme, signature) in [
                 ("no signature", None, None),
                 ("said to be unsigned", Some("unsigned"), None),

@@ -5,7 +5,7 @@ use std::fmt;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::FmtContext;
-use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Json, JsonFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, Process};
@@ -17,18 +17,38 @@ pub fn start(process: &Process) {
         .with_env_filter(EnvFilter::new(&process.log_filter))
         .with_writer(std::io::stderr);
     match process.log_format {
-        LogFormat::Text => logs.event_format(OneLine::default()).init(),
-        // JSON escapes by itself.
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs.event_format(OneLine(Format::default())).init(),
+        LogFormat::Json => {
+            let json = OneLine(Format::default().json());
+            logs.fmt_fields(JsonFields::new()).event_format(json).init();
+        }
     }
 }
 
 /// An event as text on one line: a value from outside can neither end it nor pretend to be another.
-#[derive(Default)]
-struct OneLine(Format<Full>);
+struct OneLine<F>(Format<F>);
 
-impl<S, N> FormatEvent<S, N> for OneLine
+/// How a form of the log makes what is not safe to print harmless.
+trait Harmless {
+    fn harmless(line: &str) -> String;
+}
+
+impl Harmless for Full {
+    fn harmless(line: &str) -> String {
+        printable::line(line)
+    }
+}
+
+impl Harmless for Json {
+    fn harmless(line: &str) -> String {
+        printable::json(line)
+    }
+}
+
+impl<S, N, F> FormatEvent<S, N> for OneLine<F>
 where
+    Format<F>: FormatEvent<S, N>,
+    F: Harmless,
     S: Subscriber + for<'span> LookupSpan<'span>,
     N: for<'writer> FormatFields<'writer> + 'static,
 {
@@ -36,7 +56,7 @@ where
         let mut text = String::new();
         self.0.format_event(context, Writer::new(&mut text), event)?;
         let line = text.strip_suffix('\n').unwrap_or(&text);
-        writeln!(writer, "{}", printable::line(line))
+        writeln!(writer, "{}", F::harmless(line))
     }
 }
 
@@ -78,7 +98,7 @@ mod tests {
     fn a_value_cannot_forge_a_line() {
         let written = Written::default();
         let logs = tracing_subscriber::fmt()
-            .event_format(OneLine::default())
+            .event_format(OneLine(Format::default()))
             .with_writer(written.clone())
             .finish();
         let forged = "A-1\n2030-01-01T00:00:00Z ERROR holdfast: all is lost\u{1b}[2J";

@@ -10,6 +10,24 @@ pub fn text(bytes: impl AsRef<[u8]>) -> String {
     written(bytes.as_ref(), true)
 }
 
+/// JSON as it is, with the characters escaped that JSON allows and a terminal obeys.
+pub fn json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '"' | '\'' | '\\' => out.push(character),
+            _ if character.escape_debug().len() == 1 => out.push(character),
+            _ => out.extend(
+                character
+                    .encode_utf16(&mut [0; 2])
+                    .iter()
+                    .map(|unit| format!("\\u{unit:04x}")),
+            ),
+        }
+    }
+    out
+}
+
 fn written(bytes: &[u8], keeps_line_ends: bool) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => escaped(text, keeps_line_ends),
@@ -41,6 +59,19 @@ mod tests {
             "a\\u{1b}[2J\\u{202e}\\0é\nb"
         );
         assert_eq!(line([0xff, 0x00, 0x7f]), "0xff007f");
+    }
+
+    #[test]
+    fn json_means_the_same_and_harms_no_terminal() {
+        let value = "A-1\u{9b}31m\u{202e}\u{2028}\u{85}é\"\\\u{e0001}";
+        let written = json(&serde_json::to_string(value).unwrap());
+        assert!(
+            written
+                .chars()
+                .all(|character| !character.is_control() && !('\u{2000}'..'\u{2100}').contains(&character)),
+            "{written}"
+        );
+        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), value);
     }
 
     #[test]

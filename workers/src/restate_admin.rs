@@ -33,6 +33,8 @@ const KEYED_SERVICES: &str = "'Ticket', 'User', 'Account'";
 #[derive(Clone, Debug)]
 pub struct RestateAdmin {
     http: reqwest::Client,
+    /// Which of its servers, for errors.
+    server: &'static str,
     base: Url,
     token: Option<SecretString>,
 }
@@ -42,23 +44,26 @@ pub struct RestateAdmin {
 pub enum Error {
     #[error("an HTTP client cannot be made")]
     Client(#[source] reqwest::Error),
-    #[error("Restate's admin API at {address} does not answer{mend}")]
+    #[error("Restate's {server} at {address} does not answer{mend}")]
     Silent {
+        server: &'static str,
         address: String,
         /// What an operator has to do, if that is known.
         mend: &'static str,
         #[source]
         source: reqwest::Error,
     },
-    #[error("Restate's admin API at {address} answered {status} to {request}: {message}")]
+    #[error("Restate's {server} at {address} answered {status} to {request}: {message}")]
     Refused {
+        server: &'static str,
         address: String,
         request: String,
         status: StatusCode,
         message: String,
     },
-    #[error("Restate's admin API at {address} answered {path} in a form that this version does not know")]
+    #[error("Restate's {server} at {address} answered {path} in a form that this version does not know")]
     Unknown {
+        server: &'static str,
         address: String,
         path: String,
         #[source]
@@ -190,6 +195,7 @@ impl RestateAdmin {
     pub fn new(restate: &config::Restate) -> Result<Self, Error> {
         Ok(Self {
             http: http_client(&restate.admin)?,
+            server: "admin API",
             base: restate.admin.clone(),
             token: restate.token.clone(),
         })
@@ -407,6 +413,7 @@ impl RestateAdmin {
 
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Vec<u8>, Error> {
         let silent = |source: reqwest::Error| Error::Silent {
+            server: self.server,
             address: self.base.to_string(),
             mend: mend(&source),
             source: source.without_url(),
@@ -423,6 +430,7 @@ impl RestateAdmin {
             return Ok(answer.into());
         }
         Err(Error::Refused {
+            server: self.server,
             address: self.base.to_string(),
             request: format!("{method} {path}"),
             status,
@@ -432,6 +440,7 @@ impl RestateAdmin {
 
     fn unknown(&self, path: &str, source: serde_json::Error) -> Error {
         Error::Unknown {
+            server: self.server,
             address: self.base.to_string(),
             path: path.to_owned(),
             source,
@@ -451,6 +460,8 @@ pub fn http_client(base: &Url) -> Result<reqwest::Client, Error> {
     }
     let client = reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(2))
+        // The token and secrets for Kafka go to the address that was given, and to no other.
+        .redirect(reqwest::redirect::Policy::none())
         .tcp_keepalive(Duration::from_secs(30))
         .timeout(Duration::from_secs(15));
     let client = match base.scheme() {
@@ -471,6 +482,7 @@ pub fn http_client(base: &Url) -> Result<reqwest::Client, Error> {
 pub async fn ingress_answers(restate: &config::Restate) -> Result<(), Error> {
     let ingress = RestateAdmin {
         http: http_client(&restate.ingress)?,
+        server: "ingress",
         base: restate.ingress.clone(),
         token: restate.token.clone(),
     };

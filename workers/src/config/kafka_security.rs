@@ -263,6 +263,16 @@ const OWN: &[&str] = &[
 ];
 
 impl KafkaSecurity {
+    /// Whether some of the settings are secrets.
+    pub(super) fn has_secrets(&self) -> bool {
+        let own = [&self.password, &self.private_key_password];
+        let further = self
+            .properties
+            .iter()
+            .any(|further| super::secret::names_a_secret(&further.name));
+        own.iter().any(|secret| secret.is_some()) || self.private_key.is_some() || further
+    }
+
     /// The properties of the client library that these settings are. Some values are secrets.
     pub fn properties(&self) -> BTreeMap<&str, String> {
         let path = |file: &Option<PathBuf>| file.as_ref().map(|file| file.to_string_lossy().into_owned());
@@ -408,8 +418,9 @@ impl KafkaSecurity {
         };
         checks.require(wrong.is_none(), flag, wrong.as_deref().unwrap_or_default());
         let is_open = match name {
-            "enable.ssl.certificate.verification" => value == "false",
-            "ssl.endpoint.identification.algorithm" => value == "none",
+            // As the client library reads them, whatever the case.
+            "enable.ssl.certificate.verification" => !["true", "t", "1"].contains(&value.to_lowercase().as_str()),
+            "ssl.endpoint.identification.algorithm" => !value.eq_ignore_ascii_case("https"),
             _ => false,
         };
         checks.secure(

@@ -88,16 +88,20 @@ impl Cli {
             "webhook-secret",
             "give the secret of the endpoint at the payment provider: without it, anybody could be the provider",
         );
-        let asks_as_admin = match self.command {
-            Role::Register { .. } | Role::Verify { .. } | Role::Doctor { .. } | Role::Admin(_) => true,
+        let asks_as_admin = match &self.command {
+            Role::Register { .. } | Role::Verify { .. } | Role::Admin(_) => true,
+            Role::Doctor { roles, .. } => {
+                let asking = [RoleName::Run, RoleName::Register, RoleName::Verify, RoleName::Admin];
+                roles.iter().any(|role| asking.contains(role))
+            }
             Role::Run { no_register, .. } => !no_register,
             _ => false,
         };
         checks.require(
             !asks_as_admin || self.config.kafka.security.mechanism != Some(SaslMechanism::OAuthBearer),
             "kafka-sasl-mechanism",
-            "give SCRAM or a client certificate to register, verify, doctor, admin and run (without --no-register): the client library's \
-             requests about topics know no OAUTHBEARER",
+            "give SCRAM or a client certificate to register, verify, admin and run (without --no-register), and to doctor for these: the \
+             client library's requests about topics know no OAUTHBEARER",
         );
         let lives_long = !matches!(
             self.command,

@@ -36,7 +36,7 @@ pub struct Process {
     #[arg(long, env = "HOLDFAST_LOG_FILTER", default_value = "info", global = true)]
     pub log_filter: String,
     /// Wires to other machines that may stay open: secrets go over them in the clear, and whoever speaks to them is believed.
-    /// Without it, the wire to the payment provider is refused in the clear; the others are not held closed yet.
+    /// Without it, Holdfast does not start with a setting that would have a wire open beyond this machine.
     #[arg(long, env = "HOLDFAST_INSECURE", value_enum, value_delimiter = ',', global = true)]
     pub insecure: Vec<Wire>,
 }

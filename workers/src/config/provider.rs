@@ -48,7 +48,7 @@ impl Provider {
     /// The key, which may be replaced in its file; none without one.
     pub fn replaceable_key(&self) -> Option<ReplaceableSecret> {
         let key = self.key.clone()?;
-        Some(ReplaceableSecret::new(key, self.key_file.clone()))
+        Some(ReplaceableSecret::new(key, self.key_file.clone(), is_a_word))
     }
 
     pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
@@ -58,10 +58,13 @@ impl Provider {
     pub(super) fn check(&self, checks: &mut Checks) {
         checks.require(
             (self.url.as_ref()).is_none_or(|url| {
-                ["http", "https"].contains(&url.scheme()) && url.password().is_none() && url.query().is_none()
+                ["http", "https"].contains(&url.scheme())
+                    && url.username().is_empty()
+                    && url.password().is_none()
+                    && url.query().is_none()
             }),
             "provider-url",
-            "give https://host, without a password or a query: the secret is --provider-key",
+            "give https://host, without user, password and query: the secret is --provider-key",
         );
         checks.secure(
             Wire::Provider,

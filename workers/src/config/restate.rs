@@ -79,18 +79,42 @@ impl Restate {
             ("serve-url", &self.serve_url),
         ] {
             checks.require(
-                ["http", "https"].contains(&url.scheme()) && url.password().is_none(),
+                ["http", "https"].contains(&url.scheme())
+                    && url.username().is_empty()
+                    && url.password().is_none()
+                    && url.query().is_none(),
                 flag,
-                "give https://host:port, without a password: these addresses stand in the log",
+                "give https://host:port, without user, password and query: these addresses stand in the log",
             );
         }
-        for (flag, url) in [("restate-admin", &self.admin), ("restate-ingress", &self.ingress)] {
-            checks.secure(
-                Wire::Restate,
-                self.token.is_none() || is_closed(url),
-                flag,
+        let hands_over = self.kafka_login.security(&kafka.security).has_secrets();
+        for (flag, url, carries, what) in [
+            (
+                "restate-admin",
+                &self.admin,
+                hands_over,
+                "give https://host: register hands Restate its secrets for Kafka over this wire",
+            ),
+            (
+                "restate-admin",
+                &self.admin,
+                self.token.is_some(),
                 "give https://host: the token goes over this wire",
-            );
+            ),
+            (
+                "restate-ingress",
+                &self.ingress,
+                self.token.is_some(),
+                "give https://host: the token goes over this wire",
+            ),
+            (
+                "serve-url",
+                &self.serve_url,
+                true,
+                "give https://host, and serve its certificate: addresses and names go over this wire",
+            ),
+        ] {
+            checks.secure(Wire::Restate, !carries || is_closed(url), flag, what);
         }
         checks.require(
             (self.token.as_ref()).is_none_or(|token| is_a_word(token.expose_secret())),

@@ -76,21 +76,26 @@ pub(super) fn secret(file: &Path) -> Result<SecretString, Error> {
 #[derive(Debug)]
 pub struct ReplaceableSecret {
     file: Option<PathBuf>,
+    /// Whether a value can be one.
+    fits: fn(&str) -> bool,
     last: Mutex<SecretString>,
 }
 
 impl ReplaceableSecret {
     /// With the value as it was read at the start.
-    pub(super) fn new(value: SecretString, file: Option<PathBuf>) -> Self {
+    pub(super) fn new(value: SecretString, file: Option<PathBuf>, fits: fn(&str) -> bool) -> Self {
         let last = Mutex::new(value);
-        Self { file, last }
+        Self { file, fits, last }
     }
 
-    /// What the file holds now; while it cannot be read, what it held last.
+    /// What the file holds now; while that cannot be read, or can be no secret, what it held last.
     pub fn now(&self) -> SecretString {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match self.file.as_deref().map(secret) {
-            Some(Ok(secret)) => *last = secret,
+            Some(Ok(secret)) if (self.fits)(secret.expose_secret()) => *last = secret,
+            Some(Ok(_)) => {
+                tracing::warn!(file = ?self.file, "a secret is used as it was read last: what its file holds is none")
+            }
             Some(Err(error)) => tracing::warn!(%error, "a secret is used as it was read last"),
             None => {}
         }
@@ -122,14 +127,18 @@ pub(super) fn shown(matches: &ArgMatches) -> Vec<&'static str> {
     SECRETS.iter().filter(shows).copied().collect()
 }
 
+/// Whether a property of Kafka's client library may be a secret, by its name.
+pub(super) fn names_a_secret(property: &str) -> bool {
+    let property = property.to_lowercase();
+    let words = ["password", "secret", "key", "token", "jaas", "oauthbearer"];
+    words.iter().any(|word| property.contains(word))
+}
+
 /// An address without a password is none.
 fn is_secret(flag: &str, value: &OsStr) -> bool {
     let value = value.to_string_lossy();
     if flag == "kafka-property" {
-        let name = value.split('=').next().unwrap_or_default().to_lowercase();
-        return ["password", "secret", "key", "token", "jaas", "oauthbearer"]
-            .iter()
-            .any(|word| name.contains(word));
+        return names_a_secret(value.split('=').next().unwrap_or_default());
     }
     match Url::parse(&value) {
         Ok(url) if url.has_host() => {
@@ -263,13 +272,16 @@ mod tests {
     #[test]
     fn a_secret_that_changes_is_read_again_and_remembered() {
         let held = Held::new("changes", "one");
-        let secret = ReplaceableSecret::new(secret(&held.0).unwrap(), Some(held.0.clone()));
+        let fits = |text: &str| !text.contains(' ');
+        let secret = ReplaceableSecret::new(secret(&held.0).unwrap(), Some(held.0.clone()), fits);
         let now = || secret.now().expose_secret().to_owned();
         assert_eq!(now(), "one");
         fs::write(&held.0, "two\n").unwrap();
         assert_eq!(now(), "two");
         // Not the first one, which has been replaced.
-        fs::write(&held.0, "").unwrap();
-        assert_eq!(now(), "two");
+        for none in ["", "two words"] {
+            fs::write(&held.0, none).unwrap();
+            assert_eq!(now(), "two");
+        }
     }
 }

@@ -66,7 +66,7 @@ impl Webhook {
     /// The secrets that may have signed, separated by commas, which may be replaced in their file; none when no webhooks are taken.
     pub fn replaceable_secret(&self) -> Option<ReplaceableSecret> {
         let secret = self.secret.clone()?;
-        Some(ReplaceableSecret::new(secret, self.secret_file.clone()))
+        Some(ReplaceableSecret::new(secret, self.secret_file.clone(), are_words))
     }
 
     pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
@@ -86,7 +86,7 @@ impl Webhook {
             self.private_key.as_ref(),
         );
         checks.require(
-            (self.secret.iter()).all(|secrets| secrets.expose_secret().split(',').all(is_a_word)),
+            (self.secret.as_ref()).is_none_or(|secrets| are_words(secrets.expose_secret())),
             "webhook-secret",
             "give the secret alone, or several separated by commas, without spaces or line ends",
         );
@@ -96,4 +96,9 @@ impl Webhook {
             "give 1s to 1h",
         );
     }
+}
+
+/// Secrets, separated by commas: none of them empty, with which anybody could sign.
+fn are_words(secrets: &str) -> bool {
+    secrets.split(',').all(is_a_word)
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -113,6 +114,7 @@ impl Visit {
         let read = topics("READ");
         let mut checks: Vec<_> = read.iter().map(|topic| self.reads(topic, clock)).collect();
         checks.extend(self.writes(&topics("WRITE")));
+        checks.extend(topics("DESCRIBE_CONFIGS").iter().map(|topic| self.describes(topic)));
         for right in rights {
             match (&right.resource, read.first()) {
                 (Resource::Group(group), Some(topic)) => checks.push(self.commits(group, topic)),
@@ -125,6 +127,18 @@ impl Visit {
             }
         }
         checks
+    }
+
+    /// Whether the topic's settings can be read.
+    fn describes(&self, topic: &str) -> Check {
+        let what = format!("the settings of {topic}");
+        let options = AdminOptions::new().request_timeout(Some(ANSWER));
+        let remarks = Remarks::without_group(&self.config);
+        let admin: Result<AdminClient<_>, _> = kafka::client(&self.config).create_with_context(remarks);
+        match admin.and_then(|admin| kafka::topic_settings(&admin, topic, &options)) {
+            Ok(_) => Check::sound(Part::Kafka, what, "may be read"),
+            Err(error) => self.refused(what, &error, &format!("describe the settings of {topic}")),
+        }
     }
 
     /// Whether the group's offsets can be read.

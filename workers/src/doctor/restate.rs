@@ -33,7 +33,10 @@ pub(super) async fn check(config: &Config, registers: bool, clock: fn() -> Offse
             Part::Restate,
             "the handlers",
             error::chain(&error),
-            "start `holdfast serve`, and set --serve-url (HOLDFAST_SERVE_URL) to where Restate reaches it",
+            match error.to_string().contains("401") {
+                true => "set --identity-key (HOLDFAST_IDENTITY_KEY) where `holdfast serve` runs to the key by which this Restate signs",
+                false => "start `holdfast serve`, and set --serve-url (HOLDFAST_SERVE_URL) to where Restate reaches it",
+            },
         )],
     });
     checks

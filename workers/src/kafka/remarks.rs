@@ -84,6 +84,13 @@ impl Heard {
     pub fn fault(&self) -> Option<Fault> {
         let names = ["SSL", "SASL", "security.protocol", "uthenticat", "uthorization"];
         let text = self.text()?;
+        // Who hangs up within a handshake may only be starting, or a balancer before a broker that does.
+        if ["Disconnected", "reset by peer", "refused", "timed out"]
+            .iter()
+            .any(|passing| text.contains(passing))
+        {
+            return None;
+        }
         names.iter().any(|name| text.contains(name)).then_some(Fault::Setting)
     }
 }

@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use hyper::body::{Body, Bytes, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode};
@@ -166,7 +167,8 @@ pub async fn serve_router(port: Port, router: Router, shutdown: CancellationToke
     let connect = move |stream, connection: Arc<Connection>| {
         let router = TowerToHyperService::new(router.clone());
         let service = service_fn(move |request: Request<Incoming>| {
-            let (busy, answered) = (Busy::new(connection.clone()), router.call(request));
+            let (arriving, busy) = Arriving::new(request, connection.clone());
+            let answered = router.call(arriving);
             async move {
                 let answer = answered.await;
                 drop(busy);
@@ -347,6 +349,52 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of a request, which is under way once that has arrived: who sends slowly gives way as who sends nothing.
+struct Arriving {
+    body: Incoming,
+    connection: Arc<Connection>,
+    busy: Arc<OnceLock<Busy>>,
+}
+
+impl Arriving {
+    fn new(request: Request<Incoming>, connection: Arc<Connection>) -> (Request<Self>, Arc<OnceLock<Busy>>) {
+        let busy = Arc::new(OnceLock::new());
+        let arriving = |body| Self {
+            body,
+            connection,
+            busy: busy.clone(),
+        };
+        let request = request.map(arriving);
+        request.body().note();
+        (request, busy)
+    }
+
+    fn note(&self) {
+        if self.body.is_end_stream() {
+            self.busy.get_or_init(|| Busy::new(self.connection.clone()));
+        }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.note();
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

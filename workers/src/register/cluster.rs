@@ -60,6 +60,19 @@ pub(super) fn wanted(config: &Config, bootstrap: &str) -> Result<BTreeMap<String
     Ok(wanted)
 }
 
+/// The properties that differ from what is wanted, or are left of a lock that was taken off. Secrets are not compared: they come
+/// back redacted, and the mark tells of them.
+pub(super) fn differing<'a>(
+    wanted: &'a BTreeMap<String, String>,
+    found: &'a BTreeMap<String, String>,
+) -> (Vec<(&'a String, &'a String)>, Vec<&'a String>) {
+    let differs = wanted
+        .iter()
+        .filter(|(name, value)| !is_secret(name) && found.get(*name) != Some(value));
+    let is_left = |name: &&String| OURS.contains(&name.as_str()) && !wanted.contains_key(*name);
+    (differs.collect(), found.keys().filter(is_left).collect())
+}
+
 /// Whether Restate shows a property redacted.
 pub(super) fn is_secret(name: &str) -> bool {
     let words = [

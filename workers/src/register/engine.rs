@@ -104,12 +104,7 @@ impl EngineSetup {
             true => Finding::AsWanted,
             false => Finding::missing(),
         };
-        let clusters = self.admin.kafka_clusters().await?;
-        let cluster = clusters.iter().any(|cluster| cluster.name == CLUSTER);
-        let mut lines = vec![PartReport::new(
-            format!("Restate's Kafka cluster {CLUSTER}"),
-            is_there(cluster),
-        )];
+        let mut lines = vec![self.inspect_cluster().await?];
         let subscriptions = self.admin.subscriptions().await?;
         for route in &ROUTES {
             let (source, sink) = (self.source(route), sink(route));
@@ -154,6 +149,28 @@ impl EngineSetup {
         format!("kafka://{CLUSTER}/{}", route.source(self.path))
     }
 
+    async fn inspect_cluster(&self) -> Result<PartReport, Error> {
+        let wanted = cluster::wanted(&self.config, &self.kafka)?;
+        let clusters = self.admin.kafka_clusters().await?;
+        let found = clusters.iter().find(|cluster| cluster.name == CLUSTER);
+        let finding = match found.map(|found| cluster::differing(&wanted, &found.properties)) {
+            None => Finding::missing(),
+            Some((differs, left)) if differs.is_empty() && left.is_empty() => Finding::AsWanted,
+            Some((differs, left)) => {
+                let names: Vec<_> = differs
+                    .iter()
+                    .map(|(name, _)| name.as_str())
+                    .chain(left.iter().map(|name| name.as_str()))
+                    .collect();
+                Finding::Differs {
+                    how: format!("not as wanted: {}", names.join(", ")),
+                    mend: "holdfast register".to_owned(),
+                }
+            }
+        };
+        Ok(PartReport::new(format!("Restate's Kafka cluster {CLUSTER}"), finding))
+    }
+
     async fn settle_cluster(&self) -> Result<PartReport, Error> {
         let wanted = cluster::wanted(&self.config, &self.kafka)?;
         let what = format!("Restate's Kafka cluster {CLUSTER}");
@@ -162,13 +179,7 @@ impl EngineSetup {
             self.admin.create_kafka_cluster(CLUSTER, &wanted).await?;
             return Ok(PartReport::new(what, Finding::Created));
         };
-        let differs: Vec<_> = wanted
-            .iter()
-            .filter(|(name, value)| !cluster::is_secret(name) && found.properties.get(*name) != Some(value))
-            .collect();
-        // What a lock that was taken off has left.
-        let is_left = |name: &&String| cluster::OURS.contains(&name.as_str()) && !wanted.contains_key(*name);
-        let left: Vec<_> = found.properties.keys().filter(is_left).collect();
+        let (differs, left) = cluster::differing(&wanted, &found.properties);
         if differs.is_empty() && left.is_empty() {
             return Ok(PartReport::new(what, Finding::AsWanted));
         }
@@ -185,7 +196,17 @@ impl EngineSetup {
             }
         } else {
             // Secrets come back redacted: replacing the properties would lose what an operator added.
-            let want: Vec<_> = differs.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let short = |value: &str| {
+                if value.contains('\n') {
+                    "(the file's content)".to_owned()
+                } else {
+                    value.to_owned()
+                }
+            };
+            let want: Vec<_> = differs
+                .iter()
+                .map(|(name, value)| format!("{name}={}", short(value)))
+                .collect();
             Finding::Differs {
                 how: format!("has {}, wanted {}", have.join(", "), want.join(", ")),
                 mend: format!("restate kafka-clusters patch {CLUSTER} --set {}", want.join(" --set ")),
