@@ -145,12 +145,12 @@ fn doctor_finds_each_role_sound_and_names_each_right_that_it_lacks(_: &Kit) -> a
     on_the_locked_stack(|kit| {
         kit.block_on(async {
             let workers = Workers::start(kit).await?;
-            let look = async |role: &str| {
-                let doctor = kit
-                    .stack
-                    .holdfast(role, "doctor")
-                    .provider(&kit.provider)
-                    .instead("doctor");
+            let look_with = async |role: &str, environment: &[(&str, &str)]| {
+                let doctor = kit.stack.holdfast(role, "doctor").provider(&kit.provider);
+                let doctor = doctor.instead("doctor");
+                let doctor = environment
+                    .iter()
+                    .fold(doctor, |doctor, (name, value)| doctor.env(name, value));
                 let ended = doctor.arg("--json").arg("--role").arg(role).output().await?;
                 let report: Value = serde_json::from_slice(&ended.stdout)
                     .with_context(|| String::from_utf8_lossy(&ended.stderr).into_owned())?;
@@ -158,11 +158,29 @@ fn doctor_finds_each_role_sound_and_names_each_right_that_it_lacks(_: &Kit) -> a
                 let wrong = checks.into_iter().filter(|check| check["diagnosis"] == "wrong");
                 anyhow::Ok((ended.status.code(), wrong.collect::<Vec<_>>()))
             };
+            let look = async |role: &str| look_with(role, &[]).await;
             for role in [
                 "gate", "serve", "relay", "webhook", "register", "verify", "admin", "run",
             ] {
                 let (code, wrong) = look(role).await?;
                 ensure!(code == Some(0), "{role}: {wrong:#?}");
+            }
+            let mail = kit.stack.maildev.as_ref().context("no mail server")?.smtp();
+            let mail = mail.replace("sesame", "guess");
+            let wrong_logins = [
+                ("mail", ("HOLDFAST_SMTP_URL", mail.as_str()), "HOLDFAST_SMTP_URL"),
+                ("restate", ("HOLDFAST_RESTATE_TOKEN", "guess"), "token"),
+                ("provider", ("HOLDFAST_PROVIDER_KEY", "guess"), "HOLDFAST_PROVIDER_KEY"),
+            ];
+            for (part, setting, mend) in wrong_logins {
+                let (code, wrong) = look_with("serve", &[setting]).await?;
+                let named = |check: &Value| {
+                    check["part"] == part && check["mend"].as_str().is_some_and(|text| text.contains(mend))
+                };
+                ensure!(
+                    code == Some(1) && !wrong.is_empty() && wrong.iter().all(named),
+                    "{part}: {wrong:#?}"
+                );
             }
             let lock = kit.stack.kafka.lock()?;
             let roles = ["gate", "relay", "webhook", "verify", "admin"].map(rights);
@@ -246,6 +264,17 @@ fn the_engine_that_lacks_a_right_goes_on_once_it_is_given_back(_: &Kit) -> anyho
                 told(kit, &ticket, 1).await.context(name.clone())?;
                 told_of::<UserOutcome>(kit, &user, 1).await.context(name)?;
             }
+            // Another name and password, and back: `register` notices, and the engine uses them.
+            for user in ["kit", "engine"] {
+                let register = kit.stack.holdfast("register", "locked");
+                let register = register.env("HOLDFAST_RESTATE_KAFKA_USERNAME", user);
+                let said = String::from_utf8(register.output().await?.stdout)?;
+                let changed = |line: &str| line.starts_with("changed") && line.contains("Kafka cluster");
+                ensure!(said.lines().any(changed), "{user}: {said}");
+                let ticket = format!("locked/engine/as-{user}");
+                send(kit, &[listed(&ticket, &ticket)]).await?;
+                told(kit, &ticket, 1).await?;
+            }
             clean(kit).await?;
             workers.stop().await
         })
@@ -275,6 +304,14 @@ fn a_shop_may_send_events_and_read_outcomes_and_nothing_else(_: &Kit) -> anyhow:
                 (topics::DEAD_LETTERS, false, false),
                 (topics::RELAY_MARK, false, false),
             ];
+            // As an operator would: the script takes the rights away, and gives the same ones.
+            let shop = ["producer=User:producer", "consumer=User:consumer"];
+            kafka.run_acls(&[&["--remove"], &shop[..]].concat()).await?;
+            let producer: FutureProducer = login("producer")?.create()?;
+            let record = || structured(&listed("locked/shop", "locked/shop"));
+            let refused = send_with(&producer, topics::RESERVATIONS, &[record()]).await;
+            ensure!(refused.is_err(), "the script took nothing away");
+            kafka.run_acls(&shop).await?;
             let producer: FutureProducer = login("producer")?.create()?;
             for (topic, writes, reads) in topics {
                 let record = structured(&listed(&format!("locked/shop/{topic}"), "locked/shop"));
@@ -297,26 +334,29 @@ fn whoever_has_no_name_gets_nothing_from_anything_that_listens(_: &Kit) -> anyho
         kit.block_on(async {
             let shop = kit.stack.holdfast("run", "checkout").provider(&kit.provider).webhooks();
             let worker = shop.start().await?;
-            let mut seen = BTreeMap::new();
-            for (port, process) in listening(kit.stack.folder())? {
-                let answers = [
-                    plain(port, "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await,
-                    plain(port, "EHLO localhost\r\n").await,
-                    by_tls(port).await,
-                ];
-                seen.insert(port, (process, answers));
-            }
-            let given: Vec<_> = (seen.iter())
-                .filter(|(_, (_, answers))| {
-                    answers
-                        .iter()
-                        .any(|answer| answer.starts_with("HTTP/1.1 2") || answer.starts_with("250"))
-                })
-                .collect();
-            ensure!(given.is_empty(), "{given:#?}");
-            let processes: BTreeSet<&str> = seen.values().map(|(process, _)| process.as_str()).collect();
+            let operators = url::Url::parse(&worker.http)?.port().context("no port")?;
+            let mut ports = listening(kit.stack.folder())?;
+            let processes: BTreeSet<&str> = ports.values().map(String::as_str).collect();
             let expected = ["holdfast-checkout", "kafka", "maildev", "nginx", "postgres"];
-            ensure!(processes.iter().copied().eq(expected), "{seen:#?}");
+            ensure!(processes.iter().copied().eq(expected), "{ports:?}");
+            // The payment provider is a part of the kit.
+            ports.insert(kit.stack.ports.get("provider")?, String::from("provider"));
+            let mut given = BTreeSet::new();
+            for (port, process) in &ports {
+                for path in PATHS {
+                    let request = format!("GET /{path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+                    for answer in [plain(*port, &request).await, by_tls(*port, path).await] {
+                        if answer.starts_with("HTTP/1.1 2") {
+                            given.insert(format!("{process} {port} /{path}"));
+                        }
+                    }
+                }
+                let mail = plain(*port, "EHLO localhost\r\n").await;
+                ensure!(!mail.contains("250"), "{process} {port}: {mail}");
+            }
+            // Numbers, and what is waited for: the page on security says so.
+            let open = ["metrics", "livez", "readyz"].map(|path| format!("holdfast-checkout {operators} /{path}"));
+            ensure!(given == BTreeSet::from(open), "{given:#?}");
             // By the protocols of Kafka and PostgreSQL.
             let address = kit.stack.kafka.bootstrap();
             for (protocol, more) in [
@@ -401,14 +441,28 @@ async fn plain(port: u16, request: &str) -> String {
     }
 }
 
+/// What somebody would try who knows the servers.
+const PATHS: [&str; 10] = [
+    "",
+    "metrics",
+    "livez",
+    "readyz",
+    "restate/health",
+    "services",
+    "query",
+    "Ticket/a/get",
+    "api/email",
+    "v1/payment_intents",
+];
+
 /// What a port answers to a request by a client that believes any certificate and has none.
-async fn by_tls(port: u16) -> String {
+async fn by_tls(port: u16, path: &str) -> String {
     let asked = async {
         let client = reqwest::Client::builder()
             .tls_danger_accept_invalid_certs(true)
             .build()?;
         let answer = client
-            .get(format!("https://127.0.0.1:{port}/"))
+            .get(format!("https://127.0.0.1:{port}/{path}"))
             .timeout(Duration::from_secs(2))
             .send()
             .await?;

@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 
 use super::kafka_lock::{KIT, Lock, Security};
 use super::server::Kind;
-use super::{Server, Stack, process, until};
+use super::{Server, Stack, checkout, process, until};
 
 /// Sixteen bytes in base64: one cluster is as good as another on one machine.
 const CLUSTER: &str = "aG9sZGZhc3QtbG9jYWwtMQ";
@@ -129,6 +129,19 @@ impl Kafka {
             Security::Locked(lock) => Ok(lock),
             Security::Open => Err(anyhow!("this Kafka has no lock")),
         }
+    }
+
+    /// Runs `deploy/kafka/acls` as an operator does, by the kit's own name.
+    pub async fn run_acls(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let settings = self.data.with_extension("admin.properties");
+        fs::write(&settings, self.lock()?.admin_properties())?;
+        let mut acls = Command::new(checkout().join("deploy/kafka/acls"));
+        acls.env("KAFKA_ACLS", "java org.apache.kafka.tools.AclCommand")
+            .env("CLASSPATH", self.jars.join("*"));
+        let (removal, roles): (Vec<&str>, Vec<&str>) =
+            arguments.iter().partition(|argument| argument.starts_with("--"));
+        acls.args(removal).arg(self.bootstrap()).arg(settings).args(roles);
+        spawn_blocking(move || process::output(acls)).await?.map(drop)
     }
 
     /// For `bootstrap.servers`.

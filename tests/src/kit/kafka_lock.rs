@@ -110,6 +110,16 @@ impl Lock {
         ]
     }
 
+    /// The settings of Kafka's own tools for the kit's own user.
+    pub(super) fn admin_properties(&self) -> String {
+        let ca = self.ca();
+        format!(
+            "security.protocol=SASL_SSL\nssl.truststore.type=PEM\nssl.truststore.location={}\nsasl.mechanism=SCRAM-SHA-512\n\
+             sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required username=\"{KIT}\" password=\"{PASSWORD}\";\n",
+            ca.display()
+        )
+    }
+
     /// Writes every certificate.
     pub(super) fn prepare(&self) -> anyhow::Result<()> {
         fs::create_dir_all(&self.folder)?;
