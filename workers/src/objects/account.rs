@@ -10,13 +10,13 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::body::Body;
-use super::caller::{failed, retryable};
+use super::caller::retryable;
 use super::intake;
-use super::user::UserClient;
+use super::user::{UserClient, add_credits};
 use crate::domain;
 use crate::metrics::Metrics;
+use crate::store::Committer;
 use crate::store::credits::Loyalty;
-use crate::store::{self, Answer, Committer, Unit};
 
 /// The handlers of one user's account, which Restate runs one after the other.
 pub(super) struct Account {
@@ -41,7 +41,7 @@ impl Account {
         let asked = (super::ACCOUNT, "addCredits");
         let unit = intake::asked(&ctx, asked, body.read()?.into(), (self.now)())?;
         let answer = match &self.loyalty {
-            Some(loyalty) => add(loyalty, &unit, (self.new_id)(), &self.metrics).await?,
+            Some(loyalty) => add_credits(loyalty, &unit, (self.new_id)(), &self.metrics).await?,
             None => {
                 let answers = self.committer.commit(unit).await.map_err(retryable)?;
                 answers.into_iter().next().expect("every piece of work is answered")
@@ -50,23 +50,11 @@ impl Account {
         intake::answered(answer)
     }
 
-    /// Erases the user's address, name and language, and empties the cart. The User object does it, whose cart it is.
+    /// Erases the user's profile, and empties the cart. The User object does it, whose cart it is.
     #[handler]
     async fn erase(&self, ctx: ObjectContext<'_>, body: Body<events::UserErased>) -> HandlerResult<Json<Reply>> {
         let erase = ctx.object_client::<UserClient>(ctx.key()).erase(body);
         // So that a repeat is known there as one.
         Ok(erase.idempotency_key(ctx.invocation_id()).call().await?)
     }
-}
-
-/// Commits one event that adds credits, also for the User object, which gets those from Kafka. `attempt` must be new.
-pub(super) async fn add(
-    loyalty: &Loyalty,
-    unit: &Unit<domain::User>,
-    attempt: Uuid,
-    metrics: &Metrics,
-) -> HandlerResult<Answer> {
-    let answer = loyalty.commit(unit, attempt).await.map_err(failed(metrics))?;
-    store::commit::count(std::slice::from_ref(&answer), metrics);
-    Ok(answer)
 }

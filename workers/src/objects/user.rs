@@ -14,8 +14,8 @@ use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::account;
 use super::body::Body;
 use super::caller::{answer_caller, failed, retryable};
 use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
@@ -283,7 +283,7 @@ impl User {
                 (one, _) if buying::concerned(one).is_some() => answers.push(self.buy(ctx, &key, one).await?),
                 (one, Some(loyalty)) if Loyalty::concerns(one) => {
                     let attempt = (self.driver.buying.new_id)();
-                    answers.push(account::add(loyalty, &unit(), attempt, &self.metrics).await?);
+                    answers.push(add_credits(loyalty, &unit(), attempt, &self.metrics).await?);
                 }
                 _ => {
                     answers.extend(self.committer.commit(unit()).await.map_err(retryable)?);
@@ -435,6 +435,18 @@ impl HeldTogether {
 
 fn erases(work: &Work<domain::User>) -> bool {
     matches!(work, Work::Event(event) | Work::Request(event) if matches!(event.data, UserEvent::UserErased(_)))
+}
+
+/// Commits one event that adds credits, also for the Account object, which gets those by HTTP. `attempt` must be new.
+pub(super) async fn add_credits(
+    loyalty: &Loyalty,
+    unit: &Unit<domain::User>,
+    attempt: Uuid,
+    metrics: &Metrics,
+) -> HandlerResult<Answer> {
+    let answer = loyalty.commit(unit, attempt).await.map_err(failed(metrics))?;
+    store::commit::count(std::slice::from_ref(&answer), metrics);
+    Ok(answer)
 }
 
 async fn cart(ctx: &ObjectContext<'_>) -> HandlerResult<Entries> {
