@@ -862,7 +862,7 @@ fn the_example_handlers_answer_as_written_down(kit: &Kit) -> anyhow::Result<()> 
 
 /// Calls a handler that takes nothing.
 async fn get(kit: &Kit, path: &str) -> anyhow::Result<(u16, Value)> {
-    let response = kit.stack.restate.look(&path).await?;
+    let response = kit.stack.restate.look(path).await?;
     Ok((response.status().as_u16(), response.json().await?))
 }
 
