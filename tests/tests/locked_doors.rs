@@ -349,7 +349,7 @@ fn calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs(kit: &
                 (
                     "for another path",
                     Some("v1"),
-                    Some(engine.sign("/invoke/Ticket/get", now)?),
+                    Some(engine.sign("/invoke/Nobody/get", now)?),
                 ),
                 ("of yesterday", Some("v1"), Some(engine.sign(path, now - 86_400)?)),
             ] {
