@@ -13,7 +13,7 @@ use holdfast_tests::kit::kafka::{ReadRecord, Sent, send_with};
 use holdfast_tests::kit::kafka_lock::{Right, rights};
 use holdfast_tests::kit::postgres::{ADMIN, APP, VERIFY};
 use holdfast_tests::kit::process::lock;
-use holdfast_tests::kit::{Kit, Name, until};
+use holdfast_tests::kit::{Holdfast, Kit, Name, until};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureProducer;
@@ -35,6 +35,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_command_that_lacks_a_right_fails_and_names_it,
     doctor_finds_each_role_sound_and_names_each_right_that_it_lacks,
     the_engine_that_lacks_a_right_goes_on_once_it_is_given_back,
+    a_right_that_relay_or_webhook_loses_is_named_and_waited_for,
     a_shop_may_send_events_and_read_outcomes_and_nothing_else,
     whoever_has_no_name_gets_nothing_from_anything_that_listens,
 ];
@@ -276,6 +277,52 @@ fn the_engine_that_lacks_a_right_goes_on_once_it_is_given_back(_: &Kit) -> anyho
                 told(kit, &ticket, 1).await?;
             }
             clean(kit).await?;
+            workers.stop().await
+        })
+    })
+}
+
+/// While they run, and by `/readyz`.
+fn a_right_that_relay_or_webhook_loses_is_named_and_waited_for(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let workers = Workers::start(kit).await?;
+            let webhook = kit.stack.holdfast("webhook", "hooks").provider(&kit.provider);
+            let webhook = webhook.webhooks().start().await?;
+            let lock = kit.stack.kafka.lock()?;
+            let waits = async |worker: &Holdfast, right: &Right| {
+                until("readyz names the right", DEADLINE, async || {
+                    let (status, said) = worker.readyz().await?;
+                    ensure!(
+                        status == 503 && said.contains("uthoriz") || said.contains("denies"),
+                        "{right:?}: {status} {said}"
+                    );
+                    ensure!(said.contains(&right.name), "{right:?}: {said}");
+                    anyhow::Ok(())
+                })
+                .await
+            };
+            let written = |right: &Right| right.operation == "WRITE" && right.kind == "topic";
+            let of_relay = rights("relay")?.into_iter().filter(written);
+            for (number, right) in of_relay.filter(|right| right.name != topics::DEAD_LETTERS).enumerate() {
+                lock.withdraw(std::slice::from_ref(&right))?;
+                let (ticket, user) = (format!("locked/loses/{number}"), format!("locked/loses/{number}/ann"));
+                send(kit, &[listed(&ticket, &ticket)]).await?;
+                pay(kit, &[registered(&user, &user)]).await?;
+                waits(&workers.relay, &right).await?;
+                lock.grant(std::slice::from_ref(&right))?;
+                told(kit, &ticket, 1).await.with_context(|| format!("{right:?}"))?;
+                told_of::<UserOutcome>(kit, &user, 1).await?;
+                workers.relay.ready().await?;
+            }
+            for right in rights("webhook")? {
+                lock.withdraw(std::slice::from_ref(&right))?;
+                waits(&webhook, &right).await?;
+                lock.grant(std::slice::from_ref(&right))?;
+                webhook.ready().await?;
+            }
+            clean(kit).await?;
+            webhook.stop().await?;
             workers.stop().await
         })
     })

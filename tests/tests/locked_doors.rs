@@ -20,10 +20,14 @@ use holdfast_tests::load::now;
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use restate_sdk::prelude::*;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::support::{DEADLINE, clean, event, listed, pay, send, told, told_of, verdicts};
 use crate::users::{added, call, has_credits, registered};
@@ -562,6 +566,19 @@ fn the_engine_calls_serve_over_tls(kit: &Kit) -> anyhow::Result<()> {
         told(kit, ticket, 1).await?;
         let (status, said) = call(kit, &[], "Ticket", ticket, "reserve", &json!({ "user": "ann" })).await?;
         ensure!(status == 200, "{status}: {said}");
+        // A renewed certificate is shown to whoever comes from then on; the engine comes again.
+        let before = peer_certificate(&kit.stack.authority, &address).await?;
+        let renewed = kit.stack.authority.sign("serve", &["127.0.0.1", "localhost"])?;
+        renewed.write(&kit.stack.certificates(), "serve")?;
+        until("the renewed certificate is shown", DEADLINE, async || {
+            let shown = peer_certificate(&kit.stack.authority, &address).await?;
+            ensure!(shown != before, "the old one is shown");
+            Ok(())
+        })
+        .await?;
+        kit.stack.restate.restart().await?;
+        let (status, said) = call(kit, &[], "Ticket", ticket, "reserve", &json!({ "user": "bob" })).await?;
+        ensure!(status == 200, "{status}: {said}");
         // Without TLS nothing is answered there.
         let plain = reqwest::get(format!("http://{address}/health")).await;
         ensure!(plain.is_err(), "{plain:?}");
@@ -638,6 +655,22 @@ fn named(found: &[Value], says: &str) -> anyhow::Result<()> {
     });
     ensure!(all && found.len() == 2, "{says}: {found:#?}");
     Ok(())
+}
+
+/// The certificate that a port for calls shows, in DER.
+async fn peer_certificate(authority: &Authority, address: &str) -> anyhow::Result<Vec<u8>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.certificate.as_bytes())?)?;
+    let mut config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await?;
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(ServerName::try_from("localhost")?, stream).await?;
+    let (_, session) = stream.get_ref();
+    let shown = session.peer_certificates().and_then(|chain| chain.first());
+    Ok(shown.context("no certificate")?.to_vec())
 }
 
 /// Has the engine forget the deployment at `url`, and what began there and nobody serves any more.

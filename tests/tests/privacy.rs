@@ -187,6 +187,16 @@ fn an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought(kit: &Kit) -> an
             reason: holdfast_schemas::UserRefusalReason::AlreadyRegistered,
         };
         ensure!(last == Some(refused.into()), "{told:?}");
+        // By an event likewise.
+        let other = shop.id("by-event");
+        let profile = json!({ "email": format!("{PERSONAL}@example.com"), "name": PERSONAL });
+        let registered = event(&shop.id("4"), &other, "user.registered", profile);
+        let forgotten = event(&shop.id("5"), &other, "user.erased", json!({}));
+        pay(kit, &[registered, forgotten.clone(), forgotten]).await?;
+        let told = told_of::<UserOutcome>(kit, &other, 2).await?;
+        ensure!(told[1].data == erased, "{told:?}");
+        let mentions = mentions(&main, PERSONAL).await?;
+        ensure!(mentions.is_empty(), "{mentions:?}");
         let log = std::fs::read_to_string(shop.worker.log())?;
         ensure!(!log.contains(PERSONAL), "{}", shop.worker.last_words());
         tokio::join!(main.close(), loyalty.close());

@@ -193,6 +193,12 @@ impl Holdfast {
         }
     }
 
+    /// The status of `/readyz`, and what it says.
+    pub async fn readyz(&self) -> anyhow::Result<(u16, String)> {
+        let answer = self.client.get(format!("{}/readyz", self.http)).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
     /// One sample of its metrics, named with its labels as printed: `holdfast_events_total{reason="held"}`. Nothing if
     /// there is no such line.
     pub async fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
