@@ -80,8 +80,16 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
         let tls = format!("{}?sslmode=require", postgres.url());
         let (latin, empty) = (postgres.url_of("doctor_latin"), postgres.url_of("doctor_empty"));
         let nowhere = postgres.url_of("doctor_nowhere");
+        // Restate's way to Kafka is another one.
+        let bootstrap = kit.stack.kafka.bootstrap();
+        let engines = ("HOLDFAST_RESTATE_KAFKA", bootstrap.as_str());
         let broken: &[Broken<'_>] = &[
-            (&[("HOLDFAST_KAFKA", "127.0.0.1:1")], "kafka", "the brokers", "start it"),
+            (
+                &[("HOLDFAST_KAFKA", "127.0.0.1:1"), engines],
+                "kafka",
+                "the brokers",
+                "start it",
+            ),
             (
                 &[
                     ("HOLDFAST_KAFKA", "nowhere.invalid:9092"),

@@ -133,7 +133,9 @@ async fn abandon(kit: &Kit) -> anyhow::Result<()> {
 /// The parts for which `/readyz` waits.
 async fn not_ready(worker: &Holdfast) -> anyhow::Result<String> {
     let (_, answer) = get(format!("{}/readyz", worker.http)).await?;
-    Ok(answer.trim().trim_start_matches("waiting for: ").to_owned())
+    // The lines after it say why.
+    let first = answer.lines().next().unwrap_or_default();
+    Ok(first.trim_start_matches("waiting for: ").to_owned())
 }
 
 async fn get(url: String) -> anyhow::Result<(u16, String)> {
