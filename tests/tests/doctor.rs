@@ -94,6 +94,7 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
                 &[
                     ("HOLDFAST_KAFKA", "nowhere.invalid:9092"),
                     ("HOLDFAST_INSECURE", "kafka"),
+                    engines,
                 ],
                 "kafka",
                 "the brokers",
