@@ -318,12 +318,7 @@ fn credits_may_be_added_while_the_user_is_at_work(kit: &Kit) -> anyhow::Result<(
 
 fn calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let engine = kit
-            .stack
-            .restate
-            .identity
-            .as_ref()
-            .context("the engine does not sign")?;
+        let engine = kit.stack.restate.signer()?;
         let [stranger, next] = ["stranger", "next"].map(|name| Identity::new(&kit.stack.certificates(), name));
         let (stranger, next) = (stranger?, next?);
         // While one key replaces another, both are taken.
@@ -542,12 +537,7 @@ fn the_engine_calls_serve_over_tls(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let certificate = kit.stack.authority.sign("serve", &["127.0.0.1", "localhost"])?;
         let files = certificate.write(&kit.stack.certificates(), "serve")?;
-        let engine = kit
-            .stack
-            .restate
-            .identity
-            .as_ref()
-            .context("the engine does not sign")?;
+        let engine = kit.stack.restate.signer()?;
         let address = format!("127.0.0.1:{}", kit.stack.ports.get("serve-tls")?);
         let url = format!("https://{address}/");
         let worker = kit

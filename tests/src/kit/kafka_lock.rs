@@ -181,22 +181,16 @@ impl Lock {
 
     /// Grants rights; returns once the broker has noted them.
     pub fn grant(&self, rights: &[Right]) -> anyhow::Result<()> {
-        let mut body = Vec::new();
-        body.extend(i32::try_from(rights.len())?.to_be_bytes());
-        for right in rights {
-            let (pattern, name) = right.pattern();
-            body.push(right.resource()?);
-            string(&mut body, name);
-            body.push(pattern);
-            string(&mut body, &format!("User:{}", right.role));
-            string(&mut body, "*");
-            body.extend([right.operation()?, ALLOW]);
-        }
-        self.ask(CREATE_ACLS, &body)
+        self.change(CREATE_ACLS, rights)
     }
 
     /// Takes rights away.
     pub fn withdraw(&self, rights: &[Right]) -> anyhow::Result<()> {
+        self.change(DELETE_ACLS, rights)
+    }
+
+    /// Both requests name rights in the same form.
+    fn change(&self, api: i16, rights: &[Right]) -> anyhow::Result<()> {
         let mut body = Vec::new();
         body.extend(i32::try_from(rights.len())?.to_be_bytes());
         for right in rights {
@@ -208,7 +202,7 @@ impl Lock {
             string(&mut body, "*");
             body.extend([right.operation()?, ALLOW]);
         }
-        self.ask(DELETE_ACLS, &body)
+        self.ask(api, &body)
     }
 
     /// Sends one request of Kafka's protocol about rights, over the port for certificates.

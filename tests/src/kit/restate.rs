@@ -100,6 +100,11 @@ impl Restate {
         self.door.as_ref().map_or_else(open, |door| door.admin.clone())
     }
 
+    /// The key by which it signs, of one that does.
+    pub fn signer(&self) -> anyhow::Result<&Identity> {
+        self.identity.as_deref().context("the engine does not sign")
+    }
+
     /// A client that both let in.
     pub fn client(&self) -> &reqwest::Client {
         self.door.as_ref().map_or(&self.client, |door| &door.client)
