@@ -49,6 +49,11 @@ metrics! {
     /// 1, labelled with the version of this build.
     build_info: IntGaugeVec = "holdfast_build_info" ["version"];
 
+    /// Seconds in each stage of the path: read (from the broker's time of a public record until the gate has it), admitted (until
+    /// the gate sends it on), taken (until a handler has the delivery), decided (until its write begins), written (until the
+    /// relay has the outcome), relayed (until Kafka has it for good). Each by the clocks of the machines it lies between.
+    stage_seconds: HistogramVec = "holdfast_stage_seconds" ["stage"] in seconds();
+
     /// Records that the gate read, by result: admitted, dead_letter.
     gate_records: IntCounterVec = "holdfast_gate_records_total" ["result"];
     /// Records that the gate refused, by reason (the dead-letter reasons of the catalogue).
@@ -159,7 +164,39 @@ metrics! {
 /// The content type of [`Metrics::render`]. A scraper that does not find its format named refuses the whole answer.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// A stage of the path; the stages of an event add up to the time from its public record to its outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Read,
+    Admitted,
+    Taken,
+    Decided,
+    Written,
+    Relayed,
+}
+
+impl Stage {
+    fn as_str(self) -> &'static str {
+        match self {
+            Stage::Read => "read",
+            Stage::Admitted => "admitted",
+            Stage::Taken => "taken",
+            Stage::Decided => "decided",
+            Stage::Written => "written",
+            Stage::Relayed => "relayed",
+        }
+    }
+}
+
 impl Metrics {
+    /// Notes how long a stage took.
+    pub fn took(&self, stage: Stage, seconds: f64) {
+        // Clocks of two machines may differ.
+        self.stage_seconds
+            .with_label_values(&[stage.as_str()])
+            .observe(seconds.max(0.0));
+    }
+
     /// The metrics in Prometheus' text format, named by [`CONTENT_TYPE`].
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();

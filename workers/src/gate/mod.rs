@@ -35,7 +35,7 @@ use crate::config;
 use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Producer};
 use crate::lifecycle::Ready;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Stage};
 
 /// The route of a public topic: its admitted topic, and the decoder of its records.
 #[derive(Debug)]
@@ -135,6 +135,8 @@ struct Gate {
 struct Gathered {
     window: Window,
     dead_letters: Vec<Rejected>,
+    /// When each of its records was read.
+    read_at: Vec<Instant>,
     begun: Instant,
     /// The number of rebalances when it began: a larger number now means that partitions may have moved.
     rebalances: u64,
@@ -228,8 +230,10 @@ impl Gate {
             }
             match polled {
                 Some(message) => {
-                    self.gathered
-                        .take(&message, &self.search, &self.settings, (self.settings.clock)());
+                    let now = (self.settings.clock)();
+                    let waited = now - broker_time(&message).unwrap_or(now);
+                    self.metrics.took(Stage::Read, waited.as_seconds_f64());
+                    self.gathered.take(&message, &self.search, &self.settings, now);
                     patience = Duration::ZERO;
                 }
                 None if patience.is_zero() && self.gathered.waits_for_more() => patience = GRACE,
@@ -263,6 +267,9 @@ impl Gate {
             return self.rebalanced(Spans::new());
         }
         let gathered = self.drop_gathered();
+        for read_at in &gathered.read_at {
+            self.metrics.took(Stage::Admitted, read_at.elapsed().as_secs_f64());
+        }
         let mut sent = self.send_records(&gathered);
         if crash::again(Point::GateSent) {
             sent = sent.and_then(|()| self.send_records(&gathered));
@@ -534,6 +541,7 @@ impl Gathered {
         Self {
             window: Window::new(bounds, settings.idempotency_retention),
             dead_letters: Vec::new(),
+            read_at: Vec::new(),
             begun: Instant::now(),
             rebalances,
         }
@@ -543,9 +551,11 @@ impl Gathered {
         let Some(route) = ROUTES.iter().find(|route| route.public == message.topic()) else {
             return; // never subscribed to
         };
+        let read_at = Instant::now();
         if self.window.is_empty() {
-            self.begun = Instant::now();
+            self.begun = read_at;
         }
+        self.read_at.push(read_at);
         let origin = Origin {
             topic: route.public.to_owned(),
             partition: message.partition(),

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::caller::answer_caller;
 use crate::domain::{Entity, KeyOf};
+use crate::metrics::{Metrics, Stage};
 use crate::store::{Answer, Unit, Work};
 
 /// The header that every call by the ingress has, and no delivery from Kafka.
@@ -33,7 +34,12 @@ const SUBSCRIPTION: &str = "restate.subscription.id";
 /// # Errors
 /// Answers the caller with 403 when it is no delivery, and with 400 when it has no origin, so that a dead letter could not name its
 /// record.
-pub(super) fn delivered<E: Entity>(ctx: &ObjectContext<'_>, raw: &[u8]) -> HandlerResult<Unit<E>> {
+pub(super) fn delivered<E: Entity>(
+    ctx: &ObjectContext<'_>,
+    raw: &[u8],
+    now: OffsetDateTime,
+    metrics: &Metrics,
+) -> HandlerResult<Unit<E>> {
     if !is_delivery(ctx.headers()) {
         return Err(answer_caller(
             403,
@@ -41,6 +47,9 @@ pub(super) fn delivered<E: Entity>(ctx: &ObjectContext<'_>, raw: &[u8]) -> Handl
         ));
     }
     let origin = delivered_from(ctx.headers());
+    if let Some(origin) = &origin {
+        metrics.took(Stage::Taken, (now - origin.time).as_seconds_f64());
+    }
     decode_for(ctx.key(), raw, origin).map_err(|refusal| answer_caller(400, refusal.to_string()))
 }
 

@@ -62,7 +62,7 @@ impl Ticket {
     /// Applies a delivery from Kafka: events of one ticket that the gate gathered, or one event straight from a public topic.
     #[handler(ingress_private)]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
-        let unit = intake::delivered(&ctx, &raw)?;
+        let unit = intake::delivered(&ctx, &raw, (self.now)(), &self.metrics)?;
         self.committer.commit(unit).await.map(drop).map_err(retryable)
     }
 

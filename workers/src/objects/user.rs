@@ -95,7 +95,7 @@ impl User {
     /// Applies a delivery from Kafka: events of one user that the gate gathered, or one event straight from a public topic.
     #[handler(ingress_private)]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
-        let unit = intake::delivered(&ctx, &raw)?;
+        let unit = intake::delivered(&ctx, &raw, (self.now)(), &self.metrics)?;
         self.commit(&ctx, unit).await.map(drop)
     }
 

@@ -14,6 +14,7 @@ use super::refusal::{Culprits, KafkaRefusal};
 use super::{Error, Relay};
 use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, FailedDelivery, Heard, Producer};
+use crate::metrics::Stage;
 use crate::store::outbox::{self, Leadership, Row};
 use crate::transience::{self, Fault};
 
@@ -97,8 +98,13 @@ impl<'a> ProducerSession<'a> {
             return Ok(Step::Idle);
         }
         crash::here(Point::RelaySelected);
+        let selected = Instant::now();
         if let Some(refusal) = self.publish(relay, &rows)? {
             return self.refuse(relay, &rows, &refusal);
+        }
+        for row in &rows {
+            relay.metrics.took(Stage::Written, row.age);
+            relay.metrics.took(Stage::Relayed, selected.elapsed().as_secs_f64());
         }
         crash::here(Point::RelayCommitted);
         if crash::again(Point::RelayCommitted) {

@@ -27,6 +27,8 @@ pub struct Row {
     pub message: Uuid,
     pub headers: Json<BTreeMap<String, String>>,
     pub value: Vec<u8>,
+    /// Seconds since it was decided, by the database's clock.
+    pub age: f64,
 }
 
 /// The oldest rows that may be sent: a refused row holds back itself and the later rows of its topic and key.
@@ -41,7 +43,8 @@ pub async fn select(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Row>, Err
         r#"with refused as materialized (
             select topic, key, min(id) as id from outbox where refused is not null group by topic, key
         )
-        select row.id, row.topic, row.key, message, headers as "headers: Json<BTreeMap<String, String>>", value
+        select row.id, row.topic, row.key, message, headers as "headers: Json<BTreeMap<String, String>>", value,
+            extract(epoch from clock_timestamp() - written_at)::float8 as "age!"
         from outbox row
         left join refused on refused.topic = row.topic and refused.key = row.key
         where refused.id is null or row.id < refused.id

@@ -9,6 +9,7 @@ mod aged;
 mod checkout;
 mod cost;
 mod noop;
+mod rates;
 mod report;
 mod tls;
 mod workload;
@@ -19,9 +20,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Holdfast, Name, Stack};
-use holdfast_tests::load::{
-    Arrival, Event, OUTCOMES, Outcome, PAYMENT_OUTCOMES, Pace, Producer, RESERVATIONS, follow, percentile,
-};
+use holdfast_tests::load::{Arrival, Event, OUTCOMES, PAYMENT_OUTCOMES, Pace, Producer, RESERVATIONS, follow};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -60,8 +59,10 @@ enum Measurement {
     Hot,
     /// 500 events per second on one ticket
     Paced,
-    /// Produce to outcome at 100 events per second
-    Latency,
+    /// Produce to outcome at 20, 200 and 500 events per second over 1,000 tickets, with its stages and CPU time
+    Rates,
+    /// Events that come as fast as they can while the path runs
+    Trickle,
     /// CPU time by process, gate, serve and relay apart
     Cpu,
     /// Checkouts of one ticket and of four, beside bare reservations; with latency and CPU time
@@ -102,12 +103,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let drain = bench.paced(&Workload::new("paced", 1, scaled(10_000))).await?;
         bench.report.at_most("hot_500_drain_s", drain.as_secs_f64(), 2.0, "s");
     }
-    if wanted(Measurement::Latency) {
-        let mut latencies = bench.latencies(&Workload::new("latency", 1_000, scaled(3_000))).await?;
-        for (key, percent) in [("latency_p50_ms", 50.0), ("latency_p99_ms", 99.0)] {
-            let latency = percentile(&mut latencies, percent).as_secs_f64() * 1_000.0;
-            bench.report.figure(key, latency, "ms");
-        }
+    if wanted(Measurement::Rates) {
+        bench.rates(&run).await?;
+    }
+    if wanted(Measurement::Trickle) {
+        bench.trickle().await?;
     }
     if wanted(Measurement::Checkout) {
         bench.checkouts(&run).await?;
@@ -254,27 +254,6 @@ impl Bench {
         )?;
         let last_sent = sent.last().context("no event was sent")?;
         Ok(last.saturating_duration_since(*last_sent))
-    }
-
-    /// From producing each event to its outcome, at 100 events per second.
-    async fn latencies(&mut self, workload: &Workload) -> anyhow::Result<Vec<Duration>> {
-        self.list(workload).await?;
-        info!("{}: 100 events per second", workload.name);
-        let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
-        let mut heard = Vec::with_capacity(workload.events);
-        let (sent, _) = tokio::try_join!(
-            producer.send_all(workload.events(), Pace::PerSecond(100)),
-            self.tickets()?.hear_each(workload.events, |arrival| {
-                heard.push((Outcome::read(&arrival.record)?, arrival.at));
-                Ok(())
-            })
-        )?;
-        let latency = |(outcome, at): &(Outcome, Instant)| {
-            let number = workload.number_of(&outcome.causationid)?;
-            let sent = sent.get(number).context("an outcome of an event that was not sent")?;
-            Ok(at.saturating_duration_since(*sent))
-        };
-        heard.iter().map(latency).collect()
     }
 
     /// CPU time per event of every process on the way.

@@ -39,7 +39,7 @@ use crate::config;
 use crate::crash::{self, Point};
 use crate::domain::{Decision, Entity, KeyOf};
 use crate::error;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Stage};
 use crate::transience::Fault;
 pub use draft::Current;
 use draft::Draft;
@@ -126,6 +126,7 @@ struct Pending<E: Entity> {
     /// Work of the unit that is done, in order; a large unit takes several rounds.
     answers: Vec<Answer>,
     reply: oneshot::Sender<Result<Vec<Answer>, Error>>,
+    handed_over: Instant,
     /// A unit that met a locked or moved row waits a little before it goes round again.
     not_before: Instant,
     rounds: u32,
@@ -189,6 +190,7 @@ impl<E: Stored> Committer<E> {
             unit,
             answers: Vec::new(),
             reply,
+            handed_over: Instant::now(),
             not_before: Instant::now(),
             rounds: 0,
             failures: 0,
@@ -392,6 +394,10 @@ impl<E: Stored> Task<E> {
         }
 
         let started = Instant::now();
+        for (request, _) in decided.iter().filter(|(request, _)| request.answers.is_empty()) {
+            let waited = started - request.handed_over;
+            self.metrics.took(Stage::Decided, waited.as_secs_f64());
+        }
         let passed = match self.write(&decided).await {
             Ok(passed) => passed,
             Err(error) => {
