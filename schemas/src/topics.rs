@@ -16,5 +16,3 @@ pub const PAYMENTS_OUTCOMES: &str = "payments.outcomes";
 pub const DEAD_LETTERS: &str = "dead-letters";
 /// Internal: one partition, compacted; its last record is the relay's mark, which says which batch of outcomes Kafka has.
 pub const RELAY_MARK: &str = "relay.mark";
-/// Internal: one partition, never written; its group's offset carries the relay's mark for older releases.
-pub const RELAY_STATE: &str = "relay.state";

@@ -272,7 +272,7 @@ fn a_state_is_accepted_once_nothing_would_be_told_twice_or_never(kit: &Kit) -> a
         .bind(value)
         .execute(&pool)
         .await?;
-        forget_marks(kit).await?;
+        forget_mark(kit).await?;
         let relay = kit.stack.holdfast("relay", "relay").spawn()?;
         ensure!(
             !relay.wait(DEADLINE).await?.success(),
@@ -325,11 +325,9 @@ fn a_state_is_accepted_once_nothing_would_be_told_twice_or_never(kit: &Kit) -> a
     })
 }
 
-/// Has Kafka lose the relay's mark, wherever it lies.
-async fn forget_marks(kit: &Kit) -> anyhow::Result<()> {
-    for topic in [topics::RELAY_MARK, topics::RELAY_STATE] {
-        kit.stack.kafka.delete_topic(topic).await?;
-    }
+/// Has Kafka lose the relay's mark.
+async fn forget_mark(kit: &Kit) -> anyhow::Result<()> {
+    kit.stack.kafka.delete_topic(topics::RELAY_MARK).await?;
     create_topics(&kit.stack.kafka).await
 }
 

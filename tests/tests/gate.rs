@@ -370,7 +370,6 @@ pub(crate) async fn create_topics(kafka: &Kafka) -> anyhow::Result<()> {
         (topics::DEAD_LETTERS, PARTITIONS, &[&kept[..], &letters].concat()),
         (topics::RESERVATIONS_ADMITTED, PARTITIONS, &admitted),
         (topics::PAYMENTS_ADMITTED, PARTITIONS, &admitted),
-        (topics::RELAY_STATE, 1, &vec![("cleanup.policy", "delete")]),
         (
             topics::RELAY_MARK,
             1,

@@ -32,7 +32,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 const GROUP: &str = "holdfast.gate";
-const TOPICS: [&str; 9] = [
+const TOPICS: [&str; 8] = [
     topics::RESERVATIONS,
     topics::PAYMENTS,
     topics::RESERVATIONS_ADMITTED,
@@ -41,7 +41,6 @@ const TOPICS: [&str; 9] = [
     topics::RESERVATIONS_OUTCOMES,
     topics::PAYMENTS_OUTCOMES,
     topics::RELAY_MARK,
-    topics::RELAY_STATE,
 ];
 
 /// The broker of all proofs here: it is started once, and one proof at a time has it.

@@ -8,7 +8,6 @@ use holdfast::store::outbox::Choice;
 use holdfast_schemas::topics;
 use holdfast_tests::kit::proxy::Proxy;
 use holdfast_tests::kit::{Holdfast, Kit, until};
-use rdkafka::admin::AdminOptions;
 use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
@@ -22,7 +21,6 @@ pub(crate) const TESTS: &[Test] = tests![
     of_two_relays_one_works_and_the_other_takes_over,
     a_row_that_kafka_refuses_stops_only_its_key,
     a_database_that_went_back_in_time_stops_the_relay,
-    a_mark_that_the_consumer_group_forgot_is_found_on_its_topic,
     no_row_is_refused_for_what_is_wrong_with_the_mark,
     a_connection_that_dies_without_a_word_holds_the_outbox_up_for_one_limit,
     readiness_says_whether_rows_move,
@@ -37,13 +35,7 @@ const TOPIC_BYTES: &str = "100000";
 fn every_row_comes_out_once_whatever_step_the_relay_dies_at(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let mut proof = Proof::begin(kit).await?;
-        for point in [
-            "relay.selected",
-            "relay.produced",
-            "relay.offsets_sent",
-            "relay.committed",
-            "relay.deleted",
-        ] {
+        for point in ["relay.selected", "relay.produced", "relay.committed", "relay.deleted"] {
             proof.fill(500).await?;
             let crashing = kit
                 .stack
@@ -199,45 +191,29 @@ fn a_database_that_went_back_in_time_stops_the_relay(kit: &Kit) -> anyhow::Resul
     })
 }
 
-fn a_mark_that_the_consumer_group_forgot_is_found_on_its_topic(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(async {
-        let mut proof = Proof::begin(kit).await?;
-        proof.fill(100).await?;
-        let relay = kit.stack.holdfast("relay", "relay").start().await?;
-        proof.emptied().await?;
-        relay.stop().await?;
-        // As Kafka does by itself once seven days have passed.
-        forget_group(kit).await?;
-        proof.fill(100).await?;
-        let relay = kit.stack.holdfast("relay", "relay").start().await?;
-        proof.emptied().await?;
-        relay.stop().await?;
-        proof.check().await
-    })
-}
-
 fn no_row_is_refused_for_what_is_wrong_with_the_mark(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let mut proof = Proof::begin(kit).await?;
         proof.fill(100).await?;
         let relay = kit.stack.holdfast("relay", "relay").start().await?;
         proof.emptied().await?;
-        for topic in [topics::RELAY_STATE, topics::RELAY_MARK] {
-            kit.stack.kafka.delete_topic(topic).await?;
-            proof.fill(100).await?;
-            until("the relay says what is missing", EMPTY_WITHIN, async || {
-                let words = relay.last_words();
-                ensure!(words.contains(topic) && words.contains("holdfast register"), "{words}");
-                Ok(())
-            })
+        kit.stack.kafka.delete_topic(topics::RELAY_MARK).await?;
+        proof.fill(100).await?;
+        until("the relay says what is missing", EMPTY_WITHIN, async || {
+            let words = relay.last_words();
+            ensure!(
+                words.contains(topics::RELAY_MARK) && words.contains("holdfast register"),
+                "{words}"
+            );
+            Ok(())
+        })
+        .await?;
+        let refused: i64 = sqlx::query_scalar("select count(refused) from outbox")
+            .fetch_one(&proof.pool)
             .await?;
-            let refused: i64 = sqlx::query_scalar("select count(refused) from outbox")
-                .fetch_one(&proof.pool)
-                .await?;
-            ensure!(refused == 0, "{topic}: {refused} rows are refused");
-            create_topics(&kit.stack.kafka).await?;
-            proof.emptied().await?;
-        }
+        ensure!(refused == 0, "{refused} rows are refused");
+        create_topics(&kit.stack.kafka).await?;
+        proof.emptied().await?;
         relay.stop().await?;
         proof.check().await
     })
@@ -363,15 +339,6 @@ async fn leads(relay: &Holdfast) -> anyhow::Result<()> {
         Ok(())
     })
     .await
-}
-
-/// Has Kafka forget what the relay committed as offset and metadata.
-async fn forget_group(kit: &Kit) -> anyhow::Result<()> {
-    let admin = kit.stack.kafka.admin()?;
-    for result in admin.delete_groups(&["holdfast.relay"], &AdminOptions::new()).await? {
-        result.map_err(|(group, code)| anyhow!("delete {group}: {code}"))?;
-    }
-    Ok(())
 }
 
 /// A topic of its own, and what was meant for it.

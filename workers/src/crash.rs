@@ -11,7 +11,7 @@ pub enum Point {
     GateSent,
     /// Every record of the window is acknowledged, its offsets are not committed.
     GateAcknowledged,
-    /// The window's offsets are committed.
+    /// The window's offsets are noted; the client commits them within a second.
     GateCommitted,
     /// Rows and idempotency records of a batch are read.
     ServeRead,
@@ -23,8 +23,6 @@ pub enum Point {
     RelaySelected,
     /// The batch's records are produced and acknowledged inside the Kafka transaction.
     RelayProduced,
-    /// The batch number and ids are sent to the Kafka transaction.
-    RelayOffsetsSent,
     /// The Kafka transaction is committed, the rows are not deleted.
     RelayCommitted,
     /// The rows are deleted and the batch number is raised.
@@ -73,7 +71,7 @@ pub enum Point {
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 32] = [
+    pub const ALL: [Point; 31] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -83,7 +81,6 @@ impl Point {
         Point::ServeWritten,
         Point::RelaySelected,
         Point::RelayProduced,
-        Point::RelayOffsetsSent,
         Point::RelayCommitted,
         Point::RelayDeleted,
         Point::ReaperFound,
@@ -120,7 +117,6 @@ impl Point {
             Point::ServeWritten => "serve.written",
             Point::RelaySelected => "relay.selected",
             Point::RelayProduced => "relay.produced",
-            Point::RelayOffsetsSent => "relay.offsets_sent",
             Point::RelayCommitted => "relay.committed",
             Point::RelayDeleted => "relay.deleted",
             Point::ReaperFound => "reaper.found",

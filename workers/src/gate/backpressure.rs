@@ -1,10 +1,13 @@
 //! Backpressure: the number of records that the gate may send to Restate before it reads Restate's backlog again.
 //!
-//! A window that is not full goes on gathering for 2 ms per unfinished invocation, at most 200 ms. A ticket's invocations
-//! run one after the other, so few large records finish sooner than many small ones. An idle engine gets everything at
-//! once.
+//! A window that is not full and has a key that may have something under way goes on gathering for 2 ms per unfinished invocation, at most 200 ms. A
+//! ticket's invocations run one after the other, so few large records finish sooner than many small ones. An idle engine gets
+//! everything at once, and so does a busy one what is of other keys: to hold that back saved nothing.
 
+use std::collections::HashSet;
 use std::time::Duration;
+
+use super::window::TopicKey;
 
 /// A reading of Restate's backlog.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,6 +63,29 @@ impl Backpressure {
     }
 }
 
+/// The keys that may have something under way in Restate: those sent since the reading before the last one.
+#[derive(Debug, Default)]
+pub(super) struct UnderWay {
+    reading: u64,
+    keys: HashSet<TopicKey>,
+    earlier: HashSet<TopicKey>,
+}
+
+impl UnderWay {
+    /// Adds keys that are sent after so many readings.
+    pub(super) fn add<'a>(&mut self, keys: impl Iterator<Item = &'a TopicKey>, reading: u64) {
+        if reading != self.reading {
+            self.reading = reading;
+            self.earlier = std::mem::take(&mut self.keys);
+        }
+        self.keys.extend(keys.cloned());
+    }
+
+    pub(super) fn may_have(&self, key: &TopicKey) -> bool {
+        self.keys.contains(key) || self.earlier.contains(key)
+    }
+}
+
 fn room(limit: u64, backlog: Backlog) -> i64 {
     i64::try_from(limit.saturating_sub(backlog.unfinished)).unwrap_or(i64::MAX)
 }
@@ -87,6 +113,17 @@ mod tests {
         assert_eq!(pace(0), Duration::ZERO);
         assert_eq!(pace(5), Duration::from_millis(10));
         assert_eq!(pace(1_000_000), LONGEST_PACE);
+    }
+
+    #[test]
+    fn a_key_may_have_something_under_way_until_two_readings_have_passed() {
+        let key = |key: &str| ("reservations.admitted", key.to_owned());
+        let mut under_way = UnderWay::default();
+        under_way.add([key("A")].iter(), 1);
+        under_way.add([key("B")].iter(), 2);
+        assert!(under_way.may_have(&key("A")) && under_way.may_have(&key("B")));
+        under_way.add([key("C")].iter(), 3);
+        assert!(!under_way.may_have(&key("A")) && under_way.may_have(&key("B")));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -22,6 +22,10 @@ use crate::transience::{self, Fault};
 /// topics take records.
 const RECEIVE_BYTES: usize = 64 << 20;
 
+/// How often offsets are committed, in milliseconds. A commit per window cost the broker a write to disk each, and let the next
+/// window wait for it; what is not committed when a process dies is read again, and repeats do no harm.
+const COMMIT_EVERY_MS: &str = "1000";
+
 /// A static member of the group: it gets its partitions back at once after a restart.
 pub(super) struct Membership {
     consumer: BaseConsumer<Watcher>,
@@ -37,15 +41,18 @@ impl Membership {
         let mut config = kafka::client(&settings.kafka);
         config
             .set("group.id", &settings.gate.group)
-            .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("isolation.level", "read_committed")
             // Of compressed bytes: unpacked, an answer may be twenty times as large.
             .set("fetch.max.bytes", "1048576")
             .set("max.partition.fetch.bytes", "65536")
             .set("receive.message.max.bytes", RECEIVE_BYTES.to_string());
-        let looking = config.clone();
+        let mut looking = config.clone();
+        looking.set("enable.auto.commit", "false");
         config
+            // What was stored is committed so often, before partitions are given up, and at the end.
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", COMMIT_EVERY_MS)
             .set("group.instance.id", &settings.instance)
             .set("partition.assignment.strategy", "range")
             .set("session.timeout.ms", "6000")
@@ -59,7 +66,7 @@ impl Membership {
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100")
             .set("statistics.interval.ms", "5000");
-        let watcher = Watcher::new(metrics, ready, Remarks::new(&settings.kafka));
+        let watcher = Watcher::new(&settings.gate.group, metrics, ready, Remarks::new(&settings.kafka));
         let consumer: BaseConsumer<Watcher> = config.create_with_context(watcher).map_err(Error::Join)?;
         let topics: Vec<&str> = ROUTES.iter().map(|route| route.public).collect();
         consumer.subscribe(&topics).map_err(Error::Join)?;
@@ -96,22 +103,15 @@ impl Membership {
         self.consumer.context().rebalances()
     }
 
-    /// Commits the ends of `spans` in the partitions that are still assigned to this member, and waits for the answer. A commit
-    /// that fails costs no more than repeats after the next start.
+    /// Has the ends of `spans` committed before long, in the partitions that are still assigned to this member. A commit that
+    /// fails costs no more than repeats after the next start.
     pub(super) fn commit(&self, spans: &Spans) {
-        let committed = self
+        let stored = self
             .offsets(spans, |span| span.next)
-            .and_then(|offsets| match offsets.count() {
-                0 => Ok(()),
-                _ => self.consumer.commit(&offsets, CommitMode::Sync),
-            });
-        if let Err(error) = committed {
-            let fault = error.rdkafka_error_code().map(transience::kafka);
-            if fault == Some(Fault::Setting) {
-                self.waits_for(format!("{error}: the offsets of the group {}", self.group));
-            }
-            tracing::warn!(%error, "offsets not committed; their records are read again after a restart");
-            self.consumer.context().metrics.gate_commit_errors.inc();
+            .and_then(|offsets| self.consumer.store_offsets(&offsets));
+        if let Err(error) = stored {
+            // They may have been taken from this member just now.
+            self.consumer.context().not_committed(&error);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The gate: public topics in, admitted and dead-letter topics out. It admits records that are decodable and well keyed,
 //! gathers the events of a key, and dead-letters all other records.
 //!
-//! At least once, and in order: an idempotent producer sends a window, its offsets are committed once Kafka has acknowledged
+//! At least once, and in order: an idempotent producer sends a window, its offsets may be committed once Kafka has acknowledged
 //! all of it, and after any failure nothing more is sent until the consumer has sought back to where the window began. So
 //! each instance emits a partition in order from a point at or before the first record not yet emitted. First occurrences
 //! stay in order through crashes, rebalances and zombie instances; repeats meet the idempotency record.
@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::backpressure::Backlog;
-use self::backpressure::Backpressure;
+use self::backpressure::{Backpressure, UnderWay};
 use self::membership::Membership;
 use self::search::{RefusedRecord, Search};
 use self::window::{Bounds, Spans, Verdict, Window};
@@ -126,6 +126,7 @@ struct Gate {
     backpressure: Backpressure,
     gathered: Gathered,
     in_flight: Option<InFlight>,
+    under_way: UnderWay,
     /// Windows that failed one after the other.
     failures: u32,
     search: Search,
@@ -172,6 +173,7 @@ impl Gate {
             producer: producer(&settings)?,
             gathered: Gathered::new(&settings, settings.gate.window_records, membership.rebalances()),
             in_flight: None,
+            under_way: UnderWay::default(),
             failures: 0,
             search: Search::default(),
             settings,
@@ -276,6 +278,8 @@ impl Gate {
         }
         crash::here(Point::GateSent);
         self.backpressure.spend(gathered.window.admitted().len());
+        self.under_way
+            .add(gathered.window.keys(), self.backlog.borrow().reading);
         self.in_flight = Some(InFlight {
             spans: gathered.window.spans().clone(),
             records: gathered.window.records(),
@@ -465,9 +469,13 @@ impl Gate {
         open
     }
 
-    /// True once the window has gathered for as long as Restate's backlog asks for.
+    /// True once the window has gathered for as long as Restate's backlog asks for. What is of keys that have nothing under way there
+    /// waits for nothing.
     fn has_paced(&self) -> bool {
-        self.gathered.window.is_full() || self.gathered.begun.elapsed() >= self.backpressure.pace()
+        let window = &self.gathered.window;
+        window.is_full()
+            || self.gathered.begun.elapsed() >= self.backpressure.pace()
+            || !window.keys().any(|key| self.under_way.may_have(key))
     }
 
     /// Waits with a full window, for acknowledgements or for Restate.

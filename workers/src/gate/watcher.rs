@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::{Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::RDKafkaRespErr;
@@ -18,6 +18,7 @@ use super::ROUTES;
 use crate::kafka::Remarks;
 use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
+use crate::transience::{self, Fault};
 
 /// How long the broker may take to answer a question about offsets, or the client to move to another one.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,6 +30,7 @@ const STAND_STILL: &str = "docs/runbook.md#a-partition-stands-still";
 
 /// Takes news of the group and of the brokers.
 pub(super) struct Watcher {
+    group: String,
     pub(super) metrics: Arc<Metrics>,
     remarks: Remarks,
     ready: Ready,
@@ -54,9 +56,10 @@ struct State {
 const MENDED: Duration = STALLED;
 
 impl Watcher {
-    pub(super) fn new(metrics: Arc<Metrics>, ready: Ready, remarks: Remarks) -> Self {
+    pub(super) fn new(group: &str, metrics: Arc<Metrics>, ready: Ready, remarks: Remarks) -> Self {
         ready(Err(String::new()));
         Self {
+            group: group.to_owned(),
             metrics,
             remarks,
             ready,
@@ -79,6 +82,16 @@ impl Watcher {
 
     pub(super) fn goes_on(&self) {
         self.note(|state| state.waits_for = None);
+    }
+
+    /// Notes that offsets were not committed, and what has to be mended before they can be.
+    pub(super) fn not_committed(&self, error: &KafkaError) {
+        let fault = error.rdkafka_error_code().map(transience::kafka);
+        if fault == Some(Fault::Setting) {
+            self.waits_for(format!("{error}: the offsets of the group {}", self.group));
+        }
+        tracing::warn!(%error, "offsets not committed; their records are read again after a restart");
+        self.metrics.gate_commit_errors.inc();
     }
 
     /// Notes news, and tells whether the gate can do its work.
@@ -211,6 +224,14 @@ fn is_behind(partition: &Partition) -> bool {
 }
 
 impl ConsumerContext for Watcher {
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        match result {
+            // Nothing was stored since the last time.
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => self.not_committed(&error),
+        }
+    }
+
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         self.rebalances.fetch_add(1, Ordering::Relaxed);
         let names = names(partitions);

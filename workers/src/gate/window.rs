@@ -32,11 +32,14 @@ pub(super) struct Window {
     retention: Duration,
     admitted: Vec<Admitted>,
     /// Index in `admitted` of the record that gets a key's next event.
-    open: HashMap<(&'static str, String), usize>,
+    open: HashMap<TopicKey, usize>,
     records: usize,
     bytes: usize,
     spans: Spans,
 }
+
+/// An admitted topic, and a key there.
+pub(super) type TopicKey = (&'static str, String);
 
 /// The offsets that a window covers, by topic and partition.
 pub(super) type Spans = BTreeMap<(&'static str, i32), Span>;
@@ -111,6 +114,11 @@ impl Window {
             }
             Err(Refusal { reason, detail }) => Verdict::Rejected(DeadLetter { reason, detail, origin }),
         }
+    }
+
+    /// The keys of its events.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &TopicKey> {
+        self.open.keys()
     }
 
     /// The records to send, in the order in which the keys first appeared; of one key in the order of its events.

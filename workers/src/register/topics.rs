@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 use holdfast_schemas::topics::{
-    DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_MARK, RELAY_STATE, RESERVATIONS,
-    RESERVATIONS_ADMITTED, RESERVATIONS_OUTCOMES,
+    DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_MARK, RESERVATIONS, RESERVATIONS_ADMITTED,
+    RESERVATIONS_OUTCOMES,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
@@ -159,15 +159,6 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
                 (MIN_INSYNC_REPLICAS, min_insync_replicas(kafka.replication).to_string()),
             ],
             stays: "the relay keeps its mark on one partition",
-        },
-        Wanted {
-            name: RELAY_STATE,
-            partitions: 1,
-            settings: vec![
-                ("cleanup.policy", "delete".to_owned()),
-                (MIN_INSYNC_REPLICAS, min_insync_replicas(kafka.replication).to_string()),
-            ],
-            stays: "the relay keeps its state on one partition",
         },
     ];
     if path == Path::Gate {

@@ -5,11 +5,8 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// Longest metadata that Kafka keeps with an offset, in characters (`offset.metadata.max.bytes`).
-const MAX_METADATA: usize = 4_096;
-
-/// Characters before the ids: version, point, hash, point.
-const PREFIX: usize = 1 + 1 + 22 + 1;
+/// Room for the ids of a batch in its mark, in characters.
+const IDS_ROOM: usize = 4_096;
 
 /// What Kafka knows of the last batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,19 +59,6 @@ impl Mark {
         (version == "1").then_some(Self { batch, hash, ids })
     }
 
-    /// As the metadata of an offset, which is the batch, has it: `1.<hash>.<ids>`.
-    pub(super) fn metadata(&self) -> String {
-        format!("1.{}", self.rows())
-    }
-
-    /// The mark that was committed as `batch` and `metadata`. Without metadata of ours, nothing is known of its rows: an operator
-    /// may have set the offset.
-    pub(super) fn of_offset(batch: i64, metadata: &str) -> Self {
-        let rows = metadata.strip_prefix("1.").and_then(Self::read_rows);
-        let accepted = Self::accepted(batch);
-        rows.map_or(accepted, |(hash, ids)| Self { batch, hash, ids })
-    }
-
     fn rows(&self) -> String {
         format!("{}.{}", BASE64.encode(self.hash.0), BASE64.encode(distances(&self.ids)))
     }
@@ -86,9 +70,9 @@ impl Mark {
     }
 }
 
-/// The number of these ids, ascending, that fit into the metadata of one batch.
+/// The number of these ids, ascending, that fit into one mark.
 pub(super) fn fitting(ids: &[i64]) -> usize {
-    let room = (MAX_METADATA - PREFIX) * 3 / 4;
+    let room = IDS_ROOM * 3 / 4;
     let mut size = 0;
     let mut last = 0;
     ids.iter()
@@ -233,13 +217,6 @@ mod tests {
     }
 
     #[test]
-    fn foreign_metadata_says_nothing_of_the_rows() {
-        for metadata in ["", "1", "2.AAAAAAAAAAAAAAAAAAAAAA.", "1.AAAA.AAAA"] {
-            assert_eq!(Mark::of_offset(41, metadata), Mark::accepted(41), "{metadata}");
-        }
-    }
-
-    #[test]
     fn a_thousand_rows_written_without_long_gaps_fit_into_one_batch() {
         let ids: Vec<i64> = (0..1_000).map(|place| (1 << 40) + place * 1_000).collect();
         assert_eq!(fitting(&ids), 1_000);
@@ -253,9 +230,6 @@ mod tests {
             prop_assert!(fitting >= ids.len().min(500));
             ids.truncate(fitting);
             let mark = Mark { batch: 3, hash: Hash::of([]), ids };
-            let metadata = mark.metadata();
-            prop_assert!(metadata.len() <= MAX_METADATA, "{}", metadata.len());
-            prop_assert_eq!(Mark::of_offset(3, &metadata), mark.clone());
             prop_assert_eq!(Mark::read(mark.text().as_bytes()), Some(mark));
         }
     }

@@ -1,11 +1,10 @@
-//! Where Kafka keeps the relay's mark: as the last record of a compacted topic, which outlasts any pause. Releases before that kept
-//! it as offset and metadata of a consumer group, which Kafka forgets after seven idle days. The mark is still written there too,
-//! in the same transaction, so that such a release can take over; whichever of both is later counts.
+//! Where Kafka keeps the relay's mark: as the last record of a compacted topic, which outlasts any pause. An offset of a consumer
+//! group would be forgotten after seven idle days, and costs each transaction two more round trips and three writes to disk.
 
 use std::time::{Duration, Instant};
 
-use holdfast_schemas::topics::{RELAY_MARK, RELAY_STATE};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use holdfast_schemas::topics::RELAY_MARK;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::BaseRecord;
@@ -13,11 +12,11 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::batch::Mark;
 use crate::config;
-use crate::kafka::{self, Remarks};
+use crate::kafka::{self, Remarks, is_of_the_group};
 use crate::transience::{self, Fault};
 
-/// The group whose committed offset is the mark of older releases; it never has members.
-pub(super) const GROUP: &str = "holdfast.relay";
+/// The client library demands a group's name of every consumer; nothing is committed for it, and it never has members.
+const GROUP: &str = "holdfast.relay";
 /// The opaque of the mark's record. Those of a batch have their places in it.
 pub(super) const OPAQUE: usize = usize::MAX;
 
@@ -28,15 +27,8 @@ const KEY: &[u8] = b"outbox";
 /// away.
 const TAIL: i64 = 100;
 
-/// What Kafka has.
-pub(super) struct Committed {
-    pub mark: Option<Mark>,
-    /// What it takes to commit the group's offset.
-    pub group: ConsumerGroupMetadata,
-}
-
 /// The mark that Kafka has. A transaction that a predecessor left open must have ended.
-pub(super) fn committed(config: &config::Kafka, patience: Duration) -> Result<Committed, Error> {
+pub(super) fn committed(config: &config::Kafka, patience: Duration) -> Result<Option<Mark>, Error> {
     let mut settings = kafka::client(config);
     settings
         .set("group.id", GROUP)
@@ -44,19 +36,8 @@ pub(super) fn committed(config: &config::Kafka, patience: Duration) -> Result<Co
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true");
     let consumer = kafka::looker(&settings, Remarks::new(config)).map_err(Error::Client)?;
-    for topic in [RELAY_MARK, RELAY_STATE] {
-        must_exist(&consumer, topic, patience)?;
-    }
-    let on_topic = last(&consumer, patience)?;
-    let in_group = offset(&consumer, patience)?;
-    let group = consumer
-        .group_metadata()
-        .ok_or(KafkaError::Canceled)
-        .map_err(Error::read(RELAY_STATE))?;
-    Ok(Committed {
-        mark: later(on_topic, in_group),
-        group,
-    })
+    must_exist(&consumer, patience)?;
+    last(&consumer, patience)
 }
 
 /// The record of a mark.
@@ -67,36 +48,19 @@ pub(super) fn record(text: &str) -> BaseRecord<'_, [u8], [u8], usize> {
         .payload(text.as_bytes())
 }
 
-/// The offset and metadata of a mark.
-pub(super) fn offsets(mark: &Mark) -> Result<TopicPartitionList, KafkaError> {
-    let mut offsets = TopicPartitionList::new();
-    let mut partition = offsets.add_partition(RELAY_STATE, PARTITION);
-    partition.set_offset(Offset::Offset(mark.batch))?;
-    partition.set_metadata(mark.metadata());
-    Ok(offsets)
-}
-
-/// An older release may have worked since the topic's mark, but never without the group's.
-fn later(on_topic: Option<Mark>, in_group: Option<Mark>) -> Option<Mark> {
-    match (on_topic, in_group) {
-        (Some(topic), Some(group)) if group.batch > topic.batch => Some(group),
-        (topic, group) => topic.or(group),
-    }
-}
-
-fn must_exist(consumer: &BaseConsumer<Remarks>, topic: &'static str, patience: Duration) -> Result<(), Error> {
+fn must_exist(consumer: &BaseConsumer<Remarks>, patience: Duration) -> Result<(), Error> {
     let metadata = consumer
-        .fetch_metadata(Some(topic), patience)
-        .map_err(Error::read(topic))?;
+        .fetch_metadata(Some(RELAY_MARK), patience)
+        .map_err(Error::Read)?;
     let exists = metadata.topics().iter().any(|found| !found.partitions().is_empty());
-    if exists { Ok(()) } else { Err(Error::NoTopic(topic)) }
+    if exists { Ok(()) } else { Err(Error::NoTopic) }
 }
 
 /// The topic's last record.
 fn last(consumer: &BaseConsumer<Remarks>, patience: Duration) -> Result<Option<Mark>, Error> {
     let (earliest, end) = consumer
         .fetch_watermarks(RELAY_MARK, PARTITION, patience)
-        .map_err(Error::read(RELAY_MARK))?;
+        .map_err(Error::Read)?;
     let tail = earliest.max(end - TAIL);
     match last_from(consumer, tail, patience)? {
         None if tail > earliest => last_from(consumer, earliest, patience),
@@ -105,7 +69,7 @@ fn last(consumer: &BaseConsumer<Remarks>, patience: Duration) -> Result<Option<M
 }
 
 fn last_from(consumer: &BaseConsumer<Remarks>, first: i64, patience: Duration) -> Result<Option<Mark>, Error> {
-    let failed = Error::read(RELAY_MARK);
+    let failed = Error::Read;
     let mut assignment = TopicPartitionList::new();
     assignment
         .add_partition_offset(RELAY_MARK, PARTITION, Offset::Offset(first))
@@ -126,9 +90,10 @@ fn last_from(consumer: &BaseConsumer<Remarks>, first: i64, patience: Duration) -
                     Some((offset, None)) => Err(Error::Foreign { offset }),
                 };
             }
+            Some(Err(error)) if is_of_the_group(&error) => {}
             // What only an operator mends, such as a right, is told at once.
             Some(Err(error)) if (error.rdkafka_error_code()).map(transience::kafka) == Some(Fault::Setting) => {
-                return Err(Error::read(RELAY_MARK)(error));
+                return Err(Error::Read(error));
             }
             Some(Err(error)) => tracing::debug!(%error, "reading {RELAY_MARK} goes on"),
             None => {}
@@ -137,38 +102,22 @@ fn last_from(consumer: &BaseConsumer<Remarks>, first: i64, patience: Duration) -
     Err(Error::Silent(patience))
 }
 
-/// What the group has.
-fn offset(consumer: &BaseConsumer<Remarks>, patience: Duration) -> Result<Option<Mark>, Error> {
-    let failed = Error::read(RELAY_STATE);
-    let mut wanted = TopicPartitionList::new();
-    wanted.add_partition(RELAY_STATE, PARTITION);
-    let committed = consumer.committed_offsets(wanted, patience).map_err(failed)?;
-    let mut mark = None;
-    for partition in committed.elements() {
-        partition.error().map_err(Error::read(RELAY_STATE))?;
-        if let Offset::Offset(batch) = partition.offset() {
-            mark = Some(Mark::of_offset(batch, partition.metadata()));
-        }
-    }
-    Ok(mark)
-}
-
 /// Why the mark cannot be read or written. It is never a row's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Kafka does not tell the one from the other.
     #[error(
-        "there is no topic {0}, where the relay keeps its mark, or the relay is not authorized to READ it: `holdfast register` makes it, \
-         deploy/kafka/acls gives the right"
+        "there is no topic {RELAY_MARK}, where the relay keeps its mark, or the relay is not authorized to READ it: `holdfast register` \
+         makes it, deploy/kafka/acls gives the right"
     )]
-    NoTopic(&'static str),
-    #[error("cannot read the relay's mark on the topic {topic}")]
-    Read { topic: &'static str, source: KafkaError },
+    NoTopic,
+    #[error("cannot read the relay's mark on the topic {RELAY_MARK}")]
+    Read(#[source] KafkaError),
     #[error(
-        "Kafka refuses the relay's mark on the topic {topic}: let `holdfast register` compare it with what is wanted, and the \
+        "Kafka refuses the relay's mark on the topic {RELAY_MARK}: let `holdfast register` compare it with what is wanted, and the \
          relay read and write it"
     )]
-    Refused { topic: &'static str, source: KafkaError },
+    Refused(#[source] KafkaError),
     #[error("the record {RELAY_MARK}/0/{offset} is no mark that this release can read: did a newer one write it?")]
     Foreign { offset: i64 },
     #[error("nothing came of the topic {RELAY_MARK} for {0:?}")]
@@ -181,59 +130,15 @@ impl Error {
     /// The fault, which decides whether the next session may mend it.
     pub(super) fn fault(&self) -> Fault {
         match self {
-            Self::Read { source, .. } => source.rdkafka_error_code().map_or(Fault::Unknown, transience::kafka),
+            Self::Read(source) => source.rdkafka_error_code().map_or(Fault::Unknown, transience::kafka),
             Self::Silent(_) => Fault::Server,
-            Self::NoTopic(_) | Self::Refused { .. } | Self::Foreign { .. } | Self::Client(_) => Fault::Setting,
+            Self::NoTopic | Self::Refused(_) | Self::Foreign { .. } | Self::Client(_) => Fault::Setting,
         }
-    }
-
-    fn read(topic: &'static str) -> impl FnOnce(KafkaError) -> Self {
-        move |source| Self::Read { topic, source }
     }
 
     /// A mark's record that was not delivered, if Kafka will not take it later either.
     pub(super) fn of_record(code: RDKafkaErrorCode) -> Option<Self> {
-        matches!(transience::kafka(code), Fault::Destination | Fault::Content).then_some(Self::Refused {
-            topic: RELAY_MARK,
-            source: KafkaError::MessageProduction(code),
-        })
-    }
-
-    /// A group's offset that could not be sent, if Kafka will not take it later either.
-    pub(super) fn of_offset(error: KafkaError) -> Result<Self, KafkaError> {
-        let fault = error.rdkafka_error_code().map(transience::kafka);
-        match matches!(fault, Some(Fault::Destination | Fault::Content | Fault::Setting)) {
-            true => Ok(Self::Refused {
-                topic: RELAY_STATE,
-                source: error,
-            }),
-            false => Err(error),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::batch::Hash;
-    use super::*;
-
-    #[test]
-    fn the_later_mark_counts_wherever_it_lies() {
-        let mark = |batch| Mark {
-            batch,
-            hash: Hash::of([]),
-            ids: vec![batch],
-        };
-        let found =
-            |topic: Option<i64>, group: Option<i64>| later(topic.map(mark), group.map(mark)).map(|mark| mark.batch);
-        assert_eq!(found(None, None), None);
-        assert_eq!(found(Some(3), None), Some(3));
-        assert_eq!(found(None, Some(3)), Some(3), "an older release has worked so far");
-        assert_eq!(
-            found(Some(3), Some(5)),
-            Some(5),
-            "an older release has worked in between"
-        );
-        assert_eq!(found(Some(5), Some(3)), Some(5));
+        matches!(transience::kafka(code), Fault::Destination | Fault::Content)
+            .then_some(Self::Refused(KafkaError::MessageProduction(code)))
     }
 }

@@ -8,8 +8,8 @@
 //! One relay works at a time: an advisory lock elects it. The transactional id keeps the outcomes safe even if two believe
 //! that they hold it: Kafka then fences the older.
 //!
-//! Batches are as large as the path is busy: the next batch gathers for 2 ms per row of the last one, at most 200 ms, so
-//! that transactions become fewer, not smaller. After a single row nothing waits.
+//! Batches are as large as the path is busy: the next one gathers while Kafka writes and marks the last. Waiting by the clock
+//! beyond that (2 ms per row, at most 200 ms) made batches larger and the path no faster.
 //!
 //! The relay does its SQL on the connection that holds its lock. A connection that is lost, and a frozen process whose
 //! session the server ends after 20 s, lose the lock with it; the next session compares Kafka and the database anew. A
@@ -33,7 +33,6 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::mark::GROUP;
 use self::movement::Movement;
 use self::session::{ProducerSession, Step, Trouble};
 use crate::config::{self, Config};
@@ -149,11 +148,6 @@ async fn report(
     }
 }
 
-/// Gathering time of the next batch for each row of the last one. A batch costs Kafka and the database much the same whatever
-/// its size: the busier the path, the fewer and larger batches become.
-const PACE_PER_ROW: Duration = Duration::from_millis(2);
-/// Most latency that gathering adds.
-const LONGEST_PACE: Duration = Duration::from_millis(200);
 /// Longest wait of an idle relay for a notification, before it reads the outbox by itself.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -255,8 +249,10 @@ impl Relay {
         let mut session = ProducerSession::open(self, leadership)?;
         while !self.shutdown.is_cancelled() {
             match session.step(self)? {
-                Step::Worked(rows) if rows < self.limit => self.wait(pace(rows)),
-                Step::Worked(_) => {}
+                Step::Worked { rows, marked } if rows < self.limit => {
+                    self.wait(marked.saturating_duration_since(Instant::now()));
+                }
+                Step::Worked { .. } => {}
                 Step::Idle => self.wait_for_rows(),
             }
             *failures = 0;
@@ -285,12 +281,6 @@ impl Relay {
     }
 }
 
-/// Gathering time after a batch of so many rows. After a single row the path was idle: the next batch is sent at once.
-fn pace(rows: usize) -> Duration {
-    let more = u32::try_from(rows.saturating_sub(1)).unwrap_or(u32::MAX);
-    PACE_PER_ROW.saturating_mul(more).min(LONGEST_PACE)
-}
-
 /// The reason why the relay stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -300,9 +290,8 @@ pub enum Error {
     )]
     BackInTime { database: i64, kafka: i64 },
     #[error(
-        "Kafka has no mark of the relay, neither on the topic {RELAY_MARK} nor as an offset of the group {GROUP}, and the \
-         database's last batch is number {database}. Nothing was sent or deleted. Follow \
-         docs/runbook.md#kafka-has-no-mark-of-the-relay"
+        "Kafka has no mark of the relay on the topic {RELAY_MARK}, and the database's last batch is number {database}. Nothing was \
+         sent or deleted. Follow docs/runbook.md#kafka-has-no-mark-of-the-relay"
     )]
     NoMark { database: i64 },
     #[error("cannot make the relay's Kafka clients")]

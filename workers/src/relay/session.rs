@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig};
@@ -26,11 +25,15 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// transaction after 10 s.
 const PATIENCE: Duration = Duration::from_secs(12);
 
+/// Kafka answers a commit before it has marked each partition of the transaction, which is one more record on each. A transaction
+/// that begins meanwhile is turned away, and the client library comes back 20 ms later. Marking takes no longer than writing did,
+/// so the next batch gathers for as long, and at most for this.
+const LONGEST_MARKING: Duration = Duration::from_millis(50);
+
 pub(super) struct ProducerSession<'a> {
     /// Every statement is sent on the lock's connection.
     leadership: &'a mut Leadership,
     producer: Producer,
-    group: ConsumerGroupMetadata,
     /// Number of the last batch, the same in Kafka and in the database.
     batch: i64,
 }
@@ -38,8 +41,12 @@ pub(super) struct ProducerSession<'a> {
 /// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// This many rows left the outbox, or the search for a refused row made progress.
-    Worked(usize),
+    /// A batch left the outbox, of so many rows, or the search for a refused row made progress. Kafka marks its transaction until
+    /// about then.
+    Worked {
+        rows: usize,
+        marked: Instant,
+    },
     Idle,
 }
 
@@ -56,13 +63,12 @@ impl<'a> ProducerSession<'a> {
     pub(super) fn begin_with(relay: &Relay, leadership: &'a mut Leadership) -> Result<(Self, Option<Mark>), Trouble> {
         let producer = producer(relay)?;
         persist(relay, || producer.init_transactions(ANSWER)).map_err(doing(&producer, "starting transactions"))?;
-        let mark::Committed { mark, group } = mark::committed(&relay.settings.kafka, PATIENCE)?;
+        let mark = mark::committed(&relay.settings.kafka, PATIENCE)?;
         let batch = leadership.ask(async |connection| outbox::batch(connection).await);
         let batch = relay.runtime.block_on(batch)?;
         let session = Self {
             leadership,
             producer,
-            group,
             batch,
         };
         Ok((session, mark))
@@ -83,7 +89,6 @@ impl<'a> ProducerSession<'a> {
         self.begin()?;
         kafka::send(&self.producer, mark::record(&mark.text())).map_err(self.doing("producing a mark"))?;
         self.not_refused(&self.acknowledged()?)?;
-        self.send_offset(relay, &mark)?;
         self.commit(relay).map_err(self.doing("committing a mark"))
     }
 
@@ -102,6 +107,7 @@ impl<'a> ProducerSession<'a> {
         if let Some(refusal) = self.publish(relay, &rows)? {
             return self.refuse(relay, &rows, &refusal);
         }
+        let marked = Instant::now() + selected.elapsed().min(LONGEST_MARKING);
         for row in &rows {
             relay.metrics.took(Stage::Written, row.age);
             relay.metrics.took(Stage::Relayed, selected.elapsed().as_secs_f64());
@@ -116,7 +122,10 @@ impl<'a> ProducerSession<'a> {
         relay.metrics.relay_rows.inc_by(rows.len() as u64);
         relay.metrics.relay_batch_rows.observe(rows.len() as f64);
         relay.metrics.relay_batch_seconds.observe(start.elapsed().as_secs_f64());
-        Ok(Step::Worked(rows.len()))
+        Ok(Step::Worked {
+            rows: rows.len(),
+            marked,
+        })
     }
 
     fn select(&mut self, relay: &Relay) -> Result<Vec<Row>, Trouble> {
@@ -146,11 +155,6 @@ impl<'a> ProducerSession<'a> {
             return self.publish(relay, rows);
         }
         crash::here(Point::RelayProduced);
-        self.send_offset(relay, &mark)?;
-        if crash::again(Point::RelayOffsetsSent) {
-            self.send_offset(relay, &mark)?;
-        }
-        crash::here(Point::RelayOffsetsSent);
         match self.commit(relay) {
             Ok(()) => Ok(None),
             Err(error) => match KafkaRefusal::of_transaction(&error) {
@@ -201,7 +205,7 @@ impl<'a> ProducerSession<'a> {
     /// Waits until every record that was sent is delivered or failed; those that failed.
     fn acknowledged(&self) -> Result<Vec<FailedDelivery>, Trouble> {
         let deliveries = self.producer.context();
-        let drained = deliveries.drain(PATIENCE);
+        let drained = kafka::drain(&self.producer, PATIENCE);
         let failures = deliveries.take_failed();
         match drained {
             Drained::InFlight if failures.is_empty() => Err(Trouble::Unacknowledged),
@@ -223,17 +227,6 @@ impl<'a> ProducerSession<'a> {
     /// An error of this step, with what the client has heard besides: it names only there what ended a transaction.
     fn doing(&self, step: &'static str) -> impl FnOnce(KafkaError) -> Trouble {
         doing(&self.producer, step)
-    }
-
-    fn send_offset(&self, relay: &Relay, mark: &Mark) -> Result<(), Trouble> {
-        let offsets = mark::offsets(mark).map_err(self.doing("committing the mark's offset"))?;
-        let sent = persist(relay, || {
-            self.producer.send_offsets_to_transaction(&offsets, &self.group, ANSWER)
-        });
-        sent.map_err(|error| match mark::Error::of_offset(error) {
-            Ok(refused) => refused.into(),
-            Err(error) => self.doing("committing the mark's offset")(error),
-        })
     }
 
     fn commit(&mut self, relay: &Relay) -> KafkaResult<()> {
@@ -286,17 +279,19 @@ impl<'a> ProducerSession<'a> {
             relay.limit = relay.settings.relay.batch;
         }
         self.abort(relay)?;
-        Ok(Step::Worked(0))
+        Ok(Step::Worked {
+            rows: 0,
+            marked: Instant::now(),
+        })
     }
 
     fn abort(&self, relay: &Relay) -> Result<(), Trouble> {
         // An abort with records in flight would wait for them in vain.
         self.producer.purge(PurgeConfig::default().queue().inflight());
-        let deliveries = self.producer.context();
-        if deliveries.drain(PATIENCE) == Drained::InFlight {
+        if kafka::drain(&self.producer, PATIENCE) == Drained::InFlight {
             return Err(Trouble::Unacknowledged);
         }
-        deliveries.take_failed();
+        self.producer.context().take_failed();
         persist(relay, || self.producer.abort_transaction(ANSWER)).map_err(self.doing("aborting a batch"))
     }
 }
