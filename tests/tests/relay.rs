@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use holdfast::store::outbox::Choice;
 use holdfast_schemas::topics;
 use holdfast_tests::kit::proxy::Proxy;

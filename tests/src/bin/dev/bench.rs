@@ -8,9 +8,11 @@
 mod aged;
 mod checkout;
 mod cost;
+mod engine;
 mod noop;
 mod rates;
 mod report;
+mod seeds;
 mod tls;
 mod workload;
 
@@ -49,6 +51,8 @@ pub(crate) struct Arguments {
 enum Measurement {
     /// As uniform, on a stack whose every door is locked, beside the open one
     Tls,
+    /// As uniform, beside a handler that reads and writes in journalled steps, with an outbox and a relay; and its latency by rate
+    Seeds,
     /// Each event on a ticket of its own
     Distinct,
     /// Requested and released in turn over 2,000 tickets, and the memory meanwhile
@@ -89,6 +93,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     if wanted(Measurement::Tls) {
         bench.tls(&run).await?;
+    }
+    if wanted(Measurement::Seeds) {
+        bench.seeds(&run).await?;
     }
     if wanted(Measurement::Distinct) {
         let workload = |name| Workload::new(name, scaled(20_000), scaled(20_000));

@@ -3,26 +3,23 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::ensure;
 use bytes::Bytes;
 use holdfast_tests::kit::{Stack, until};
 use holdfast_tests::load::{Pace, Producer};
 use restate_sdk::prelude::*;
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::engine::Engine;
 use super::workload::Workload;
 
-const CLUSTER: &str = "noop";
 const PARTITIONS: i32 = 8;
 const DRAINED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Serves the object `Noop` from this process.
 pub(super) struct Noop {
     calls: Arc<Mutex<Calls>>,
-    client: reqwest::Client,
+    engine: Engine,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -51,22 +48,11 @@ impl Object {
 impl Noop {
     pub(super) async fn serve(stack: &Stack) -> anyhow::Result<Noop> {
         let calls = Arc::new(Mutex::new(Calls::default()));
-        let address = format!("127.0.0.1:{}", stack.ports.get("noop")?);
         let object = Object {
             calls: Arc::clone(&calls),
         };
-        let server = HttpServer::new(Endpoint::builder().bind(object).build());
-        let listener = TcpListener::bind(&address).await?;
-        tokio::spawn(server.serve_with_cancel(listener, std::future::pending::<()>()));
-        let noop = Noop {
-            calls,
-            client: reqwest::Client::new(),
-        };
-        noop.create(stack, "deployments", &json!({ "uri": format!("http://{address}") }))
-            .await?;
-        let cluster = json!({ "name": CLUSTER, "properties": { "bootstrap.servers": stack.kafka.bootstrap() } });
-        noop.create(stack, "kafka-clusters", &cluster).await?;
-        Ok(noop)
+        let engine = Engine::serve(stack, "noop", Endpoint::builder().bind(object).build()).await?;
+        Ok(Noop { calls, engine })
     }
 
     /// Events per second, from the first call to the last.
@@ -79,12 +65,7 @@ impl Noop {
         let mut producer = Producer::new(&stack.kafka, &workload.name)?;
         producer.send_all(workload.events(), Pace::FullSpeed).await?;
         *self.calls() = Calls::default();
-        let subscription = json!({
-            "source": format!("kafka://{CLUSTER}/{}", workload.name),
-            "sink": "service://Noop/apply",
-            "options": { "auto.offset.reset": "earliest", "group.id": workload.name, "session.timeout.ms": "6000" },
-        });
-        let subscription = self.create(stack, "subscriptions", &subscription).await?;
+        let subscription = self.engine.subscribe(&workload.name, "Noop/apply").await?;
         let took = until("the no-op handler has seen every event", DRAINED_WITHIN, async || {
             let calls = *self.calls();
             match calls.first_and_last {
@@ -93,22 +74,11 @@ impl Noop {
             }
         })
         .await?;
-        let path = format!("subscriptions/{}", subscription["id"].as_str().unwrap_or_default());
-        let deleted = self.client.delete(format!("{}/{path}", stack.restate.admin())).send();
-        deleted.await?.error_for_status()?;
+        self.engine.unsubscribe(subscription).await?;
         Ok(workload.events as f64 / took.as_secs_f64())
     }
 
     fn calls(&self) -> std::sync::MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn create(&self, stack: &Stack, path: &str, what: &Value) -> anyhow::Result<Value> {
-        let request = self.client.post(format!("{}/{path}", stack.restate.admin())).json(what);
-        let response = request.send().await?;
-        let status = response.status();
-        let body = response.text().await?;
-        ensure!(status.is_success(), "{path}: {status}: {body}");
-        Ok(serde_json::from_str(&body)?)
     }
 }
