@@ -1100,10 +1100,14 @@ impl<'a> Shop<'a> {
     }
 }
 
+/// A setting without a value is taken away.
 fn dress<'a>(launch: Launch<'a>, environment: &[(String, String)]) -> Launch<'a> {
     environment
         .iter()
-        .fold(launch, |launch, (name, value)| launch.env(name, value))
+        .fold(launch, |launch, (name, value)| match value.as_str() {
+            "" => launch.without(name),
+            value => launch.env(name, value),
+        })
 }
 
 /// Lists tickets at a price in cents of EUR, and waits until they are.
@@ -1164,7 +1168,7 @@ pub(crate) fn reason(reply: &Value) -> String {
         .to_owned()
 }
 
-async fn look(kit: &Kit, user: &str, handler: &str) -> anyhow::Result<Value> {
+pub(crate) async fn look(kit: &Kit, user: &str, handler: &str) -> anyhow::Result<Value> {
     let path = format!("User/{}/{handler}", user.replace('/', "%2F"));
     let response = kit.stack.restate.look(&path).await?;
     Ok(response.error_for_status()?.json().await?)

@@ -2,15 +2,18 @@
 //! to write to them again and again.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
 
 use anyhow::{Context, ensure};
+use holdfast::crash::Point;
 use holdfast_schemas::{OutcomeData, UserOutcome, outcomes};
 use holdfast_tests::kit::smtp::Sink;
 use holdfast_tests::kit::{Kit, until};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use sqlx::PgPool;
 
-use crate::checkout::{CARD, DECLINED, Shop, check_out, ends, fill, sold};
+use crate::checkout::{CARD, DECLINED, Shop, check_out, ends, fill, look, sold};
 use crate::mail::{becomes, buy, of, open_with, the_mail};
 use crate::support::{DEADLINE, clean, event, pay, told_of};
 use crate::users::{call, registered, view};
@@ -20,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_name_or_an_order_that_looks_like_a_link_does_not_stand_in_a_mail,
     mails_about_failures_are_limited_for_each_user_and_hour,
     an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought,
+    an_erasure_empties_the_cart_once_however_often_it_comes,
     a_name_is_emptied_by_kafka_and_by_http_and_mails_greet_without_it,
     the_page_on_personal_data_names_every_column,
 ];
@@ -200,6 +204,55 @@ fn an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought(kit: &Kit) -> an
         let log = std::fs::read_to_string(shop.worker.log())?;
         ensure!(!log.contains(PERSONAL), "{}", shop.worker.last_words());
         tokio::join!(main.close(), loyalty.close());
+        clean(kit).await?;
+        shop.close().await
+    })
+}
+
+fn an_erasure_empties_the_cart_once_however_often_it_comes(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let mut shop = Shop::open(kit, "privacy/cart").await?;
+        let (user, tickets) = (shop.user.clone(), shop.tickets(3).await?);
+        let put = async |ticket: usize| fill(kit, &user, &tickets[ticket..=ticket], Some(3_600)).await;
+        let has = async |expected: &[&str]| {
+            until(&format!("{expected:?} are in the cart"), DEADLINE, async || {
+                let cart = look(kit, &user, "cart").await?;
+                let there = cart["tickets"].as_array().into_iter().flatten();
+                let there: Vec<_> = there.filter_map(|item| item["ticket"].as_str()).collect();
+                ensure!(there == expected, "{cart}");
+                Ok(())
+            })
+            .await
+        };
+        // The worker that has committed the erasure dies before the cart is empty: its successor empties it.
+        put(0).await?;
+        shop.worker.kill()?;
+        let erasure = event(&shop.id("erasure"), &user, "user.erased", json!({}));
+        pay(kit, std::slice::from_ref(&erasure)).await?;
+        let dying = shop.launch("run").env("HOLDFAST_CRASH", Point::ServeWritten.name());
+        shop.worker = dying.spawn()?;
+        let status = shop.worker.wait(DEADLINE).await?;
+        ensure!(status.signal() == Some(Signal::SIGABRT as i32), "{status}");
+        shop.worker = shop.launch("run").start().await?;
+        told_of::<UserOutcome>(kit, &user, 2).await?;
+        has(&[]).await?;
+        // It comes again late, and something after it.
+        put(1).await?;
+        let to = json!({ "to": { "language": "de" } });
+        let changed = event(&shop.id("changed"), &user, "profile.changed", to);
+        pay(kit, &[erasure, changed]).await?;
+        told_of::<UserOutcome>(kit, &user, 3).await?;
+        has(&[&tickets[1]]).await?;
+        // By HTTP likewise.
+        let key = [("idempotency-key", "privacy-cart")];
+        let erase = async || call(kit, &key, "Account", &user, "erase", &json!({})).await;
+        let (status, reply) = erase().await?;
+        ensure!(status == 200, "{status}: {reply}");
+        has(&[]).await?;
+        put(2).await?;
+        let again = erase().await?;
+        ensure!(again == (200, reply.clone()), "{again:?}");
+        has(&[&tickets[2]]).await?;
         clean(kit).await?;
         shop.close().await
     })

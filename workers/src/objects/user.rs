@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_schemas::{
-    CheckoutId, Email, HoldId, Language, List, Name, OutcomeData, RefusalReason, Reply, TicketId, TicketOutcome,
-    UserEvent, UserId, UserRefusalReason, events, hold_id, number, outcomes,
+    CheckoutId, Email, EventId, HoldId, Language, List, Name, OutcomeData, RefusalReason, Reply, Source, TicketId,
+    TicketOutcome, UserEvent, UserId, UserRefusalReason, events, hold_id, number, outcomes,
 };
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
@@ -32,7 +32,7 @@ use crate::store::buying;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::idempotency::Once;
 use crate::store::together::{self, Together};
-use crate::store::{self, Answer, Committer, PgPool, Unit, Work, checkouts};
+use crate::store::{self, Answer, Committer, PgPool, Unit, Work, checkouts, idempotency};
 
 /// The handlers of one user, which Restate runs one after the other.
 pub(super) struct User {
@@ -89,7 +89,7 @@ struct NotHeld {
 }
 
 // Each handler is one write that may be repeated, and a change of the cart's state; only handlers that wait for answers of other
-// objects have steps that a journal must remember (`STEPWISE`).
+// objects have steps that a journal must remember (`STEPWISE`), beside the one of an erasure.
 #[restate_sdk::object(name = "User", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl User {
     /// Applies a delivery from Kafka: events of one user that the gate gathered, or one event straight from a public topic.
@@ -286,15 +286,31 @@ impl User {
                     answers.push(add_credits(loyalty, &unit(), attempt, &self.metrics).await?);
                 }
                 _ => {
+                    let erases_anew = self.erases_anew(ctx, work).await?;
                     answers.extend(self.committer.commit(unit()).await.map_err(retryable)?);
-                    // Also by a repeat: the first try may have died before this.
-                    if work.iter().any(erases) {
+                    if erases_anew {
                         ctx.clear(CART);
                     }
                 }
             }
         }
         Ok(answers)
+    }
+
+    /// Whether the user is to be erased by an event that had not come before. The journal remembers it: a try that died between the
+    /// commit and the end of the cart finds the event known, and so does a late repeat, which must leave a newer cart alone.
+    async fn erases_anew(&self, ctx: &ObjectContext<'_>, work: &[Work<domain::User>]) -> HandlerResult<bool> {
+        let erasures: Vec<_> = work.iter().filter_map(erasure).collect();
+        if erasures.is_empty() {
+            return Ok(false);
+        }
+        let known = ctx.run(|| self.are_known(&erasures)).name("erased before").await?;
+        Ok(!known.into_inner())
+    }
+
+    async fn are_known(&self, events: &[(&Source, &EventId)]) -> HandlerResult<Json<bool>> {
+        let known = idempotency::are_known(&self.pool, events).await;
+        known.map(Json).map_err(failed(&self.metrics))
     }
 
     fn is_plain(&self, work: &Work<domain::User>) -> bool {
@@ -433,8 +449,14 @@ impl HeldTogether {
     }
 }
 
-fn erases(work: &Work<domain::User>) -> bool {
-    matches!(work, Work::Event(event) | Work::Request(event) if matches!(event.data, UserEvent::UserErased(_)))
+/// Source and id of an event that erases the user.
+fn erasure(work: &Work<domain::User>) -> Option<(&Source, &EventId)> {
+    match work {
+        Work::Event(event) | Work::Request(event) if matches!(event.data, UserEvent::UserErased(_)) => {
+            Some((&event.source, &event.id))
+        }
+        _ => None,
+    }
 }
 
 /// Commits one event that adds credits, also for the Account object, which gets those by HTTP. `attempt` must be new.

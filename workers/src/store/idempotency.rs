@@ -51,6 +51,19 @@ pub(super) async fn read(
         .collect())
 }
 
+/// Whether all of these events, each with its source, have their answers.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn are_known(pool: &PgPool, events: &[(&Source, &EventId)]) -> Result<bool, Error> {
+    let sources: Vec<_> = events.iter().map(|(source, _)| source.as_str()).collect();
+    let ids: Vec<_> = events.iter().map(|(_, id)| id.as_str()).collect();
+    let known = on_session(pool, Error::Read, async |session| read(session, &sources, &ids).await).await?;
+    let is_known =
+        |(source, id): &(&Source, &EventId)| known.contains_key(&(source.as_str().to_owned(), id.as_str().to_owned()));
+    Ok(events.iter().all(is_known))
+}
+
 /// The answer to a request that is recorded as a whole; `None` when there is no record yet.
 pub(super) async fn find<R: DeserializeOwned>(pool: &PgPool, request: &Whole<'_>) -> Result<Option<Once<R>>, Error> {
     let (source, id) = (request.source.as_str(), request.id.as_str());
