@@ -4,15 +4,17 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
+use futures::{StreamExt, TryStreamExt, stream};
 use holdfast::objects::PRIVATE;
 use holdfast_schemas::{UserOutcome, topics};
 use holdfast_tests::kit::certs::Authority;
 use holdfast_tests::kit::identity::Identity;
 use holdfast_tests::kit::nginx::Site;
 use holdfast_tests::kit::process::lock;
+use holdfast_tests::kit::smtp::Sink;
 use holdfast_tests::kit::tls_front::TlsFront;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, Nginx, Server, checkout, until};
@@ -41,6 +43,7 @@ pub(crate) const TESTS: &[Test] = tests![
     calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs,
     an_engine_behind_tls_and_a_token_is_reached_and_each_wrong_wire_is_named,
     the_engine_calls_serve_over_tls,
+    a_wire_on_which_the_engine_cannot_call_serve_is_named,
     provider_and_mail_server_are_reached_by_tls_and_each_wrong_wire_is_named,
     a_port_answers_others_whatever_idle_slow_or_endless_callers_do,
     a_renewed_certificate_is_shown_without_a_restart,
@@ -365,7 +368,12 @@ fn calls_that_the_engine_has_not_signed_are_refused_before_a_handler_runs(kit: &
 }
 
 /// What `serve` answers to a call by HTTP/2 that is signed like this.
-async fn calls(kit: &Kit, path: &str, scheme: Option<&str>, signature: Option<String>) -> anyhow::Result<u16> {
+pub(crate) async fn calls(
+    kit: &Kit,
+    path: &str,
+    scheme: Option<&str>,
+    signature: Option<String>,
+) -> anyhow::Result<u16> {
     let address = format!("127.0.0.1:{}", kit.stack.ports.get("serve")?);
     let stream = TokioIo::new(TcpStream::connect(&address).await?);
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
@@ -388,13 +396,16 @@ async fn calls(kit: &Kit, path: &str, scheme: Option<&str>, signature: Option<St
 
 const TOKEN: &str = "sesame-of-the-engine";
 
-/// nginx before the engine: its addresses with TLS, and two of the admin API that nobody should trust.
+/// nginx before the engine: its addresses with TLS, and some that nobody should trust.
 struct Front {
     nginx: Server<Nginx>,
     admin: String,
     ingress: String,
     expired: String,
     other: String,
+    strange: String,
+    /// The ingress, with another token.
+    other_token: String,
 }
 
 impl Front {
@@ -404,25 +415,33 @@ impl Front {
         let good = stack.authority.sign("engine", &names)?.write(&folder, "engine")?;
         let expired = stack.authority.sign_expired("engine", &names)?;
         let other = stack.authority.sign("other", &["other.example"])?;
+        let strange = Authority::new("A stranger")?.sign("strange", &names)?;
         let (admin, ingress) = (stack.restate.admin(), stack.restate.ingress());
         let sites = [
-            ("nginx-admin", good.clone(), admin.clone()),
-            ("nginx-ingress", good, ingress),
-            ("nginx-expired", expired.write(&folder, "expired")?, admin.clone()),
-            ("nginx-other", other.write(&folder, "other")?, admin),
+            ("nginx-admin", good.clone(), admin.clone(), TOKEN),
+            ("nginx-ingress", good.clone(), ingress.clone(), TOKEN),
+            (
+                "nginx-expired",
+                expired.write(&folder, "expired")?,
+                admin.clone(),
+                TOKEN,
+            ),
+            ("nginx-other", other.write(&folder, "other")?, admin.clone(), TOKEN),
+            ("nginx-strange", strange.write(&folder, "strange")?, admin, TOKEN),
+            ("nginx-other-token", good, ingress, "another"),
         ];
-        let sites = sites.map(|(name, certificate, upstream)| {
+        let sites = sites.map(|(name, certificate, upstream, token)| {
             let port = stack.ports.get(name)?;
             anyhow::Ok(Site {
                 port,
                 certificate,
                 upstream,
-                token: Some(String::from(TOKEN)),
+                token: Some(String::from(token)),
             })
         });
         let sites = sites.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-        let [admin, ingress, expired, other] =
-            [0, 1, 2, 3].map(|number: usize| format!("https://localhost:{}", sites[number].port));
+        let [admin, ingress, expired, other, strange, other_token] =
+            [0, 1, 2, 3, 4, 5].map(|number: usize| format!("https://localhost:{}", sites[number].port));
         let nginx = Nginx::server(stack.folder(), sites)?;
         nginx.start().await?;
         Ok(Front {
@@ -431,6 +450,8 @@ impl Front {
             ingress,
             expired,
             other,
+            strange,
+            other_token,
         })
     }
 }
@@ -488,48 +509,55 @@ fn an_engine_behind_tls_and_a_token_is_reached_and_each_wrong_wire_is_named(kit:
     })
 }
 
-/// Each wrong wire, one at a time, ends `register` with words that name it.
+/// Each wrong wire to the admin API or the ingress, one at a time, ends `register` with words that name it.
 async fn are_named(kit: &Kit, front: &Front, right: Asked<'_>) -> anyhow::Result<()> {
+    const DEMANDS: &str = "give --restate-token";
     let strange = kit.stack.certificates().join("stranger.crt");
     std::fs::write(&strange, Authority::new("A stranger")?.certificate)?;
-    let strange = strange.display().to_string();
-    let no_tls = kit.stack.restate.admin().replace("http:", "https:");
-    let plain = front.admin.replace("https:", "http:");
+    let trusted = &strange.display().to_string();
+    let no_tls = [kit.stack.restate.admin(), kit.stack.restate.ingress()].map(|url| url.replace("http:", "https:"));
+    let plain = [&front.admin, &front.ingress].map(|url| url.replace("https:", "http:"));
     let admin = |admin| Asked { admin, ..right };
+    let ingress = |ingress| Asked { ingress, ..right };
     let token = |token| Asked { token, ..right };
-    let (trusted, ingress) = (&strange, &front.other);
-    let wrong = [
-        (token(Some("wrong")), "admin API", "give --restate-token"),
-        (token(None), "admin API", "give --restate-token"),
+    let mut wrong = vec![
+        (token(Some("wrong")), "admin API", &front.admin, DEMANDS),
+        (token(None), "admin API", &front.admin, DEMANDS),
         (
             Asked { trusted, ..right },
             "admin API",
+            &front.admin,
             "its certificate is not trusted here",
         ),
-        (
-            admin(&front.expired),
-            "admin API",
-            "its certificate is not valid at this time",
-        ),
-        (admin(&front.other), "admin API", "its certificate is for another name"),
-        (admin(&no_tls), "admin API", "it does not speak TLS"),
-        (admin(&plain), "admin API", "it speaks TLS: give https://"),
-        (
-            Asked { ingress, ..right },
-            "ingress",
-            "its certificate is for another name",
-        ),
+        (ingress(&front.other_token), "ingress", &front.other_token, DEMANDS),
     ];
-    try_join_all(wrong.map(async |(asked, which, names)| {
+    for (which, [no_tls, plain]) in [
+        ("admin API", [&no_tls[0], &plain[0]]),
+        ("ingress", [&no_tls[1], &plain[1]]),
+    ] {
+        for (url, names) in [
+            (&front.strange, "its certificate is not trusted here"),
+            (&front.expired, "its certificate is not valid at this time"),
+            (&front.other, "its certificate is for another name"),
+            (no_tls, "it does not speak TLS"),
+            (plain, "it speaks TLS: give https://"),
+        ] {
+            let asked = if which == "ingress" { ingress(url) } else { admin(url) };
+            wrong.push((asked, which, url, names));
+        }
+    }
+    let looks = wrong.into_iter().map(async |(asked, which, address, names)| {
         let output = asked.by(kit, "register").output().await?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(
-            output.status.code() == Some(1) && said.contains(names) && said.contains(which) && !said.contains(TOKEN),
-            "not {names:?}: {said}"
+            output.status.code() == Some(1)
+                && [names, which, address].iter().all(|word| said.contains(word))
+                && !said.contains(TOKEN),
+            "{which} at {address}, not {names:?}: {said}"
         );
         anyhow::Ok(())
-    }))
-    .await?;
+    });
+    stream::iter(looks).buffer_unordered(4).try_collect::<Vec<()>>().await?;
     Ok(())
 }
 
@@ -578,57 +606,147 @@ fn the_engine_calls_serve_over_tls(kit: &Kit) -> anyhow::Result<()> {
     })
 }
 
-fn provider_and_mail_server_are_reached_by_tls_and_each_wrong_wire_is_named(kit: &Kit) -> anyhow::Result<()> {
+fn a_wire_on_which_the_engine_cannot_call_serve_is_named(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "locked").start().await?;
-        let (authority, names) = (&kit.stack.authority, ["localhost"]);
-        let stranger = Authority::new("A stranger")?;
-        let plain = |url: String| url.rsplit('/').next().unwrap_or_default().to_owned();
-        let provider = plain(kit.provider.url());
-        let mail = plain(kit.stack.maildev.as_ref().context("no mail server")?.smtp());
-        for (certificate, says) in [
-            (authority.sign("front", &names)?, None),
-            (stranger.sign("front", &names)?, Some("UnknownIssuer")),
-            (authority.sign_expired("front", &names)?, Some("xpired")),
-            (authority.sign("front", &["other.example"])?, Some("not valid for name")),
+        let (authority, names) = (&kit.stack.authority, ["localhost", "127.0.0.1"]);
+        let serve = format!("127.0.0.1:{}", kit.stack.ports.get("serve")?);
+        let (mut fronts, mut cells) = (Vec::new(), Vec::new());
+        cells.push((format!("https://{serve}/"), "they do not speak TLS"));
+        for (certificate, scheme, says) in [
+            (
+                authority.sign("front", &names)?,
+                "http",
+                "if it speaks TLS, give https://",
+            ),
+            (
+                Authority::new("A stranger")?.sign("front", &names)?,
+                "https",
+                "it does not trust their certificate",
+            ),
+            (
+                authority.sign_expired("front", &names)?,
+                "https",
+                "is not valid at this time",
+            ),
+            (
+                authority.sign("front", &["other.example"])?,
+                "https",
+                "is for another name",
+            ),
         ] {
-            let provider = TlsFront::start(&certificate, provider.clone()).await?;
-            let mail = TlsFront::start(&certificate, mail.clone()).await?;
-            let urls = [
-                format!("https://localhost:{}", provider.port),
-                format!("smtps://localhost:{}", mail.port),
-            ];
-            let found = look(kit, &urls).await?;
-            match says {
-                None => {
-                    ensure!(found.is_empty(), "{found:#?}");
-                    let no_tls = urls.map(|url| url.replace("s://", "://"));
-                    named(&look(kit, &no_tls).await?, "")?;
-                }
-                Some(says) => named(&found, says)?,
-            }
+            let front = TlsFront::start(&certificate, serve.clone()).await?;
+            cells.push((format!("{scheme}://127.0.0.1:{}/", front.port), says));
+            fronts.push(front);
         }
-        let no_tls_there = [format!("https://{provider}"), format!("smtps://{mail}")];
-        named(&look(kit, &no_tls_there).await?, "")?;
+        let looks = cells.into_iter().map(|(url, says)| async move {
+            let by = |subcommand: &str| kit.stack.holdfast(subcommand, "locked").env("HOLDFAST_SERVE_URL", &url);
+            let doctor = by("doctor")
+                .arg("--json")
+                .arg("--role")
+                .arg("register")
+                .output()
+                .await?;
+            let report: Value = serde_json::from_slice(&doctor.stdout)?;
+            let checks = report["checks"].as_array().context("no checks")?.iter();
+            let wrong: Vec<_> = checks.filter(|check| check["diagnosis"] == "wrong").collect();
+            let text = |field: &str| {
+                wrong
+                    .first()
+                    .and_then(|check| check[field].as_str())
+                    .unwrap_or_default()
+            };
+            let how = text("how");
+            ensure!(
+                wrong.len() == 1
+                    && how.contains(says)
+                    && how.contains(&url)
+                    && text("mend").contains("HOLDFAST_SERVE_URL"),
+                "{url}, {says}: {wrong:#?}"
+            );
+            // What hangs up may only be starting: that is waited for.
+            if url.starts_with("https:") {
+                let output = by("register").output().await?;
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                let is_waited_for = said.contains("trying again");
+                ensure!(
+                    output.status.code() == Some(1) && said.contains(says) && said.contains(&url) && !is_waited_for,
+                    "{url}, {says}: {said}"
+                );
+            }
+            anyhow::Ok(())
+        });
+        stream::iter(looks).buffer_unordered(4).try_collect::<Vec<()>>().await?;
+        drop(fronts);
         worker.stop().await
     })
 }
 
-/// What doctor finds wrong about provider and mail server at these addresses.
-async fn look(kit: &Kit, [provider, mail]: &[String; 2]) -> anyhow::Result<Vec<Value>> {
-    let doctor = kit
-        .stack
-        .holdfast("doctor", "locked")
-        .arg("--json")
-        .arg("--role")
-        .arg("serve");
+fn provider_and_mail_server_are_reached_by_tls_and_each_wrong_wire_is_named(kit: &Kit) -> anyhow::Result<()> {
+    const UNTRUSTED: &str = "its certificate is not trusted here";
+    const OUTDATED: &str = "its certificate is not valid at this time";
+    const ANOTHERS: &str = "its certificate is for another name";
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "locked").start().await?;
+        let (authority, names) = (&kit.stack.authority, ["localhost"]);
+        let host = |url: String| url.rsplit('/').next().unwrap_or_default().to_owned();
+        let provider = host(kit.provider.url());
+        let mail = host(kit.stack.maildev.as_ref().context("no mail server")?.smtp());
+        let (mut fronts, mut sinks, mut cells) = (Vec::new(), Vec::new(), Vec::new());
+        for (certificate, says) in [
+            (authority.sign("front", &names)?, None),
+            (Authority::new("A stranger")?.sign("front", &names)?, Some(UNTRUSTED)),
+            (authority.sign_expired("front", &names)?, Some(OUTDATED)),
+            (authority.sign("front", &["other.example"])?, Some(ANOTHERS)),
+        ] {
+            let front = TlsFront::start(&certificate, provider.clone()).await?;
+            cells.push(("provider", format!("https://localhost:{}", front.port), says));
+            fronts.push(front);
+            let front = TlsFront::start(&certificate, mail.clone()).await?;
+            cells.push(("mail", format!("smtps://localhost:{}", front.port), says));
+            fronts.push(front);
+            let sink = Sink::start_locked(&certificate, "mail-sesame").await?;
+            cells.push(("mail", sink.url(), says));
+            sinks.push(sink);
+        }
+        let (by_tls, by_starttls) = (cells[1].1.clone(), cells[2].1.clone());
+        let no_tls = |url: &str| url.replace("s://", "://");
+        cells.extend([
+            // Without TLS at a port that wants it, and with TLS at one that has none.
+            ("provider", no_tls(&cells[0].1), Some("give https://")),
+            ("mail", no_tls(&by_tls), Some("smtps://")),
+            ("mail", no_tls(&by_tls) + "?tls=required", Some("smtps://")),
+            ("provider", format!("https://{provider}"), Some("it does not speak TLS")),
+            ("mail", format!("smtps://{mail}"), Some("it does not speak TLS")),
+            (
+                "mail",
+                format!("smtp://{mail}?tls=required"),
+                Some("offers no STARTTLS"),
+            ),
+            ("mail", by_starttls.replace("mail-sesame", "guess"), Some("535 to AUTH")),
+        ]);
+        let looks = cells.into_iter().map(|(part, url, says)| async move {
+            let found = look(kit, part, &url).await?;
+            is_named(&found, part, &url, says).with_context(|| url)
+        });
+        stream::iter(looks).buffer_unordered(4).try_collect::<Vec<()>>().await?;
+        drop((fronts, sinks));
+        worker.stop().await
+    })
+}
+
+/// What doctor finds wrong about provider and mail server if this part is at this address.
+async fn look(kit: &Kit, part: &str, url: &str) -> anyhow::Result<Vec<Value>> {
+    let setting = match part {
+        "provider" => "HOLDFAST_PROVIDER_URL",
+        _ => "HOLDFAST_SMTP_URL",
+    };
+    let doctor = kit.stack.holdfast("doctor", "locked").provider(&kit.provider);
     let doctor = doctor
-        .provider(&kit.provider)
-        .env("HOLDFAST_PROVIDER_URL", provider)
-        .env("HOLDFAST_SMTP_URL", mail)
+        .env(setting, url)
         .env("HOLDFAST_SMTP_TIMEOUT", "2s")
         .env("SSL_CERT_FILE", &kit.stack.authority_file().display().to_string());
-    let output = doctor.output().await?;
+    let output = doctor.arg("--json").arg("--role").arg("serve").output().await?;
     let report: Value =
         serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     let checks = report["checks"].as_array().context("no checks")?.iter();
@@ -637,13 +755,28 @@ async fn look(kit: &Kit, [provider, mail]: &[String; 2]) -> anyhow::Result<Vec<V
     Ok(wrong.cloned().collect())
 }
 
-/// Both are wrong, and say this and how to mend it.
-fn named(found: &[Value], says: &str) -> anyhow::Result<()> {
-    let all = found.iter().all(|check| {
-        let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
-        text("how").contains(says) && text("mend").contains("HOLDFAST_")
-    });
-    ensure!(all && found.len() == 2, "{says}: {found:#?}");
+/// Nothing is wrong, or this part alone: then its address, this, and the setting that mends it are said, and no password.
+fn is_named(found: &[Value], part: &str, url: &str, says: Option<&str>) -> anyhow::Result<()> {
+    let Some(says) = says else {
+        ensure!(found.is_empty(), "{found:#?}");
+        return Ok(());
+    };
+    let address = url
+        .split(['/', '@', '?'])
+        .rfind(|word| word.contains(':') && !word.contains("tls"));
+    let address = address.context("no address")?;
+    let [check] = found else {
+        bail!("{says}: {found:#?}");
+    };
+    let text = |field: &str| check[field].as_str().unwrap_or_default();
+    ensure!(
+        check["part"] == part
+            && text("what").contains(address)
+            && text("how").contains(says)
+            && text("mend").contains("HOLDFAST_")
+            && !check.to_string().contains("sesame"),
+        "{says}: {check:#}"
+    );
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod logs;
 pub mod metrics;
 pub mod printable;
 pub mod rounds;
+pub mod tls;
 pub mod transience;
 
 pub mod gate;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder, StatusCode};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::{CertificateError, ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,7 @@ use crate::config;
 use crate::gate;
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
+use crate::tls;
 use crate::transience::{self, Fault};
 
 /// Services whose unfinished invocations count as the backlog, as a list for SQL. The Reaper is none of them: its next turn is
@@ -61,6 +62,14 @@ pub enum Error {
         status: StatusCode,
         message: String,
     },
+    #[error("Restate cannot call the handlers at {url} (--serve-url, HOLDFAST_SERVE_URL): {mend} ({message})")]
+    Uncallable {
+        url: String,
+        /// What an operator has to do.
+        mend: &'static str,
+        fault: Fault,
+        message: String,
+    },
     #[error("Restate's {server} at {address} answered {path} in a form that this version does not know")]
     Unknown {
         server: &'static str,
@@ -78,6 +87,7 @@ impl Error {
             Error::Silent { mend: "", .. } => Fault::Server,
             Error::Silent { .. } => Fault::Setting,
             Error::Refused { status, .. } => transience::restate_admin(status.as_u16()),
+            Error::Uncallable { fault, .. } => *fault,
             Error::Client(_) | Error::Unknown { .. } => Fault::Setting,
         }
     }
@@ -232,7 +242,8 @@ impl RestateAdmin {
             "force": how != Registration::Keep,
             "dry_run": how == Registration::DryRun,
         });
-        self.send(Method::POST, "deployments", &body).await
+        let registered = self.send(Method::POST, "deployments", &body).await;
+        registered.map_err(|error| uncallable(uri, error))
     }
 
     /// The services that invocations sent from now on reach.
@@ -415,7 +426,7 @@ impl RestateAdmin {
         let silent = |source: reqwest::Error| Error::Silent {
             server: self.server,
             address: self.base.to_string(),
-            mend: mend(&source),
+            mend: tls::mend(&source),
             source: source.without_url(),
         };
         let request = self.http.request(method.clone(), below(&self.base, path));
@@ -445,6 +456,52 @@ impl RestateAdmin {
             path: path.to_owned(),
             source,
         }
+    }
+}
+
+/// What Restate says when it cannot speak to what is to be registered; what to do about it; and whether waiting may help.
+const UNCALLABLE: &[(&str, &str, Fault)] = &[
+    (
+        "UnknownIssuer",
+        "it does not trust their certificate; give the authority that signed it in the file that SSL_CERT_FILE names where Restate runs",
+        Fault::Setting,
+    ),
+    (
+        "certificate not valid for name",
+        "their certificate is for another name; give the address with the name in the certificate",
+        Fault::Setting,
+    ),
+    (
+        "certificate expired",
+        "their certificate is not valid at this time; renew it, or mend the clock where Restate runs",
+        Fault::Setting,
+    ),
+    (
+        "InvalidContentType",
+        "they do not speak TLS; give http://, or serve with --serve-certificate (HOLDFAST_SERVE_CERTIFICATE)",
+        Fault::Setting,
+    ),
+    // What hangs up for another reason looks the same.
+    (
+        "possibly supports only HTTP1.1",
+        "what answers there speaks no HTTP/2; if it speaks TLS, give https://",
+        Fault::Server,
+    ),
+];
+
+/// The refusal to register what Restate cannot call, with what to do about it, where that is known.
+fn uncallable(url: &Url, error: Error) -> Error {
+    let Error::Refused { message, .. } = &error else {
+        return error;
+    };
+    match UNCALLABLE.iter().find(|(words, ..)| message.contains(words)) {
+        Some(&(_, mend, fault)) => Error::Uncallable {
+            url: url.to_string(),
+            mend,
+            fault,
+            message: message.clone(),
+        },
+        None => error,
     }
 }
 
@@ -502,44 +559,6 @@ pub fn authorized(request: RequestBuilder, token: Option<&SecretString>) -> Requ
     match token {
         Some(token) => request.bearer_auth(token.expose_secret()),
         None => request,
-    }
-}
-
-/// What an operator has to do about an exchange that broke off, if it is known; else nothing, and it is tried again.
-pub fn mend(error: &reqwest::Error) -> &'static str {
-    tls_error(error).map_or("", mend_tls)
-}
-
-/// The error of TLS behind another one. It hides in errors of the connection, which do not name it as their source.
-fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
-    if let Some(found) = error.downcast_ref() {
-        return Some(found);
-    }
-    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-        Some(hidden) => tls_error(hidden),
-        None => error.source().and_then(tls_error),
-    }
-}
-
-fn mend_tls(error: &rustls::Error) -> &'static str {
-    match error {
-        rustls::Error::InvalidCertificate(error) => match error {
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. } => {
-                " as it should: its certificate is not valid at this time; renew it, or mend this machine's clock"
-            }
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                " as it should: its certificate is for another name; give the address with the name in the certificate"
-            }
-            _ => {
-                " as it should: its certificate is not trusted here; give the authority that signed it in the file that \
-                 SSL_CERT_FILE names"
-            }
-        },
-        rustls::Error::InvalidMessage(_) => " as it should: it does not speak TLS; give http://, or another port",
-        _ => " as it should: it does not agree on TLS",
     }
 }
 
@@ -664,18 +683,6 @@ mod tests {
         assert_eq!(pause_after(&busy, ms(3)), ms(250));
         assert_eq!(pause_after(&busy, ms(100)), ms(2_000));
         assert_eq!(pause_after(&idle, ms(3)), ms(1_000));
-    }
-
-    #[test]
-    fn an_error_of_tls_is_found_however_deep_it_hides() {
-        let expired = rustls::Error::InvalidCertificate(CertificateError::Expired);
-        let hidden = std::io::Error::other(std::io::Error::new(std::io::ErrorKind::InvalidData, expired));
-        let found = tls_error(&hidden).map(mend_tls);
-        assert!(
-            found.is_some_and(|mend| mend.contains("not valid at this time")),
-            "{found:?}"
-        );
-        assert!(tls_error(&std::io::Error::from(std::io::ErrorKind::ConnectionRefused)).is_none());
     }
 
     #[test]

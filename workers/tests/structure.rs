@@ -50,7 +50,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("askama::", &["mail/"]),
     (
         "rustls::",
-        &["provider/", "listener/", "restate_admin.rs", "transience.rs"],
+        &["provider/", "listener/", "restate_admin.rs", "tls.rs", "transience.rs"],
     ),
     ("prometheus::", &["metrics.rs"]),
     // What is printed or logged goes through `printable`, as the log does in `logs.rs`.

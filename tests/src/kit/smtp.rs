@@ -3,12 +3,16 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
+use super::certs::Certificate;
+use super::identity::base64url;
 use super::process::lock;
+use super::tls_front::acceptor;
 
 /// Accepts every mail, unless a fault is planned. Dropping it ends it.
 pub struct Sink {
@@ -50,14 +54,45 @@ struct State {
     connections: Mutex<u32>,
     healed: Notify,
     cuts: watch::Sender<u32>,
+    /// `None`: it offers no TLS, and takes mails from everybody.
+    door: Option<Door>,
 }
+
+/// What a client has to pass: STARTTLS, and then this user's password.
+struct Door {
+    tls: TlsAcceptor,
+    password: Mutex<String>,
+}
+
+/// The user of a server with a door.
+const USER: &str = "shop";
+
+/// A connection with or without TLS.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
 impl Sink {
     /// Listens on a free port.
     pub async fn start() -> anyhow::Result<Sink> {
+        Self::start_with(None).await
+    }
+
+    /// As [`Sink::start`], but it takes mails only after STARTTLS, with this certificate, and from who has the password.
+    pub async fn start_locked(certificate: &Certificate, password: &str) -> anyhow::Result<Sink> {
+        let door = Door {
+            tls: acceptor(certificate)?,
+            password: Mutex::new(password.to_owned()),
+        };
+        Self::start_with(Some(door)).await
+    }
+
+    async fn start_with(door: Option<Door>) -> anyhow::Result<Sink> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no port for SMTP")?;
         let address = listener.local_addr()?.to_string();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State {
+            door,
+            ..State::default()
+        });
         let accepting = Some(tokio::spawn(accept(listener, state.clone())));
         Ok(Sink {
             address,
@@ -68,7 +103,23 @@ impl Sink {
 
     /// As the product's setting has it.
     pub fn url(&self) -> String {
-        format!("smtp://{}", self.address)
+        match &self.state.door {
+            Some(door) => {
+                let (password, port) = (lock(&door.password).clone(), self.address.rsplit(':').next());
+                format!(
+                    "smtp://{USER}:{password}@localhost:{}?tls=required",
+                    port.unwrap_or_default()
+                )
+            }
+            None => format!("smtp://{}", self.address),
+        }
+    }
+
+    /// From now on, clients have to have this password.
+    pub fn demand(&self, password: &str) {
+        if let Some(door) = &self.state.door {
+            password.clone_into(&mut lock(&door.password));
+        }
     }
 
     /// Plans this fault for the next `times` mails.
@@ -142,6 +193,49 @@ impl State {
     }
 }
 
+impl Door {
+    /// Talks to a client until it has the password, by TLS; nothing if it leaves before.
+    async fn admit(&self, mut client: BufReader<Box<dyn Wire>>) -> anyhow::Result<Option<BufReader<Box<dyn Wire>>>> {
+        let (mut line, mut by_tls) = (String::new(), false);
+        loop {
+            line.clear();
+            if client.read_line(&mut line).await? == 0 {
+                return Ok(None);
+            }
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["STARTTLS"] if !by_tls => {
+                    client.write_all(b"220 go on\r\n").await?;
+                    let stream: Box<dyn Wire> = Box::new(self.tls.accept(client.into_inner()).await?);
+                    (client, by_tls) = (BufReader::new(stream), true);
+                }
+                ["EHLO", ..] if by_tls => {
+                    client
+                        .write_all(b"250-sink\r\n250-8BITMIME\r\n250 AUTH PLAIN\r\n")
+                        .await?
+                }
+                ["EHLO", ..] => client.write_all(b"250-sink\r\n250 STARTTLS\r\n").await?,
+                ["AUTH", "PLAIN", login] if by_tls && self.is_right(login) => {
+                    client.write_all(b"235 welcome\r\n").await?;
+                    return Ok(Some(client));
+                }
+                ["AUTH", ..] => client.write_all(b"535 5.7.8 no\r\n").await?,
+                ["QUIT"] => {
+                    client.write_all(b"221 bye\r\n").await?;
+                    return Ok(None);
+                }
+                _ => client.write_all(b"530 5.7.0 who are you?\r\n").await?,
+            }
+        }
+    }
+
+    /// Whether this is user and password (RFC 4616) in base64.
+    fn is_right(&self, login: &str) -> bool {
+        let expected = base64url(format!("\0{USER}\0{}", lock(&self.password)).as_bytes());
+        login.trim_end_matches('=').replace('+', "-").replace('/', "_") == expected
+    }
+}
+
 async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
         let state = state.clone();
@@ -160,8 +254,15 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 async fn talk(client: TcpStream, state: &State) -> anyhow::Result<()> {
+    let client: Box<dyn Wire> = Box::new(client);
     let mut client = BufReader::new(client);
     client.write_all(b"220 sink\r\n").await?;
+    if let Some(door) = &state.door {
+        client = match door.admit(client).await? {
+            Some(client) => client,
+            None => return Ok(()),
+        };
+    }
     let (mut fault, mut to, mut line) = (None, String::new(), String::new());
     loop {
         line.clear();
@@ -211,7 +312,7 @@ async fn talk(client: TcpStream, state: &State) -> anyhow::Result<()> {
 }
 
 /// A mail up to its end, with the line ends of this machine.
-async fn content(client: &mut BufReader<TcpStream>) -> anyhow::Result<String> {
+async fn content(client: &mut BufReader<Box<dyn Wire>>) -> anyhow::Result<String> {
     let (mut text, mut line) = (String::new(), String::new());
     loop {
         line.clear();

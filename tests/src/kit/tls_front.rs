@@ -22,16 +22,22 @@ pub struct TlsFront {
 impl TlsFront {
     /// Listens on a free port, shows this certificate, and passes on to `server` (`host:port`).
     pub async fn start(certificate: &Certificate, server: String) -> anyhow::Result<TlsFront> {
-        let chain = vec![CertificateDer::from_pem_slice(certificate.certificate.as_bytes())?];
-        let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes())?;
-        let config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
+        let tls = acceptor(certificate)?;
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no port for TLS")?;
         let port = listener.local_addr()?.port();
-        let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), server));
+        let accepting = tokio::spawn(accept(listener, tls, server));
         Ok(TlsFront { port, accepting })
     }
+}
+
+/// Shows this certificate, and asks for none.
+pub(super) fn acceptor(certificate: &Certificate) -> anyhow::Result<TlsAcceptor> {
+    let chain = vec![CertificateDer::from_pem_slice(certificate.certificate.as_bytes())?];
+    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes())?;
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 impl Drop for TlsFront {

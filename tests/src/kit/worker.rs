@@ -68,6 +68,7 @@ impl<'a> Launch<'a> {
 
     /// Overrides what the stack sets.
     pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.unset.retain(|other| other != name);
         self.environment.push((String::from(name), String::from(value)));
         self
     }

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::insecure::is_loopback;
-use super::secret::Secrets;
+use super::secret::{ReplaceableSecret, Secrets};
 use super::{Checks, Wire};
 
 /// The ports of RFC 5321 (relay), RFC 6409 (submission) and RFC 8314 (submission over TLS).
@@ -26,7 +26,7 @@ pub struct Mail {
     /// outcomes that it writes, so give it to every process that may end a checkout: `serve`, `run`, `admin checkout settle`.
     #[arg(long, env = "HOLDFAST_SMTP_URL", hide_env_values = true, global = true)]
     pub smtp_url: Option<SecretString>,
-    /// File that holds --smtp-url.
+    /// File that holds --smtp-url. It is read again for each mail: user and password may change while the process runs.
     #[arg(
         id = "smtp-url-file",
         long = "smtp-url-file",
@@ -57,12 +57,11 @@ pub struct Mail {
 }
 
 /// A mail server, as `--smtp-url` names it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MailServer {
     pub host: String,
     pub port: u16,
     pub security: MailSecurity,
-    pub credentials: Option<MailCredentials>,
 }
 
 /// The protection of the connection to the mail server.
@@ -82,10 +81,33 @@ pub struct MailCredentials {
     pub password: SecretString,
 }
 
+/// The credentials in `--smtp-url`. While the process runs, its file may get others for the same server.
+#[derive(Debug)]
+pub struct MailLogin(ReplaceableSecret);
+
+impl MailLogin {
+    pub fn new(url: SecretString, file: Option<PathBuf>) -> Self {
+        let at = parse(&url).map(|(server, _)| server);
+        let is_there = move |text: &str| at.is_some() && parse(&text.into()).map(|(server, _)| server) == at;
+        Self(ReplaceableSecret::new(url, file, is_there))
+    }
+
+    /// The credentials as they are now; none where the server asks for none.
+    pub fn now(&self) -> Option<MailCredentials> {
+        parse(&self.0.now()).and_then(|(_, credentials)| credentials)
+    }
+}
+
 impl Mail {
     /// The server that takes mails; none without the setting, or when it cannot be understood.
     pub fn server(&self) -> Option<MailServer> {
-        self.smtp_url.as_ref().and_then(MailServer::parse)
+        let (server, _) = self.smtp_url.as_ref().and_then(parse)?;
+        Some(server)
+    }
+
+    /// The credentials for that server; none without the setting.
+    pub fn login(&self) -> Option<MailLogin> {
+        Some(MailLogin::new(self.smtp_url.clone()?, self.smtp_url_file.clone()))
     }
 
     /// The sender of every mail; none without the setting, or when it is no address that every mail server takes.
@@ -148,34 +170,33 @@ pub fn deliverable(address: &str) -> Option<Address> {
     }
 }
 
-impl MailServer {
-    fn parse(url: &SecretString) -> Option<Self> {
-        let url = Url::parse(url.expose_secret()).ok()?;
-        let (security, port) = match (url.scheme(), url.query()) {
-            ("smtp", None) => (MailSecurity::Plain, SMTP_PORT),
-            ("smtp", Some("tls=required")) => (MailSecurity::StartTls, SUBMISSION_PORT),
-            ("smtps", None) => (MailSecurity::Tls, SUBMISSIONS_PORT),
-            _ => return None,
-        };
-        let plain = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
-        let credentials = match (url.username(), url.password()) {
-            ("", None) => None,
-            ("", Some(_)) | (_, None) => return None,
-            (user, Some(password)) => Some(MailCredentials {
-                user: plain(user)?,
-                password: plain(password)?.into(),
-            }),
-        };
-        let has_more = !matches!(url.path(), "" | "/") || url.fragment().is_some();
-        let host = url.host_str().filter(|host| !host.is_empty() && !has_more)?;
-        Some(Self {
-            // Addresses of IPv6 stand in brackets, which belong to the URL.
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: url.port().unwrap_or(port),
-            security,
-            credentials,
-        })
-    }
+/// The server and the credentials in an address.
+fn parse(url: &SecretString) -> Option<(MailServer, Option<MailCredentials>)> {
+    let url = Url::parse(url.expose_secret()).ok()?;
+    let (security, port) = match (url.scheme(), url.query()) {
+        ("smtp", None) => (MailSecurity::Plain, SMTP_PORT),
+        ("smtp", Some("tls=required")) => (MailSecurity::StartTls, SUBMISSION_PORT),
+        ("smtps", None) => (MailSecurity::Tls, SUBMISSIONS_PORT),
+        _ => return None,
+    };
+    let plain = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
+    let credentials = match (url.username(), url.password()) {
+        ("", None) => None,
+        ("", Some(_)) | (_, None) => return None,
+        (user, Some(password)) => Some(MailCredentials {
+            user: plain(user)?,
+            password: plain(password)?.into(),
+        }),
+    };
+    let has_more = !matches!(url.path(), "" | "/") || url.fragment().is_some();
+    let host = url.host_str().filter(|host| !host.is_empty() && !has_more)?;
+    let server = MailServer {
+        // Addresses of IPv6 stand in brackets, which belong to the URL.
+        host: host.trim_matches(['[', ']']).to_owned(),
+        port: url.port().unwrap_or(port),
+        security,
+    };
+    Some((server, credentials))
 }
 
 #[cfg(test)]
@@ -210,9 +231,9 @@ mod tests {
 
     #[test]
     fn user_and_password_are_decoded() {
-        let server = MailServer::parse(&"smtps://shop%40home:se%2Fsame@mail.example".to_owned().into()).unwrap();
+        let (server, credentials) = parse(&"smtps://shop%40home:se%2Fsame@mail.example".into()).unwrap();
         assert_eq!((server.host.as_str(), server.port), ("mail.example", 465));
-        let credentials = server.credentials.unwrap();
+        let credentials = credentials.unwrap();
         assert_eq!(credentials.user, "shop@home");
         assert_eq!(credentials.password.expose_secret(), "se/same");
     }

@@ -35,7 +35,7 @@ pub use gate::Gate;
 pub use insecure::Wire;
 pub use kafka::Kafka;
 pub use kafka_security::{KafkaProperty, KafkaSecurity, SaslMechanism, SecurityProtocol};
-pub use mail::{Mail, MailCredentials, MailSecurity, MailServer, deliverable};
+pub use mail::{Mail, MailLogin, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
 pub use provider::Provider;
 pub use relay::Relay;

@@ -2,6 +2,7 @@
 //! whose command line everybody on the machine can read.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -73,18 +74,23 @@ pub(super) fn secret(file: &Path) -> Result<SecretString, Error> {
 }
 
 /// A secret that may be replaced, in its file, while the process runs.
-#[derive(Debug)]
 pub struct ReplaceableSecret {
     file: Option<PathBuf>,
     /// Whether a value can be one.
-    fits: fn(&str) -> bool,
+    fits: Fits,
     last: Mutex<SecretString>,
 }
 
+type Fits = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
 impl ReplaceableSecret {
     /// With the value as it was read at the start.
-    pub(super) fn new(value: SecretString, file: Option<PathBuf>, fits: fn(&str) -> bool) -> Self {
-        let last = Mutex::new(value);
+    pub(super) fn new(
+        value: SecretString,
+        file: Option<PathBuf>,
+        fits: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let (last, fits) = (Mutex::new(value), Box::new(fits));
         Self { file, fits, last }
     }
 
@@ -100,6 +106,14 @@ impl ReplaceableSecret {
             None => {}
         }
         last.clone()
+    }
+}
+
+impl fmt::Debug for ReplaceableSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplaceableSecret")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn provider(settings: &config::Provider) -> Check {
             Part::Provider,
             what,
             error::chain(&error),
-            "set --provider-key (HOLDFAST_PROVIDER_KEY) to the secret key of this account",
+            "set --provider-key (HOLDFAST_PROVIDER_KEY) to the secret key of this account, at --provider-url (HOLDFAST_PROVIDER_URL)",
         ),
         Err(error) => Check::wrong(
             Part::Provider,

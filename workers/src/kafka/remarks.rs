@@ -36,6 +36,28 @@ pub struct Remarks {
     last: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
+/// What is behind other failures of a connection, each with a text of the client library by which it is known. The first one counts.
+const MENDS: &[(&str, &str)] = &[
+    (
+        "certificate verify failed",
+        ": the broker's certificate must be signed by an authority of --kafka-ca (HOLDFAST_KAFKA_CA), be for the name in --kafka \
+         (HOLDFAST_KAFKA), and be valid at this time",
+    ),
+    (
+        "alert certificate",
+        ": the broker does not take --kafka-certificate (HOLDFAST_KAFKA_CERTIFICATE)",
+    ),
+    (
+        "uthentication failed",
+        ": check --kafka-username and --kafka-password (HOLDFAST_KAFKA_USERNAME, HOLDFAST_KAFKA_PASSWORD), or --kafka-token-file \
+         (HOLDFAST_KAFKA_TOKEN_FILE)",
+    ),
+    (
+        "SSL handshake failed",
+        ": a port without TLS answers so, too: --kafka-security-protocol (HOLDFAST_KAFKA_SECURITY_PROTOCOL)",
+    ),
+];
+
 impl Remarks {
     pub fn new(config: &config::Kafka) -> Self {
         Self {
@@ -63,9 +85,12 @@ impl Remarks {
 
     fn note(&self, text: &str) {
         let mut text = reason(text).to_owned();
-        if text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
-            text += HANGS_UP;
-        }
+        let mend = match MENDS.iter().find(|(words, _)| text.contains(words)) {
+            _ if text.contains("Disconnected") && text.contains("APIVERSION_QUERY") => HANGS_UP,
+            Some(&(_, mend)) => mend,
+            None => "",
+        };
+        text += mend;
         let text = Some((Instant::now(), text));
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }

@@ -108,10 +108,10 @@ impl Error {
 /// # Errors
 /// [`Error`]
 pub async fn reach(config: &config::Mail) -> Result<(), Error> {
-    let (Some(address), Some(from)) = (config.server(), config.sender()) else {
+    let (Some(address), Some(login), Some(from)) = (config.server(), config.login(), config.sender()) else {
         return Ok(());
     };
-    let server = Server::new(address, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
+    let server = Server::new(address, login, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
     server.reach().await.map_err(|error| Error::Unreached {
         fault: error.fault(1),
         source: error.into(),
@@ -156,10 +156,10 @@ impl Mailer {
     /// # Errors
     /// The settings demand TLS, and the system has no certificates to trust.
     pub fn new(config: &config::Mail, pool: &PgPool, metrics: &Arc<Metrics>) -> Result<Option<Self>, Error> {
-        let (Some(address), Some(from)) = (config.server(), config.sender()) else {
+        let (Some(address), Some(login), Some(from)) = (config.server(), config.login(), config.sender()) else {
             return Ok(None);
         };
-        let server = Server::new(address, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
+        let server = Server::new(address, login, from.domain(), config.smtp_timeout).map_err(Error::Tls)?;
         // Neither seats nor money wait for mails.
         let rounds = |part| Rounds::beside(part, metrics);
         Ok(Some(Self {

@@ -15,9 +15,10 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use secrecy::ExposeSecret;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use crate::config::{MailSecurity, MailServer};
+use crate::config::{MailLogin, MailSecurity, MailServer};
+use crate::tls;
 use crate::transience::{self, Fault};
 
 /// Longest wait for the answer to a mail that was handed over (RFC 5321, 4.5.3.2.6): servers filter and store it before they
@@ -33,12 +34,16 @@ const EIGHT_BIT: &str = "8BITMIME";
 /// Tries after which no further copy goes to a server whose answers to the mail cannot be read: it has the mail by then.
 const MOST_COPIES: i32 = 5;
 
+/// What may be behind a server's silence before its greeting.
+const WAITS_FOR_TLS: &str = ": one that wants TLS from the first byte is silent, too; then give smtps://";
+
 /// Longest wait for the answer to `QUIT`.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A mail server, with the settings of its connections.
 pub(super) struct Server {
     address: MailServer,
+    login: MailLogin,
     /// The certificates that the system trusts; absent without TLS.
     trust: Option<TlsParameters>,
     hello: ClientId,
@@ -48,10 +53,21 @@ pub(super) struct Server {
 /// The reason why the server has not accepted a mail, as far as is known.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("no answer within {0:?}")]
-    Late(Duration),
-    #[error("the mail server cannot be reached")]
-    Unreachable(#[source] SmtpError),
+    #[error("no answer from the mail server at {address} within {patience:?}{mend}")]
+    Late {
+        address: String,
+        patience: Duration,
+        /// What an operator may have to do, if that is known.
+        mend: &'static str,
+    },
+    #[error("the mail server at {address} cannot be reached{mend}")]
+    Unreachable {
+        address: String,
+        /// As that of `Late`.
+        mend: &'static str,
+        #[source]
+        source: SmtpError,
+    },
     #[error("the mail server answered {code} to {command}{}", status.map_or_else(String::new, |Status(a, b)| format!(" (5.{a}.{b})")))]
     Answered {
         command: &'static str,
@@ -78,7 +94,12 @@ pub(super) struct Accepted {
 
 impl Server {
     /// `domain`: our name in `EHLO`; servers refuse names that are not public domains.
-    pub(super) fn new(address: MailServer, domain: &str, patience: Duration) -> Result<Self, SmtpError> {
+    pub(super) fn new(
+        address: MailServer,
+        login: MailLogin,
+        domain: &str,
+        patience: Duration,
+    ) -> Result<Self, SmtpError> {
         let trust = match address.security {
             // Without TLS no certificates are needed.
             MailSecurity::Plain => None,
@@ -86,6 +107,7 @@ impl Server {
         };
         Ok(Self {
             address,
+            login,
             trust,
             hello: ClientId::Domain(domain.to_owned()),
             patience,
@@ -94,11 +116,9 @@ impl Server {
 
     /// Sends one mail.
     pub(super) async fn deliver(&self, envelope: &Envelope, mail: &[u8]) -> Result<Accepted, Error> {
-        let late = |_elapsed| Error::Late(self.patience);
-        let begun = timeout(self.patience, self.begin(envelope, mail)).await;
-        let mut connection = begun.map_err(late)??;
+        let mut connection = self.begin(envelope, mail).await?;
         let answered = timeout(ANSWER, connection.message(mail)).await;
-        match answered.map_err(|_elapsed| Error::Late(ANSWER))? {
+        match answered.map_err(|_elapsed| self.late(ANSWER, ""))? {
             Ok(answer) => Ok(Accepted {
                 code: answer.code().into(),
                 connection,
@@ -112,8 +132,11 @@ impl Server {
 
     /// Connects, and brings the server to where it waits for the mail itself.
     async fn begin(&self, envelope: &Envelope, mail: &[u8]) -> Result<AsyncSmtpConnection, Error> {
-        let mut connection = self.connect().await?;
-        match announce(&mut connection, envelope, mail).await {
+        let begun = Instant::now();
+        let mut connection = self.connect_in_time().await?;
+        let left = self.patience.saturating_sub(begun.elapsed());
+        let announced = timeout(left, announce(&mut connection, envelope, mail)).await;
+        match announced.map_err(|_elapsed| self.late(self.patience, ""))? {
             Ok(()) => Ok(connection),
             Err(error) => {
                 goodbye(connection).await;
@@ -124,33 +147,60 @@ impl Server {
 
     /// Connects, is let in, and leaves.
     pub(super) async fn reach(&self) -> Result<(), Error> {
-        let late = |_elapsed| Error::Late(self.patience);
-        let connection = timeout(self.patience, self.connect()).await.map_err(late)??;
-        goodbye(connection).await;
+        goodbye(self.connect_in_time().await?).await;
         Ok(())
     }
 
+    async fn connect_in_time(&self) -> Result<AsyncSmtpConnection, Error> {
+        let connected = timeout(self.patience, self.connect()).await;
+        let mend = match self.address.security {
+            MailSecurity::Tls => "",
+            MailSecurity::Plain | MailSecurity::StartTls => WAITS_FOR_TLS,
+        };
+        connected.map_err(|_elapsed| self.late(self.patience, mend))?
+    }
+
+    fn late(&self, patience: Duration, mend: &'static str) -> Error {
+        Error::Late {
+            address: self.name(),
+            patience,
+            mend,
+        }
+    }
+
+    /// `host:port`.
+    fn name(&self) -> String {
+        format!("{}:{}", self.address.host, self.address.port)
+    }
+
+    /// As [`failed`], before any address of a customer is named: the text of the error may be shown.
+    fn unreached(&self, command: &'static str, error: SmtpError) -> Error {
+        match error.status() {
+            Some(_) => failed(command, error),
+            None => Error::Unreachable {
+                address: self.name(),
+                mend: tls::mend(&error),
+                source: error,
+            },
+        }
+    }
+
     async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
-        let MailServer {
-            host,
-            port,
-            security,
-            credentials,
-        } = &self.address;
+        let MailServer { host, port, security } = &self.address;
         let at_once = (self.trust.clone()).filter(|_| *security == MailSecurity::Tls);
         let address = (host.as_str(), *port);
         // The name may have several addresses, of which the first may be silent.
         let patience = Some(self.patience / 3);
         let connected = AsyncSmtpConnection::connect_tokio1(address, patience, &self.hello, at_once, None).await;
-        let mut connection = connected.map_err(|error| unreached(HELLO, error))?;
+        let mut connection = connected.map_err(|error| self.unreached(HELLO, error))?;
         if let (MailSecurity::StartTls, Some(trust)) = (security, &self.trust) {
             if !connection.can_starttls() {
                 return Err(Error::Lacks("STARTTLS"));
             }
             let upgraded = connection.starttls(trust.clone(), &self.hello).await;
-            upgraded.map_err(|error| unreached("STARTTLS", error))?;
+            upgraded.map_err(|error| self.unreached("STARTTLS", error))?;
         }
-        if let Some(credentials) = credentials {
+        if let Some(credentials) = self.login.now() {
             if connection
                 .server_info()
                 .get_auth_mechanism(DEFAULT_MECHANISMS)
@@ -159,7 +209,7 @@ impl Server {
                 return Err(Error::Lacks("AUTH by PLAIN or LOGIN, or not without TLS"));
             }
             let password = credentials.password.expose_secret().to_owned();
-            let credentials = Credentials::new(credentials.user.clone(), password);
+            let credentials = Credentials::new(credentials.user, password);
             let let_in = connection.auth(DEFAULT_MECHANISMS, &credentials).await;
             let_in.map_err(|error| failed("AUTH", error))?;
         }
@@ -249,14 +299,6 @@ fn failed(command: &'static str, error: SmtpError) -> Error {
     }
 }
 
-/// As [`failed`], before any address is named: the text of the error may be shown.
-fn unreached(command: &'static str, error: SmtpError) -> Error {
-    match error.status() {
-        Some(_) => failed(command, error),
-        None => Error::Unreachable(error),
-    }
-}
-
 impl Status {
     /// The status of class 5 in an answer's text, wherever it stands: qmail writes it at the end.
     fn find(text: &str) -> Option<Self> {
@@ -276,7 +318,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::config::MailCredentials;
 
     /// The replies of a server that differ from a plain one's, by command; `CONNECT` stands for the greeting and `.` for the mail
     /// itself. An empty reply closes the connection.
@@ -454,13 +495,11 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port: listener.local_addr().unwrap().port(),
             security,
-            credentials: has_password.then(|| MailCredentials {
-                user: "shop".to_owned(),
-                password: "sesame".to_owned().into(),
-            }),
         };
+        let login = if has_password { "shop:sesame@" } else { "" };
+        let login = MailLogin::new(format!("smtp://{login}127.0.0.1").into(), None);
         let talking = tokio::spawn(talk(listener, manner));
-        let server = Server::new(address, "example.org", Duration::from_secs(5)).unwrap();
+        let server = Server::new(address, login, "example.org", Duration::from_secs(5)).unwrap();
         let from = "tickets@example.org".parse().unwrap();
         let envelope = Envelope::new(Some(from), vec![to.parse().unwrap()]).unwrap();
         let result = match server.deliver(&envelope, mail).await {

@@ -19,6 +19,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 use url::{Position, Url};
 
+use crate::tls;
+
 /// The longest answer that is read: a page of 100 payments has about 300 KiB.
 const MOST_BYTES: usize = 16 << 20;
 
@@ -40,9 +42,11 @@ pub(super) struct Http {
 pub(super) enum Silence {
     #[error("no answer from {address} within {patience:?}")]
     Late { address: String, patience: Duration },
-    #[error("the exchange with {address} broke off")]
+    #[error("the exchange with {address} broke off{mend}")]
     Broken {
         address: String,
+        /// What an operator has to do, if that is known.
+        mend: &'static str,
         #[source]
         cause: Cause,
     },
@@ -85,8 +89,27 @@ impl Http {
         };
         let (address, patience) = (self.address.clone(), self.patience);
         match timeout(patience, exchange).await {
-            Ok(answer) => answer.map_err(|cause| Silence::Broken { address, cause }),
+            Ok(answer) => answer.map_err(|cause| Silence::Broken {
+                address,
+                mend: mend(&*cause),
+                cause,
+            }),
             Err(_elapsed) => Err(Silence::Late { address, patience }),
         }
+    }
+}
+
+fn mend(cause: &(dyn std::error::Error + 'static)) -> &'static str {
+    match tls::mend(cause) {
+        "" if is_no_http(cause) => ": what answers there speaks no HTTP; if it wants TLS, give https://",
+        mend => mend,
+    }
+}
+
+/// Whether something else than HTTP came back, such as an alert of TLS.
+fn is_no_http(cause: &(dyn std::error::Error + 'static)) -> bool {
+    match cause.downcast_ref::<hyper::Error>() {
+        Some(error) => error.is_parse(),
+        None => cause.source().is_some_and(is_no_http),
     }
 }

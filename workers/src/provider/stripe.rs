@@ -383,8 +383,8 @@ fn said(answer: Response<Bytes>) -> Said {
     }
     let id = answer.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let id = id.unwrap_or_default().to_owned();
-    let wrong: Wrong =
-        serde_json::from_slice::<ErrorBody>(answer.body()).map_or_else(|_| Wrong::default(), |body| body.error);
+    let wrong: Wrong = serde_json::from_slice::<ErrorBody>(answer.body())
+        .map_or_else(|_| Wrong::of_no_provider(answer.body()), |body| body.error);
     let code = wrong.code.as_deref().unwrap_or_default();
     let about_method = wrong
         .param
@@ -398,6 +398,7 @@ fn said(answer: Response<Bytes>) -> Said {
             Said::Declined(wrong.reason())
         }
         StatusCode::NOT_FOUND if code == "resource_missing" => Said::Absent(message),
+        StatusCode::BAD_REQUEST if message.contains(WANTS_TLS) => Said::Misconfigured(message),
         StatusCode::BAD_REQUEST => Said::Refused(message),
         status if transience::provider(status.as_u16()).is_transient() => Said::Unknown(message),
         _ => Said::Misconfigured(message),
@@ -446,7 +447,20 @@ pub(super) struct Wrong {
     message: Option<String>,
 }
 
+/// What a server means that is asked without TLS at a port that wants it.
+const WANTS_TLS: &str = "it speaks TLS: give https://";
+
 impl Wrong {
+    /// An answer that is not Stripe's. Servers say in words of their own that they want TLS: nginx "The plain HTTP request was sent to
+    /// HTTPS port", Go's "Client sent an HTTP request to an HTTPS server".
+    fn of_no_provider(body: &[u8]) -> Self {
+        let wants_tls = String::from_utf8_lossy(body).contains("HTTPS");
+        Self {
+            message: wants_tls.then(|| WANTS_TLS.to_owned()),
+            ..Self::default()
+        }
+    }
+
     /// A code that is safe for outcomes and logs.
     pub(super) fn reason(&self) -> String {
         let codes = [&self.decline_code, &self.code];
@@ -604,6 +618,20 @@ mod tests {
         let ours = json!({ "id": "pi_1", "metadata": { "checkout": "c-1", "user": "ann", "more": 1 } });
         let (checkout, user) = buyer(listed(&ours).metadata.as_ref()).unwrap();
         assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
+    }
+
+    #[test]
+    fn a_server_that_wants_tls_is_no_provider_that_refuses_a_payment() {
+        for body in [
+            "<html>400 The plain HTTP request was sent to HTTPS port</html>",
+            "Client sent an HTTP request to an HTTPS server.\n",
+        ] {
+            let said = answer(400, body);
+            assert!(
+                matches!(&said, Said::Misconfigured(message) if message.contains("give https://")),
+                "{said:?}"
+            );
+        }
     }
 
     #[test]

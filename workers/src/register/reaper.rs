@@ -11,6 +11,7 @@ use crate::objects::{ARM, REAPER, REAPER_SHARD};
 use crate::restate_admin::{self, RestateAdmin};
 use crate::rounds::Rounds;
 use crate::store::{PgPool, tickets};
+use crate::tls;
 
 /// How often holds are looked for that the Reaper should have ended.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -25,7 +26,7 @@ pub(super) async fn arm(config: &Config) -> Result<PartReport, Error> {
     let address = ingress.to_string();
     let silent = |source: reqwest::Error| Error::Ingress {
         address: address.clone(),
-        mend: restate_admin::mend(&source),
+        mend: tls::mend(&source),
         source: source.without_url(),
     };
     let request = restate_admin::http_client(ingress)?.post(url);
