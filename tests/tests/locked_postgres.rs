@@ -141,6 +141,7 @@ async fn what_the_tools_send_works(server: &Postgres) -> anyhow::Result<()> {
 fn whoever_cannot_be_let_in_ends_at_the_start_and_says_why(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let server = locked(kit).await?;
+        done(kit.stack.holdfast("migrate", "locked-postgres")).await?;
         let folder = kit.stack.folder().join("wrong");
         let stranger = Authority::new("a stranger")?;
         fs::create_dir_all(&folder)?;
@@ -181,6 +182,7 @@ fn whoever_cannot_be_let_in_ends_at_the_start_and_says_why(kit: &Kit) -> anyhow:
             ),
         ] {
             refused(kit, &url, said).await?;
+            refused_as_loyalty(kit, &url, said).await?;
         }
         let localhost = &server.certificate()?;
         for (certificate, said) in [
@@ -197,6 +199,7 @@ fn whoever_cannot_be_let_in_ends_at_the_start_and_says_why(kit: &Kit) -> anyhow:
         ] {
             show(&server, &certificate, Some(said)).await?;
             refused(kit, &owner, said).await?;
+            refused_as_loyalty(kit, &owner, said).await?;
             if said == "not valid for name" {
                 done(at(kit, &owner.replace("verify-full", "verify-ca"), "migrate")).await?;
             }
@@ -206,13 +209,25 @@ fn whoever_cannot_be_let_in_ends_at_the_start_and_says_why(kit: &Kit) -> anyhow:
     })
 }
 
-/// The start must end by itself and say this.
+/// The start must end by itself and say this, with the address.
 async fn refused(kit: &Kit, url: &str, said: &str) -> anyhow::Result<()> {
-    let ended = tokio::time::timeout(WITHIN, at(kit, url, "migrate").output()).await;
+    ends(at(kit, url, "migrate"), url, said).await
+}
+
+/// As [`refused`], where this is the address of the loyalty database; the main one is the stack's.
+async fn refused_as_loyalty(kit: &Kit, url: &str, said: &str) -> anyhow::Result<()> {
+    let serve = kit.stack.holdfast("serve", "locked-postgres");
+    let serve = serve.env("HOLDFAST_SERVE_LISTEN", "127.0.0.1:0");
+    ends(serve.env("HOLDFAST_LOYALTY_URL", url), url, said).await
+}
+
+async fn ends(launch: Launch<'_>, url: &str, said: &str) -> anyhow::Result<()> {
+    let ended = tokio::time::timeout(WITHIN, launch.output()).await;
     let ended = ended.with_context(|| format!("{said}: it is waited for"))??;
     let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let address = url.split(['@', '/', '?']).find(|word| word.starts_with("127."));
     ensure!(
-        ended.status.code() == Some(2) && text.contains(said),
+        ended.status.code() == Some(2) && text.contains(said) && text.contains(address.context("no address")?),
         "{said}: {} {text}",
         ended.status
     );
