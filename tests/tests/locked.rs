@@ -43,7 +43,7 @@ pub(crate) const TESTS: &[Test] = tests![
 /// The one locked stack; proofs take turns on it.
 static LOCKED: Mutex<Option<Kit>> = Mutex::new(None);
 
-fn on_the_locked_stack(work: impl FnOnce(&Kit) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(crate) fn on_the_locked_stack(work: impl FnOnce(&Kit) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut locked = lock(&LOCKED);
     let kit = match locked.take() {
         Some(kit) => locked.insert(kit),

@@ -42,6 +42,7 @@ mod privacy;
 mod provider;
 mod relay;
 mod repeats;
+mod rotation;
 mod servers;
 mod stack;
 mod support;
@@ -87,6 +88,7 @@ const TOPICS: &[&[Test]] = &[
     locked_postgres::TESTS,
     locked_doors::TESTS,
     locked::TESTS,
+    rotation::TESTS,
     admin::TESTS,
     crashes::TESTS,
     servers::TESTS,

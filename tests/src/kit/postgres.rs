@@ -353,8 +353,7 @@ impl Postgres {
         };
         self.write("root.crt", &locks.authority.certificate, 0o644)?;
         self.show(&self.certificate()?)?;
-        let rules = format!("hostssl all {VERIFY} 127.0.0.1/32 cert\nhostssl all all 127.0.0.1/32 scram-sha-256\n");
-        self.write("pg_hba.conf", &rules, 0o600)?;
+        self.admit_by(&[])?;
         let roles = checkout().join("deploy/postgres/roles.sql");
         let roles = fs::read_to_string(&roles).with_context(|| roles.display().to_string())?;
         let roles = [
@@ -373,6 +372,18 @@ impl Postgres {
         let owned = format!("alter database {DATABASE} owner to {TABLES_OWNER}");
         let statements: Vec<String> = roles.map(str::to_owned).chain(passwords).chain([owned]).collect();
         self.execute_alone(&statements)
+    }
+
+    /// From its next start or reload on, these roles need a certificate besides their password.
+    pub fn admit_by(&self, certificate: &[&str]) -> anyhow::Result<()> {
+        let both = certificate
+            .iter()
+            .map(|role| format!("hostssl all {role} 127.0.0.1/32 scram-sha-256 clientcert=verify-full\n"));
+        let rules = format!(
+            "hostssl all {VERIFY} 127.0.0.1/32 cert\n{}hostssl all all 127.0.0.1/32 scram-sha-256\n",
+            both.collect::<String>()
+        );
+        self.write("pg_hba.conf", &rules, 0o600)
     }
 
     /// A file in the data folder, which the server's user owns.

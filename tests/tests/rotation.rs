@@ -1,0 +1,218 @@
+//! Passwords, keys and certificates that are replaced while events flow: each event is answered, and the old ones open nothing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast_tests::kit::certs::Authority;
+use holdfast_tests::kit::postgres::{APP, DATABASE, LOYALTY, password};
+use holdfast_tests::kit::worker::Launch;
+use holdfast_tests::kit::{Kit, Postgres, until};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::locked::on_the_locked_stack;
+use crate::support::DEADLINE;
+use crate::traffic::Traffic;
+use crate::workers::Workers;
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![what_postgres_asks_for_is_replaced_while_events_flow,];
+
+/// The second of each kind.
+const NEXT: &str = "next-sesame";
+
+/// Events flow while this is done, and then each of them is answered.
+async fn while_events_flow<T>(
+    traffic: &mut Traffic<'_>,
+    what: &str,
+    done: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let done = traffic.during(done).await.with_context(|| what.to_owned())?;
+    traffic.answered().await.with_context(|| what.to_owned())?;
+    Ok(done)
+}
+
+/// The server's certificate, the workers' own, and their password in both databases, none by a restart.
+fn what_postgres_asks_for_is_replaced_while_events_flow(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let files = Files::new(kit)?;
+            files.write(&password(APP))?;
+            let mut workers = Workers::start(kit).await?;
+            workers.serve.stop().await?;
+            workers.serve = files.launch("serve").start().await?;
+            workers.relay.stop().await?;
+            workers.relay = files.launch("relay").start().await?;
+            let mut traffic = Traffic::new(kit, "rotation-postgres")?;
+            let superuser = kit.stack.postgres.connect().await?;
+            let rotated = rotate(&files, &workers, &mut traffic, &superuser).await;
+            // Others need it as it was.
+            kit.stack.postgres.admit_by(&[])?;
+            let password = password(APP);
+            run(
+                &superuser,
+                &format!("alter role {APP} password '{password}'; select pg_reload_conf()"),
+            )
+            .await?;
+            files.write(&password)?;
+            rotated?;
+            traffic.settled().await?;
+            superuser.close().await;
+            workers.stop().await
+        })
+    })
+}
+
+async fn rotate(
+    files: &Files<'_>,
+    workers: &Workers,
+    traffic: &mut Traffic<'_>,
+    superuser: &PgPool,
+) -> anyhow::Result<()> {
+    let postgres = &files.kit.stack.postgres;
+    let before = shown_by_postgres(postgres).await?;
+    while_events_flow(traffic, "the server's certificate", async {
+        postgres.show(&postgres.certificate()?)?;
+        run(superuser, "select pg_reload_conf()").await?;
+        until("the renewed certificate is shown", DEADLINE, async || {
+            ensure!(shown_by_postgres(postgres).await? != before, "the old one is shown");
+            Ok(())
+        })
+        .await?;
+        end_sessions(superuser).await
+    })
+    .await?;
+    let mut shown = Vec::new();
+    for what in ["a certificate of our own is demanded", "it is renewed"] {
+        let serials = while_events_flow(traffic, what, async {
+            files.renew_certificate()?;
+            postgres.admit_by(&[APP])?;
+            run(superuser, "select pg_reload_conf()").await?;
+            end_sessions(superuser).await?;
+            until("sessions come with the certificate", DEADLINE, async || {
+                let serials = serials(superuser).await?;
+                let has_new = serials.iter().any(|serial| serial.is_some() && !shown.contains(serial));
+                ensure!(has_new, "{serials:?}");
+                Ok(serials)
+            })
+            .await
+        });
+        let serials = serials.await?;
+        shown.extend(serials);
+    }
+    while_events_flow(traffic, "the password", async {
+        run(superuser, &format!("alter role {APP} password '{NEXT}'")).await?;
+        end_sessions(superuser).await?;
+        for worker in [&workers.serve, &workers.relay] {
+            until("it waits for the password", DEADLINE, async || {
+                let (status, said) = worker.readyz().await?;
+                ensure!(status == 503, "{said}");
+                Ok(())
+            })
+            .await?;
+        }
+        files.write(NEXT)?;
+        workers.serve.ready().await?;
+        workers.relay.ready().await
+    })
+    .await
+}
+
+/// The files of a worker that may change while it runs: the addresses of the databases, and its certificate.
+struct Files<'a> {
+    kit: &'a Kit,
+    folder: PathBuf,
+}
+
+impl<'a> Files<'a> {
+    fn new(kit: &'a Kit) -> anyhow::Result<Self> {
+        let folder = kit.stack.folder().join("rotation");
+        let files = Self { kit, folder };
+        files.renew_certificate()?;
+        Ok(files)
+    }
+
+    fn renew_certificate(&self) -> anyhow::Result<()> {
+        let certificate = self.kit.stack.postgres.authority()?.sign(APP, &[])?;
+        certificate.write(&self.folder, APP).map(drop)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    /// Writes the addresses, with this password.
+    fn write(&self, with: &str) -> anyhow::Result<()> {
+        for database in [DATABASE, LOYALTY] {
+            let url = self.kit.stack.postgres.url_as(APP, database);
+            let url = url.replace(&password(APP), with);
+            let (certificate, key) = (self.path(&format!("{APP}.crt")), self.path(&format!("{APP}.key")));
+            fs::write(
+                self.path(database),
+                format!("{url}&sslcert={certificate}&sslkey={key}\n"),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, subcommand: &str) -> Launch<'a> {
+        let launch = self.kit.stack.holdfast(subcommand, subcommand);
+        launch
+            .without("HOLDFAST_DATABASE_URL")
+            .without("HOLDFAST_LOYALTY_URL")
+            .env("HOLDFAST_DATABASE_URL_FILE", &self.path(DATABASE))
+            .env("HOLDFAST_LOYALTY_URL_FILE", &self.path(LOYALTY))
+    }
+}
+
+async fn run(pool: &PgPool, statements: &str) -> anyhow::Result<()> {
+    let statements = AssertSqlSafe(statements.to_owned());
+    sqlx::raw_sql(statements).execute(pool).await?;
+    Ok(())
+}
+
+/// Ends the workers' sessions: the next ones are opened by what holds now.
+async fn end_sessions(superuser: &PgPool) -> anyhow::Result<()> {
+    let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = '{APP}'");
+    run(superuser, &end).await
+}
+
+/// The serial numbers of the certificates with which the workers' sessions came.
+async fn serials(superuser: &PgPool) -> anyhow::Result<Vec<Option<String>>> {
+    let serials =
+        "select distinct client_serial::text from pg_stat_ssl join pg_stat_activity using (pid) where usename = $1";
+    Ok(sqlx::query_scalar(serials).bind(APP).fetch_all(superuser).await?)
+}
+
+async fn shown_by_postgres(server: &Postgres) -> anyhow::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server.address()).await?;
+    // `SSLRequest` of PostgreSQL's protocol.
+    stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await?;
+    ensure!(answer == *b"S", "{answer:?}");
+    shown_by(server.authority()?, stream).await
+}
+
+/// The certificate that a server of this machine shows, in DER.
+async fn shown_by(authority: &Authority, stream: TcpStream) -> anyhow::Result<Vec<u8>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.certificate.as_bytes())?)?;
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let handshake = connector.connect(ServerName::try_from("127.0.0.1")?, stream);
+    let stream = tokio::time::timeout(Duration::from_secs(10), handshake).await??;
+    let (_, session) = stream.get_ref();
+    let shown = session.peer_certificates().and_then(|chain| chain.first());
+    Ok(shown.context("no certificate")?.to_vec())
+}
