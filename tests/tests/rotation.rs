@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_tests::kit::certs::Authority;
+use holdfast_tests::kit::identity::Identity;
 use holdfast_tests::kit::postgres::{APP, DATABASE, LOYALTY, password};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, Postgres, until};
+use holdfast_tests::load::now;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -19,12 +21,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::locked::on_the_locked_stack;
+use crate::locked_doors::calls;
 use crate::support::DEADLINE;
 use crate::traffic::Traffic;
 use crate::workers::Workers;
 use crate::{Test, tests};
 
-pub(crate) const TESTS: &[Test] = tests![what_postgres_asks_for_is_replaced_while_events_flow,];
+pub(crate) const TESTS: &[Test] = tests![
+    what_postgres_asks_for_is_replaced_while_events_flow,
+    the_engines_key_is_replaced_while_events_flow,
+];
 
 /// The second of each kind.
 const NEXT: &str = "next-sesame";
@@ -190,6 +196,48 @@ async fn serials(superuser: &PgPool) -> anyhow::Result<Vec<Option<String>>> {
     let serials =
         "select distinct client_serial::text from pg_stat_ssl join pg_stat_activity using (pid) where usename = $1";
     Ok(sqlx::query_scalar(serials).bind(APP).fetch_all(superuser).await?)
+}
+
+fn the_engines_key_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let engine = kit.stack.restate.signer()?;
+        let next = Identity::new(&kit.stack.certificates(), "next-engine")?;
+        let keys = [engine.public_key(), next.public_key()];
+        let mut workers = Workers::start(kit).await?;
+        let serve = async |keys: &[String]| {
+            let serve = kit.stack.holdfast("serve", "serve");
+            serve.env("HOLDFAST_IDENTITY_KEY", &keys.join(",")).start().await
+        };
+        workers.serve.stop().await?;
+        workers.serve = serve(&keys[..1]).await?;
+        let mut traffic = Traffic::new(kit, "rotation-engine")?;
+        let first = fs::read(&engine.file)?;
+        let rotated = while_events_flow(&mut traffic, "the engine's key", async {
+            workers.serve.stop().await?;
+            workers.serve = serve(&keys).await?;
+            fs::copy(&next.file, &engine.file)?;
+            kit.stack.restate.restart().await?;
+            workers.serve.stop().await?;
+            workers.serve = serve(&keys[1..]).await?;
+            let path = "/discover";
+            for (signer, expected) in [(engine, 401), (&next, 200)] {
+                let signature = signer.sign(path, now().unix_timestamp())?;
+                let status = calls(kit, path, Some("v1"), Some(signature)).await?;
+                ensure!(status == expected, "{status}, not {expected}");
+            }
+            Ok(())
+        });
+        let rotated = rotated.await;
+        let settled = match rotated {
+            Ok(()) => traffic.settled().await,
+            Err(error) => Err(error),
+        };
+        // Others need it as it was.
+        fs::write(&engine.file, first)?;
+        kit.stack.restate.restart().await?;
+        settled?;
+        workers.stop().await
+    })
 }
 
 async fn shown_by_postgres(server: &Postgres) -> anyhow::Result<Vec<u8>> {
