@@ -13,6 +13,7 @@ use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::gate::create_topics;
+use crate::support::set_topic;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -192,14 +193,15 @@ fn a_database_that_went_back_in_time_stops_the_relay(kit: &Kit) -> anyhow::Resul
 }
 
 fn no_row_is_refused_for_what_is_wrong_with_the_mark(kit: &Kit) -> anyhow::Result<()> {
+    const LIMIT: &str = "max.message.bytes";
     kit.block_on(async {
         let mut proof = Proof::begin(kit).await?;
         proof.fill(100).await?;
         let relay = kit.stack.holdfast("relay", "relay").start().await?;
         proof.emptied().await?;
-        kit.stack.kafka.delete_topic(topics::RELAY_MARK).await?;
+        set_topic(kit, topics::RELAY_MARK, LIMIT, "10").await?;
         proof.fill(100).await?;
-        until("the relay says what is missing", EMPTY_WITHIN, async || {
+        let said = until("the relay says what is refused", EMPTY_WITHIN, async || {
             let words = relay.last_words();
             ensure!(
                 words.contains(topics::RELAY_MARK) && words.contains("holdfast register"),
@@ -207,12 +209,13 @@ fn no_row_is_refused_for_what_is_wrong_with_the_mark(kit: &Kit) -> anyhow::Resul
             );
             Ok(())
         })
-        .await?;
+        .await;
         let refused: i64 = sqlx::query_scalar("select count(refused) from outbox")
             .fetch_one(&proof.pool)
             .await?;
+        set_topic(kit, topics::RELAY_MARK, LIMIT, "1048588").await?;
+        said?;
         ensure!(refused == 0, "{refused} rows are refused");
-        create_topics(&kit.stack.kafka).await?;
         proof.emptied().await?;
         relay.stop().await?;
         proof.check().await

@@ -50,6 +50,8 @@ struct State {
     stalled: usize,
     /// What has to be mended, such as a right, and when it was last heard of.
     waits_for: Option<(Instant, String)>,
+    /// Likewise for the offsets, which are committed beside the path.
+    not_committed: Option<(Instant, String)>,
 }
 
 /// What has to be mended is believed for so long without being heard of again; a partition that stands still is told of then.
@@ -88,7 +90,8 @@ impl Watcher {
     pub(super) fn not_committed(&self, error: &KafkaError) {
         let fault = error.rdkafka_error_code().map(transience::kafka);
         if fault == Some(Fault::Setting) {
-            self.waits_for(format!("{error}: the offsets of the group {}", self.group));
+            let what = format!("{error}: the offsets of the group {}", self.group);
+            self.note(|state| state.not_committed = Some((Instant::now(), what)));
         }
         tracing::warn!(%error, "offsets not committed; their records are read again after a restart");
         self.metrics.gate_commit_errors.inc();
@@ -99,8 +102,9 @@ impl Watcher {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         state.waits_for.take_if(|(at, _)| at.elapsed() > MENDED);
+        state.not_committed.take_if(|(at, _)| at.elapsed() > MENDED);
         let is_able = state.joined && state.connected && state.stalled == 0;
-        (self.ready)(match &state.waits_for {
+        (self.ready)(match state.waits_for.as_ref().or(state.not_committed.as_ref()) {
             Some((_, what)) => Err(what.clone()),
             None if is_able => Ok(()),
             None => Err(self.remarks.heard().text().unwrap_or_default().to_owned()),
@@ -226,8 +230,9 @@ fn is_behind(partition: &Partition) -> bool {
 impl ConsumerContext for Watcher {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         match result {
+            Ok(()) => self.note(|state| state.not_committed = None),
             // Nothing was stored since the last time.
-            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
             Err(error) => self.not_committed(&error),
         }
     }
