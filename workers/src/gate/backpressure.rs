@@ -1,8 +1,8 @@
 //! Backpressure: the number of records that the gate may send to Restate before it reads Restate's backlog again.
 //!
-//! A window that is not full and has a key that may have something under way goes on gathering for 2 ms per unfinished invocation, at most 200 ms. A
-//! ticket's invocations run one after the other, so few large records finish sooner than many small ones. An idle engine gets
-//! everything at once, and so does a busy one what is of other keys: to hold that back saved nothing.
+//! A window that is not full and has a key that may have something under way goes on gathering for 2 ms per unfinished invocation,
+//! at most 200 ms. A ticket's invocations run one after the other, so few large records finish sooner than many small ones. An idle
+//! engine gets everything at once, and so does a busy one what is of other keys: to hold that back saved nothing.
 
 use std::collections::HashSet;
 use std::time::Duration;
