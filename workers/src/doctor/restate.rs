@@ -33,13 +33,20 @@ pub(super) async fn check(config: &Config, registers: bool, clock: fn() -> Offse
             Part::Restate,
             "the handlers",
             error::chain(&error),
-            match error.to_string().contains("401") {
-                true => "set --identity-key (HOLDFAST_IDENTITY_KEY) where `holdfast serve` runs to the key by which this Restate signs",
-                false => "start `holdfast serve`, and set --serve-url (HOLDFAST_SERVE_URL) to where Restate reaches it",
-            },
+            mend_of_calls(&error.to_string()),
         )],
     });
     checks
+}
+
+/// What is to be done when the engine cannot call the handlers, by what it says. A port may end in 401, too.
+fn mend_of_calls(said: &str) -> &'static str {
+    match said.split(|c: char| !c.is_alphanumeric()).any(|word| word == "401") {
+        true => {
+            "set --identity-key (HOLDFAST_IDENTITY_KEY) where `holdfast serve` runs to the key by which this Restate signs"
+        }
+        false => "start `holdfast serve`, and set --serve-url (HOLDFAST_SERVE_URL) to where Restate reaches it",
+    }
 }
 
 async fn admin(config: &Config) -> (Check, bool) {
@@ -108,5 +115,11 @@ mod tests {
                 .all(|version| is_new_enough(version))
         );
         assert!(!["1.6.9", "0.9.0", "", "x"].iter().any(|version| is_new_enough(version)));
+    }
+
+    #[test]
+    fn a_port_is_no_status() {
+        assert!(mend_of_calls("https://127.0.0.1:38401/ answered 401 Unauthorized").contains("--identity-key"));
+        assert!(mend_of_calls("error when calling https://127.0.0.1:38401/: unable to reach").contains("--serve-url"));
     }
 }
