@@ -232,10 +232,8 @@ impl Gate {
             }
             match polled {
                 Some(message) => {
-                    let now = (self.settings.clock)();
-                    let waited = now - broker_time(&message).unwrap_or(now);
-                    self.metrics.took(Stage::Read, waited.as_seconds_f64());
-                    self.gathered.take(&message, &self.search, &self.settings, now);
+                    self.gathered
+                        .take(&message, &self.search, &self.settings, &self.metrics);
                     patience = Duration::ZERO;
                 }
                 None if patience.is_zero() && self.gathered.waits_for_more() => patience = GRACE,
@@ -496,7 +494,7 @@ impl Gate {
         }
         if let Some(message) = polled {
             self.gathered
-                .take(&message, &self.search, &self.settings, (self.settings.clock)());
+                .take(&message, &self.search, &self.settings, &self.metrics);
         }
         Ok(())
     }
@@ -555,11 +553,11 @@ impl Gathered {
         }
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>, search: &Search, settings: &Settings, now: OffsetDateTime) {
+    fn take(&mut self, message: &BorrowedMessage<'_>, search: &Search, settings: &Settings, metrics: &Metrics) {
         let Some(route) = ROUTES.iter().find(|route| route.public == message.topic()) else {
             return; // never subscribed to
         };
-        let read_at = Instant::now();
+        let (now, read_at) = ((settings.clock)(), Instant::now());
         if self.window.is_empty() {
             self.begun = read_at;
         }
@@ -570,6 +568,7 @@ impl Gathered {
             offset: message.offset(),
             time: broker_time(message).unwrap_or(now),
         };
+        metrics.took(Stage::Read, (now - origin.time).as_seconds_f64());
         let found = search.found((route.public, origin.partition, origin.offset));
         let bytes = size(message).unwrap_or(settings.kafka.public_record_bytes);
         let record = kafka::headers(message)

@@ -107,10 +107,11 @@ impl<'a> ProducerSession<'a> {
         if let Some(refusal) = self.publish(relay, &rows)? {
             return self.refuse(relay, &rows, &refusal);
         }
-        let marked = Instant::now() + selected.elapsed().min(LONGEST_MARKING);
+        let published = selected.elapsed();
+        let marked = Instant::now() + published.min(LONGEST_MARKING);
         for row in &rows {
             relay.metrics.took(Stage::Written, row.age);
-            relay.metrics.took(Stage::Relayed, selected.elapsed().as_secs_f64());
+            relay.metrics.took(Stage::Relayed, published.as_secs_f64());
         }
         crash::here(Point::RelayCommitted);
         if crash::again(Point::RelayCommitted) {
