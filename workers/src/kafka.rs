@@ -25,6 +25,7 @@ use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProd
 
 pub use self::remarks::{Heard, Remarks};
 use crate::config;
+use crate::transience::{self, Fault};
 
 /// Settings of every client.
 pub fn client(config: &config::Kafka) -> ClientConfig {
@@ -65,6 +66,11 @@ pub fn heard(consumer: &BaseConsumer<Remarks>) -> Heard {
 /// library demands the name of a group, and asks who coordinates it.
 pub fn is_of_the_group(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
+}
+
+/// Whether only an operator mends it, such as a right that is missing.
+pub fn is_setting(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().map(transience::kafka) == Some(Fault::Setting)
 }
 
 /// Number of replicas of each partition of a topic; nothing when there is no such topic.

@@ -8,6 +8,7 @@ pub mod lifecycle;
 pub mod listener;
 pub mod logs;
 pub mod metrics;
+pub mod postgres;
 pub mod printable;
 pub mod rounds;
 pub mod tls;

@@ -22,6 +22,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "relay",
             "admin",
             "doctor/postgres.rs",
+            "postgres.rs",
             "transience.rs",
         ],
     ),

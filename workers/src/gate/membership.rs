@@ -16,7 +16,6 @@ use crate::kafka::packed::{self, is_packed};
 use crate::kafka::{self, Remarks};
 use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
-use crate::transience::{self, Fault};
 
 /// The largest answer that is taken, and the most that a zstd batch in it may hold. Batches are at most as large as the public
 /// topics take records.
@@ -188,7 +187,7 @@ impl Membership {
                 code,
                 batches: self.packed().unwrap_or_else(unknown),
             }),
-            KafkaError::MessageConsumption(code) if transience::kafka(code) == Fault::Setting => {
+            KafkaError::MessageConsumption(code) if kafka::is_setting(&error) => {
                 let heard = self.consumer.context().remarks().heard();
                 self.waits_for(format!(
                     "{code} while the gate reads, as a member of the group {}{heard}",

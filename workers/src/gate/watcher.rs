@@ -15,10 +15,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionLi
 use rdkafka::types::RDKafkaRespErr;
 
 use super::ROUTES;
-use crate::kafka::Remarks;
+use crate::kafka::{self, Remarks};
 use crate::lifecycle::Ready;
 use crate::metrics::Metrics;
-use crate::transience::{self, Fault};
 
 /// How long the broker may take to answer a question about offsets, or the client to move to another one.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,8 +87,7 @@ impl Watcher {
 
     /// Notes that offsets were not committed, and what has to be mended before they can be.
     pub(super) fn not_committed(&self, error: &KafkaError) {
-        let fault = error.rdkafka_error_code().map(transience::kafka);
-        if fault == Some(Fault::Setting) {
+        if kafka::is_setting(error) {
             let what = format!("{error}: the offsets of the group {}", self.group);
             self.note(|state| state.not_committed = Some((Instant::now(), what)));
         }

@@ -12,9 +12,8 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::packed::{self, is_packed};
-use super::{Heard, Remarks, client, heard, is_of_the_group, looker, replicas, topic_settings};
+use super::{Heard, Remarks, client, heard, is_of_the_group, is_setting, looker, replicas, topic_settings};
 use crate::config;
-use crate::transience::{self, Fault};
 
 /// Longest time for which Kafka may not answer, or keep a transaction open.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -220,10 +219,6 @@ impl Reader {
             source,
         }
     }
-}
-
-fn is_setting(error: &KafkaError) -> bool {
-    error.rdkafka_error_code().map(transience::kafka) == Some(Fault::Setting)
 }
 
 /// The reason why a topic could not be read.

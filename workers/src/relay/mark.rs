@@ -92,7 +92,7 @@ fn last_from(consumer: &BaseConsumer<Remarks>, first: i64, patience: Duration) -
             }
             Some(Err(error)) if is_of_the_group(&error) => {}
             // What only an operator mends, such as a right, is told at once.
-            Some(Err(error)) if (error.rdkafka_error_code()).map(transience::kafka) == Some(Fault::Setting) => {
+            Some(Err(error)) if kafka::is_setting(&error) => {
                 return Err(Error::Read(error));
             }
             Some(Err(error)) => tracing::debug!(%error, "reading {RELAY_MARK} goes on"),

@@ -16,6 +16,7 @@ use super::{Error, LONGEST_PAUSE, pauses};
 use crate::config;
 use crate::error;
 use crate::metrics::Metrics;
+use crate::postgres::{self, SERVER_KEEPALIVE, silent};
 use crate::transience::{self, Fault};
 
 /// How much longer than the server lets a statement run its answer is waited for.
@@ -23,14 +24,6 @@ const MARGIN: Duration = Duration::from_secs(2);
 
 /// How long an idle session may take to say that it is there.
 const LOOK: Duration = Duration::from_secs(2);
-
-/// After how long the server gives up a client that has vanished: idle, and with an answer on its way.
-const SERVER_KEEPALIVE: [(&str, &str); 4] = [
-    ("tcp_keepalives_idle", "30"),
-    ("tcp_keepalives_interval", "10"),
-    ("tcp_keepalives_count", "3"),
-    ("tcp_user_timeout", "60000"),
-];
 
 /// A pool whose sessions carry our settings. Waits for the database for ever, with capped back-off, and says so.
 ///
@@ -147,9 +140,7 @@ async fn answers(pool: &PgPool, metrics: &Metrics, until: Option<Instant>) -> Re
 
 /// The address of the pool's database, without user and password.
 pub fn address(pool: &PgPool) -> String {
-    let options = pool.connect_options();
-    let database = options.get_database().unwrap_or_default();
-    format!("{}:{}/{database}", options.get_host(), options.get_port())
+    postgres::address(&pool.connect_options())
 }
 
 /// Opens a session beside the pool, whose own tries hide why they fail, and checks it.
@@ -295,11 +286,6 @@ async fn look(session: &mut PgConnection, silence: &Silence) -> Result<bool, sql
 
 fn unfit(what: String) -> sqlx::Error {
     sqlx::Error::Configuration(what.into())
-}
-
-fn silent(limit: Duration) -> sqlx::Error {
-    let what = format!("no answer within {limit:?}: the connection is given up");
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
 }
 
 /// When a session of a pool was last found dead. Those that are older have gone the same way.

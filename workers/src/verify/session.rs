@@ -13,18 +13,11 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use crate::config;
+use crate::postgres::{self, SERVER_KEEPALIVE, silent};
 use crate::transience::{self, Fault};
 
 /// How long an answer may take before the server is asked about it.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
-
-/// After how long the server gives up a client that has vanished.
-const SERVER_KEEPALIVE: [(&str, &str); 4] = [
-    ("tcp_keepalives_idle", "30"),
-    ("tcp_keepalives_interval", "10"),
-    ("tcp_keepalives_count", "3"),
-    ("tcp_user_timeout", "60000"),
-];
 
 /// The server's side of a session.
 pub(super) struct Server {
@@ -48,8 +41,7 @@ pub(super) async fn connect(config: &config::Database) -> anyhow::Result<(PgConn
         .application_name("holdfast verify")
         .options([("statement_timeout", "0")])
         .options(SERVER_KEEPALIVE);
-    let database = options.get_database().unwrap_or_default();
-    let address = format!("{}:{}/{database}", options.get_host(), options.get_port());
+    let address = postgres::address(&options);
     let patience = config.acquire_timeout;
     let opened = timeout(patience, async {
         let mut connection = options.connect().await?;
@@ -127,9 +119,4 @@ impl Server {
             .unwrap_or_else(|_elapsed| Err(silent(self.patience)))
             .map_err(|error| anyhow!(error).context(format!("Postgres at {} does not answer any more", self.address)))
     }
-}
-
-fn silent(limit: Duration) -> sqlx::Error {
-    let what = format!("no answer within {limit:?}");
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
 }
