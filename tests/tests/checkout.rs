@@ -18,6 +18,7 @@ use crate::admin;
 use crate::crashes::done_again;
 use crate::support::{DEADLINE, clean, clean_by, event, outcomes_of, pay, told_of};
 use crate::users::{added, call, has_credits, none_prepared, registered, view};
+use crate::workers::Workers;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -934,6 +935,8 @@ pub(crate) struct Shop<'a> {
     pub(crate) simulator: &'a Simulator,
     environment: Vec<(String, String)>,
     pub(crate) worker: Holdfast,
+    /// What the worker does not do, if it is not everything.
+    beside: Vec<Holdfast>,
 }
 
 impl<'a> Shop<'a> {
@@ -942,17 +945,36 @@ impl<'a> Shop<'a> {
     }
 
     pub(crate) async fn open_with(kit: &'a Kit, name: &'static str, more: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let simulator = &kit.provider;
-        simulator.heal();
-        let settings = simulator.settings();
-        let mut environment: Vec<_> = settings.map(|(name, value)| (name.to_owned(), value)).into();
-        environment.extend(
-            more.iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        );
-        let worker = dress(kit.stack.holdfast("run", "checkout"), &environment)
-            .start()
-            .await?;
+        let environment = Self::environment(kit, more);
+        let worker = dress(kit.stack.holdfast("run", "checkout"), &environment);
+        let worker = worker.start().await?;
+        Self::welcome(kit, name, environment, worker, Vec::new()).await
+    }
+
+    /// As [`Self::open`], with each role in a process of its own; `worker` is `serve`.
+    pub(crate) async fn open_apart(kit: &'a Kit, name: &'static str) -> anyhow::Result<Self> {
+        let environment = Self::environment(kit, &[]);
+        let Workers { gate, serve, relay } = Workers::start_with(kit, |serve| dress(serve, &environment)).await?;
+        Self::welcome(kit, name, environment, serve, vec![gate, relay]).await
+    }
+
+    fn environment(kit: &Kit, more: &[(&str, &str)]) -> Vec<(String, String)> {
+        kit.provider.heal();
+        let settings = kit.provider.settings().into_iter();
+        let settings = settings.map(|(name, value)| (name.to_owned(), value));
+        let more = more
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        settings.chain(more).collect()
+    }
+
+    async fn welcome(
+        kit: &'a Kit,
+        name: &'static str,
+        environment: Vec<(String, String)>,
+        worker: Holdfast,
+        beside: Vec<Holdfast>,
+    ) -> anyhow::Result<Self> {
         let user = format!("{name}/ann");
         pay(kit, &[registered(&format!("{name}/register"), &user)]).await?;
         told_of::<UserOutcome>(kit, &user, 1).await?;
@@ -960,9 +982,10 @@ impl<'a> Shop<'a> {
             kit,
             name,
             user,
-            simulator,
+            simulator: &kit.provider,
             environment,
             worker,
+            beside,
         })
     }
 
@@ -1089,7 +1112,10 @@ impl<'a> Shop<'a> {
     /// Closes the shop; `verify` must find every promise kept.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         self.is_clean().await?;
-        self.worker.stop().await
+        for process in std::iter::once(&self.worker).chain(&self.beside) {
+            process.stop().await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn is_clean(&self) -> anyhow::Result<()> {

@@ -64,9 +64,9 @@ fn events_taken_without_a_gate_take_effect_once_also_when_a_gate_follows(kit: &K
 }
 
 /// Ends the engine's subscriptions to this topic.
-async fn unsubscribe(kit: &Kit, topic: &str) -> anyhow::Result<()> {
+pub(crate) async fn unsubscribe(kit: &Kit, topic: &str) -> anyhow::Result<()> {
     let subscriptions = format!("{}/subscriptions", kit.stack.restate.admin());
-    let http = reqwest::Client::new();
+    let http = kit.stack.restate.client();
     let found: Value = http
         .get(&subscriptions)
         .send()

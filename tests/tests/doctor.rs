@@ -3,12 +3,18 @@
 use std::process::Output;
 
 use anyhow::{Context, ensure};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use holdfast_schemas::topics;
+use holdfast_tests::kit::process::lock;
 use holdfast_tests::kit::{Kit, Stack};
+use restate_sdk::prelude::*;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::net::TcpListener;
 
 use crate::support::set_topic;
+use crate::workers::done;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -53,8 +59,8 @@ type Broken<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str, &'a str);
 fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "doctor").start().await?;
-        let left = wrong(&doctor(kit, &[]).await?.1);
-        let Stack { postgres, restate, .. } = &kit.stack;
+        let left = &wrong(&doctor(kit, &[]).await?.1)[..];
+        let postgres = &kit.stack.postgres;
         let admin = PgPool::connect(&postgres.url_of("postgres")).await?;
         for statement in [
             "drop database if exists doctor_latin with (force)",
@@ -64,6 +70,7 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
         }
         let empty = postgres.copy_database("template1", "doctor_empty").await?;
         empty.close().await;
+        let unfinished = unfinished_index(kit).await?;
         let stranger = postgres.url().replace("postgres@", "stranger@");
         let database = postgres.connect().await?;
         for statement in [
@@ -155,6 +162,12 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
                 "holdfast migrate",
             ),
             (
+                &[("HOLDFAST_DATABASE_URL", &unfinished)],
+                "postgres",
+                "the indexes",
+                "holdfast migrate",
+            ),
+            (
                 &[("HOLDFAST_DATABASE_URL", &reads)],
                 "postgres",
                 "the rights of app",
@@ -203,58 +216,150 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
                 "HOLDFAST_SMTP_URL",
             ),
         ];
-        let looks = stream::iter(broken.iter().map(|broken| named(kit, &left, broken)));
+        let looks = stream::iter(broken.iter().map(|(settings, part, what, mend)| {
+            let fault = [(*part, *what, *mend)];
+            async move { named(kit, left, settings, &fault).await }
+        }));
         // Most of them wait for servers that are not there.
         looks.buffer_unordered(6).try_collect::<()>().await?;
-        broken_in_kafka_and_restate(kit, &left, &restate.admin()).await?;
+        broken_in_the_servers(kit, left).await?;
         worker.stop().await
     })
 }
 
-/// What no setting breaks.
-async fn broken_in_kafka_and_restate(kit: &Kit, left: &[Value], admin: &str) -> anyhow::Result<()> {
-    let kept = "1209600000";
-    set_topic(kit, "dead-letters", "retention.ms", "60000").await?;
-    let named_topic = named(
-        kit,
-        left,
-        &(&[], "kafka", "topic dead-letters", "retention.ms=1209600000"),
-    )
-    .await;
-    set_topic(kit, "dead-letters", "retention.ms", kept).await?;
-    named_topic?;
+/// A database with every table, and an index whose build has failed.
+async fn unfinished_index(kit: &Kit) -> anyhow::Result<String> {
+    const NAME: &str = "doctor_index";
+    let database = kit.stack.postgres.copy_database("template1", NAME).await?;
+    let url = kit.stack.postgres.url_of(NAME);
+    let migrate = kit.stack.holdfast("migrate", "doctor");
+    done(migrate.env("HOLDFAST_DATABASE_URL", &url)).await?;
+    // Each of them has succeeded: no two may.
+    let build = "create unique index concurrently doctor_unfinished on _sqlx_migrations (success)";
+    let built = sqlx::query(build).execute(&database).await;
+    ensure!(built.is_err(), "{built:?}");
+    database.close().await;
+    Ok(url)
+}
 
-    let http = reqwest::Client::new();
-    let url = format!("{admin}/subscriptions");
-    let known: Value = http.get(&url).send().await?.error_for_status()?.json().await?;
+/// What no setting breaks: all of it at once, since one fault hides no other.
+async fn broken_in_the_servers(kit: &Kit, left: &[Value]) -> anyhow::Result<()> {
+    let Stack { postgres, restate, .. } = &kit.stack;
+    let (admin, http) = (restate.admin(), restate.client());
+    let kept = "1209600000";
+    set_topic(kit, topics::DEAD_LETTERS, "retention.ms", "60000").await?;
+    *lock(&restate.attempts) = Some(1_000_000);
+    let owner = postgres.connect().await?;
+    let set = "alter system set max_prepared_transactions = 0";
+    sqlx::query(set).execute(&owner).await?;
+    tokio::try_join!(postgres.restart(), restate.restart())?;
+    let subscriptions = format!("{admin}/subscriptions");
+    let known: Value = http
+        .get(&subscriptions)
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await?;
     let one = &known["subscriptions"][0];
     let options = json!({ "group.id": "doctor.double", "auto.offset.reset": "latest" });
     let double = json!({ "source": one["source"], "sink": one["sink"], "options": options });
-    let made = http.post(&url).json(&double).send().await?.error_for_status()?;
-    let made: Value = made.json().await?;
-    let named_double = named(kit, left, &(&[], "restate", "subscription of", "deletes all but one")).await;
-    let id = made["id"].as_str().context("no id")?;
-    http.delete(format!("{url}/{id}")).send().await?.error_for_status()?;
-    named_double
+    let double = http
+        .post(&subscriptions)
+        .json(&double)
+        .send()
+        .await?
+        .error_for_status()?;
+    let double: Value = double.json().await?;
+    // A release whose handlers anybody may call.
+    let listener = TcpListener::bind(("127.0.0.1", kit.stack.ports.get("headers")?)).await?;
+    let exposed = json!({ "uri": format!("http://{}", listener.local_addr()?), "force": true, "breaking": true });
+    let endpoint = HttpServer::new(Endpoint::builder().bind(Exposed).build());
+    let serving = tokio::spawn(endpoint.serve_with_cancel(listener, std::future::pending::<()>()));
+    let deployments = format!("{admin}/deployments");
+    let exposed = http
+        .post(&deployments)
+        .json(&exposed)
+        .send()
+        .await?
+        .error_for_status()?;
+    let exposed: Value = exposed.json().await?;
+
+    let looked = named(
+        kit,
+        left,
+        &[],
+        &[
+            ("kafka", "topic dead-letters", "retention.ms=1209600000"),
+            ("loyalty", "max_prepared_transactions", "restart that server"),
+            ("restate", "subscription of", "deletes all but one"),
+            ("restate", "Restate's retries", "max-attempts = \"unlimited\""),
+            ("restate", "Restate's ingress", "let nobody change the services by hand"),
+        ],
+    )
+    .await;
+    set_topic(kit, topics::DEAD_LETTERS, "retention.ms", kept).await?;
+    *lock(&restate.attempts) = None;
+    let reset = "alter system reset max_prepared_transactions";
+    sqlx::query(reset).execute(&owner).await?;
+    owner.close().await;
+    let id = double["id"].as_str().context("no id")?;
+    let forget = http.delete(format!("{subscriptions}/{id}"));
+    forget.send().await?.error_for_status()?;
+    tokio::try_join!(postgres.restart(), restate.restart())?;
+    looked?;
+    // To register the handlers as they are is the mend.
+    let (differs, said) = crate::operate::register(kit, &[]).await?;
+    ensure!(!said.contains("Restate's ingress"), "{differs:?}: {said}");
+    let id = exposed["id"].as_str().context("no id")?;
+    let forget = http.delete(format!("{deployments}/{id}?force=true"));
+    forget.send().await?.error_for_status()?;
+    serving.abort();
+    Ok(())
 }
 
-async fn named(kit: &Kit, left: &[Value], (settings, part, what, mend): &Broken<'_>) -> anyhow::Result<()> {
+/// The Reaper, open to everybody.
+struct Exposed;
+
+#[restate_sdk::object(name = "Reaper")]
+impl Exposed {
+    #[handler]
+    async fn turn(&self, _ctx: ObjectContext<'_>, _body: Bytes) -> HandlerResult<()> {
+        Ok(())
+    }
+
+    #[handler]
+    async fn arm(&self, _ctx: ObjectContext<'_>, _body: Bytes) -> HandlerResult<()> {
+        Ok(())
+    }
+}
+
+/// With these settings doctor names each of these: the part, what is wrong, and a word of the mend.
+async fn named(
+    kit: &Kit,
+    left: &[Value],
+    settings: &[(&str, &str)],
+    faults: &[(&str, &str, &str)],
+) -> anyhow::Result<()> {
     let (code, report) = doctor(kit, settings).await?;
     let wrong = wrong(&report);
-    let is_named = wrong.iter().any(|check| {
-        let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
-        check["part"] == *part && text("what").starts_with(what) && text("mend").contains(mend)
-    });
-    ensure!(
-        code == Some(1) && is_named,
-        "{settings:?} ({code:?}): {part}, {what}, {mend} not in {wrong:#?}"
-    );
+    for (part, what, mend) in faults {
+        let is_named = wrong.iter().any(|check| {
+            let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
+            check["part"] == *part && text("what").starts_with(what) && text("mend").contains(mend)
+        });
+        ensure!(
+            code == Some(1) && is_named,
+            "{settings:?} ({code:?}): {part}, {what}, {mend} not in {wrong:#?}"
+        );
+    }
     // What does not depend on it is looked at all the same.
-    let others = wrong
-        .iter()
-        .filter(|check| check["part"] != *part && !left.contains(check))
-        .count();
-    ensure!(others == 0, "{settings:?}: more is wrong than is broken: {wrong:#?}");
+    let is_expected = |check: &&Value| faults.iter().any(|(part, ..)| check["part"] == *part) || left.contains(check);
+    let others: Vec<_> = wrong.iter().filter(|check| !is_expected(check)).collect();
+    ensure!(
+        others.is_empty(),
+        "{settings:?}: more is wrong than is broken: {others:#?}"
+    );
     Ok(())
 }
 

@@ -8,12 +8,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures::future::try_join_all;
 use holdfast_schemas::{UserOutcome, topics};
+use holdfast_tests::kit::certs::Authority;
 use holdfast_tests::kit::kafka::{ReadRecord, Sent, send_with};
 use holdfast_tests::kit::kafka_lock::{Right, rights};
 use holdfast_tests::kit::postgres::{ADMIN, APP, VERIFY};
 use holdfast_tests::kit::process::lock;
-use holdfast_tests::kit::{Holdfast, Kit, Name, until};
+use holdfast_tests::kit::{Holdfast, Kit, Name, PgBouncer, until};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureProducer;
@@ -24,16 +26,21 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::direct::unsubscribe;
 use crate::support::{DEADLINE, clean, listed, outcomes, outcomes_of, pay, send, structured, told, told_of};
 use crate::users::registered;
 use crate::workers::{Workers, done};
 use crate::{Test, checkout, crashes, mail, tests, webhook, zombies};
 
 pub(crate) const TESTS: &[Test] = tests![
+    // It reads all that there is, so the less the better.
+    an_engine_without_a_gate_needs_its_rights_on_the_public_topics,
     relays_die_at_every_step_behind_locked_doors,
     carts_are_paid_and_returned_behind_locked_doors,
+    cards_pay_and_are_refunded_by_roles_apart_behind_locked_doors,
     a_command_that_lacks_a_right_fails_and_names_it,
     doctor_finds_each_role_sound_and_names_each_right_that_it_lacks,
+    doctor_names_each_wrong_wire_and_login_and_its_setting,
     the_engine_that_lacks_a_right_goes_on_once_it_is_given_back,
     a_right_that_relay_or_webhook_loses_is_named_and_waited_for,
     a_shop_may_send_events_and_read_outcomes_and_nothing_else,
@@ -65,10 +72,17 @@ fn relays_die_at_every_step_behind_locked_doors(_: &Kit) -> anyhow::Result<()> {
 fn carts_are_paid_and_returned_behind_locked_doors(_: &Kit) -> anyhow::Result<()> {
     on_the_locked_stack(|kit| {
         checkout::credits_alone_buy_a_cart(kit)?;
-        webhook::what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told(
-            kit,
-        )?;
         mail::a_customer_gets_one_mail_about_each_outcome_in_their_language(kit)
+    })
+}
+
+/// Gate, serve, relay and webhook are processes of their own, and none can do what another one does.
+fn cards_pay_and_are_refunded_by_roles_apart_behind_locked_doors(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let shop = checkout::Shop::open_apart(kit, "locked/apart").await?;
+            webhook::whatever_befalls_a_sale_takes_effect_once(kit, shop).await
+        })
     })
 }
 
@@ -78,31 +92,9 @@ fn a_command_that_lacks_a_right_fails_and_names_it(_: &Kit) -> anyhow::Result<()
         kit.block_on(async {
             let workers = Workers::start(kit).await?;
             clean(kit).await?;
-            let mut wrong = Vec::new();
-            let listed = [rights("register")?, rights("verify")?, rights("admin")?].concat();
-            // What is there already is not created again.
-            for right in listed.into_iter().filter(|right| right.operation != "CREATE") {
-                let arguments = needing(kit, &right).await?;
-                let launch = || {
-                    let launch = kit.stack.holdfast(&right.role, "locked");
-                    arguments.iter().fold(launch, |launch, argument| launch.arg(argument))
-                };
-                let lock = kit.stack.kafka.lock()?;
-                lock.withdraw(std::slice::from_ref(&right))?;
-                let lacking = launch().output().await?;
-                lock.grant(std::slice::from_ref(&right))?;
-                let said = String::from_utf8_lossy(&lacking.stderr).into_owned();
-                // `reservations` is no name for `reservations.admitted`.
-                let mut words = said.split(|letter: char| !(letter.is_alphanumeric() || ".-".contains(letter)));
-                let name = right.name.trim_end_matches('*');
-                let named = words.any(|word| word.trim_end_matches('.') == name) && said.contains("uthoriz");
-                if lacking.status.success() || !named {
-                    wrong.push(format!("{right:?}: {}: {said}", lacking.status));
-                }
-                if right.role == "admin" {
-                    done(launch()).await.with_context(|| format!("{right:?} is back"))?;
-                }
-            }
+            // Each by a name of its own.
+            let roles = ["register", "verify", "admin"].map(|role| each_right_is_missed(kit, role));
+            let wrong = try_join_all(roles).await?.concat();
             ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
             clean(kit).await?;
             workers.stop().await?;
@@ -110,6 +102,35 @@ fn a_command_that_lacks_a_right_fails_and_names_it(_: &Kit) -> anyhow::Result<()
             done(accept.arg("relay").arg("accept")).await
         })
     })
+}
+
+/// Runs this command without one of its rights after the other, and tells of those that it did not name.
+async fn each_right_is_missed(kit: &Kit, role: &str) -> anyhow::Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    // What is there already is not created again.
+    for right in rights(role)?.into_iter().filter(|right| right.operation != "CREATE") {
+        let arguments = needing(kit, &right).await?;
+        let launch = || {
+            let launch = kit.stack.holdfast(role, "locked");
+            arguments.iter().fold(launch, |launch, argument| launch.arg(argument))
+        };
+        let lock = kit.stack.kafka.lock()?;
+        lock.withdraw(std::slice::from_ref(&right))?;
+        let lacking = launch().output().await?;
+        lock.grant(std::slice::from_ref(&right))?;
+        let said = String::from_utf8_lossy(&lacking.stderr).into_owned();
+        // `reservations` is no name for `reservations.admitted`.
+        let mut words = said.split(|letter: char| !(letter.is_alphanumeric() || ".-".contains(letter)));
+        let name = right.name.trim_end_matches('*');
+        let named = words.any(|word| word.trim_end_matches('.') == name) && said.contains("uthoriz");
+        if lacking.status.success() || !named {
+            wrong.push(format!("{right:?}: {}: {said}", lacking.status));
+        }
+        if role == "admin" {
+            done(launch()).await.with_context(|| format!("{right:?} is back"))?;
+        }
+    }
+    Ok(wrong)
 }
 
 /// The arguments of a command that needs this right.
@@ -146,62 +167,18 @@ fn doctor_finds_each_role_sound_and_names_each_right_that_it_lacks(_: &Kit) -> a
     on_the_locked_stack(|kit| {
         kit.block_on(async {
             let workers = Workers::start(kit).await?;
-            let look_with = async |role: &str, environment: &[(&str, &str)]| {
-                let doctor = kit.stack.holdfast(role, "doctor").provider(&kit.provider);
-                let doctor = doctor.instead("doctor");
-                let doctor = environment
-                    .iter()
-                    .fold(doctor, |doctor, (name, value)| doctor.env(name, value));
-                let ended = doctor.arg("--json").arg("--role").arg(role).output().await?;
-                let report: Value = serde_json::from_slice(&ended.stdout)
-                    .with_context(|| String::from_utf8_lossy(&ended.stderr).into_owned())?;
-                let checks = report["checks"].as_array().cloned().unwrap_or_default();
-                let wrong = checks.into_iter().filter(|check| check["diagnosis"] == "wrong");
-                anyhow::Ok((ended.status.code(), wrong.collect::<Vec<_>>()))
-            };
-            let look = async |role: &str| look_with(role, &[]).await;
-            for role in [
+            let look = async |role: &str| look(kit, role, &[]).await;
+            let sound = [
                 "gate", "serve", "relay", "webhook", "register", "verify", "admin", "run",
-            ] {
+            ];
+            let sound = sound.map(async |role| {
                 let (code, wrong) = look(role).await?;
                 ensure!(code == Some(0), "{role}: {wrong:#?}");
-            }
-            let mail = kit.stack.maildev.as_ref().context("no mail server")?.smtp();
-            let mail = mail.replace("sesame", "guess");
-            let wrong_logins = [
-                ("mail", ("HOLDFAST_SMTP_URL", mail.as_str()), "HOLDFAST_SMTP_URL"),
-                ("restate", ("HOLDFAST_RESTATE_TOKEN", "guess"), "token"),
-                ("provider", ("HOLDFAST_PROVIDER_KEY", "guess"), "HOLDFAST_PROVIDER_KEY"),
-            ];
-            for (part, setting, mend) in wrong_logins {
-                let (code, wrong) = look_with("serve", &[setting]).await?;
-                let named = |check: &Value| {
-                    check["part"] == part && check["mend"].as_str().is_some_and(|text| text.contains(mend))
-                };
-                ensure!(
-                    code == Some(1) && !wrong.is_empty() && wrong.iter().all(named),
-                    "{part}: {wrong:#?}"
-                );
-            }
-            let lock = kit.stack.kafka.lock()?;
-            let roles = ["gate", "relay", "webhook", "verify", "admin"].map(rights);
-            let listed = roles.into_iter().collect::<anyhow::Result<Vec<_>>>()?.concat();
-            // Only the relay that leads may begin transactions.
-            for right in listed.into_iter().filter(|right| right.kind != "transactional-id") {
-                lock.withdraw(std::slice::from_ref(&right))?;
-                let (code, wrong) = look(&right.role).await?;
-                lock.grant(std::slice::from_ref(&right))?;
-                let names = |check: &Value| {
-                    let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
-                    text("what").ends_with(&right.name) && text("mend").contains("deploy/kafka/acls")
-                };
-                // Who may write a topic may not read it for that, and the other way round.
-                let named = wrong.iter().filter(|check| names(check)).count();
-                ensure!(
-                    code == Some(1) && named == 1 && wrong.len() == 1,
-                    "{right:?}: {wrong:#?}"
-                );
-            }
+                Ok(())
+            });
+            try_join_all(sound).await?;
+            let roles = ["gate", "relay", "webhook", "verify", "admin"];
+            try_join_all(roles.map(|role| each_right_is_looked_at(kit, role))).await?;
             let owner = kit.stack.postgres.connect().await?;
             for (role, grantee) in [("serve", APP), ("verify", VERIFY), ("admin", ADMIN)] {
                 for (change, sound) in [
@@ -221,49 +198,113 @@ fn doctor_finds_each_role_sound_and_names_each_right_that_it_lacks(_: &Kit) -> a
     })
 }
 
+/// Without one of this role's rights after the other doctor finds that one thing wrong.
+async fn each_right_is_looked_at(kit: &Kit, role: &str) -> anyhow::Result<()> {
+    let lock = kit.stack.kafka.lock()?;
+    // Only the relay that leads may begin transactions.
+    for right in rights(role)?
+        .into_iter()
+        .filter(|right| right.kind != "transactional-id")
+    {
+        lock.withdraw(std::slice::from_ref(&right))?;
+        let (code, wrong) = look(kit, role, &[]).await?;
+        lock.grant(std::slice::from_ref(&right))?;
+        let names = |check: &Value| {
+            let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
+            text("what").ends_with(&right.name) && text("mend").contains("deploy/kafka/acls")
+        };
+        // Who may write a topic may not read it for that, and the other way round.
+        let named = wrong.iter().filter(|check| names(check)).count();
+        ensure!(
+            code == Some(1) && named == 1 && wrong.len() == 1,
+            "{right:?}: {wrong:#?}"
+        );
+    }
+    Ok(())
+}
+
+/// Wires and logins, each wrong alone.
+fn doctor_names_each_wrong_wire_and_login_and_its_setting(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let workers = Workers::start(kit).await?;
+            let mail = kit.stack.maildev.as_ref().context("no mail server")?.smtp();
+            let mail = mail.replace("sesame", "guess");
+            let stranger = kit.stack.certificates().join("stranger.crt");
+            fs::write(&stranger, Authority::new("A stranger")?.certificate)?;
+            let stranger = stranger.display().to_string();
+            let pooler =
+                PgBouncer::start(&kit.stack, &kit.stack.postgres, "ignore_startup_parameters = options").await?;
+            let pooled = pooler.url("transaction");
+            let (kafka, url) = ("HOLDFAST_KAFKA_PASSWORD", "HOLDFAST_DATABASE_URL");
+            let broken = [
+                (
+                    "serve",
+                    "mail",
+                    ("HOLDFAST_SMTP_URL", mail.as_str()),
+                    "",
+                    "HOLDFAST_SMTP_URL",
+                ),
+                ("serve", "restate", ("HOLDFAST_RESTATE_TOKEN", "guess"), "", "token"),
+                (
+                    "serve",
+                    "provider",
+                    ("HOLDFAST_PROVIDER_KEY", "guess"),
+                    "",
+                    "HOLDFAST_PROVIDER_KEY",
+                ),
+                ("relay", "kafka", (kafka, "guess"), "uthentication", kafka),
+                (
+                    "relay",
+                    "kafka",
+                    ("HOLDFAST_KAFKA_CA", stranger.as_str()),
+                    "certificate",
+                    "HOLDFAST_KAFKA_CA",
+                ),
+                ("relay", "postgres", (url, pooled.as_str()), "pool_mode = session", url),
+            ];
+            let looks = broken.map(async |(role, part, setting, how, mend)| {
+                let (code, wrong) = look(kit, role, &[setting]).await?;
+                let named = |check: &Value| {
+                    let says = |field: &str, what: &str| check[field].as_str().is_some_and(|text| text.contains(what));
+                    check["part"] == part && says("how", how) && says("mend", mend)
+                };
+                ensure!(
+                    code == Some(1) && !wrong.is_empty() && wrong.iter().all(named),
+                    "{part}: {wrong:#?}"
+                );
+                anyhow::Ok(())
+            });
+            try_join_all(looks).await?;
+            pooler.stop().await?;
+            workers.stop().await
+        })
+    })
+}
+
+/// What doctor finds wrong as this role, with its exit code.
+async fn look(kit: &Kit, role: &str, environment: &[(&str, &str)]) -> anyhow::Result<(Option<i32>, Vec<Value>)> {
+    let doctor = kit.stack.holdfast(role, "doctor").provider(&kit.provider);
+    let doctor = doctor.instead("doctor");
+    let doctor = environment
+        .iter()
+        .fold(doctor, |doctor, (name, value)| doctor.env(name, value));
+    let ended = doctor.arg("--json").arg("--role").arg(role).output().await?;
+    let report: Value =
+        serde_json::from_slice(&ended.stdout).with_context(|| String::from_utf8_lossy(&ended.stderr).into_owned())?;
+    let checks = report["checks"].as_array().cloned().unwrap_or_default();
+    let wrong = checks.into_iter().filter(|check| check["diagnosis"] == "wrong");
+    Ok((ended.status.code(), wrong.collect()))
+}
+
 /// Restate waits for a right, as everybody does, and nothing is lost.
 fn the_engine_that_lacks_a_right_goes_on_once_it_is_given_back(_: &Kit) -> anyhow::Result<()> {
     on_the_locked_stack(|kit| {
         kit.block_on(async {
             let workers = Workers::start(kit).await?;
-            for (number, right) in rights("engine")?.into_iter().enumerate() {
-                let name = format!("{right:?}");
-                let log = kit.stack.folder().join("restate.log");
-                let before = fs::metadata(&log)?.len() as usize;
-                let lock = kit.stack.kafka.lock()?;
-                lock.withdraw(std::slice::from_ref(&right))?;
-                // Who is in a group finds out when the engine joins it again.
-                kit.stack.restate.restart().await?;
-                let (ticket, user) = (format!("locked/engine/{number}"), format!("locked/engine/{number}/ann"));
-                send(kit, &[listed(&ticket, &ticket)]).await?;
-                pay(kit, &[registered(&user, &user)]).await?;
-                let (event, topic) = match right.name.contains("user") || right.name == topics::PAYMENTS_ADMITTED {
-                    true => (&user, topics::PAYMENTS_ADMITTED),
-                    false => (&ticket, topics::RESERVATIONS_ADMITTED),
-                };
-                until("it is admitted", DEADLINE, async || {
-                    let admitted = kit.stack.kafka.read(topic).await?;
-                    let ours = |read: &ReadRecord| read.key.as_deref() == Some(event.as_bytes());
-                    ensure!(admitted.iter().any(ours), "not yet");
-                    anyhow::Ok(())
-                })
-                .await
-                .context(name.clone())?;
-                until("Restate says so", DEADLINE, async || {
-                    let log = fs::read(&log)?;
-                    let since = String::from_utf8_lossy(&log[before..]).into_owned();
-                    ensure!(since.contains("uthorization"), "{name}");
-                    anyhow::Ok(())
-                })
-                .await?;
-                let took_effect = match topic {
-                    topics::PAYMENTS_ADMITTED => outcomes_of::<UserOutcome>(kit, &user).await?.len(),
-                    _ => outcomes(kit, &ticket).await?.len(),
-                };
-                ensure!(took_effect == 0, "{name}: it took effect without the right");
-                lock.grant(std::slice::from_ref(&right))?;
-                told(kit, &ticket, 1).await.context(name.clone())?;
-                told_of::<UserOutcome>(kit, &user, 1).await.context(name)?;
+            for (number, right) in rights("engine")?.iter().enumerate() {
+                let sent = lacks(kit, right, &format!("locked/engine/{number}"), &ADMITTED).await;
+                sent.with_context(|| format!("{right:?}"))?;
             }
             // Another name and password, and back: `register` notices, and the engine uses them.
             for user in ["kit", "engine"] {
@@ -280,6 +321,95 @@ fn the_engine_that_lacks_a_right_goes_on_once_it_is_given_back(_: &Kit) -> anyho
             workers.stop().await
         })
     })
+}
+
+/// No gate runs, and the engine has no right to its topics.
+fn an_engine_without_a_gate_needs_its_rights_on_the_public_topics(_: &Kit) -> anyhow::Result<()> {
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            done(kit.stack.holdfast("migrate", "migrate")).await?;
+            let serve = kit.stack.holdfast("serve", "serve").start().await?;
+            let relay = kit.stack.holdfast("relay", "relay").start().await?;
+            let lock = kit.stack.kafka.lock()?;
+            let direct = rights("engine-direct")?.into_iter();
+            let direct: Vec<_> = direct
+                .map(|right| Right {
+                    role: "engine".to_owned(),
+                    ..right
+                })
+                .collect();
+            lock.withdraw(&rights("engine")?)?;
+            lock.grant(&direct)?;
+            for topic in ADMITTED {
+                unsubscribe(kit, topic).await?;
+            }
+            done(kit.stack.holdfast("register", "register").arg("--direct")).await?;
+            let look = kit
+                .stack
+                .holdfast("register", "doctor")
+                .instead("doctor")
+                .arg("--direct");
+            done(look.arg("--role").arg("register")).await?;
+            for (number, right) in direct.iter().enumerate() {
+                let sent = lacks(kit, right, &format!("locked/direct/{number}"), &PUBLIC).await;
+                sent.with_context(|| format!("{right:?}"))?;
+            }
+            clean(kit).await?;
+            for topic in PUBLIC {
+                unsubscribe(kit, topic).await?;
+            }
+            lock.withdraw(&direct)?;
+            lock.grant(&rights("engine")?)?;
+            done(kit.stack.holdfast("register", "register")).await?;
+            serve.stop().await?;
+            relay.stop().await
+        })
+    })
+}
+
+/// The topics that the engine reads: those of tickets, those of users.
+const ADMITTED: [&str; 2] = [topics::RESERVATIONS_ADMITTED, topics::PAYMENTS_ADMITTED];
+const PUBLIC: [&str; 2] = [topics::RESERVATIONS, topics::PAYMENTS];
+
+/// Without this right of the engine it says so, and events of this id and key that come by these topics take effect once it is back.
+async fn lacks(kit: &Kit, right: &Right, id: &str, topics: &[&str; 2]) -> anyhow::Result<()> {
+    let log = kit.stack.folder().join("restate.log");
+    let before = fs::metadata(&log)?.len() as usize;
+    let lock = kit.stack.kafka.lock()?;
+    lock.withdraw(std::slice::from_ref(right))?;
+    // Who is in a group finds out when the engine joins it again.
+    kit.stack.restate.restart().await?;
+    let (ticket, user) = (id.to_owned(), format!("{id}/ann"));
+    send(kit, &[listed(&ticket, &ticket)]).await?;
+    pay(kit, &[registered(&user, &user)]).await?;
+    let is_of_users = right.name.contains("user") || right.name == topics[1];
+    let (event, topic) = if is_of_users {
+        (&user, topics[1])
+    } else {
+        (&ticket, topics[0])
+    };
+    until("it is there to be read", DEADLINE, async || {
+        let there = kit.stack.kafka.read(topic).await?;
+        let ours = |read: &ReadRecord| read.key.as_deref() == Some(event.as_bytes());
+        ensure!(there.iter().any(ours), "not yet");
+        anyhow::Ok(())
+    })
+    .await?;
+    until("Restate says so", DEADLINE, async || {
+        let log = fs::read(&log)?;
+        let since = String::from_utf8_lossy(&log[before..]).into_owned();
+        ensure!(since.contains("uthorization"), "not yet");
+        anyhow::Ok(())
+    })
+    .await?;
+    let took_effect = match is_of_users {
+        true => outcomes_of::<UserOutcome>(kit, &user).await?.len(),
+        false => outcomes(kit, &ticket).await?.len(),
+    };
+    ensure!(took_effect == 0, "it took effect without the right");
+    lock.grant(std::slice::from_ref(right))?;
+    told(kit, &ticket, 1).await?;
+    told_of::<UserOutcome>(kit, &user, 1).await.map(drop)
 }
 
 /// While they run, and by `/readyz`.

@@ -442,7 +442,7 @@ impl Front {
         let sites = sites.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         let [admin, ingress, expired, other, strange, other_token] =
             [0, 1, 2, 3, 4, 5].map(|number: usize| format!("https://localhost:{}", sites[number].port));
-        let nginx = Nginx::server(stack.folder(), sites)?;
+        let nginx = Nginx::server(stack.folder(), &sites)?;
         nginx.start().await?;
         Ok(Front {
             nginx,
@@ -834,13 +834,83 @@ const CROWD: usize = 1_000;
 
 fn a_port_answers_others_whatever_idle_slow_or_endless_callers_do(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
+        let metrics = format!("127.0.0.1:{}", kit.stack.ports.get("locked-operators")?);
+        let health = format!("127.0.0.1:{}", kit.stack.ports.get("holdfast-locked")?);
         let worker = kit.stack.holdfast("run", "locked").provider(&kit.provider).webhooks();
-        let worker = worker.start().await?;
-        let operators = worker.http.trim_start_matches("http://").to_owned();
-        tokio::try_join!(withstands(operators), withstands(kit.stack.webhook()?))?;
+        let worker = worker
+            .env("HOLDFAST_HEALTH_LISTEN", &health)
+            .env("HOLDFAST_HTTP_LISTEN", &metrics)
+            .env("HOLDFAST_IDENTITY_KEY", &kit.stack.restate.signer()?.public_key())
+            .start()
+            .await?;
+        tokio::try_join!(
+            withstands(health),
+            withstands(metrics),
+            withstands(kit.stack.webhook()?),
+            withstands_calls(kit)
+        )?;
         ensure!(is_alive(&worker).await?, "it has died");
         worker.stop().await
     })
+}
+
+/// What a client of HTTP/2 begins with (RFC 9113, 3.4), and an empty SETTINGS.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The types of frames (RFC 9113, 6).
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+/// `POST http://.../`, by the static table of RFC 7541.
+const POST: &[u8] = &[0x83, 0x86, 0x84];
+
+/// A frame of stream 1 without any flag: its head goes on.
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&length[1..], &[kind, 0, 0, 0, 0, 1], payload].concat()
+}
+
+/// As [`withstands`], of the port at which the engine calls.
+async fn withstands_calls(kit: &Kit) -> anyhow::Result<()> {
+    let address = format!("127.0.0.1:{}", kit.stack.ports.get("serve")?);
+    let connect = async |bytes: &[u8]| {
+        let mut stream = TcpStream::connect(&address).await?;
+        stream.write_all(bytes).await.map(|()| stream)
+    };
+    let slow_head = [PREFACE, &frame(HEADERS, POST)[..]].concat();
+    let mut endless = connect(&slow_head).await?;
+    // `x-endless`, which goes into no table.
+    let header = [&b"\0\x09x-endless\x64"[..], &[b'a'; 100]].concat();
+    let more = frame(CONTINUATION, &header.repeat(100));
+    let forever = async { while endless.write_all(&more).await.is_ok() {} };
+    let ended = timeout(DEADLINE, forever).await;
+    ensure!(ended.is_ok(), "{address}: an endless head is listened to for ever");
+
+    let crowd = try_join_all((0..CROWD).map(|_| connect(b""))).await?;
+    let silent = try_join_all((0..CROWD / 3).map(|_| connect(PREFACE))).await?;
+    let heads = try_join_all((0..CROWD / 3).map(|_| connect(&slow_head))).await?;
+    let mut slow = [connect(b"").await?, connect(PREFACE).await?, connect(&slow_head).await?];
+    // The engine is answered, and whoever else has its signature.
+    for number in 0..20 {
+        let ticket = format!("locked-crowd-{number}");
+        let listing = json!({ "show": "locked", "price": { "amount": 100, "currency": "EUR" } });
+        let listed = timeout(DEADLINE, call(kit, &[], "Ticket", &ticket, "list", &listing)).await;
+        let (status, said) = listed.context("the engine is not answered")??;
+        ensure!(status == 200, "{status}: {said}");
+        let signature = kit.stack.restate.signer()?.sign("/discover", now().unix_timestamp())?;
+        let asked = timeout(DEADLINE, calls(kit, "/discover", Some("v1"), Some(signature))).await;
+        ensure!(asked.context("the port is full")?? == 200);
+    }
+    until("the crowd has given way", DEADLINE, async || {
+        let left = held(&address)?;
+        ensure!(left <= 256, "{address}: {left} of {CROWD} are still there");
+        Ok(())
+    })
+    .await?;
+    drop((crowd, silent, heads));
+    for stream in &mut slow {
+        let closed = timeout(DEADLINE / 2, stream.read_to_end(&mut Vec::new())).await;
+        ensure!(closed.is_ok(), "{address}: whoever makes no call is waited for");
+    }
+    Ok(())
 }
 
 async fn withstands(address: String) -> anyhow::Result<()> {

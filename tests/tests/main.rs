@@ -24,6 +24,7 @@ mod direct;
 mod doctor;
 mod engine;
 mod faults;
+mod front;
 mod gate;
 mod gate_edges;
 mod grants;
@@ -89,6 +90,7 @@ const TOPICS: &[&[Test]] = &[
     locked_doors::TESTS,
     locked::TESTS,
     rotation::TESTS,
+    front::TESTS,
     admin::TESTS,
     crashes::TESTS,
     servers::TESTS,

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use holdfast_tests::kit::certs::Authority;
 use holdfast_tests::kit::identity::Identity;
 use holdfast_tests::kit::postgres::{APP, DATABASE, LOYALTY, password};
+use holdfast_tests::kit::smtp::Sink;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, Postgres, until};
 use holdfast_tests::load::now;
@@ -20,9 +21,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::checkout::CARD;
 use crate::locked::on_the_locked_stack;
 use crate::locked_doors::calls;
-use crate::support::DEADLINE;
+use crate::mail::{becomes, buy, of, open_with};
+use crate::support::{DEADLINE, clean};
 use crate::traffic::Traffic;
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -30,6 +33,7 @@ use crate::{Test, tests};
 pub(crate) const TESTS: &[Test] = tests![
     what_postgres_asks_for_is_replaced_while_events_flow,
     the_engines_key_is_replaced_while_events_flow,
+    the_mail_servers_password_is_replaced_without_a_restart,
 ];
 
 /// The second of each kind.
@@ -237,6 +241,55 @@ fn the_engines_key_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Result<()
         kit.stack.restate.restart().await?;
         settled?;
         workers.stop().await
+    })
+}
+
+fn the_mail_servers_password_is_replaced_without_a_restart(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let certificate = kit.stack.authority.sign("mail", &["localhost"])?;
+        let sink = Sink::start_locked(&certificate, "first-sesame").await?;
+        let file = kit.stack.certificates().join("smtp-url");
+        fs::write(&file, sink.url() + "\n")?;
+        let (file_name, trusted) = (
+            file.display().to_string(),
+            kit.stack.authority_file().display().to_string(),
+        );
+        let settings = [
+            ("HOLDFAST_SMTP_URL", ""),
+            ("HOLDFAST_SMTP_URL_FILE", file_name.as_str()),
+            ("SSL_CERT_FILE", trusted.as_str()),
+        ];
+        let shop = open_with(kit, "rotation/mail", &sink, &settings).await?;
+        let database = kit.stack.postgres.connect().await?;
+        let tickets = shop.tickets(3).await?;
+        let log_says = async |words: &str| {
+            until(words, DEADLINE, async || {
+                let log = fs::read_to_string(shop.worker.log())?;
+                ensure!(log.contains(words), "it is not said");
+                anyhow::Ok(())
+            })
+            .await
+        };
+        buy(kit, &shop, "first", &tickets[0], CARD).await?;
+        becomes(&database, &shop.id("first"), "completed", "sent").await?;
+        sink.demand(NEXT);
+        buy(kit, &shop, "next", &tickets[1], CARD).await?;
+        log_says("answered 535 to AUTH").await?;
+        fs::write(&file, sink.url())?;
+        becomes(&database, &shop.id("next"), "completed", "sent").await?;
+        // Another server is not believed: only user and password may change.
+        fs::write(&file, sink.url().replace("localhost", "elsewhere.example"))?;
+        buy(kit, &shop, "elsewhere", &tickets[2], CARD).await?;
+        becomes(&database, &shop.id("elsewhere"), "completed", "sent").await?;
+        log_says("a secret is used as it was read last").await?;
+        for order in ["first", "next", "elsewhere"] {
+            ensure!(of(&sink, &shop.id(order), "completed")?.len() == 1, "{order}");
+        }
+        let log = fs::read_to_string(shop.worker.log())?;
+        ensure!(!log.contains("sesame"), "it prints a password");
+        database.close().await;
+        clean(kit).await?;
+        shop.close().await
     })
 }
 

@@ -68,46 +68,51 @@ fn a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout(kit: &
     })
 }
 
-pub(crate) fn what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told(
+fn what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told(
     kit: &Kit,
 ) -> anyhow::Result<()> {
     kit.block_on(async {
         let shop = Shop::open(kit, "webhook/after").await?;
-        let role = role(kit, &shop).await?;
-        let before = dead_letters(kit).await?;
-        let orders = [Delivery::InOrder, Delivery::Backwards, Delivery::Twice];
-        for (round, delivery) in orders.into_iter().enumerate() {
-            let name = |what: &str| format!("{what}-{round}");
-            let [parted, returned, won, lost] = ["parted", "returned", "won", "lost"].map(name);
-            let names = [&parted, &returned, &won, &lost];
-            let tickets = shop.tickets_named(&round.to_string(), names.len()).await?;
-            buy(kit, &shop, &names, &tickets).await?;
-            let at_the_provider = |name: &str| shop.payment(name);
-            shop.simulator.refund(&at_the_provider(&parted)?, 700)?;
-            shop.simulator.refund(&at_the_provider(&returned)?, 700)?;
-            shop.simulator.refund(&at_the_provider(&returned)?, PRICE - 700)?;
-            for (name, is_won) in [(&won, true), (&lost, false)] {
-                shop.simulator.dispute(&at_the_provider(name)?)?;
-                shop.simulator.close_dispute(&at_the_provider(name)?, is_won)?;
-            }
-            let told = shop.simulator.deliver(delivery).await?;
-            ensure!(told > 0, "nothing was told");
-            shop.simulator.deliver_again().await?;
-            ends(kit, &shop.id(&returned), "refunded").await?;
-            free(kit, &tickets[1..2]).await?;
-            sold(kit, &[&tickets[..1], &tickets[2..]].concat()).await?;
-            shop.paid(&parted, PRICE - 700)?;
-            shop.paid(&returned, 0)?;
-        }
-        // Of events in reverse order only the last one takes effect: the whole refund, and the closed dispute.
-        reads(kit, &shop.user, "refunded", 3 + 2 + 3).await?;
-        reads(kit, &shop.user, "disputed", 4 + 2 + 4).await?;
-        // The receiver looks up the same for a dispute each time: no event id has come with two contents.
-        let after = dead_letters(kit).await?;
-        ensure!(before == after, "{before} dead letters have become {after}");
-        role.stop().await?;
-        shop.close().await
+        whatever_befalls_a_sale_takes_effect_once(kit, shop).await
     })
+}
+
+/// Sales are refunded and disputed at the provider, which tells of it in every order.
+pub(crate) async fn whatever_befalls_a_sale_takes_effect_once(kit: &Kit, shop: Shop<'_>) -> anyhow::Result<()> {
+    let role = role(kit, &shop).await?;
+    let before = dead_letters(kit).await?;
+    let orders = [Delivery::InOrder, Delivery::Backwards, Delivery::Twice];
+    for (round, delivery) in orders.into_iter().enumerate() {
+        let name = |what: &str| format!("{what}-{round}");
+        let [parted, returned, won, lost] = ["parted", "returned", "won", "lost"].map(name);
+        let names = [&parted, &returned, &won, &lost];
+        let tickets = shop.tickets_named(&round.to_string(), names.len()).await?;
+        buy(kit, &shop, &names, &tickets).await?;
+        let at_the_provider = |name: &str| shop.payment(name);
+        shop.simulator.refund(&at_the_provider(&parted)?, 700)?;
+        shop.simulator.refund(&at_the_provider(&returned)?, 700)?;
+        shop.simulator.refund(&at_the_provider(&returned)?, PRICE - 700)?;
+        for (name, is_won) in [(&won, true), (&lost, false)] {
+            shop.simulator.dispute(&at_the_provider(name)?)?;
+            shop.simulator.close_dispute(&at_the_provider(name)?, is_won)?;
+        }
+        let told = shop.simulator.deliver(delivery).await?;
+        ensure!(told > 0, "nothing was told");
+        shop.simulator.deliver_again().await?;
+        ends(kit, &shop.id(&returned), "refunded").await?;
+        free(kit, &tickets[1..2]).await?;
+        sold(kit, &[&tickets[..1], &tickets[2..]].concat()).await?;
+        shop.paid(&parted, PRICE - 700)?;
+        shop.paid(&returned, 0)?;
+    }
+    // Of events in reverse order only the last one takes effect: the whole refund, and the closed dispute.
+    reads(kit, &shop.user, "refunded", 3 + 2 + 3).await?;
+    reads(kit, &shop.user, "disputed", 4 + 2 + 4).await?;
+    // The receiver looks up the same for a dispute each time: no event id has come with two contents.
+    let after = dead_letters(kit).await?;
+    ensure!(before == after, "{before} dead letters have become {after}");
+    role.stop().await?;
+    shop.close().await
 }
 
 fn a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten(kit: &Kit) -> anyhow::Result<()> {

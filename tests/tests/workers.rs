@@ -13,8 +13,13 @@ pub(crate) struct Workers {
 
 impl Workers {
     pub(crate) async fn start(kit: &Kit) -> anyhow::Result<Self> {
+        Self::start_with(kit, |serve| serve).await
+    }
+
+    /// As [`Self::start`], with what `serve` needs besides.
+    pub(crate) async fn start_with<'a>(kit: &'a Kit, equip: impl Fn(Launch<'a>) -> Launch<'a>) -> anyhow::Result<Self> {
         done(kit.stack.holdfast("migrate", "migrate")).await?;
-        let serve = kit.stack.holdfast("serve", "serve").start().await?;
+        let serve = equip(kit.stack.holdfast("serve", "serve")).start().await?;
         done(kit.stack.holdfast("register", "register")).await?;
         let (gate, relay) = (kit.stack.holdfast("gate", "gate"), kit.stack.holdfast("relay", "relay"));
         let (gate, relay) = tokio::try_join!(gate.start(), relay.start())?;

@@ -105,12 +105,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
         }
         Role::Register { direct } => {
-            let path = if direct {
-                register::Path::Direct
-            } else {
-                register::Path::Gate
-            };
-            let report = register::run(&config, path, Some(REGISTER_PATIENCE), clock).await?;
+            let report = register::run(&config, path(direct), Some(REGISTER_PATIENCE), clock).await?;
             say(&report.to_string())?;
             return Ok(if report.differs() {
                 ExitCode::FAILURE
@@ -132,8 +127,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Role::Doctor { roles, json } => {
-            let report = doctor::run(&config, &roles, clock).await;
+        Role::Doctor { roles, direct, json } => {
+            let report = doctor::run(&config, &roles, path(direct), clock).await;
             say(&if json {
                 serde_json::to_string(&report)?
             } else {
@@ -148,6 +143,14 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Role::Admin(command) => admin::run(&command, &config, clock, new_id).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn path(direct: bool) -> register::Path {
+    if direct {
+        register::Path::Direct
+    } else {
+        register::Path::Gate
+    }
 }
 
 /// Runs the long-lived parts until a signal or a failure.

@@ -12,16 +12,17 @@ use time::OffsetDateTime;
 
 use crate::config::Config;
 use crate::config::RoleName::{self, Admin, Gate, Register, Relay, Run, Serve, Verify, Webhook};
+use crate::register::Path;
 use crate::store::grants::Grantee;
 pub use report::{Check, Diagnosis, DoctorReport, Part};
 
-/// Looks at everything that these roles speak to, part by part.
-pub async fn run(config: &Config, roles: &[RoleName], clock: fn() -> OffsetDateTime) -> DoctorReport {
+/// Looks at everything that these roles speak to, part by part, where events come by this path.
+pub async fn run(config: &Config, roles: &[RoleName], path: Path, clock: fn() -> OffsetDateTime) -> DoctorReport {
     let roles = parts(roles, config);
     let any = |those: &[RoleName]| roles.iter().any(|role| those.contains(role));
     let mut report = DoctorReport::default();
     if any(&[Gate, Relay, Webhook, Register, Verify, Admin]) {
-        report.extend(kafka::check(config, &roles, clock).await);
+        report.extend(kafka::check(config, &roles, path, clock).await);
     }
     let grantees = [
         (any(&[Serve, Relay]), Grantee::App),
@@ -39,7 +40,7 @@ pub async fn run(config: &Config, roles: &[RoleName], clock: fn() -> OffsetDateT
         report.extend(postgres::check_loyalty(&config.database, clock).await);
     }
     if any(&[Gate, Serve, Register]) {
-        report.extend(restate::check(config, any(&[Register]), clock).await);
+        report.extend(restate::check(config, any(&[Register]), path, clock).await);
     }
     if any(&[Serve, Webhook, Verify, Admin]) {
         report.extend(vec![others::provider(&config.provider).await]);

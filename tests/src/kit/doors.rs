@@ -64,7 +64,7 @@ impl Doors {
         let [admin, ingress, provider] =
             [0, 1, 2].map(|number: usize| format!("https://localhost:{}", sites[number].port));
         Ok(Doors {
-            nginx: Nginx::server(folder, sites)?,
+            nginx: Nginx::server(folder, &sites)?,
             engine: Door::new(&admin, &ingress, TOKEN, authority)?,
             provider,
             certificate,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use futures::future::try_join_all;
 use nix::sys::signal::Signal;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -25,6 +25,10 @@ use super::{Server, Stack, checkout, process, until};
 /// Sixteen bytes in base64: one cluster is as good as another on one machine.
 const CLUSTER: &str = "aG9sZGZhc3QtbG9jYWwtMQ";
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The only node.
+const NODE: i32 = 1;
+/// The listener for clients.
+const CLIENT: &str = "client";
 
 pub struct Kafka {
     pub(super) jars: PathBuf,
@@ -133,8 +137,7 @@ impl Kafka {
 
     /// Runs `deploy/kafka/acls` as an operator does, by the kit's own name.
     pub async fn run_acls(&self, arguments: &[&str]) -> anyhow::Result<()> {
-        let settings = self.data.with_extension("admin.properties");
-        fs::write(&settings, self.lock()?.admin_properties())?;
+        let settings = self.login_of_tools()?;
         let mut acls = Command::new(checkout().join("deploy/kafka/acls"));
         acls.env("KAFKA_ACLS", "java org.apache.kafka.tools.AclCommand")
             .env("CLASSPATH", self.jars.join("*"));
@@ -142,6 +145,38 @@ impl Kafka {
             arguments.iter().partition(|argument| argument.starts_with("--"));
         acls.args(removal).arg(self.bootstrap()).arg(settings).args(roles);
         spawn_blocking(move || process::output(acls)).await?.map(drop)
+    }
+
+    /// Gives a user of one that has a lock this password by this mechanism (`SCRAM-SHA-256`), or none.
+    pub async fn set_password(&self, user: &str, mechanism: &str, password: Option<&str>) -> anyhow::Result<()> {
+        let mut tool = self.java("kafka.admin.ConfigCommand");
+        tool.args(["--bootstrap-server", &self.bootstrap(), "--command-config"])
+            .arg(self.login_of_tools()?)
+            .args(["--alter", "--entity-type", "users", "--entity-name", user]);
+        match password {
+            Some(password) => tool.args(["--add-config", &format!("{mechanism}=[password={password}]")]),
+            None => tool.args(["--delete-config", mechanism]),
+        };
+        spawn_blocking(move || process::output(tool)).await?.map(drop)
+    }
+
+    /// Has the broker of one that has a lock show a new certificate to clients that connect from then on.
+    pub async fn renew_certificate(&self) -> anyhow::Result<()> {
+        let file = self.lock()?.renew("broker")?;
+        let file = file.to_str().context("a path")?;
+        let setting = format!("listener.name.{CLIENT}.ssl.keystore.location");
+        let change = AlterConfig::new(ResourceSpecifier::Broker(NODE)).set(&setting, file);
+        for changed in self.admin()?.alter_configs([&change], &AdminOptions::new()).await? {
+            changed.map_err(|(_, code)| anyhow!("{setting}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// The file with which Kafka's own tools log in.
+    fn login_of_tools(&self) -> anyhow::Result<PathBuf> {
+        let settings = self.data.with_extension("admin.properties");
+        fs::write(&settings, self.lock()?.admin_properties())?;
+        Ok(settings)
     }
 
     /// For `bootstrap.servers`.

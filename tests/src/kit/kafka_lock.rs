@@ -125,12 +125,7 @@ impl Lock {
         fs::create_dir_all(&self.folder)?;
         fs::write(self.ca(), &self.authority.certificate)?;
         for user in ["broker", KIT].iter().chain(ROLES) {
-            let certificate = self.authority.sign(user, &["127.0.0.1"])?;
-            certificate.write(&self.folder, user)?;
-            fs::write(
-                self.folder.join(format!("{user}.pem")),
-                format!("{}{}", certificate.key, certificate.certificate),
-            )?;
+            self.renew(user)?;
         }
         let expired = self.authority.sign_expired("gate", &["127.0.0.1"])?;
         expired.write(&self.folder, "expired")?;
@@ -139,6 +134,15 @@ impl Lock {
             format!("{}{}", expired.key, expired.certificate),
         )?;
         Ok(())
+    }
+
+    /// Writes a new certificate of this user; the file with its key comes back.
+    pub(super) fn renew(&self, user: &str) -> anyhow::Result<PathBuf> {
+        let certificate = self.authority.sign(user, &["127.0.0.1"])?;
+        certificate.write(&self.folder, user)?;
+        let file = self.folder.join(format!("{user}.pem"));
+        fs::write(&file, format!("{}{}", certificate.key, certificate.certificate))?;
+        Ok(file)
     }
 
     /// The arguments of the tool that formats the broker's folder.

@@ -1,6 +1,5 @@
 //! nginx before a server that speaks no TLS and asks nobody who they are.
 
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +14,9 @@ use super::{Server, fetch, process};
 pub struct Nginx {
     binary: PathBuf,
     folder: PathBuf,
-    sites: Vec<Site>,
+    /// The content of its block `http`, and where that listens.
+    http: String,
+    ports: Vec<u16>,
 }
 
 /// A port with TLS that passes on what has the token.
@@ -30,11 +31,19 @@ pub struct Site {
 
 impl Nginx {
     /// Not started yet; its files and its log lie in `folder`.
-    pub fn server(folder: &Path, sites: Vec<Site>) -> anyhow::Result<Server<Nginx>> {
+    pub fn server(folder: &Path, sites: &[Site]) -> anyhow::Result<Server<Nginx>> {
+        let http: String = sites.iter().map(Site::settings).collect();
+        let ports = sites.iter().map(|site| site.port).collect();
+        Self::with(folder, http, ports)
+    }
+
+    /// As [`Nginx::server`], with these settings, which listen at these ports of this machine.
+    pub fn with(folder: &Path, http: String, ports: Vec<u16>) -> anyhow::Result<Server<Nginx>> {
         let nginx = Nginx {
             binary: fetch::nginx()?,
             folder: folder.join("nginx"),
-            sites,
+            http,
+            ports,
         };
         Ok(Server::new(nginx, folder.to_path_buf()))
     }
@@ -45,31 +54,30 @@ impl Nginx {
             .iter()
             .map(|name| format!("{name}_temp_path {name};\n"))
             .collect();
-        let mut settings = format!(
-            "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr;\nevents {{ }}\nhttp {{\naccess_log off;\n\
-             {temporary}"
-        );
-        for Site {
+        let http = &self.http;
+        format!(
+            "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr;\nevents {{ }}\nhttp {{\naccess_log off;\n{temporary}{http}\n}}\n"
+        )
+    }
+}
+
+impl Site {
+    fn settings(&self) -> String {
+        let Site {
             port,
-            certificate,
+            certificate: CertificateFiles { certificate, key },
             upstream,
             token,
-        } in &self.sites
-        {
-            let strangers = token.as_ref().map_or_else(String::new, |token| {
-                format!("if ($http_authorization != \"Bearer {token}\") {{ return 401; }}\n")
-            });
-            // Writing to a string cannot fail.
-            write!(
-                settings,
-                "server {{\nlisten 127.0.0.1:{port} ssl;\nssl_certificate {};\nssl_certificate_key {};\nlocation / {{\n\
-                 {strangers}proxy_http_version 1.1;\nproxy_pass {upstream};\n}}\n}}\n",
-                certificate.certificate.display(),
-                certificate.key.display(),
-            )
-            .unwrap_or_default();
-        }
-        settings + "}\n"
+        } = self;
+        let strangers = token.as_ref().map_or_else(String::new, |token| {
+            format!("if ($http_authorization != \"Bearer {token}\") {{ return 401; }}\n")
+        });
+        format!(
+            "server {{\nlisten 127.0.0.1:{port} ssl;\nssl_certificate {};\nssl_certificate_key {};\nlocation / {{\n\
+             {strangers}proxy_http_version 1.1;\nproxy_pass {upstream};\n}}\n}}\n",
+            certificate.display(),
+            key.display(),
+        )
     }
 }
 
@@ -93,8 +101,8 @@ impl Kind for Nginx {
     }
 
     async fn answers(&self) -> anyhow::Result<()> {
-        for site in &self.sites {
-            TcpStream::connect(("127.0.0.1", site.port)).await?;
+        for port in &self.ports {
+            TcpStream::connect(("127.0.0.1", *port)).await?;
         }
         Ok(())
     }

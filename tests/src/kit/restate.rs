@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::certs::Authority;
 use super::identity::Identity;
-use super::process;
+use super::process::{self, lock};
 use super::server::Kind;
 
 pub struct Restate {
@@ -30,6 +30,8 @@ pub struct Restate {
     pub(super) trusted: PathBuf,
     /// Absent for a single node.
     pub(super) place: Option<Place>,
+    /// Most attempts of an invocation from the next start on, in place of the setting.
+    pub attempts: Mutex<Option<u32>>,
     /// With it the server has no port: it listens at sockets in its folder, and what stands there is the only way to it.
     pub(super) door: Option<Door>,
 }
@@ -56,9 +58,10 @@ impl Kind for Restate {
 
     fn prepare(&self) -> anyhow::Result<()> {
         fs::create_dir_all(&self.data)?;
-        match self.place {
-            Some(_) => Ok(()),
-            None => self.check_settings(),
+        let attempts = *lock(&self.attempts);
+        match (&self.place, attempts) {
+            (None, None) => self.check_settings(),
+            _ => Ok(()),
         }
     }
 
@@ -218,6 +221,8 @@ impl Restate {
             ("RESTATE_ADMIN__BIND_PORT", self.admin.to_string()),
         ];
         environment.extend(self.place.iter().flat_map(Place::environment));
+        let attempts = lock(&self.attempts).map(|attempts| attempts.to_string());
+        environment.extend(attempts.map(|attempts| ("RESTATE_DEFAULT_RETRY_POLICY__MAX_ATTEMPTS", attempts)));
         environment
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail, ensure};
 use futures::future::try_join_all;
@@ -179,6 +179,7 @@ impl Stack {
                 client: reqwest::Client::new(),
                 identity: self.restate.identity.clone(),
                 trusted: self.restate.trusted.clone(),
+                attempts: Mutex::default(),
                 door: None,
                 place: Some(Place {
                     number,
@@ -290,6 +291,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         node: ports.get("restate-node")?,
         client: reqwest::Client::new(),
         place: None,
+        attempts: Mutex::default(),
         door: doors.as_ref().map(|doors| doors.engine.clone()),
         identity,
         trusted,

@@ -57,6 +57,9 @@ pub enum Role {
         /// there. `run` stands for gate, serve, relay and register, and for webhook where there is a secret for it.
         #[arg(long = "role", value_name = "ROLE", value_delimiter = ',', default_value = "run")]
         roles: Vec<RoleName>,
+        /// The engine reads the public topics itself, as `register --direct` has it.
+        #[arg(long)]
+        direct: bool,
         /// Print the checks as one JSON object.
         #[arg(long)]
         json: bool,

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use holdfast_schemas::{Outcome, TicketOutcome, UserOutcome, topics};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use rdkafka::producer::{BaseRecord, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use time::OffsetDateTime;
@@ -21,11 +22,22 @@ use crate::transience::{self, Fault};
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// How far the broker's clock may be ahead of ours.
-const MOST_AHEAD: time::Duration = time::Duration::seconds(5);
+/// After so long a look at why there is no answer yet.
+const TRY: Duration = Duration::from_secs(1);
+
+/// How far the broker's clock may be from those of others.
+const MOST_APART: time::Duration = time::Duration::seconds(5);
+
+/// How many places before the end of a partition the newest record is looked for: transactions end in a marker.
+const TAIL: i64 = 10;
 
 /// Looks at Kafka as these roles need it.
-pub(super) async fn check(config: &Config, roles: &[RoleName], clock: fn() -> OffsetDateTime) -> Vec<Check> {
+pub(super) async fn check(
+    config: &Config,
+    roles: &[RoleName],
+    path: Path,
+    clock: fn() -> OffsetDateTime,
+) -> Vec<Check> {
     let settings = config.kafka.clone();
     let reached = on_thread("doctor", move || Visit::new(&settings)).await;
     let visit = match reached {
@@ -38,7 +50,7 @@ pub(super) async fn check(config: &Config, roles: &[RoleName], clock: fn() -> Of
     };
     let mut checks = vec![visit.brokers.clone()];
     if roles.contains(&RoleName::Register) {
-        checks.extend(match register::inspect_topics(config, Path::Gate).await {
+        checks.extend(match register::inspect_topics(config, path).await {
             Ok(lines) => lines.iter().map(|line| Check::of(Part::Kafka, line)).collect(),
             Err(error) => vec![Check::wrong(
                 Part::Kafka,
@@ -48,7 +60,7 @@ pub(super) async fn check(config: &Config, roles: &[RoleName], clock: fn() -> Of
             )],
         });
     }
-    let rights = rights::of(roles, config);
+    let rights = rights::of(roles, config, path);
     match on_thread("doctor", move || visit.rights(&rights, clock)).await {
         Ok(rights) => checks.extend(rights),
         Err(error) => checks.push(Check::unknown(Part::Kafka, "the rights", error::chain(&error))),
@@ -83,8 +95,7 @@ impl Visit {
         };
         let consumer =
             kafka::looker(&settings, Remarks::without_group(config)).map_err(|error| unreached(&error, None))?;
-        let metadata = consumer
-            .fetch_metadata(None, 2 * ANSWER)
+        let metadata = patiently(&consumer, || consumer.fetch_metadata(None, TRY))
             .map_err(|error| unreached(&error, kafka::heard(&consumer).text()))?;
         let brokers = metadata.brokers().iter();
         let brokers: Vec<_> = brokers
@@ -143,15 +154,12 @@ impl Visit {
 
     /// Whether the group's offsets can be read.
     fn commits(&self, group: &str, topic: &str) -> Check {
-        let what = format!("the group {group}");
-        let settings = || {
-            let mut settings = kafka::client(&self.config);
-            settings.set("group.id", group).set("enable.auto.commit", "false");
-            settings
-        };
-        let consumer = match kafka::looker(&settings(), Remarks::new(&self.config)) {
+        let (what, right) = (format!("the group {group}"), format!("read in the group {group}"));
+        let mut settings = kafka::client(&self.config);
+        settings.set("group.id", group).set("enable.auto.commit", "false");
+        let consumer = match kafka::looker(&settings, Remarks::new(&self.config)) {
             Ok(consumer) => consumer,
-            Err(error) => return self.refused(what, &error, ""),
+            Err(error) => return self.refused(what, &error, &right),
         };
         let mut asked = TopicPartitionList::new();
         asked.add_partition(topic, 0);
@@ -171,9 +179,9 @@ impl Visit {
                     Part::Kafka,
                     what,
                     format!("{}; {heard}", error::chain(&error)),
-                    right_to(&format!("read in the group {group}")),
+                    right_to(&right),
                 ),
-                None => self.refused(what, &error, &format!("read in the group {group}")),
+                None => self.refused(what, &error, &right),
             },
         }
     }
@@ -182,36 +190,28 @@ impl Visit {
     fn reads(&self, topic: &str, clock: fn() -> OffsetDateTime) -> Check {
         let what = format!("reading {topic}");
         match self.newest(topic) {
-            Ok(Some(time)) if time - clock() > MOST_AHEAD => Check::wrong(
-                Part::Kafka,
-                what,
-                format!(
-                    "its newest record is {}s ahead of our clock",
-                    (time - clock()).whole_seconds()
-                ),
-                "set the clocks of the brokers and of this machine by NTP",
-            ),
-            Ok(_) => Check::sound(Part::Kafka, what, "allowed"),
+            Ok(newest) => match newest.and_then(|newest| newest.contradicts(clock())) {
+                Some(how) => {
+                    let mend = "set the clocks of the brokers and of the workers' machines by NTP";
+                    Check::wrong(Part::Kafka, what, how, mend)
+                }
+                None => Check::sound(Part::Kafka, what, "allowed"),
+            },
             Err(error) => self.refused(what, &error, &format!("read {topic}")),
         }
     }
 
-    fn newest(&self, topic: &str) -> Result<Option<OffsetDateTime>, KafkaError> {
-        // Says more than what is asked of a partition.
-        kafka::replicas(&self.consumer, topic, ANSWER)?;
+    fn newest(&self, topic: &str) -> Result<Option<Moments>, KafkaError> {
+        self.finds(topic)?;
         let (low, high) = self.consumer.fetch_watermarks(topic, 0, ANSWER)?;
         let mut at = TopicPartitionList::new();
-        at.add_partition_offset(topic, 0, Offset::Offset(low.max(high - 1)))?;
+        at.add_partition_offset(topic, 0, Offset::Offset(low.max(high - TAIL)))?;
         self.consumer.assign(&at)?;
-        let deadline = Instant::now() + ANSWER;
+        let (mut newest, deadline) = (None, Instant::now() + ANSWER);
         while Instant::now() < deadline {
             match self.consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(record)) => {
-                    let millis = record.timestamp().to_millis().map(i128::from);
-                    let time = millis.map(|millis| OffsetDateTime::from_unix_timestamp_nanos(millis * 1_000_000));
-                    return Ok(time.and_then(Result::ok));
-                }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                Some(Ok(record)) => newest = Moments::of(&record),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(newest),
                 Some(Err(error)) if kafka::is_of_the_group(&error) => {}
                 Some(Err(error)) => return Err(error),
                 None => {}
@@ -235,6 +235,10 @@ impl Visit {
         };
         let each = topics.iter().map(|topic| {
             let what = format!("writing {topic}");
+            // A producer waits for a topic that is missing, or has the broker create it.
+            if let Err(error) = self.finds(topic) {
+                return self.refused(what, &error, &format!("write {topic}"));
+            }
             match refusal(&producer, topic) {
                 Some(RDKafkaErrorCode::InvalidRequiredAcks) => Check::sound(Part::Kafka, what, "allowed"),
                 Some(code) => {
@@ -247,6 +251,14 @@ impl Visit {
         each.collect()
     }
 
+    /// Fails by name if there is no such topic, or it may not be described.
+    fn finds(&self, topic: &str) -> Result<(), KafkaError> {
+        match kafka::replicas(&self.consumer, topic, ANSWER)?.is_empty() {
+            true => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition)),
+            false => Ok(()),
+        }
+    }
+
     fn refused(&self, what: String, error: &KafkaError, right: &str) -> Check {
         let mend = match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed) => {
@@ -256,6 +268,57 @@ impl Visit {
             _ => mend(&error.to_string()).to_owned(),
         };
         Check::wrong(Part::Kafka, what, error::chain(error), mend)
+    }
+}
+
+/// What a record says of time.
+struct Moments {
+    /// When it came to Kafka: by the broker's clock, if the topic is set so.
+    stamped: OffsetDateTime,
+    /// When the outcome in it was decided, which was before the broker stamped it.
+    decided: Option<OffsetDateTime>,
+}
+
+impl Moments {
+    fn of(record: &BorrowedMessage<'_>) -> Option<Self> {
+        let millis = i128::from(record.timestamp().to_millis()?);
+        let stamped = OffsetDateTime::from_unix_timestamp_nanos(millis * 1_000_000).ok()?;
+        let by_the_broker = matches!(record.timestamp(), Timestamp::LogAppendTime(_));
+        let value = record.payload().filter(|_| by_the_broker).unwrap_or_default();
+        let decided = match record.topic() {
+            topics::RESERVATIONS_OUTCOMES => Outcome::<TicketOutcome>::from_json(value).map(|outcome| outcome.time),
+            topics::PAYMENTS_OUTCOMES => Outcome::<UserOutcome>::from_json(value).map(|outcome| outcome.time),
+            _ => return Some(Self { stamped, decided: None }),
+        };
+        let decided = decided.ok();
+        Some(Self { stamped, decided })
+    }
+
+    /// How the clocks contradict each other, if they do.
+    fn contradicts(&self, now: OffsetDateTime) -> Option<String> {
+        let ahead = self.stamped - now;
+        if ahead > MOST_APART {
+            return Some(format!(
+                "its newest record is {}s ahead of our clock",
+                ahead.whole_seconds()
+            ));
+        }
+        let behind = self.decided? - self.stamped;
+        (behind > MOST_APART).then(|| {
+            let seconds = behind.whole_seconds();
+            format!("its newest record came {seconds}s before it was decided: Kafka's clock is behind the workers'")
+        })
+    }
+}
+
+/// Asks again until there is an answer, for some seconds; ends sooner if the connection fails by what only an operator mends.
+fn patiently<T>(consumer: &BaseConsumer<Remarks>, ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let deadline = Instant::now() + 2 * ANSWER;
+    loop {
+        match ask() {
+            Err(_) if Instant::now() < deadline && kafka::heard(consumer).fault().is_none() => {}
+            answer => return answer,
+        }
     }
 }
 
@@ -288,9 +351,56 @@ fn refusal(producer: &Producer, topic: &str) -> Option<RDKafkaErrorCode> {
 
 /// What to do about what the client library says.
 fn mend(said: &str) -> &'static str {
-    if said.contains("resolve") {
+    let says = |word: &str| said.contains(word);
+    if says("certificate") || says("SSL") {
+        "set --kafka-ca (HOLDFAST_KAFKA_CA) to the authority that signed the brokers' certificates, which must hold for the names in \
+         --kafka; a port without TLS needs another --kafka-security-protocol (HOLDFAST_KAFKA_SECURITY_PROTOCOL)"
+    } else if says("uthentication") || says("SASL") {
+        "set --kafka-username and --kafka-password (HOLDFAST_KAFKA_PASSWORD), or the token or certificate in their place, as the brokers \
+         know this user"
+    } else if says("resolve") {
         "check the name in --kafka (HOLDFAST_KAFKA), and the names that the brokers advertise"
     } else {
         "start it, or check --kafka (HOLDFAST_KAFKA), the way there, and the addresses that the brokers advertise"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kafkas_clock_is_wrong_when_it_stamps_what_is_yet_to_come_or_was_not_yet_decided() {
+        let at = |second: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second);
+        let says = |stamped, decided: Option<i64>, now| {
+            let moments = Moments {
+                stamped: at(stamped),
+                decided: decided.map(at),
+            };
+            moments.contradicts(at(now)).unwrap_or_default()
+        };
+        assert!(says(106, None, 100).contains("6s ahead of our clock"));
+        assert!(says(100, Some(106), 200).contains("6s before it was decided"));
+        for (stamped, decided) in [(100, None), (105, None), (60, None), (100, Some(105)), (100, Some(60))] {
+            assert_eq!(says(stamped, decided, 100), "", "{stamped} {decided:?}");
+        }
+    }
+
+    #[test]
+    fn the_mend_names_the_setting_that_is_wrong() {
+        for (said, setting) in [
+            (
+                "SSL handshake failed: certificate verify failed: unable to get local issuer",
+                "--kafka-ca",
+            ),
+            (
+                "SASL authentication error: Authentication failed: invalid credentials",
+                "--kafka-password",
+            ),
+            ("Failed to resolve 'nowhere.invalid:9092'", "check the name"),
+            ("Connect to ipv4#127.0.0.1:1 failed: Connection refused", "start it"),
+        ] {
+            assert!(mend(said).contains(setting), "{said}: {}", mend(said));
+        }
     }
 }

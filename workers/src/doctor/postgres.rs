@@ -228,6 +228,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_server_that_is_too_old_is_wrong() {
+        let said = |number| {
+            let facts = inspection::Facts {
+                version: number,
+                now: OffsetDateTime::UNIX_EPOCH,
+                user: String::new(),
+                encryption: None,
+                max_prepared_transactions: 0,
+            };
+            version(Part::Postgres, &facts).diagnosis
+        };
+        assert!(matches!(said(150_000), Diagnosis::Sound { .. }));
+        assert!(
+            matches!(said(149_999), Diagnosis::Wrong { how, mend } if how == "PostgreSQL 14" && mend.contains("15 is the oldest"))
+        );
+    }
+
+    #[test]
     fn a_clock_is_wrong_only_beyond_what_asking_took() {
         let at = |second: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second);
         let wrong = |its, before, after| {

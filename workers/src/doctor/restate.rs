@@ -12,7 +12,7 @@ use crate::{error, transience::Fault};
 const OLDEST: (u64, u64) = (1, 7);
 
 /// What `register` left there is looked at where `registers`: that asks Kafka about Restate's groups, with the rights of `register`.
-pub(super) async fn check(config: &Config, registers: bool, clock: fn() -> OffsetDateTime) -> Vec<Check> {
+pub(super) async fn check(config: &Config, registers: bool, path: Path, clock: fn() -> OffsetDateTime) -> Vec<Check> {
     let ingress = ingress(config).await;
     let (admin, answers) = admin(config).await;
     let mut checks = vec![admin, ingress];
@@ -27,7 +27,7 @@ pub(super) async fn check(config: &Config, registers: bool, clock: fn() -> Offse
     if !registers {
         return checks;
     }
-    checks.extend(match register::inspect_engine(config, Path::Gate, clock).await {
+    checks.extend(match register::inspect_engine(config, path, clock).await {
         Ok(lines) => lines.iter().map(|line| Check::of(Part::Restate, line)).collect(),
         Err(error) => vec![Check::wrong(
             Part::Restate,

@@ -1,6 +1,9 @@
 //! The rights of each role in Kafka, as the file for Kafka's own tools lists them.
 
+use holdfast_schemas::topics::{PAYMENTS_ADMITTED, RESERVATIONS_ADMITTED};
+
 use crate::config::{Config, RoleName};
+use crate::register::Path;
 
 const LISTED: &str = include_str!("../../../deploy/kafka/rights");
 
@@ -22,8 +25,8 @@ pub(super) enum Resource {
     TransactionalId(&'static str),
 }
 
-/// The rights of these roles, each once.
-pub(super) fn of(roles: &[RoleName], config: &Config) -> Vec<Right> {
+/// The rights of these roles, each once. Without a gate there are neither its topics nor its group.
+pub(super) fn of(roles: &[RoleName], config: &Config, path: Path) -> Vec<Right> {
     let mut rights = Vec::new();
     for line in LISTED.lines().filter(|line| !line.starts_with('#')) {
         let words: Vec<&'static str> = line.split(' ').collect();
@@ -31,6 +34,10 @@ pub(super) fn of(roles: &[RoleName], config: &Config) -> Vec<Right> {
             continue;
         };
         if !roles.iter().any(|role| format!("{role:?}").to_lowercase() == of) {
+            continue;
+        }
+        let is_of_the_gate = [RESERVATIONS_ADMITTED, PAYMENTS_ADMITTED, GATE_GROUP].contains(&name);
+        if path == Path::Direct && is_of_the_gate {
             continue;
         }
         let resource = match kind {

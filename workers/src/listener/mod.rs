@@ -80,6 +80,17 @@ pub enum Error {
     Certificate(#[from] CertificateError),
 }
 
+/// The bounds of a port's connections.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// Longest time until the first request; none where the protocol bounds every head.
+    first: Option<Duration>,
+    /// Age at which a connection takes no further request.
+    lifetime: Option<Duration>,
+    /// Longest time for what is under way then, or at the end.
+    last: Duration,
+}
+
 /// The protocol of a port, as it is agreed on in the TLS handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -107,12 +118,11 @@ impl Port {
         Ok(Self { listener, certificate })
     }
 
-    /// Serves each connection until `shutdown`; then what is under way has `last` to come to its end.
+    /// Serves each connection until `shutdown`.
     async fn serve<C>(
         self,
         shutdown: CancellationToken,
-        lifetime: Option<Duration>,
-        last: Duration,
+        bounds: Bounds,
         connect: impl Fn(Stream, Arc<Connection>) -> C + Send + Sync + 'static,
     ) where
         C: GracefulConnection + Send + 'static,
@@ -142,11 +152,14 @@ impl Port {
                         () = shutdown.cancelled() => None,
                     };
                     let Some(stream) = stream else { return };
-                    attend(connect(stream, place.connection.clone()), &shutdown, lifetime, last).await;
+                    attend(connect(stream, place.connection.clone()), &shutdown, bounds).await;
                 };
                 tokio::select! {
                     () = served => {}
                     () = evicted.cancelled() => tracing::debug!("a connection without a request gave way"),
+                    () = place.connection.stays_silent(bounds.first) => {
+                        tracing::debug!("a connection without a request was closed");
+                    }
                 }
                 drop(place);
             });
@@ -181,11 +194,16 @@ pub async fn serve_router(port: Port, router: Router, shutdown: CancellationToke
             .max_buf_size(HEAD_BYTES)
             .serve_connection(stream, service)
     };
-    port.serve(shutdown, Some(LIFETIME), LAST, connect).await;
+    let bounds = Bounds {
+        first: None,
+        lifetime: Some(LIFETIME),
+        last: LAST,
+    };
+    port.serve(shutdown, bounds, connect).await;
 }
 
 /// Serves Restate's calls by HTTP/2 until `shutdown`; invocations under way then have 10 s to come to their end. A connection whose
-/// calls are answered never gives way; one that has only been refused does.
+/// calls are answered never gives way; one that has made none, or has only been refused, does, and is closed after 10 s.
 pub async fn serve_calls<S, B>(port: Port, service: S, shutdown: CancellationToken)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
@@ -211,7 +229,12 @@ where
             .keep_alive_timeout(KEEPALIVE)
             .serve_connection(stream, service)
     };
-    port.serve(shutdown, None, LAST_INVOCATIONS, connect).await;
+    let bounds = Bounds {
+        first: Some(HEAD_WITHIN),
+        lifetime: None,
+        last: LAST_INVOCATIONS,
+    };
+    port.serve(shutdown, bounds, connect).await;
 }
 
 type Stream = TokioIo<Box<dyn Duplex>>;
@@ -239,7 +262,7 @@ async fn secured(tcp: TcpStream, acceptor: Option<tokio_rustls::TlsAcceptor>) ->
     }
 }
 
-async fn attend<C>(connection: C, shutdown: &CancellationToken, lifetime: Option<Duration>, last: Duration)
+async fn attend<C>(connection: C, shutdown: &CancellationToken, Bounds { lifetime, last, .. }: Bounds)
 where
     C: GracefulConnection,
     C::Error: std::fmt::Display,
@@ -286,6 +309,19 @@ struct Connection {
     /// Requests under way.
     requests: AtomicUsize,
     evicted: CancellationToken,
+}
+
+impl Connection {
+    /// Ends when there was no request for so long; never, once there was one.
+    async fn stays_silent(&self, limit: Option<Duration>) {
+        if let Some(limit) = limit {
+            sleep(limit).await;
+            if self.requests.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+        }
+        pending().await
+    }
 }
 
 /// The place of one connection; dropping it makes room for another.
