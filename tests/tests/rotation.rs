@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use holdfast_tests::kit::certs::Authority;
 use holdfast_tests::kit::identity::Identity;
+use holdfast_tests::kit::kafka_lock::PASSWORD;
 use holdfast_tests::kit::postgres::{APP, DATABASE, LOYALTY, password};
 use holdfast_tests::kit::smtp::Sink;
 use holdfast_tests::kit::worker::Launch;
@@ -32,6 +33,7 @@ use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     what_postgres_asks_for_is_replaced_while_events_flow,
+    what_kafka_asks_for_is_replaced_while_events_flow,
     the_engines_key_is_replaced_while_events_flow,
     the_mail_servers_password_is_replaced_without_a_restart,
 ];
@@ -200,6 +202,65 @@ async fn serials(superuser: &PgPool) -> anyhow::Result<Vec<Option<String>>> {
     let serials =
         "select distinct client_serial::text from pg_stat_ssl join pg_stat_activity using (pid) where usename = $1";
     Ok(sqlx::query_scalar(serials).bind(APP).fetch_all(superuser).await?)
+}
+
+/// The broker's certificate, which a running broker loads, and with which another start shows everybody a new one; and a password, by a
+/// second way in and workers that are replaced one after the other, as the page on security says.
+fn what_kafka_asks_for_is_replaced_while_events_flow(_: &Kit) -> anyhow::Result<()> {
+    const USER: &str = "gate";
+    const OLD: &str = "SCRAM-SHA-512";
+    const NEW: &str = "SCRAM-SHA-256";
+    on_the_locked_stack(|kit| {
+        kit.block_on(async {
+            let (kafka, authority) = (&kit.stack.kafka, &kit.stack.kafka.lock()?.authority);
+            let mut workers = Workers::start(kit).await?;
+            let mut traffic = Traffic::new(kit, "rotation-kafka")?;
+            let shown = async || shown_by(authority, TcpStream::connect(kafka.bootstrap()).await?).await;
+            let before = shown().await?;
+            while_events_flow(&mut traffic, "the broker's certificate", async {
+                kafka.renew_certificate().await?;
+                until("the renewed certificate is shown", DEADLINE, async || {
+                    ensure!(shown().await? != before, "the old one is shown");
+                    Ok(())
+                })
+                .await?;
+                kafka.restart().await
+            })
+            .await?;
+
+            let file = kit.stack.certificates().join("kafka-password");
+            fs::write(&file, format!("{NEXT}\n"))?;
+            let next = kit.stack.holdfast(USER, "gate-next").without("HOLDFAST_KAFKA_PASSWORD");
+            let next = next
+                .env("HOLDFAST_KAFKA_SASL_MECHANISM", NEW)
+                .env("HOLDFAST_KAFKA_PASSWORD_FILE", &file.display().to_string());
+            let replaced = while_events_flow(&mut traffic, "the password", async {
+                kafka.set_password(USER, NEW, Some(NEXT)).await?;
+                let next = next.start().await?;
+                workers.gate.stop().await?;
+                workers.gate = next;
+                kafka.set_password(USER, OLD, None).await?;
+                let old = kit.stack.holdfast(USER, "gate-old").spawn()?;
+                until("the old password opens nothing", DEADLINE, async || {
+                    let (status, said) = old.readyz().await?;
+                    ensure!(
+                        status == 503 && said.contains("uthentication failed"),
+                        "{status} {said}"
+                    );
+                    Ok(())
+                })
+                .await
+            });
+            let replaced = replaced.await;
+            // Others need it as it was.
+            for mechanism in [OLD, NEW] {
+                kafka.set_password(USER, mechanism, Some(PASSWORD)).await?;
+            }
+            replaced?;
+            traffic.settled().await?;
+            workers.stop().await
+        })
+    })
 }
 
 fn the_engines_key_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Result<()> {

@@ -577,7 +577,7 @@ impl Worker {
     fn tells(&self, part: &'static str) -> Ready {
         self.readiness.set(part, false);
         let readiness = self.readiness.clone();
-        Box::new(move |ready| match ready {
+        Arc::new(move |ready| match ready {
             Ok(()) => readiness.set(part, true),
             Err(why) => readiness.wait(part, why),
         })

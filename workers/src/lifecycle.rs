@@ -185,7 +185,7 @@ impl Readiness {
 }
 
 /// Told whether a part can do its work now, or why not.
-pub type Ready = Box<dyn Fn(Result<(), String>) + Send + Sync>;
+pub type Ready = Arc<dyn Fn(Result<(), String>) + Send + Sync>;
 
 /// Serves `/metrics`, `/livez` and `/readyz` (HTTP/1.1) until `shutdown`.
 ///

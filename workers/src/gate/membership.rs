@@ -77,6 +77,14 @@ impl Membership {
         })
     }
 
+    /// Joins anew, and reads from the last commit.
+    pub(super) fn rejoin(&mut self, settings: &Settings) -> Result<(), Error> {
+        let watcher = self.consumer.context();
+        let (metrics, ready) = (watcher.metrics.clone(), watcher.retire());
+        *self = Self::join(settings, metrics, ready)?;
+        Ok(())
+    }
+
     /// The next record, waiting for it at most `timeout`. Rebalances happen in this call and nowhere else. None does not mean
     /// that the time is over, since other events of the group may end the wait early.
     pub(super) fn poll(&self, timeout: Duration) -> Result<Option<BorrowedMessage<'_>>, Error> {
@@ -169,6 +177,13 @@ impl Membership {
         use RDKafkaErrorCode as Code;
         let unknown = |error| format!("which could not be found out: {error}");
         match error {
+            // The client library forgets its name in the group when the session times out, while the broker may still have it: then
+            // the broker takes the next commit for a rival's, and the library ends its consumer.
+            KafkaError::MessageConsumptionFatal(Code::FencedInstanceId)
+                if self.consumer.context().has_lost_its_session() =>
+            {
+                Err(Error::SessionLost(error))
+            }
             KafkaError::MessageConsumptionFatal(_) => Err(Error::Consumer(error)),
             KafkaError::MessageConsumption(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
                 self.consumer.context().metrics.gate_offsets_lost.set(1);

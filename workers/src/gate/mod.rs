@@ -89,6 +89,7 @@ pub async fn run(
         while !shutdown.is_cancelled() {
             match gate.step() {
                 Err(error @ Error::Packed { .. }) => gate.finish(error)?,
+                Err(Error::SessionLost(error)) => gate.rejoin(&error)?,
                 stepped => stepped?,
             }
         }
@@ -249,16 +250,29 @@ impl Gate {
     /// Drops the gathered window, whose partitions may belong to another member now. The one in flight goes on; its repeats do no
     /// harm.
     fn rebalanced(&mut self, mut spans: Spans) -> Result<(), Error> {
+        self.count_rebalanced();
+        merge(&mut spans, self.gathered.window.spans());
+        self.drop_gathered();
+        self.membership.go_back(&spans)?;
+        self.membership.resume()
+    }
+
+    /// Joins the group anew. The window in flight goes on, as in a rebalance.
+    fn rejoin(&mut self, lost: &KafkaError) -> Result<(), Error> {
+        tracing::warn!(error = %lost, "the session with the group was lost: the gate joins anew");
+        self.count_rebalanced();
+        self.membership.rejoin(&self.settings)?;
+        self.drop_gathered();
+        Ok(())
+    }
+
+    fn count_rebalanced(&self) {
         if !self.gathered.window.is_empty() {
             self.metrics
                 .gate_windows_repeated
                 .with_label_values(&["rebalance"])
                 .inc();
         }
-        merge(&mut spans, self.gathered.window.spans());
-        self.drop_gathered();
-        self.membership.go_back(&spans)?;
-        self.membership.resume()
     }
 
     fn send(&mut self) -> Result<(), Error> {
@@ -671,6 +685,8 @@ pub enum Error {
     Producer(#[source] KafkaError),
     #[error("the gate's consumer cannot go on; a restart lets it join anew")]
     Consumer(#[source] KafkaError),
+    #[error("the gate's session with its group was lost")]
+    SessionLost(#[source] KafkaError),
     #[error("cannot go back to the beginning of a window; a restart reads from the last commit")]
     GoBack(#[source] KafkaError),
     #[error(

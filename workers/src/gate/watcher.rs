@@ -2,7 +2,7 @@
 //! partitions move.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ const STALLED: Duration = Duration::from_secs(60);
 
 const STAND_STILL: &str = "docs/runbook.md#a-partition-stands-still";
 
+/// The name under which the client library logs that a session with the group has timed out.
+const SESSION_LOST: &str = "SESSTMOUT";
+
 /// Takes news of the group and of the brokers.
 pub(super) struct Watcher {
     group: String,
@@ -35,6 +38,8 @@ pub(super) struct Watcher {
     ready: Ready,
     /// Changes with every rebalance.
     rebalances: AtomicU64,
+    /// The coordinator of the group was silent for longer than a session lasts.
+    session_lost: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -65,6 +70,7 @@ impl Watcher {
             remarks,
             ready,
             rebalances: AtomicU64::new(0),
+            session_lost: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -75,6 +81,16 @@ impl Watcher {
 
     pub(super) fn rebalances(&self) -> u64 {
         self.rebalances.load(Ordering::Relaxed)
+    }
+
+    /// The way to tell whether the gate can do its work, for the next watcher; this one tells no more that it can.
+    pub(super) fn retire(&self) -> Ready {
+        self.note(|state| state.joined = false);
+        self.ready.clone()
+    }
+
+    pub(super) fn has_lost_its_session(&self) -> bool {
+        self.session_lost.load(Ordering::Relaxed)
     }
 
     pub(super) fn waits_for(&self, what: String) {
@@ -165,6 +181,9 @@ impl ClientContext for Watcher {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == SESSION_LOST {
+            self.session_lost.store(true, Ordering::Relaxed);
+        }
         self.remarks.log(level, facility, message);
         self.note(|_| {});
     }
