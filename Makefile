@@ -43,7 +43,8 @@ sbom: ## The bill of materials of the binary, as CycloneDX JSON: target/reports/
 	mkdir -p $(TARGET)/reports
 	.dev/tools/cargo-cyclonedx/bin/cargo-cyclonedx cyclonedx --manifest-path workers/Cargo.toml --describe binaries \
 	    --target x86_64-unknown-linux-gnu --format json --spec-version 1.5
-	mv workers/holdfast_bin.cdx.json $(TARGET)/reports/holdfast.cdx.json
+	sed 's|file://$(CURDIR)/|file:///|g' workers/holdfast_bin.cdx.json > $(TARGET)/reports/holdfast.cdx.json
+	rm workers/holdfast_bin.cdx.json tests/dev_bin.cdx.json
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release
