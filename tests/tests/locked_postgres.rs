@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use futures::future::try_join_all;
+use futures::try_join;
 use holdfast::metrics::Metrics;
 use holdfast::store;
 use holdfast::store::mechanisms::two_phase::{self, Outcome, TransactionId};
@@ -156,7 +158,7 @@ fn whoever_cannot_be_let_in_ends_at_the_start_and_says_why(kit: &Kit) -> anyhow:
         };
         let root = format!("sslrootcert={}", folder.join("root.crt").display());
         let (before, _) = owner.split_once("sslrootcert=").context("no root certificate")?;
-        for (url, said) in [
+        let wrong = [
             (format!("{before}{root}"), "UnknownIssuer"),
             (
                 owner.replace(&password(TABLES_OWNER), "guess"),
@@ -180,10 +182,9 @@ fn whoever_cannot_be_let_in_ends_at_the_start_and_says_why(kit: &Kit) -> anyhow:
                 format!("{}?sslmode=require", kit.stack.postgres.url()),
                 "does not support TLS",
             ),
-        ] {
-            refused(kit, &url, said).await?;
-            refused_as_loyalty(kit, &url, said).await?;
-        }
+        ];
+        let wrong = wrong.iter().map(|(url, said)| refused_by_both(kit, url, said));
+        try_join_all(wrong).await?;
         let localhost = &server.certificate()?;
         for (certificate, said) in [
             (
@@ -198,8 +199,7 @@ fn whoever_cannot_be_let_in_ends_at_the_start_and_says_why(kit: &Kit) -> anyhow:
             ),
         ] {
             show(&server, &certificate, Some(said)).await?;
-            refused(kit, &owner, said).await?;
-            refused_as_loyalty(kit, &owner, said).await?;
+            refused_by_both(kit, &owner, said).await?;
             if said == "not valid for name" {
                 done(at(kit, &owner.replace("verify-full", "verify-ca"), "migrate")).await?;
             }
@@ -214,11 +214,13 @@ async fn refused(kit: &Kit, url: &str, said: &str) -> anyhow::Result<()> {
     ends(at(kit, url, "migrate"), url, said).await
 }
 
-/// As [`refused`], where this is the address of the loyalty database; the main one is the stack's.
-async fn refused_as_loyalty(kit: &Kit, url: &str, said: &str) -> anyhow::Result<()> {
+/// As [`refused`], and likewise where this is the address of the loyalty database; the main one is the stack's.
+async fn refused_by_both(kit: &Kit, url: &str, said: &str) -> anyhow::Result<()> {
     let serve = kit.stack.holdfast("serve", "locked-postgres");
     let serve = serve.env("HOLDFAST_SERVE_LISTEN", "127.0.0.1:0");
-    ends(serve.env("HOLDFAST_LOYALTY_URL", url), url, said).await
+    let serve = serve.env("HOLDFAST_HTTP_LISTEN", "127.0.0.1:0");
+    let loyalty = serve.env("HOLDFAST_LOYALTY_URL", url);
+    try_join!(refused(kit, url, said), ends(loyalty, url, said)).map(drop)
 }
 
 async fn ends(launch: Launch<'_>, url: &str, said: &str) -> anyhow::Result<()> {
