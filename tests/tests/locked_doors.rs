@@ -490,18 +490,23 @@ fn an_engine_behind_tls_and_a_token_is_reached_and_each_wrong_wire_is_named(kit:
             trusted: &trusted,
         };
         let worker = right.by(kit, "run").start().await?;
-        let ticket = "locked-tls";
-        let hold = json!({ "user": "ann", "hold_for": 1 });
-        let hold = event("locked/tls/hold", ticket, "reservation.requested", hold);
-        send(kit, &[listed("locked/tls", ticket), hold]).await?;
-        let outcomes = told(kit, ticket, 3).await?;
-        ensure!(verdicts(&outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
-        until("the gate's question is answered", DEADLINE, async || {
-            let answers = worker.metric("holdfast_engine_answers").await?;
-            ensure!(answers == Some(1.0), "{answers:?}");
-            anyhow::Ok(())
-        })
-        .await?;
+        for certificate in ["first", "renewed"] {
+            let (id, ticket) = (format!("locked/tls/{certificate}"), format!("locked-tls-{certificate}"));
+            let hold = json!({ "user": "ann", "hold_for": 1 });
+            let hold = event(&format!("{id}/hold"), &ticket, "reservation.requested", hold);
+            send(kit, &[listed(&id, &ticket), hold]).await?;
+            let outcomes = told(kit, &ticket, 3).await?;
+            ensure!(verdicts(&outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
+            until("the gate's question is answered", DEADLINE, async || {
+                let answers = worker.metric("holdfast_engine_answers").await?;
+                ensure!(answers == Some(1.0), "{answers:?}");
+                anyhow::Ok(())
+            })
+            .await?;
+            let renewed = kit.stack.authority.sign("engine", &["localhost", "127.0.0.1"])?;
+            renewed.write(&kit.stack.certificates(), "engine")?;
+            front.nginx.restart().await?;
+        }
         are_named(kit, &front, right).await?;
         clean(kit).await?;
         worker.stop().await?;
