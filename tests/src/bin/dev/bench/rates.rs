@@ -17,7 +17,7 @@ use super::{Bench, microseconds_each};
 
 const TICKETS: usize = 1_000;
 /// Before anything is measured the path runs for so long: the broker compiles itself while it works.
-const WARM_UP: (u32, usize) = (500, 20_000);
+const WARM_UP: (u32, usize) = (1_000, 60_000);
 /// Events a second, how many are sent, and the wanted p50 and p99 in milliseconds.
 const RATES: [(u32, usize, f64, f64); 3] = [
     (20, 500, 15.0, 40.0),
