@@ -91,7 +91,8 @@ impl Database {
             "credits-abandoned-after",
             "give at least 1s: a shorter one ends tries that are under way",
         );
-        checks.require((2..=500).contains(&self.pool_size), "pool-size", "give 2 to 500");
+        // Each of the two committers keeps one while it has work.
+        checks.require((4..=500).contains(&self.pool_size), "pool-size", "give 4 to 500");
         checks.require(
             self.acquire_timeout >= Duration::from_millis(100),
             "acquire-timeout",

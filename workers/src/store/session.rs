@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool, Row};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
 use super::{Error, LONGEST_PAUSE, pauses};
@@ -359,16 +360,57 @@ pub(super) async fn on_session<T>(
     failed: impl Fn(sqlx::Error) -> Error,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let mut session = pool.acquire().await.map_err(&failed)?;
-    let limit = patience(pool);
-    let Ok(done) = timeout(limit, work(&mut session)).await else {
-        drop(session.detach());
-        return Err(failed(silent(limit)));
-    };
-    if done.as_ref().is_err_and(|error| error.fault() == Fault::Session) {
-        drop(session.detach());
+    KeptSession::new(pool.clone()).ask(failed, work).await
+}
+
+/// For how long a session that has answered is taken to be there still. One that the pool gives out is looked at first, and asked
+/// once more when it comes back: four round trips for each statement more than needed by who asks all the time.
+pub(super) const KEPT: Duration = Duration::from_millis(200);
+
+/// A session of the pool that its owner keeps from one statement to the next, as long as they follow each other within [`KEPT`].
+pub(super) struct KeptSession {
+    pool: PgPool,
+    /// The session, and when it answered last.
+    session: Option<(PoolConnection<Postgres>, Instant)>,
+}
+
+impl KeptSession {
+    pub(super) fn new(pool: PgPool) -> Self {
+        Self { pool, session: None }
     }
-    done
+
+    /// As [`on_session`].
+    pub(super) async fn ask<T>(
+        &mut self,
+        failed: impl Fn(sqlx::Error) -> Error,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut session = match self.session.take() {
+            Some((session, answered)) if answered.elapsed() < KEPT => session,
+            // The older one goes back first: the pool may have no other.
+            older => {
+                drop(older);
+                self.pool.acquire().await.map_err(&failed)?
+            }
+        };
+        let limit = patience(&self.pool);
+        let Ok(done) = timeout(limit, work(&mut session)).await else {
+            drop(session.detach());
+            return Err(failed(silent(limit)));
+        };
+        match &done {
+            Err(error) if error.fault() == Fault::Session => drop(session.detach()),
+            // Whatever it left open the pool ends.
+            Err(_) => drop(session),
+            Ok(_) => self.session = Some((session, Instant::now())),
+        }
+        done
+    }
+
+    /// Gives the session back to the pool.
+    pub(super) fn give_back(&mut self) {
+        self.session = None;
+    }
 }
 
 /// Asks the database for any answer.

@@ -31,9 +31,10 @@ use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::progress::Progress;
+use super::session::{KEPT, KeptSession};
 use super::{Error, Pauses, on_session, pauses};
 use crate::config;
 use crate::crash::{self, Point};
@@ -156,6 +157,7 @@ impl<E: Stored> Committer<E> {
         let (queue, requests) = mpsc::channel(QUEUE);
         let progress = Progress::default();
         let task = Task {
+            session: KeptSession::new(pool.clone()),
             pool,
             rules: Box::new(rules),
             limits,
@@ -203,6 +205,7 @@ impl<E: Stored> Committer<E> {
 
 struct Task<E: Stored> {
     pool: PgPool,
+    session: KeptSession,
     rules: Box<dyn Rules<E>>,
     limits: config::Serve,
     retention: Duration,
@@ -246,13 +249,22 @@ impl<E: Stored> Task<E> {
                 },
                 None => {
                     self.progress.rests();
-                    match self.requests.recv().await {
+                    match self.next().await {
                         Some(request) => self.waiting.push_back(request),
                         None => return false,
                     }
                 }
             }
         }
+    }
+
+    /// The next request, once it is there; None when no handle is left.
+    async fn next(&mut self) -> Option<Pending<E>> {
+        if let Ok(next) = timeout(KEPT, self.requests.recv()).await {
+            return next;
+        }
+        self.session.give_back();
+        self.requests.recv().await
     }
 
     /// Takes from the front what fits one statement, at most one unit per key, and leaves the rest in order. A known offender goes
@@ -426,31 +438,31 @@ impl<E: Stored> Task<E> {
         Ok(())
     }
 
-    async fn read(&self, batch: &[Pending<E>]) -> Result<draft::ReadSet<E>, Error> {
+    async fn read(&mut self, batch: &[Pending<E>]) -> Result<draft::ReadSet<E>, Error> {
         let units = batch
             .iter()
             .map(|request| (&request.unit.key, request.next_work(&self.limits)));
-        on_session(&self.pool, Error::Read, async |connection| {
-            read(connection, units).await
-        })
-        .await
+        let ask = self
+            .session
+            .ask(Error::Read, async |connection| read(connection, units).await);
+        ask.await
     }
 
-    async fn write(&self, decided: &[(Pending<E>, Draft<E>)]) -> Result<HashSet<i32>, Error> {
+    async fn write(&mut self, decided: &[(Pending<E>, Draft<E>)]) -> Result<HashSet<i32>, Error> {
         let drafts = decided.iter().map(|(_, draft)| draft);
         let statement: write::Statement<'_, E> = (0..).zip(drafts).collect();
         if statement.is_empty() {
             return Ok(HashSet::new());
         }
-        on_session(&self.pool, Error::Write, async |connection| {
+        let ask = self.session.ask(Error::Write, async |connection| {
             let passed = statement.execute(connection).await?;
             if crash::again(Point::ServeWritten) {
                 let repeated = statement.execute(connection).await;
                 tracing::info!(?repeated, "the write was repeated on purpose");
             }
             Ok(passed)
-        })
-        .await
+        });
+        ask.await
     }
 
     fn answer(&mut self, mut request: Pending<E>, draft: Draft<E>) {
