@@ -339,24 +339,29 @@ fn register_repeats_itself_and_says_what_differs(kit: &Kit) -> anyhow::Result<()
         let difference = "DIFFERS    topic dead-letters: has min.insync.replicas=2, wanted 1";
         ensure!(status == Some(1) && said.contains(difference), "{status:?}: {said}");
 
-        let (status, said) = register(kit, &["--partitions", "16"]).await?;
+        let (status, said) = register(kit, &["--partitions", "16", "--outcome-partitions", "4"]).await?;
         ensure!(status == Some(1), "{status:?}: {said}");
-        for topic in [
-            topics::RESERVATIONS,
-            topics::RESERVATIONS_ADMITTED,
-            topics::RESERVATIONS_OUTCOMES,
-            topics::PAYMENTS,
-            topics::PAYMENTS_ADMITTED,
-            topics::PAYMENTS_OUTCOMES,
+        for (topic, has, wanted) in [
+            (topics::RESERVATIONS, 8, 16),
+            (topics::RESERVATIONS_ADMITTED, 8, 16),
+            (topics::RESERVATIONS_OUTCOMES, 2, 4),
+            (topics::PAYMENTS, 8, 16),
+            (topics::PAYMENTS_ADMITTED, 8, 16),
+            (topics::PAYMENTS_OUTCOMES, 2, 4),
         ] {
-            let difference = format!("DIFFERS    topic {topic}: has 8 partitions, wanted 16");
+            let difference = format!("DIFFERS    topic {topic}: has {has} partitions, wanted {wanted}");
             ensure!(
-                said.contains(&difference) && said.contains(&format!("--alter --topic {topic} --partitions 16")),
+                said.contains(&difference) && said.contains(&format!("--alter --topic {topic} --partitions {wanted}")),
                 "{said}"
             );
             let partitions = partitions(kit, topic)?;
-            ensure!(partitions == 8, "{topic} has {partitions} partitions now");
+            ensure!(partitions == has, "{topic} has {partitions} partitions now");
         }
+        let (status, said) = register(kit, &["--outcome-partitions", "1"]).await?;
+        ensure!(
+            status == Some(1) && said.contains("cannot be taken away: set --outcome-partitions to what there is"),
+            "{status:?}: {said}"
+        );
         clean(kit).await?;
         worker.stop().await
     })

@@ -17,9 +17,13 @@ pub struct Kafka {
         global = true
     )]
     pub bootstrap: String,
-    /// Partitions of a topic that `register` creates.
+    /// Partitions of a topic that `register` creates; the outcome topics and the relay's own have their own number.
     #[arg(long, env = "HOLDFAST_PARTITIONS", default_value_t = 8, global = true)]
     pub partitions: i32,
+    /// Partitions of an outcome topic that `register` creates: as many consumers as that share the work. Each that a batch of the relay
+    /// touches costs Kafka a request, a marker, and what both take to reach the disk.
+    #[arg(long, env = "HOLDFAST_OUTCOME_PARTITIONS", default_value_t = 2, global = true)]
+    pub outcome_partitions: i32,
     /// Replicas of a topic that `register` creates.
     #[arg(long, env = "HOLDFAST_REPLICATION", default_value_t = 1, global = true)]
     pub replication: i32,
@@ -41,6 +45,11 @@ impl Kafka {
         checks.require(bootstrap_is_well_formed(&self.bootstrap), "kafka", BOOTSTRAP_FORM);
         self.security.check(checks, &self.bootstrap);
         checks.require((1..=1_000).contains(&self.partitions), "partitions", "give 1 to 1000");
+        checks.require(
+            (1..=1_000).contains(&self.outcome_partitions),
+            "outcome-partitions",
+            "give 1 to 1000",
+        );
         checks.require((1..=9).contains(&self.replication), "replication", "give 1 to 9");
         checks.require(
             (1_024..=16 << 20).contains(&self.public_record_bytes),

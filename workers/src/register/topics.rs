@@ -106,6 +106,8 @@ pub(super) async fn begin(
 struct Wanted {
     name: &'static str,
     partitions: i32,
+    /// What to do about more partitions than that.
+    fewer: &'static str,
     settings: Vec<(&'static str, String)>,
     /// Why it is never given more partitions here, and what to do first for who wants more.
     stays: &'static str,
@@ -116,6 +118,7 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
     let topic = |name, record_bytes: usize, stays| Wanted {
         name,
         partitions: kafka.partitions,
+        fewer: "set --partitions to what there is",
         settings: vec![
             ("cleanup.policy", "delete".to_owned()),
             ("retention.ms", kafka.topic_retention.as_millis().to_string()),
@@ -136,22 +139,28 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
         topic.settings.push(("compression.type", "zstd".to_owned()));
         topic
     };
+    let outcomes = "keys would move to other partitions while earlier outcomes of theirs are unread, and it works as it is, \
+                    whatever the other topics have. Stop the relay, let its consumers read it all";
+    let outcome = |name| Wanted {
+        partitions: kafka.outcome_partitions,
+        fewer: "set --outcome-partitions to what there is",
+        ..public(topic(name, kafka.public_record_bytes, outcomes))
+    };
     let sources = "producers would send keys to other partitions while earlier records of theirs are unread. Stop the \
                    producers, let the gates read it all (holdfast_gate_lag_records is 0)";
     let admitted = "keys would move to other partitions while earlier records of theirs are unread, and it works as it is, \
                     whatever the public topic has. Stop the gates, let the engine read it all";
-    let outcomes = "keys would move to other partitions while earlier outcomes of theirs are unread, and it works as it is, \
-                    whatever the other topics have. Stop the relay, let its consumers read it all";
     let letters = "no promise depends on where a dead letter lies, and it works as it is. Any time will do";
     let mut topics = vec![
         source(RESERVATIONS, sources),
-        public(topic(RESERVATIONS_OUTCOMES, kafka.public_record_bytes, outcomes)),
+        outcome(RESERVATIONS_OUTCOMES),
         source(PAYMENTS, sources),
-        public(topic(PAYMENTS_OUTCOMES, kafka.public_record_bytes, outcomes)),
+        outcome(PAYMENTS_OUTCOMES),
         public(topic(DEAD_LETTERS, kafka.admitted_record_bytes, letters)),
         Wanted {
             name: RELAY_MARK,
             partitions: 1,
+            fewer: "the relay uses the first alone",
             // Only the last record counts: small segments let compaction take the others soon.
             settings: vec![
                 ("cleanup.policy", "compact".to_owned()),
@@ -266,7 +275,7 @@ impl Kafka {
                     "It is not given more: {}; then kafka-topics.sh --bootstrap-server {} --alter --topic {} --partitions {wanted}.",
                     topic.stays, self.config.kafka.bootstrap, topic.name
                 ),
-                false => "Partitions cannot be taken away: set --partitions to what there is.".to_owned(),
+                false => format!("Partitions cannot be taken away: {}.", topic.fewer),
             });
         }
         let (fewest, wanted) = (
