@@ -453,8 +453,8 @@ impl Worker {
         );
         self.spawner.spawn("checkouts", async move {
             tokio::select! {
-                () = checkout::look_after(driver.clone(), admin, idle, looking) => {}
-                () = checkout::keep_count(driver, metrics, counting) => {}
+                () = checkout::reconciler::look_after(driver.clone(), admin, idle, looking) => {}
+                () = checkout::reconciler::keep_count(driver, metrics, counting) => {}
                 () = shutdown.cancelled() => {}
             }
             Ok(())

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use crate::checkout::{DriveResult, Driver};
 use crate::config::{CheckoutCommand, Config};
-use crate::domain::checkout::{Checkout, State};
+use crate::domain::checkout::Checkout;
 use crate::metrics::Metrics;
 use crate::printable;
 use crate::store::credits::Loyalty;
-use crate::store::{self, checkouts};
+use crate::store::{self, checkouts, disputes};
 
 pub(super) async fn run(
     command: &CheckoutCommand,
@@ -91,18 +91,18 @@ async fn settle(
 async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
     let checkout = find(pool, checkout).await?;
     let (total, currency) = (checkout.total.amount(), checkout.currency().code());
-    let failure = match &checkout.state {
-        State::Undoing(failure) | State::Failed(failure) => {
+    let failure = match checkout.state.failure() {
+        Some(failure) => {
             let code = failure.code.as_ref().map(|code| format!(" ({code})"));
             format!("{}{}", failure.reason.as_str(), code.unwrap_or_default())
         }
-        _ => "none".to_owned(),
+        None => "none".to_owned(),
     };
     let mut text = String::new();
     for (name, value) in [
         ("checkout", checkout.id.to_string()),
         ("user", checkout.user.to_string()),
-        ("state", checkouts::name(&checkout.state).to_owned()),
+        ("state", checkout.state.name().to_owned()),
         ("stuck", if checkout.stuck { "yes" } else { "no" }.to_owned()),
         ("failure", failure),
         ("total", format!("{total} {currency} (minor units)")),
@@ -125,9 +125,9 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
             printable::line(line.ticket.as_str())
         )?;
     }
-    for dispute in checkouts::disputes(pool, &checkout.id).await? {
-        let (id, amount) = (printable::line(&dispute.id), dispute.amount);
-        let status = checkouts::dispute_name(dispute.status);
+    for dispute in disputes::of(pool, &checkout).await? {
+        let (id, amount) = (printable::line(dispute.id.as_str()), dispute.amount.amount());
+        let status = disputes::status_name(dispute.status);
         writeln!(text, "{:<10}{id} {amount} {status}", "dispute")?;
     }
     Ok(text)

@@ -3,6 +3,7 @@
 pub mod checkout;
 mod entity;
 mod history;
+pub mod ledger;
 pub mod ticket;
 pub mod user;
 

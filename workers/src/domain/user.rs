@@ -9,10 +9,10 @@
 //! the shop asks for it after it asked to erase the old one. To erase a user without a profile changes nothing and is not told.
 
 use holdfast_schemas::{
-    Credits, Email, Emptied, EventId, Language, Name, ProfileValues, Source, UserEvent, UserId, UserOutcome,
-    UserRefusalReason, events, outcomes,
+    Credits, Email, Emptied, EventId, Language, Name, OutcomeData, ProfileValues, Source, UserEvent, UserId,
+    UserOutcome, UserRefusalReason, events, outcomes,
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
 use super::{Decision, Entity};
@@ -50,12 +50,13 @@ pub enum Input {
     AddCredits {
         amount: Credits,
     },
-    /// Buy tickets. Decided with the rows of tickets and checkouts, by [`telling`].
-    CheckOut,
-    /// An event of the payment provider about a payment. Decided with the row of its checkout, by [`telling`].
-    Hear,
-    /// Internal: a step of a checkout with an outcome for its user. Decided by [`telling`].
-    Progress,
+    /// Internal: outcomes about a checkout, which were decided with its row and those of its tickets. None for an event about a
+    /// checkout by itself: [`telling`] adds them.
+    Tell(#[serde(serialize_with = "as_told")] Vec<UserOutcome>),
+}
+
+fn as_told<S: Serializer>(told: &[UserOutcome], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(told.iter().map(|told| (told.outcome_type(), told.data())))
 }
 
 impl Entity for User {
@@ -80,12 +81,12 @@ impl Entity for User {
             }
             UserEvent::UserErased(events::UserErased {}) => Input::Erase,
             UserEvent::CreditsAdded(events::CreditsAdded { amount }) => Input::AddCredits { amount },
-            UserEvent::CheckoutRequested(_) => Input::CheckOut,
-            UserEvent::PaymentAuthorized(_)
+            UserEvent::CheckoutRequested(_)
+            | UserEvent::PaymentAuthorized(_)
             | UserEvent::PaymentCaptured(_)
             | UserEvent::PaymentFailed(_)
             | UserEvent::PaymentRefunded(_)
-            | UserEvent::PaymentDisputed(_) => Input::Hear,
+            | UserEvent::PaymentDisputed(_) => Input::Tell(vec![]),
         }
     }
 }
@@ -106,38 +107,27 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
                 outcomes: vec![outcomes::UserRegistered {}.into()],
             }
         }
-        (_, Input::CheckOut | Input::Hear | Input::Progress) => Decision::Nothing,
-        (None, Input::Change { .. } | Input::Erase | Input::AddCredits { .. }) => Decision::Transition {
-            next: None,
-            outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
-        },
+        (None, Input::Change { .. } | Input::Erase | Input::AddCredits { .. } | Input::Tell(_)) => {
+            Decision::Transition {
+                next: None,
+                outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
+            }
+        }
         (Some(user), Input::Register { .. }) => refuse(user, UserRefusalReason::AlreadyRegistered, now),
         (Some(user), Input::Change { to, emptied, was }) => change(user, to, emptied, was, now),
         (Some(user), Input::Erase) => erase(user, now),
         (Some(user), Input::AddCredits { amount }) => tell(
             user.clone(),
-            UserOutcome::CreditsChanged(outcomes::CreditsChanged { added: amount }),
+            vec![UserOutcome::CreditsChanged(outcomes::CreditsChanged { added: amount })],
             now,
         ),
+        (Some(user), Input::Tell(told)) => tell(user.clone(), told, now),
     }
 }
 
-/// Rules that write outcomes which were decided elsewhere, whatever the input.
+/// As [`decide`] on an event about a checkout, which told these outcomes.
 pub fn telling(told: Vec<UserOutcome>) -> impl Fn(Option<&User>, Input, OffsetDateTime) -> Decision<User> {
-    move |user, _, now| match user {
-        None => Decision::Transition {
-            next: None,
-            outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
-        },
-        Some(user) => Decision::Transition {
-            next: Some(User {
-                version: user.version + told.len() as i64,
-                changed_at: if told.is_empty() { user.changed_at } else { now },
-                ..user.clone()
-            }),
-            outcomes: told.clone(),
-        },
-    }
+    move |user, _, now| decide(user, Input::Tell(told.clone()), now)
 }
 
 /// As [`decide`], where there is no loyalty database.
@@ -196,26 +186,17 @@ fn change(user: &User, to: ProfileValues, emptied: Emptied, was: ProfileValues, 
         .filter(|(_, changed)| *changed)
         .map(|(field, _)| *field)
         .collect();
-    if fields.is_empty() {
-        return Decision::Transition {
-            next: Some(next),
-            outcomes: vec![],
-        };
-    }
-    tell(
-        next,
-        UserOutcome::ProfileChanged(outcomes::ProfileChanged { fields }),
-        now,
-    )
+    let told = match fields.is_empty() {
+        true => vec![],
+        false => vec![UserOutcome::ProfileChanged(outcomes::ProfileChanged { fields })],
+    };
+    tell(next, told, now)
 }
 
 fn erase(user: &User, now: OffsetDateTime) -> Decision<User> {
     let has_profile = user.email.is_some() || user.name.is_some() || user.language.is_some();
     if !has_profile {
-        return Decision::Transition {
-            next: Some(user.clone()),
-            outcomes: vec![],
-        };
+        return tell(user.clone(), vec![], now);
     }
     let next = User {
         email: None,
@@ -223,26 +204,26 @@ fn erase(user: &User, now: OffsetDateTime) -> Decision<User> {
         language: None,
         ..user.clone()
     };
-    tell(next, UserOutcome::UserErased(outcomes::UserErased {}), now)
+    tell(next, vec![UserOutcome::UserErased(outcomes::UserErased {})], now)
 }
 
 fn refuse(user: &User, reason: UserRefusalReason, now: OffsetDateTime) -> Decision<User> {
-    tell(user.clone(), refusal(reason), now)
+    tell(user.clone(), vec![refusal(reason)], now)
 }
 
 fn refusal(reason: UserRefusalReason) -> UserOutcome {
     UserOutcome::PaymentRefused(outcomes::PaymentRefused { reason })
 }
 
-/// Every outcome raises the version by one.
-fn tell(user: User, outcome: UserOutcome, now: OffsetDateTime) -> Decision<User> {
+/// Every outcome raises the version by one; without one, the user is as before.
+fn tell(user: User, told: Vec<UserOutcome>, now: OffsetDateTime) -> Decision<User> {
     Decision::Transition {
         next: Some(User {
-            version: user.version + 1,
-            changed_at: now,
+            version: user.version + told.len() as i64,
+            changed_at: if told.is_empty() { user.changed_at } else { now },
             ..user
         }),
-        outcomes: vec![outcome],
+        outcomes: told,
     }
 }
 

@@ -16,7 +16,7 @@ use super::user::{UserClient, add_credits};
 use crate::domain;
 use crate::metrics::Metrics;
 use crate::store::Committer;
-use crate::store::credits::Loyalty;
+use crate::store::credits::{Addition, Loyalty};
 
 /// The handlers of one user's account, which Restate runs one after the other.
 pub(super) struct Account {
@@ -40,9 +40,9 @@ impl Account {
     ) -> HandlerResult<Json<Reply>> {
         let asked = (super::ACCOUNT, "addCredits");
         let unit = intake::asked(&ctx, asked, body.read()?.into(), (self.now)())?;
-        let answer = match &self.loyalty {
-            Some(loyalty) => add_credits(loyalty, &unit, (self.new_id)(), &self.metrics).await?,
-            None => {
+        let answer = match (&self.loyalty, Addition::of(&unit.work[0])) {
+            (Some(loyalty), Some(addition)) => add_credits(loyalty, &addition, (self.new_id)(), &self.metrics).await?,
+            _ => {
                 let answers = self.committer.commit(unit).await.map_err(retryable)?;
                 answers.into_iter().next().expect("every piece of work is answered")
             }

@@ -11,7 +11,6 @@ use time::OffsetDateTime;
 
 use crate::checkout::{self, DriveResult, Driver};
 use crate::domain;
-use crate::domain::checkout::State;
 use crate::store::checkouts;
 
 use super::caller::{answer_caller, failed, step_failed};
@@ -138,8 +137,7 @@ impl Checkout {
             .await
             .map_err(failed(&self.driver.buying.metrics))?;
         self.driver.resume(id).await.map_err(|error| self.answer(&error))?;
-        Ok(found
-            .is_some_and(|checkout| matches!(checkout.state, State::Completed | State::Refunded | State::Failed(_))))
+        Ok(found.is_some_and(|checkout| checkout.state.has_ended()))
     }
 
     async fn view(&self, id: &CheckoutId) -> HandlerResult<Json<View>> {
@@ -197,12 +195,9 @@ pub(super) struct View {
 
 impl View {
     fn new(found: domain::checkout::Checkout) -> Self {
-        let failure = match &found.state {
-            State::Undoing(failure) | State::Failed(failure) => Some(failure.clone()),
-            _ => None,
-        };
+        let failure = found.state.failure().cloned();
         Self {
-            state: checkouts::name(&found.state).to_owned(),
+            state: found.state.name().to_owned(),
             stuck: found.stuck,
             tickets: found.lines.into_iter().map(|line| line.ticket).collect(),
             checkout: found.id,

@@ -26,10 +26,11 @@ use crate::checkout::Driver;
 use crate::config;
 use crate::crash::{self, Point};
 use crate::domain;
+use crate::domain::checkout::Matter;
 use crate::domain::ticket::{self, Input};
 use crate::metrics::Metrics;
-use crate::store::buying;
-use crate::store::credits::Loyalty;
+use crate::store::buying::CheckoutWork;
+use crate::store::credits::{Addition, Loyalty};
 use crate::store::mechanisms::idempotency::Once;
 use crate::store::together::{self, Together};
 use crate::store::{self, Answer, Committer, PgPool, Unit, Work, checkouts, idempotency};
@@ -275,19 +276,19 @@ impl User {
         let Unit { key, work } = unit;
         let mut answers = Vec::with_capacity(work.len());
         for work in work.chunk_by(|one, next| self.is_plain(one) && self.is_plain(next)) {
-            let unit = || Unit {
-                key: key.clone(),
-                work: work.to_vec(),
-            };
-            match (&work[0], &self.loyalty) {
-                (one, _) if buying::concerned(one).is_some() => answers.push(self.buy(ctx, &key, one).await?),
-                (one, Some(loyalty)) if Loyalty::concerns(one) => {
+            match self.way_of(&work[0]) {
+                Way::Checkout(work) => answers.push(self.buy(ctx, &key, &work).await?),
+                Way::Credits(loyalty, addition) => {
                     let attempt = (self.driver.buying.new_id)();
-                    answers.push(add_credits(loyalty, &unit(), attempt, &self.metrics).await?);
+                    answers.push(add_credits(loyalty, &addition, attempt, &self.metrics).await?);
                 }
-                _ => {
+                Way::Plain => {
                     let erases_anew = self.erases_anew(ctx, work).await?;
-                    answers.extend(self.committer.commit(unit()).await.map_err(retryable)?);
+                    let unit = Unit {
+                        key: key.clone(),
+                        work: work.to_vec(),
+                    };
+                    answers.extend(self.committer.commit(unit).await.map_err(retryable)?);
                     if erases_anew {
                         ctx.clear(CART);
                     }
@@ -314,11 +315,21 @@ impl User {
     }
 
     fn is_plain(&self, work: &Work<domain::User>) -> bool {
-        buying::concerned(work).is_none() && !(self.loyalty.is_some() && Loyalty::concerns(work))
+        matches!(self.way_of(work), Way::Plain)
+    }
+
+    fn way_of<'w>(&'w self, work: &'w Work<domain::User>) -> Way<'w> {
+        if let Some(work) = CheckoutWork::of(work) {
+            return Way::Checkout(work);
+        }
+        match (&self.loyalty, Addition::of(work)) {
+            (Some(loyalty), Some(addition)) => Way::Credits(loyalty, addition),
+            _ => Way::Plain,
+        }
     }
 
     /// Commits work about a checkout, and starts or notifies its workflow: sent again with each repeat, that takes effect once.
-    async fn buy(&self, ctx: &ObjectContext<'_>, user: &UserId, work: &Work<domain::User>) -> HandlerResult<Answer> {
+    async fn buy(&self, ctx: &ObjectContext<'_>, user: &UserId, work: &CheckoutWork<'_>) -> HandlerResult<Answer> {
         let mut cart = cart(ctx).await?;
         let buying = &self.driver.buying;
         let committed = buying.commit(user, work, &cart.tickets()).await;
@@ -331,15 +342,18 @@ impl User {
         let (Answer::Fresh(reply) | Answer::Repeat(reply)) = &answer else {
             return Ok(answer);
         };
-        let (Some(checkout), None) = (buying::concerned(work), reply.refusal()) else {
-            return Ok(answer);
-        };
-        let workflow = ctx.workflow_client::<CheckoutClient>(checkout.as_str());
-        if !buying::opens(work) {
-            workflow.hear().send();
+        if reply.refusal().is_some() {
             return Ok(answer);
         }
-        workflow.run().send();
+        let checkout = work.matter.checkout();
+        let workflow = ctx.workflow_client::<CheckoutClient>(checkout.as_str());
+        match work.matter {
+            Matter::Reported(_) => {
+                workflow.hear().send();
+                return Ok(answer);
+            }
+            Matter::Requested(_) => workflow.run().send(),
+        };
         // Removed by their holds: if the answer is a repeat, the same tickets may have been added to the cart anew.
         let opened = checkouts::get(&self.pool, checkout)
             .await
@@ -399,6 +413,16 @@ impl User {
         };
         Ok(Json(is_theirs.then(|| (added, left.unsigned_abs()))))
     }
+}
+
+/// The way in which a piece of a user's work is committed.
+enum Way<'w> {
+    /// With the rows of its checkout, by itself.
+    Checkout(CheckoutWork<'w>),
+    /// In two databases, by itself.
+    Credits(&'w Loyalty, Addition<'w>),
+    /// By the committer, with others.
+    Plain,
 }
 
 /// The inputs that hold each of these tickets for the user.
@@ -462,11 +486,11 @@ fn erasure(work: &Work<domain::User>) -> Option<(&Source, &EventId)> {
 /// Commits one event that adds credits, also for the Account object, which gets those by HTTP. `attempt` must be new.
 pub(super) async fn add_credits(
     loyalty: &Loyalty,
-    unit: &Unit<domain::User>,
+    addition: &Addition<'_>,
     attempt: Uuid,
     metrics: &Metrics,
 ) -> HandlerResult<Answer> {
-    let answer = loyalty.commit(unit, attempt).await.map_err(failed(metrics))?;
+    let answer = loyalty.commit(addition, attempt).await.map_err(failed(metrics))?;
     store::commit::count(std::slice::from_ref(&answer), metrics);
     Ok(answer)
 }

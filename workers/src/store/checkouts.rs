@@ -1,15 +1,14 @@
-//! The rows of checkouts and of their seats.
+//! The rows of checkouts.
 
 use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, Credits, DeclineCode, DisputeId, DisputeStatus, HoldId, PaymentId, PaymentMethod,
-    Price, RequestHash, Seat, ShowId, TicketId, UserId,
+    CheckoutFailure, CheckoutId, Credits, DeclineCode, PaymentId, PaymentMethod, Price, RequestHash, UserId,
 };
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::Error;
 use super::session::{InTime, on_session};
-use crate::domain::checkout::{Checkout, Failure, Line, State};
+use super::{Error, checkout_seats};
+use crate::domain::checkout::{Checkout, Failure, State};
 
 /// The checkout with this id.
 ///
@@ -64,13 +63,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
     .await
     .map_err(Error::Read)?;
     let Some(row) = row else { return Ok(None) };
-    let seats = sqlx::query!(
-        "select ticket, hold, show, seat, price_amount from checkout_seats where checkout = $1 order by place",
-        checkout.as_str(),
-    )
-    .fetch_all(connection)
-    .await
-    .map_err(Error::Read)?;
+    let lines = checkout_seats::of(connection, checkout, &row.total_currency).await?;
     let wrong = |what: String| Error::Row {
         table: "checkouts",
         key: checkout.to_string(),
@@ -100,20 +93,11 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
         ("failed", Some(failure)) => State::Failed(failure),
         (other, _) => return Err(wrong(format!("state {other:?} does not fit its failure"))),
     };
-    let lines = seats.into_iter().map(|seat| {
-        Ok(Line {
-            ticket: read(&seat.ticket, TicketId::parse)?,
-            hold: HoldId(seat.hold),
-            show: read(&seat.show, ShowId::parse)?,
-            seat: seat.seat.as_deref().map(|seat| read(seat, Seat::parse)).transpose()?,
-            price: Price::parse(seat.price_amount, &row.total_currency).map_err(|invalid| invalid.to_string())?,
-        })
-    });
     let checkout = Checkout {
         id: checkout.clone(),
         version: row.version,
         user: read(&row.user_id, UserId::parse).map_err(wrong)?,
-        lines: lines.collect::<Result<_, String>>().map_err(wrong)?,
+        lines,
         total: Price::parse(row.total_amount, &row.total_currency).map_err(|invalid| wrong(invalid.to_string()))?,
         credits: row
             .credits
@@ -176,52 +160,14 @@ pub(super) async fn insert(
     if inserted.rows_affected() == 0 {
         return Ok(false);
     }
-    let lines = &checkout.lines;
-    let tickets: Vec<_> = lines.iter().map(|line| line.ticket.as_str()).collect();
-    let holds: Vec<_> = lines.iter().map(|line| line.hold.0).collect();
-    let shows: Vec<_> = lines.iter().map(|line| line.show.as_str()).collect();
-    let seats: Vec<_> = lines.iter().map(|line| line.seat.as_ref().map(Seat::as_str)).collect();
-    let prices: Vec<_> = lines.iter().map(|line| line.price.amount()).collect();
-    let inserted = sqlx::query!(
-        "insert into checkout_seats (checkout, place, ticket, hold, show, seat, price_amount)
-         select $1, place, ticket, hold, show, seat, price
-         from unnest($2::text[], $3::uuid[], $4::text[], $5::text[], $6::bigint[])
-              with ordinality u (ticket, hold, show, seat, price, place)
-         on conflict do nothing",
-        checkout.id.as_str(),
-        &tickets as &[&str],
-        &holds,
-        &shows as &[&str],
-        &seats as &[Option<&str>],
-        &prices,
-    )
-    .execute(connection)
-    .await
-    .map_err(Error::Write)?;
-    Ok(inserted.rows_affected() == lines.len() as u64)
-}
-
-/// True if a checkout buys one of these holds.
-pub(super) async fn under_way(connection: &mut PgConnection, holds: &[HoldId]) -> Result<bool, Error> {
-    let holds: Vec<_> = holds.iter().map(|hold| hold.0).collect();
-    let found = sqlx::query_scalar!(
-        "select 1 as one from checkout_seats where open and hold = any($1)",
-        &holds
-    )
-    .fetch_optional(connection)
-    .await
-    .map_err(Error::Read)?;
-    Ok(found.is_some())
+    checkout_seats::insert(connection, checkout).await
 }
 
 /// Writes the columns that change, if the checkout still has the version of `from`. False when another caller took a step:
 /// nothing was written.
 pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
-    let failure = match &to.state {
-        State::Undoing(failure) | State::Failed(failure) => Some(failure),
-        _ => None,
-    };
-    let has_ended = matches!(to.state, State::Completed | State::Refunded | State::Failed(_));
+    let failure = to.state.failure();
+    let has_ended = to.state.has_ended();
     let updated = sqlx::query!(
         "update checkouts set version = version + 1, state = $3, payment = $4, called_at = $5, unknown_since = $6,
                 stuck_at = case when $7 then coalesce(stuck_at, clock_timestamp()) end,
@@ -231,7 +177,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
          where checkout = $1 and version = $2",
         from.id.as_str(),
         from.version,
-        name(&to.state),
+        to.state.name(),
         to.payment.as_ref().map(PaymentId::as_str),
         to.called_at,
         to.unknown_since,
@@ -251,30 +197,9 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
         return Ok(false);
     }
     if has_ended {
-        sqlx::query!(
-            "update checkout_seats set open = false where checkout = $1 and open",
-            from.id.as_str()
-        )
-        .execute(connection)
-        .await
-        .map_err(Error::Write)?;
+        checkout_seats::close(connection, from).await?;
     }
     Ok(true)
-}
-
-/// The name of a state, in rows, metrics and answers.
-pub fn name(state: &State) -> &'static str {
-    match state {
-        State::Opened => "opened",
-        State::Created => "created",
-        State::Waiting => "waiting",
-        State::Authorised => "authorised",
-        State::Sold => "sold",
-        State::Undoing(_) => "undoing",
-        State::Completed => "completed",
-        State::Refunded => "refunded",
-        State::Failed(_) => "failed",
-    }
 }
 
 /// Checkouts that have not ended, or owe credits, are not stuck, and took their last step before a time by the database's clock;
@@ -355,99 +280,4 @@ pub async fn stuck(pool: &PgPool) -> Result<Vec<(String, String)>, Error> {
         .await
         .map_err(Error::Read)?;
     Ok(rows.into_iter().map(|row| (row.checkout, row.state)).collect())
-}
-
-/// The name of a dispute's status, in rows and metrics.
-pub fn dispute_name(status: DisputeStatus) -> &'static str {
-    match status {
-        DisputeStatus::Opened => "opened",
-        DisputeStatus::Won => "won",
-        DisputeStatus::Lost => "lost",
-    }
-}
-
-/// A row of a dispute.
-pub struct StoredDispute {
-    /// The payment provider's id of the dispute.
-    pub id: String,
-    pub checkout: String,
-    /// Minor units of the checkout's currency.
-    pub amount: i64,
-    pub status: DisputeStatus,
-}
-
-/// A dispute, locked for the rest of the transaction; none when it is not known.
-pub(super) async fn dispute(connection: &mut PgConnection, id: &DisputeId) -> Result<Option<StoredDispute>, Error> {
-    let row = sqlx::query!(
-        "select checkout, amount, status from disputes where dispute = $1 for update",
-        id.as_str()
-    );
-    let row = row.fetch_optional(connection).await.map_err(Error::Read)?;
-    row.map(|row| {
-        Ok(StoredDispute {
-            status: dispute_status(id.as_str(), &row.status)?,
-            id: id.to_string(),
-            checkout: row.checkout,
-            amount: row.amount,
-        })
-    })
-    .transpose()
-}
-
-/// The disputes of a checkout.
-///
-/// # Errors
-/// The database does not answer, or a row cannot be understood.
-pub async fn disputes(pool: &PgPool, checkout: &CheckoutId) -> Result<Vec<StoredDispute>, Error> {
-    let rows = sqlx::query!(
-        "select dispute, amount, status from disputes where checkout = $1 order by dispute",
-        checkout.as_str(),
-    );
-    let rows = rows
-        .fetch_all(pool)
-        .in_time(pool)
-        .await
-        .map_err(Error::Read)?
-        .into_iter();
-    rows.map(|row| {
-        Ok(StoredDispute {
-            status: dispute_status(&row.dispute, &row.status)?,
-            id: row.dispute,
-            checkout: checkout.to_string(),
-            amount: row.amount,
-        })
-    })
-    .collect()
-}
-
-fn dispute_status(id: &str, name: &str) -> Result<DisputeStatus, Error> {
-    let known = [DisputeStatus::Opened, DisputeStatus::Won, DisputeStatus::Lost];
-    let named = known.into_iter().find(|known| dispute_name(*known) == name);
-    named.ok_or_else(|| Error::Row {
-        table: "disputes",
-        key: id.to_owned(),
-        what: format!("status {name:?}"),
-    })
-}
-
-/// Writes the state of a dispute.
-pub(super) async fn note_dispute(
-    connection: &mut PgConnection,
-    checkout: &CheckoutId,
-    dispute: &DisputeId,
-    amount: Price,
-    status: DisputeStatus,
-) -> Result<(), Error> {
-    sqlx::query!(
-        "insert into disputes (dispute, checkout, amount, status) values ($1, $2, $3, $4)
-         on conflict (dispute) do update set status = excluded.status",
-        dispute.as_str(),
-        checkout.as_str(),
-        amount.amount(),
-        dispute_name(status),
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(Error::Write)
 }

@@ -29,11 +29,32 @@ pub struct Loyalty {
     retention: Duration,
 }
 
-/// The addition of credits that an event asks for.
-struct Added {
-    user: UserId,
+/// A piece of a user's work that adds credits.
+pub struct Addition<'w> {
+    work: &'w Work<User>,
+    user: &'w UserId,
     amount: Credits,
+    /// Named by the id of the event's outcome.
     transaction: TransactionId,
+}
+
+impl<'w> Addition<'w> {
+    /// None for other work, which is committed by the committer.
+    pub fn of(work: &'w Work<User>) -> Option<Self> {
+        let (Work::Event(event) | Work::Request(event)) = work else {
+            return None;
+        };
+        let UserEvent::CreditsAdded(events::CreditsAdded { amount }) = event.data else {
+            return None;
+        };
+        let outcome = outcome_id(event.source.as_str(), event.id.as_str(), event.subject.as_str(), 0);
+        Some(Self {
+            work,
+            user: &event.subject,
+            amount,
+            transaction: TransactionId::parse(&format!("credits/{outcome}")).expect("a short plain name"),
+        })
+    }
 }
 
 impl Loyalty {
@@ -42,25 +63,21 @@ impl Loyalty {
         Self { main, other, retention }
     }
 
-    /// True for work that is committed here and not by the committer.
-    pub fn concerns(work: &Work<User>) -> bool {
-        added(work).is_some()
-    }
-
     /// Commits one event that adds credits. `attempt` must be new for each try.
     ///
     /// # Errors
     /// One of the databases does not answer, or another try was quicker: to be tried again.
-    pub async fn commit(&self, unit: &Unit<User>, attempt: Uuid) -> Result<Answer, Error> {
-        let Some(added) = unit.work.first().and_then(added) else {
-            return self.decide(&user::decide_without_loyalty, unit).await;
+    pub async fn commit(&self, added: &Addition<'_>, attempt: Uuid) -> Result<Answer, Error> {
+        let unit = &Unit {
+            key: added.user.clone(),
+            work: vec![added.work.clone()],
         };
         let transaction = &added.transaction;
         if two_phase::done_before(&self.main, &self.other, transaction).await? {
             // An earlier try has done it: only the answer is left.
             return self.decide(&user::decide_added_already, unit).await;
         }
-        if let Err(error) = self.prepare(&added, attempt).await {
+        if let Err(error) = self.prepare(added, attempt).await {
             let mechanisms::Error::Forbidden { constraint, .. } = &error else {
                 return Err(error.into());
             };
@@ -70,7 +87,7 @@ impl Loyalty {
         crash::here(Point::CreditsPrepared);
         if crash::again(Point::CreditsPrepared) {
             two_phase::done_before(&self.main, &self.other, transaction).await?;
-            self.prepare(&added, attempt).await?;
+            self.prepare(added, attempt).await?;
         }
         let (fate, answer) = self.decide_prepared(unit, transaction, attempt).await?;
         crash::here(Point::CreditsDecided);
@@ -129,7 +146,7 @@ impl Loyalty {
         Ok(())
     }
 
-    async fn prepare(&self, added: &Added, attempt: Uuid) -> Result<(), mechanisms::Error> {
+    async fn prepare(&self, added: &Addition<'_>, attempt: Uuid) -> Result<(), mechanisms::Error> {
         two_phase::prepare(
             &self.other,
             &added.transaction,
@@ -228,22 +245,6 @@ async fn add(other: &mut PgConnection, user: &UserId, by: i64) -> Result<(), Spe
         sqlx::query("update accounts set credits = credits + $2 where user_id = $1 and (credits + $2 >= 0 or $2 > 0)");
     let added = mechanisms::raw::run("accounts", query.bind(user.as_str()).bind(by).execute(other)).await?;
     (added.rows_affected() > 0).then_some(()).ok_or(Spend::Missing)
-}
-
-/// The addition in a piece of work; its transaction is named by the id of its outcome.
-fn added(work: &Work<User>) -> Option<Added> {
-    let (Work::Event(event) | Work::Request(event)) = work else {
-        return None;
-    };
-    let UserEvent::CreditsAdded(events::CreditsAdded { amount }) = event.data else {
-        return None;
-    };
-    let outcome = outcome_id(event.source.as_str(), event.id.as_str(), event.subject.as_str(), 0);
-    Some(Added {
-        user: event.subject.clone(),
-        amount,
-        transaction: TransactionId::parse(&format!("credits/{outcome}")).expect("a short plain name"),
-    })
 }
 
 fn first(answers: Vec<Answer>) -> Answer {

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use holdfast_schemas::{CheckoutId, Price, UserId};
+use holdfast_schemas::{CheckoutId, UserId};
 use sqlx::{PgConnection, PgPool};
 
 use super::commit::Stored;
 use super::session::{InTime, on_session};
 use super::{Error, checkouts};
 use crate::domain::User;
-use crate::domain::checkout::Checkout;
+use crate::domain::checkout::{Checkout, CustomerMail};
 
 /// The subject of a mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,37 +60,21 @@ pub struct Waiting {
     pub oldest_seconds: f64,
 }
 
-/// Writes the mail about the end of a checkout. `wanted`: true if there is a mail server.
-pub(super) async fn ended(
+/// Writes a mail about a checkout. `wanted`: true if there is a mail server.
+pub(super) async fn write(
     connection: &mut PgConnection,
     checkout: &Checkout,
-    kind: Kind,
+    mail: CustomerMail,
     wanted: bool,
 ) -> Result<(), Error> {
-    insert(connection, checkout, kind.as_str(), kind, None, wanted).await
-}
-
-/// Writes the mail about a refund of this amount, which makes `refunded` in all, in minor units.
-pub(super) async fn refunded(
-    connection: &mut PgConnection,
-    checkout: &Checkout,
-    kind: Kind,
-    amount: Price,
-    refunded: i64,
-    wanted: bool,
-) -> Result<(), Error> {
-    let place = format!("refunded/{refunded}");
-    insert(connection, checkout, &place, kind, Some(amount.amount()), wanted).await
-}
-
-async fn insert(
-    connection: &mut PgConnection,
-    checkout: &Checkout,
-    place: &str,
-    kind: Kind,
-    amount: Option<i64>,
-    wanted: bool,
-) -> Result<(), Error> {
+    let (kind, place, amount) = match mail {
+        CustomerMail::Completed => (Kind::Completed, Kind::Completed.as_str().to_owned(), None),
+        CustomerMail::Failed => (Kind::Failed, Kind::Failed.as_str().to_owned(), None),
+        CustomerMail::Refunded { amount, so_far, full } => {
+            let kind = if full { Kind::Refunded } else { Kind::RefundedInPart };
+            (kind, format!("refunded/{so_far}"), Some(amount.amount()))
+        }
+    };
     sqlx::query!(
         "insert into mails (checkout, place, user_id, kind, amount, state) values ($1, $2, $3, $4, $5, $6)",
         checkout.id.as_str(),

@@ -7,9 +7,11 @@
 
 pub mod buying;
 pub mod change_log;
+mod checkout_seats;
 pub mod checkouts;
 pub mod commit;
 pub mod credits;
+pub mod disputes;
 mod error;
 pub mod examples;
 pub mod grants;

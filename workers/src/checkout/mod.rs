@@ -1,0 +1,395 @@
+//! The driver of checkouts: reads a checkout's row, asks what is to be done, does it, and records the fact that was learnt. All
+//! state lies in the row, so that any process may go on with it, several at once, and after any crash: the workflow, the
+//! handler that receives the provider's events, an operator and the [`reconciler`] all drive.
+//!
+//! A provider's event about a payment under way changes nothing by itself, since events come late, twice and in any
+//! order: they only make the driver ask for the payment's state, and the answer decides.
+
+pub mod reconciler;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::crash::{self, Point};
+use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, Step};
+use crate::error;
+use crate::metrics::Metrics;
+use crate::provider::{self, Order, Payment, Provider};
+use crate::restate_admin;
+use crate::store::buying::{Buying, Recorded};
+use crate::store::credits::Loyalty;
+use crate::store::{self, PgPool, checkouts};
+use crate::transience::Fault;
+
+/// Takes the next steps of checkouts.
+#[derive(Clone)]
+pub struct Driver {
+    pub buying: Buying,
+    pub provider: Option<Provider>,
+    /// After this long without a step that comes through, a checkout is marked as stuck, for an operator.
+    pub stuck_after: Duration,
+    pub now: fn() -> OffsetDateTime,
+}
+
+/// Where a drive has left a checkout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriveResult {
+    /// It waits for an event of the provider, at most until then.
+    Waits(OffsetDateTime),
+    /// It is marked as stuck, for an operator.
+    Stuck,
+    Ended,
+}
+
+/// The reason why a drive failed; the caller retries.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no checkout {0:?}")]
+    NoCheckout(String),
+    #[error("a step of checkout {0:?} changed nothing: it is looked at again")]
+    NoProgress(String),
+    #[error("there is no payment provider: set --provider-url (HOLDFAST_PROVIDER_URL)")]
+    NoProvider,
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Provider(#[from] provider::Error),
+    #[error("it is not known which checkouts have a live invocation")]
+    Admin(#[from] restate_admin::Error),
+}
+
+impl Error {
+    /// The fault, which decides whether it is waited out.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::NoCheckout(_) => Fault::Content,
+            Error::NoProgress(_) => Fault::Rival,
+            Error::NoProvider => Fault::Setting,
+            Error::Store(error) => error.fault(),
+            Error::Provider(error) => error.fault(),
+            Error::Admin(error) => error.fault(),
+        }
+    }
+}
+
+impl Driver {
+    /// A driver by the settings. It sends nothing yet.
+    ///
+    /// # Errors
+    /// No client of the payment provider can be made.
+    pub fn new(
+        config: &Config,
+        main: &PgPool,
+        loyalty: Option<Loyalty>,
+        metrics: &Arc<Metrics>,
+        now: fn() -> OffsetDateTime,
+        new_id: fn() -> Uuid,
+    ) -> Result<Self, provider::Error> {
+        let provider = Provider::new(&config.provider, metrics.clone())?;
+        let terms = SaleTerms {
+            provider: provider.is_some(),
+            credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
+            show_limit: config.checkout.show_limit,
+        };
+        let buying = Buying {
+            main: main.clone(),
+            loyalty,
+            terms,
+            mails: config.mail.smtp_url.is_some(),
+            retention: config.database.idempotency_retention,
+            metrics: metrics.clone(),
+            now,
+            new_id,
+        };
+        Ok(Self {
+            buying,
+            provider,
+            stuck_after: config.checkout.stuck_after,
+            now,
+        })
+    }
+
+    /// Takes steps of a checkout until it has ended or must wait; a stuck one is left as it is. `heard`: the provider has sent an
+    /// event, so the driver asks for the state of a payment that waits.
+    ///
+    /// # Errors
+    /// A server does not answer, or the provider does not tell the payment's state.
+    pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<DriveResult, Error> {
+        let mut checkout = self.find(id).await?;
+        loop {
+            if checkout.stuck {
+                return Ok(DriveResult::Stuck);
+            }
+            let next = checkout.next((self.now)());
+            self.settle_credits(&checkout, &next).await;
+            let step = match next {
+                Next::End => return Ok(DriveResult::Ended),
+                Next::Wait(until) if !heard => return Ok(DriveResult::Waits(until)),
+                Next::Wait(_) => Step::Look,
+                Next::Take(step) => step,
+            };
+            heard = false;
+            let recorded = match self.take_at_crash_point(&checkout, &step).await {
+                Ok(recorded) => recorded,
+                Err(error) => return self.held_up(&checkout, error).await,
+            };
+            let before = checkout.version;
+            checkout = match recorded {
+                Recorded::Written(next) => *next,
+                Recorded::Unchanged | Recorded::Overtaken => self.find(id).await?,
+            };
+            // A `Look` may leave a payment that waits as it is.
+            if checkout.version == before && step != Step::Look {
+                return Err(Error::NoProgress(id.to_string()));
+            }
+        }
+    }
+
+    /// Settles the credits that an earlier try may have left prepared, once they can change no more.
+    async fn settle_credits(&self, checkout: &Checkout, next: &Next) {
+        let is_settled = matches!(next, Next::Take(Step::Capture(_) | Step::Complete) | Next::End);
+        if is_settled && let Err(error) = self.buying.settle_credits(checkout).await {
+            // The sweeper settles them later; nothing else waits for it.
+            tracing::warn!(checkout = %checkout.id, error = error::chain(&error), "credits are settled later");
+        }
+    }
+
+    async fn take_at_crash_point(&self, checkout: &Checkout, step: &Step) -> Result<Recorded, Error> {
+        let recorded = self.take(checkout, step).await?;
+        if let Some(point) = point(step) {
+            crash::here(point);
+            if crash::again(point) {
+                self.take(checkout, step).await?;
+            }
+        }
+        Ok(recorded)
+    }
+
+    /// Records that a step fails; when it fails for too long, the checkout is stuck.
+    async fn held_up(&self, checkout: &Checkout, error: Error) -> Result<DriveResult, Error> {
+        let patience = self.stuck_after;
+        match self.buying.record(checkout, Fact::StepFailed { patience }).await? {
+            Recorded::Written(next) if next.stuck => {
+                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a checkout is stuck");
+                Ok(DriveResult::Stuck)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Sets a checkout that has not ended to be undone; the next drive gives back what it authorised, sold or spent.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn give_up(&self, id: &CheckoutId, reason: CheckoutFailure) -> Result<(), Error> {
+        self.tell(id, Fact::GivenUp(reason)).await
+    }
+
+    /// Takes the mark off a stuck checkout, so that it is driven again; it may get stuck again.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
+        self.tell(id, Fact::Resumed).await
+    }
+
+    /// Marks a checkout as stuck again after an operator's try, so that nothing but an operator drives it.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn leave_stuck(&self, id: &CheckoutId) -> Result<(), Error> {
+        self.tell(id, Fact::LeftStuck).await
+    }
+
+    /// Records a fact from outside, on whatever row the checkout has by then.
+    async fn tell(&self, id: &CheckoutId, fact: Fact) -> Result<(), Error> {
+        loop {
+            let checkout = self.find(id).await?;
+            if self.buying.record(&checkout, fact.clone()).await? != Recorded::Overtaken {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn find(&self, id: &CheckoutId) -> Result<Checkout, Error> {
+        let found = checkouts::get(&self.buying.main, id).await?;
+        found.ok_or_else(|| Error::NoCheckout(id.to_string()))
+    }
+
+    /// Takes a step and records the fact that it brings.
+    async fn take(&self, checkout: &Checkout, step: &Step) -> Result<Recorded, Error> {
+        let fact = match step {
+            Step::Sell => return Ok(self.buying.sell(checkout).await?),
+            Step::Call => Fact::Called,
+            Step::Create => self.create(checkout).await?,
+            Step::Find => match self.find_payment(checkout).await? {
+                Some(payment) => Fact::PaymentMade(payment.id),
+                None => Fact::NoPayment,
+            },
+            Step::Authorise(payment) => self.authorise(checkout, payment).await?,
+            Step::Look => self.look(checkout).await?,
+            Step::Capture(payment) => self.capture(checkout, payment).await?,
+            Step::Complete => Fact::Captured,
+            Step::GiveBack => self.give_back(checkout).await?,
+            Step::Fail => Fact::GivenBack { captured: 0 },
+            Step::ReturnCredits => Fact::CreditsReturned,
+        };
+        Ok(self.buying.record(checkout, fact).await?)
+    }
+
+    async fn create(&self, checkout: &Checkout) -> Result<Fact, Error> {
+        let provider = self.provider()?;
+        let order = order(checkout);
+        let mut answer = provider.create(&order).await;
+        crash::here(Point::CheckoutCreated);
+        if crash::again(Point::CheckoutCreated) {
+            answer = provider.create(&order).await;
+        }
+        match answer {
+            Ok(payment) => Ok(Fact::PaymentMade(payment.id)),
+            Err(error) => refused(checkout, error),
+        }
+    }
+
+    async fn authorise(&self, checkout: &Checkout, payment: &PaymentId) -> Result<Fact, Error> {
+        let provider = self.provider()?;
+        let mut answer = provider.authorise(payment, &checkout.id).await;
+        crash::here(Point::CheckoutAuthorised);
+        if crash::again(Point::CheckoutAuthorised) {
+            answer = provider.authorise(payment, &checkout.id).await;
+        }
+        match answer {
+            Ok(payment) => Ok(status(&payment)),
+            // An earlier call, whose answer was lost, has authorised it.
+            Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
+            Err(error) => refused(checkout, error),
+        }
+    }
+
+    async fn look(&self, checkout: &Checkout) -> Result<Fact, Error> {
+        Ok(match self.find_payment(checkout).await? {
+            Some(payment) => status(&payment),
+            None => Fact::NoPayment,
+        })
+    }
+
+    async fn capture(&self, checkout: &Checkout, payment: &PaymentId) -> Result<Fact, Error> {
+        let provider = self.provider()?;
+        let mut answer = provider.capture(payment, &checkout.id).await;
+        crash::here(Point::CheckoutCaptured);
+        if crash::again(Point::CheckoutCaptured) {
+            answer = provider.capture(payment, &checkout.id).await;
+        }
+        match answer {
+            Ok(_) => Ok(Fact::Captured),
+            Err(provider::Error::Conflict { .. } | provider::Error::Declined { .. }) => Ok(Fact::NotCaptured),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn give_back(&self, checkout: &Checkout) -> Result<Fact, Error> {
+        let mut captured = self.cancel_or_refund(checkout).await;
+        crash::here(Point::CheckoutGivenBack);
+        if crash::again(Point::CheckoutGivenBack) {
+            captured = self.cancel_or_refund(checkout).await;
+        }
+        Ok(Fact::GivenBack { captured: captured? })
+    }
+
+    /// Cancels or refunds the whole payment; returns the amount that had been captured.
+    async fn cancel_or_refund(&self, checkout: &Checkout) -> Result<i64, Error> {
+        let Some(payment) = self.find_payment(checkout).await? else {
+            return Ok(0);
+        };
+        let provider = self.provider()?;
+        let payment = match payment.state {
+            provider::State::Canceled => payment,
+            provider::State::Captured => provider.refund(&payment.id, &checkout.id).await?,
+            _ => provider.cancel(&payment.id, &checkout.id).await?,
+        };
+        Ok(payment.captured)
+    }
+
+    /// The payment that was made for this checkout, whichever answer was lost. A payment id that the row has and the provider
+    /// does not know is an error: it may belong to another account.
+    async fn find_payment(&self, checkout: &Checkout) -> Result<Option<Payment>, Error> {
+        let Some(called_at) = checkout.called_at else {
+            return Ok(None);
+        };
+        let provider = self.provider()?;
+        if let Some(payment) = &checkout.payment {
+            return Ok(Some(provider.get(payment).await?));
+        }
+        if !checkout.key_lives((self.now)()) {
+            // The provider's clock may differ from ours.
+            let since = called_at - time::Duration::hours(1);
+            return Ok(provider.find(&checkout.id, since).await?);
+        }
+        // The idempotency key makes it the same payment; and no late call makes another after it.
+        match provider.create(&order(checkout)).await {
+            Ok(payment) => Ok(Some(payment)),
+            Err(provider::Error::Declined { .. } | provider::Error::Misconfigured { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn provider(&self) -> Result<&Provider, Error> {
+        self.provider.as_ref().ok_or(Error::NoProvider)
+    }
+}
+
+/// The fact in a payment as the provider shows it.
+fn status(payment: &Payment) -> Fact {
+    match payment.state {
+        provider::State::Unconfirmed if payment.failure.is_some() => declined(payment.failure.as_deref()),
+        provider::State::Unconfirmed => Fact::Payment(PaymentStatus::Unconfirmed),
+        provider::State::Canceled => Fact::Payment(PaymentStatus::Canceled),
+        provider::State::ActionRequired => Fact::Payment(PaymentStatus::ActionRequired),
+        provider::State::Processing => Fact::Payment(PaymentStatus::Processing),
+        provider::State::Authorized => Fact::Payment(PaymentStatus::Authorised),
+        provider::State::Captured => Fact::Payment(PaymentStatus::Captured),
+    }
+}
+
+/// The fact in an error of the provider before any money was authorised.
+fn refused(checkout: &Checkout, error: provider::Error) -> Result<Fact, Error> {
+    match error {
+        provider::Error::Declined { reason } => Ok(declined(Some(&reason))),
+        provider::Error::Misconfigured { .. } => {
+            tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
+            Ok(Fact::Misconfigured)
+        }
+        error => Err(error.into()),
+    }
+}
+
+fn declined(code: Option<&str>) -> Fact {
+    Fact::Declined(code.and_then(|code| DeclineCode::parse(code).ok()))
+}
+
+/// The order of a checkout's payment, the same at each call, as the idempotency key demands.
+fn order(checkout: &Checkout) -> Order<'_> {
+    Order {
+        checkout: &checkout.id,
+        user: &checkout.user,
+        amount: checkout.due(),
+        currency: checkout.currency(),
+        method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
+    }
+}
+
+/// The crash point after a step.
+fn point(step: &Step) -> Option<Point> {
+    match step {
+        Step::Call => Some(Point::CheckoutCalled),
+        Step::Sell => Some(Point::CheckoutSold),
+        Step::Capture(_) | Step::Complete => Some(Point::CheckoutCompleted),
+        Step::GiveBack | Step::Fail => Some(Point::CheckoutFailed),
+        _ => None,
+    }
+}

@@ -1,0 +1,317 @@
+//! What follows from each fact about a checkout. docs/payments.md has it as a table.
+
+use holdfast_schemas::{
+    CheckoutFailure, CheckoutId, Credits, DeclineCode, DisputeId, DisputeStatus, PaymentId, Price, UserOutcome,
+    outcomes,
+};
+use time::OffsetDateTime;
+
+use super::refunds::{credits_returned, disputed, refunded};
+use super::transition::{movement, row};
+use super::{Checkout, CreditsChange, CustomerMail, Failure, Next, Purchases, Seats, State, Transition};
+use crate::domain::ledger::MovementKind;
+
+/// Something that was learnt about a checkout, by one of its steps or from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The provider is about to be called for the first time.
+    Called,
+    /// The payment exists at the provider, under this id.
+    PaymentMade(PaymentId),
+    /// The provider has no payment for this checkout.
+    NoPayment,
+    /// The payment's status, as the provider says when asked.
+    Payment(PaymentStatus),
+    /// No payment is made, or the one there is was declined, with the provider's code.
+    Declined(Option<DeclineCode>),
+    /// The provider does not take the call until a setting, the account or this program is mended.
+    Misconfigured,
+    /// All seats are sold, within the transaction that writes this.
+    SeatsSold,
+    /// A seat cannot be sold to this user any more; none was.
+    SeatsGone,
+    /// The user would have more tickets of a show than one user may; no seat was sold.
+    LimitReached,
+    /// The user has fewer credits than the checkout spends; no seat was sold.
+    CreditsMissing,
+    /// All that is due was captured.
+    Captured,
+    /// The payment can be captured no more.
+    NotCaptured,
+    /// The provider holds nothing of the payment any more: it was cancelled, or this amount was captured and then refunded.
+    GivenBack { captured: i64 },
+    /// The credits are returned, within the transaction that writes this.
+    CreditsReturned,
+    /// The provider has refunded so much in all, in minor units.
+    Refunded { in_all: i64 },
+    /// The state of a dispute, as the provider reports it, and as it was known before.
+    Disputed { now: Dispute, before: Option<Dispute> },
+    /// The next step failed, without an answer that tells anything. After `patience` it is no longer waited out.
+    StepFailed { patience: std::time::Duration },
+    /// The buyer, an operator or the reconciler gives the checkout up.
+    GivenUp(CheckoutFailure),
+    /// A stuck checkout is to be driven again.
+    Resumed,
+    /// An operator's try has changed nothing: only an operator drives the checkout on.
+    LeftStuck,
+}
+
+/// The status of a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaymentStatus {
+    /// Not authorised yet, and nobody is at it.
+    Unconfirmed,
+    Canceled,
+    /// The customer has to confirm it with the bank (3-D Secure).
+    ActionRequired,
+    /// The bank has not answered yet.
+    Processing,
+    Authorised,
+    Captured,
+}
+
+/// A dispute of a checkout's payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispute {
+    pub id: DisputeId,
+    pub checkout: CheckoutId,
+    pub amount: Price,
+    pub status: DisputeStatus,
+}
+
+/// What follows from a fact. A fact that does not fit the checkout's state, as it comes late or twice, changes nothing.
+pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition {
+    match fact {
+        Fact::Called => called(checkout, now),
+        Fact::PaymentMade(payment) => made(checkout, payment),
+        Fact::NoPayment => match checkout.state {
+            State::Opened | State::Created | State::Waiting => undo(checkout, CheckoutFailure::NotConfirmed),
+            State::Sold => undo(checkout, CheckoutFailure::NotCaptured),
+            _ => Transition::default(),
+        },
+        Fact::Payment(status) => stands(checkout, status, now),
+        Fact::Declined(code) => {
+            let reason = CheckoutFailure::Declined;
+            unauthorised(checkout, Failure { reason, code })
+        }
+        Fact::Misconfigured => unauthorised(checkout, CheckoutFailure::Misconfigured.into()),
+        Fact::SeatsSold => sold(checkout),
+        Fact::SeatsGone => unsold(checkout, CheckoutFailure::SeatsGone),
+        Fact::LimitReached => unsold(checkout, CheckoutFailure::ShowLimitReached),
+        Fact::CreditsMissing => unsold(checkout, CheckoutFailure::CreditsMissing),
+        Fact::Captured => captured(checkout),
+        Fact::NotCaptured => match checkout.state {
+            State::Sold => undo(checkout, CheckoutFailure::NotCaptured),
+            _ => Transition::default(),
+        },
+        Fact::GivenBack { captured } => given_back(checkout, captured),
+        Fact::CreditsReturned => credits_returned(checkout),
+        Fact::Refunded { in_all } => refunded(checkout, in_all),
+        Fact::Disputed { now, before } => disputed(checkout, now, before),
+        Fact::StepFailed { patience } => step_failed(checkout, patience, now),
+        Fact::GivenUp(reason) => match checkout.state {
+            State::Opened | State::Created | State::Waiting | State::Authorised | State::Sold => undo(checkout, reason),
+            _ => Transition::default(),
+        },
+        Fact::Resumed => resumed(checkout),
+        Fact::LeftStuck => left_stuck(checkout, now),
+    }
+}
+
+fn called(checkout: &Checkout, now: OffsetDateTime) -> Transition {
+    let is_due = checkout.state == State::Opened && checkout.called_at.is_none() && checkout.due() > 0;
+    let called_at = if is_due { Some(now) } else { checkout.called_at };
+    row(
+        checkout,
+        Checkout {
+            called_at,
+            ..checkout.clone()
+        },
+    )
+}
+
+fn made(checkout: &Checkout, payment: PaymentId) -> Transition {
+    // The provider is never called before the row says so.
+    if checkout.called_at.is_none() || checkout.payment.is_some() {
+        return Transition::default();
+    }
+    let state = match &checkout.state {
+        State::Opened => State::Created,
+        State::Created | State::Sold => checkout.state.clone(),
+        _ => return Transition::default(),
+    };
+    let mut next = moved(checkout, state);
+    next.payment = Some(payment);
+    row(checkout, next)
+}
+
+/// The payment's status decides whether the checkout goes on, waits, or is undone.
+fn stands(checkout: &Checkout, status: PaymentStatus, now: OffsetDateTime) -> Transition {
+    if !matches!(checkout.state, State::Created | State::Waiting) {
+        return Transition::default();
+    }
+    let state = match status {
+        PaymentStatus::Authorised | PaymentStatus::Captured => State::Authorised,
+        PaymentStatus::ActionRequired | PaymentStatus::Processing if now < checkout.until => State::Waiting,
+        PaymentStatus::ActionRequired
+        | PaymentStatus::Processing
+        | PaymentStatus::Unconfirmed
+        | PaymentStatus::Canceled => State::Undoing(CheckoutFailure::NotConfirmed.into()),
+    };
+    row(checkout, moved(checkout, state))
+}
+
+/// The provider does not authorise the payment.
+fn unauthorised(checkout: &Checkout, failure: Failure) -> Transition {
+    match checkout.state {
+        State::Opened | State::Created | State::Waiting => row(checkout, moved(checkout, State::Undoing(failure))),
+        _ => Transition::default(),
+    }
+}
+
+fn sold(checkout: &Checkout) -> Transition {
+    if !is_to_sell(checkout) {
+        return Transition::default();
+    }
+    let next = Checkout {
+        sold: true,
+        ..moved(checkout, State::Sold)
+    };
+    Transition {
+        movements: movement(MovementKind::Credit, checkout.credits.map_or(0, Credits::amount)),
+        credits: checkout.credits.map(CreditsChange::Spent),
+        ..row(checkout, next)
+    }
+}
+
+fn unsold(checkout: &Checkout, reason: CheckoutFailure) -> Transition {
+    match is_to_sell(checkout) {
+        true => undo(checkout, reason),
+        false => Transition::default(),
+    }
+}
+
+/// No seat is sold before the money is authorised, or credits pay all.
+fn is_to_sell(checkout: &Checkout) -> bool {
+    match checkout.state {
+        State::Opened => checkout.due() == 0,
+        State::Authorised => true,
+        _ => false,
+    }
+}
+
+/// The checkout is completed. A refund that came before the capture was known is told now.
+fn captured(checkout: &Checkout) -> Transition {
+    if checkout.state != State::Sold {
+        return Transition::default();
+    }
+    let completed = Checkout {
+        refunded: 0,
+        ..moved(checkout, State::Completed)
+    };
+    let refund = refunded(&completed, checkout.refunded);
+    let told = UserOutcome::CheckoutCompleted(outcomes::CheckoutCompleted {
+        checkout: checkout.id.clone(),
+        total: checkout.total,
+        credits: checkout.credits,
+        payment: checkout.payment.clone(),
+    });
+    let mut transition = row(checkout, completed);
+    transition.next = refund.next.or(transition.next);
+    transition.outcomes = [vec![told], refund.outcomes].concat();
+    transition.movements = [movement(MovementKind::Capture, checkout.due()), refund.movements].concat();
+    transition.mails = [vec![CustomerMail::Completed], refund.mails].concat();
+    (transition.seats, transition.purchases) = (refund.seats, refund.purchases);
+    transition
+}
+
+/// The checkout has failed: nothing of the payment is left, so the seats and credits go back too.
+fn given_back(checkout: &Checkout, captured: i64) -> Transition {
+    let State::Undoing(failure) = &checkout.state else {
+        return Transition::default();
+    };
+    let next = Checkout {
+        sold: false,
+        refunded: captured,
+        ..moved(checkout, State::Failed(failure.clone()))
+    };
+    let spent = checkout.credits.filter(|_| checkout.sold);
+    let back = [
+        movement(MovementKind::CreditBack, spent.map_or(0, Credits::amount)),
+        movement(MovementKind::Capture, captured),
+        movement(MovementKind::Refund, captured),
+    ];
+    Transition {
+        outcomes: vec![UserOutcome::CheckoutFailed(outcomes::CheckoutFailed {
+            checkout: checkout.id.clone(),
+            reason: failure.reason,
+            code: failure.code.clone(),
+        })],
+        movements: back.concat(),
+        mails: vec![CustomerMail::Failed],
+        seats: Seats::Freed,
+        purchases: if checkout.sold {
+            Purchases::TakenOff
+        } else {
+            Purchases::Kept
+        },
+        credits: spent.map(CreditsChange::Returned),
+        ..row(checkout, next)
+    }
+}
+
+/// Writes since when a step fails; a checkout whose step fails for too long is stuck, for an operator.
+fn step_failed(checkout: &Checkout, patience: std::time::Duration, now: OffsetDateTime) -> Transition {
+    if checkout.stuck || checkout.next(now) == Next::End {
+        return Transition::default();
+    }
+    let mut next = checkout.clone();
+    match checkout.unknown_since {
+        None => next.unknown_since = Some(now),
+        Some(since) => next.stuck = now - since > patience,
+    }
+    let stuck = UserOutcome::CheckoutStuck(outcomes::CheckoutStuck {
+        checkout: checkout.id.clone(),
+    });
+    Transition {
+        outcomes: if next.stuck { vec![stuck] } else { vec![] },
+        ..row(checkout, next)
+    }
+}
+
+fn resumed(checkout: &Checkout) -> Transition {
+    if !checkout.stuck {
+        return Transition::default();
+    }
+    let next = Checkout {
+        stuck: false,
+        unknown_since: None,
+        ..checkout.clone()
+    };
+    row(checkout, next)
+}
+
+fn left_stuck(checkout: &Checkout, now: OffsetDateTime) -> Transition {
+    if checkout.next(now) == Next::End {
+        return Transition::default();
+    }
+    let next = Checkout {
+        stuck: true,
+        ..checkout.clone()
+    };
+    row(checkout, next)
+}
+
+fn undo(checkout: &Checkout, reason: CheckoutFailure) -> Transition {
+    row(checkout, moved(checkout, State::Undoing(reason.into())))
+}
+
+/// The checkout in its next state: a step came through.
+fn moved(checkout: &Checkout, state: State) -> Checkout {
+    Checkout {
+        state,
+        unknown_since: None,
+        stuck: false,
+        ..checkout.clone()
+    }
+}

@@ -1,0 +1,233 @@
+//! A checkout: tickets that a user holds become theirs and are paid, or nothing happens. All of it is decided here, from the
+//! checkout's row alone: [`open`] opens one, [`Checkout::next`] says what is to be done, and [`apply`] what follows from a fact
+//! that was learnt. A fact may come late, twice or out of order.
+//!
+//! The money is authorised first, then the seats are sold, then the money is captured: should the seats be gone meanwhile, the
+//! authorisation is cancelled without a charge (Stripe: "place a hold on a payment method"). docs/payments.md has the table of
+//! states and facts, which a test compares with [`apply`].
+
+mod facts;
+mod opening;
+mod refunds;
+mod reports;
+mod seats;
+mod transition;
+
+use holdfast_schemas::{
+    CheckoutFailure, CheckoutId, Credits, Currency, DeclineCode, HoldId, PaymentId, PaymentMethod, Price, Seat, ShowId,
+    TicketId, UserId,
+};
+use time::{Duration, OffsetDateTime};
+
+pub use facts::{Dispute, Fact, PaymentStatus, apply};
+pub use opening::{MOST_TICKETS, SaleTerms, Stock, Wish, open};
+pub use reports::{Matter, ProviderReport, Reported};
+pub use seats::{freeing, sale};
+pub use transition::{CreditsChange, CustomerMail, Purchases, Seats, Transition};
+
+/// Time for which the creation of a payment is retried under its idempotency key: the provider keeps keys for 24 hours (Stripe).
+/// Later the payment is looked up, never made again.
+const KEY_LIVES: Duration = Duration::hours(23);
+
+/// A checkout, as its row has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkout {
+    pub id: CheckoutId,
+    /// Raised by every change of the row.
+    pub version: i64,
+    pub user: UserId,
+    pub lines: Vec<Line>,
+    /// Sum of the prices of the holds.
+    pub total: Price,
+    /// The part of the total that credits pay.
+    pub credits: Option<Credits>,
+    pub method: Option<PaymentMethod>,
+    pub state: State,
+    /// When the first of the holds ends.
+    pub until: OffsetDateTime,
+    /// Moment just before the first call to the payment provider.
+    pub called_at: Option<OffsetDateTime>,
+    pub payment: Option<PaymentId>,
+    /// Since when its next step fails: the provider does not tell the payment's state, or a setting is missing.
+    pub unknown_since: Option<OffsetDateTime>,
+    /// True while it waits for an operator.
+    pub stuck: bool,
+    /// True once the seats are sold and the credits spent.
+    pub sold: bool,
+    /// Refunded of the captured amount, in minor units.
+    pub refunded: i64,
+}
+
+/// One ticket of a checkout, with the hold and the price at its opening.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub ticket: TicketId,
+    pub hold: HoldId,
+    pub show: ShowId,
+    pub seat: Option<Seat>,
+    pub price: Price,
+}
+
+/// The progress of a checkout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Prices and seats are fixed; the provider may have been asked for a payment.
+    Opened,
+    /// The payment exists at the provider; no money moves yet.
+    Created,
+    /// The customer must confirm the payment (3-D Secure).
+    Waiting,
+    /// The money is authorised.
+    Authorised,
+    /// The seats are sold and the credits spent; the money is to be captured.
+    Sold,
+    /// All that was authorised, captured, sold or spent is to be given back.
+    Undoing(Failure),
+    /// Paid and sold.
+    Completed,
+    /// Paid and sold, then refunded in full; the credits that were spent are to be returned as well.
+    Refunded,
+    /// Ended without a sale.
+    Failed(Failure),
+}
+
+/// The reason why a checkout failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: CheckoutFailure,
+    /// The provider's decline code.
+    pub code: Option<DeclineCode>,
+}
+
+impl From<CheckoutFailure> for Failure {
+    fn from(reason: CheckoutFailure) -> Self {
+        Self { reason, code: None }
+    }
+}
+
+/// What is to be done about a checkout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    Take(Step),
+    /// Wait for an event of the provider, at most until then.
+    Wait(OffsetDateTime),
+    /// Nothing, ever.
+    End,
+}
+
+/// A step of a checkout. It may be repeated; what it brings is a [`Fact`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write that the provider is about to be called for the first time.
+    Call,
+    /// Create the payment, under the same idempotency key at each try.
+    Create,
+    /// Search for the payment: the provider may have forgotten the idempotency key.
+    Find,
+    /// Authorise the payment.
+    Authorise(PaymentId),
+    /// Retrieve the payment's state from the provider.
+    Look,
+    /// Sell the seats and spend the credits.
+    Sell,
+    /// Capture the payment.
+    Capture(PaymentId),
+    /// Write `checkout.completed`: there is nothing to capture.
+    Complete,
+    /// Cancel or refund the payment, then free the seats, return the credits and write `checkout.failed`.
+    GiveBack,
+    /// The same where the provider was never called.
+    Fail,
+    /// Return the credits that paid for seats which a refund freed.
+    ReturnCredits,
+}
+
+impl Checkout {
+    /// The amount that the provider charges, the total without the credits, in minor units of the total's currency.
+    pub fn due(&self) -> i64 {
+        self.total.amount() - self.credits.map_or(0, Credits::amount)
+    }
+
+    pub fn currency(&self) -> Currency {
+        self.total.currency()
+    }
+
+    /// True while the provider still knows the idempotency key, so that a repeated creation returns the same payment.
+    pub fn key_lives(&self, now: OffsetDateTime) -> bool {
+        self.called_at.is_some_and(|called| now - called < KEY_LIVES)
+    }
+
+    /// The credits that paid for seats which were freed since.
+    fn owed_credits(&self) -> Option<Credits> {
+        let owes = self.state == State::Refunded && self.sold;
+        self.credits.filter(|_| owes)
+    }
+
+    /// What is to be done.
+    pub fn next(&self, now: OffsetDateTime) -> Next {
+        let is_late = now >= self.until;
+        let step = match (&self.state, &self.payment) {
+            (State::Opened, _) if self.due() == 0 => Step::Sell,
+            (State::Opened, _) if self.called_at.is_none() && is_late => Step::Look,
+            (State::Opened, _) if self.called_at.is_none() => Step::Call,
+            (State::Opened, _) if self.key_lives(now) => Step::Create,
+            (State::Opened, _) => Step::Find,
+            // Too late to authorise; but an earlier call may have authorised the payment.
+            (State::Created, _) if is_late => Step::Look,
+            (State::Created, Some(payment)) => Step::Authorise(payment.clone()),
+            (State::Waiting, _) if !is_late => return Next::Wait(self.until),
+            (State::Waiting, _) => Step::Look,
+            (State::Authorised, _) => Step::Sell,
+            (State::Sold, _) if self.due() == 0 => Step::Complete,
+            (State::Sold, Some(payment)) => Step::Capture(payment.clone()),
+            (State::Created | State::Sold, None) => Step::Find,
+            (State::Undoing(_), _) if self.called_at.is_some() => Step::GiveBack,
+            (State::Undoing(_), _) => Step::Fail,
+            (State::Refunded, _) if self.owed_credits().is_some() => Step::ReturnCredits,
+            (State::Completed | State::Refunded | State::Failed(_), _) => return Next::End,
+        };
+        Next::Take(step)
+    }
+
+    /// Number of tickets of each show, in order.
+    pub fn shows(&self) -> Vec<(&ShowId, i32)> {
+        opening::shows(&self.lines)
+    }
+}
+
+impl State {
+    /// The name in rows, metrics and answers.
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Opened => "opened",
+            State::Created => "created",
+            State::Waiting => "waiting",
+            State::Authorised => "authorised",
+            State::Sold => "sold",
+            State::Undoing(_) => "undoing",
+            State::Completed => "completed",
+            State::Refunded => "refunded",
+            State::Failed(_) => "failed",
+        }
+    }
+
+    /// The reason why the checkout fails or has failed.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            State::Undoing(failure) | State::Failed(failure) => Some(failure),
+            _ => None,
+        }
+    }
+
+    /// True once the checkout was completed or failed.
+    pub fn has_ended(&self) -> bool {
+        matches!(self, State::Completed | State::Refunded | State::Failed(_))
+    }
+}
+
+#[cfg(test)]
+mod histories;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;

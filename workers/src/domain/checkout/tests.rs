@@ -1,0 +1,510 @@
+//! The rules of a checkout, one by one.
+
+use std::collections::HashMap;
+
+use holdfast_schemas::{
+    DisputeId, DisputeStatus, EventId, Source, UserEvent, UserOutcome, UserRefusalReason, events, outcomes,
+};
+
+use super::*;
+use crate::domain::ledger::{Movement, MovementKind};
+use crate::domain::{State as TicketState, Ticket};
+
+const MINUTE: Duration = Duration::minutes(1);
+
+pub(super) fn now() -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + Duration::days(20_000)
+}
+
+pub(super) fn price(amount: i64) -> Price {
+    Price::new(amount, Currency::EUR).unwrap()
+}
+
+fn line() -> Line {
+    Line {
+        ticket: TicketId::parse("A1").unwrap(),
+        hold: hold("1"),
+        show: ShowId::parse("gala").unwrap(),
+        seat: None,
+        price: price(100),
+    }
+}
+
+fn hold(number: &str) -> HoldId {
+    let (source, id) = (Source::parse("shop").unwrap(), EventId::parse(number).unwrap());
+    holdfast_schemas::hold_id(source.as_str(), id.as_str(), "A1")
+}
+
+fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+fn ticket(state: TicketState) -> Ticket {
+    Ticket {
+        version: 2,
+        show: ShowId::parse("gala").unwrap(),
+        seat: None,
+        price: price(100),
+        state,
+        changed_at: now(),
+    }
+}
+
+fn held(by: &str, number: &str, until: OffsetDateTime) -> Ticket {
+    ticket(TicketState::Held(crate::domain::Hold {
+        id: hold(number),
+        user: user(by),
+        until,
+    }))
+}
+
+pub(super) fn checkout(state: State) -> Checkout {
+    Checkout {
+        id: CheckoutId::parse("c-1").unwrap(),
+        version: 1,
+        user: user("ann"),
+        lines: vec![line()],
+        total: price(100),
+        credits: None,
+        method: None,
+        state,
+        until: now() + MINUTE,
+        called_at: None,
+        payment: None,
+        unknown_since: None,
+        stuck: false,
+        sold: false,
+        refunded: 0,
+    }
+}
+
+#[test]
+fn a_payment_is_made_within_its_keys_life_and_looked_up_afterwards() {
+    let called = |ago: Duration| Checkout {
+        called_at: Some(now() - ago),
+        ..checkout(State::Opened)
+    };
+    assert_eq!(checkout(State::Opened).next(now()), Next::Take(Step::Call));
+    assert_eq!(called(Duration::hours(22)).next(now()), Next::Take(Step::Create));
+    assert_eq!(called(Duration::hours(23)).next(now()), Next::Take(Step::Find));
+    assert!(called(Duration::hours(22)).key_lives(now()) && !called(Duration::hours(23)).key_lives(now()));
+}
+
+#[test]
+fn no_money_is_asked_for_once_a_hold_has_ended() {
+    let late = now() + MINUTE;
+    for state in [State::Opened, State::Created, State::Waiting] {
+        assert_eq!(checkout(state.clone()).next(late), Next::Take(Step::Look), "{state:?}");
+    }
+    // It was authorised in time: the seats are sold if they are free.
+    assert_eq!(checkout(State::Authorised).next(late), Next::Take(Step::Sell));
+    assert_eq!(checkout(State::Waiting).next(now()), Next::Wait(late));
+}
+
+#[test]
+fn what_the_provider_was_never_asked_for_it_is_not_asked_to_give_back() {
+    let failing = State::Undoing(CheckoutFailure::Cancelled.into());
+    assert_eq!(checkout(failing.clone()).next(now()), Next::Take(Step::Fail));
+    let called = Checkout {
+        called_at: Some(now()),
+        ..checkout(failing)
+    };
+    assert_eq!(called.next(now()), Next::Take(Step::GiveBack));
+}
+
+#[test]
+fn credits_that_pay_all_need_no_provider() {
+    let paid = |state| Checkout {
+        credits: Credits::new(100).ok(),
+        ..checkout(state)
+    };
+    assert_eq!(paid(State::Opened).next(now()), Next::Take(Step::Sell));
+    assert_eq!(paid(State::Sold).next(now()), Next::Take(Step::Complete));
+    let refunded = Checkout {
+        sold: true,
+        ..paid(State::Refunded)
+    };
+    assert_eq!(refunded.next(now()), Next::Take(Step::ReturnCredits));
+    assert_eq!(paid(State::Refunded).next(now()), Next::End);
+}
+
+#[test]
+fn a_seat_is_sold_out_of_its_hold_or_held_anew_where_it_is_free_and_the_same() {
+    let checkout = checkout(State::Authorised);
+    let sold = |ticket: &Ticket| {
+        let inputs = sale(&checkout, &line(), Some(ticket), hold("anew"), now());
+        inputs.map(|inputs| inputs.len())
+    };
+    assert_eq!(sold(&held("ann", "1", now() + MINUTE)), Some(1));
+    assert_eq!(sold(&held("ann", "1", now())), Some(2), "the hold has ended");
+    assert_eq!(sold(&ticket(TicketState::Available)), Some(2));
+    let free = || ticket(TicketState::Available);
+    let dearer = Ticket {
+        price: price(101),
+        ..free()
+    };
+    let other_seat = Ticket {
+        seat: Some("Z9".parse().unwrap()),
+        ..free()
+    };
+    let other_show = Ticket {
+        show: ShowId::parse("matinee").unwrap(),
+        ..free()
+    };
+    for another in [dearer, other_seat, other_show] {
+        assert_eq!(sold(&another), None, "{another:?}");
+    }
+    assert_eq!(sold(&held("bob", "2", now() + MINUTE)), None);
+    assert_eq!(
+        sold(&held("ann", "2", now() + MINUTE)),
+        None,
+        "another hold of the same user"
+    );
+    assert_eq!(sold(&ticket(TicketState::Withdrawn)), None);
+    assert!(sale(&checkout, &line(), None, hold("anew"), now()).is_none());
+}
+
+/// The transition of a fact, in time.
+fn after(checkout: &Checkout, fact: Fact) -> Transition {
+    apply(checkout, fact, now())
+}
+
+fn completed(credits: Option<i64>) -> Checkout {
+    Checkout {
+        credits: credits.map(|credits| Credits::new(credits).unwrap()),
+        sold: true,
+        ..checkout(State::Completed)
+    }
+}
+
+fn dispute(amount: i64, status: DisputeStatus) -> Dispute {
+    Dispute {
+        id: DisputeId::parse("dp_1").unwrap(),
+        checkout: checkout(State::Completed).id,
+        amount: price(amount),
+        status,
+    }
+}
+
+fn moved_by(transition: &Transition) -> Vec<(MovementKind, i64)> {
+    let movements = transition.movements.iter();
+    movements.map(|Movement { kind, amount }| (*kind, *amount)).collect()
+}
+
+#[test]
+fn a_refund_in_part_leaves_the_seats_sold_and_one_in_full_frees_them() {
+    let paid = completed(Some(40));
+    let part = after(&paid, Fact::Refunded { in_all: 25 });
+    let next = part.next.clone().unwrap();
+    assert_eq!((&next.state, next.refunded), (&State::Completed, 25));
+    assert_eq!(moved_by(&part), [(MovementKind::PartialRefund, 25)]);
+    assert_eq!((part.seats, part.purchases, part.credits), Default::default());
+    let rest = after(&next, Fact::Refunded { in_all: 60 });
+    let last = rest.next.clone().unwrap();
+    assert_eq!((&last.state, last.refunded), (&State::Refunded, 60));
+    assert_eq!(moved_by(&rest), [(MovementKind::Refund, 35)]);
+    assert_eq!((rest.seats, rest.purchases), (Seats::Freed, Purchases::TakenOff));
+    let mail = CustomerMail::Refunded {
+        amount: price(35),
+        so_far: 60,
+        full: true,
+    };
+    assert_eq!(rest.mails, [mail]);
+    // The credits come back by a step of their own, once.
+    let back = after(&last, Fact::CreditsReturned);
+    let owed = Credits::new(40).unwrap();
+    assert_eq!(back.credits, Some(CreditsChange::Returned(owed)));
+    assert_eq!(moved_by(&back), [(MovementKind::CreditBack, 40)]);
+    assert!(after(&back.next.unwrap(), Fact::CreditsReturned).is_nothing());
+}
+
+#[test]
+fn a_refund_is_told_once_and_never_more_than_was_paid() {
+    let paid = completed(None);
+    let refunded = |checkout: &Checkout, in_all| after(checkout, Fact::Refunded { in_all }).next;
+    let part = refunded(&paid, 70).unwrap();
+    for stale in [70, 25, 0] {
+        assert_eq!(refunded(&part, stale), None, "{stale}");
+    }
+    let full = after(&part, Fact::Refunded { in_all: 1_000 });
+    assert_eq!(moved_by(&full), [(MovementKind::Refund, 30)]);
+    assert_eq!(refunded(&full.next.unwrap(), 1_000), None);
+    let failed = State::Failed(CheckoutFailure::Declined.into());
+    assert_eq!(
+        refunded(&checkout(failed), 100),
+        None,
+        "it was booked when the checkout failed"
+    );
+}
+
+#[test]
+fn a_refund_before_the_capture_is_known_is_told_right_after_the_completion() {
+    for (in_all, state, kind) in [
+        (30, State::Completed, MovementKind::PartialRefund),
+        (100, State::Refunded, MovementKind::Refund),
+    ] {
+        let sold = Checkout {
+            sold: true,
+            ..checkout(State::Sold)
+        };
+        let noted = after(&sold, Fact::Refunded { in_all });
+        assert!(noted.is_row_alone(), "{noted:?}");
+        let noted = noted.next.unwrap();
+        let done = after(&noted, Fact::Captured);
+        let next = done.next.clone().unwrap();
+        assert_eq!(
+            (next.state, next.refunded, next.version),
+            (state, in_all, noted.version + 1)
+        );
+        assert_eq!(moved_by(&done), [(MovementKind::Capture, 100), (kind, in_all)]);
+        let [UserOutcome::CheckoutCompleted(_), UserOutcome::PaymentRefunded(told)] = &done.outcomes[..] else {
+            panic!("{:?}", done.outcomes);
+        };
+        assert_eq!((told.amount, told.full), (price(in_all), in_all == 100));
+        assert_eq!(done.mails.len(), 2);
+        assert_eq!(done.seats == Seats::Freed, in_all == 100);
+    }
+}
+
+#[test]
+fn a_dispute_is_booked_when_it_opens_and_when_it_is_decided_and_never_again() {
+    use DisputeStatus::{Lost, Opened, Won};
+    let paid = completed(None);
+    let told = |before: Option<DisputeStatus>, status| {
+        let before = before.map(|status| dispute(50, status));
+        // The report that decides it may name another amount.
+        let now = dispute(if before.is_some() { 30 } else { 50 }, status);
+        let transition = after(&paid, Fact::Disputed { now, before });
+        assert_eq!(transition.next, None, "the seats stay sold");
+        let outcomes = transition.outcomes.len();
+        (moved_by(&transition), outcomes)
+    };
+    assert_eq!(told(None, Opened), (vec![(MovementKind::Dispute, 50)], 1));
+    assert_eq!(
+        told(None, Won),
+        (vec![(MovementKind::Dispute, 50), (MovementKind::DisputeWon, 50)], 1)
+    );
+    assert_eq!(
+        told(None, Lost),
+        (vec![(MovementKind::Dispute, 50), (MovementKind::DisputeLost, 50)], 1)
+    );
+    assert_eq!(told(Some(Opened), Won), (vec![(MovementKind::DisputeWon, 50)], 1));
+    assert_eq!(told(Some(Opened), Lost), (vec![(MovementKind::DisputeLost, 50)], 1));
+    for stale in [
+        (Opened, Opened),
+        (Won, Opened),
+        (Won, Lost),
+        (Lost, Won),
+        (Lost, Opened),
+        (Lost, Lost),
+    ] {
+        assert_eq!(told(Some(stale.0), stale.1), (vec![], 0), "{stale:?}");
+    }
+}
+
+#[test]
+fn a_report_is_about_this_payment_this_dispute_and_this_currency() {
+    let ours = PaymentId::parse("pi_1").unwrap();
+    let paid = Checkout {
+        payment: Some(ours.clone()),
+        ..completed(None)
+    };
+    let hear = |checkout: &Checkout, payment: &PaymentId, what, known| {
+        let report = ProviderReport {
+            checkout: &checkout.id,
+            payment,
+            what,
+        };
+        checkout.hear(&report, known)
+    };
+    let other = PaymentId::parse("pi_2").unwrap();
+    let dollars = Price::new(10, Currency::USD).unwrap();
+    assert_eq!(hear(&paid, &ours, Reported::Progress(None), None), Ok(None));
+    assert_eq!(hear(&paid, &ours, Reported::Progress(Some(price(100))), None), Ok(None));
+    let fact = hear(&paid, &ours, Reported::Refunded(price(10)), None);
+    assert_eq!(fact, Ok(Some(Fact::Refunded { in_all: 10 })));
+    let differs = Err(UserRefusalReason::PaymentDiffers);
+    assert_eq!(hear(&paid, &other, Reported::Refunded(price(10)), None), differs);
+    let wrong = Err(UserRefusalReason::WrongCurrency);
+    assert_eq!(hear(&paid, &ours, Reported::Refunded(dollars), None), wrong);
+    assert_eq!(hear(&paid, &ours, Reported::Progress(Some(dollars)), None), wrong);
+    // The provider's answer is on its way: any payment may be ours.
+    let unknown = checkout(State::Opened);
+    assert_eq!(hear(&unknown, &other, Reported::Progress(None), None), Ok(None));
+    let id = DisputeId::parse("dp_1").unwrap();
+    let disputed = Reported::Disputed {
+        dispute: &id,
+        amount: price(50),
+        status: DisputeStatus::Opened,
+    };
+    let anothers = Dispute {
+        checkout: CheckoutId::parse("c-2").unwrap(),
+        ..dispute(50, DisputeStatus::Opened)
+    };
+    assert_eq!(hear(&paid, &ours, disputed, Some(anothers)), differs);
+    let now = dispute(50, DisputeStatus::Opened);
+    assert_eq!(
+        hear(&paid, &ours, disputed, None),
+        Ok(Some(Fact::Disputed { now, before: None }))
+    );
+}
+
+#[test]
+fn a_step_that_fails_for_too_long_makes_the_checkout_stuck_and_tells_it_once() {
+    let patience = std::time::Duration::from_secs(60);
+    let fails = |checkout: &Checkout, at: Duration| apply(checkout, Fact::StepFailed { patience }, now() + at);
+    let first = fails(&checkout(State::Created), Duration::ZERO);
+    assert!(first.is_row_alone());
+    let since = first.next.unwrap();
+    assert!(fails(&since, MINUTE).is_nothing(), "it is waited out");
+    let stuck = fails(&since, MINUTE + Duration::SECOND);
+    assert!(matches!(stuck.outcomes[..], [UserOutcome::CheckoutStuck(_)]));
+    let stuck = stuck.next.unwrap();
+    assert!(stuck.stuck && fails(&stuck, MINUTE * 3).is_nothing());
+    let resumed = after(&stuck, Fact::Resumed).next.unwrap();
+    assert_eq!((resumed.stuck, resumed.unknown_since), (false, None));
+    // Whatever comes through ends it.
+    let declined = after(&stuck, Fact::Declined(None)).next.unwrap();
+    assert_eq!((declined.stuck, declined.unknown_since), (false, None));
+}
+
+#[test]
+fn what_was_spent_and_sold_goes_back_when_a_checkout_fails() {
+    let undoing = State::Undoing(CheckoutFailure::NotCaptured.into());
+    let spent = Checkout {
+        credits: Credits::new(40).ok(),
+        sold: true,
+        ..checkout(undoing)
+    };
+    let failed = after(&spent, Fact::GivenBack { captured: 60 });
+    let back = [
+        (MovementKind::CreditBack, 40),
+        (MovementKind::Capture, 60),
+        (MovementKind::Refund, 60),
+    ];
+    assert_eq!(moved_by(&failed), back);
+    assert_eq!(failed.credits, Some(CreditsChange::Returned(Credits::new(40).unwrap())));
+    assert_eq!((failed.seats, failed.purchases), (Seats::Freed, Purchases::TakenOff));
+    let unsold = after(&Checkout { sold: false, ..spent }, Fact::GivenBack { captured: 0 });
+    assert_eq!((moved_by(&unsold), unsold.credits), (vec![], None), "nothing was spent");
+    assert_eq!((unsold.seats, unsold.purchases), (Seats::Freed, Purchases::Kept));
+}
+
+#[test]
+fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_that_forbids_it() {
+    let (id, ann, method) = (
+        CheckoutId::parse("c-1").unwrap(),
+        user("ann"),
+        PaymentMethod::parse("pm_1").unwrap(),
+    );
+    let cart = [line().ticket];
+    let wish = |credits: i64| Wish {
+        id: &id,
+        user: &ann,
+        named: None,
+        cart: &cart,
+        credits: Credits::new(credits).ok(),
+        method: Some(&method),
+    };
+    let terms = SaleTerms {
+        provider: true,
+        credits: Some(Currency::EUR),
+        show_limit: Some(1),
+    };
+    let stock = |ticket: Ticket| Stock {
+        tickets: HashMap::from([("A1".to_owned(), ticket)]),
+        ..Stock::default()
+    };
+    let ours = || stock(held("ann", "1", now() + MINUTE));
+    let opened = open(&wish(40), terms, &ours(), now()).unwrap();
+    let [UserOutcome::CheckoutOpened(outcomes::CheckoutOpened { total, .. })] = &opened.outcomes[..] else {
+        panic!("{:?}", opened.outcomes);
+    };
+    let next = opened.next.unwrap();
+    assert_eq!((*total, next.due(), next.lines.clone()), (price(100), 60, vec![line()]));
+    assert!(wish(40).is_met_by(&next));
+    let no = |wish: Wish<'_>, terms, stock: Stock| open(&wish, terms, &stock, now()).unwrap_err();
+    use UserRefusalReason as No;
+    let twice = [line().ticket, line().ticket];
+    let unpaid = Wish {
+        method: None,
+        ..wish(0)
+    };
+    for (found, expected) in [
+        (no(Wish { cart: &[], ..wish(0) }, terms, ours()), No::EmptyCart),
+        (
+            no(
+                Wish {
+                    cart: &twice,
+                    ..wish(0)
+                },
+                terms,
+                ours(),
+            ),
+            No::TicketTwice,
+        ),
+        (
+            no(wish(0), terms, stock(held("bob", "2", now() + MINUTE))),
+            No::NotYourHold,
+        ),
+        (no(wish(0), terms, stock(held("ann", "1", now()))), No::NotYourHold),
+        (no(wish(101), terms, ours()), No::CreditsTooMany),
+        (no(unpaid, terms, ours()), No::NoPaymentMethod),
+        (
+            no(
+                wish(0),
+                SaleTerms {
+                    provider: false,
+                    ..terms
+                },
+                ours(),
+            ),
+            No::NoProvider,
+        ),
+        (no(wish(1), SaleTerms { credits: None, ..terms }, ours()), No::NoLoyalty),
+        (
+            no(
+                wish(0),
+                terms,
+                Stock {
+                    bought: HashMap::from([("gala".to_owned(), 1)]),
+                    ..ours()
+                },
+            ),
+            No::ShowLimit,
+        ),
+        (
+            no(
+                wish(0),
+                terms,
+                Stock {
+                    under_way: true,
+                    ..ours()
+                },
+            ),
+            No::CheckoutUnderWay,
+        ),
+    ] {
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn every_event_about_a_checkout_names_it() {
+    let checkout = CheckoutId::parse("c-1").unwrap();
+    let requested = UserEvent::CheckoutRequested(events::CheckoutRequested {
+        checkout: checkout.clone(),
+        payment_method: None,
+        credits: None,
+        tickets: None,
+    });
+    let failed = UserEvent::PaymentFailed(events::PaymentFailed {
+        checkout: checkout.clone(),
+        payment: PaymentId::parse("pi_1").unwrap(),
+        code: DeclineCode::parse("late").unwrap(),
+    });
+    for event in [requested, failed] {
+        assert_eq!(Matter::of(&event).unwrap().checkout(), &checkout);
+    }
+    assert!(Matter::of(&UserEvent::UserErased(events::UserErased {})).is_none());
+}

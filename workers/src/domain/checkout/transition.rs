@@ -1,0 +1,96 @@
+//! What a fact changes.
+
+use holdfast_schemas::{Credits, Price, UserOutcome};
+
+use super::{Checkout, Dispute};
+use crate::domain::ledger::{Movement, MovementKind};
+
+/// All that a fact changes: written together, against the version of the row that it was decided on, or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transition {
+    /// The row afterwards; none when it stays as it is.
+    pub next: Option<Checkout>,
+    pub outcomes: Vec<UserOutcome>,
+    pub movements: Vec<Movement>,
+    pub mails: Vec<CustomerMail>,
+    pub seats: Seats,
+    pub purchases: Purchases,
+    pub credits: Option<CreditsChange>,
+    /// The new state of a dispute.
+    pub dispute: Option<Dispute>,
+}
+
+/// The effect on the checkout's tickets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seats {
+    #[default]
+    Kept,
+    /// Holds are released, sales returned.
+    Freed,
+}
+
+/// The effect on the counts of tickets that a user has bought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purchases {
+    #[default]
+    Kept,
+    TakenOff,
+}
+
+/// A change of the user's credits in the loyalty database. It stands if and only if the transition is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreditsChange {
+    Spent(Credits),
+    Returned(Credits),
+}
+
+/// A mail to the customer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CustomerMail {
+    Completed,
+    Failed,
+    Refunded {
+        amount: Price,
+        /// This one included, in minor units.
+        so_far: i64,
+        full: bool,
+    },
+}
+
+/// The transition to a row, if it differs.
+pub(super) fn row(checkout: &Checkout, next: Checkout) -> Transition {
+    let next = Checkout {
+        version: checkout.version,
+        ..next
+    };
+    let next = (next != *checkout).then(|| Checkout {
+        version: checkout.version + 1,
+        ..next
+    });
+    Transition {
+        next,
+        ..Transition::default()
+    }
+}
+
+pub(super) fn movement(kind: MovementKind, amount: i64) -> Vec<Movement> {
+    match amount {
+        0 => vec![],
+        amount => vec![Movement { kind, amount }],
+    }
+}
+
+impl Transition {
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// True if nothing but the checkout's row is written.
+    pub fn is_row_alone(&self) -> bool {
+        let alone = Self {
+            next: self.next.clone(),
+            ..Self::default()
+        };
+        *self == alone
+    }
+}

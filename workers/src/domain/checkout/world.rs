@@ -1,0 +1,371 @@
+//! A world around the rules: a provider that loses requests and answers, a seat that others want, credits that may be missing, and
+//! drivers that are slow, die and overtake each other. However it goes, in the end money and seats are both given or neither,
+//! by the provider's own books too.
+
+use holdfast_schemas::{CheckoutFailure, Credits, PaymentId};
+use proptest::prelude::*;
+use time::{Duration, OffsetDateTime};
+
+use super::histories::Books;
+use super::tests::{checkout, now};
+use super::{Checkout, CreditsChange, Fact, Next, PaymentStatus, Seats, State, Step, apply};
+
+/// Histories of the test below.
+const HISTORIES: u32 = 60_000;
+
+/// The payment, as the provider has it.
+#[derive(Debug)]
+struct Charge {
+    status: PaymentStatus,
+    declined: bool,
+    captured: i64,
+    refunded: i64,
+}
+
+/// Who has the seat.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Seat {
+    /// Held for the checkout until its `until`, free from then on.
+    Held,
+    Free,
+    Ours,
+    Anothers,
+}
+
+/// A driver that has read the row, and perhaps taken the step; it has yet to record what it learnt.
+#[derive(Debug)]
+struct Drive {
+    seen: Checkout,
+    step: Step,
+    learnt: Option<Fact>,
+}
+
+#[derive(Debug)]
+struct World {
+    clock: OffsetDateTime,
+    row: Checkout,
+    books: Books,
+    charge: Option<Charge>,
+    seat: Seat,
+    credits: i64,
+    drives: [Option<Drive>; 3],
+}
+
+/// The luck of a call.
+#[derive(Clone, Copy, PartialEq)]
+enum Luck {
+    Good,
+    Declined,
+    RequestLost,
+    AnswerLost,
+}
+
+impl Luck {
+    fn of(choice: u8) -> Self {
+        match choice % 16 {
+            0 | 1 => Self::RequestLost,
+            2 | 3 => Self::AnswerLost,
+            4 | 5 => Self::Declined,
+            _ => Self::Good,
+        }
+    }
+}
+
+impl World {
+    fn new(choice: u8) -> Self {
+        let credits = [None, Credits::new(40).ok(), Credits::new(100).ok()][usize::from(choice) % 3];
+        Self {
+            clock: now() - Duration::minutes(10),
+            row: Checkout {
+                credits,
+                ..checkout(State::Opened)
+            },
+            books: Books::default(),
+            charge: None,
+            seat: Seat::Held,
+            credits: [1_000, 1_000, 30][usize::from(choice / 3) % 3],
+            drives: [None, None, None],
+        }
+    }
+
+    fn happen(&mut self, kind: u8, choice: u8) -> Result<(), String> {
+        match kind % 16 {
+            0..=8 => return self.drive(usize::from(kind % 3), choice),
+            9 => self.clock += Duration::seconds(i64::from(choice)),
+            10 if choice < 8 => self.clock += Duration::hours(i64::from(choice) * 4),
+            11 => self.another_buyer_comes(),
+            12 => self.customer_answers(choice),
+            13 if choice < 64 => self.drives[usize::from(choice) % 3] = None,
+            14 => return self.someone_steps_in(choice),
+            15 => return self.money_is_refunded_by_hand(choice),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// One of three things that a driver does: read, take the step, record.
+    fn drive(&mut self, slot: usize, choice: u8) -> Result<(), String> {
+        match self.drives[slot].take() {
+            None => {
+                let seen = self.row.clone();
+                let step = match seen.next(self.clock) {
+                    Next::Take(step) if !seen.stuck => step,
+                    Next::Wait(_) if choice < 64 => Step::Look,
+                    _ => return Ok(()),
+                };
+                let learnt = None;
+                self.drives[slot] = Some(Drive { seen, step, learnt });
+                Ok(())
+            }
+            Some(Drive {
+                seen, step: Step::Sell, ..
+            }) => self.sell(&seen),
+            Some(Drive {
+                seen,
+                learnt: Some(fact),
+                ..
+            }) => self.record(&seen, fact),
+            Some(Drive { seen, step, .. }) => {
+                let patience = std::time::Duration::from_secs(60);
+                let fact = self.take(&seen, &step, Luck::of(choice));
+                let learnt = fact.or(Some(Fact::StepFailed { patience }));
+                self.drives[slot] = Some(Drive { seen, step, learnt });
+                Ok(())
+            }
+        }
+    }
+
+    /// Calls the provider; none when no answer tells anything.
+    fn take(&mut self, seen: &Checkout, step: &Step, luck: Luck) -> Option<Fact> {
+        if luck == Luck::RequestLost && !matches!(step, Step::Call | Step::Complete | Step::Fail | Step::ReturnCredits)
+        {
+            return None;
+        }
+        let fact = match step {
+            Step::Call => Fact::Called,
+            Step::Create if luck == Luck::Declined && self.charge.is_none() => Fact::Declined(None),
+            Step::Create | Step::Find => match self.find(seen) {
+                true => Fact::PaymentMade(payment()),
+                false => Fact::NoPayment,
+            },
+            Step::Authorise(_) => {
+                let charge = self.charge.as_mut().expect("it was made");
+                if charge.status == PaymentStatus::Unconfirmed {
+                    charge.declined = luck == Luck::Declined;
+                    charge.status = match (luck, seen.version % 2) {
+                        (Luck::Declined, _) => PaymentStatus::Unconfirmed,
+                        (_, 0) => PaymentStatus::ActionRequired,
+                        _ => PaymentStatus::Authorised,
+                    };
+                }
+                charge.fact()
+            }
+            Step::Look => match self.find(seen) {
+                true => self.charge.as_ref().expect("it was found").fact(),
+                false => Fact::NoPayment,
+            },
+            Step::Capture(_) => {
+                let charge = self.charge.as_mut().expect("it was authorised");
+                if charge.status == PaymentStatus::Authorised {
+                    (charge.status, charge.captured) = (PaymentStatus::Captured, seen.due());
+                }
+                match charge.status {
+                    PaymentStatus::Captured => Fact::Captured,
+                    _ => Fact::NotCaptured,
+                }
+            }
+            Step::GiveBack => Fact::GivenBack {
+                captured: self.give_back(seen),
+            },
+            Step::Complete => Fact::Captured,
+            Step::Fail => Fact::GivenBack { captured: 0 },
+            Step::ReturnCredits => Fact::CreditsReturned,
+            Step::Sell => unreachable!("sold in its own transaction"),
+        };
+        (luck != Luck::AnswerLost).then_some(fact)
+    }
+
+    /// True if there is a payment; makes it where its idempotency key still lives.
+    fn find(&mut self, seen: &Checkout) -> bool {
+        if self.charge.is_none() && seen.key_lives(self.clock) {
+            self.charge = Some(Charge {
+                status: PaymentStatus::Unconfirmed,
+                declined: false,
+                captured: 0,
+                refunded: 0,
+            });
+        }
+        self.charge.is_some() && seen.called_at.is_some()
+    }
+
+    fn give_back(&mut self, seen: &Checkout) -> i64 {
+        if !self.find(seen) {
+            return 0;
+        }
+        let charge = self.charge.as_mut().expect("it was found");
+        match charge.status {
+            PaymentStatus::Captured => charge.refunded = charge.captured,
+            _ => charge.status = PaymentStatus::Canceled,
+        }
+        charge.captured
+    }
+
+    /// The sale learns and records in one transaction, against the version that was read.
+    fn sell(&mut self, seen: &Checkout) -> Result<(), String> {
+        if seen.version != self.row.version {
+            return Ok(());
+        }
+        let spends = seen.credits.map_or(0, Credits::amount);
+        let is_free = matches!(self.seat, Seat::Held | Seat::Free);
+        let fact = match (spends <= self.credits, is_free) {
+            (false, _) => Fact::CreditsMissing,
+            (true, false) => Fact::SeatsGone,
+            (true, true) => Fact::SeatsSold,
+        };
+        if fact == Fact::SeatsSold {
+            self.seat = Seat::Ours;
+        }
+        self.record(seen, fact)
+    }
+
+    fn record(&mut self, seen: &Checkout, fact: Fact) -> Result<(), String> {
+        if seen.version != self.row.version {
+            return Ok(());
+        }
+        let transition = apply(seen, fact.clone(), self.clock);
+        self.books.write(&fact, &transition);
+        if transition.seats == Seats::Freed && matches!(self.seat, Seat::Held | Seat::Ours) {
+            self.seat = Seat::Free;
+        }
+        match transition.credits {
+            Some(CreditsChange::Spent(credits)) => self.credits -= credits.amount(),
+            Some(CreditsChange::Returned(credits)) => self.credits += credits.amount(),
+            None => {}
+        }
+        if let Some(next) = transition.next {
+            self.row = next;
+        }
+        self.books.balance(&self.row)
+    }
+
+    fn another_buyer_comes(&mut self) {
+        let is_free = match self.seat {
+            Seat::Held => self.clock >= self.row.until,
+            seat => seat == Seat::Free,
+        };
+        if is_free {
+            self.seat = Seat::Anothers;
+        }
+    }
+
+    fn customer_answers(&mut self, choice: u8) {
+        let Some(charge) = &mut self.charge else { return };
+        charge.status = match (charge.status, choice % 4) {
+            (PaymentStatus::ActionRequired, 0) => PaymentStatus::Unconfirmed,
+            (PaymentStatus::ActionRequired, _) => PaymentStatus::Authorised,
+            // An authorisation ends by itself after some days.
+            (PaymentStatus::Authorised, 0) => PaymentStatus::Canceled,
+            (status, _) => status,
+        };
+    }
+
+    fn someone_steps_in(&mut self, choice: u8) -> Result<(), String> {
+        let fact = match choice % 8 {
+            0 => Fact::GivenUp(CheckoutFailure::Cancelled),
+            1 => Fact::LeftStuck,
+            2..=4 => Fact::Resumed,
+            _ => return Ok(()),
+        };
+        self.record(&self.row.clone(), fact)
+    }
+
+    /// An operator refunds at the provider; its report may be late.
+    fn money_is_refunded_by_hand(&mut self, choice: u8) -> Result<(), String> {
+        let Some(charge) = &mut self.charge else { return Ok(()) };
+        let before = charge.refunded;
+        if choice < 96 {
+            charge.refunded = (before + i64::from(choice)).min(charge.captured);
+        }
+        let in_all = if choice < 48 { before } else { charge.refunded };
+        self.record(&self.row.clone(), Fact::Refunded { in_all })
+    }
+
+    /// All servers answer, reports arrive, and an operator looks after what is stuck.
+    fn come_to_the_end(&mut self) -> Result<(), String> {
+        self.drives = [None, None, None];
+        for _ in 0..40 {
+            if self.row.stuck {
+                self.record(&self.row.clone(), Fact::Resumed)?;
+            }
+            let in_all = self.charge.as_ref().map_or(0, |charge| charge.refunded);
+            self.record(&self.row.clone(), Fact::Refunded { in_all })?;
+            match self.row.next(self.clock) {
+                Next::End => return self.judge(),
+                Next::Wait(until) => self.clock = until,
+                Next::Take(_) => {
+                    for _ in 0..3 {
+                        self.drive(0, 15)?;
+                    }
+                    self.drives[0] = None;
+                }
+            }
+        }
+        Err(format!("it does not end: {self:#?}"))
+    }
+
+    fn judge(&self) -> Result<(), String> {
+        let charge = self.charge.as_ref();
+        let kept = charge.map_or(0, |charge| charge.captured - charge.refunded);
+        let is_open = charge
+            .is_some_and(|charge| matches!(charge.status, PaymentStatus::Authorised | PaymentStatus::ActionRequired));
+        let spent = self.row.credits.map_or(0, Credits::amount);
+        let (due, credits) = match self.row.state {
+            State::Completed => (self.row.due() - self.row.refunded, -spent),
+            _ => (0, 0),
+        };
+        let is_given = self.seat == Seat::Ours;
+        let changed = self.credits - if self.credits - credits == 30 { 30 } else { 1_000 };
+        let is_right =
+            kept == due && !is_open && is_given == (self.row.state == State::Completed) && changed == credits;
+        match is_right {
+            true => Ok(()),
+            false => Err(format!("money and seats do not agree: {self:#?}")),
+        }
+    }
+}
+
+impl Charge {
+    fn fact(&self) -> Fact {
+        match self.status {
+            PaymentStatus::Unconfirmed if self.declined => Fact::Declined(None),
+            status => Fact::Payment(status),
+        }
+    }
+}
+
+fn payment() -> PaymentId {
+    PaymentId::parse("pi_1").expect("a visible word")
+}
+
+fn life(choice: u8, happenings: &[(u8, u8)]) -> Result<(), String> {
+    let mut world = World::new(choice);
+    for (kind, choice) in happenings {
+        world.happen(*kind, *choice)?;
+    }
+    world.come_to_the_end()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: HISTORIES.max(ProptestConfig::default().cases),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn money_and_seats_are_both_given_or_neither_whatever_is_lost_or_late(
+        choice in any::<u8>(),
+        happenings in prop::collection::vec(any::<(u8, u8)>(), 1..48),
+    ) {
+        prop_assert_eq!(life(choice, &happenings), Ok(()));
+    }
+}

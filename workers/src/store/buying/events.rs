@@ -1,0 +1,174 @@
+//! The events about checkouts: a request opens one; a report of the payment provider may bring a fact.
+
+use std::collections::HashMap;
+
+use holdfast_schemas::{Event, TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, events, outcomes};
+use sqlx::PgConnection;
+
+use super::transition::tell;
+use super::{Buying, transaction};
+use crate::domain::checkout::{Matter, ProviderReport, Reported, Stock, Transition, Wish, apply, open};
+use crate::domain::{State as TicketState, Ticket, User};
+use crate::store::commit::{Answer, Stored, Unit, Work};
+use crate::store::{Error, checkout_seats, checkouts, disputes, purchases};
+
+/// A piece of a user's work that is about a checkout.
+pub struct CheckoutWork<'w> {
+    pub matter: Matter<'w>,
+    event: &'w Event<UserEvent>,
+    work: &'w Work<User>,
+}
+
+impl<'w> CheckoutWork<'w> {
+    /// None for work that is about no checkout.
+    pub fn of(work: &'w Work<User>) -> Option<Self> {
+        let (Work::Event(event) | Work::Request(event)) = work else {
+            return None;
+        };
+        let matter = Matter::of(&event.data)?;
+        Some(Self { matter, event, work })
+    }
+}
+
+/// The answers to an event, to be counted once they are committed.
+struct Answered {
+    event: Answer,
+    tickets: Vec<Answer>,
+    /// The outcomes of a report that is new.
+    told: Vec<UserOutcome>,
+}
+
+impl Answered {
+    /// Of an event that changed no checkout which was there before.
+    fn alone(event: Answer) -> Self {
+        let (tickets, told) = (vec![], vec![]);
+        Self { event, tickets, told }
+    }
+}
+
+impl Buying {
+    /// Commits one event that is about a checkout. `cart`: the tickets in the user's cart.
+    ///
+    /// # Errors
+    /// The database does not answer, or others change the same rows all the time.
+    pub async fn commit(&self, user: &UserId, work: &CheckoutWork<'_>, cart: &[TicketId]) -> Result<Answer, Error> {
+        let unit = Unit {
+            key: user.clone(),
+            work: vec![work.work.clone()],
+        };
+        let committed = transaction(&self.main, async |main: &mut PgConnection| match &work.matter {
+            Matter::Requested(requested) => self.open(main, work.event, requested, &unit, cart).await,
+            Matter::Reported(report) => self.hear(main, report, &unit).await,
+        });
+        let Answered { event, tickets, told } = committed.await?;
+        self.count(std::slice::from_ref(&event), &told);
+        self.count(&tickets, &[]);
+        Ok(event)
+    }
+
+    async fn open(
+        &self,
+        main: &mut PgConnection,
+        event: &Event<UserEvent>,
+        requested: &events::CheckoutRequested,
+        unit: &Unit<User>,
+        cart: &[TicketId],
+    ) -> Result<Answered, Error> {
+        let wish = Wish {
+            id: &requested.checkout,
+            user: &unit.key,
+            named: requested.tickets.as_deref(),
+            cart,
+            credits: requested.credits,
+            method: requested.payment_method.as_ref(),
+        };
+        let opened = match checkouts::lock(main, wish.id).await? {
+            // Another event with the same request has opened it already.
+            Some(found) if found.hash == event.hash().as_bytes() && wish.is_met_by(&found.checkout) => {
+                Ok(Transition::default())
+            }
+            Some(_) => Err(UserRefusalReason::CheckoutIdUsed),
+            None => self.decide(main, &wish).await?,
+        };
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(reason) => return self.refuse(main, unit, reason).await,
+        };
+        let answer = tell(main, unit, &opened.outcomes, self.retention).await?;
+        let is_new = matches!(&answer, Answer::Fresh(reply) if reply.refusal().is_none());
+        if let (true, Some(checkout)) = (is_new, &opened.next)
+            && !checkouts::insert(main, checkout, event.hash()).await?
+        {
+            return Err(Error::Moved);
+        }
+        Ok(Answered::alone(answer))
+    }
+
+    async fn decide(
+        &self,
+        main: &mut PgConnection,
+        wish: &Wish<'_>,
+    ) -> Result<Result<Transition, UserRefusalReason>, Error> {
+        let keys: Vec<&str> = wish.tickets().iter().map(TicketId::as_str).collect();
+        let current = Ticket::read(main, &keys).await?;
+        let shows: Vec<_> = current.rows.values().map(|ticket| ticket.show.as_str()).collect();
+        let bought: HashMap<_, _> = purchases::of(main, wish.user, &shows).await?.into_iter().collect();
+        let holds = current.rows.values().filter_map(|ticket| match &ticket.state {
+            TicketState::Held(hold) => Some(hold.id),
+            _ => None,
+        });
+        let holds: Vec<_> = holds.collect();
+        let under_way = checkout_seats::under_way(main, &holds).await?;
+        let stock = Stock {
+            tickets: current.rows,
+            bought,
+            under_way,
+        };
+        Ok(open(wish, self.terms, &stock, current.now))
+    }
+
+    /// Handles a report of the provider. About a payment under way it writes nothing: the driver asks the provider, whatever
+    /// arrives here and in whatever order.
+    async fn hear(
+        &self,
+        main: &mut PgConnection,
+        report: &ProviderReport<'_>,
+        unit: &Unit<User>,
+    ) -> Result<Answered, Error> {
+        let found = checkouts::lock(main, report.checkout)
+            .await?
+            .map(|found| found.checkout);
+        let Some(checkout) = found.filter(|found| found.user == unit.key) else {
+            return self.refuse(main, unit, UserRefusalReason::UnknownCheckout).await;
+        };
+        let known = match report.what {
+            Reported::Disputed { dispute, .. } => disputes::lock(main, dispute, checkout.currency()).await?,
+            Reported::Progress(_) | Reported::Refunded(_) => None,
+        };
+        let transition = match checkout.hear(report, known) {
+            Ok(Some(fact)) => apply(&checkout, fact, (self.now)()),
+            Ok(None) => Transition::default(),
+            Err(reason) => return self.refuse(main, unit, reason).await,
+        };
+        let answer = tell(main, unit, &transition.outcomes, self.retention).await?;
+        if !matches!(answer, Answer::Fresh(_)) {
+            return Ok(Answered::alone(answer));
+        }
+        let written = self.write(main, &checkout, &transition).await?;
+        Ok(Answered {
+            event: answer,
+            tickets: written.ok_or(Error::Moved)?,
+            told: transition.outcomes,
+        })
+    }
+
+    async fn refuse(
+        &self,
+        main: &mut PgConnection,
+        unit: &Unit<User>,
+        reason: UserRefusalReason,
+    ) -> Result<Answered, Error> {
+        let told = [outcomes::PaymentRefused { reason }.into()];
+        Ok(Answered::alone(tell(main, unit, &told, self.retention).await?))
+    }
+}
