@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 pub(crate) const PARTITIONS: i32 = 8;
+const OUTCOME_PARTITIONS: i32 = 2;
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 /// A crash point is reached, or a broken gate has stopped.
 pub(crate) const ENDS_WITHIN: Duration = Duration::from_secs(40);
@@ -365,8 +366,8 @@ pub(crate) async fn create_topics(kafka: &Kafka) -> anyhow::Result<()> {
     for (name, partitions, settings) in [
         (topics::RESERVATIONS, PARTITIONS, &source),
         (topics::PAYMENTS, PARTITIONS, &source),
-        (topics::RESERVATIONS_OUTCOMES, PARTITIONS, &outcomes),
-        (topics::PAYMENTS_OUTCOMES, PARTITIONS, &outcomes),
+        (topics::RESERVATIONS_OUTCOMES, OUTCOME_PARTITIONS, &outcomes),
+        (topics::PAYMENTS_OUTCOMES, OUTCOME_PARTITIONS, &outcomes),
         (topics::DEAD_LETTERS, PARTITIONS, &[&kept[..], &letters].concat()),
         (topics::RESERVATIONS_ADMITTED, PARTITIONS, &admitted),
         (topics::PAYMENTS_ADMITTED, PARTITIONS, &admitted),

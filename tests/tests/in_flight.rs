@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::store::{self, checkouts};
 use holdfast_schemas::{UserOutcome, outcomes};
-use holdfast_tests::kit::provider::{Call, Fault};
+use holdfast_tests::kit::provider::{Call, Fault, ReceivedRequest};
 use holdfast_tests::kit::{Kit, until};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
@@ -281,6 +281,13 @@ fn after_a_day_a_payment_is_looked_up_and_never_made_again(kit: &Kit) -> anyhow:
             check_out(kit, &shop.user, body).await?;
         }
         until("the payment is made", DEADLINE, async || shop.payment("made").map(drop)).await?;
+        until("the other request is lost", DEADLINE, async || {
+            let asked = shop.simulator.asked();
+            let creates = |request: &ReceivedRequest| request.method == "POST" && request.body.contains("lost");
+            ensure!(asked.iter().any(creates), "{} requests", asked.len());
+            Ok(())
+        })
+        .await?;
         let pool = kit.stack.postgres.connect().await?;
         let query = sqlx::query(
             "update checkouts set called_at = called_at - interval '1 day', version = version + 1 where checkout like 'flight/day/%'",
@@ -288,13 +295,14 @@ fn after_a_day_a_payment_is_looked_up_and_never_made_again(kit: &Kit) -> anyhow:
         query.execute(&pool).await?;
         pool.close().await;
         shop.simulator.forget_keys();
-        shop.simulator.heal();
+        // A request to make a payment would be lost still.
         for (name, _, state, money) in orders {
             ends(kit, &shop.id(name), state).await?;
             shop.paid(name, money)?;
             let payments = shop.simulator.payments_of(&shop.id(name));
             ensure!(payments.len() == usize::from(money > 0), "{payments:?}");
         }
+        shop.simulator.heal();
         shop.close().await
     })
 }
