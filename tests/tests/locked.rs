@@ -424,7 +424,7 @@ fn a_right_that_relay_or_webhook_loses_is_named_and_waited_for(_: &Kit) -> anyho
                 until("readyz names the right", DEADLINE, async || {
                     let (status, said) = worker.readyz().await?;
                     ensure!(
-                        status == 503 && said.contains("uthoriz") || said.contains("denies"),
+                        status == 503 && (said.contains("uthoriz") || said.contains("denies")),
                         "{right:?}: {status} {said}"
                     );
                     ensure!(said.contains(&right.name), "{right:?}: {said}");

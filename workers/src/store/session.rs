@@ -363,8 +363,8 @@ pub(super) async fn on_session<T>(
     KeptSession::new(pool.clone()).ask(failed, work).await
 }
 
-/// For how long a session that has answered is taken to be there still. One that the pool gives out is looked at first, and asked
-/// once more when it comes back: four round trips for each statement more than needed by who asks all the time.
+/// For how long a session that has answered is taken to be there still. The pool looks at one before it gives it out, and asks it once
+/// more when it comes back: two round trips each time, which who asks all the time can do without.
 pub(super) const KEPT: Duration = Duration::from_millis(200);
 
 /// A session of the pool that its owner keeps from one statement to the next, as long as they follow each other within [`KEPT`].
