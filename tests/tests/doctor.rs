@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use holdfast_schemas::topics;
 use holdfast_tests::kit::process::lock;
-use holdfast_tests::kit::{Kit, Stack};
+use holdfast_tests::kit::{Holdfast, Kit, Stack, until};
 use restate_sdk::prelude::*;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 
-use crate::support::set_topic;
+use crate::support::{DEADLINE, set_topic};
 use crate::workers::done;
 use crate::{Test, tests};
 
@@ -222,7 +222,7 @@ fn doctor_names_what_is_wrong_and_its_mend(kit: &Kit) -> anyhow::Result<()> {
         }));
         // Most of them wait for servers that are not there.
         looks.buffer_unordered(6).try_collect::<()>().await?;
-        broken_in_the_servers(kit, left).await?;
+        broken_in_the_servers(kit, &worker, left).await?;
         worker.stop().await
     })
 }
@@ -242,8 +242,9 @@ async fn unfinished_index(kit: &Kit) -> anyhow::Result<String> {
     Ok(url)
 }
 
-/// What no setting breaks: all of it at once, since one fault hides no other.
-async fn broken_in_the_servers(kit: &Kit, left: &[Value]) -> anyhow::Result<()> {
+/// What no setting breaks: all of it at once, since one fault hides no other. The worker that runs says of the loyalty database
+/// that its credits wait, and does everything else.
+async fn broken_in_the_servers(kit: &Kit, worker: &Holdfast, left: &[Value]) -> anyhow::Result<()> {
     let Stack { postgres, restate, .. } = &kit.stack;
     let (admin, http) = (restate.admin(), restate.client());
     let kept = "1209600000";
@@ -272,7 +273,7 @@ async fn broken_in_the_servers(kit: &Kit, left: &[Value]) -> anyhow::Result<()> 
         .error_for_status()?;
     let double: Value = double.json().await?;
     // A release whose handlers anybody may call.
-    let listener = TcpListener::bind(("127.0.0.1", kit.stack.ports.get("headers")?)).await?;
+    let listener = TcpListener::bind(("127.0.0.1", kit.stack.ports.get("exposed")?)).await?;
     let exposed = json!({ "uri": format!("http://{}", listener.local_addr()?), "force": true, "breaking": true });
     let endpoint = HttpServer::new(Endpoint::builder().bind(Exposed).build());
     let serving = tokio::spawn(endpoint.serve_with_cancel(listener, std::future::pending::<()>()));
@@ -298,6 +299,15 @@ async fn broken_in_the_servers(kit: &Kit, left: &[Value]) -> anyhow::Result<()> 
         ],
     )
     .await;
+    let waits = until("readyz names the loyalty database", DEADLINE, async || {
+        let (status, said) = worker.readyz().await?;
+        ensure!(
+            status == 503 && said.contains("max_prepared_transactions"),
+            "{status}: {said}"
+        );
+        Ok(())
+    })
+    .await;
     set_topic(kit, topics::DEAD_LETTERS, "retention.ms", kept).await?;
     *lock(&restate.attempts) = None;
     let reset = "alter system reset max_prepared_transactions";
@@ -307,14 +317,16 @@ async fn broken_in_the_servers(kit: &Kit, left: &[Value]) -> anyhow::Result<()> 
     let forget = http.delete(format!("{subscriptions}/{id}"));
     forget.send().await?.error_for_status()?;
     tokio::try_join!(postgres.restart(), restate.restart())?;
+    serving.abort();
     looked?;
+    waits?;
+    worker.ready().await?;
     // To register the handlers as they are is the mend.
     let (differs, said) = crate::operate::register(kit, &[]).await?;
     ensure!(!said.contains("Restate's ingress"), "{differs:?}: {said}");
     let id = exposed["id"].as_str().context("no id")?;
     let forget = http.delete(format!("{deployments}/{id}?force=true"));
     forget.send().await?.error_for_status()?;
-    serving.abort();
     Ok(())
 }
 

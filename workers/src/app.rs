@@ -595,16 +595,18 @@ impl Worker {
     }
 }
 
-/// Ends prepared transactions of this age that a try left behind. Refuses a loyalty database that cannot prepare.
+/// Ends prepared transactions of this age that a try left behind. Refuses to start with a loyalty database that cannot prepare;
+/// once a round has come through, only users whose credits change wait for such a database.
 async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics, rounds: &Rounds) -> anyhow::Result<()> {
     store::await_answer(loyalty.pool(), metrics)
         .await
         .context("the loyalty database (--loyalty-url, HOLDFAST_LOYALTY_URL)")?;
     let mut ticks = tokio::time::interval(SWEEP_CREDITS_EVERY);
+    let mut has_swept = false;
     loop {
         ticks.tick().await;
         let swept = match loyalty.check().await {
-            Err(error @ store::Error::Mechanism(CannotPrepare)) => {
+            Err(error @ store::Error::Mechanism(CannotPrepare)) if !has_swept => {
                 return Err(error).context("the loyalty database (--loyalty-url, HOLDFAST_LOYALTY_URL)");
             }
             Err(error) => Err(error),
@@ -612,6 +614,7 @@ async fn sweep_credits(loyalty: &Loyalty, age: Duration, metrics: &Metrics, roun
         };
         match swept {
             Ok(ended) => {
+                has_swept = true;
                 rounds.passed();
                 if ended > 0 {
                     tracing::warn!(ended, "prepared credits of tries that had gone were settled");
