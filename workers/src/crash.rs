@@ -43,8 +43,6 @@ pub enum Point {
     TogetherCommitted,
     /// A checkout is opened and committed, its workflow is not started.
     CheckoutOpened,
-    /// The payment provider is about to be called for the first time; the checkout's row says so.
-    CheckoutCalled,
     /// The payment provider has created a payment, the checkout's row does not say so.
     CheckoutCreated,
     /// The payment provider has authorised the payment or declined it, the checkout's row does not say so.
@@ -71,7 +69,7 @@ pub enum Point {
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 31] = [
+    pub const ALL: [Point; 30] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -91,7 +89,6 @@ impl Point {
         Point::TogetherWritten,
         Point::TogetherCommitted,
         Point::CheckoutOpened,
-        Point::CheckoutCalled,
         Point::CheckoutCreated,
         Point::CheckoutAuthorised,
         Point::CheckoutSold,
@@ -127,7 +124,6 @@ impl Point {
             Point::TogetherWritten => "together.written",
             Point::TogetherCommitted => "together.committed",
             Point::CheckoutOpened => "checkout.opened",
-            Point::CheckoutCalled => "checkout.called",
             Point::CheckoutCreated => "checkout.created",
             Point::CheckoutAuthorised => "checkout.authorised",
             Point::CheckoutSold => "checkout.sold",

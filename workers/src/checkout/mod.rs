@@ -36,6 +36,13 @@ pub struct Driver {
     pub now: fn() -> OffsetDateTime,
 }
 
+/// What a step came to.
+enum Taken {
+    /// The checkout with a fact that is written with the next one.
+    Kept(Box<Checkout>),
+    Recorded(Recorded),
+}
+
 /// Where a drive has left a checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriveResult {
@@ -134,14 +141,18 @@ impl Driver {
                 Next::Take(step) => step,
             };
             heard = false;
-            let recorded = match self.take_at_crash_point(&checkout, &step).await {
-                Ok(recorded) => recorded,
+            let taken = match self.take_at_crash_point(&checkout, &step).await {
+                Ok(taken) => taken,
                 Err(error) => return self.held_up(&checkout, error).await,
             };
             let before = checkout.version;
-            checkout = match recorded {
-                Recorded::Written(next) => *next,
-                Recorded::Unchanged | Recorded::Overtaken => self.find(id).await?,
+            checkout = match taken {
+                Taken::Kept(next) => {
+                    checkout = *next;
+                    continue;
+                }
+                Taken::Recorded(Recorded::Written(next)) => *next,
+                Taken::Recorded(Recorded::Unchanged | Recorded::Overtaken) => self.find(id).await?,
             };
             // A `Look` may leave a payment that waits as it is.
             if checkout.version == before && step != Step::Look {
@@ -159,15 +170,15 @@ impl Driver {
         }
     }
 
-    async fn take_at_crash_point(&self, checkout: &Checkout, step: &Step) -> Result<Recorded, Error> {
-        let recorded = self.take(checkout, step).await?;
+    async fn take_at_crash_point(&self, checkout: &Checkout, step: &Step) -> Result<Taken, Error> {
+        let taken = self.take(checkout, step).await?;
         if let Some(point) = point(step) {
             crash::here(point);
             if crash::again(point) {
                 self.take(checkout, step).await?;
             }
         }
-        Ok(recorded)
+        Ok(taken)
     }
 
     /// Records that a step fails; when it fails for too long, the checkout is stuck.
@@ -187,14 +198,14 @@ impl Driver {
     /// # Errors
     /// The database does not answer.
     pub async fn give_up(&self, id: &CheckoutId, reason: CheckoutFailure) -> Result<(), Error> {
-        self.tell(id, Fact::GivenUp(reason)).await
+        self.tell(id, Fact::GivenUp(reason)).await.map(drop)
     }
 
-    /// Takes the mark off a stuck checkout, so that it is driven again; it may get stuck again.
+    /// Takes the mark off a stuck checkout, so that it is driven again; it may get stuck again. Returns the checkout as it was.
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
+    pub async fn resume(&self, id: &CheckoutId) -> Result<Checkout, Error> {
         self.tell(id, Fact::Resumed).await
     }
 
@@ -203,15 +214,15 @@ impl Driver {
     /// # Errors
     /// The database does not answer.
     pub async fn leave_stuck(&self, id: &CheckoutId) -> Result<(), Error> {
-        self.tell(id, Fact::LeftStuck).await
+        self.tell(id, Fact::LeftStuck).await.map(drop)
     }
 
-    /// Records a fact from outside, on whatever row the checkout has by then.
-    async fn tell(&self, id: &CheckoutId, fact: Fact) -> Result<(), Error> {
+    /// Records a fact from outside, on whatever row the checkout has by then, and returns that row.
+    async fn tell(&self, id: &CheckoutId, fact: Fact) -> Result<Checkout, Error> {
         loop {
             let checkout = self.find(id).await?;
             if self.buying.record(&checkout, fact.clone()).await? != Recorded::Overtaken {
-                return Ok(());
+                return Ok(checkout);
             }
         }
     }
@@ -221,11 +232,10 @@ impl Driver {
         found.ok_or_else(|| Error::NoCheckout(id.to_string()))
     }
 
-    /// Takes a step and records the fact that it brings.
-    async fn take(&self, checkout: &Checkout, step: &Step) -> Result<Recorded, Error> {
+    /// Takes a step, and records the fact that it brings or keeps it in mind.
+    async fn take(&self, checkout: &Checkout, step: &Step) -> Result<Taken, Error> {
         let fact = match step {
-            Step::Sell => return Ok(self.buying.sell(checkout).await?),
-            Step::Call => Fact::Called,
+            Step::Sell => return Ok(Taken::Recorded(self.buying.sell(checkout).await?)),
             Step::Create => self.create(checkout).await?,
             Step::Find => match self.find_payment(checkout).await? {
                 Some(payment) => Fact::PaymentMade(payment.id),
@@ -239,7 +249,10 @@ impl Driver {
             Step::Fail => Fact::GivenBack { captured: 0 },
             Step::ReturnCredits => Fact::CreditsReturned,
         };
-        Ok(self.buying.record(checkout, fact).await?)
+        match checkout.with(&fact, (self.now)()) {
+            Some(next) => Ok(Taken::Kept(Box::new(next))),
+            None => Ok(Taken::Recorded(self.buying.record(checkout, fact).await?)),
+        }
     }
 
     async fn create(&self, checkout: &Checkout) -> Result<Fact, Error> {
@@ -386,7 +399,6 @@ fn order(checkout: &Checkout) -> Order<'_> {
 /// The crash point after a step.
 fn point(step: &Step) -> Option<Point> {
     match step {
-        Step::Call => Some(Point::CheckoutCalled),
         Step::Sell => Some(Point::CheckoutSold),
         Step::Capture(_) | Step::Complete => Some(Point::CheckoutCompleted),
         Step::GiveBack | Step::Fail => Some(Point::CheckoutFailed),

@@ -133,11 +133,8 @@ impl Checkout {
 
     /// Sets a stuck checkout going again. Tells whether the checkout had ended before.
     async fn resume(&self, id: &CheckoutId) -> HandlerResult<bool> {
-        let found = checkouts::get(&self.driver.buying.main, id)
-            .await
-            .map_err(failed(&self.driver.buying.metrics))?;
-        self.driver.resume(id).await.map_err(|error| self.answer(&error))?;
-        Ok(found.is_some_and(|checkout| checkout.state.has_ended()))
+        let found = self.driver.resume(id).await.map_err(|error| self.answer(&error))?;
+        Ok(found.state.has_ended())
     }
 
     async fn view(&self, id: &CheckoutId) -> HandlerResult<Json<View>> {

@@ -159,7 +159,7 @@ impl Ticket {
         };
         let unit = Unit {
             key: intake::key(ctx.key())?,
-            work: vec![Work::Unrecorded(request)],
+            work: vec![Work::Command(request)],
         };
         self.commit_one(unit).await.map(drop)
     }

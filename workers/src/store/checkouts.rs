@@ -1,14 +1,15 @@
 //! The rows of checkouts.
 
 use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, Credits, DeclineCode, PaymentId, PaymentMethod, Price, RequestHash, UserId,
+    CheckoutFailure, CheckoutId, Credits, DeclineCode, HoldId, Invalid, PaymentId, PaymentMethod, Price, RequestHash,
+    Seat, ShowId, TicketId, UserId,
 };
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
+use super::Error;
 use super::session::{InTime, on_session};
-use super::{Error, checkout_seats};
-use crate::domain::checkout::{Checkout, Failure, State};
+use crate::domain::checkout::{Checkout, Failure, Line, State};
 
 /// The checkout with this id.
 ///
@@ -30,14 +31,17 @@ pub(super) async fn lock(
     connection: &mut PgConnection,
     checkout: &CheckoutId,
 ) -> Result<Option<StoredCheckout>, Error> {
-    sqlx::query!(
+    let locked = sqlx::query!(
         "select 1 as one from checkouts where checkout = $1 for update",
         checkout.as_str()
     )
     .fetch_optional(&mut *connection)
     .await
     .map_err(Error::Read)?;
-    find(connection, checkout).await
+    match locked {
+        Some(_) => find(connection, checkout).await,
+        None => Ok(None),
+    }
 }
 
 /// Locks the row for the rest of the transaction, if its version is still the one that was read.
@@ -53,17 +57,35 @@ pub(super) async fn lock_version(connection: &mut PgConnection, checkout: &Check
 
 async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Option<StoredCheckout>, Error> {
     // Each column by its name: one more, which a later release adds, must not break the statements that this one has prepared.
-    let row = sqlx::query!(
-        "select version, user_id, hash, state, total_amount, total_currency, credits, payment_method, payment, until, called_at,
-                unknown_since, stuck_at, sold_at, failure, failure_code, refunded
-         from checkouts where checkout = $1",
+    // One row for each ticket; the checkout's own columns are the same in all.
+    let rows = sqlx::query!(
+        "select c.version, c.user_id, c.hash, c.state, c.total_amount, c.total_currency, c.credits, c.payment_method, c.payment,
+                c.until, c.called_at, c.unknown_since, c.stuck_at, c.sold_at, c.failure, c.failure_code, c.refunded,
+                s.ticket, s.hold, s.show, s.seat, s.price_amount
+         from checkouts c join checkout_seats s on s.checkout = c.checkout
+         where c.checkout = $1 order by s.place",
         checkout.as_str()
     )
-    .fetch_optional(&mut *connection)
+    .fetch_all(connection)
     .await
     .map_err(Error::Read)?;
-    let Some(row) = row else { return Ok(None) };
-    let lines = checkout_seats::of(connection, checkout, &row.total_currency).await?;
+    let lines = rows.iter().map(|row| {
+        Ok::<_, Invalid>(Line {
+            ticket: TicketId::parse(&row.ticket)?,
+            hold: HoldId(row.hold),
+            show: ShowId::parse(&row.show)?,
+            seat: row.seat.as_deref().map(Seat::parse).transpose()?,
+            price: Price::parse(row.price_amount, &row.total_currency)?,
+        })
+    });
+    let lines = lines.collect::<Result<Vec<_>, _>>().map_err(|invalid| Error::Row {
+        table: "checkout_seats",
+        key: checkout.to_string(),
+        what: invalid.to_string(),
+    })?;
+    let Some(row) = rows.into_iter().next() else {
+        return Ok(None);
+    };
     let wrong = |what: String| Error::Row {
         table: "checkouts",
         key: checkout.to_string(),
@@ -130,21 +152,40 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
     }))
 }
 
-fn read<T>(text: &str, parse: impl Fn(&str) -> Result<T, holdfast_schemas::Invalid>) -> Result<T, String> {
+fn read<T>(text: &str, parse: impl Fn(&str) -> Result<T, Invalid>) -> Result<T, String> {
     parse(text).map_err(|invalid| invalid.to_string())
 }
 
-/// Writes a new checkout. False when there is one with its id, or one of its holds is being bought by another: the transaction must
-/// not be committed.
+/// Writes a new checkout and its tickets. False when there is one with its id, or one of its holds is being bought by another: the
+/// transaction must not be committed.
 pub(super) async fn insert(
     connection: &mut PgConnection,
     checkout: &Checkout,
     hash: &RequestHash,
 ) -> Result<bool, Error> {
-    let inserted = sqlx::query!(
-        "insert into checkouts (checkout, user_id, hash, state, total_amount, total_currency, credits, payment_method, until)
-         values ($1, $2, $3, 'opened', $4, $5, $6, $7, $8)
-         on conflict (checkout) do nothing",
+    let lines = &checkout.lines;
+    let tickets: Vec<_> = lines.iter().map(|line| line.ticket.as_str()).collect();
+    let holds: Vec<_> = lines.iter().map(|line| line.hold.0).collect();
+    let shows: Vec<_> = lines.iter().map(|line| line.show.as_str()).collect();
+    let seats: Vec<_> = lines.iter().map(|line| line.seat.as_ref().map(Seat::as_str)).collect();
+    let prices: Vec<_> = lines.iter().map(|line| line.price.amount()).collect();
+    let inserted = sqlx::query_scalar!(
+        r#"with opened as (
+               insert into checkouts
+                   (checkout, user_id, hash, state, total_amount, total_currency, credits, payment_method, until, called_at)
+               values ($1, $2, $3, 'opened', $4, $5, $6, $7, $8, $9)
+               on conflict (checkout) do nothing
+               returning checkout
+           ),
+           seats as (
+               insert into checkout_seats (checkout, place, ticket, hold, show, seat, price_amount)
+               select o.checkout, u.place, u.ticket, u.hold, u.show, u.seat, u.price
+               from opened o, unnest($10::text[], $11::uuid[], $12::text[], $13::text[], $14::bigint[])
+                    with ordinality u (ticket, hold, show, seat, price, place)
+               on conflict do nothing
+               returning 1
+           )
+           select count(*) as "seats!" from seats"#,
         checkout.id.as_str(),
         checkout.user.as_str(),
         hash.as_bytes(),
@@ -153,14 +194,15 @@ pub(super) async fn insert(
         checkout.credits.map(Credits::amount),
         checkout.method.as_ref().map(PaymentMethod::as_str),
         checkout.until,
-    )
-    .execute(&mut *connection)
-    .await
-    .map_err(Error::Write)?;
-    if inserted.rows_affected() == 0 {
-        return Ok(false);
-    }
-    checkout_seats::insert(connection, checkout).await
+        checkout.called_at,
+        &tickets as &[&str],
+        &holds,
+        &shows as &[&str],
+        &seats as &[Option<&str>],
+        &prices,
+    );
+    let inserted = inserted.fetch_one(connection).await.map_err(Error::Write)?;
+    Ok(usize::try_from(inserted) == Ok(lines.len()))
 }
 
 /// Writes the columns that change, if the checkout still has the version of `from`. False when another caller took a step:
@@ -168,13 +210,21 @@ pub(super) async fn insert(
 pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
     let failure = to.state.failure();
     let has_ended = to.state.has_ended();
-    let updated = sqlx::query!(
-        "update checkouts set version = version + 1, state = $3, payment = $4, called_at = $5, unknown_since = $6,
+    let updated = sqlx::query_scalar!(
+        r#"with updated as (
+        update checkouts set version = version + 1, state = $3, payment = $4, called_at = $5, unknown_since = $6,
                 stuck_at = case when $7 then coalesce(stuck_at, clock_timestamp()) end,
                 sold_at = case when $8 then coalesce(sold_at, clock_timestamp()) end,
                 failure = $9, failure_code = $10, refunded = $11, moved_at = clock_timestamp(),
                 ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end
-         where checkout = $1 and version = $2",
+         where checkout = $1 and version = $2
+         returning 1
+         ),
+         closed as (
+             -- Its holds may be bought by others.
+             update checkout_seats set open = false where $12 and checkout = $1 and open and exists (select from updated)
+         )
+         select exists (select from updated) as "updated!""#,
         from.id.as_str(),
         from.version,
         to.state.name(),
@@ -189,17 +239,8 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
             .map(DeclineCode::as_str),
         to.refunded,
         has_ended,
-    )
-    .execute(&mut *connection)
-    .await
-    .map_err(Error::Write)?;
-    if updated.rows_affected() == 0 {
-        return Ok(false);
-    }
-    if has_ended {
-        checkout_seats::close(connection, from).await?;
-    }
-    Ok(true)
+    );
+    updated.fetch_one(connection).await.map_err(Error::Write)
 }
 
 /// Checkouts that have not ended, or owe credits, are not stuck, and took their last step before a time by the database's clock;

@@ -14,31 +14,21 @@ pub(super) async fn add(
     limit: Option<i32>,
 ) -> Result<bool, Error> {
     let (names, counts) = columns(shows);
-    sqlx::query!(
-        "insert into purchases (user_id, show, tickets) select $1, show, 0 from unnest($2::text[]) show
-         order by show on conflict do nothing",
-        user.as_str(),
-        &names as &[&str],
-    )
-    .execute(&mut *connection)
-    .await
-    .map_err(Error::Write)?;
-    let rows = sqlx::query!(
-        r#"select p.show, p.tickets + u.tickets as "tickets!"
-           from purchases p join unnest($2::text[], $3::int[]) u (show, tickets) on p.user_id = $1 and p.show = u.show
-           order by p.show for update of p"#,
+    let added = sqlx::query_scalar!(
+        "insert into purchases as p (user_id, show, tickets)
+         select $1, show, tickets from unnest($2::text[], $3::int[]) u (show, tickets) order by show
+         on conflict (user_id, show) do update set tickets = p.tickets + excluded.tickets
+         returning tickets",
         user.as_str(),
         &names as &[&str],
         &counts,
-    )
-    .fetch_all(&mut *connection)
-    .await
-    .map_err(Error::Read)?;
-    if limit.is_some_and(|limit| rows.iter().any(|row| row.tickets > limit)) {
-        return Ok(false);
+    );
+    let added = added.fetch_all(&mut *connection).await.map_err(Error::Write)?;
+    if limit.is_none_or(|limit| added.iter().all(|tickets| *tickets <= limit)) {
+        return Ok(true);
     }
-    change(connection, user, &names, &counts).await?;
-    Ok(true)
+    take_off(connection, user, shows).await?;
+    Ok(false)
 }
 
 /// Subtracts returned tickets from the user's counts.
@@ -48,8 +38,17 @@ pub(super) async fn take_off(
     shows: &[(&ShowId, i32)],
 ) -> Result<(), Error> {
     let (names, counts) = columns(shows);
-    let counts: Vec<i32> = counts.into_iter().map(|count| -count).collect();
-    change(connection, user, &names, &counts).await
+    sqlx::query!(
+        "update purchases p set tickets = p.tickets - u.tickets
+         from unnest($2::text[], $3::int[]) u (show, tickets) where p.user_id = $1 and p.show = u.show",
+        user.as_str(),
+        &names as &[&str],
+        &counts,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(Error::Write)
 }
 
 /// The user's counts for these shows.
@@ -71,18 +70,4 @@ pub(super) async fn of(
 
 fn columns<'a>(shows: &[(&'a ShowId, i32)]) -> (Vec<&'a str>, Vec<i32>) {
     shows.iter().map(|(show, count)| (show.as_str(), *count)).unzip()
-}
-
-async fn change(connection: &mut PgConnection, user: &UserId, shows: &[&str], by: &[i32]) -> Result<(), Error> {
-    sqlx::query!(
-        "update purchases p set tickets = p.tickets + u.tickets
-         from unnest($2::text[], $3::int[]) u (show, tickets) where p.user_id = $1 and p.show = u.show",
-        user.as_str(),
-        shows as _,
-        by,
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(Error::Write)
 }

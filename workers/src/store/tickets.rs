@@ -31,17 +31,28 @@ struct Row {
     changed_at: Option<OffsetDateTime>,
 }
 
-/// Locks the rows of these tickets for the rest of the transaction, always in the same order.
-pub(super) async fn lock(connection: &mut PgConnection, lines: &[Line]) -> Result<(), Error> {
+/// Locks the rows of these tickets for the rest of the transaction, always in the same order, and reads them. The committer passes
+/// over locked rows.
+pub(super) async fn lock(connection: &mut PgConnection, lines: &[Line]) -> Result<Current<Ticket>, Error> {
     let tickets: Vec<_> = lines.iter().map(|line| line.ticket.as_str()).collect();
-    sqlx::query!(
-        "select 1 as one from tickets where ticket = any($1) order by ticket for no key update",
-        &tickets as &[&str]
-    )
-    .fetch_all(connection)
-    .await
-    .map(drop)
-    .map_err(Error::Read)
+    let rows = sqlx::query_as!(
+        Row,
+        r#"with locked as materialized (
+               select ticket, version, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, changed_at
+               from tickets where ticket = any($1) order by ticket for no key update
+           )
+           -- The clock is read once they are locked.
+           select clock.now as "now!", clock.generation as "generation!",
+                  t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat,
+                  t.price_amount as "price_amount?", t.price_currency as "price_currency?", t.status as "status?",
+                  t.hold, t.holder, t.held_until, t.checkout, t.changed_at as "changed_at?"
+           from (select clock_timestamp() as now, (select max(generation) from generations) as generation
+                 from (select count(*) from locked) as waited) clock
+           left join locked t on true"#,
+        &tickets as &[&str],
+    );
+    let rows = rows.fetch_all(connection).await.map_err(Error::Read)?;
+    Current::of(rows, |row| (row.now, row.generation), parse)
 }
 
 /// A hold that is due.

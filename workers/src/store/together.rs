@@ -147,7 +147,7 @@ impl<O: Entity, E: Entity> Request<O, E> {
         let parts = self.parts.iter().enumerate();
         let units = parts.map(|(place, (key, input))| Unit {
             key: key.clone(),
-            work: vec![Work::Unrecorded(Command {
+            work: vec![Work::Command(Command {
                 source: self.source.clone(),
                 id: part(&self.id, place),
                 input: input.clone(),

@@ -14,8 +14,6 @@ use crate::domain::ledger::MovementKind;
 /// Something that was learnt about a checkout, by one of its steps or from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
-    /// The provider is about to be called for the first time.
-    Called,
     /// The payment exists at the provider, under this id.
     PaymentMade(PaymentId),
     /// The provider has no payment for this checkout.
@@ -82,7 +80,6 @@ pub struct Dispute {
 /// What follows from a fact. A fact that does not fit the checkout's state, as it comes late or twice, changes nothing.
 pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition {
     match fact {
-        Fact::Called => called(checkout, now),
         Fact::PaymentMade(payment) => made(checkout, payment),
         Fact::NoPayment => match checkout.state {
             State::Opened | State::Created | State::Waiting => undo(checkout, CheckoutFailure::NotConfirmed),
@@ -116,18 +113,6 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
         Fact::Resumed => resumed(checkout),
         Fact::LeftStuck => left_stuck(checkout, now),
     }
-}
-
-fn called(checkout: &Checkout, now: OffsetDateTime) -> Transition {
-    let is_due = checkout.state == State::Opened && checkout.called_at.is_none() && checkout.due() > 0;
-    let called_at = if is_due { Some(now) } else { checkout.called_at };
-    row(
-        checkout,
-        Checkout {
-            called_at,
-            ..checkout.clone()
-        },
-    )
 }
 
 fn made(checkout: &Checkout, payment: PaymentId) -> Transition {

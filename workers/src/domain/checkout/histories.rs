@@ -49,7 +49,6 @@ fn facts(due: i64) -> &'static [NamedFact] {
 fn every_fact(due: i64) -> Vec<NamedFact> {
     let payment = PaymentId::parse("pi_1").unwrap();
     let mut facts = vec![
-        ("called", Fact::Called),
         ("payment made", Fact::PaymentMade(payment)),
         ("no payment", Fact::NoPayment),
         ("authorised", Fact::Payment(PaymentStatus::Authorised)),
@@ -114,7 +113,6 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
     let owed = checkout.credits.is_some() && checkout.sold;
     let is_done = checkout.state == State::Refunded && !owed;
     match (condition, fact) {
-        ("first", _) => due > 0 && checkout.called_at.is_none(),
         ("missing", _) => checkout.called_at.is_some() && checkout.payment.is_none(),
         ("in time", _) => now < checkout.until,
         ("credits pay all", _) => due == 0,
@@ -440,7 +438,6 @@ impl Books {
 fn likely(row: &Checkout, choice: u8) -> usize {
     let names: &[&str] = match (&row.state, choice % 4) {
         (State::Opened, _) if row.due() == 0 => &["seats sold"],
-        (State::Opened, _) if row.called_at.is_none() => &["called"],
         (State::Opened, _) => &["payment made"],
         (State::Created, 0) => &["confirmation asked for"],
         (State::Created | State::Waiting, _) => &["authorised"],

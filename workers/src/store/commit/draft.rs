@@ -215,13 +215,6 @@ impl<E: Entity> Draft<E> {
             },
             Work::Rejected { origin, refusal, value } => self.refuse(origin.as_ref(), refusal.clone(), value.clone()),
             Work::Command(request) => {
-                match self.known_reply(read, &request.source, &request.id, &request.hash(&self.key)) {
-                    Some(Some(reply)) => Answer::Repeat(reply),
-                    Some(None) => Answer::DeadLettered(DeadLetterReason::IdReused),
-                    None => self.apply_command(request, deciding.rules),
-                }
-            }
-            Work::Unrecorded(request) => {
                 match self.decide(request.input.clone(), &causation_of(request), deciding.rules) {
                     Ok(reply) => Answer::Fresh(reply),
                     Err(answer) => answer,
@@ -264,17 +257,6 @@ impl<E: Entity> Draft<E> {
         match self.decide(input, &causation, rules) {
             Ok(reply) => {
                 self.record(&causation, *event.hash(), reply.clone(), aged_from);
-                Answer::Fresh(reply)
-            }
-            Err(answer) => answer,
-        }
-    }
-
-    fn apply_command(&mut self, request: &Command<E>, rules: &dyn Rules<E>) -> Answer {
-        let causation = causation_of(request);
-        match self.decide(request.input.clone(), &causation, rules) {
-            Ok(reply) => {
-                self.record(&causation, request.hash(&self.key), reply.clone(), self.decided_at);
                 Answer::Fresh(reply)
             }
             Err(answer) => answer,

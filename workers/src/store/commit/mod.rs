@@ -22,12 +22,11 @@ mod draft;
 mod queue;
 mod write;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{DeadLetterReason, Event, EventData, EventId, Key, Origin, Refusal, Reply, RequestHash, Source};
-use serde_json::json;
+use holdfast_schemas::{DeadLetterReason, Event, EventData, EventId, Key, Origin, Refusal, Reply, Source};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
@@ -69,14 +68,12 @@ pub enum Work<E: Entity> {
         refusal: Refusal,
         value: Vec<u8>,
     },
-    /// A request of the product itself, such as a checkout's.
+    /// A request of the product itself. It has no idempotency record: it is safe to repeat by itself, such as the end of a hold, named
+    /// by its id, or it is part of a transaction that is written once, such as the next version of a checkout.
     Command(Command<E>),
-    /// A request of the product itself without an idempotency record: it is safe to repeat by itself, such as the end of a hold,
-    /// named by its id, or it is part of one that is recorded as a whole.
-    Unrecorded(Command<E>),
 }
 
-/// A request of the product itself. A repeat has the same source and id.
+/// A request of the product itself. The ids of its outcomes follow from its source and id.
 #[derive(Clone, Debug)]
 pub struct Command<E: Entity> {
     pub source: Source,
@@ -588,8 +585,33 @@ pub async fn decide<E: Stored>(
     retention: Duration,
     units: &[Unit<E>],
 ) -> Result<Drafts<E>, Error> {
-    let known = read(connection, units.iter().map(|unit| (&unit.key, &unit.work[..]))).await?;
-    let mut deciding = draft::Deciding::new(known, rules, retention);
+    let read = read(connection, units.iter().map(|unit| (&unit.key, &unit.work[..]))).await?;
+    decide_on(read, rules, retention, units)
+}
+
+/// As [`within`], for commands on rows that the caller's transaction has locked.
+///
+/// # Errors
+/// As [`within`].
+pub(super) async fn on_locked<E: Stored>(
+    connection: &mut PgConnection,
+    rules: &dyn Rules<E>,
+    current: Current<E>,
+    units: &[Unit<E>],
+) -> Result<Vec<Answer>, Error> {
+    let known = HashMap::new();
+    let decisions = decide_on(draft::ReadSet { current, known }, rules, Duration::MAX, units)?;
+    decisions.write(connection).await?;
+    Ok(decisions.into_answers())
+}
+
+fn decide_on<E: Entity>(
+    read: draft::ReadSet<E>,
+    rules: &dyn Rules<E>,
+    retention: Duration,
+    units: &[Unit<E>],
+) -> Result<Drafts<E>, Error> {
+    let mut deciding = draft::Deciding::new(read, rules, retention);
     let mut drafts = Vec::with_capacity(units.len());
     for unit in units {
         match deciding.decide(&unit.key, &unit.work) {
@@ -701,8 +723,7 @@ impl<E: Entity> Work<E> {
     fn identity(&self) -> Option<(&Source, &EventId)> {
         match self {
             Work::Event(event) | Work::Request(event) => Some((&event.source, &event.id)),
-            Work::Command(request) => Some((&request.source, &request.id)),
-            Work::Unrecorded(_) | Work::Rejected { .. } => None,
+            Work::Command(_) | Work::Rejected { .. } => None,
         }
     }
 
@@ -711,15 +732,8 @@ impl<E: Entity> Work<E> {
         match self {
             Work::Event(event) | Work::Request(event) => event.size(),
             Work::Rejected { value, .. } => value.len(),
-            Work::Unrecorded(_) | Work::Command(_) => 256,
+            Work::Command(_) => 256,
         }
-    }
-}
-
-impl<E: Entity> Command<E> {
-    /// The hash that tells a repeat from another request under the same id.
-    fn hash(&self, key: &KeyOf<E>) -> RequestHash {
-        RequestHash::of_request("internal", key, &json!(self.input))
     }
 }
 

@@ -2,10 +2,11 @@
 //! provider without faults or pauses; the clock stops at `checkout.completed`. As many bare reservation events, those that held
 //! the tickets, are measured in the same way just before.
 
+use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use holdfast_tests::kit::Holdfast;
+use anyhow::{Context, bail, ensure};
+use holdfast_tests::kit::{Holdfast, until};
 use holdfast_tests::load::{Event, Outcome, PAYMENTS, Pace, Producer, RESERVATIONS, percentile};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -17,8 +18,12 @@ use super::{Apart, Bench, Used, median, microseconds_each};
 const ROUNDS: usize = 3;
 /// Prefix of the keys of the figures, tickets in each checkout, and checkouts.
 const SIZES: [(&str, usize, usize); 2] = [("checkout", 1, 500), ("checkout4", 4, 250)];
-/// Checkouts per second in the measurement of latency: few enough that none waits for another.
-const MODEST_PACE: u32 = 10;
+/// Checkouts per second in the measurement of latency.
+const MODEST_PACE: u32 = 50;
+/// Checkouts whose statements are counted.
+const COUNTED: usize = 100;
+/// How long a setting may take to reach the sessions.
+const PATIENCE: Duration = Duration::from_secs(10);
 const CARD: &str = "pm_card_visa";
 
 /// Users who each buy some tickets.
@@ -53,12 +58,45 @@ impl Bench {
             self.report
                 .figure(&format!("{key}_ratio"), ratio, "tickets bought / held");
         }
-        let purchases = Purchases::new("checkout-paced", self.scaled(300), 1);
+        let statements = self.checkout_statements(run).await?;
+        self.report.figure("checkout_statements", statements, "a checkout");
+        let purchases = Purchases::new("checkout-paced", self.scaled(1_000), 1);
         let mut latencies = self.checkout_latencies(&purchases, run).await?;
         for (key, percent) in [("checkout_p50_ms", 50.0), ("checkout_p99_ms", 99.0)] {
             let latency = percentile(&mut latencies, percent).as_secs_f64() * 1_000.0;
             self.report.figure(key, latency, "ms");
         }
+        Ok(())
+    }
+
+    /// The statements that PostgreSQL is sent for a checkout of one ticket, BEGIN and COMMIT included, as its log has them.
+    async fn checkout_statements(&mut self, run: &Holdfast) -> anyhow::Result<f64> {
+        let purchases = Purchases::new("checkout-statements", COUNTED, 1);
+        self.prepare(&purchases).await?;
+        self.hold(&purchases, run, &[]).await?;
+        let log = self.stack.postgres.log();
+        self.log_statements("alter system set log_statement = 'all'").await?;
+        let before = fs::read_to_string(&log)?.len();
+        self.buy(&purchases, run, &[]).await?;
+        let sent = fs::read_to_string(&log)?.split_off(before);
+        self.log_statements("alter system reset log_statement").await?;
+        let is_sent = |line: &&str| line.contains("LOG:  execute ") || line.contains("LOG:  statement: ");
+        Ok(sent.lines().filter(is_sent).count() as f64 / COUNTED as f64)
+    }
+
+    async fn log_statements(&self, setting: &'static str) -> anyhow::Result<()> {
+        let pool = self.stack.postgres.connect().await?;
+        for statement in [setting, "select pg_reload_conf()"] {
+            sqlx::query(statement).execute(&pool).await?;
+        }
+        let wanted = if setting.contains("reset") { "none" } else { "all" };
+        until("the setting has taken hold", PATIENCE, async || {
+            let is: String = sqlx::query_scalar("show log_statement").fetch_one(&pool).await?;
+            ensure!(is == wanted, "log_statement is {is}");
+            Ok(())
+        })
+        .await?;
+        pool.close().await;
         Ok(())
     }
 
