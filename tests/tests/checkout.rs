@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::admin;
 use crate::crashes::done_again;
+use crate::privacy::mentions;
 use crate::support::{DEADLINE, clean, clean_by, event, outcomes_of, pay, told_of};
 use crate::users::{added, call, has_credits, none_prepared, registered, view};
 use crate::workers::Workers;
@@ -29,6 +30,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_comes_again,
     whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither,
     a_customer_who_must_confirm_is_waited_for_until_the_hold_ends,
+    a_buyers_page_gets_the_secret_to_confirm_with_and_nothing_keeps_it,
     a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not,
     a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_it,
     a_cancelled_or_killed_checkout_gives_everything_back,
@@ -458,6 +460,99 @@ fn a_customer_who_must_confirm_is_waited_for_until_the_hold_ends(kit: &Kit) -> a
         for (name, money) in [("yes", PRICE), ("no", 0), ("never", 0)] {
             shop.paid(name, money)?;
         }
+        shop.close().await
+    })
+}
+
+fn a_buyers_page_gets_the_secret_to_confirm_with_and_nothing_keeps_it(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let back = [("HOLDFAST_PROVIDER_RETURN_URL", "https://shop.example/paid?from=bank")];
+        let shop = Shop::open_with(kit, "checkout/action", &back).await?;
+        let tickets = shop.tickets(2).await?;
+        fill(kit, &shop.user, &tickets, Some(600)).await?;
+        let act = async |name: &str| {
+            let path = format!("Checkout/{}/action", shop.id(name).replace('/', "%2F"));
+            let response = kit.stack.restate.look(&path).await?;
+            anyhow::Ok((response.status().as_u16(), response.json::<Value>().await?))
+        };
+        let (status, answer) = act("nowhere").await?;
+        ensure!(status == 404, "{status}: {answer}");
+        for (name, ticket, success) in [("yes", &tickets[..1], true), ("no", &tickets[1..], false)] {
+            let body = json!({ "checkout": shop.id(name), "tickets": ticket, "payment_method": CONFIRMED });
+            check_out(kit, &shop.user, body).await?;
+            let waiting = reaches(kit, &shop.id(name), "waiting").await?;
+            let payments = shop.simulator.payments_of(&shop.id(name));
+            let payment = payments.first().context("no payment")?;
+            let back = payment.return_url.as_deref().unwrap_or_default();
+            let id = shop.id(name).replace('/', "%2F");
+            ensure!(
+                back == format!("https://shop.example/paid?from=bank&checkout={id}"),
+                "{payment:?}"
+            );
+            // However often the page is closed and opened again.
+            for _ in 0..2 {
+                let (status, answer) = act(name).await?;
+                let expected = json!({
+                    "client_secret": payment.client_secret(), "payment": payment.id, "until": waiting["until"],
+                });
+                ensure!(status == 200 && answer == expected, "{status}: {answer}");
+            }
+            shop.simulator.authenticate(&payment.id, success)?;
+            let (status, answer) = act(name).await?;
+            ensure!(
+                status == 409,
+                "confirmed already, though no event tells it: {status}: {answer}"
+            );
+            shop.tell(name, "failed", json!({ "code": "told" })).await?;
+            let ended = has_ended(kit, &shop.id(name)).await?;
+            ensure!((ended["state"] == "completed") == success, "{ended}");
+            let (status, answer) = act(name).await?;
+            ensure!(status == 409, "{status}: {answer}");
+        }
+        shop.paid("yes", PRICE)?;
+        shop.paid("no", 0)?;
+        sold(kit, &tickets[..1]).await?;
+        clean(kit).await?;
+        let told = outcomes_of::<UserOutcome>(kit, &shop.user).await?;
+        let verbs = verbs(&told);
+        let one = ["opened", "action_required"];
+        ensure!(
+            verbs[1..] == [one[0], one[1], "completed", one[0], one[1], "failed"],
+            "{told:?}"
+        );
+        let told = serde_json::to_string(&told.iter().map(|told| told.data.data()).collect::<Vec<_>>())?;
+        ensure!(!told.contains("_secret"), "{told}");
+
+        let (main, loyalty) = tokio::try_join!(kit.stack.postgres.connect(), kit.stack.postgres.connect_to_loyalty())?;
+        let payments = [shop.payment("yes")?, shop.payment("no")?];
+        for secret in payments.map(|payment| format!("{payment}_secret_")) {
+            for database in [&main, &loyalty] {
+                let found = mentions(database, &secret).await?;
+                ensure!(found.is_empty(), "{found:?}");
+            }
+            let log = std::fs::read_to_string(shop.worker.log())?;
+            ensure!(!log.contains(&secret), "{}", shop.worker.last_words());
+            for table in [
+                "sys_invocation",
+                "sys_journal",
+                "sys_journal_events",
+                "state",
+                "sys_promise",
+            ] {
+                let rows = kit.stack.restate.sql(&format!("select * from {table}")).await?;
+                let bytes = hex::encode(&secret);
+                let row = rows.iter().map(Value::to_string);
+                let has = row.clone().find(|row| row.contains(&secret) || row.contains(&bytes));
+                ensure!(has.is_none(), "{table}: {has:?}");
+            }
+        }
+        tokio::join!(main.close(), loyalty.close());
+        let asked = format!(
+            "select id from sys_invocation where target like 'Checkout/{}%/action'",
+            shop.id("")
+        );
+        let asked = kit.stack.restate.sql(&asked).await?;
+        ensure!(asked.is_empty(), "{asked:?}");
         shop.close().await
     })
 }

@@ -351,7 +351,7 @@ fn the_page_on_personal_data_names_every_column(kit: &Kit) -> anyhow::Result<()>
 }
 
 /// The tables whose rows have this text anywhere, also in bytes, which are written in hexadecimal.
-async fn mentions(database: &PgPool, text: &str) -> anyhow::Result<Vec<String>> {
+pub(crate) async fn mentions(database: &PgPool, text: &str) -> anyhow::Result<Vec<String>> {
     let mut found = vec![];
     for table in tables(database).await? {
         let count = format!(r#"select count(*) from "{table}" entry where entry::text ilike any($1)"#);

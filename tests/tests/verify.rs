@@ -197,6 +197,7 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         url: Some(other.url().parse()?),
         key: Some(provider::KEY.to_owned().into()),
         key_file: None,
+        return_url: None,
         timeout: DEADLINE,
     };
     let adapter = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;

@@ -17,6 +17,7 @@ newest! {
         UserErased(v1::UserErased),
         CreditsChanged(v1::CreditsChanged),
         CheckoutOpened(v1::CheckoutOpened),
+        CheckoutActionRequired(v1::CheckoutActionRequired),
         CheckoutCompleted(v1::CheckoutCompleted),
         CheckoutFailed(v1::CheckoutFailed),
         CheckoutStuck(v1::CheckoutStuck),

@@ -299,6 +299,7 @@ pub(crate) fn settings(url: &str, key: &str, timeout: Duration) -> anyhow::Resul
         url: Some(url.parse().map_err(|error| anyhow!("{url}: {error}"))?),
         key: Some(key.into()),
         key_file: None,
+        return_url: None,
         timeout,
     })
 }

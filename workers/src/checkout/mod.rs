@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::crash::{self, Point};
-use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, Step};
+use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
-use crate::provider::{self, Order, Payment, Provider};
+use crate::provider::{self, ClientSecret, Order, Payment, Provider};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
 use crate::store::credits::Loyalty;
@@ -51,6 +51,14 @@ pub enum DriveResult {
     /// It is marked as stuck, for an operator.
     Stuck,
     Ended,
+}
+
+/// The confirmation for which a checkout waits.
+#[derive(Debug)]
+pub struct Action {
+    pub payment: PaymentId,
+    pub until: OffsetDateTime,
+    pub client_secret: ClientSecret,
 }
 
 /// The reason why a drive failed; the caller retries.
@@ -191,6 +199,26 @@ impl Driver {
             }
             _ => Err(error),
         }
+    }
+
+    /// Fetches what the customer's page needs to confirm the payment; none unless the checkout waits for that.
+    ///
+    /// # Errors
+    /// The database or the provider does not answer.
+    pub async fn action(&self, id: &CheckoutId) -> Result<Option<Action>, Error> {
+        let checkout = self.find(id).await?;
+        let (State::Waiting, Some(payment)) = (&checkout.state, checkout.payment) else {
+            return Ok(None);
+        };
+        if (self.now)() >= checkout.until {
+            return Ok(None);
+        }
+        let secret = self.provider()?.client_secret(&payment).await?;
+        Ok(secret.map(|client_secret| Action {
+            payment,
+            until: checkout.until,
+            client_secret,
+        }))
     }
 
     /// Sets a checkout that has not ended to be undone; the next drive gives back what it authorised, sold or spent.

@@ -332,6 +332,11 @@ mod tests {
         ] {
             assert_eq!(provider(&[url, wrong, key, "sk_1"]), Err("provider-url"), "{wrong}");
         }
+        let back = "--provider-return-url";
+        assert_eq!(provider(&[back, "https://shop.example/paid?from=bank"]), Ok(()));
+        for wrong in ["ftp://shop.example", "https://a:b@shop.example"] {
+            assert_eq!(provider(&[back, wrong]), Err("provider-return-url"), "{wrong}");
+        }
     }
 
     #[test]

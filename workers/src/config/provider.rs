@@ -39,6 +39,16 @@ pub struct Provider {
         global = true
     )]
     pub key_file: Option<PathBuf>,
+    /// The page to which the bank sends the customer back after a confirmation, with the checkout's id as `checkout` in its query.
+    /// Payment methods that leave the shop's page need it.
+    #[arg(
+        id = "provider-return-url",
+        long = "provider-return-url",
+        env = "HOLDFAST_PROVIDER_RETURN_URL",
+        value_name = "URL",
+        global = true
+    )]
+    pub return_url: Option<Url>,
     /// Longest time one call may take; after that its result is unknown, and Holdfast asks for the payment's state.
     #[arg(long = "provider-timeout", env = "HOLDFAST_PROVIDER_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub timeout: Duration,
@@ -76,6 +86,13 @@ impl Provider {
             self.url.is_some() == self.key.is_some(),
             "provider-key",
             "give it together with --provider-url (HOLDFAST_PROVIDER_URL), or neither",
+        );
+        checks.require(
+            (self.return_url.as_ref()).is_none_or(|url| {
+                ["http", "https"].contains(&url.scheme()) && url.username().is_empty() && url.password().is_none()
+            }),
+            "provider-return-url",
+            "give https://host/path of the shop's page, without user and password",
         );
         checks.require(
             (self.key.as_ref()).is_none_or(|key| is_a_word(key.expose_secret())),

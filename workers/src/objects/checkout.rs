@@ -5,12 +5,13 @@
 use holdfast_schemas::{CheckoutFailure, CheckoutId, Credits, DeclineCode, PaymentId, Price, TicketId, UserId};
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::time::Duration;
 use time::OffsetDateTime;
 
 use crate::checkout::{self, DriveResult, Driver};
 use crate::domain;
+use crate::provider::ClientSecret;
 use crate::store::checkouts;
 
 use super::caller::{answer_caller, failed, step_failed};
@@ -80,6 +81,21 @@ impl Checkout {
             ctx.resolve_promise(HEARD, ());
         }
         Ok(())
+    }
+
+    /// What the buyer's page needs to have the customer confirm the payment (3-D Secure), fetched from the provider; 409 while
+    /// the checkout does not wait for that.
+    #[handler]
+    async fn action(&self, ctx: SharedWorkflowContext<'_>) -> HandlerResult<Json<ActionView>> {
+        // No journalled step: an answer that lies in the journal would be kept.
+        let action = self.driver.action(&id(ctx.key())?).await;
+        match action.map_err(|error| self.answer(&error))? {
+            Some(action) => Ok(Json(ActionView::of(action))),
+            None => Err(answer_caller(
+                409,
+                "the checkout does not wait for a confirmation: read its state (get)",
+            )),
+        }
     }
 
     /// The checkout as it is, from its row.
@@ -164,12 +180,45 @@ fn id(key: &str) -> HandlerResult<CheckoutId> {
     CheckoutId::parse(key).map_err(|invalid| answer_caller(400, format!("the checkout's id in the address: {invalid}")))
 }
 
+/// What the buyer's page needs to have the customer confirm the payment.
+#[derive(Serialize, JsonSchema)]
+struct ActionView {
+    /// For `handleNextAction` of Stripe.js.
+    #[serde(serialize_with = "exposed")]
+    #[schemars(with = "String")]
+    client_secret: ClientSecret,
+    payment: PaymentId,
+    /// The payment must be confirmed by then.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String")]
+    until: OffsetDateTime,
+}
+
+impl ActionView {
+    fn of(action: checkout::Action) -> Self {
+        let checkout::Action {
+            payment,
+            until,
+            client_secret,
+        } = action;
+        Self {
+            client_secret,
+            payment,
+            until,
+        }
+    }
+}
+
+fn exposed<S: Serializer>(secret: &ClientSecret, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(secret.expose())
+}
+
 /// A checkout as readers see it.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(super) struct View {
     checkout: CheckoutId,
     user: UserId,
-    /// opened, created, waiting, authorised, sold, undoing, completed, refunded or failed.
+    /// opened, created, waiting, processing, authorised, sold, undoing, completed, refunded or failed.
     state: String,
     /// The checkout waits for an operator.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

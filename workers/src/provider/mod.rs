@@ -21,8 +21,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use holdfast_schemas::{CheckoutId, Currency, PaymentId, UserId};
-use serde::{Deserialize, Serialize};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
+use url::Url;
 
 use crate::config;
 use crate::metrics::Metrics;
@@ -33,6 +35,8 @@ use stripe::Stripe;
 #[derive(Clone)]
 pub struct Provider {
     stripe: Arc<Stripe>,
+    /// Where the bank sends the customer back to, if there is such a page.
+    return_url: Option<Url>,
     metrics: Arc<Metrics>,
 }
 
@@ -46,7 +50,12 @@ impl Provider {
             return Ok(None);
         };
         let stripe = Arc::new(Stripe::new(url.clone(), key, settings.timeout)?);
-        Ok(Some(Self { stripe, metrics }))
+        let return_url = settings.return_url.clone();
+        Ok(Some(Self {
+            stripe,
+            return_url,
+            metrics,
+        }))
     }
 
     /// Creates the payment, or returns the one that an earlier call for this checkout created within 24 hours. No money moves.
@@ -57,7 +66,13 @@ impl Provider {
     /// Authorises the amount with the customer's bank. `Ok` is also [`State::ActionRequired`], [`State::Processing`] and, when
     /// another call has captured it meanwhile, [`State::Captured`].
     pub async fn authorise(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
-        self.step(Call::Authorise, payment, checkout).await
+        let back = self.return_url.clone().map(|mut back| {
+            back.query_pairs_mut().append_pair("checkout", checkout.as_str());
+            back
+        });
+        let fields: Vec<_> = back.iter().map(|back| ("return_url", back.as_str())).collect();
+        let authorised = self.stripe.step(Call::Authorise, payment, checkout, &fields).await;
+        self.count(Call::Authorise, authorised)
     }
 
     /// Captures the whole authorised amount; `Ok` too when it was captured before.
@@ -80,6 +95,11 @@ impl Provider {
         self.count(Call::Get, self.stripe.get(payment).await)
     }
 
+    /// Fetches the secret by which the customer's page has the payment confirmed; none when the customer has nothing to confirm.
+    pub async fn client_secret(&self, payment: &PaymentId) -> Result<Option<ClientSecret>, Error> {
+        self.count(Call::Get, self.stripe.client_secret(payment).await)
+    }
+
     /// Looks up for whom the payment was made; none when Holdfast did not make it. Nothing else of the payment is read.
     pub async fn buyer(&self, payment: &PaymentId) -> Result<Option<(CheckoutId, UserId)>, Error> {
         self.count(Call::Get, self.stripe.buyer(payment).await)
@@ -98,7 +118,7 @@ impl Provider {
     }
 
     async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
-        self.count(call, self.stripe.step(call, payment, checkout).await)
+        self.count(call, self.stripe.step(call, payment, checkout, &[]).await)
     }
 
     fn count<T>(&self, call: Call, answer: Result<T, Error>) -> Result<T, Error> {
@@ -138,6 +158,23 @@ pub struct Payment {
     /// The checkout that it was made for; none for a payment that Holdfast did not make, or whose metadata was changed.
     pub checkout: Option<CheckoutId>,
     pub user: Option<UserId>,
+}
+
+/// The secret by which the customer's page has a payment confirmed. It is fetched when it is asked for, and cannot be printed.
+#[derive(Debug)]
+pub struct ClientSecret(SecretString);
+
+impl ClientSecret {
+    /// The secret, for the answer to the page and for nothing else.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl<'de> Deserialize<'de> for ClientSecret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from).map(|secret| Self(secret.into()))
+    }
 }
 
 /// The progress of a payment. Refunds show in the amounts.
@@ -238,6 +275,13 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_secret_cannot_be_printed() {
+        let secret: ClientSecret = serde_json::from_str(r#""pi_1_secret_sesame""#).unwrap();
+        assert_eq!(secret.expose(), "pi_1_secret_sesame");
+        assert!(!format!("{secret:?} {secret:#?}").contains("sesame"));
+    }
 
     #[test]
     fn a_payment_id_is_one_visible_word() {

@@ -7,7 +7,8 @@
 //! | 402 | declined, by `decline_code` or else `code` |
 //! | 400, 404 about the payment method, or `amount_too_small`, `amount_too_large` | declined, by `code` |
 //! | 404 `resource_missing` | not found |
-//! | 400 to a step | the payment's state decides: done before, conflict, or misconfigured |
+//! | 400 `idempotency_error` to a step | the next key is used: a setting that the call names has changed |
+//! | other 400 to a step | the payment's state decides: done before, conflict, or misconfigured |
 //! | 401, 403, other 400 and 404, redirections | misconfigured |
 //! | 408, 409, 425, 429, 5xx | unknown |
 //! | none in time, broken off, or done but not readable | unknown |
@@ -37,7 +38,7 @@ use url::{Url, form_urlencoded};
 use uuid::{Uuid, uuid};
 
 use super::http::{Cause, Http, Silence};
-use super::{Call, CheckoutId, Currency, Error, Order, Payment, PaymentId, State, UserId};
+use super::{Call, CheckoutId, ClientSecret, Currency, Error, Order, Payment, PaymentId, State, UserId};
 use crate::config::ReplaceableSecret;
 use crate::transience;
 
@@ -133,8 +134,24 @@ impl Stripe {
         Ok(buyer(listed.metadata.as_ref()))
     }
 
+    pub(super) async fn client_secret(&self, payment: &PaymentId) -> Result<Option<ClientSecret>, Error> {
+        let (call, path) = (Call::Get, ["payment_intents", payment.as_str()]);
+        let told = self.send(call, self.request(Method::GET, &path, &[], None)).await?;
+        let body = told.said.done(call, Some(payment))?;
+        // Without the decoder's error, which could quote the secret.
+        let action: Action = serde_json::from_slice(&body).map_err(|_| unknown(call, "the answer cannot be read"))?;
+        let is_asked = matches!(action.status, Status::RequiresAction);
+        Ok(action.client_secret.filter(|_| is_asked))
+    }
+
     /// Brings an existing payment one step further, at most once.
-    pub(super) async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+    pub(super) async fn step(
+        &self,
+        call: Call,
+        payment: &PaymentId,
+        checkout: &CheckoutId,
+        fields: &[(&str, &str)],
+    ) -> Result<Payment, Error> {
         // A payment that is only authorised is never refunded: Stripe could understand such a call as something else.
         if call == Call::Refund {
             let now = self.look(call, payment).await?;
@@ -144,13 +161,14 @@ impl Stripe {
             }
         }
         for attempt in 0..KEYS {
-            let told = self.ask_for(call, payment, idempotency_key(checkout, call, attempt));
+            let told = self.ask_for(call, payment, fields, idempotency_key(checkout, call, attempt));
             let Answered { said, replayed } = told.await?;
             let (now, refusal) = match said {
                 Said::Done(body) if !replayed && call != Call::Refund => (read_payment(call, &body)?, None),
                 Said::Done(_) => (self.look(call, payment).await?, None),
                 Said::Refused(message) => (self.look(call, payment).await?, Some(message)),
                 Said::Unknown(_) if replayed => continue,
+                Said::KeyUsed(_) => continue,
                 other => return other.payment(call, Some(payment)),
             };
             match (standing(call, &now), refusal) {
@@ -229,7 +247,13 @@ impl Stripe {
         told.await?.said.payment(call, Some(payment))
     }
 
-    async fn ask_for(&self, call: Call, payment: &PaymentId, key: Uuid) -> Result<Answered, Error> {
+    async fn ask_for(
+        &self,
+        call: Call,
+        payment: &PaymentId,
+        fields: &[(&str, &str)],
+        key: Uuid,
+    ) -> Result<Answered, Error> {
         let id = payment.as_str();
         let verb = match call {
             Call::Refund => return self.post(call, &["refunds"], &[("payment_intent", id)], key).await,
@@ -237,7 +261,8 @@ impl Stripe {
             Call::Capture => "capture",
             _ => "cancel",
         };
-        self.post(call, &["payment_intents", id, verb], &[EXPAND], key).await
+        let fields = [&[EXPAND], fields].concat();
+        self.post(call, &["payment_intents", id, verb], &fields, key).await
     }
 
     async fn post(&self, call: Call, path: &[&str], fields: &[(&str, &str)], key: Uuid) -> Result<Answered, Error> {
@@ -370,6 +395,8 @@ enum Said {
     Declined(String),
     /// The step is refused, now or for ever: the payment's state decides.
     Refused(String),
+    /// The key belongs to a request with other parameters.
+    KeyUsed(String),
     Absent(String),
     Misconfigured(String),
     Unknown(String),
@@ -399,6 +426,7 @@ fn said(answer: Response<Bytes>) -> Said {
         }
         StatusCode::NOT_FOUND if code == "resource_missing" => Said::Absent(message),
         StatusCode::BAD_REQUEST if message.contains(WANTS_TLS) => Said::Misconfigured(message),
+        StatusCode::BAD_REQUEST if wrong.kind.as_deref() == Some("idempotency_error") => Said::KeyUsed(message),
         StatusCode::BAD_REQUEST => Said::Refused(message),
         status if transience::provider(status.as_u16()).is_transient() => Said::Unknown(message),
         _ => Said::Misconfigured(message),
@@ -415,9 +443,10 @@ impl Said {
             (Said::Absent(_), Some(payment)) => Error::NotFound {
                 payment: payment.clone(),
             },
-            (Said::Absent(message) | Said::Refused(message) | Said::Misconfigured(message), _) => {
-                Error::Misconfigured { call, message }
-            }
+            (
+                Said::Absent(message) | Said::Refused(message) | Said::KeyUsed(message) | Said::Misconfigured(message),
+                _,
+            ) => Error::Misconfigured { call, message },
         })
     }
 
@@ -441,6 +470,8 @@ struct ErrorBody {
 
 #[derive(Deserialize, Default)]
 pub(super) struct Wrong {
+    #[serde(rename = "type")]
+    kind: Option<String>,
     code: Option<String>,
     decline_code: Option<String>,
     param: Option<String>,
@@ -513,6 +544,13 @@ enum Status {
     RequiresCapture,
     Canceled,
     Succeeded,
+}
+
+/// A PaymentIntent, for whom has to confirm it.
+#[derive(Deserialize)]
+struct Action {
+    status: Status,
+    client_secret: Option<ClientSecret>,
 }
 
 #[derive(Deserialize)]
@@ -673,6 +711,8 @@ mod tests {
         }
         let state = json!({ "code": "payment_intent_unexpected_state" });
         assert!(matches!(wrong(400, state), Said::Refused(_)));
+        let used = json!({ "type": "idempotency_error", "message": "Keys for idempotent requests" });
+        assert!(matches!(wrong(400, used), Said::KeyUsed(_)));
         assert!(matches!(answer(200, "{}"), Said::Done(_)));
     }
 

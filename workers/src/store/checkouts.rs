@@ -107,6 +107,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
         ("opened", None) => State::Opened,
         ("created", None) => State::Created,
         ("waiting", None) => State::Waiting,
+        ("processing", None) => State::Processing,
         ("authorised", None) => State::Authorised,
         ("sold", None) => State::Sold,
         ("completed", None) => State::Completed,
@@ -273,10 +274,11 @@ pub async fn unfinished(
 }
 
 /// The states that [`counts`] may name.
-pub const COUNTED: [&str; 8] = [
+pub const COUNTED: [&str; 9] = [
     "opened",
     "created",
     "waiting",
+    "processing",
     "authorised",
     "sold",
     "undoing",

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use crate::money::{Credits, Price};
 use crate::payments::DisputeStatus;
@@ -26,6 +27,13 @@ wire! { UserOutcome;
         total: Price,
         /// The part of it that credits pay.
         #[serde(default, skip_serializing_if = "Option::is_none")] credits: Option<Credits>
+    };
+    /// The customer must confirm the payment (3-D Secure): the buyer's page asks `Checkout/{checkout}/action` for what it needs.
+    CheckoutActionRequired "holdfast.outcome.checkout.action_required.v1" {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        /// Without a confirmation the checkout fails then.
+        #[serde(with = "crate::moment")] #[schemars(with = "crate::moment::Moment")] until: OffsetDateTime
     };
     /// The tickets are the user's, and paid.
     CheckoutCompleted "holdfast.outcome.checkout.completed.v1" {

@@ -41,6 +41,8 @@ pub struct Payment {
     pub captured: i64,
     pub refunded: i64,
     charge: Option<String>,
+    /// The page to which the customer is sent back.
+    pub return_url: Option<String>,
     method: Option<String>,
     failure: Option<String>,
     metadata: BTreeMap<String, String>,
@@ -160,6 +162,7 @@ impl Books {
             captured: 0,
             refunded: 0,
             charge: None,
+            return_url: None,
             method,
             failure: None,
             metadata,
@@ -173,8 +176,11 @@ impl Books {
     }
 
     /// `decline` is a reason to decline whatever the card.
-    pub(super) fn confirm(&mut self, id: &str, decline: Option<&str>) -> Answer {
-        let payment = self.at(id, &[Status::RequiresConfirmation], "confirm")?;
+    pub(super) fn confirm(&mut self, id: &str, fields: &Fields, decline: Option<&str>) -> Answer {
+        only(&["return_url"], fields)?;
+        self.at(id, &[Status::RequiresConfirmation], "confirm")?;
+        let payment = self.payment(id);
+        payment.return_url = field(fields, "return_url").map(String::from);
         let method = payment.method.clone().unwrap_or_default();
         match decline.or_else(|| declined_card(&method)) {
             Some(reason) => Err(self.decline(id, reason)),
@@ -429,7 +435,7 @@ impl Payment {
             "amount_capturable": if self.status == Status::RequiresCapture { self.amount } else { 0 },
             "amount_received": self.captured,
             "capture_method": "manual",
-            "client_secret": format!("{}_secret", self.id),
+            "client_secret": self.client_secret(),
             "created": self.created,
             "currency": self.currency,
             "last_payment_error": self.failure.as_deref().map(decline_error),
@@ -439,6 +445,11 @@ impl Payment {
             "next_action": (self.status == Status::RequiresAction).then(|| json!({ "type": "use_stripe_sdk" })),
             "payment_method": self.method,
         })
+    }
+
+    /// What the customer's page must show to confirm it.
+    pub fn client_secret(&self) -> String {
+        format!("{}_secret_{:x}", self.id, self.created)
     }
 
     fn tell_charge(&self) -> Value {

@@ -394,10 +394,10 @@ impl State {
         let Parsed { call, id, fields } = request;
         let answer = self.change(|books| match call {
             Call::Create => books.create(fields),
-            Call::Confirm => books::only(&[], fields).and_then(|()| match fault {
-                Some(Fault::Decline(reason)) => books.confirm(id, Some(reason)),
-                _ => books.confirm(id, None),
-            }),
+            Call::Confirm => match fault {
+                Some(Fault::Decline(reason)) => books.confirm(id, fields, Some(reason)),
+                _ => books.confirm(id, fields, None),
+            },
             Call::Capture => books::only(&[], fields).and_then(|()| books.capture(id)),
             Call::Cancel => books::only(&[], fields).and_then(|()| books.cancel(id)),
             Call::Refund => books::only(&["payment_intent"], fields).and_then(|()| books.refund(id, None)),

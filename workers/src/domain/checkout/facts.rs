@@ -82,7 +82,9 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
     match fact {
         Fact::PaymentMade(payment) => made(checkout, payment),
         Fact::NoPayment => match checkout.state {
-            State::Opened | State::Created | State::Waiting => undo(checkout, CheckoutFailure::NotConfirmed),
+            State::Opened | State::Created | State::Waiting | State::Processing => {
+                undo(checkout, CheckoutFailure::NotConfirmed)
+            }
             State::Sold => undo(checkout, CheckoutFailure::NotCaptured),
             _ => Transition::default(),
         },
@@ -107,8 +109,8 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
         Fact::Disputed { now, before } => disputed(checkout, now, before),
         Fact::StepFailed { patience } => step_failed(checkout, patience, now),
         Fact::GivenUp(reason) => match checkout.state {
-            State::Opened | State::Created | State::Waiting | State::Authorised | State::Sold => undo(checkout, reason),
-            _ => Transition::default(),
+            State::Undoing(_) | State::Completed | State::Refunded | State::Failed(_) => Transition::default(),
+            _ => undo(checkout, reason),
         },
         Fact::Resumed => resumed(checkout),
         Fact::LeftStuck => left_stuck(checkout, now),
@@ -132,24 +134,38 @@ fn made(checkout: &Checkout, payment: PaymentId) -> Transition {
 
 /// The payment's status decides whether the checkout goes on, waits, or is undone.
 fn stands(checkout: &Checkout, status: PaymentStatus, now: OffsetDateTime) -> Transition {
-    if !matches!(checkout.state, State::Created | State::Waiting) {
+    if !matches!(checkout.state, State::Created | State::Waiting | State::Processing) {
         return Transition::default();
     }
     let state = match status {
         PaymentStatus::Authorised | PaymentStatus::Captured => State::Authorised,
-        PaymentStatus::ActionRequired | PaymentStatus::Processing if now < checkout.until => State::Waiting,
+        PaymentStatus::ActionRequired if now < checkout.until => State::Waiting,
+        PaymentStatus::Processing if now < checkout.until => State::Processing,
         PaymentStatus::ActionRequired
         | PaymentStatus::Processing
         | PaymentStatus::Unconfirmed
         | PaymentStatus::Canceled => State::Undoing(CheckoutFailure::NotConfirmed.into()),
     };
-    row(checkout, moved(checkout, state))
+    let begins = state == State::Waiting && checkout.state != State::Waiting;
+    let asked = checkout.payment.clone().filter(|_| begins).map(|payment| {
+        UserOutcome::CheckoutActionRequired(outcomes::CheckoutActionRequired {
+            checkout: checkout.id.clone(),
+            payment,
+            until: checkout.until,
+        })
+    });
+    Transition {
+        outcomes: asked.into_iter().collect(),
+        ..row(checkout, moved(checkout, state))
+    }
 }
 
 /// The provider does not authorise the payment.
 fn unauthorised(checkout: &Checkout, failure: Failure) -> Transition {
     match checkout.state {
-        State::Opened | State::Created | State::Waiting => row(checkout, moved(checkout, State::Undoing(failure))),
+        State::Opened | State::Created | State::Waiting | State::Processing => {
+            row(checkout, moved(checkout, State::Undoing(failure)))
+        }
         _ => Transition::default(),
     }
 }

@@ -77,6 +77,8 @@ pub enum State {
     Created,
     /// The customer must confirm the payment (3-D Secure).
     Waiting,
+    /// The bank has not answered yet.
+    Processing,
     /// The money is authorised.
     Authorised,
     /// The seats are sold and the credits spent; the money is to be captured.
@@ -185,8 +187,8 @@ impl Checkout {
             // Too late to authorise; but an earlier call may have authorised the payment.
             (State::Created, _) if is_late => Step::Look,
             (State::Created, Some(payment)) => Step::Authorise(payment.clone()),
-            (State::Waiting, _) if !is_late => return Next::Wait(self.until),
-            (State::Waiting, _) => Step::Look,
+            (State::Waiting | State::Processing, _) if !is_late => return Next::Wait(self.until),
+            (State::Waiting | State::Processing, _) => Step::Look,
             (State::Authorised, _) => Step::Sell,
             (State::Sold, _) if self.due() == 0 => Step::Complete,
             (State::Sold, Some(payment)) => Step::Capture(payment.clone()),
@@ -212,6 +214,7 @@ impl State {
             State::Opened => "opened",
             State::Created => "created",
             State::Waiting => "waiting",
+            State::Processing => "processing",
             State::Authorised => "authorised",
             State::Sold => "sold",
             State::Undoing(_) => "undoing",

@@ -92,12 +92,14 @@ fn a_payment_is_made_within_its_keys_life_and_looked_up_afterwards() {
 #[test]
 fn no_money_is_asked_for_once_a_hold_has_ended() {
     let late = now() + MINUTE;
-    for state in [State::Created, State::Waiting] {
+    for state in [State::Created, State::Waiting, State::Processing] {
         assert_eq!(checkout(state.clone()).next(late), Next::Take(Step::Look), "{state:?}");
     }
     // It was authorised in time: the seats are sold if they are free.
     assert_eq!(checkout(State::Authorised).next(late), Next::Take(Step::Sell));
-    assert_eq!(checkout(State::Waiting).next(now()), Next::Wait(late));
+    for state in [State::Waiting, State::Processing] {
+        assert_eq!(checkout(state).next(now()), Next::Wait(late));
+    }
 }
 
 #[test]
@@ -365,6 +367,28 @@ fn a_step_that_fails_for_too_long_makes_the_checkout_stuck_and_tells_it_once() {
     // Whatever comes through ends it.
     let declined = after(&stuck, Fact::Declined(None)).next.unwrap();
     assert_eq!((declined.stuck, declined.unknown_since), (false, None));
+}
+
+#[test]
+fn a_customer_is_asked_once_at_each_beginning_of_the_waiting() {
+    let made = Checkout {
+        payment: PaymentId::parse("pi_1").ok(),
+        ..checkout(State::Created)
+    };
+    let (asks, works) = (PaymentStatus::ActionRequired, PaymentStatus::Processing);
+    let mut row = made;
+    for (status, state, told) in [
+        (asks, State::Waiting, 1),
+        (asks, State::Waiting, 0),
+        (works, State::Processing, 0),
+        (works, State::Processing, 0),
+        (asks, State::Waiting, 1),
+    ] {
+        let transition = after(&row, Fact::Payment(status));
+        assert_eq!(transition.outcomes.len(), told, "{status:?} on {row:?}");
+        row = transition.next.unwrap_or(row);
+        assert_eq!(row.state, state);
+    }
 }
 
 #[test]

@@ -160,9 +160,10 @@ impl World {
                 let charge = self.charge.as_mut().expect("it was made");
                 if charge.status == PaymentStatus::Unconfirmed {
                     charge.declined = luck == Luck::Declined;
-                    charge.status = match (luck, seen.version % 2) {
+                    charge.status = match (luck, self.clock.second() % 3) {
                         (Luck::Declined, _) => PaymentStatus::Unconfirmed,
                         (_, 0) => PaymentStatus::ActionRequired,
+                        (_, 1) => PaymentStatus::Processing,
                         _ => PaymentStatus::Authorised,
                     };
                 }
@@ -270,7 +271,8 @@ impl World {
         let Some(charge) = &mut self.charge else { return };
         charge.status = match (charge.status, choice % 4) {
             (PaymentStatus::ActionRequired, 0) => PaymentStatus::Unconfirmed,
-            (PaymentStatus::ActionRequired, _) => PaymentStatus::Authorised,
+            (PaymentStatus::ActionRequired, 1) => PaymentStatus::Processing,
+            (PaymentStatus::ActionRequired | PaymentStatus::Processing, _) => PaymentStatus::Authorised,
             // An authorisation ends by itself after some days.
             (PaymentStatus::Authorised, 0) => PaymentStatus::Canceled,
             (status, _) => status,
