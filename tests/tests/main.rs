@@ -15,6 +15,7 @@
 //! next one.
 
 mod admin;
+mod astray;
 mod attributes;
 mod change_log;
 mod checkout;
@@ -102,6 +103,7 @@ const TOPICS: &[&[Test]] = &[
     users::TESTS,
     checkout::TESTS,
     in_flight::TESTS,
+    astray::TESTS,
     mail::TESTS,
     privacy::TESTS,
     webhook::TESTS,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::checkout::{DriveResult, Driver};
 use crate::config::{CheckoutCommand, Config};
-use crate::domain::checkout::Checkout;
+use crate::domain::checkout::{Checkout, StuckReason};
 use crate::metrics::Metrics;
 use crate::printable;
 use crate::store::credits::Loyalty;
@@ -40,9 +40,9 @@ pub(super) async fn run(
 
 async fn list(pool: &PgPool) -> anyhow::Result<String> {
     let stuck = checkouts::stuck(pool).await?;
-    let mut text = format!("{:<12} CHECKOUT\n", "STATE");
-    for (checkout, state) in &stuck {
-        writeln!(text, "{state:<12} {}", printable::line(checkout))?;
+    let mut text = format!("{:<12} {:<15} CHECKOUT\n", "STATE", "REASON");
+    for (checkout, state, reason) in &stuck {
+        writeln!(text, "{state:<12} {:<15} {}", reason.name(), printable::line(checkout))?;
     }
     writeln!(text, "{} stuck", stuck.len())?;
     Ok(text)
@@ -69,7 +69,7 @@ async fn settle(
         .transpose()?
         .map(|other| Loyalty::new(pool.clone(), other, database.idempotency_retention));
     let driver = Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now, new_id)?;
-    let was_stuck = find(pool, id.as_str()).await?.stuck;
+    let was_stuck = find(pool, id.as_str()).await?.stuck.is_some();
     if give_back {
         driver.give_up(id, CheckoutFailure::Settled).await?;
     }
@@ -84,7 +84,21 @@ async fn settle(
             "not settled: it waits for the customer until {}",
             until.format(&Rfc3339)?
         ),
-        DriveResult::Stuck => bail!("not settled: the payment provider still does not say how the payment stands"),
+        DriveResult::Stuck => bail!("not settled: {}", stuck_because(find(pool, id.as_str()).await?.stuck)),
+    }
+}
+
+/// Why a checkout waits for an operator, and what that one can do.
+fn stuck_because(reason: Option<StuckReason>) -> &'static str {
+    match reason {
+        Some(StuckReason::AmountDiffers) => {
+            "the amount at the payment provider is not what was asked for; look at the payment there, then give it back with \
+             `settle --give-back`"
+        }
+        Some(StuckReason::StepFails) | None => {
+            "the payment provider does not say how the payment stands, or its next step fails; mend what the log names, then \
+             `settle`"
+        }
     }
 }
 
@@ -103,7 +117,13 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
         ("checkout", checkout.id.to_string()),
         ("user", checkout.user.to_string()),
         ("state", checkout.state.name().to_owned()),
-        ("stuck", if checkout.stuck { "yes" } else { "no" }.to_owned()),
+        (
+            "stuck",
+            match checkout.stuck {
+                Some(reason) => format!("yes: {}", stuck_because(Some(reason))),
+                None => "no".to_owned(),
+            },
+        ),
         ("failure", failure),
         ("total", format!("{total} {currency} (minor units)")),
         ("credits", checkout.credits.map_or(0, Credits::amount).to_string()),

@@ -137,7 +137,7 @@ impl Driver {
     pub async fn drive(&self, id: &CheckoutId, mut heard: bool) -> Result<DriveResult, Error> {
         let mut checkout = self.find(id).await?;
         loop {
-            if checkout.stuck {
+            if checkout.stuck.is_some() {
                 return Ok(DriveResult::Stuck);
             }
             let next = checkout.next((self.now)());
@@ -193,7 +193,7 @@ impl Driver {
     async fn held_up(&self, checkout: &Checkout, error: Error) -> Result<DriveResult, Error> {
         let patience = self.stuck_after;
         match self.buying.record(checkout, Fact::StepFailed { patience }).await? {
-            Recorded::Written(next) if next.stuck => {
+            Recorded::Written(next) if next.stuck.is_some() => {
                 tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a checkout is stuck");
                 Ok(DriveResult::Stuck)
             }
@@ -229,12 +229,21 @@ impl Driver {
         self.tell(id, Fact::GivenUp(reason)).await.map(drop)
     }
 
-    /// Takes the mark off a stuck checkout, so that it is driven again; it may get stuck again. Returns the checkout as it was.
+    /// Takes the mark off a stuck checkout, so that it is driven again; it may get stuck again.
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn resume(&self, id: &CheckoutId) -> Result<Checkout, Error> {
-        self.tell(id, Fact::Resumed).await
+    pub async fn resume(&self, id: &CheckoutId) -> Result<(), Error> {
+        self.tell(id, Fact::Resumed).await.map(drop)
+    }
+
+    /// Takes the mark off a checkout that is stuck because a step fails, as the provider has sent an event about it. Returns the
+    /// checkout as it was.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn hear(&self, id: &CheckoutId) -> Result<Checkout, Error> {
+        self.tell(id, Fact::Heard).await
     }
 
     /// Marks a checkout as stuck again after an operator's try, so that nothing but an operator drives it.
@@ -266,6 +275,7 @@ impl Driver {
             Step::Sell => return Ok(Taken::Recorded(self.buying.sell(checkout).await?)),
             Step::Create => self.create(checkout).await?,
             Step::Find => match self.find_payment(checkout).await? {
+                Some(payment) if differs(checkout, &payment) => Fact::AmountDiffers,
                 Some(payment) => Fact::PaymentMade(payment.id),
                 None => Fact::NoPayment,
             },
@@ -292,6 +302,7 @@ impl Driver {
             answer = provider.create(&order).await;
         }
         match answer {
+            Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
             Ok(payment) => Ok(Fact::PaymentMade(payment.id)),
             Err(error) => refused(checkout, error),
         }
@@ -305,7 +316,7 @@ impl Driver {
             answer = provider.authorise(payment, &checkout.id).await;
         }
         match answer {
-            Ok(payment) => Ok(status(&payment)),
+            Ok(payment) => Ok(status(checkout, &payment)),
             // An earlier call, whose answer was lost, has authorised it.
             Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
             Err(error) => refused(checkout, error),
@@ -314,7 +325,7 @@ impl Driver {
 
     async fn look(&self, checkout: &Checkout) -> Result<Fact, Error> {
         Ok(match self.find_payment(checkout).await? {
-            Some(payment) => status(&payment),
+            Some(payment) => status(checkout, &payment),
             None => Fact::NoPayment,
         })
     }
@@ -327,6 +338,7 @@ impl Driver {
             answer = provider.capture(payment, &checkout.id).await;
         }
         match answer {
+            Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
             Ok(_) => Ok(Fact::Captured),
             Err(provider::Error::Conflict { .. } | provider::Error::Declined { .. }) => Ok(Fact::NotCaptured),
             Err(error) => Err(error.into()),
@@ -385,7 +397,10 @@ impl Driver {
 }
 
 /// The fact in a payment as the provider shows it.
-fn status(payment: &Payment) -> Fact {
+fn status(checkout: &Checkout, payment: &Payment) -> Fact {
+    if differs(checkout, payment) {
+        return Fact::AmountDiffers;
+    }
     match payment.state {
         provider::State::Unconfirmed if payment.failure.is_some() => declined(payment.failure.as_deref()),
         provider::State::Unconfirmed => Fact::Payment(PaymentStatus::Unconfirmed),
@@ -395,6 +410,25 @@ fn status(payment: &Payment) -> Fact {
         provider::State::Authorized => Fact::Payment(PaymentStatus::Authorised),
         provider::State::Captured => Fact::Payment(PaymentStatus::Captured),
     }
+}
+
+/// True if the provider asked for, authorised or captured another amount than is due, or in another currency; the log says which.
+fn differs(checkout: &Checkout, payment: &Payment) -> bool {
+    let so_far = match payment.state {
+        provider::State::Authorized | provider::State::Captured => payment.authorised,
+        _ => payment.amount,
+    };
+    let (due, currency) = (checkout.due(), checkout.currency());
+    let differs = payment.currency != currency || payment.amount != due || so_far != due;
+    if differs {
+        tracing::error!(
+            checkout = %checkout.id, payment = %payment.id, state = ?payment.state, due, currency = currency.code(),
+            asked = payment.amount, authorised = payment.authorised, captured = payment.captured,
+            currency_there = payment.currency.code(),
+            "the amount at the payment provider is not what was asked for: an operator has to look"
+        );
+    }
+    differs
 }
 
 /// The fact in an error of the provider before any money was authorised.

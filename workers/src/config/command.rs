@@ -108,7 +108,7 @@ pub enum Admin {
 /// Commands on checkouts.
 #[derive(Subcommand, Debug, Clone)]
 pub enum CheckoutCommand {
-    /// List the checkouts that are stuck: the payment provider does not say how their payments stand.
+    /// List the checkouts that are stuck, each with its reason.
     List,
     /// Show one checkout.
     Show { checkout: String },

@@ -242,7 +242,7 @@ mod tests {
                 called_at: None,
                 payment: None,
                 unknown_since: None,
-                stuck: false,
+                stuck: None,
                 sold: true,
                 refunded: 0,
             },

@@ -147,9 +147,9 @@ impl Checkout {
         given_up.map_err(|error| self.answer(&error))
     }
 
-    /// Sets a stuck checkout going again. Tells whether the checkout had ended before.
+    /// Sets a checkout going again whose step failed for too long. Tells whether the checkout had ended before.
     async fn resume(&self, id: &CheckoutId) -> HandlerResult<bool> {
-        let found = self.driver.resume(id).await.map_err(|error| self.answer(&error))?;
+        let found = self.driver.hear(id).await.map_err(|error| self.answer(&error))?;
         Ok(found.state.has_ended())
     }
 
@@ -244,7 +244,7 @@ impl View {
         let failure = found.state.failure().cloned();
         Self {
             state: found.state.name().to_owned(),
-            stuck: found.stuck,
+            stuck: found.stuck.is_some(),
             tickets: found.lines.into_iter().map(|line| line.ticket).collect(),
             checkout: found.id,
             user: found.user,

@@ -146,10 +146,13 @@ pub struct Order<'a> {
 pub struct Payment {
     pub id: PaymentId,
     pub state: State,
+    /// What was asked for.
     pub amount: i64,
     pub currency: Currency,
+    /// Set aside, or captured.
+    pub authorised: i64,
     pub captured: i64,
-    /// Refunds on their way included.
+    /// What was given back of the captured amount, refunds on their way included.
     pub refunded: i64,
     /// True if it was ever disputed.
     pub disputed: bool,

@@ -526,6 +526,8 @@ struct Intent {
     status: Status,
     amount: i64,
     currency: String,
+    /// If absent, all that was asked for.
+    amount_capturable: Option<i64>,
     /// If absent, all was captured or nothing.
     amount_received: Option<i64>,
     latest_charge: Option<Charge>,
@@ -615,13 +617,20 @@ impl Intent {
             State::Captured => self.amount_received.unwrap_or(self.amount),
             _ => 0,
         };
+        let charge = self.latest_charge.as_ref();
+        let authorised = match state {
+            State::Authorized => self.amount_capturable.unwrap_or(self.amount),
+            _ => captured,
+        };
         Ok(Payment {
             state,
             amount: self.amount,
             currency,
+            authorised,
             captured,
-            refunded: self.latest_charge.as_ref().map_or(0, |charge| charge.amount_refunded),
-            disputed: self.latest_charge.is_some_and(|charge| charge.disputed),
+            // Until version 2025-03-31 of the API a cancelled authorisation counts as refunded.
+            refunded: charge.map_or(0, |charge| charge.amount_refunded.min(captured)),
+            disputed: charge.is_some_and(|charge| charge.disputed),
             failure: self.last_payment_error.map(|wrong| wrong.reason()),
             checkout: text(self.metadata.as_ref(), "checkout").and_then(|id| CheckoutId::parse(id).ok()),
             user: text(self.metadata.as_ref(), "user").and_then(|id| UserId::parse(id).ok()),
@@ -771,6 +780,56 @@ mod tests {
         );
         assert_eq!(payment.checkout, CheckoutId::parse("c-1").ok());
         assert_eq!((payment.user, payment.failure), (None, None));
+    }
+
+    #[test]
+    fn nothing_is_refunded_of_what_was_not_captured() {
+        for (status, received, charge, refunded) in [
+            (
+                "canceled",
+                0,
+                json!({ "captured": false, "amount_captured": 0, "amount_refunded": 4500, "refunded": true }),
+                0,
+            ),
+            (
+                "canceled",
+                0,
+                json!({ "captured": false, "amount_captured": 0, "amount_refunded": 0, "refunded": false }),
+                0,
+            ),
+            ("canceled", 0, Value::Null, 0),
+            (
+                "succeeded",
+                4500,
+                json!({ "captured": true, "amount_captured": 4500, "amount_refunded": 4500 }),
+                4500,
+            ),
+            (
+                "succeeded",
+                4500,
+                json!({ "captured": true, "amount_captured": 4500, "amount_refunded": 700 }),
+                700,
+            ),
+        ] {
+            let intent = json!({
+                "id": "pi_1", "status": status, "amount": 4500, "amount_received": received, "currency": "eur", "latest_charge": charge,
+            });
+            let payment = read_payment(Call::Get, intent.to_string().as_bytes()).unwrap();
+            assert_eq!((payment.captured, payment.refunded), (received, refunded), "{intent}");
+        }
+    }
+
+    #[test]
+    fn what_is_authorised_may_be_less_than_what_was_asked_for() {
+        let read = |capturable: Value| {
+            let intent = json!({
+                "id": "pi_1", "status": "requires_capture", "amount": 4500, "amount_capturable": capturable, "currency": "eur",
+            });
+            read_payment(Call::Get, intent.to_string().as_bytes())
+                .unwrap()
+                .authorised
+        };
+        assert_eq!((read(json!(4000)), read(Value::Null)), (4000, 4500));
     }
 
     #[test]

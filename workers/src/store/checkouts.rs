@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::session::{InTime, on_session};
-use crate::domain::checkout::{Checkout, Failure, Line, State};
+use crate::domain::checkout::{Checkout, Failure, Line, State, StuckReason};
 
 /// The checkout with this id.
 ///
@@ -60,7 +60,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
     // One row for each ticket; the checkout's own columns are the same in all.
     let rows = sqlx::query!(
         "select c.version, c.user_id, c.hash, c.state, c.total_amount, c.total_currency, c.credits, c.payment_method, c.payment,
-                c.until, c.called_at, c.unknown_since, c.stuck_at, c.sold_at, c.failure, c.failure_code, c.refunded,
+                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded,
                 s.ticket, s.hold, s.show, s.seat, s.price_amount
          from checkouts c join checkout_seats s on s.checkout = c.checkout
          where c.checkout = $1 order by s.place",
@@ -143,7 +143,11 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
             .transpose()
             .map_err(wrong)?,
         unknown_since: row.unknown_since,
-        stuck: row.stuck_at.is_some(),
+        stuck: row
+            .stuck_at
+            .map(|_| stuck_reason(row.stuck_reason.as_deref()))
+            .transpose()
+            .map_err(wrong)?,
         sold: row.sold_at.is_some(),
         refunded: row.refunded,
     };
@@ -151,6 +155,15 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
         checkout,
         hash: row.hash,
     }))
+}
+
+/// The reason in a row that is marked; an earlier release wrote none.
+fn stuck_reason(name: Option<&str>) -> Result<StuckReason, String> {
+    let Some(name) = name else {
+        return Ok(StuckReason::StepFails);
+    };
+    let named = StuckReason::ALL.into_iter().find(|reason| reason.name() == name);
+    named.ok_or_else(|| format!("stuck_reason {name:?}"))
 }
 
 fn read<T>(text: &str, parse: impl Fn(&str) -> Result<T, Invalid>) -> Result<T, String> {
@@ -217,7 +230,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
                 stuck_at = case when $7 then coalesce(stuck_at, clock_timestamp()) end,
                 sold_at = case when $8 then coalesce(sold_at, clock_timestamp()) end,
                 failure = $9, failure_code = $10, refunded = $11, moved_at = clock_timestamp(),
-                ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end
+                ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end, stuck_reason = $13
          where checkout = $1 and version = $2
          returning 1
          ),
@@ -232,7 +245,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
         to.payment.as_ref().map(PaymentId::as_str),
         to.called_at,
         to.unknown_since,
-        to.stuck,
+        to.stuck.is_some(),
         to.sold,
         failure.map(|failure| failure.reason.as_str()),
         failure
@@ -240,6 +253,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
             .map(DeclineCode::as_str),
         to.refunded,
         has_ended,
+        to.stuck.map(StuckReason::name),
     );
     updated.fetch_one(connection).await.map_err(Error::Write)
 }
@@ -312,15 +326,25 @@ pub async fn counts(pool: &PgPool) -> Result<Vec<Count>, Error> {
     .map_err(Error::Read)
 }
 
-/// The checkouts that are stuck, the oldest first, each with its state.
+/// The checkouts that are stuck, the oldest first, each with its state and the reason.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn stuck(pool: &PgPool) -> Result<Vec<(String, String)>, Error> {
-    let rows = sqlx::query!("select checkout, state from checkouts where stuck_at is not null order by stuck_at")
-        .fetch_all(pool)
-        .in_time(pool)
-        .await
-        .map_err(Error::Read)?;
-    Ok(rows.into_iter().map(|row| (row.checkout, row.state)).collect())
+pub async fn stuck(pool: &PgPool) -> Result<Vec<(String, String, StuckReason)>, Error> {
+    let rows = sqlx::query!(
+        "select checkout, state, stuck_reason from checkouts where stuck_at is not null order by stuck_at"
+    )
+    .fetch_all(pool)
+    .in_time(pool)
+    .await
+    .map_err(Error::Read)?;
+    let rows = rows.into_iter().map(|row| {
+        let reason = stuck_reason(row.stuck_reason.as_deref()).map_err(|what| Error::Row {
+            table: "checkouts",
+            key: row.checkout.clone(),
+            what,
+        })?;
+        Ok((row.checkout, row.state, reason))
+    });
+    rows.collect()
 }

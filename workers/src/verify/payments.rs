@@ -168,6 +168,7 @@ mod tests {
             state,
             amount: 100,
             currency: Currency::EUR,
+            authorised: captured,
             captured,
             refunded,
             disputed: false,

@@ -257,6 +257,16 @@ impl Simulator {
         }
     }
 
+    /// An operator captures so much at the provider, past Holdfast.
+    pub fn capture(&self, payment: &str, amount: i64) -> anyhow::Result<()> {
+        self.by_hand(|books| books.capture(payment, Some(amount)))
+    }
+
+    /// The provider has the payment otherwise than it was asked for, as no real server can be made to.
+    pub fn alter(&self, payment: &str, alter: impl FnOnce(&mut Payment)) {
+        alter(lock(&self.state.books).payment(payment));
+    }
+
     /// An operator refunds a part at the provider, past Holdfast.
     pub fn refund(&self, payment: &str, amount: i64) -> anyhow::Result<()> {
         self.by_hand(|books| books.refund(payment, Some(amount)))
@@ -398,7 +408,7 @@ impl State {
                 Some(Fault::Decline(reason)) => books.confirm(id, fields, Some(reason)),
                 _ => books.confirm(id, fields, None),
             },
-            Call::Capture => books::only(&[], fields).and_then(|()| books.capture(id)),
+            Call::Capture => books::only(&[], fields).and_then(|()| books.capture(id, None)),
             Call::Cancel => books::only(&[], fields).and_then(|()| books.cancel(id)),
             Call::Refund => books::only(&["payment_intent"], fields).and_then(|()| books.refund(id, None)),
             Call::Retrieve => books.retrieve(id),

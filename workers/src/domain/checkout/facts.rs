@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::refunds::{credits_returned, disputed, refunded};
 use super::transition::{movement, row};
-use super::{Checkout, CreditsChange, CustomerMail, Failure, Next, Purchases, Seats, State, Transition};
+use super::{Checkout, CreditsChange, CustomerMail, Failure, Next, Purchases, Seats, State, StuckReason, Transition};
 use crate::domain::ledger::MovementKind;
 
 /// Something that was learnt about a checkout, by one of its steps or from outside.
@@ -44,12 +44,16 @@ pub enum Fact {
     Refunded { in_all: i64 },
     /// The state of a dispute, as the provider reports it, and as it was known before.
     Disputed { now: Dispute, before: Option<Dispute> },
+    /// The provider has authorised, captured or refunded another amount than was asked for, or in another currency.
+    AmountDiffers,
     /// The next step failed, without an answer that tells anything. After `patience` it is no longer waited out.
     StepFailed { patience: std::time::Duration },
     /// The buyer, an operator or the reconciler gives the checkout up.
     GivenUp(CheckoutFailure),
-    /// A stuck checkout is to be driven again.
+    /// An operator has a stuck checkout driven again.
     Resumed,
+    /// The provider tells something about the payment, so that a step which failed may come through.
+    Heard,
     /// An operator's try has changed nothing: only an operator drives the checkout on.
     LeftStuck,
 }
@@ -107,12 +111,14 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
         Fact::CreditsReturned => credits_returned(checkout),
         Fact::Refunded { in_all } => refunded(checkout, in_all),
         Fact::Disputed { now, before } => disputed(checkout, now, before),
+        Fact::AmountDiffers => stuck(checkout, StuckReason::AmountDiffers),
         Fact::StepFailed { patience } => step_failed(checkout, patience, now),
         Fact::GivenUp(reason) => match checkout.state {
             State::Undoing(_) | State::Completed | State::Refunded | State::Failed(_) => Transition::default(),
             _ => undo(checkout, reason),
         },
-        Fact::Resumed => resumed(checkout),
+        Fact::Heard if checkout.stuck != Some(StuckReason::StepFails) => Transition::default(),
+        Fact::Resumed | Fact::Heard => resumed(checkout),
         Fact::LeftStuck => left_stuck(checkout, now),
     }
 }
@@ -263,29 +269,43 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
 
 /// Writes since when a step fails; a checkout whose step fails for too long is stuck, for an operator.
 fn step_failed(checkout: &Checkout, patience: std::time::Duration, now: OffsetDateTime) -> Transition {
-    if checkout.stuck || checkout.next(now) == Next::End {
+    if checkout.stuck.is_some() || checkout.next(now) == Next::End {
         return Transition::default();
     }
-    let mut next = checkout.clone();
-    match checkout.unknown_since {
-        None => next.unknown_since = Some(now),
-        Some(since) => next.stuck = now - since > patience,
+    let unknown_since = match checkout.unknown_since {
+        Some(since) if now - since > patience => return stuck(checkout, StuckReason::StepFails),
+        since => since.or(Some(now)),
+    };
+    let next = Checkout {
+        unknown_since,
+        ..checkout.clone()
+    };
+    row(checkout, next)
+}
+
+/// Marks a checkout for an operator, who is told once.
+fn stuck(checkout: &Checkout, reason: StuckReason) -> Transition {
+    if checkout.stuck.is_some() {
+        return Transition::default();
     }
-    let stuck = UserOutcome::CheckoutStuck(outcomes::CheckoutStuck {
-        checkout: checkout.id.clone(),
-    });
+    let next = Checkout {
+        stuck: Some(reason),
+        ..checkout.clone()
+    };
     Transition {
-        outcomes: if next.stuck { vec![stuck] } else { vec![] },
+        outcomes: vec![UserOutcome::CheckoutStuck(outcomes::CheckoutStuck {
+            checkout: checkout.id.clone(),
+        })],
         ..row(checkout, next)
     }
 }
 
 fn resumed(checkout: &Checkout) -> Transition {
-    if !checkout.stuck {
+    if checkout.stuck.is_none() {
         return Transition::default();
     }
     let next = Checkout {
-        stuck: false,
+        stuck: None,
         unknown_since: None,
         ..checkout.clone()
     };
@@ -297,7 +317,7 @@ fn left_stuck(checkout: &Checkout, now: OffsetDateTime) -> Transition {
         return Transition::default();
     }
     let next = Checkout {
-        stuck: true,
+        stuck: checkout.stuck.or(Some(StuckReason::StepFails)),
         ..checkout.clone()
     };
     row(checkout, next)
@@ -312,7 +332,7 @@ fn moved(checkout: &Checkout, state: State) -> Checkout {
     Checkout {
         state,
         unknown_since: None,
-        stuck: false,
+        stuck: None,
         ..checkout.clone()
     }
 }

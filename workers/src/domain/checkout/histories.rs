@@ -10,7 +10,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::tests::{checkout, now, price};
 use super::{
-    Checkout, CreditsChange, CustomerMail, Dispute, Fact, PaymentStatus, Purchases, Seats, State, Transition, apply,
+    Checkout, CreditsChange, CustomerMail, Dispute, Fact, PaymentStatus, Purchases, Seats, State, StuckReason,
+    Transition, apply,
 };
 
 const PAGE: &str = include_str!("../../../../docs/payments.md");
@@ -75,7 +76,9 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("refunded in full", Fact::Refunded { in_all: due + 1 }),
         ("step failed", Fact::StepFailed { patience: PATIENCE }),
         ("given up", Fact::GivenUp(CheckoutFailure::Cancelled)),
+        ("amount differs", Fact::AmountDiffers),
         ("resumed", Fact::Resumed),
+        ("heard", Fact::Heard),
         ("left stuck", Fact::LeftStuck),
     ];
     let statuses = [DisputeStatus::Opened, DisputeStatus::Won, DisputeStatus::Lost];
@@ -129,10 +132,12 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
         ) => before.status == DisputeStatus::Opened && now.status != DisputeStatus::Opened,
         ("to note", _) => {
             let is_new = checkout.unknown_since.is_none_or(|since| now - since > PATIENCE);
-            !checkout.stuck && !is_done && is_new
+            checkout.stuck.is_none() && !is_done && is_new
         }
-        ("stuck", _) => checkout.stuck,
-        ("unmarked", _) => !checkout.stuck && !is_done,
+        ("stuck", _) => checkout.stuck.is_some(),
+        ("its step fails", _) => checkout.stuck == Some(StuckReason::StepFails),
+        ("not stuck", _) => checkout.stuck.is_none(),
+        ("unmarked", _) => checkout.stuck.is_none() && !is_done,
         other => unreachable!("{other:?}"),
     }
 }
@@ -159,7 +164,7 @@ fn change(name: &str, before: &Checkout, after: &Checkout) -> &'static str {
     match (before.state.name(), after.state.name()) {
         (_, _) if name == "disputed" => "disputed",
         (_, _) if name == "credits returned" => "credits returned",
-        (_, _) if name == "step failed" && after.stuck => "stuck",
+        (_, _) if ["step failed", "amount differs"].contains(&name) && after.stuck.is_some() => "stuck",
         ("completed", "completed") => "from completed to completed",
         ("completed", "refunded") => "from completed to refunded",
         ("sold", "refunded") => "from sold to refunded",
@@ -250,7 +255,8 @@ fn every_checkout() -> Vec<Checkout> {
     });
     vary(&mut all, &[None, PaymentId::parse("pi_1").ok()], |c, v| c.payment = v);
     vary(&mut all, &[false, true], |c, v| c.sold = v);
-    vary(&mut all, &[false, true], |c, v| c.stuck = v);
+    let marks = [None, Some(StuckReason::StepFails), Some(StuckReason::AmountDiffers)];
+    vary(&mut all, &marks, |c, v| c.stuck = v);
     vary(&mut all, &[0, 25, 60, 100], |c, v| c.refunded = v.min(c.due()));
     vary(&mut all, &[now(), now() + Duration::MINUTE], |c, v| c.until = v);
     let long_ago = now() - Duration::HOUR;
@@ -295,7 +301,8 @@ fn the_tables_on_the_page_are_what_the_rules_do() {
             "owed",
             "more",
         ];
-        let conditions = [&conditions[..], &["news", "to note", "stuck", "unmarked"]].concat();
+        let more = ["news", "to note", "stuck", "its step fails", "not stuck", "unmarked"];
+        let conditions = [&conditions[..], &more].concat();
         for answer in answers.filter(|answer| !conditions.contains(answer) || *answer == cell) {
             assert!(
                 met.contains(&(name, state, answer)),

@@ -50,8 +50,8 @@ pub struct Checkout {
     pub payment: Option<PaymentId>,
     /// Since when its next step fails: the provider does not tell the payment's state, or a setting is missing.
     pub unknown_since: Option<OffsetDateTime>,
-    /// True while it waits for an operator.
-    pub stuck: bool,
+    /// Why it waits for an operator, while it does.
+    pub stuck: Option<StuckReason>,
     /// True once the seats are sold and the credits spent.
     pub sold: bool,
     /// Refunded of the captured amount, in minor units.
@@ -105,6 +105,15 @@ impl From<CheckoutFailure> for Failure {
     fn from(reason: CheckoutFailure) -> Self {
         Self { reason, code: None }
     }
+}
+
+/// The reason why a checkout waits for an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StuckReason {
+    /// Its next step fails for too long.
+    StepFails,
+    /// The provider's amount or currency is not what was asked for.
+    AmountDiffers,
 }
 
 /// What is to be done about a checkout.
@@ -204,6 +213,18 @@ impl Checkout {
     /// Number of tickets of each show, in order.
     pub fn shows(&self) -> Vec<(&ShowId, i32)> {
         opening::shows(&self.lines)
+    }
+}
+
+impl StuckReason {
+    pub const ALL: [Self; 2] = [Self::StepFails, Self::AmountDiffers];
+
+    /// The name in rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StepFails => "step_fails",
+            Self::AmountDiffers => "amount_differs",
+        }
     }
 }
 

@@ -102,7 +102,7 @@ pub fn open(
         called_at: None,
         payment: None,
         unknown_since: None,
-        stuck: false,
+        stuck: None,
         sold: false,
         refunded: 0,
     };

@@ -2,7 +2,7 @@
 
 use holdfast_schemas::{CheckoutId, DisputeId, DisputeStatus, PaymentId, Price, UserEvent, UserRefusalReason, events};
 
-use super::{Checkout, Dispute, Fact};
+use super::{Checkout, Dispute, Fact, State};
 
 /// The matter of an event about a checkout.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +23,9 @@ pub struct ProviderReport<'e> {
 /// The content of a report.
 #[derive(Clone, Copy, Debug)]
 pub enum Reported<'e> {
-    /// The payment was authorised or captured, with this amount, or failed.
+    /// The payment was authorised, with this amount, or failed.
     Progress(Option<Price>),
+    Captured(Price),
     /// So much was refunded in all.
     Refunded(Price),
     Disputed {
@@ -42,7 +43,7 @@ impl<'e> Matter<'e> {
             UserEvent::PaymentAuthorized(told) => {
                 (&told.checkout, &told.payment, Reported::Progress(Some(told.amount)))
             }
-            UserEvent::PaymentCaptured(told) => (&told.checkout, &told.payment, Reported::Progress(Some(told.amount))),
+            UserEvent::PaymentCaptured(told) => (&told.checkout, &told.payment, Reported::Captured(told.amount)),
             UserEvent::PaymentFailed(told) => (&told.checkout, &told.payment, Reported::Progress(None)),
             UserEvent::PaymentRefunded(told) => (&told.checkout, &told.payment, Reported::Refunded(told.refunded)),
             UserEvent::PaymentDisputed(told) => {
@@ -72,7 +73,7 @@ impl<'e> Matter<'e> {
 
 impl Checkout {
     /// The fact that a report brings. None about a payment under way: reports come late, twice and in any order, so they only
-    /// make the driver ask the provider. `known`: the dispute that the report names, if it was heard of before.
+    /// make the driver ask the provider, and compare. `known`: the dispute that the report names, if it was heard of before.
     ///
     /// # Errors
     /// The report is about another payment or another checkout's dispute, or in another currency. The payment is unknown here
@@ -84,6 +85,14 @@ impl Checkout {
         }
         let (amount, fact) = match report.what {
             Reported::Progress(amount) => (amount, None),
+            Reported::Captured(amount) => {
+                let differs = self.state == State::Completed && amount.amount() != self.due();
+                (Some(amount), differs.then_some(Fact::AmountDiffers))
+            }
+            Reported::Refunded(refunded) if refunded.amount() > self.due() => {
+                let may_be = !matches!(self.state, State::Failed(_));
+                (Some(refunded), may_be.then_some(Fact::AmountDiffers))
+            }
             Reported::Refunded(refunded) => {
                 let in_all = refunded.amount();
                 (Some(refunded), Some(Fact::Refunded { in_all }))

@@ -72,7 +72,7 @@ pub(super) fn checkout(state: State) -> Checkout {
         called_at: None,
         payment: None,
         unknown_since: None,
-        stuck: false,
+        stuck: None,
         sold: false,
         refunded: 0,
     }
@@ -326,6 +326,20 @@ fn a_report_is_about_this_payment_this_dispute_and_this_currency() {
     assert_eq!(fact, Ok(Some(Fact::Refunded { in_all: 10 })));
     let differs = Err(UserRefusalReason::PaymentDiffers);
     assert_eq!(hear(&paid, &other, Reported::Refunded(price(10)), None), differs);
+    // Another amount than was asked for, where no driver asks the provider any more.
+    for what in [Reported::Captured(price(99)), Reported::Refunded(price(101))] {
+        assert_eq!(
+            hear(&paid, &ours, what, None),
+            Ok(Some(Fact::AmountDiffers)),
+            "{what:?}"
+        );
+    }
+    assert_eq!(hear(&paid, &ours, Reported::Captured(price(100)), None), Ok(None));
+    let sold = Checkout {
+        state: State::Sold,
+        ..paid.clone()
+    };
+    assert_eq!(hear(&sold, &ours, Reported::Captured(price(99)), None), Ok(None));
     let wrong = Err(UserRefusalReason::WrongCurrency);
     assert_eq!(hear(&paid, &ours, Reported::Refunded(dollars), None), wrong);
     assert_eq!(hear(&paid, &ours, Reported::Progress(Some(dollars)), None), wrong);
@@ -361,12 +375,27 @@ fn a_step_that_fails_for_too_long_makes_the_checkout_stuck_and_tells_it_once() {
     let stuck = fails(&since, MINUTE + Duration::SECOND);
     assert!(matches!(stuck.outcomes[..], [UserOutcome::CheckoutStuck(_)]));
     let stuck = stuck.next.unwrap();
-    assert!(stuck.stuck && fails(&stuck, MINUTE * 3).is_nothing());
-    let resumed = after(&stuck, Fact::Resumed).next.unwrap();
-    assert_eq!((resumed.stuck, resumed.unknown_since), (false, None));
+    assert!(stuck.stuck == Some(StuckReason::StepFails) && fails(&stuck, MINUTE * 3).is_nothing());
+    for mended in [Fact::Resumed, Fact::Heard] {
+        let resumed = after(&stuck, mended).next.unwrap();
+        assert_eq!((resumed.stuck, resumed.unknown_since), (None, None));
+    }
     // Whatever comes through ends it.
     let declined = after(&stuck, Fact::Declined(None)).next.unwrap();
-    assert_eq!((declined.stuck, declined.unknown_since), (false, None));
+    assert_eq!((declined.stuck, declined.unknown_since), (None, None));
+}
+
+#[test]
+fn an_amount_that_differs_makes_the_checkout_stuck_until_an_operator_resumes_it() {
+    for state in [State::Created, State::Sold, State::Completed] {
+        let stuck = after(&checkout(state.clone()), Fact::AmountDiffers);
+        assert!(matches!(stuck.outcomes[..], [UserOutcome::CheckoutStuck(_)]));
+        let stuck = stuck.next.unwrap();
+        assert_eq!((&stuck.state, stuck.stuck), (&state, Some(StuckReason::AmountDiffers)));
+        assert!(after(&stuck, Fact::AmountDiffers).is_nothing());
+        assert!(after(&stuck, Fact::Heard).is_nothing(), "the provider has told it");
+        assert_eq!(after(&stuck, Fact::Resumed).next.unwrap().stuck, None);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::histories::Books;
 use super::tests::{checkout, now};
-use super::{Checkout, CreditsChange, Fact, Next, PaymentStatus, Seats, State, Step, apply};
+use super::{Checkout, CreditsChange, Fact, Next, PaymentStatus, Seats, State, Step, StuckReason, apply};
 
 /// Histories of the test below.
 const HISTORIES: u32 = 60_000;
@@ -20,6 +20,8 @@ struct Charge {
     declined: bool,
     captured: i64,
     refunded: i64,
+    /// What the checkout asked for.
+    due: i64,
 }
 
 /// Who has the seat.
@@ -137,7 +139,7 @@ impl World {
 
     fn go_on(&mut self, slot: usize, seen: Checkout, choice: u8) {
         let step = match seen.next(self.clock) {
-            Next::Take(step) if !seen.stuck => step,
+            Next::Take(step) if seen.stuck.is_none() => step,
             Next::Wait(_) if choice < 64 => Step::Look,
             _ => return,
         };
@@ -179,6 +181,7 @@ impl World {
                     (charge.status, charge.captured) = (PaymentStatus::Captured, seen.due());
                 }
                 match charge.status {
+                    PaymentStatus::Captured if charge.captured != charge.due => Fact::AmountDiffers,
                     PaymentStatus::Captured => Fact::Captured,
                     _ => Fact::NotCaptured,
                 }
@@ -202,6 +205,7 @@ impl World {
                 declined: false,
                 captured: 0,
                 refunded: 0,
+                due: seen.due(),
             });
         }
         self.charge.is_some() && seen.called_at.is_some()
@@ -283,10 +287,24 @@ impl World {
         let fact = match choice % 8 {
             0 => Fact::GivenUp(CheckoutFailure::Cancelled),
             1 => Fact::LeftStuck,
-            2..=4 => Fact::Resumed,
+            2 | 3 => Fact::Resumed,
+            4 => Fact::Heard,
+            5 => {
+                self.money_is_captured_by_hand(choice);
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         self.record(&self.row.clone(), fact)
+    }
+
+    /// An operator captures at the provider, and perhaps less than was authorised.
+    fn money_is_captured_by_hand(&mut self, choice: u8) {
+        let Some(charge) = &mut self.charge else { return };
+        if charge.status == PaymentStatus::Authorised {
+            charge.status = PaymentStatus::Captured;
+            charge.captured = if choice < 128 { charge.due } else { charge.due / 2 };
+        }
     }
 
     /// An operator refunds at the provider; its report may be late.
@@ -304,7 +322,10 @@ impl World {
     fn come_to_the_end(&mut self) -> Result<(), String> {
         self.drives = [None, None, None];
         for _ in 0..40 {
-            if self.row.stuck {
+            if self.row.stuck == Some(StuckReason::AmountDiffers) {
+                self.record(&self.row.clone(), Fact::GivenUp(CheckoutFailure::Settled))?;
+            }
+            if self.row.stuck.is_some() {
                 self.record(&self.row.clone(), Fact::Resumed)?;
             }
             let in_all = self.charge.as_ref().map_or(0, |charge| charge.refunded);
@@ -348,6 +369,7 @@ impl Charge {
     fn fact(&self) -> Fact {
         match self.status {
             PaymentStatus::Unconfirmed if self.declined => Fact::Declined(None),
+            PaymentStatus::Captured if self.captured != self.due => Fact::AmountDiffers,
             status => Fact::Payment(status),
         }
     }

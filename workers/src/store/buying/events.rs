@@ -143,7 +143,7 @@ impl Buying {
         };
         let known = match report.what {
             Reported::Disputed { dispute, .. } => disputes::lock(main, dispute, checkout.currency()).await?,
-            Reported::Progress(_) | Reported::Refunded(_) => None,
+            Reported::Progress(_) | Reported::Captured(_) | Reported::Refunded(_) => None,
         };
         let transition = match checkout.hear(report, known) {
             Ok(Some(fact)) => apply(&checkout, fact, (self.now)()),
