@@ -23,6 +23,8 @@ newest! {
         UserErased(v1::UserErased),
         CreditsAdded(v1::CreditsAdded),
         CheckoutRequested(v1::CheckoutRequested),
+        CheckoutRetried(v1::CheckoutRetried),
+        CheckoutCancelled(v1::CheckoutCancelled),
         PaymentAuthorized(v1::PaymentAuthorized),
         PaymentCaptured(v1::PaymentCaptured),
         PaymentFailed(v1::PaymentFailed),

@@ -31,6 +31,8 @@ pub(crate) const TESTS: &[Test] = tests![
     whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither,
     a_customer_who_must_confirm_is_waited_for_until_the_hold_ends,
     a_buyers_page_gets_the_secret_to_confirm_with_and_nothing_keeps_it,
+    a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_once,
+    a_buyer_gives_up_at_any_time_before_the_seats_are_sold_and_never_after,
     a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not,
     a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_it,
     a_cancelled_or_killed_checkout_gives_everything_back,
@@ -553,6 +555,182 @@ fn a_buyers_page_gets_the_secret_to_confirm_with_and_nothing_keeps_it(kit: &Kit)
         );
         let asked = kit.stack.restate.sql(&asked).await?;
         ensure!(asked.is_empty(), "{asked:?}");
+        shop.close().await
+    })
+}
+
+fn a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_once(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/again", &[("HOLDFAST_RETRY_DECLINED", "true")]).await?;
+        let tickets = shop.tickets(7).await?;
+        fill(kit, &shop.user, &tickets[..6], Some(600)).await?;
+        fill(kit, &shop.user, &tickets[6..], Some(6)).await?;
+        let names = ["event", "handler", "confirmed", "late", "unmade", "kept", "never"];
+        for (name, ticket) in names.iter().zip(&tickets) {
+            let method = if *name == "unmade" { "no_card" } else { DECLINED };
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": method });
+            check_out(kit, &shop.user, body).await?;
+        }
+        for name in &names[..6] {
+            let declined = reaches(kit, &shop.id(name), "declined").await?;
+            ensure!(
+                declined["code"].is_string() && declined["reason"].is_null(),
+                "{declined}"
+            );
+        }
+        let retry = async |name: &str, method: &str| {
+            let body = json!({ "payment_method": method });
+            call(kit, &[], "Checkout", &shop.id(name), "retry", &body).await
+        };
+        let retried = |name: &str, number: usize, method: &str| {
+            let data = json!({ "checkout": shop.id(name), "payment_method": method });
+            event(
+                &shop.id(&format!("{name}-{number}")),
+                &shop.user,
+                "checkout.retried",
+                data,
+            )
+        };
+        // By an event that comes twice: declined again, and then paid.
+        let again = retried("event", 1, "pm_card_visa_chargeDeclinedLostCard");
+        pay(kit, &[again.clone(), again]).await?;
+        until("it is declined again", DEADLINE, async || {
+            let (_, view) = view(kit, "Checkout", &shop.id("event")).await?;
+            ensure!(view["state"] == "declined" && view["code"] == "lost_card", "{view}");
+            Ok(())
+        })
+        .await?;
+        pay(kit, &[retried("event", 2, CARD)]).await?;
+        // By a handler, twice at once: one attempt is made, the other one is too late.
+        let both = tokio::try_join!(retry("handler", CARD), retry("handler", CARD))?;
+        ensure!(both.0.0 == 200 || both.1.0 == 200, "{both:?}");
+        ensure!(
+            [both.0.0, both.1.0].iter().all(|status| [200, 409].contains(status)),
+            "{both:?}"
+        );
+        // One that the customer has to confirm.
+        retry("confirmed", CONFIRMED).await?;
+        reaches(kit, &shop.id("confirmed"), "waiting").await?;
+        let (status, answer) = retry("confirmed", CARD).await?;
+        ensure!(status == 409, "{status}: {answer}");
+        shop.simulator.authenticate(&shop.payment("confirmed")?, true)?;
+        shop.tell("confirmed", "failed", json!({ "code": "told" })).await?;
+        // The first attempt comes through after all, and nobody tells it; at the same time another card is given.
+        shop.simulator.comes_through(&shop.payment("late")?)?;
+        retry("late", CARD).await?;
+        // The payment was never made: it is made with the other card. And likewise when its answers are lost.
+        shop.simulator
+            .fail(Call::Create, Some(&shop.id("unmade")), Fault::AnswerLost, 2);
+        retry("unmade", CARD).await?;
+        for fault in [Fault::AnswerLost, Fault::Broken { done: true }, Fault::Garbled] {
+            shop.simulator.fail(Call::Confirm, Some(&shop.id("kept")), fault, 1);
+        }
+        pay(kit, &[retried("kept", 1, CARD)]).await?;
+        for name in &names[..6] {
+            ends(kit, &shop.id(name), "completed")
+                .await
+                .with_context(|| (*name).to_owned())?;
+            shop.paid(name, PRICE).with_context(|| (*name).to_owned())?;
+            let moved = shop.simulator.movements(&shop.id(name));
+            ensure!(
+                moved == [(Kind::Authorised, PRICE), (Kind::Captured, PRICE)],
+                "{name}: {moved:?}"
+            );
+            let payments = shop.simulator.payments_of(&shop.id(name));
+            ensure!(payments.len() == 1, "{name}: {payments:?}");
+        }
+        sold(kit, &tickets[..6]).await?;
+        // Nobody comes back: the checkout fails when its hold ends.
+        let ended = ends(kit, &shop.id("never"), "failed").await?;
+        ensure!(ended["reason"] == "declined" && ended["code"].is_string(), "{ended}");
+        shop.paid("never", 0)?;
+        let (status, answer) = retry("never", CARD).await?;
+        ensure!(status == 409, "{status}: {answer}");
+        pay(kit, &[retried("never", 1, CARD), retried("nowhere", 1, CARD)]).await?;
+        reads(kit, &shop.user, "refused", 1).await?;
+        reads(kit, &shop.user, "payment_declined", 8).await?;
+        free(kit, &tickets[6..]).await?;
+        shop.close().await
+    })
+}
+
+fn a_buyer_gives_up_at_any_time_before_the_seats_are_sold_and_never_after(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/given-up", &[("HOLDFAST_RETRY_DECLINED", "true")]).await?;
+        let places = [
+            ("opened", CARD, Some((Call::Create, Fault::Unavailable))),
+            ("created", CARD, Some((Call::Confirm, Fault::AnswerLost))),
+            ("waiting", CONFIRMED, None),
+            ("declined", DECLINED, None),
+            ("sold", CARD, Some((Call::Capture, Fault::Unavailable))),
+        ];
+        let cancel = async |name: &str| call(kit, &[], "Checkout", &shop.id(name), "cancel", &json!({})).await;
+        for by in ["event", "handler"] {
+            let tickets = shop.tickets_named(by, places.len()).await?;
+            fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+            for ((state, method, fault), ticket) in places.iter().zip(&tickets) {
+                let name = format!("{by}-{state}");
+                if let Some((call, fault)) = fault {
+                    shop.simulator.fail(*call, Some(&shop.id(&name)), *fault, 1_000);
+                    shop.simulator
+                        .fail(Call::Retrieve, Some(&shop.id(&name)), Fault::Unavailable, 1_000);
+                }
+                let body = json!({ "checkout": shop.id(&name), "tickets": [ticket], "payment_method": method });
+                check_out(kit, &shop.user, body).await?;
+                reaches(kit, &shop.id(&name), state)
+                    .await
+                    .with_context(|| name.clone())?;
+                let is_late = *state == "sold";
+                if by == "handler" {
+                    for _ in 0..2 {
+                        let (status, answer) = cancel(&name).await?;
+                        ensure!(status == if is_late { 409 } else { 200 }, "{name}: {status}: {answer}");
+                    }
+                } else {
+                    let data = json!({ "checkout": shop.id(&name) });
+                    let given_up = event(&shop.id(&format!("{name}/up")), &shop.user, "checkout.cancelled", data);
+                    pay(kit, &[given_up.clone(), given_up]).await?;
+                    shop.took(&shop.id(&format!("{name}/up"))).await?;
+                }
+                if !is_late {
+                    let (_, view) = view(kit, "Checkout", &shop.id(&name)).await?;
+                    ensure!(view["reason"] == "cancelled", "{name}: {view}");
+                }
+            }
+            shop.simulator.heal();
+            for (state, ..) in places {
+                let name = format!("{by}-{state}");
+                let (end, money) = if state == "sold" {
+                    ("completed", PRICE)
+                } else {
+                    ("failed", 0)
+                };
+                ends(kit, &shop.id(&name), end).await.with_context(|| name.clone())?;
+                shop.paid(&name, money).with_context(|| name.clone())?;
+            }
+        }
+        // At the same time as the customer's confirmation: one of both, wholly.
+        let tickets = shop.tickets_named("both", 6).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for (number, ticket) in tickets.iter().enumerate() {
+            let name = format!("both-{number}");
+            let body = json!({ "checkout": shop.id(&name), "tickets": [ticket], "payment_method": CONFIRMED });
+            check_out(kit, &shop.user, body).await?;
+            reaches(kit, &shop.id(&name), "waiting").await?;
+            shop.simulator.authenticate(&shop.payment(&name)?, true)?;
+            let told = shop.tell(&name, "failed", json!({ "code": "told" }));
+            let (_, (status, _)) = tokio::try_join!(told, cancel(&name))?;
+            let ended = has_ended(kit, &shop.id(&name)).await?;
+            let is_sold = ended["state"] == "completed";
+            ensure!(is_sold == (status == 409), "{status}: {ended}");
+            shop.paid(&name, if is_sold { PRICE } else { 0 })?;
+            let ticket = std::slice::from_ref(ticket);
+            if is_sold {
+                sold(kit, ticket).await?
+            } else {
+                free(kit, ticket).await?
+            }
+        }
         shop.close().await
     })
 }

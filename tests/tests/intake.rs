@@ -985,6 +985,12 @@ fn bad_payments() -> Vec<Bad> {
             Some("amount"),
         ),
         ("payment.failed", about(json!({ "code": "lost_card" })), None),
+        (
+            "checkout.retried",
+            json!({ "checkout": "intake/order", "payment_method": "pm_1" }),
+            None,
+        ),
+        ("checkout.cancelled", json!({ "checkout": "intake/order" }), None),
         ("checkout.requested", order, None),
     ] {
         let sound = event("intake/bad", "intake/bad", kind, data.clone());

@@ -108,7 +108,7 @@ const FAULTS: &[Fault] = &[
 async fn take(provider: &Provider, buyer: &Buyer, step: Step, id: Option<&PaymentId>) -> Result<Payment, Error> {
     let checkout = &buyer.checkout;
     match (step, id) {
-        (Step::Authorise, Some(id)) => provider.authorise(id, checkout).await,
+        (Step::Authorise, Some(id)) => provider.authorise(id, &buyer.order()).await,
         (Step::Capture, Some(id)) => provider.capture(id, checkout).await,
         (Step::Cancel, Some(id)) => provider.cancel(id, checkout).await,
         (Step::Refund, Some(id)) => provider.refund(id, checkout).await,
@@ -211,7 +211,7 @@ fn a_failure_that_the_provider_repeats_does_not_hold_up_a_step(kit: &Kit) -> any
         let (provider, metrics) = provider(&simulator, PATIENCE)?;
         let buyer = Buyer::new("repeated-failure", "pm_card_visa")?;
         let id = provider.create(&buyer.order()).await?.id;
-        provider.authorise(&id, &buyer.checkout).await?;
+        provider.authorise(&id, &buyer.order()).await?;
         simulator.fail(Call::Capture, None, Fault::Broken { done: false }, 1);
         let first = provider.capture(&id, &buyer.checkout).await;
         ensure!(matches!(first, Err(Error::Unknown { .. })), "{first:?}");
@@ -283,7 +283,7 @@ fn a_payment_is_found_among_many_after_its_key_is_forgotten(kit: &Kit) -> anyhow
         ensure!(later.is_none(), "{later:?}");
         // Of two payments for one checkout, the one with money on it counts.
         let twin = provider.create(&lost.order()).await?;
-        provider.authorise(&twin.id, &lost.checkout).await?;
+        provider.authorise(&twin.id, &lost.order()).await?;
         let found = provider
             .find(&lost.checkout, since)
             .await?
@@ -372,7 +372,7 @@ fn what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged(kit: &Kit) 
         let (provider, _) = provider(&simulator, PATIENCE)?;
         let buyer = Buyer::new("told", "pm_card_visa")?;
         let id = provider.create(&buyer.order()).await?.id;
-        provider.authorise(&id, &buyer.checkout).await?;
+        provider.authorise(&id, &buyer.order()).await?;
         provider.capture(&id, &buyer.checkout).await?;
         simulator.refund(id.as_str(), 500)?;
         simulator.dispute(id.as_str())?;

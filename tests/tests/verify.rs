@@ -207,9 +207,10 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         amount: 1,
         currency: Currency::from_code("EUR").context("no euro")?,
         method: "pm_card_visa",
+        attempt: 0,
     };
     let payment = adapter.create(&order).await?;
-    adapter.authorise(&payment.id, order.checkout).await?;
+    adapter.authorise(&payment.id, &order).await?;
     let compare = kit.stack.holdfast("verify", "verify").arg("--json");
     let compare = compare.env("HOLDFAST_PROVIDER_URL", &other.url());
     let (status, report) = judged(compare.env("HOLDFAST_PROVIDER_KEY", provider::KEY)).await?;

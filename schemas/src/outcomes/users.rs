@@ -18,6 +18,7 @@ newest! {
         CreditsChanged(v1::CreditsChanged),
         CheckoutOpened(v1::CheckoutOpened),
         CheckoutActionRequired(v1::CheckoutActionRequired),
+        CheckoutPaymentDeclined(v1::CheckoutPaymentDeclined),
         CheckoutCompleted(v1::CheckoutCompleted),
         CheckoutFailed(v1::CheckoutFailed),
         CheckoutStuck(v1::CheckoutStuck),

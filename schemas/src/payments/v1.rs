@@ -51,6 +51,15 @@ wire! { UserEvent;
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tickets: Option<List<TicketId>>
     };
+    /// A buyer gives another payment method, as the last one was declined.
+    CheckoutRetried "holdfast.checkout.retried.v1" {
+        checkout: CheckoutId,
+        payment_method: PaymentMethod
+    };
+    /// A buyer gives a checkout up.
+    CheckoutCancelled "holdfast.checkout.cancelled.v1" {
+        checkout: CheckoutId
+    };
     /// The money of a checkout is set aside at the payment provider.
     PaymentAuthorized "holdfast.payment.authorized.v1" {
         checkout: CheckoutId,

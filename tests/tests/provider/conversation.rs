@@ -222,7 +222,7 @@ async fn take(
     let (id, checkout) = (id.context("nothing was created")?, &buyer.checkout);
     Ok(match step {
         Step::Create | Step::Get => provider.get(id).await,
-        Step::Authorise => provider.authorise(id, checkout).await,
+        Step::Authorise => provider.authorise(id, &buyer.order()).await,
         Step::Capture => provider.capture(id, checkout).await,
         Step::Cancel => provider.cancel(id, checkout).await,
         Step::Refund => provider.refund(id, checkout).await,
@@ -277,6 +277,7 @@ impl Buyer {
             amount: AMOUNT,
             currency: Currency::EUR,
             method: &self.method,
+            attempt: 0,
         }
     }
 

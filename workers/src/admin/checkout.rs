@@ -110,7 +110,10 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
             let code = failure.code.as_ref().map(|code| format!(" ({code})"));
             format!("{}{}", failure.reason.as_str(), code.unwrap_or_default())
         }
-        None => "none".to_owned(),
+        None => checkout
+            .state
+            .code()
+            .map_or_else(|| "none".to_owned(), |code| format!("({code})")),
     };
     let mut text = String::new();
     for (name, value) in [

@@ -33,6 +33,8 @@ pub struct Driver {
     pub provider: Option<Provider>,
     /// After this long without a step that comes through, a checkout is marked as stuck, for an operator.
     pub stuck_after: Duration,
+    /// True if another payment method may be tried after a decline.
+    pub retry_declined: bool,
     pub now: fn() -> OffsetDateTime,
 }
 
@@ -125,6 +127,7 @@ impl Driver {
             buying,
             provider,
             stuck_after: config.checkout.stuck_after,
+            retry_declined: config.checkout.retry_declined,
             now,
         })
     }
@@ -221,6 +224,14 @@ impl Driver {
         }))
     }
 
+    /// Records what the buyer asks of a checkout.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn ask(&self, id: &CheckoutId, fact: Fact) -> Result<(), Error> {
+        self.tell(id, fact).await.map(drop)
+    }
+
     /// Sets a checkout that has not ended to be undone; the next drive gives back what it authorised, sold or spent.
     ///
     /// # Errors
@@ -304,28 +315,29 @@ impl Driver {
         match answer {
             Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
             Ok(payment) => Ok(Fact::PaymentMade(payment.id)),
-            Err(error) => refused(checkout, error),
+            Err(error) => self.refused(checkout, error),
         }
     }
 
     async fn authorise(&self, checkout: &Checkout, payment: &PaymentId) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let mut answer = provider.authorise(payment, &checkout.id).await;
+        let order = order(checkout);
+        let mut answer = provider.authorise(payment, &order).await;
         crash::here(Point::CheckoutAuthorised);
         if crash::again(Point::CheckoutAuthorised) {
-            answer = provider.authorise(payment, &checkout.id).await;
+            answer = provider.authorise(payment, &order).await;
         }
         match answer {
-            Ok(payment) => Ok(status(checkout, &payment)),
+            Ok(payment) => Ok(self.status(checkout, &payment)),
             // An earlier call, whose answer was lost, has authorised it.
             Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
-            Err(error) => refused(checkout, error),
+            Err(error) => self.refused(checkout, error),
         }
     }
 
     async fn look(&self, checkout: &Checkout) -> Result<Fact, Error> {
         Ok(match self.find_payment(checkout).await? {
-            Some(payment) => status(checkout, &payment),
+            Some(payment) => self.status(checkout, &payment),
             None => Fact::NoPayment,
         })
     }
@@ -394,21 +406,40 @@ impl Driver {
     fn provider(&self) -> Result<&Provider, Error> {
         self.provider.as_ref().ok_or(Error::NoProvider)
     }
-}
 
-/// The fact in a payment as the provider shows it.
-fn status(checkout: &Checkout, payment: &Payment) -> Fact {
-    if differs(checkout, payment) {
-        return Fact::AmountDiffers;
+    /// The fact in a payment as the provider shows it.
+    fn status(&self, checkout: &Checkout, payment: &Payment) -> Fact {
+        if differs(checkout, payment) {
+            return Fact::AmountDiffers;
+        }
+        match (payment.state, &payment.failure) {
+            (provider::State::Unconfirmed, Some(code)) => self.declined(code),
+            (provider::State::Unconfirmed, None) => Fact::Payment(PaymentStatus::Unconfirmed),
+            (provider::State::Canceled, _) => Fact::Payment(PaymentStatus::Canceled),
+            (provider::State::ActionRequired, _) => Fact::Payment(PaymentStatus::ActionRequired),
+            (provider::State::Processing, _) => Fact::Payment(PaymentStatus::Processing),
+            (provider::State::Authorized, _) => Fact::Payment(PaymentStatus::Authorised),
+            (provider::State::Captured, _) => Fact::Payment(PaymentStatus::Captured),
+        }
     }
-    match payment.state {
-        provider::State::Unconfirmed if payment.failure.is_some() => declined(payment.failure.as_deref()),
-        provider::State::Unconfirmed => Fact::Payment(PaymentStatus::Unconfirmed),
-        provider::State::Canceled => Fact::Payment(PaymentStatus::Canceled),
-        provider::State::ActionRequired => Fact::Payment(PaymentStatus::ActionRequired),
-        provider::State::Processing => Fact::Payment(PaymentStatus::Processing),
-        provider::State::Authorized => Fact::Payment(PaymentStatus::Authorised),
-        provider::State::Captured => Fact::Payment(PaymentStatus::Captured),
+
+    /// The fact in an error of the provider before any money was authorised.
+    fn refused(&self, checkout: &Checkout, error: provider::Error) -> Result<Fact, Error> {
+        match error {
+            provider::Error::Declined { reason } => Ok(self.declined(&reason)),
+            provider::Error::Misconfigured { .. } => {
+                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
+                Ok(Fact::Misconfigured)
+            }
+            error => Err(error.into()),
+        }
+    }
+
+    fn declined(&self, code: &str) -> Fact {
+        Fact::Declined {
+            for_good: !self.retry_declined || code.starts_with("amount_"),
+            code: DeclineCode::parse(code).ok(),
+        }
     }
 }
 
@@ -431,23 +462,7 @@ fn differs(checkout: &Checkout, payment: &Payment) -> bool {
     differs
 }
 
-/// The fact in an error of the provider before any money was authorised.
-fn refused(checkout: &Checkout, error: provider::Error) -> Result<Fact, Error> {
-    match error {
-        provider::Error::Declined { reason } => Ok(declined(Some(&reason))),
-        provider::Error::Misconfigured { .. } => {
-            tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
-            Ok(Fact::Misconfigured)
-        }
-        error => Err(error.into()),
-    }
-}
-
-fn declined(code: Option<&str>) -> Fact {
-    Fact::Declined(code.and_then(|code| DeclineCode::parse(code).ok()))
-}
-
-/// The order of a checkout's payment, the same at each call, as the idempotency key demands.
+/// The order of a checkout's payment, the same at each call of an attempt, as the idempotency key demands.
 fn order(checkout: &Checkout) -> Order<'_> {
     Order {
         checkout: &checkout.id,
@@ -455,6 +470,7 @@ fn order(checkout: &Checkout) -> Order<'_> {
         amount: checkout.due(),
         currency: checkout.currency(),
         method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
+        attempt: checkout.attempt,
     }
 }
 

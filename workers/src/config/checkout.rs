@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use holdfast_schemas::Currency;
 
 use super::Checks;
@@ -31,6 +31,10 @@ pub struct Checkout {
     /// before the checkout counts as stuck; at most 12h.
     #[arg(long, env = "HOLDFAST_STUCK_AFTER", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
     pub stuck_after: Duration,
+    /// Whether another payment method may be given as long as the holds last, after the payment was declined; without it the checkout
+    /// fails at once.
+    #[arg(long, env = "HOLDFAST_RETRY_DECLINED", default_value_t = true, action = ArgAction::Set, global = true)]
+    pub retry_declined: bool,
     /// Time without a step, and without a workflow in Restate, after which a checkout counts as abandoned and is undone.
     #[arg(long, env = "HOLDFAST_ABANDONED_AFTER", default_value = "1m", value_parser = humantime::parse_duration, global = true)]
     pub abandoned_after: Duration,

@@ -82,6 +82,8 @@ impl Entity for User {
             UserEvent::UserErased(events::UserErased {}) => Input::Erase,
             UserEvent::CreditsAdded(events::CreditsAdded { amount }) => Input::AddCredits { amount },
             UserEvent::CheckoutRequested(_)
+            | UserEvent::CheckoutRetried(_)
+            | UserEvent::CheckoutCancelled(_)
             | UserEvent::PaymentAuthorized(_)
             | UserEvent::PaymentCaptured(_)
             | UserEvent::PaymentFailed(_)

@@ -237,6 +237,7 @@ mod tests {
                 total: Price::parse(4_500, "EUR").unwrap(),
                 credits: Some(Credits::new(500).unwrap()),
                 method: None,
+                attempt: 0,
                 state,
                 until: noon,
                 called_at: None,

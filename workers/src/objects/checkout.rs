@@ -2,7 +2,9 @@
 //! other requests. Progress lies in the checkout's row, not in the journal: if the workflow is killed, forgotten or upgraded,
 //! another caller of the driver goes on from there.
 
-use holdfast_schemas::{CheckoutFailure, CheckoutId, Credits, DeclineCode, PaymentId, Price, TicketId, UserId};
+use holdfast_schemas::{
+    CheckoutFailure, CheckoutId, Credits, DeclineCode, PaymentId, PaymentMethod, Price, TicketId, UserId,
+};
 use restate_sdk::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
@@ -11,9 +13,11 @@ use time::OffsetDateTime;
 
 use crate::checkout::{self, DriveResult, Driver};
 use crate::domain;
+use crate::domain::checkout::{Fact, State};
 use crate::provider::ClientSecret;
 use crate::store::checkouts;
 
+use super::body::Body;
 use super::caller::{answer_caller, failed, step_failed};
 
 /// Drives one checkout to its end.
@@ -83,6 +87,27 @@ impl Checkout {
         Ok(())
     }
 
+    /// Tries another payment method after a decline; 409 unless the payment is declined. The outcomes tell what comes of it.
+    #[handler]
+    async fn retry(&self, ctx: SharedWorkflowContext<'_>, body: Body<Retry>) -> HandlerResult<Json<View>> {
+        let (id, Retry { payment_method }) = (id(ctx.key())?, body.read()?);
+        // Journalled: a request is one attempt, however often its handler runs.
+        let attempt = ctx.run(|| self.next_attempt(&id)).name("attempt").await?;
+        let method = payment_method;
+        self.ask(&ctx, &id, Fact::Retried { attempt, method }).await
+    }
+
+    /// Gives the checkout up by the buyer's wish: what is authorised is cancelled; 409 once the tickets are sold.
+    #[handler]
+    async fn cancel(&self, ctx: SharedWorkflowContext<'_>, body: Body<Cancel>) -> HandlerResult<Json<View>> {
+        let Cancel {} = body.read()?;
+        let asked = self.ask(&ctx, &id(ctx.key())?, Fact::Cancelled).await?;
+        match asked.0.reason {
+            Some(_) => Ok(asked),
+            None => Err(answer_caller(409, "the tickets are sold: it is too late to cancel")),
+        }
+    }
+
     /// What the buyer's page needs to have the customer confirm the payment (3-D Secure), fetched from the provider; 409 while
     /// the checkout does not wait for that.
     #[handler]
@@ -106,6 +131,31 @@ impl Checkout {
 }
 
 impl Checkout {
+    /// Records what the buyer asks, and has the checkout driven on.
+    async fn ask(&self, ctx: &SharedWorkflowContext<'_>, id: &CheckoutId, fact: Fact) -> HandlerResult<Json<View>> {
+        let asked = self.driver.ask(id, fact).await;
+        asked.map_err(|error| self.answer(&error))?;
+        ctx.workflow_client::<CheckoutClient>(ctx.key()).hear().send();
+        self.view(id).await
+    }
+
+    /// The number of the attempt that another payment method would be.
+    async fn next_attempt(&self, id: &CheckoutId) -> HandlerResult<i32> {
+        let found = checkouts::get(&self.driver.buying.main, id)
+            .await
+            .map_err(failed(&self.driver.buying.metrics))?;
+        match found.ok_or_else(never_opened)? {
+            found if matches!(found.state, State::Declined(_)) => Ok(found.attempt + 1),
+            found => Err(answer_caller(
+                409,
+                format!(
+                    "the checkout is {}: only a declined one takes another payment method",
+                    found.state.name()
+                ),
+            )),
+        }
+    }
+
     /// Drives the checkout, with pauses, to its end.
     async fn follow(&self, ctx: &WorkflowContext<'_>, id: &CheckoutId, may_wait: bool) -> Result<(), TerminalError> {
         let (mut listens, mut pause) = (may_wait, FIRST_PAUSE);
@@ -180,6 +230,18 @@ fn id(key: &str) -> HandlerResult<CheckoutId> {
     CheckoutId::parse(key).map_err(|invalid| answer_caller(400, format!("the checkout's id in the address: {invalid}")))
 }
 
+/// Another payment method for a declined checkout.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Retry {
+    payment_method: PaymentMethod,
+}
+
+/// Gives the checkout up.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cancel {}
+
 /// What the buyer's page needs to have the customer confirm the payment.
 #[derive(Serialize, JsonSchema)]
 struct ActionView {
@@ -218,7 +280,7 @@ fn exposed<S: Serializer>(secret: &ClientSecret, to: S) -> Result<S::Ok, S::Erro
 pub(super) struct View {
     checkout: CheckoutId,
     user: UserId,
-    /// opened, created, waiting, processing, authorised, sold, undoing, completed, refunded or failed.
+    /// opened, created, waiting, processing, declined, authorised, sold, undoing, completed, refunded or failed.
     state: String,
     /// The checkout waits for an operator.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -229,7 +291,7 @@ pub(super) struct View {
     credits: Option<Credits>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     payment: Option<PaymentId>,
-    /// The customer must have confirmed the payment by then.
+    /// The customer must have confirmed the payment by then, or given another payment method.
     #[serde(with = "time::serde::rfc3339")]
     #[schemars(with = "String")]
     until: OffsetDateTime,
@@ -241,7 +303,7 @@ pub(super) struct View {
 
 impl View {
     fn new(found: domain::checkout::Checkout) -> Self {
-        let failure = found.state.failure().cloned();
+        let (failure, code) = (found.state.failure().cloned(), found.state.code().cloned());
         Self {
             state: found.state.name().to_owned(),
             stuck: found.stuck.is_some(),
@@ -252,8 +314,8 @@ impl View {
             credits: found.credits,
             payment: found.payment,
             until: found.until,
-            reason: failure.as_ref().map(|failure| failure.reason),
-            code: failure.and_then(|failure| failure.code),
+            reason: failure.map(|failure| failure.reason),
+            code,
         }
     }
 }

@@ -348,7 +348,7 @@ impl User {
         let checkout = work.matter.checkout();
         let workflow = ctx.workflow_client::<CheckoutClient>(checkout.as_str());
         match work.matter {
-            Matter::Reported(_) => {
+            Matter::Reported(_) | Matter::Retried(_) | Matter::Cancelled(_) => {
                 workflow.hear().send();
                 return Ok(answer);
             }

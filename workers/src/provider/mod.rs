@@ -64,14 +64,20 @@ impl Provider {
     }
 
     /// Authorises the amount with the customer's bank. `Ok` is also [`State::ActionRequired`], [`State::Processing`] and, when
-    /// another call has captured it meanwhile, [`State::Captured`].
-    pub async fn authorise(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
+    /// another call has captured it meanwhile, [`State::Captured`]. A payment that was declined is authorised anew by a later attempt
+    /// alone, with that attempt's payment method.
+    pub async fn authorise(&self, payment: &PaymentId, order: &Order<'_>) -> Result<Payment, Error> {
+        let checkout = order.checkout;
         let back = self.return_url.clone().map(|mut back| {
             back.query_pairs_mut().append_pair("checkout", checkout.as_str());
             back
         });
-        let fields: Vec<_> = back.iter().map(|back| ("return_url", back.as_str())).collect();
-        let authorised = self.stripe.step(Call::Authorise, payment, checkout, &fields).await;
+        let mut fields: Vec<_> = back.iter().map(|back| ("return_url", back.as_str())).collect();
+        if order.attempt > 0 {
+            fields.push(("payment_method", order.method));
+        }
+        let attempt = Attempt::of(order);
+        let authorised = self.stripe.step(Call::Authorise, payment, attempt, &fields).await;
         self.count(Call::Authorise, authorised)
     }
 
@@ -118,7 +124,8 @@ impl Provider {
     }
 
     async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
-        self.count(call, self.stripe.step(call, payment, checkout, &[]).await)
+        let only = Attempt { checkout, number: 0 };
+        self.count(call, self.stripe.step(call, payment, only, &[]).await)
     }
 
     fn count<T>(&self, call: Call, answer: Result<T, Error>) -> Result<T, Error> {
@@ -129,7 +136,7 @@ impl Provider {
     }
 }
 
-/// The parameters of a payment. All must be the same at each retry.
+/// The parameters of a payment. All must be the same at each retry of one attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
     pub checkout: &'a CheckoutId,
@@ -139,6 +146,24 @@ pub struct Order<'a> {
     pub currency: Currency,
     /// The payment method, by the provider's token for it (`pm_card_visa`): 1 to 255 bytes.
     pub method: &'a str,
+    /// The payment methods that were tried before this one.
+    pub attempt: i32,
+}
+
+/// An attempt at a checkout's payment, by which its calls are told from those of the others.
+#[derive(Debug, Clone, Copy)]
+struct Attempt<'a> {
+    checkout: &'a CheckoutId,
+    number: i32,
+}
+
+impl<'a> Attempt<'a> {
+    fn of(order: &Order<'a>) -> Self {
+        Self {
+            checkout: order.checkout,
+            number: order.attempt,
+        }
+    }
 }
 
 /// A payment, as the provider reported it. Amounts are minor units of its currency.

@@ -38,7 +38,7 @@ use url::{Url, form_urlencoded};
 use uuid::{Uuid, uuid};
 
 use super::http::{Cause, Http, Silence};
-use super::{Call, CheckoutId, ClientSecret, Currency, Error, Order, Payment, PaymentId, State, UserId};
+use super::{Attempt, Call, CheckoutId, ClientSecret, Currency, Error, Order, Payment, PaymentId, State, UserId};
 use crate::config::ReplaceableSecret;
 use crate::transience;
 
@@ -109,7 +109,7 @@ impl Stripe {
             EXPAND,
         ];
         for attempt in 0..KEYS {
-            let key = idempotency_key(order.checkout, call, attempt);
+            let key = idempotency_key(Attempt::of(order), call, attempt);
             let Answered { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
             if replayed && matches!(said, Said::Unknown(_)) {
                 continue;
@@ -149,7 +149,7 @@ impl Stripe {
         &self,
         call: Call,
         payment: &PaymentId,
-        checkout: &CheckoutId,
+        by: Attempt<'_>,
         fields: &[(&str, &str)],
     ) -> Result<Payment, Error> {
         // A payment that is only authorised is never refunded: Stripe could understand such a call as something else.
@@ -160,8 +160,8 @@ impl Stripe {
                 settled => return settled.answer(call, now),
             }
         }
-        for attempt in 0..KEYS {
-            let told = self.ask_for(call, payment, fields, idempotency_key(checkout, call, attempt));
+        for number in 0..KEYS {
+            let told = self.ask_for(call, payment, fields, idempotency_key(by, call, number));
             let Answered { said, replayed } = told.await?;
             let (now, refusal) = match said {
                 Said::Done(body) if !replayed && call != Call::Refund => (read_payment(call, &body)?, None),
@@ -174,6 +174,10 @@ impl Stripe {
             match (standing(call, &now), refusal) {
                 (Standing::Open, _) if replayed => {}
                 (Standing::Open, Some(message)) => return Err(Error::Misconfigured { call, message }),
+                // The decline is that of an earlier attempt: this one can be confirmed, and was not.
+                (Standing::Declined(_), Some(message)) if by.number > 0 => {
+                    return Err(Error::Misconfigured { call, message });
+                }
                 (Standing::Open, None) => {
                     return Err(unknown(
                         call,
@@ -333,9 +337,14 @@ fn takes(currency: Currency, amount: i64) -> bool {
     }
 }
 
-/// The idempotency key of a try of a step of a checkout. It never changes.
-fn idempotency_key(checkout: &CheckoutId, call: Call, attempt: u32) -> Uuid {
-    Uuid::new_v5(&IDEMPOTENCY, format!("{call}:{attempt}:{checkout}").as_bytes())
+/// The idempotency key of a step of a checkout: another one for each attempt, and the `number`-th of that attempt. It never changes.
+fn idempotency_key(by: Attempt<'_>, call: Call, number: u32) -> Uuid {
+    let checkout = by.checkout;
+    let name = match by.number {
+        0 => format!("{call}:{number}:{checkout}"),
+        attempt => format!("{call}.{attempt}:{number}:{checkout}"),
+    };
+    Uuid::new_v5(&IDEMPOTENCY, name.as_bytes())
 }
 
 /// A payment's state in relation to a step.
@@ -727,7 +736,15 @@ mod tests {
 
     #[test]
     fn a_key_follows_from_checkout_step_and_attempt_and_never_changes() {
-        let key = |checkout: &str, call, attempt| idempotency_key(&CheckoutId::parse(checkout).unwrap(), call, attempt);
+        let tried = |checkout: &str, call, attempt, number| {
+            let checkout = &CheckoutId::parse(checkout).unwrap();
+            let by = Attempt {
+                checkout,
+                number: attempt,
+            };
+            idempotency_key(by, call, number)
+        };
+        let key = |checkout: &str, call, number| tried(checkout, call, 0, number);
         assert_eq!(
             key("c-1", Call::Create, 0).to_string(),
             "69388b97-6b37-5d2a-a51d-964c2438a898"
@@ -737,6 +754,9 @@ mod tests {
             key("c-2", Call::Create, 0),
             key("c-1", Call::Capture, 0),
             key("c-1", Call::Capture, 1),
+            tried("c-1", Call::Create, 1, 0),
+            tried("c-1", Call::Create, 2, 0),
+            key("1:0:c-1", Call::Create, 0),
         ];
         for (place, one) in keys.iter().enumerate() {
             assert!(!keys[..place].contains(one), "{one}");

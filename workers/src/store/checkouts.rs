@@ -60,7 +60,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
     // One row for each ticket; the checkout's own columns are the same in all.
     let rows = sqlx::query!(
         "select c.version, c.user_id, c.hash, c.state, c.total_amount, c.total_currency, c.credits, c.payment_method, c.payment,
-                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded,
+                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded, c.attempt,
                 s.ticket, s.hold, s.show, s.seat, s.price_amount
          from checkouts c join checkout_seats s on s.checkout = c.checkout
          where c.checkout = $1 order by s.place",
@@ -91,19 +91,18 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
         key: checkout.to_string(),
         what,
     };
-    let failure = match &row.failure {
-        Some(reason) => Some(Failure {
-            reason: read(reason, CheckoutFailure::parse).map_err(wrong)?,
-            code: row
-                .failure_code
-                .as_deref()
-                .map(|code| read(code, DeclineCode::parse))
-                .transpose()
-                .map_err(wrong)?,
-        }),
-        None => None,
-    };
+    let code = row.failure_code.as_deref().map(|code| read(code, DeclineCode::parse));
+    let code = code.transpose().map_err(wrong)?;
+    let reason = row
+        .failure
+        .as_deref()
+        .map(|reason| read(reason, CheckoutFailure::parse));
+    let failure = reason.transpose().map_err(wrong)?.map(|reason| Failure {
+        reason,
+        code: code.clone(),
+    });
     let state = match (row.state.as_str(), failure) {
+        ("declined", None) => State::Declined(code),
         ("opened", None) => State::Opened,
         ("created", None) => State::Created,
         ("waiting", None) => State::Waiting,
@@ -133,6 +132,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
             .map(|method| read(method, PaymentMethod::parse))
             .transpose()
             .map_err(wrong)?,
+        attempt: row.attempt,
         state,
         until: row.until,
         called_at: row.called_at,
@@ -230,7 +230,8 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
                 stuck_at = case when $7 then coalesce(stuck_at, clock_timestamp()) end,
                 sold_at = case when $8 then coalesce(sold_at, clock_timestamp()) end,
                 failure = $9, failure_code = $10, refunded = $11, moved_at = clock_timestamp(),
-                ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end, stuck_reason = $13
+                ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end, stuck_reason = $13,
+                payment_method = $14, attempt = $15
          where checkout = $1 and version = $2
          returning 1
          ),
@@ -248,12 +249,12 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
         to.stuck.is_some(),
         to.sold,
         failure.map(|failure| failure.reason.as_str()),
-        failure
-            .and_then(|failure| failure.code.as_ref())
-            .map(DeclineCode::as_str),
+        to.state.code().map(DeclineCode::as_str),
         to.refunded,
         has_ended,
         to.stuck.map(StuckReason::name),
+        to.method.as_ref().map(PaymentMethod::as_str),
+        to.attempt,
     );
     updated.fetch_one(connection).await.map_err(Error::Write)
 }
@@ -288,11 +289,12 @@ pub async fn unfinished(
 }
 
 /// The states that [`counts`] may name.
-pub const COUNTED: [&str; 9] = [
+pub const COUNTED: [&str; 10] = [
     "opened",
     "created",
     "waiting",
     "processing",
+    "declined",
     "authorised",
     "sold",
     "undoing",

@@ -35,6 +35,14 @@ wire! { UserOutcome;
         /// Without a confirmation the checkout fails then.
         #[serde(with = "crate::moment")] #[schemars(with = "crate::moment::Moment")] until: OffsetDateTime
     };
+    /// The payment was declined. Another payment method may be given (`checkout.retried`) as long as the holds last.
+    CheckoutPaymentDeclined "holdfast.outcome.checkout.payment_declined.v1" {
+        checkout: CheckoutId,
+        /// What the payment provider says to it.
+        #[serde(default, skip_serializing_if = "Option::is_none")] code: Option<DeclineCode>,
+        /// Without another payment method the checkout fails then.
+        #[serde(with = "crate::moment")] #[schemars(with = "crate::moment::Moment")] until: OffsetDateTime
+    };
     /// The tickets are the user's, and paid.
     CheckoutCompleted "holdfast.outcome.checkout.completed.v1" {
         checkout: CheckoutId,

@@ -180,9 +180,19 @@ impl Books {
 
     /// `decline` is a reason to decline whatever the card.
     pub(super) fn confirm(&mut self, id: &str, fields: &Fields, decline: Option<&str>) -> Answer {
-        only(&["return_url"], fields)?;
-        self.at(id, &[Status::RequiresConfirmation], "confirm")?;
+        only(&["return_url", "payment_method"], fields)?;
+        let other = field(fields, "payment_method").map(String::from);
+        let open = match &other {
+            Some(_) => &[Status::RequiresConfirmation, Status::RequiresPaymentMethod][..],
+            None => &[Status::RequiresConfirmation],
+        };
+        self.at(id, open, "confirm")?;
+        if other.as_ref().is_some_and(|method| !method.starts_with("pm_card_")) {
+            return Err(invalid("resource_missing", "payment_method"));
+        }
         let payment = self.payment(id);
+        payment.method = other.or(payment.method.take());
+        payment.failure = None;
         payment.return_url = field(fields, "return_url").map(String::from);
         let method = payment.method.clone().unwrap_or_default();
         match decline.or_else(|| declined_card(&method)) {
@@ -203,6 +213,11 @@ impl Books {
             true => Ok(self.authorise(id)),
             false => Err(self.decline(id, "authentication_failed")),
         }
+    }
+
+    pub(super) fn come_through(&mut self, id: &str) -> Answer {
+        self.at(id, &[Status::RequiresPaymentMethod], "confirm")?;
+        Ok(self.authorise(id))
     }
 
     /// `amount`: `None` captures all that is authorised.

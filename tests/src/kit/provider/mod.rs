@@ -175,12 +175,13 @@ impl Simulator {
         self.url.clone()
     }
 
-    /// Settings that make a worker use this provider, with a short time-out.
-    pub fn settings(&self) -> [(&'static str, String); 3] {
+    /// Settings that make a worker use this provider, with a short time-out. A declined checkout fails at once.
+    pub fn settings(&self) -> [(&'static str, String); 4] {
         [
             ("HOLDFAST_PROVIDER_URL", self.url()),
             ("HOLDFAST_PROVIDER_KEY", String::from(KEY)),
             ("HOLDFAST_PROVIDER_TIMEOUT", String::from("2s")),
+            ("HOLDFAST_RETRY_DECLINED", String::from("false")),
         ]
     }
 
@@ -265,6 +266,11 @@ impl Simulator {
     /// The provider has the payment otherwise than it was asked for, as no real server can be made to.
     pub fn alter(&self, payment: &str, alter: impl FnOnce(&mut Payment)) {
         alter(lock(&self.state.books).payment(payment));
+    }
+
+    /// A payment that was declined comes through after all, as when the customer gives another card on the provider's page.
+    pub fn comes_through(&self, payment: &str) -> anyhow::Result<()> {
+        self.by_hand(|books| books.come_through(payment))
     }
 
     /// An operator refunds a part at the provider, past Holdfast.

@@ -1,14 +1,17 @@
 //! What follows from each fact about a checkout. docs/payments.md has it as a table.
 
 use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, Credits, DeclineCode, DisputeId, DisputeStatus, PaymentId, Price, UserOutcome,
-    outcomes,
+    CheckoutFailure, CheckoutId, Credits, DeclineCode, DisputeId, DisputeStatus, PaymentId, PaymentMethod, Price,
+    UserOutcome, outcomes,
 };
 use time::OffsetDateTime;
 
 use super::refunds::{credits_returned, disputed, refunded};
 use super::transition::{movement, row};
-use super::{Checkout, CreditsChange, CustomerMail, Failure, Next, Purchases, Seats, State, StuckReason, Transition};
+use super::{
+    Checkout, CreditsChange, CustomerMail, Failure, MOST_ATTEMPTS, Next, Purchases, Seats, State, StuckReason,
+    Transition,
+};
 use crate::domain::ledger::MovementKind;
 
 /// Something that was learnt about a checkout, by one of its steps or from outside.
@@ -20,8 +23,13 @@ pub enum Fact {
     NoPayment,
     /// The payment's status, as the provider says when asked.
     Payment(PaymentStatus),
-    /// No payment is made, or the one there is was declined, with the provider's code.
-    Declined(Option<DeclineCode>),
+    /// No payment is made, or the one there is was declined, with the provider's code. `for_good`: no other payment method is
+    /// to be tried.
+    Declined { code: Option<DeclineCode>, for_good: bool },
+    /// The buyer gives another payment method, as the attempt of this number.
+    Retried { attempt: i32, method: PaymentMethod },
+    /// The buyer gives the checkout up. Once the seats are sold it is too late for that.
+    Cancelled,
     /// The provider does not take the call until a setting, the account or this program is mended.
     Misconfigured,
     /// All seats are sold, within the transaction that writes this.
@@ -48,7 +56,7 @@ pub enum Fact {
     AmountDiffers,
     /// The next step failed, without an answer that tells anything. After `patience` it is no longer waited out.
     StepFailed { patience: std::time::Duration },
-    /// The buyer, an operator or the reconciler gives the checkout up.
+    /// An operator, the engine or the reconciler gives the checkout up.
     GivenUp(CheckoutFailure),
     /// An operator has a stuck checkout driven again.
     Resumed,
@@ -89,14 +97,17 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
             State::Opened | State::Created | State::Waiting | State::Processing => {
                 undo(checkout, CheckoutFailure::NotConfirmed)
             }
+            State::Declined(_) => row(checkout, moved(checkout, unpaid(checkout, now))),
             State::Sold => undo(checkout, CheckoutFailure::NotCaptured),
             _ => Transition::default(),
         },
         Fact::Payment(status) => stands(checkout, status, now),
-        Fact::Declined(code) => {
-            let reason = CheckoutFailure::Declined;
-            unauthorised(checkout, Failure { reason, code })
-        }
+        Fact::Declined { code, for_good } => declined(checkout, code, for_good, now),
+        Fact::Retried { attempt, method } => retried(checkout, attempt, method),
+        Fact::Cancelled => match checkout.state {
+            State::Sold => Transition::default(),
+            _ => give_up(checkout, CheckoutFailure::Cancelled),
+        },
         Fact::Misconfigured => unauthorised(checkout, CheckoutFailure::Misconfigured.into()),
         Fact::SeatsSold => sold(checkout),
         Fact::SeatsGone => unsold(checkout, CheckoutFailure::SeatsGone),
@@ -113,10 +124,7 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
         Fact::Disputed { now, before } => disputed(checkout, now, before),
         Fact::AmountDiffers => stuck(checkout, StuckReason::AmountDiffers),
         Fact::StepFailed { patience } => step_failed(checkout, patience, now),
-        Fact::GivenUp(reason) => match checkout.state {
-            State::Undoing(_) | State::Completed | State::Refunded | State::Failed(_) => Transition::default(),
-            _ => undo(checkout, reason),
-        },
+        Fact::GivenUp(reason) => give_up(checkout, reason),
         Fact::Heard if checkout.stuck != Some(StuckReason::StepFails) => Transition::default(),
         Fact::Resumed | Fact::Heard => resumed(checkout),
         Fact::LeftStuck => left_stuck(checkout, now),
@@ -140,7 +148,11 @@ fn made(checkout: &Checkout, payment: PaymentId) -> Transition {
 
 /// The payment's status decides whether the checkout goes on, waits, or is undone.
 fn stands(checkout: &Checkout, status: PaymentStatus, now: OffsetDateTime) -> Transition {
-    if !matches!(checkout.state, State::Created | State::Waiting | State::Processing) {
+    let is_open = matches!(
+        checkout.state,
+        State::Created | State::Waiting | State::Processing | State::Declined(_)
+    );
+    if !is_open {
         return Transition::default();
     }
     let state = match status {
@@ -150,7 +162,7 @@ fn stands(checkout: &Checkout, status: PaymentStatus, now: OffsetDateTime) -> Tr
         PaymentStatus::ActionRequired
         | PaymentStatus::Processing
         | PaymentStatus::Unconfirmed
-        | PaymentStatus::Canceled => State::Undoing(CheckoutFailure::NotConfirmed.into()),
+        | PaymentStatus::Canceled => unpaid(checkout, now),
     };
     let begins = state == State::Waiting && checkout.state != State::Waiting;
     let asked = checkout.payment.clone().filter(|_| begins).map(|payment| {
@@ -164,6 +176,57 @@ fn stands(checkout: &Checkout, status: PaymentStatus, now: OffsetDateTime) -> Tr
         outcomes: asked.into_iter().collect(),
         ..row(checkout, moved(checkout, state))
     }
+}
+
+/// The state of a checkout whose payment nobody is at: one that was declined waits on for another payment method.
+fn unpaid(checkout: &Checkout, now: OffsetDateTime) -> State {
+    match &checkout.state {
+        State::Declined(code) if now < checkout.until => State::Declined(code.clone()),
+        State::Declined(code) => State::Undoing(declined_with(code.clone())),
+        _ => State::Undoing(CheckoutFailure::NotConfirmed.into()),
+    }
+}
+
+/// The payment was declined: another payment method may be given as long as the holds last. It is told once for each attempt.
+fn declined(checkout: &Checkout, code: Option<DeclineCode>, for_good: bool, now: OffsetDateTime) -> Transition {
+    let is_over = for_good || now >= checkout.until || checkout.attempt + 1 >= MOST_ATTEMPTS;
+    match checkout.state {
+        State::Opened | State::Created | State::Waiting | State::Processing | State::Declined(_) if is_over => {
+            row(checkout, moved(checkout, State::Undoing(declined_with(code))))
+        }
+        State::Opened | State::Created | State::Waiting | State::Processing => Transition {
+            outcomes: vec![UserOutcome::CheckoutPaymentDeclined(
+                outcomes::CheckoutPaymentDeclined {
+                    checkout: checkout.id.clone(),
+                    code: code.clone(),
+                    until: checkout.until,
+                },
+            )],
+            ..row(checkout, moved(checkout, State::Declined(code)))
+        },
+        State::Declined(_) => row(checkout, moved(checkout, checkout.state.clone())),
+        _ => Transition::default(),
+    }
+}
+
+fn declined_with(code: Option<DeclineCode>) -> Failure {
+    let reason = CheckoutFailure::Declined;
+    Failure { reason, code }
+}
+
+/// The same payment is authorised anew, by another payment method; where none was made, it is made with that one.
+fn retried(checkout: &Checkout, attempt: i32, method: PaymentMethod) -> Transition {
+    if !matches!(checkout.state, State::Declined(_)) || attempt != checkout.attempt + 1 {
+        return Transition::default();
+    }
+    let is_missing = checkout.called_at.is_some() && checkout.payment.is_none();
+    let state = if is_missing { State::Opened } else { State::Created };
+    let next = Checkout {
+        attempt,
+        method: Some(method),
+        ..moved(checkout, state)
+    };
+    row(checkout, next)
 }
 
 /// The provider does not authorise the payment.
@@ -321,6 +384,13 @@ fn left_stuck(checkout: &Checkout, now: OffsetDateTime) -> Transition {
         ..checkout.clone()
     };
     row(checkout, next)
+}
+
+fn give_up(checkout: &Checkout, reason: CheckoutFailure) -> Transition {
+    match checkout.state {
+        State::Undoing(_) | State::Completed | State::Refunded | State::Failed(_) => Transition::default(),
+        _ => undo(checkout, reason),
+    }
 }
 
 fn undo(checkout: &Checkout, reason: CheckoutFailure) -> Transition {

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use holdfast_schemas::{CheckoutFailure, Credits, DeclineCode, DisputeId, DisputeStatus, OutcomeData, PaymentId};
+use holdfast_schemas::{
+    CheckoutFailure, Credits, DeclineCode, DisputeId, DisputeStatus, OutcomeData, PaymentId, PaymentMethod,
+};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 
@@ -58,8 +60,12 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("being processed", Fact::Payment(PaymentStatus::Processing)),
         ("unconfirmed", Fact::Payment(PaymentStatus::Unconfirmed)),
         ("unconfirmed", Fact::Payment(PaymentStatus::Canceled)),
-        ("declined", Fact::Declined(None)),
-        ("declined", Fact::Declined(DeclineCode::parse("lost_card").ok())),
+        ("declined", declined(None, false)),
+        ("declined", declined(DeclineCode::parse("lost_card").ok(), false)),
+        ("declined for good", declined(None, true)),
+        ("retried", retried(1)),
+        ("retried before", retried(0)),
+        ("cancelled", Fact::Cancelled),
         ("misconfigured", Fact::Misconfigured),
         ("seats sold", Fact::SeatsSold),
         ("seats gone", Fact::SeatsGone),
@@ -92,6 +98,15 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
     facts
 }
 
+fn declined(code: Option<DeclineCode>, for_good: bool) -> Fact {
+    Fact::Declined { code, for_good }
+}
+
+fn retried(attempt: i32) -> Fact {
+    let method = PaymentMethod::parse("pm_2").unwrap();
+    Fact::Retried { attempt, method }
+}
+
 fn dispute(status: DisputeStatus) -> Dispute {
     Dispute {
         id: DisputeId::parse("dp_1").unwrap(),
@@ -118,6 +133,7 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
     match (condition, fact) {
         ("missing", _) => checkout.called_at.is_some() && checkout.payment.is_none(),
         ("in time", _) => now < checkout.until,
+        ("another is left", _) => now < checkout.until && checkout.attempt < 9,
         ("credits pay all", _) => due == 0,
         ("refunded before", _) => due > 0 && checkout.refunded >= due,
         ("owed", _) => owed,
@@ -170,6 +186,7 @@ fn change(name: &str, before: &Checkout, after: &Checkout) -> &'static str {
         ("sold", "refunded") => "from sold to refunded",
         (before, after) if before == after => "any other",
         (_, "waiting") => "to waiting",
+        (_, "declined") => "to declined",
         (_, "sold") => "to sold",
         (_, "completed") => "to completed",
         (_, "failed") => "to failed",
@@ -227,6 +244,7 @@ fn every_checkout() -> Vec<Checkout> {
         State::Created,
         State::Waiting,
         State::Processing,
+        State::Declined(DeclineCode::parse("lost_card").ok()),
         State::Authorised,
         State::Sold,
         State::Undoing(failure()),
@@ -296,6 +314,7 @@ fn the_tables_on_the_page_are_what_the_rules_do() {
             "first",
             "missing",
             "in time",
+            "another is left",
             "credits pay all",
             "refunded before",
             "owed",
@@ -450,6 +469,9 @@ fn likely(row: &Checkout, choice: u8) -> usize {
         (State::Opened, _) => &["payment made"],
         (State::Created, 0) => &["confirmation asked for"],
         (State::Created, 1) => &["being processed"],
+        (State::Created | State::Waiting, 2) => &["declined"],
+        (State::Declined(_), 0) => &["authorised"],
+        (State::Declined(_), _) => &["retried"],
         (State::Created | State::Waiting | State::Processing, _) => &["authorised"],
         (State::Authorised, 0) => &["seats gone"],
         (State::Authorised, _) => &["seats sold"],
@@ -487,6 +509,8 @@ fn history(credits: u8, choices: &[(u8, u8)]) -> Result<(), String> {
                 now,
                 before: books.dispute.map(dispute),
             },
+            Fact::Retried { .. } if name == "retried" => retried(row.attempt + 1),
+            Fact::Retried { .. } => retried(row.attempt),
             fact => fact,
         };
         let cell = cell(&row, name, &fact, at);

@@ -29,6 +29,9 @@ pub use transition::{CreditsChange, CustomerMail, Purchases, Seats, Transition};
 /// Later the payment is looked up, never made again.
 const KEY_LIVES: Duration = Duration::hours(23);
 
+/// Most payment methods that are tried for one checkout: more would only try out cards.
+const MOST_ATTEMPTS: i32 = 10;
+
 /// A checkout, as its row has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkout {
@@ -42,6 +45,8 @@ pub struct Checkout {
     /// The part of the total that credits pay.
     pub credits: Option<Credits>,
     pub method: Option<PaymentMethod>,
+    /// The payment methods that were tried before this one.
+    pub attempt: i32,
     pub state: State,
     /// When the first of the holds ends.
     pub until: OffsetDateTime,
@@ -79,6 +84,8 @@ pub enum State {
     Waiting,
     /// The bank has not answered yet.
     Processing,
+    /// The payment was declined, with the provider's code; another payment method may be given.
+    Declined(Option<DeclineCode>),
     /// The money is authorised.
     Authorised,
     /// The seats are sold and the credits spent; the money is to be captured.
@@ -120,7 +127,7 @@ pub enum StuckReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     Take(Step),
-    /// Wait for an event of the provider, at most until then.
+    /// Wait for an event of the provider or the buyer, at most until then.
     Wait(OffsetDateTime),
     /// Nothing, ever.
     End,
@@ -196,8 +203,9 @@ impl Checkout {
             // Too late to authorise; but an earlier call may have authorised the payment.
             (State::Created, _) if is_late => Step::Look,
             (State::Created, Some(payment)) => Step::Authorise(payment.clone()),
-            (State::Waiting | State::Processing, _) if !is_late => return Next::Wait(self.until),
-            (State::Waiting | State::Processing, _) => Step::Look,
+            (State::Waiting | State::Processing | State::Declined(_), _) if !is_late => return Next::Wait(self.until),
+            // A confirmation, or another card on the customer's page, may have come through.
+            (State::Waiting | State::Processing | State::Declined(_), _) => Step::Look,
             (State::Authorised, _) => Step::Sell,
             (State::Sold, _) if self.due() == 0 => Step::Complete,
             (State::Sold, Some(payment)) => Step::Capture(payment.clone()),
@@ -236,6 +244,7 @@ impl State {
             State::Created => "created",
             State::Waiting => "waiting",
             State::Processing => "processing",
+            State::Declined(_) => "declined",
             State::Authorised => "authorised",
             State::Sold => "sold",
             State::Undoing(_) => "undoing",
@@ -250,6 +259,14 @@ impl State {
         match self {
             State::Undoing(failure) | State::Failed(failure) => Some(failure),
             _ => None,
+        }
+    }
+
+    /// The provider's code for the last decline.
+    pub fn code(&self) -> Option<&DeclineCode> {
+        match self {
+            State::Declined(code) => code.as_ref(),
+            state => state.failure()?.code.as_ref(),
         }
     }
 

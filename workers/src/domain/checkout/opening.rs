@@ -97,6 +97,7 @@ pub fn open(
         total,
         credits: wish.credits,
         method: wish.method.cloned(),
+        attempt: 0,
         state: State::Opened,
         until,
         called_at: None,

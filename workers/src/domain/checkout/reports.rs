@@ -9,6 +9,10 @@ use super::{Checkout, Dispute, Fact, State};
 pub enum Matter<'e> {
     /// A user asks for a checkout.
     Requested(&'e events::CheckoutRequested),
+    /// Its buyer gives another payment method.
+    Retried(&'e events::CheckoutRetried),
+    /// Its buyer gives it up.
+    Cancelled(&'e events::CheckoutCancelled),
     Reported(ProviderReport<'e>),
 }
 
@@ -40,6 +44,8 @@ impl<'e> Matter<'e> {
     pub fn of(event: &'e UserEvent) -> Option<Self> {
         let (checkout, payment, what) = match event {
             UserEvent::CheckoutRequested(requested) => return Some(Matter::Requested(requested)),
+            UserEvent::CheckoutRetried(retried) => return Some(Matter::Retried(retried)),
+            UserEvent::CheckoutCancelled(cancelled) => return Some(Matter::Cancelled(cancelled)),
             UserEvent::PaymentAuthorized(told) => {
                 (&told.checkout, &told.payment, Reported::Progress(Some(told.amount)))
             }
@@ -66,6 +72,8 @@ impl<'e> Matter<'e> {
     pub fn checkout(&self) -> &'e CheckoutId {
         match self {
             Matter::Requested(requested) => &requested.checkout,
+            Matter::Retried(retried) => &retried.checkout,
+            Matter::Cancelled(cancelled) => &cancelled.checkout,
             Matter::Reported(report) => report.checkout,
         }
     }

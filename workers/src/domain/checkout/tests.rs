@@ -67,6 +67,7 @@ pub(super) fn checkout(state: State) -> Checkout {
         total: price(100),
         credits: None,
         method: None,
+        attempt: 0,
         state,
         until: now() + MINUTE,
         called_at: None,
@@ -92,12 +93,12 @@ fn a_payment_is_made_within_its_keys_life_and_looked_up_afterwards() {
 #[test]
 fn no_money_is_asked_for_once_a_hold_has_ended() {
     let late = now() + MINUTE;
-    for state in [State::Created, State::Waiting, State::Processing] {
+    for state in [State::Created, State::Waiting, State::Processing, State::Declined(None)] {
         assert_eq!(checkout(state.clone()).next(late), Next::Take(Step::Look), "{state:?}");
     }
     // It was authorised in time: the seats are sold if they are free.
     assert_eq!(checkout(State::Authorised).next(late), Next::Take(Step::Sell));
-    for state in [State::Waiting, State::Processing] {
+    for state in [State::Waiting, State::Processing, State::Declined(None)] {
         assert_eq!(checkout(state).next(now()), Next::Wait(late));
     }
 }
@@ -381,7 +382,7 @@ fn a_step_that_fails_for_too_long_makes_the_checkout_stuck_and_tells_it_once() {
         assert_eq!((resumed.stuck, resumed.unknown_since), (None, None));
     }
     // Whatever comes through ends it.
-    let declined = after(&stuck, Fact::Declined(None)).next.unwrap();
+    let declined = after(&stuck, declined(None)).next.unwrap();
     assert_eq!((declined.stuck, declined.unknown_since), (None, None));
 }
 
@@ -396,6 +397,110 @@ fn an_amount_that_differs_makes_the_checkout_stuck_until_an_operator_resumes_it(
         assert!(after(&stuck, Fact::Heard).is_nothing(), "the provider has told it");
         assert_eq!(after(&stuck, Fact::Resumed).next.unwrap().stuck, None);
     }
+}
+
+fn declined(code: Option<&str>) -> Fact {
+    Fact::Declined {
+        code: code.map(|code| DeclineCode::parse(code).unwrap()),
+        for_good: false,
+    }
+}
+
+fn method(name: &str) -> PaymentMethod {
+    PaymentMethod::parse(name).unwrap()
+}
+
+#[test]
+fn another_payment_method_may_be_tried_until_the_holds_end_and_each_decline_is_told_once() {
+    let mut row = Checkout {
+        called_at: Some(now()),
+        payment: PaymentId::parse("pi_1").ok(),
+        ..checkout(State::Created)
+    };
+    for attempt in 1..MOST_ATTEMPTS {
+        let told = after(&row, declined(Some("lost_card")));
+        assert!(
+            matches!(told.outcomes[..], [UserOutcome::CheckoutPaymentDeclined(_)]),
+            "{told:?}"
+        );
+        row = told.next.unwrap();
+        assert!(after(&row, declined(Some("late"))).is_nothing());
+        for stale in [attempt - 1, attempt + 1] {
+            let method = method("pm_2");
+            assert!(
+                after(&row, Fact::Retried { attempt: stale, method }).is_nothing(),
+                "{stale}"
+            );
+        }
+        let late = apply(&row, Fact::Payment(PaymentStatus::Unconfirmed), now() + MINUTE)
+            .next
+            .unwrap();
+        let failure = late.state.failure().unwrap();
+        assert_eq!(
+            (failure.reason, failure.code.as_ref().map(DeclineCode::as_str)),
+            (CheckoutFailure::Declined, Some("lost_card"))
+        );
+        row = after(
+            &row,
+            Fact::Retried {
+                attempt,
+                method: method("pm_2"),
+            },
+        )
+        .next
+        .unwrap();
+        assert_eq!(
+            (&row.state, row.attempt, row.method.clone()),
+            (&State::Created, attempt, Some(method("pm_2")))
+        );
+    }
+    let last = after(&row, declined(None)).next.unwrap();
+    assert!(
+        matches!(last.state, State::Undoing(_)),
+        "so many cards are tried out: {last:?}"
+    );
+}
+
+#[test]
+fn what_no_other_payment_method_mends_is_undone_at_once() {
+    let fact = Fact::Declined {
+        code: None,
+        for_good: true,
+    };
+    for state in [State::Opened, State::Created, State::Declined(None)] {
+        let next = after(&checkout(state), fact.clone()).next.unwrap();
+        assert_eq!(next.state, State::Undoing(CheckoutFailure::Declined.into()));
+    }
+}
+
+#[test]
+fn a_late_success_of_a_declined_payment_is_not_lost() {
+    let late = after(
+        &checkout(State::Declined(None)),
+        Fact::Payment(PaymentStatus::Authorised),
+    );
+    assert_eq!(late.next.unwrap().state, State::Authorised);
+}
+
+#[test]
+fn a_payment_that_was_never_made_is_made_with_the_other_payment_method() {
+    let unmade = Checkout {
+        called_at: Some(now()),
+        ..checkout(State::Declined(None))
+    };
+    let next = after(
+        &unmade,
+        Fact::Retried {
+            attempt: 1,
+            method: method("pm_2"),
+        },
+    )
+    .next
+    .unwrap();
+    assert_eq!(
+        (&next.state, next.next(now())),
+        (&State::Opened, Next::Take(Step::Create))
+    );
 }
 
 #[test]
@@ -555,7 +660,14 @@ fn every_event_about_a_checkout_names_it() {
         payment: PaymentId::parse("pi_1").unwrap(),
         code: DeclineCode::parse("late").unwrap(),
     });
-    for event in [requested, failed] {
+    let retried = UserEvent::CheckoutRetried(events::CheckoutRetried {
+        checkout: checkout.clone(),
+        payment_method: method("pm_2"),
+    });
+    let cancelled = UserEvent::CheckoutCancelled(events::CheckoutCancelled {
+        checkout: checkout.clone(),
+    });
+    for event in [requested, failed, retried, cancelled] {
         assert_eq!(Matter::of(&event).unwrap().checkout(), &checkout);
     }
     assert!(Matter::of(&UserEvent::UserErased(events::UserErased {})).is_none());

@@ -2,7 +2,7 @@
 //! drivers that are slow, die and overtake each other. However it goes, in the end money and seats are both given or neither,
 //! by the provider's own books too.
 
-use holdfast_schemas::{CheckoutFailure, Credits, PaymentId};
+use holdfast_schemas::{CheckoutFailure, Credits, PaymentId, PaymentMethod};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 
@@ -18,6 +18,8 @@ const HISTORIES: u32 = 60_000;
 struct Charge {
     status: PaymentStatus,
     declined: bool,
+    /// The attempt that it was confirmed by last.
+    attempt: i32,
     captured: i64,
     refunded: i64,
     /// What the checkout asked for.
@@ -153,14 +155,15 @@ impl World {
             return None;
         }
         let fact = match step {
-            Step::Create if luck == Luck::Declined && self.charge.is_none() => Fact::Declined(None),
+            Step::Create if luck == Luck::Declined && self.charge.is_none() => declined(),
             Step::Create | Step::Find => match self.find(seen) {
                 true => Fact::PaymentMade(payment()),
                 false => Fact::NoPayment,
             },
             Step::Authorise(_) => {
                 let charge = self.charge.as_mut().expect("it was made");
-                if charge.status == PaymentStatus::Unconfirmed {
+                if charge.status == PaymentStatus::Unconfirmed && (!charge.declined || seen.attempt > charge.attempt) {
+                    charge.attempt = seen.attempt;
                     charge.declined = luck == Luck::Declined;
                     charge.status = match (luck, self.clock.second() % 3) {
                         (Luck::Declined, _) => PaymentStatus::Unconfirmed,
@@ -203,6 +206,7 @@ impl World {
             self.charge = Some(Charge {
                 status: PaymentStatus::Unconfirmed,
                 declined: false,
+                attempt: seen.attempt,
                 captured: 0,
                 refunded: 0,
                 due: seen.due(),
@@ -274,6 +278,8 @@ impl World {
     fn customer_answers(&mut self, choice: u8) {
         let Some(charge) = &mut self.charge else { return };
         charge.status = match (charge.status, choice % 4) {
+            // On the customer's page another card comes through.
+            (PaymentStatus::Unconfirmed, 0) if charge.declined => PaymentStatus::Authorised,
             (PaymentStatus::ActionRequired, 0) => PaymentStatus::Unconfirmed,
             (PaymentStatus::ActionRequired, 1) => PaymentStatus::Processing,
             (PaymentStatus::ActionRequired | PaymentStatus::Processing, _) => PaymentStatus::Authorised,
@@ -284,7 +290,11 @@ impl World {
     }
 
     fn someone_steps_in(&mut self, choice: u8) -> Result<(), String> {
-        let fact = match choice % 8 {
+        let retried = Fact::Retried {
+            attempt: self.row.attempt + 1,
+            method: PaymentMethod::parse("pm_2").expect("a visible word"),
+        };
+        let fact = match choice % 12 {
             0 => Fact::GivenUp(CheckoutFailure::Cancelled),
             1 => Fact::LeftStuck,
             2 | 3 => Fact::Resumed,
@@ -293,6 +303,8 @@ impl World {
                 self.money_is_captured_by_hand(choice);
                 return Ok(());
             }
+            6..=8 => retried,
+            9 => Fact::Cancelled,
             _ => return Ok(()),
         };
         self.record(&self.row.clone(), fact)
@@ -368,10 +380,17 @@ impl World {
 impl Charge {
     fn fact(&self) -> Fact {
         match self.status {
-            PaymentStatus::Unconfirmed if self.declined => Fact::Declined(None),
+            PaymentStatus::Unconfirmed if self.declined => declined(),
             PaymentStatus::Captured if self.captured != self.due => Fact::AmountDiffers,
             status => Fact::Payment(status),
         }
+    }
+}
+
+fn declined() -> Fact {
+    Fact::Declined {
+        code: None,
+        for_good: false,
     }
 }
 

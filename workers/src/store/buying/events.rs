@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
-use holdfast_schemas::{Event, TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, events, outcomes};
+use holdfast_schemas::{
+    CheckoutId, Event, TicketId, UserEvent, UserId, UserOutcome, UserRefusalReason, events, outcomes,
+};
 use sqlx::PgConnection;
 
 use super::transition::tell;
 use super::{Buying, transaction};
-use crate::domain::checkout::{Matter, ProviderReport, Reported, Stock, Transition, Wish, apply, open};
+use crate::domain::checkout::{Checkout, Fact, Matter, ProviderReport, Reported, Stock, Transition, Wish, apply, open};
 use crate::domain::{State as TicketState, Ticket, User};
 use crate::store::commit::{Answer, Stored, Unit, Work};
 use crate::store::{Error, checkout_seats, checkouts, disputes, purchases};
@@ -59,6 +61,7 @@ impl Buying {
         let committed = transaction(&self.main, async |main: &mut PgConnection| match &work.matter {
             Matter::Requested(requested) => self.open(main, work.event, requested, &unit, cart).await,
             Matter::Reported(report) => self.hear(main, report, &unit).await,
+            Matter::Retried(_) | Matter::Cancelled(_) => self.ask(main, &work.matter, &unit).await,
         });
         let Answered { event, tickets, told } = committed.await?;
         self.count(std::slice::from_ref(&event), &told);
@@ -135,10 +138,7 @@ impl Buying {
         report: &ProviderReport<'_>,
         unit: &Unit<User>,
     ) -> Result<Answered, Error> {
-        let found = checkouts::lock(main, report.checkout)
-            .await?
-            .map(|found| found.checkout);
-        let Some(checkout) = found.filter(|found| found.user == unit.key) else {
+        let Some(checkout) = lock(main, report.checkout, unit).await? else {
             return self.refuse(main, unit, UserRefusalReason::UnknownCheckout).await;
         };
         let known = match report.what {
@@ -150,11 +150,38 @@ impl Buying {
             Ok(None) => Transition::default(),
             Err(reason) => return self.refuse(main, unit, reason).await,
         };
+        self.write_once(main, &checkout, transition, unit).await
+    }
+
+    /// Writes what its buyer asks of a checkout. What comes too late, or when it does not fit, changes nothing.
+    async fn ask(&self, main: &mut PgConnection, matter: &Matter<'_>, unit: &Unit<User>) -> Result<Answered, Error> {
+        let Some(checkout) = lock(main, matter.checkout(), unit).await? else {
+            return self.refuse(main, unit, UserRefusalReason::UnknownCheckout).await;
+        };
+        let fact = match matter {
+            Matter::Retried(retried) => Fact::Retried {
+                attempt: checkout.attempt + 1,
+                method: retried.payment_method.clone(),
+            },
+            _ => Fact::Cancelled,
+        };
+        let transition = apply(&checkout, fact, (self.now)());
+        self.write_once(main, &checkout, transition, unit).await
+    }
+
+    /// Writes what follows from an event, unless the event has come before.
+    async fn write_once(
+        &self,
+        main: &mut PgConnection,
+        checkout: &Checkout,
+        transition: Transition,
+        unit: &Unit<User>,
+    ) -> Result<Answered, Error> {
         let answer = tell(main, unit, &transition.outcomes, self.retention).await?;
         if !matches!(answer, Answer::Fresh(_)) {
             return Ok(Answered::alone(answer));
         }
-        let written = self.write(main, &checkout, &transition).await?;
+        let written = self.write(main, checkout, &transition).await?;
         Ok(Answered {
             event: answer,
             tickets: written.ok_or(Error::Moved)?,
@@ -171,4 +198,10 @@ impl Buying {
         let told = [outcomes::PaymentRefused { reason }.into()];
         Ok(Answered::alone(tell(main, unit, &told, self.retention).await?))
     }
+}
+
+/// Locks a checkout of the unit's user; none when the user has no such checkout.
+async fn lock(main: &mut PgConnection, id: &CheckoutId, unit: &Unit<User>) -> Result<Option<Checkout>, Error> {
+    let found = checkouts::lock(main, id).await?.map(|found| found.checkout);
+    Ok(found.filter(|found| found.user == unit.key))
 }
