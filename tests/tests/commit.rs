@@ -1,11 +1,13 @@
 //! The committer against a real Postgres: each of its rules, with what breaks it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
 use futures::future::{join_all, try_join_all};
+use futures::poll;
 use holdfast::config;
 use holdfast::domain::ticket::{Input, decide};
 use holdfast::domain::{Decision, Ticket};
@@ -19,6 +21,7 @@ use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
 use sqlx::{PgPool, Row};
 use time::OffsetDateTime;
+use tokio::task::unconstrained;
 
 use crate::{Test, tests};
 
@@ -515,7 +518,15 @@ fn a_poisonous_unit_is_found_by_halves_and_then_goes_alone(kit: &Kit) -> anyhow:
                 let event = reserve(&format!("{round}-{name}"), name, "ann");
                 bench.commit(name, vec![Work::Event(event)])
             });
-            let failed: Vec<_> = join_all(units).await.into_iter().filter_map(Result::err).collect();
+            // Whatever the first statement takes waits until all units are handed over.
+            let mut held_up = bench.pool.begin().await?;
+            sqlx::raw_sql("lock table ticket_change_log")
+                .execute(&mut *held_up)
+                .await?;
+            let mut committed = pin!(unconstrained(join_all(units)));
+            ensure!(poll!(committed.as_mut()).is_pending(), "none can be written yet");
+            held_up.rollback().await?;
+            let failed: Vec<_> = committed.await.into_iter().filter_map(Result::err).collect();
             ensure!(
                 matches!(&failed[..], [error] if error.cause() == Some(store::Cause::Constraint)),
                 "{failed:?}"
