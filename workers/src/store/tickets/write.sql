@@ -7,12 +7,10 @@ with unit as materialized (
     ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout)
 ),
 locked as materialized (
-    -- Row by row, by key: whatever plan is made while the table is small, none reads the whole table for a few units.
     select u.ordinal
-    from (select ordinal, key, read_version from unit where read_version is not null order by key) u
-         cross join lateral (
-             select from tickets t where t.ticket = u.key and t.version = u.read_version for no key update skip locked
-         ) t
+    from unit u join tickets t on t.ticket = u.key and t.version = u.read_version
+    order by t.ticket
+    for no key update of t skip locked
 ),
 inserted as (
     insert into tickets (ticket, version, changed_at, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout)

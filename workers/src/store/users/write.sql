@@ -6,12 +6,10 @@ with unit as materialized (
     ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, email, name, language)
 ),
 locked as materialized (
-    -- Row by row, by key: whatever plan is made while the table is small, none reads the whole table for a few units.
     select u.ordinal
-    from (select ordinal, key, read_version from unit where read_version is not null order by key) u
-         cross join lateral (
-             select from users t where t.user_id = u.key and t.version = u.read_version for no key update skip locked
-         ) t
+    from unit u join users t on t.user_id = u.key and t.version = u.read_version
+    order by t.user_id
+    for no key update of t skip locked
 ),
 inserted as (
     insert into users (user_id, version, changed_at, email, name, language)
