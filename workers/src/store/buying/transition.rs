@@ -162,8 +162,8 @@ fn place(from: &Checkout, told: &UserOutcome) -> String {
     match told {
         UserOutcome::CheckoutCompleted(_) => "completed".to_owned(),
         UserOutcome::CheckoutFailed(_) => "failed".to_owned(),
-        // It may be asked for again after the bank has worked on it.
         UserOutcome::CheckoutPaymentDeclined(_) => format!("declined/{}", from.version),
+        // It may be asked for again after the bank has worked on it.
         UserOutcome::CheckoutActionRequired(_) => format!("action/{}", from.version),
         // It may get stuck again after an operator has resumed it.
         _ => format!("stuck/{}", from.version),
