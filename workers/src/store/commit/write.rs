@@ -164,7 +164,7 @@ impl<'a> Records<'a> {
             self.id.push(record.id.as_str());
             self.topic.push(E::Data::TOPIC);
             self.hash.push(record.hash.as_bytes());
-            self.reply.push(serde_json::json!(record.reply).to_string());
+            self.reply.push(serde_json::to_string(&record.reply).expect("texts and JSON can be written"));
             self.aged_from.push(record.aged_from);
         }
     }
