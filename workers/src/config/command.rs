@@ -1,5 +1,7 @@
 //! The subcommands.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -103,6 +105,19 @@ pub enum Admin {
     /// Checkouts.
     #[command(subcommand)]
     Checkout(CheckoutCommand),
+    /// Mails to customers.
+    #[command(subcommand)]
+    Mail(MailCommand),
+}
+
+/// Commands on mails.
+#[derive(Subcommand, Debug, Clone)]
+pub enum MailCommand {
+    /// Write the templates that come with Holdfast to a folder, as a start for --mail-templates. No file is written over.
+    Templates {
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+    },
 }
 
 /// Commands on checkouts.
