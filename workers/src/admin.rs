@@ -2,6 +2,7 @@
 
 mod checkout;
 mod history;
+mod orders;
 mod relay;
 
 use std::fmt::Write as _;
@@ -83,6 +84,8 @@ async fn carry_out(
         },
         // Done without a database.
         config::Admin::Mail(_) => Ok(()),
+        config::Admin::Orders(wanted) => orders::list(&pool, wanted).await,
+        config::Admin::Sales(wanted) => orders::sales(&pool, wanted).await,
         config::Admin::Relay(command) => relay::accept(command, config, pool).await,
         config::Admin::Ticket(config::TicketCommand::Show { ticket, state }) => {
             history::show::<domain::Ticket>(&pool, ticket, until(state)).await

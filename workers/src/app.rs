@@ -110,9 +110,15 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
             say(&format!("the tables are up to date; migrations applied: {applied}"))?;
             if grants {
                 store::grants::apply(&pool, &roles).await?;
-                let config::Roles { app, verify, admin, .. } = &roles;
+                let config::Roles {
+                    app,
+                    verify,
+                    admin,
+                    books,
+                    ..
+                } = &roles;
                 say(&format!(
-                    "the roles {app}, {verify} and {admin} have exactly their rights"
+                    "the roles {app}, {verify}, {admin} and {books} have exactly their rights"
                 ))?;
             }
         }
