@@ -425,6 +425,16 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
         ),
         ("a capture doubled", vec![copied]),
         (
+            "an entry of what never moved",
+            vec![format!(
+                "update ledger set movement = m.id from (select gen_random_uuid() as id) m {of} and kind = 'capture'"
+            )],
+        ),
+        (
+            "an entry that says otherwise",
+            vec![format!("update ledger set moved_at = moved_at + interval '1 second' {of} and kind = 'capture'")],
+        ),
+        (
             "spent credits lost",
             vec![format!("delete from ledger {of} and kind = 'credit'")],
         ),

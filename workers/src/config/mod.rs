@@ -27,8 +27,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 pub use certificate::CertificateFiles;
 pub use checkout::Checkout;
 pub use command::{
-    Admin, CheckoutCommand, DeadLetters, Outbox, PointInTime, RelayCommand, Retry, Role, RoleName, TicketCommand,
-    UserCommand,
+    Admin, CheckoutCommand, DeadLetters, MailCommand, Orders, Outbox, PointInTime, RelayCommand, Retry, Role, RoleName,
+    Sales, TicketCommand, UserCommand,
 };
 pub use database::Database;
 pub use gate::Gate;

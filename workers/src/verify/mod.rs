@@ -15,11 +15,12 @@
 //! An event is one stream's, so each stream has a [`Book`](look::Book), all by the same code. These judge, without any I/O:
 //! [`change_history`] what the database says, by itself and beside the outcomes that were told, [`history`] the life of each
 //! ticket and user, [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has
-//! the money that it should have, [`records`] what became of the records, [`letters`] and [`reuse`] whether a dead letter says
+//! the money that it should have, [`entries`] whether each movement of it was told, [`records`] what became of the records, [`letters`] and [`reuse`] whether a dead letter says
 //! what is so, [`retention`] what Kafka can have removed. Two read: [`snapshot`], on a [`session`], and [`topics`].
 
 mod change_history;
 mod credits;
+mod entries;
 mod history;
 mod identity;
 mod letters;

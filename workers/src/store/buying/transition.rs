@@ -120,9 +120,7 @@ impl Buying {
             Purchases::Kept => {}
             Purchases::TakenOff => purchases::take_off(main, &from.user, &from.shows()).await?,
         }
-        for movement in &transition.movements {
-            ledger::write(main, (self.new_id)(), from, *movement).await?;
-        }
+        ledger::write(main, self.new_id, from, &transition.movements, (self.now)()).await?;
         for mail in &transition.mails {
             mails::write(main, from, *mail, self.mails).await?;
         }

@@ -365,7 +365,7 @@ impl<E: Entity> Draft<E> {
 }
 
 const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
-const OUTCOME_HEADERS: &str = r#"{"content-type":"application/cloudevents+json; charset=UTF-8"}"#;
+pub(in crate::store) const OUTCOME_HEADERS: &str = r#"{"content-type":"application/cloudevents+json; charset=UTF-8"}"#;
 
 fn causation_of<E: Entity>(request: &Command<E>) -> Causation {
     Causation {
