@@ -199,6 +199,7 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         key_file: None,
         return_url: None,
         timeout: DEADLINE,
+        calls_per_second: None,
     };
     let adapter = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;
     let order = Order {

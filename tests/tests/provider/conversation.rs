@@ -302,5 +302,6 @@ pub(crate) fn settings(url: &str, key: &str, timeout: Duration) -> anyhow::Resul
         key_file: None,
         return_url: None,
         timeout,
+        calls_per_second: Some(100_000),
     })
 }

@@ -315,7 +315,24 @@ impl Driver {
         match answer {
             Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
             Ok(payment) => Ok(Fact::PaymentMade(payment.id)),
-            Err(error) => self.refused(checkout, error),
+            Err(error) => self.made_before(provider, checkout, error).await,
+        }
+    }
+
+    /// The fact in an error of a payment's creation: what an earlier call with other settings has made is the payment.
+    async fn made_before(
+        &self,
+        provider: &Provider,
+        checkout: &Checkout,
+        error: provider::Error,
+    ) -> Result<Fact, Error> {
+        let (provider::Error::KeyUsed { .. }, Some(called_at)) = (&error, checkout.called_at) else {
+            return self.declined_by(error);
+        };
+        match search(provider, checkout, called_at).await? {
+            Some(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
+            Some(payment) => Ok(Fact::PaymentMade(payment.id)),
+            None => Err(error.into()),
         }
     }
 
@@ -331,7 +348,7 @@ impl Driver {
             Ok(payment) => Ok(self.status(checkout, &payment)),
             // An earlier call, whose answer was lost, has authorised it.
             Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
-            Err(error) => self.refused(checkout, error),
+            Err(error) => self.declined_by(error),
         }
     }
 
@@ -391,14 +408,14 @@ impl Driver {
             return Ok(Some(provider.get(payment).await?));
         }
         if !checkout.key_lives((self.now)()) {
-            // The provider's clock may differ from ours.
-            let since = called_at - time::Duration::hours(1);
-            return Ok(provider.find(&checkout.id, since).await?);
+            return search(provider, checkout, called_at).await;
         }
         // The idempotency key makes it the same payment; and no late call makes another after it.
         match provider.create(&order(checkout)).await {
             Ok(payment) => Ok(Some(payment)),
-            Err(provider::Error::Declined { .. } | provider::Error::Misconfigured { .. }) => Ok(None),
+            Err(provider::Error::Declined { .. }) => Ok(None),
+            // An earlier call may have made it all the same.
+            Err(provider::Error::Refused { .. } | provider::Error::KeyUsed { .. }) => search(provider, checkout, called_at).await,
             Err(error) => Err(error.into()),
         }
     }
@@ -423,14 +440,11 @@ impl Driver {
         }
     }
 
-    /// The fact in an error of the provider before any money was authorised.
-    fn refused(&self, checkout: &Checkout, error: provider::Error) -> Result<Fact, Error> {
+    /// The fact in an error of the provider before any money was authorised. Only an answer about this payment ends it: whatever
+    /// else is wrong, such as a refused key, is waited out.
+    fn declined_by(&self, error: provider::Error) -> Result<Fact, Error> {
         match error {
             provider::Error::Declined { reason } => Ok(self.declined(&reason)),
-            provider::Error::Misconfigured { .. } => {
-                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
-                Ok(Fact::Misconfigured)
-            }
             error => Err(error.into()),
         }
     }
@@ -441,6 +455,17 @@ impl Driver {
             code: DeclineCode::parse(code).ok(),
         }
     }
+}
+
+/// Searches the provider's payments for the one of this checkout.
+async fn search(
+    provider: &Provider,
+    checkout: &Checkout,
+    called_at: OffsetDateTime,
+) -> Result<Option<Payment>, Error> {
+    // The provider's clock may differ from ours.
+    let since = called_at - time::Duration::hours(1);
+    Ok(provider.find(&checkout.id, since).await?)
 }
 
 /// True if the provider asked for, authorised or captured another amount than is due, or in another currency; the log says which.

@@ -37,7 +37,7 @@ pub use kafka::Kafka;
 pub use kafka_security::{KafkaProperty, KafkaSecurity, SaslMechanism, SecurityProtocol};
 pub use mail::{Mail, MailLogin, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
-pub use provider::Provider;
+pub use provider::{Provider, ProviderMode};
 pub use relay::Relay;
 pub use restate::Restate;
 pub use restate_kafka::RestateKafka;

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::insecure::is_closed;
 use super::secret::{ReplaceableSecret, Secrets};
 use super::{Checks, Wire, is_a_word};
+
+const MOST_CALLS: u32 = 100_000;
 
 /// The payment provider, and the time-out of its answers.
 #[derive(Args, Debug, Clone)]
@@ -52,6 +54,34 @@ pub struct Provider {
     /// Longest time one call may take; after that its result is unknown, and Holdfast asks for the payment's state.
     #[arg(long = "provider-timeout", env = "HOLDFAST_PROVIDER_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub timeout: Duration,
+    /// Most calls a second to that API by this process, of each kind: those that read and those that change something. The account's
+    /// limits are shared by all processes. Without it 100, or 25 unless the key is one of live mode, which are Stripe's limits.
+    #[arg(
+        id = "provider-calls-per-second",
+        long = "provider-calls-per-second",
+        env = "HOLDFAST_PROVIDER_CALLS_PER_SECOND",
+        global = true
+    )]
+    pub calls_per_second: Option<u32>,
+}
+
+/// The mode of an account. What belongs to one is never seen by the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProviderMode {
+    Test,
+    Live,
+}
+
+impl ProviderMode {
+    /// The mode that a key tells by its beginning, as Stripe's do.
+    fn of_key(key: &str) -> Option<Self> {
+        let begins = |starts: [&str; 2]| starts.iter().any(|start| key.starts_with(start));
+        match key {
+            _ if begins(["sk_test_", "rk_test_"]) => Some(Self::Test),
+            _ if begins(["sk_live_", "rk_live_"]) => Some(Self::Live),
+            _ => None,
+        }
+    }
 }
 
 impl Provider {
@@ -59,6 +89,20 @@ impl Provider {
     pub fn replaceable_key(&self) -> Option<ReplaceableSecret> {
         let key = self.key.clone()?;
         Some(ReplaceableSecret::new(key, self.key_file.clone(), is_a_word))
+    }
+
+    /// The mode of the account, if the key tells it.
+    pub fn mode(&self) -> Option<ProviderMode> {
+        ProviderMode::of_key(self.key.as_ref()?.expose_secret())
+    }
+
+    /// Most calls of each kind in a second.
+    pub fn rate(&self) -> u32 {
+        let by_mode = match self.mode() {
+            Some(ProviderMode::Live) => 100,
+            _ => 25,
+        };
+        self.calls_per_second.unwrap_or(by_mode)
     }
 
     pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
@@ -103,6 +147,11 @@ impl Provider {
             (Duration::from_millis(100)..=Duration::from_secs(120)).contains(&self.timeout),
             "provider-timeout",
             "give 100ms to 2m",
+        );
+        checks.require(
+            (1..=MOST_CALLS).contains(&self.rate()),
+            "provider-calls-per-second",
+            "give 1 to 100000",
         );
     }
 }

@@ -4,13 +4,16 @@
 //! | HTTP answer | meaning |
 //! | --- | --- |
 //! | 2xx | done |
-//! | 402 | declined, by `decline_code` or else `code` |
+//! | 402, other errors about a card | declined, by `decline_code` or else `code` |
 //! | 400, 404 about the payment method, or `amount_too_small`, `amount_too_large` | declined, by `code` |
 //! | 404 `resource_missing` | not found |
 //! | 400 `idempotency_error` to a step | the next key is used: a setting that the call names has changed |
-//! | other 400 to a step | the payment's state decides: done before, conflict, or misconfigured |
-//! | 401, 403, other 400 and 404, redirections | misconfigured |
-//! | 408, 409, 425, 429, 5xx | unknown |
+//! | 400 `idempotency_error` to a creation | key used |
+//! | other 400 of Stripe to a step | the payment's state decides: done before, conflict, or refused |
+//! | other 400 of Stripe | refused |
+//! | 401, 403, 400 and 404 about the account or of another server, redirections | misconfigured |
+//! | 429 `rate_limit` | the call waits and is repeated; unknown when that takes too long |
+//! | 408, 409, 425, other 429, 5xx | unknown |
 //! | none in time, broken off, or done but not readable | unknown |
 //!
 //! Each call that changes something carries an `Idempotency-Key` that follows from checkout and call. Stripe keeps a key for at
@@ -23,23 +26,27 @@
 //!
 //! Sources: Stripe's documentation, "Supported currencies" (zero-decimal, three-decimal and special cases); its API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 use uuid::{Uuid, uuid};
 
 use super::http::{Cause, Http, Silence};
+use super::rate::{Kind, Rate, Turn};
 use super::{Attempt, Call, CheckoutId, ClientSecret, Currency, Error, Order, Payment, PaymentId, State, UserId};
 use crate::config::ReplaceableSecret;
+use crate::metrics::Metrics;
 use crate::transience;
 
 /// The version of the API that every request names; the account's own setting does not matter.
@@ -51,11 +58,25 @@ const PAGE: &str = "100";
 /// Largest lag of Stripe's clock behind ours.
 const SKEW: time::Duration = time::Duration::minutes(5);
 
+/// The payments that are listed at a time: those made within it.
+const WINDOW: time::Duration = time::Duration::DAY;
+
+/// From one time up to before another, or to no end.
+type Window = (OffsetDateTime, Option<OffsetDateTime>);
+
 /// Keys for one step, used one after the other where Stripe repeats a failure that it has kept.
 const KEYS: u32 = 3;
 
 /// Namespace of the keys. Another value would be another payment for the same checkout.
 const IDEMPOTENCY: Uuid = uuid!("0e7e7a0d-4c58-4a3b-b1fd-6d7a2c3f9e84");
+
+/// Pause after 429 that names none, and the bounds of the one that is named.
+const PAUSE: Duration = Duration::from_secs(1);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Longest time for which a page of a list waits for its turn: nobody waits for it at a counter.
+const LISTS_WAIT: Duration = Duration::from_secs(600);
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -72,12 +93,28 @@ pub(super) struct Stripe {
     http: Http,
     base: Url,
     key: ReplaceableSecret,
+    rate: Rate,
+    /// Longest time for which a call waits for its turn.
+    patience: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl Stripe {
-    pub(super) fn new(base: Url, key: ReplaceableSecret, timeout: Duration) -> Result<Self, Error> {
-        let http = Http::new(&base, timeout).map_err(Error::Client)?;
-        let stripe = Self { http, base, key };
+    pub(super) fn new(
+        base: Url,
+        key: ReplaceableSecret,
+        timeout: Duration,
+        rate: Rate,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let stripe = Self {
+            http: Http::new(&base, timeout).map_err(Error::Client)?,
+            base,
+            key,
+            rate,
+            patience: timeout,
+            metrics,
+        };
         stripe.authorization().map_err(Error::Client)?;
         Ok(stripe)
     }
@@ -173,10 +210,10 @@ impl Stripe {
             };
             match (standing(call, &now), refusal) {
                 (Standing::Open, _) if replayed => {}
-                (Standing::Open, Some(message)) => return Err(Error::Misconfigured { call, message }),
+                (Standing::Open, Some(message)) => return Err(Error::Refused { call, message }),
                 // The decline is that of an earlier attempt: this one can be confirmed, and was not.
                 (Standing::Declined(_), Some(message)) if by.number > 0 => {
-                    return Err(Error::Misconfigured { call, message });
+                    return Err(Error::Refused { call, message });
                 }
                 (Standing::Open, None) => {
                     return Err(unknown(
@@ -194,7 +231,7 @@ impl Stripe {
         let call = Call::Find;
         let (mut last, mut found): (Option<PaymentId>, Vec<Payment>) = (None, Vec::new());
         loop {
-            let page: Page<Listed> = self.page(call, since, last.as_ref(), None).await?;
+            let page: Page<Listed> = self.page(call, (since - SKEW, None), last.as_ref(), None).await?;
             let ours = |listed: &&Listed| text(listed.metadata.as_ref(), "checkout") == Some(checkout.as_str());
             for listed in page.data.iter().filter(ours) {
                 found.push(self.look(call, &listed.id).await?);
@@ -206,14 +243,28 @@ impl Stripe {
         }
     }
 
+    /// Reads window by window, so that no list grows long; the last one is open, for payments that are made meanwhile.
     pub(super) async fn each(
         &self,
         since: OffsetDateTime,
+        now: OffsetDateTime,
         see: &mut (dyn FnMut(&Payment) + Send),
     ) -> Result<(), Error> {
+        let mut from = since - SKEW;
+        loop {
+            let to = Some(from + WINDOW).filter(|to| *to < now);
+            self.each_within((from, to), see).await?;
+            match to {
+                Some(to) => from = to,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn each_within(&self, window: Window, see: &mut (dyn FnMut(&Payment) + Send)) -> Result<(), Error> {
         let (call, mut last) = (Call::List, None);
         loop {
-            let page: Page<Intent> = self.page(call, since, last.as_ref(), Some(EXPAND_LISTED)).await?;
+            let page: Page<Intent> = self.page(call, window, last.as_ref(), Some(EXPAND_LISTED)).await?;
             last = page
                 .data
                 .last()
@@ -229,16 +280,18 @@ impl Stripe {
         }
     }
 
-    /// A page of the account's payments that were made since then, those after `last`.
+    /// A page of the account's payments that were made in the window, those after `last`.
     async fn page<T: DeserializeOwned>(
         &self,
         call: Call,
-        since: OffsetDateTime,
+        (from, to): Window,
         last: Option<&PaymentId>,
         expand: Option<(&str, &str)>,
     ) -> Result<Page<T>, Error> {
-        let since = (since - SKEW).unix_timestamp().to_string();
-        let mut query = vec![("limit", PAGE), ("created[gte]", &since)];
+        let seconds = |at: OffsetDateTime| at.unix_timestamp().to_string();
+        let (from, to) = (seconds(from), to.map(seconds));
+        let mut query = vec![("limit", PAGE), ("created[gte]", &from)];
+        query.extend(to.as_deref().map(|to| ("created[lt]", to)));
         query.extend(last.map(|last| ("starting_after", last.as_str())));
         query.extend(expand);
         let told = self.send(call, self.request(Method::GET, &["payment_intents"], &query, None));
@@ -309,8 +362,36 @@ impl Stripe {
         Ok(request.body(Full::from(body))?)
     }
 
+    /// Sends the request when its turn has come, again after each 429, as long as that takes less than the longest wait.
     async fn send(&self, call: Call, request: Result<Request<Full<Bytes>>, Cause>) -> Result<Answered, Error> {
         let request = request.map_err(Error::Client)?;
+        let kind = Kind::of(request.method());
+        let deadline = Instant::now() + if call == Call::List { LISTS_WAIT } else { self.patience };
+        let mut seen = "more calls wait than --provider-calls-per-second lets through in time".to_owned();
+        loop {
+            match self.rate.turn(kind, deadline).await {
+                Turn::AtOnce => {}
+                Turn::Waited => self.delayed(kind, "rate"),
+                Turn::Late => return Err(unknown(call, seen)),
+            }
+            let answer = self.exchange(call, request.clone()).await?;
+            let Some(pause) = answer.pause else {
+                return Ok(answer);
+            };
+            self.rate.pause(kind, pause);
+            self.delayed(kind, "too_many");
+            if let Said::Unknown(message) = answer.said {
+                seen = message;
+            }
+        }
+    }
+
+    fn delayed(&self, kind: Kind, why: &str) {
+        let delays = &self.metrics.provider_delays;
+        delays.with_label_values(&[kind.as_str(), why]).inc();
+    }
+
+    async fn exchange(&self, call: Call, request: Request<Full<Bytes>>) -> Result<Answered, Error> {
         let answer = self.http.exchange(request).await;
         let answer = answer.map_err(|silence| Error::Unknown {
             call,
@@ -322,6 +403,7 @@ impl Stripe {
         })?;
         Ok(Answered {
             replayed: answer.headers().get(REPLAYED).is_some_and(|value| value == "true"),
+            pause: pause(&answer),
             said: said(answer),
         })
     }
@@ -395,6 +477,8 @@ struct Answered {
     said: Said,
     /// True for the replayed answer to an earlier request with the same idempotency key.
     replayed: bool,
+    /// For how long no call of this kind may begin.
+    pause: Option<Duration>,
 }
 
 /// The meaning of an answer without the payment's state.
@@ -411,6 +495,22 @@ enum Said {
     Unknown(String),
 }
 
+/// The pause for which an answer asks; none, unless the account has made too many calls.
+fn pause(answer: &Response<Bytes>) -> Option<Duration> {
+    if answer.status() != StatusCode::TOO_MANY_REQUESTS {
+        return None;
+    }
+    let wrong = Wrong::read(answer.body()).unwrap_or_default();
+    // Another call is at the same payment: that concerns no other.
+    if wrong.code.as_deref() == Some("lock_timeout") {
+        return None;
+    }
+    let named = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let named = named.and_then(|seconds| seconds.trim().parse().ok());
+    let pause = named.map_or(PAUSE, Duration::from_secs);
+    Some(pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
+}
+
 /// Classifies an answer by the table above.
 fn said(answer: Response<Bytes>) -> Said {
     let status = answer.status();
@@ -419,24 +519,17 @@ fn said(answer: Response<Bytes>) -> Said {
     }
     let id = answer.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let id = id.unwrap_or_default().to_owned();
-    let wrong: Wrong = serde_json::from_slice::<ErrorBody>(answer.body())
-        .map_or_else(|_| Wrong::of_no_provider(answer.body()), |body| body.error);
-    let code = wrong.code.as_deref().unwrap_or_default();
-    let about_method = wrong
-        .param
-        .as_deref()
-        .is_some_and(|param| param.starts_with("payment_method"));
-    let about_amount = ["amount_too_small", "amount_too_large"].contains(&code);
+    let told = Wrong::read(answer.body());
+    let is_stripes = told.is_some();
+    let wrong = told.unwrap_or_else(|| Wrong::of_no_provider(answer.body()));
     let message = wrong.message(status, &id);
     match status {
         StatusCode::PAYMENT_REQUIRED => Said::Declined(wrong.reason()),
-        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if about_method || about_amount => {
-            Said::Declined(wrong.reason())
-        }
-        StatusCode::NOT_FOUND if code == "resource_missing" => Said::Absent(message),
-        StatusCode::BAD_REQUEST if message.contains(WANTS_TLS) => Said::Misconfigured(message),
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if wrong.is_about_payment() => Said::Declined(wrong.reason()),
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if wrong.is_about_account() => Said::Misconfigured(message),
+        StatusCode::NOT_FOUND if wrong.is("resource_missing") => Said::Absent(message),
         StatusCode::BAD_REQUEST if wrong.kind.as_deref() == Some("idempotency_error") => Said::KeyUsed(message),
-        StatusCode::BAD_REQUEST => Said::Refused(message),
+        StatusCode::BAD_REQUEST if is_stripes => Said::Refused(message),
         status if transience::provider(status.as_u16()).is_transient() => Said::Unknown(message),
         _ => Said::Misconfigured(message),
     }
@@ -452,10 +545,9 @@ impl Said {
             (Said::Absent(_), Some(payment)) => Error::NotFound {
                 payment: payment.clone(),
             },
-            (
-                Said::Absent(message) | Said::Refused(message) | Said::KeyUsed(message) | Said::Misconfigured(message),
-                _,
-            ) => Error::Misconfigured { call, message },
+            (Said::KeyUsed(_), _) => Error::KeyUsed { call },
+            (Said::Absent(message) | Said::Refused(message), _) => Error::Refused { call, message },
+            (Said::Misconfigured(message), _) => Error::Misconfigured { call, message },
         })
     }
 
@@ -490,7 +582,50 @@ pub(super) struct Wrong {
 /// What a server means that is asked without TLS at a port that wants it.
 const WANTS_TLS: &str = "it speaks TLS: give https://";
 
+/// Codes of errors about the account or its key, whichever the call.
+const ABOUT_ACCOUNT: &[&str] = &[
+    "account_closed",
+    "account_invalid",
+    "api_key_expired",
+    "livemode_mismatch",
+    "payment_method_unactivated",
+    "platform_account_required",
+    "platform_api_key_expired",
+    "secret_key_required",
+    "testmode_charges_only",
+    "tls_version_unsupported",
+];
+
+/// What Stripe says, without a code, of a payment method that can be used only once and was.
+const USED_METHOD: &str = "may not be used again";
+
 impl Wrong {
+    /// The error in Stripe's answer; none in that of another server.
+    fn read(body: &[u8]) -> Option<Self> {
+        let body: ErrorBody = serde_json::from_slice(body).ok()?;
+        Some(body.error)
+    }
+
+    fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+
+    fn is_about_account(&self) -> bool {
+        ABOUT_ACCOUNT.iter().any(|code| self.is(code))
+    }
+
+    /// True for errors about the card, the payment method or the amount: another payment may pass.
+    fn is_about_payment(&self) -> bool {
+        let param = self.param.as_deref().unwrap_or_default();
+        // Not `payment_method_types`, which are the account's.
+        let about_method = ["payment_method", "payment_method_data"].contains(&param)
+            || ["payment_method[", "payment_method_data["].iter().any(|of| param.starts_with(of));
+        let is_used = self.message.as_deref().is_some_and(|said| said.contains(USED_METHOD));
+        let about_amount = self.is("amount_too_small") || self.is("amount_too_large");
+        let about_card = self.kind.as_deref() == Some("card_error");
+        !self.is_about_account() && (about_method || is_used || about_amount || about_card)
+    }
+
     /// An answer that is not Stripe's. Servers say in words of their own that they want TLS: nginx "The plain HTTP request was sent to
     /// HTTPS port", Go's "Client sent an HTTP request to an HTTPS server".
     fn of_no_provider(body: &[u8]) -> Self {
@@ -712,6 +847,16 @@ mod tests {
                 json!({ "code": "amount_too_small", "param": "amount" }),
                 declined("amount_too_small"),
             ),
+            (
+                400,
+                json!({ "type": "card_error", "code": "incorrect_number" }),
+                declined("incorrect_number"),
+            ),
+            (
+                400,
+                json!({ "message": "This PaymentMethod was previously used [...] and may not be used again." }),
+                declined("unspecified"),
+            ),
         ] {
             assert_eq!(wrong(status, error.clone()), meaning, "{status} {error}");
         }
@@ -727,11 +872,46 @@ mod tests {
         for status in [301, 401, 403, 404, 405, 410, 422] {
             assert!(matches!(wrong(status, json!({})), Said::Misconfigured(_)), "{status}");
         }
+        assert!(matches!(answer(400, "<html>"), Said::Misconfigured(_)));
+        for (status, error) in [
+            (400, json!({ "code": "testmode_charges_only" })),
+            (400, json!({ "code": "account_invalid", "param": "payment_method" })),
+            (400, json!({ "code": "payment_method_unactivated", "param": "payment_method_types" })),
+            (401, json!({ "code": "api_key_expired" })),
+            (403, json!({ "code": "account_invalid", "type": "card_error" })),
+        ] {
+            let said = wrong(status, error);
+            assert!(matches!(said, Said::Misconfigured(_)), "{said:?}");
+        }
+        for error in [
+            json!({ "param": "payment_method_types[0]" }),
+            json!({ "param": "return_url" }),
+            json!({ "code": "parameter_unknown" }),
+        ] {
+            assert!(matches!(wrong(400, error), Said::Refused(_)));
+        }
         let state = json!({ "code": "payment_intent_unexpected_state" });
         assert!(matches!(wrong(400, state), Said::Refused(_)));
         let used = json!({ "type": "idempotency_error", "message": "Keys for idempotent requests" });
         assert!(matches!(wrong(400, used), Said::KeyUsed(_)));
         assert!(matches!(answer(200, "{}"), Said::Done(_)));
+    }
+
+    #[test]
+    fn too_many_calls_are_paused_for_as_long_as_the_provider_says() {
+        let paused = |status: u16, after: Option<&str>, code: &str| {
+            let body = json!({ "error": { "code": code } }).to_string();
+            let mut answer = Response::builder().status(status);
+            if let Some(after) = after {
+                answer = answer.header(RETRY_AFTER, after);
+            }
+            pause(&answer.body(Bytes::from(body)).unwrap()).map(|pause| pause.as_millis())
+        };
+        for (after, expected) in [(None, 1_000), (Some("7"), 7_000), (Some("0"), 100), (Some("soon"), 1_000), (Some("86400"), 60_000)] {
+            assert_eq!(paused(429, after, "rate_limit"), Some(expected), "{after:?}");
+        }
+        assert_eq!(paused(429, Some("7"), "lock_timeout"), None);
+        assert_eq!(paused(503, Some("7"), "rate_limit"), None);
     }
 
     #[test]
@@ -776,7 +956,8 @@ mod tests {
         let cli = Cli::parse_from(["holdfast", "--provider-url", url, "--provider-key", key, "migrate"]);
         let settings = cli.config.provider;
         let key = settings.replaceable_key().unwrap();
-        let stripe = Stripe::new(url.parse().unwrap(), key, settings.timeout).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let stripe = Stripe::new(url.parse().unwrap(), key, settings.timeout, Rate::new(25), metrics).unwrap();
         for id in ["../refunds", "pi_1?x=1", "pi_1#", "pi_1/capture", "%2e%2e"] {
             let id = PaymentId::parse(id).unwrap();
             let request = stripe.request(Method::GET, &["payment_intents", id.as_str()], &[EXPAND], None);

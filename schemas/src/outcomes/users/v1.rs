@@ -135,7 +135,7 @@ reasons! {
     NotCaptured "not_captured": "The payment provider did not hand over money that it had set aside.", "Try again.";
     Cancelled "cancelled": "It was cancelled.", "Try again.";
     Abandoned "abandoned": "It was killed, or its state was lost.", "Try again.";
-    Misconfigured "misconfigured": "The payment provider does not take our requests.", "Look at the log; mend the settings of the provider.";
+    Misconfigured "misconfigured": "The payment provider did not take our requests. Only earlier releases gave up for that; now the checkout waits.", "Try again.";
     Settled "settled": "An operator gave it up.", "Ask the operator.";
 }
 

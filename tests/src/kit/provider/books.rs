@@ -301,10 +301,11 @@ impl Books {
 
     /// Newest first.
     pub(super) fn list(&self, fields: &Fields) -> Answer {
-        only(&["limit", "created[gte]", "starting_after"], fields)?;
+        only(&["limit", "created[gte]", "created[lt]", "starting_after"], fields)?;
         let number =
             |name| field(fields, name).map(|text| text.parse::<i64>().map_err(|_| invalid("parameter_invalid", name)));
         let since = number("created[gte]").transpose()?.unwrap_or(0);
+        let before = number("created[lt]").transpose()?.unwrap_or(i64::MAX);
         let limit = usize::try_from(number("limit").transpose()?.unwrap_or(10)).unwrap_or(0);
         if !(1..=100).contains(&limit) {
             return Err(invalid("parameter_invalid", "limit"));
@@ -313,7 +314,7 @@ impl Books {
             .payments
             .iter()
             .rev()
-            .filter(|payment| payment.created >= since)
+            .filter(|payment| (since..before).contains(&payment.created))
             .collect();
         if let Some(last) = field(fields, "starting_after") {
             let place = listed.iter().position(|payment| payment.id == last);
