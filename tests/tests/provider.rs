@@ -337,6 +337,17 @@ fn what_no_repetition_mends_is_said_at_once(kit: &Kit) -> anyhow::Result<()> {
             ensure!(matches!(error, Error::Misconfigured { .. }), "{error:?}");
             ensure!(!format!("{error:?}").contains(key), "{error:?}");
         }
+        // A payment of live mode is not taken for one of ours, in whatever answer it comes.
+        let live = provider.create(&buyer.order()).await?.id;
+        simulator.alter(live.as_str(), |payment| payment.livemode = true);
+        for answer in [
+            provider.get(&live).await.map(Some),
+            provider.authorise(&live, &buyer.order()).await.map(Some),
+            provider.find(&buyer.checkout, now()).await,
+        ] {
+            ensure!(matches!(answer, Err(Error::Misconfigured { .. })), "{answer:?}");
+        }
+        ensure!(provider.buyer(&live).await.is_err() && provider.client_secret(&live).await.is_err());
         simulator.away(true);
         let away = provider.create(&buyer.order()).await;
         ensure!(matches!(away, Err(Error::Unknown { .. })), "{away:?}");

@@ -200,6 +200,7 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         return_url: None,
         timeout: DEADLINE,
         calls_per_second: None,
+        mode: None,
     };
     let adapter = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;
     let order = Order {

@@ -558,6 +558,7 @@ impl Worker {
             kafka: config.kafka.clone(),
             secret,
             tolerance: config.webhook.tolerance,
+            mode: config.provider.known_mode(),
             provider,
             clock,
         };

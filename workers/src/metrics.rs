@@ -140,7 +140,7 @@ metrics! {
     /// Seconds since the outcome that the oldest mail that waits is about; 0 when none waits.
     mails_oldest_seconds: IntGauge = "holdfast_mails_oldest_seconds";
     /// Webhooks of the payment provider, by what became of them: accepted (Kafka has the event), ignored (of no interest, or not
-    /// Holdfast's payment), unsigned, forged, old, unreadable, too_large, unavailable (Kafka or the provider does not answer; it
+    /// Holdfast's payment), other_mode (test instead of live, or live instead of test), unsigned, forged, old, unreadable, too_large, unavailable (Kafka or the provider does not answer; it
     /// comes again).
     webhook_requests: IntCounterVec = "holdfast_webhook_requests_total" ["result"];
 

@@ -303,5 +303,6 @@ pub(crate) fn settings(url: &str, key: &str, timeout: Duration) -> anyhow::Resul
         return_url: None,
         timeout,
         calls_per_second: Some(100_000),
+        mode: None,
     })
 }

@@ -340,6 +340,33 @@ mod tests {
     }
 
     #[test]
+    fn test_mode_and_live_mode_are_never_given_together() {
+        let modes = |mode: &[&str], key: &str| {
+            let provider = ["--provider-url", "https://pay.example", "--provider-key", key];
+            let config = config(&[&provider, mode].concat());
+            let known = config.provider.known_mode();
+            config
+                .check()
+                .map(|()| (known, config.provider.rate()))
+                .map_err(|wrong| wrong[0].flag)
+        };
+        let (test, live) = (["--provider-mode", "test"], ["--provider-mode", "live"]);
+        let (is_test, is_live) = (Some(ProviderMode::Test), Some(ProviderMode::Live));
+        assert_eq!(modes(&[], "sk_test_1"), Ok((is_test, 25)));
+        assert_eq!(modes(&live, "rk_live_1"), Ok((is_live, 100)));
+        assert_eq!(modes(&[], "sesame"), Ok((None, 25)));
+        assert_eq!(modes(&live, "sesame"), Ok((is_live, 100)));
+        assert_eq!(modes(&live, "rk_test_1"), Err("provider-mode"));
+        assert_eq!(modes(&test, "sk_live_1"), Err("provider-mode"));
+        let calls = ["--provider-calls-per-second", "7"];
+        assert_eq!(modes(&calls, "sk_live_1"), Ok((is_live, 7)));
+        assert_eq!(
+            modes(&["--provider-calls-per-second", "0"], "sk_live_1"),
+            Err("provider-calls-per-second")
+        );
+    }
+
+    #[test]
     fn a_mail_server_is_one_that_can_be_spoken_to_and_comes_with_a_sender() {
         let mail = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
         let (url, from) = ("--smtp-url", "--mail-from");

@@ -1,5 +1,6 @@
 //! Settings: the payment provider.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,6 +64,16 @@ pub struct Provider {
         global = true
     )]
     pub calls_per_second: Option<u32>,
+    /// The mode of the account, for a key that does not tell it by its beginning, as Stripe's do (sk_test_, rk_live_ and so on).
+    /// Events and payments of the other mode are never taken.
+    #[arg(
+        id = "provider-mode",
+        long = "provider-mode",
+        env = "HOLDFAST_PROVIDER_MODE",
+        value_enum,
+        global = true
+    )]
+    pub mode: Option<ProviderMode>,
 }
 
 /// The mode of an account. What belongs to one is never seen by the other.
@@ -82,23 +93,47 @@ impl ProviderMode {
             _ => None,
         }
     }
+
+    /// The mode of an object or an event, as Stripe marks them.
+    pub fn of_livemode(livemode: bool) -> Self {
+        if livemode { Self::Live } else { Self::Test }
+    }
+
+    /// True if both are known and are not the same.
+    pub fn differ(one: Option<Self>, other: Option<Self>) -> bool {
+        matches!((one, other), (Some(one), Some(other)) if one != other)
+    }
+}
+
+impl fmt::Display for ProviderMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Test => "test mode",
+            Self::Live => "live mode",
+        })
+    }
 }
 
 impl Provider {
-    /// The key, which may be replaced in its file; none without one.
+    /// The key, which may be replaced in its file by another of the same mode; none without one.
     pub fn replaceable_key(&self) -> Option<ReplaceableSecret> {
-        let key = self.key.clone()?;
-        Some(ReplaceableSecret::new(key, self.key_file.clone(), is_a_word))
+        let (key, mode) = (self.key.clone()?, self.known_mode());
+        let fits = move |key: &str| is_a_word(key) && !ProviderMode::differ(mode, ProviderMode::of_key(key));
+        Some(ReplaceableSecret::new(key, self.key_file.clone(), fits))
     }
 
-    /// The mode of the account, if the key tells it.
-    pub fn mode(&self) -> Option<ProviderMode> {
+    /// The mode of the account, if the setting or the key tells it.
+    pub fn known_mode(&self) -> Option<ProviderMode> {
+        self.mode.or_else(|| self.mode_of_key())
+    }
+
+    fn mode_of_key(&self) -> Option<ProviderMode> {
         ProviderMode::of_key(self.key.as_ref()?.expose_secret())
     }
 
     /// Most calls of each kind in a second.
     pub fn rate(&self) -> u32 {
-        let by_mode = match self.mode() {
+        let by_mode = match self.known_mode() {
             Some(ProviderMode::Live) => 100,
             _ => 25,
         };
@@ -147,6 +182,11 @@ impl Provider {
             (Duration::from_millis(100)..=Duration::from_secs(120)).contains(&self.timeout),
             "provider-timeout",
             "give 100ms to 2m",
+        );
+        checks.require(
+            !ProviderMode::differ(self.mode, self.mode_of_key()),
+            "provider-mode",
+            "give the mode that --provider-key tells by its beginning, or leave it out",
         );
         checks.require(
             (1..=MOST_CALLS).contains(&self.rate()),

@@ -33,7 +33,6 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
 use crate::transience::Fault;
-use rate::Rate;
 use stripe::Stripe;
 
 /// A client of the provider. Cheap to clone.
@@ -61,8 +60,7 @@ impl Provider {
         let (Some(url), Some(key)) = (&settings.url, settings.replaceable_key()) else {
             return Ok(None);
         };
-        let rate = Rate::new(settings.rate());
-        let stripe = Stripe::new(url.clone(), key, settings.timeout, rate, metrics.clone())?;
+        let stripe = Stripe::new(url.clone(), key, settings, metrics.clone())?;
         Ok(Some(Self {
             stripe: Arc::new(stripe),
             return_url: settings.return_url.clone(),

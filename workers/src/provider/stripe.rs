@@ -11,7 +11,7 @@
 //! | 400 `idempotency_error` to a creation | key used |
 //! | other 400 of Stripe to a step | the payment's state decides: done before, conflict, or refused |
 //! | other 400 of Stripe | refused |
-//! | 401, 403, 400 and 404 about the account or of another server, redirections | misconfigured |
+//! | 401, 403, 400 and 404 about the account or of another server, redirections, an object of the other mode | misconfigured |
 //! | 429 `rate_limit` | the call waits and is repeated; unknown when that takes too long |
 //! | 408, 409, 425, other 429, 5xx | unknown |
 //! | none in time, broken off, or done but not readable | unknown |
@@ -45,7 +45,7 @@ use uuid::{Uuid, uuid};
 use super::http::{Cause, Http, Silence};
 use super::rate::{Kind, Rate, Turn};
 use super::{Attempt, Call, CheckoutId, ClientSecret, Currency, Error, Order, Payment, PaymentId, State, UserId};
-use crate::config::ReplaceableSecret;
+use crate::config::{self, ProviderMode, ReplaceableSecret};
 use crate::metrics::Metrics;
 use crate::transience;
 
@@ -93,6 +93,8 @@ pub(super) struct Stripe {
     http: Http,
     base: Url,
     key: ReplaceableSecret,
+    /// The mode of the account, if it is known: no object of the other one is taken.
+    mode: Option<ProviderMode>,
     rate: Rate,
     /// Longest time for which a call waits for its turn.
     patience: Duration,
@@ -103,16 +105,16 @@ impl Stripe {
     pub(super) fn new(
         base: Url,
         key: ReplaceableSecret,
-        timeout: Duration,
-        rate: Rate,
+        settings: &config::Provider,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let stripe = Self {
-            http: Http::new(&base, timeout).map_err(Error::Client)?,
+            http: Http::new(&base, settings.timeout).map_err(Error::Client)?,
             base,
             key,
-            rate,
-            patience: timeout,
+            mode: settings.known_mode(),
+            rate: Rate::new(settings.rate()),
+            patience: settings.timeout,
             metrics,
         };
         stripe.authorization().map_err(Error::Client)?;
@@ -404,8 +406,17 @@ impl Stripe {
         Ok(Answered {
             replayed: answer.headers().get(REPLAYED).is_some_and(|value| value == "true"),
             pause: pause(&answer),
-            said: said(answer),
+            said: self.of_our_mode(said(answer)),
         })
+    }
+
+    fn of_our_mode(&self, said: Said) -> Said {
+        match (&said, self.mode) {
+            (Said::Done(body), Some(mode)) if Marked::is_other(body, mode) => {
+                Said::Misconfigured(format!("the answer is not of {mode}, as the account is"))
+            }
+            _ => said,
+        }
     }
 }
 
@@ -663,6 +674,26 @@ impl Wrong {
     }
 }
 
+/// An object or a page of them, for the mode that it belongs to.
+#[derive(Deserialize)]
+struct Marked {
+    livemode: Option<bool>,
+    #[serde(default)]
+    data: Vec<Marked>,
+}
+
+impl Marked {
+    fn is_other(body: &[u8], mode: ProviderMode) -> bool {
+        let marked: Option<Self> = serde_json::from_slice(body).ok();
+        marked.is_some_and(|marked| marked.differs(mode))
+    }
+
+    fn differs(&self, mode: ProviderMode) -> bool {
+        let own = self.livemode.map(ProviderMode::of_livemode);
+        ProviderMode::differ(own, Some(mode)) || self.data.iter().any(|item| item.differs(mode))
+    }
+}
+
 /// A PaymentIntent, with the fields that the adapter needs.
 #[derive(Deserialize)]
 struct Intent {
@@ -898,6 +929,21 @@ mod tests {
     }
 
     #[test]
+    fn an_object_of_the_other_mode_is_told_alone_and_on_a_page() {
+        let is_other = |body: Value, mode| Marked::is_other(body.to_string().as_bytes(), mode);
+        let (test, live) = (ProviderMode::Test, ProviderMode::Live);
+        for body in [
+            json!({ "id": "pi_1", "livemode": true }),
+            json!({ "data": [{ "livemode": true }, { "id": "pi_2" }] }),
+        ] {
+            assert!(is_other(body.clone(), test) && !is_other(body, live));
+        }
+        for body in [json!({ "id": "pi_1" }), json!({ "data": [] }), json!({ "data": "much" }), json!([])] {
+            assert!(!is_other(body.clone(), test) && !is_other(body, live));
+        }
+    }
+
+    #[test]
     fn too_many_calls_are_paused_for_as_long_as_the_provider_says() {
         let paused = |status: u16, after: Option<&str>, code: &str| {
             let body = json!({ "error": { "code": code } }).to_string();
@@ -957,7 +1003,7 @@ mod tests {
         let settings = cli.config.provider;
         let key = settings.replaceable_key().unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let stripe = Stripe::new(url.parse().unwrap(), key, settings.timeout, Rate::new(25), metrics).unwrap();
+        let stripe = Stripe::new(url.parse().unwrap(), key, &settings, metrics).unwrap();
         for id in ["../refunds", "pi_1?x=1", "pi_1#", "pi_1/capture", "%2e%2e"] {
             let id = PaymentId::parse(id).unwrap();
             let request = stripe.request(Method::GET, &["payment_intents", id.as_str()], &[EXPAND], None);
