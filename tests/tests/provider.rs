@@ -285,8 +285,14 @@ fn a_payment_is_found_among_many_after_its_key_is_forgotten(kit: &Kit) -> anyhow
             let mut seen = BTreeSet::new();
             let mut twice = 0;
             let mut see = |payment: &Payment| twice += u32::from(!seen.insert(payment.id.clone()));
-            provider.each(since - Duration::from_secs(days * 86_400), now(), &mut see).await?;
-            ensure!((seen.len(), twice) == (202, 0), "{days}: {} and {twice} twice", seen.len());
+            provider
+                .each(since - Duration::from_secs(days * 86_400), now(), &mut see)
+                .await?;
+            ensure!(
+                (seen.len(), twice) == (202, 0),
+                "{days}: {} and {twice} twice",
+                seen.len()
+            );
         }
         let never = provider.find(&CheckoutId::parse("never")?, since).await?;
         ensure!(never.is_none(), "{never:?}");
@@ -372,7 +378,11 @@ fn calls_wait_for_their_turn_and_for_a_provider_that_has_too_many(kit: &Kit) -> 
         provider.each(since, now(), &mut |_| listed += 1).await?;
         ensure!(listed == 1, "{listed} payments");
         // Nothing was asked in vain meanwhile: one call was too many.
-        ensure!((delayed("read", "too_many"), delayed("read", "rate")) == (1, 1), "{:?}", simulator.asked());
+        ensure!(
+            (delayed("read", "too_many"), delayed("read", "rate")) == (1, 1),
+            "{:?}",
+            simulator.asked()
+        );
         simulator.fail(Call::Confirm, Some("too-many"), Fault::TooMany, 2);
         provider.authorise(&id, &buyer.order()).await?;
         ensure!(delayed("write", "too_many") == 2, "it is not counted");
@@ -385,7 +395,10 @@ fn calls_wait_for_their_turn_and_for_a_provider_that_has_too_many(kit: &Kit) -> 
         let buyers = buyers.collect::<anyhow::Result<Vec<_>>>()?;
         try_join_all(buyers.iter().map(async |buyer| slow.create(&buyer.order()).await)).await?;
         let took = begin.elapsed();
-        ensure!(took >= Duration::from_millis(900), "24 calls took {took:?} at 20 a second");
+        ensure!(
+            took >= Duration::from_millis(900),
+            "24 calls took {took:?} at 20 a second"
+        );
         Ok(())
     })
 }

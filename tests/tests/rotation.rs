@@ -372,7 +372,8 @@ fn neither_too_many_calls_nor_a_providers_key_that_is_replaced_amid_an_on_sale_c
         ];
         let shop = Shop::open_with(kit, "rotation/key", &settings).await?;
         let tickets = shop.tickets(6).await?;
-        let asks = async |order: &str, ticket: usize, method: &str| buy(kit, &shop, order, &tickets[ticket], method).await;
+        let asks =
+            async |order: &str, ticket: usize, method: &str| buy(kit, &shop, order, &tickets[ticket], method).await;
         let counts = async |metric: &str| {
             until(metric, DEADLINE, async || {
                 let value = shop.worker.metric(metric).await?;
@@ -407,7 +408,12 @@ fn neither_too_many_calls_nor_a_providers_key_that_is_replaced_amid_an_on_sale_c
             .await?;
         }
         counts(r#"holdfast_failing_rounds_total{part="provider"}"#).await?;
-        for (order, state) in [("sold", "sold"), ("waiting", "waiting"), ("opened", "opened"), ("declined", "opened")] {
+        for (order, state) in [
+            ("sold", "sold"),
+            ("waiting", "waiting"),
+            ("opened", "opened"),
+            ("declined", "opened"),
+        ] {
             reaches(kit, &shop.id(order), state).await?;
         }
         // Of those who wait for no money, nobody waits.

@@ -19,7 +19,7 @@ use crate::crash::{self, Point};
 use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
-use crate::provider::{self, ClientSecret, Order, Payment, Provider};
+use crate::provider::{self, About, ClientSecret, Order, Payment, Provider};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
 use crate::store::credits::Loyalty;
@@ -117,6 +117,7 @@ impl Driver {
             main: main.clone(),
             loyalty,
             terms,
+            shows: config.provider.shows.clone().unwrap_or_default(),
             mails: config.mail.smtp_url.is_some(),
             retention: config.database.idempotency_retention,
             metrics: metrics.clone(),
@@ -306,7 +307,7 @@ impl Driver {
 
     async fn create(&self, checkout: &Checkout) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout);
+        let order = order(checkout, about(provider, checkout)?);
         let mut answer = provider.create(&order).await;
         crash::here(Point::CheckoutCreated);
         if crash::again(Point::CheckoutCreated) {
@@ -338,7 +339,7 @@ impl Driver {
 
     async fn authorise(&self, checkout: &Checkout, payment: &PaymentId) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout);
+        let order = order(checkout, About::default());
         let mut answer = provider.authorise(payment, &order).await;
         crash::here(Point::CheckoutAuthorised);
         if crash::again(Point::CheckoutAuthorised) {
@@ -411,11 +412,17 @@ impl Driver {
             return search(provider, checkout, called_at).await;
         }
         // The idempotency key makes it the same payment; and no late call makes another after it.
-        match provider.create(&order(checkout)).await {
+        let made = match about(provider, checkout) {
+            Ok(about) => provider.create(&order(checkout, about)).await,
+            Err(error) => Err(error),
+        };
+        match made {
             Ok(payment) => Ok(Some(payment)),
             Err(provider::Error::Declined { .. }) => Ok(None),
             // An earlier call may have made it all the same.
-            Err(provider::Error::Refused { .. } | provider::Error::KeyUsed { .. }) => search(provider, checkout, called_at).await,
+            Err(provider::Error::Refused { .. } | provider::Error::KeyUsed { .. }) => {
+                search(provider, checkout, called_at).await
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -458,11 +465,7 @@ impl Driver {
 }
 
 /// Searches the provider's payments for the one of this checkout.
-async fn search(
-    provider: &Provider,
-    checkout: &Checkout,
-    called_at: OffsetDateTime,
-) -> Result<Option<Payment>, Error> {
+async fn search(provider: &Provider, checkout: &Checkout, called_at: OffsetDateTime) -> Result<Option<Payment>, Error> {
     // The provider's clock may differ from ours.
     let since = called_at - time::Duration::hours(1);
     Ok(provider.find(&checkout.id, since).await?)
@@ -487,8 +490,15 @@ fn differs(checkout: &Checkout, payment: &Payment) -> bool {
     differs
 }
 
+/// What a checkout's payment is about. It may differ between two calls, when the settings of a show have changed: then the payment
+/// that was made is found by search.
+fn about<'a>(provider: &'a Provider, checkout: &'a Checkout) -> Result<About<'a>, provider::Error> {
+    let tickets = checkout.lines.iter().map(|line| (&line.show, line.price.amount()));
+    provider.about(&tickets.collect::<Vec<_>>(), checkout.due())
+}
+
 /// The order of a checkout's payment, the same at each call of an attempt, as the idempotency key demands.
-fn order(checkout: &Checkout) -> Order<'_> {
+fn order<'a>(checkout: &'a Checkout, about: About<'a>) -> Order<'a> {
     Order {
         checkout: &checkout.id,
         user: &checkout.user,
@@ -496,6 +506,7 @@ fn order(checkout: &Checkout) -> Order<'_> {
         currency: checkout.currency(),
         method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
         attempt: checkout.attempt,
+        about,
     }
 }
 

@@ -18,6 +18,7 @@ mod restate_kafka;
 mod roles;
 mod secret;
 mod serve;
+mod shows;
 mod verify;
 mod webhook;
 
@@ -44,6 +45,7 @@ pub use restate_kafka::RestateKafka;
 pub use roles::{Granted, Roles};
 pub use secret::ReplaceableSecret;
 pub use serve::Serve;
+pub use shows::{ApplicationFee, ProviderShows, ShowPayments};
 pub use verify::Verify;
 pub use webhook::Webhook;
 
@@ -343,7 +345,7 @@ mod tests {
     fn test_mode_and_live_mode_are_never_given_together() {
         let modes = |mode: &[&str], key: &str| {
             let provider = ["--provider-url", "https://pay.example", "--provider-key", key];
-            let config = config(&[&provider, mode].concat());
+            let config = config(&[&provider[..], mode].concat());
             let known = config.provider.known_mode();
             config
                 .check()
@@ -358,6 +360,11 @@ mod tests {
         assert_eq!(modes(&live, "sesame"), Ok((is_live, 100)));
         assert_eq!(modes(&live, "rk_test_1"), Err("provider-mode"));
         assert_eq!(modes(&test, "sk_live_1"), Err("provider-mode"));
+        let methods = |names: &str| modes(&["--provider-methods", names], "sk_test_1").map(drop);
+        assert_eq!(methods("card,klarna,paypal"), Ok(()));
+        for wrong in ["", "card,", "Card", "card,sepa_debit"] {
+            assert_eq!(methods(wrong), Err("provider-methods"), "{wrong}");
+        }
         let calls = ["--provider-calls-per-second", "7"];
         assert_eq!(modes(&calls, "sk_live_1"), Ok((is_live, 7)));
         assert_eq!(

@@ -10,9 +10,35 @@ use url::Url;
 
 use super::insecure::is_closed;
 use super::secret::{ReplaceableSecret, Secrets};
-use super::{Checks, Wire, is_a_word};
+use super::{Checks, ProviderShows, Wire, is_a_word};
 
 const MOST_CALLS: u32 = 100_000;
+
+/// Payment methods of Stripe that cannot be authorised without being captured, or not for days.
+const CAPTURED_AT_ONCE: &[&str] = &[
+    "acss_debit",
+    "alipay",
+    "au_becs_debit",
+    "bacs_debit",
+    "bancontact",
+    "blik",
+    "boleto",
+    "customer_balance",
+    "eps",
+    "fpx",
+    "giropay",
+    "grabpay",
+    "ideal",
+    "konbini",
+    "multibanco",
+    "oxxo",
+    "p24",
+    "pix",
+    "sepa_debit",
+    "sofort",
+    "us_bank_account",
+    "wechat_pay",
+];
 
 /// The payment provider, and the time-out of its answers.
 #[derive(Args, Debug, Clone)]
@@ -74,6 +100,28 @@ pub struct Provider {
         global = true
     )]
     pub mode: Option<ProviderMode>,
+    /// File (JSON) that says, by show, what its payments have of their own: on_behalf_of, transfer_destination, application_fee,
+    /// statement_descriptor_suffix, description. It is read at the start.
+    #[arg(
+        id = "provider-shows",
+        long = "provider-shows",
+        env = "HOLDFAST_PROVIDER_SHOWS",
+        value_name = "FILE",
+        value_parser = ProviderShows::read,
+        global = true
+    )]
+    pub shows: Option<ProviderShows>,
+    /// Kinds of payment methods that a payment may be made by, by the provider's names, separated by commas. Each must let money
+    /// be authorised first and captured later: card, klarna, paypal and so on.
+    #[arg(
+        id = "provider-methods",
+        long = "provider-methods",
+        env = "HOLDFAST_PROVIDER_METHODS",
+        value_delimiter = ',',
+        default_value = "card",
+        global = true
+    )]
+    pub methods: Vec<String>,
 }
 
 /// The mode of an account. What belongs to one is never seen by the other.
@@ -187,6 +235,18 @@ impl Provider {
             !ProviderMode::differ(self.mode, self.mode_of_key()),
             "provider-mode",
             "give the mode that --provider-key tells by its beginning, or leave it out",
+        );
+        let is_method = |name: &String| {
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+                && !CAPTURED_AT_ONCE.contains(&name.as_str())
+        };
+        checks.require(
+            self.methods.iter().all(is_method),
+            "provider-methods",
+            "give names such as card,klarna,paypal; none that is captured at once, as sepa_debit is: no seat could be sold between",
         );
         checks.require(
             (1..=MOST_CALLS).contains(&self.rate()),

@@ -15,6 +15,7 @@
 //! | [`Error::Misconfigured`] | nothing changed, and every call is refused until an operator mends the key, the account or a setting |
 //! | [`Error::Unknown`] | nothing at all: retry the call, or look with [`Provider::get`] or [`Provider::find`] |
 
+mod about;
 mod http;
 mod rate;
 mod stripe;
@@ -23,17 +24,19 @@ pub mod webhook;
 use std::fmt;
 use std::sync::Arc;
 
-use holdfast_schemas::{CheckoutId, Currency, PaymentId, UserId};
+use holdfast_schemas::{CheckoutId, Currency, PaymentId, ShowId, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use url::Url;
 
-use crate::config;
+use crate::config::{self, ProviderShows};
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
 use crate::transience::Fault;
 use stripe::Stripe;
+
+pub use about::About;
 
 /// A client of the provider. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +44,7 @@ pub struct Provider {
     stripe: Arc<Stripe>,
     /// Where the bank sends the customer back to, if there is such a page.
     return_url: Option<Url>,
+    shows: ProviderShows,
     /// Tells for how long every call is refused.
     rounds: Arc<Rounds>,
     metrics: Arc<Metrics>,
@@ -48,7 +52,9 @@ pub struct Provider {
 
 /// Said once, when the provider begins to refuse every call; each call's own error has its answer.
 #[derive(Debug, thiserror::Error)]
-#[error("the payment provider refuses every call: look at --provider-key (HOLDFAST_PROVIDER_KEY) and at the account; payments wait")]
+#[error(
+    "the payment provider refuses every call: look at --provider-key (HOLDFAST_PROVIDER_KEY) and at the account; payments wait"
+)]
 struct Closed;
 
 impl Provider {
@@ -64,9 +70,18 @@ impl Provider {
         Ok(Some(Self {
             stripe: Arc::new(stripe),
             return_url: settings.return_url.clone(),
+            shows: settings.shows.clone().unwrap_or_default(),
             rounds: Arc::new(Rounds::beside("provider", &metrics)),
             metrics,
         }))
+    }
+
+    /// What a payment for tickets of these shows, at these prices, is about; `due` is what is charged.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: the money for the shows goes to different accounts.
+    pub fn about<'a>(&'a self, tickets: &[(&'a ShowId, i64)], due: i64) -> Result<About<'a>, Error> {
+        About::of(&self.shows, tickets, due)
     }
 
     /// Creates the payment, or returns the one that an earlier call for this checkout created within 24 hours. No money moves.
@@ -171,6 +186,7 @@ pub struct Order<'a> {
     pub method: &'a str,
     /// The payment methods that were tried before this one.
     pub attempt: i32,
+    pub about: About<'a>,
 }
 
 /// An attempt at a checkout's payment, by which its calls are told from those of the others.
@@ -293,7 +309,9 @@ pub enum Error {
     },
     #[error("the provider refuses this call ({call}) as it is: {message}")]
     Refused { call: Call, message: String },
-    #[error("the provider has had this call ({call}) before, with other parameters: a setting or the release has changed since")]
+    #[error(
+        "the provider has had this call ({call}) before, with other parameters: a setting or the release has changed since"
+    )]
     KeyUsed { call: Call },
     #[error("the provider does not take this call ({call}) until something is mended: {message}")]
     Misconfigured { call: Call, message: String },

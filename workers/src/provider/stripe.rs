@@ -95,6 +95,8 @@ pub(super) struct Stripe {
     key: ReplaceableSecret,
     /// The mode of the account, if it is known: no object of the other one is taken.
     mode: Option<ProviderMode>,
+    /// The kinds of payment methods that a payment may be made by.
+    methods: Vec<String>,
     rate: Rate,
     /// Longest time for which a call waits for its turn.
     patience: Duration,
@@ -113,6 +115,7 @@ impl Stripe {
             base,
             key,
             mode: settings.known_mode(),
+            methods: settings.methods.clone(),
             rate: Rate::new(settings.rate()),
             patience: settings.timeout,
             metrics,
@@ -137,16 +140,19 @@ impl Stripe {
         }
         let amount = order.amount.to_string();
         let currency = order.currency.code().to_ascii_lowercase();
-        let fields = [
+        let mut fields = vec![
             ("amount", amount.as_str()),
             ("currency", &currency),
             ("capture_method", "manual"),
             ("payment_method", order.method),
-            ("payment_method_types[]", "card"),
-            ("metadata[checkout]", order.checkout.as_str()),
-            ("metadata[user]", order.user.as_str()),
+            ("metadata[holdfast_checkout]", order.checkout.as_str()),
+            ("metadata[holdfast_user]", order.user.as_str()),
             EXPAND,
         ];
+        let methods = self.methods.iter();
+        fields.extend(methods.map(|method| ("payment_method_types[]", method.as_str())));
+        let about = order.about.fields();
+        fields.extend(about.iter().map(|(name, value)| (*name, value.as_str())));
         for attempt in 0..KEYS {
             let key = idempotency_key(Attempt::of(order), call, attempt);
             let Answered { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
@@ -191,16 +197,19 @@ impl Stripe {
         by: Attempt<'_>,
         fields: &[(&str, &str)],
     ) -> Result<Payment, Error> {
+        let mut fields = fields.to_vec();
         // A payment that is only authorised is never refunded: Stripe could understand such a call as something else.
         if call == Call::Refund {
-            let now = self.look(call, payment).await?;
+            let body = self.fetch(call, payment).await?;
+            let now = read_payment(call, &body)?;
             match standing(call, &now) {
                 Standing::Open => {}
                 settled => return settled.answer(call, now),
             }
+            fields.extend(read::<Routed>(call, &body)?.back());
         }
         for number in 0..KEYS {
-            let told = self.ask_for(call, payment, fields, idempotency_key(by, call, number));
+            let told = self.ask_for(call, payment, &fields, idempotency_key(by, call, number));
             let Answered { said, replayed } = told.await?;
             let (now, refusal) = match said {
                 Said::Done(body) if !replayed && call != Call::Refund => (read_payment(call, &body)?, None),
@@ -234,7 +243,7 @@ impl Stripe {
         let (mut last, mut found): (Option<PaymentId>, Vec<Payment>) = (None, Vec::new());
         loop {
             let page: Page<Listed> = self.page(call, (since - SKEW, None), last.as_ref(), None).await?;
-            let ours = |listed: &&Listed| text(listed.metadata.as_ref(), "checkout") == Some(checkout.as_str());
+            let ours = |listed: &&Listed| named(listed.metadata.as_ref(), CHECKOUT) == Some(checkout.as_str());
             for listed in page.data.iter().filter(ours) {
                 found.push(self.look(call, &listed.id).await?);
             }
@@ -272,7 +281,7 @@ impl Stripe {
                 .last()
                 .map(|intent| intent.id.clone())
                 .filter(|_| page.has_more);
-            let ours = |intent: &Intent| text(intent.metadata.as_ref(), "checkout").is_some();
+            let ours = |intent: &Intent| named(intent.metadata.as_ref(), CHECKOUT).is_some();
             for intent in page.data.into_iter().filter(ours) {
                 see(&intent.payment(call)?);
             }
@@ -301,9 +310,13 @@ impl Stripe {
     }
 
     async fn look(&self, call: Call, payment: &PaymentId) -> Result<Payment, Error> {
+        read_payment(call, &self.fetch(call, payment).await?)
+    }
+
+    async fn fetch(&self, call: Call, payment: &PaymentId) -> Result<Bytes, Error> {
         let path = ["payment_intents", payment.as_str()];
         let told = self.send(call, self.request(Method::GET, &path, &[EXPAND], None));
-        told.await?.said.payment(call, Some(payment))
+        told.await?.said.done(call, Some(payment))
     }
 
     async fn ask_for(
@@ -315,7 +328,10 @@ impl Stripe {
     ) -> Result<Answered, Error> {
         let id = payment.as_str();
         let verb = match call {
-            Call::Refund => return self.post(call, &["refunds"], &[("payment_intent", id)], key).await,
+            Call::Refund => {
+                let fields = [&[("payment_intent", id)], fields].concat();
+                return self.post(call, &["refunds"], &fields, key).await;
+            }
             Call::Authorise => "confirm",
             Call::Capture => "capture",
             _ => "cancel",
@@ -376,8 +392,8 @@ impl Stripe {
                 Turn::Waited => self.delayed(kind, "rate"),
                 Turn::Late => return Err(unknown(call, seen)),
             }
-            let answer = self.exchange(call, request.clone()).await?;
-            let Some(pause) = answer.pause else {
+            let (answer, pause) = self.exchange(call, request.clone()).await?;
+            let Some(pause) = pause else {
                 return Ok(answer);
             };
             self.rate.pause(kind, pause);
@@ -393,7 +409,8 @@ impl Stripe {
         delays.with_label_values(&[kind.as_str(), why]).inc();
     }
 
-    async fn exchange(&self, call: Call, request: Request<Full<Bytes>>) -> Result<Answered, Error> {
+    /// The answer, and the pause for which it asks.
+    async fn exchange(&self, call: Call, request: Request<Full<Bytes>>) -> Result<(Answered, Option<Duration>), Error> {
         let answer = self.http.exchange(request).await;
         let answer = answer.map_err(|silence| Error::Unknown {
             call,
@@ -403,11 +420,12 @@ impl Stripe {
                 Silence::Broken { cause, .. } => Some(cause),
             },
         })?;
-        Ok(Answered {
+        let pause = pause(&answer);
+        let answered = Answered {
             replayed: answer.headers().get(REPLAYED).is_some_and(|value| value == "true"),
-            pause: pause(&answer),
             said: self.of_our_mode(said(answer)),
-        })
+        };
+        Ok((answered, pause))
     }
 
     fn of_our_mode(&self, said: Said) -> Said {
@@ -488,8 +506,6 @@ struct Answered {
     said: Said,
     /// True for the replayed answer to an earlier request with the same idempotency key.
     replayed: bool,
-    /// For how long no call of this kind may begin.
-    pause: Option<Duration>,
 }
 
 /// The meaning of an answer without the payment's state.
@@ -630,7 +646,9 @@ impl Wrong {
         let param = self.param.as_deref().unwrap_or_default();
         // Not `payment_method_types`, which are the account's.
         let about_method = ["payment_method", "payment_method_data"].contains(&param)
-            || ["payment_method[", "payment_method_data["].iter().any(|of| param.starts_with(of));
+            || ["payment_method[", "payment_method_data["]
+                .iter()
+                .any(|of| param.starts_with(of));
         let is_used = self.message.as_deref().is_some_and(|said| said.contains(USED_METHOD));
         let about_amount = self.is("amount_too_small") || self.is("amount_too_large");
         let about_card = self.kind.as_deref() == Some("card_error");
@@ -723,6 +741,22 @@ enum Status {
     Succeeded,
 }
 
+/// A PaymentIntent, for whose money it is.
+#[derive(Deserialize)]
+struct Routed {
+    transfer_data: Option<Map<String, Value>>,
+    application_fee_amount: Option<i64>,
+}
+
+impl Routed {
+    /// The parameters by which a refund takes back what went to a connected account, and gives back what was kept of it.
+    fn back(&self) -> Vec<(&'static str, &'static str)> {
+        let transfer = self.transfer_data.as_ref().map(|_| ("reverse_transfer", "true"));
+        let fee = self.application_fee_amount.map(|_| ("refund_application_fee", "true"));
+        transfer.into_iter().chain(fee).collect()
+    }
+}
+
 /// A PaymentIntent, for whom has to confirm it.
 #[derive(Deserialize)]
 struct Action {
@@ -754,13 +788,23 @@ struct Listed {
 
 /// For whom a payment with these metadata was made; none when somebody else made it.
 pub(super) fn buyer(metadata: Option<&Map<String, Value>>) -> Option<(CheckoutId, UserId)> {
-    let checkout = CheckoutId::parse(text(metadata, "checkout")?).ok()?;
-    let user = UserId::parse(text(metadata, "user")?).ok()?;
+    let checkout = CheckoutId::parse(named(metadata, CHECKOUT)?).ok()?;
+    let user = UserId::parse(named(metadata, USER)?).ok()?;
     Some((checkout, user))
 }
 
-fn text<'a>(metadata: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a str> {
-    metadata?.get(name)?.as_str()
+/// The names of checkout and user in a payment's metadata, and those that earlier releases gave them: together alone, since other
+/// programs may use one of those.
+const CHECKOUT: Name = Name("holdfast_checkout", "checkout");
+const USER: Name = Name("holdfast_user", "user");
+
+#[derive(Clone, Copy)]
+struct Name(&'static str, &'static str);
+
+fn named(metadata: Option<&Map<String, Value>>, name: Name) -> Option<&str> {
+    let text = |name: &str| metadata?.get(name)?.as_str();
+    let is_earlier = text(CHECKOUT.1).is_some() && text(USER.1).is_some();
+    text(name.0).or_else(|| text(name.1).filter(|_| is_earlier))
 }
 
 /// Decodes the answer to a call that Stripe has executed; if that fails, the payment's state is unknown.
@@ -807,8 +851,8 @@ impl Intent {
             refunded: charge.map_or(0, |charge| charge.amount_refunded.min(captured)),
             disputed: charge.is_some_and(|charge| charge.disputed),
             failure: self.last_payment_error.map(|wrong| wrong.reason()),
-            checkout: text(self.metadata.as_ref(), "checkout").and_then(|id| CheckoutId::parse(id).ok()),
-            user: text(self.metadata.as_ref(), "user").and_then(|id| UserId::parse(id).ok()),
+            checkout: named(self.metadata.as_ref(), CHECKOUT).and_then(|id| CheckoutId::parse(id).ok()),
+            user: named(self.metadata.as_ref(), USER).and_then(|id| UserId::parse(id).ok()),
             id: self.id,
         })
     }
@@ -837,9 +881,23 @@ mod tests {
         let listed = |body: &Value| read::<Listed>(Call::Get, body.to_string().as_bytes()).unwrap();
         assert!(buyer(listed(&foreign).metadata.as_ref()).is_none());
         assert!(read_payment(Call::Get, foreign.to_string().as_bytes()).is_err());
-        let ours = json!({ "id": "pi_1", "metadata": { "checkout": "c-1", "user": "ann", "more": 1 } });
-        let (checkout, user) = buyer(listed(&ours).metadata.as_ref()).unwrap();
-        assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
+        for metadata in [
+            json!({ "holdfast_checkout": "c-1", "holdfast_user": "ann", "more": 1 }),
+            json!({ "holdfast_checkout": "c-1", "holdfast_user": "ann", "checkout": "theirs", "user": "4711" }),
+            // As earlier releases made it.
+            json!({ "checkout": "c-1", "user": "ann" }),
+        ] {
+            let ours = json!({ "id": "pi_1", "metadata": metadata });
+            let (checkout, user) = buyer(listed(&ours).metadata.as_ref()).unwrap();
+            assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
+        }
+        for metadata in [
+            json!({ "checkout": "theirs" }),
+            json!({ "user": "4711", "holdfast_checkout": "c-1" }),
+        ] {
+            let theirs = json!({ "id": "pi_1", "metadata": metadata });
+            assert!(buyer(listed(&theirs).metadata.as_ref()).is_none());
+        }
     }
 
     #[test]
@@ -907,7 +965,10 @@ mod tests {
         for (status, error) in [
             (400, json!({ "code": "testmode_charges_only" })),
             (400, json!({ "code": "account_invalid", "param": "payment_method" })),
-            (400, json!({ "code": "payment_method_unactivated", "param": "payment_method_types" })),
+            (
+                400,
+                json!({ "code": "payment_method_unactivated", "param": "payment_method_types" }),
+            ),
             (401, json!({ "code": "api_key_expired" })),
             (403, json!({ "code": "account_invalid", "type": "card_error" })),
         ] {
@@ -938,7 +999,12 @@ mod tests {
         ] {
             assert!(is_other(body.clone(), test) && !is_other(body, live));
         }
-        for body in [json!({ "id": "pi_1" }), json!({ "data": [] }), json!({ "data": "much" }), json!([])] {
+        for body in [
+            json!({ "id": "pi_1" }),
+            json!({ "data": [] }),
+            json!({ "data": "much" }),
+            json!([]),
+        ] {
             assert!(!is_other(body.clone(), test) && !is_other(body, live));
         }
     }
@@ -953,7 +1019,13 @@ mod tests {
             }
             pause(&answer.body(Bytes::from(body)).unwrap()).map(|pause| pause.as_millis())
         };
-        for (after, expected) in [(None, 1_000), (Some("7"), 7_000), (Some("0"), 100), (Some("soon"), 1_000), (Some("86400"), 60_000)] {
+        for (after, expected) in [
+            (None, 1_000),
+            (Some("7"), 7_000),
+            (Some("0"), 100),
+            (Some("soon"), 1_000),
+            (Some("86400"), 60_000),
+        ] {
             assert_eq!(paused(429, after, "rate_limit"), Some(expected), "{after:?}");
         }
         assert_eq!(paused(429, Some("7"), "lock_timeout"), None);
@@ -1018,7 +1090,7 @@ mod tests {
     #[test]
     fn a_payment_is_read_with_what_others_left_out() {
         let intent = json!({
-            "id": "pi_1", "status": "succeeded", "amount": 4500, "currency": "eur", "metadata": { "checkout": "c-1", "x": 1 },
+            "id": "pi_1", "status": "succeeded", "amount": 4500, "currency": "eur", "metadata": { "holdfast_checkout": "c-1", "x": 1 },
         });
         let payment = read_payment(Call::Get, intent.to_string().as_bytes()).unwrap();
         assert_eq!(

@@ -385,8 +385,7 @@ mod tests {
         ] {
             for kind in ["payment_intent.succeeded", "customer.created"] {
                 let object = json!({ "id": "pi_1", "metadata": metadata });
-                let event =
-                    json!({ "id": "evt_1", "type": kind, "livemode": livemode, "data": { "object": object } });
+                let event = json!({ "id": "evt_1", "type": kind, "livemode": livemode, "data": { "object": object } });
                 let told = read(event.to_string().as_bytes(), ours).unwrap();
                 let other = matches!(told, Notification::OtherMode);
                 assert_eq!(other, is_other, "{event} {ours:?}");
@@ -587,7 +586,10 @@ mod tests {
             );
         }
         for body in ["", "{", "[]", "null", r#"{"id":"evt_1"}"#] {
-            assert!(matches!(read(body.as_bytes(), None), Err(Error::Unreadable(_))), "{body}");
+            assert!(
+                matches!(read(body.as_bytes(), None), Err(Error::Unreadable(_))),
+                "{body}"
+            );
         }
     }
 }

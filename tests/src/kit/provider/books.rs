@@ -45,6 +45,8 @@ pub struct Payment {
     charge: Option<String>,
     /// The page to which the customer is sent back.
     pub return_url: Option<String>,
+    /// The parameters of its creation.
+    asked: Vec<(String, String)>,
     pub livemode: bool,
     method: Option<String>,
     failure: Option<String>,
@@ -126,6 +128,11 @@ impl Books {
             "capture_method",
             "payment_method",
             "payment_method_types[]",
+            "on_behalf_of",
+            "transfer_data[destination]",
+            "application_fee_amount",
+            "statement_descriptor_suffix",
+            "description",
         ];
         only(KNOWN, fields)?;
         let amount = field(fields, "amount").and_then(|text| text.parse().ok());
@@ -155,7 +162,8 @@ impl Books {
         let id = self.id("pi");
         let payment = Payment {
             id,
-            checkout: metadata.get("checkout").cloned().unwrap_or_default(),
+            checkout: metadata.get("holdfast_checkout").cloned().unwrap_or_default(),
+            asked: fields.to_vec(),
             status: match method {
                 Some(_) => Status::RequiresConfirmation,
                 None => Status::RequiresPaymentMethod,
@@ -473,7 +481,15 @@ impl Payment {
             "metadata": self.metadata,
             "next_action": (self.status == Status::RequiresAction).then(|| json!({ "type": "use_stripe_sdk" })),
             "payment_method": self.method,
+            "on_behalf_of": self.asked_for("on_behalf_of"),
+            "transfer_data": self.asked_for("transfer_data[destination]").map(|account| json!({ "destination": account })),
+            "application_fee_amount": self.asked_for("application_fee_amount").and_then(|fee| fee.parse::<i64>().ok()),
         })
+    }
+
+    /// A parameter of its creation.
+    pub fn asked_for(&self, name: &str) -> Option<&str> {
+        field(&self.asked, name)
     }
 
     /// What the customer's page must show to confirm it.

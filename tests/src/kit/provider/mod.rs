@@ -33,6 +33,9 @@ use books::{Answer, Books, Refused};
 pub use books::{Kind, Movement, Payment, Status};
 pub use webhooks::{Delivery, sign};
 
+/// The parameters of a refund.
+const REFUND: &[&str] = &["payment_intent", "reverse_transfer", "refund_application_fee"];
+
 /// The secret key that requests must carry.
 pub const KEY: &str = "sk_test_simulator";
 
@@ -439,7 +442,7 @@ impl State {
             },
             Call::Capture => books::only(&[], fields).and_then(|()| books.capture(id, None)),
             Call::Cancel => books::only(&[], fields).and_then(|()| books.cancel(id)),
-            Call::Refund => books::only(&["payment_intent"], fields).and_then(|()| books.refund(id, None)),
+            Call::Refund => books::only(REFUND, fields).and_then(|()| books.refund(id, None)),
             Call::Retrieve => books.retrieve(id),
             Call::List => books.list(fields),
         });
@@ -462,7 +465,10 @@ impl State {
     }
 
     fn checkout_of(&self, request: &Parsed) -> String {
-        let named = request.fields.iter().find(|(name, _)| name == "metadata[checkout]");
+        let named = request
+            .fields
+            .iter()
+            .find(|(name, _)| name == "metadata[holdfast_checkout]");
         if let Some((_, checkout)) = named {
             return checkout.clone();
         }
