@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::config;
 use holdfast::metrics::Metrics;
-use holdfast::provider::{Order, Provider};
+use holdfast::provider::{About, Order, Provider};
 use holdfast_schemas::{
     Currency, DeadLetter, DeadLetterReason, Event, Origin, Price, TicketEvent, events, hold_id, outcome_id, topics,
 };
@@ -199,6 +199,10 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         key_file: None,
         return_url: None,
         timeout: DEADLINE,
+        calls_per_second: None,
+        mode: None,
+        shows: None,
+        methods: vec!["card".to_owned()],
     };
     let adapter = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;
     let order = Order {
@@ -208,6 +212,7 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         currency: Currency::from_code("EUR").context("no euro")?,
         method: "pm_card_visa",
         attempt: 0,
+        about: About::default(),
     };
     let payment = adapter.create(&order).await?;
     adapter.authorise(&payment.id, &order).await?;

@@ -191,6 +191,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
         );
         let boring = told(&shop.id("boring"), "customer.created", &json!({}));
         let foreign = captured("foreign", &json!({ "order": "4711" }));
+        let live = sound.replacen('{', r#"{"livemode":true,"#, 1);
         let large = sound.clone() + &" ".repeat(LIMIT + 1 - sound.len());
         let cases = [
             (400, "unsigned", None, &sound),
@@ -202,6 +203,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
             (400, "unreadable", signed(&cut), &cut),
             (400, "unreadable", signed(&incomplete), &incomplete),
             (413, "too_large", signed(&large), &large),
+            (200, "other_mode", signed(&live), &live),
             (200, "ignored", signed(&boring), &boring),
             (200, "ignored", signed(&foreign), &foreign),
             (200, "ignored", signed(&odd), &odd),

@@ -579,6 +579,7 @@ impl Worker {
             kafka: config.kafka.clone(),
             secret,
             tolerance: config.webhook.tolerance,
+            mode: config.provider.known_mode(),
             provider,
             clock,
         };

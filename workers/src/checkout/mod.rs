@@ -19,7 +19,7 @@ use crate::crash::{self, Point};
 use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
-use crate::provider::{self, ClientSecret, Order, Payment, Provider};
+use crate::provider::{self, About, ClientSecret, Order, Payment, Provider};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
 use crate::store::credits::Loyalty;
@@ -117,6 +117,7 @@ impl Driver {
             main: main.clone(),
             loyalty,
             terms,
+            shows: config.provider.shows.clone().unwrap_or_default(),
             mails: config.mail.smtp_url.is_some(),
             retention: config.database.idempotency_retention,
             metrics: metrics.clone(),
@@ -306,7 +307,7 @@ impl Driver {
 
     async fn create(&self, checkout: &Checkout) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout);
+        let order = order(checkout, about(provider, checkout)?);
         let mut answer = provider.create(&order).await;
         crash::here(Point::CheckoutCreated);
         if crash::again(Point::CheckoutCreated) {
@@ -315,13 +316,30 @@ impl Driver {
         match answer {
             Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
             Ok(payment) => Ok(Fact::PaymentMade(payment.id)),
-            Err(error) => self.refused(checkout, error),
+            Err(error) => self.made_before(provider, checkout, error).await,
+        }
+    }
+
+    /// The fact in an error of a payment's creation: what an earlier call with other settings has made is the payment.
+    async fn made_before(
+        &self,
+        provider: &Provider,
+        checkout: &Checkout,
+        error: provider::Error,
+    ) -> Result<Fact, Error> {
+        let (provider::Error::KeyUsed { .. }, Some(called_at)) = (&error, checkout.called_at) else {
+            return self.declined_by(error);
+        };
+        match search(provider, checkout, called_at).await? {
+            Some(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
+            Some(payment) => Ok(Fact::PaymentMade(payment.id)),
+            None => Err(error.into()),
         }
     }
 
     async fn authorise(&self, checkout: &Checkout, payment: &PaymentId) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout);
+        let order = order(checkout, About::default());
         let mut answer = provider.authorise(payment, &order).await;
         crash::here(Point::CheckoutAuthorised);
         if crash::again(Point::CheckoutAuthorised) {
@@ -331,7 +349,7 @@ impl Driver {
             Ok(payment) => Ok(self.status(checkout, &payment)),
             // An earlier call, whose answer was lost, has authorised it.
             Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
-            Err(error) => self.refused(checkout, error),
+            Err(error) => self.declined_by(error),
         }
     }
 
@@ -391,14 +409,20 @@ impl Driver {
             return Ok(Some(provider.get(payment).await?));
         }
         if !checkout.key_lives((self.now)()) {
-            // The provider's clock may differ from ours.
-            let since = called_at - time::Duration::hours(1);
-            return Ok(provider.find(&checkout.id, since).await?);
+            return search(provider, checkout, called_at).await;
         }
         // The idempotency key makes it the same payment; and no late call makes another after it.
-        match provider.create(&order(checkout)).await {
+        let made = match about(provider, checkout) {
+            Ok(about) => provider.create(&order(checkout, about)).await,
+            Err(error) => Err(error),
+        };
+        match made {
             Ok(payment) => Ok(Some(payment)),
-            Err(provider::Error::Declined { .. } | provider::Error::Misconfigured { .. }) => Ok(None),
+            Err(provider::Error::Declined { .. }) => Ok(None),
+            // An earlier call may have made it all the same.
+            Err(provider::Error::Refused { .. } | provider::Error::KeyUsed { .. }) => {
+                search(provider, checkout, called_at).await
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -423,14 +447,11 @@ impl Driver {
         }
     }
 
-    /// The fact in an error of the provider before any money was authorised.
-    fn refused(&self, checkout: &Checkout, error: provider::Error) -> Result<Fact, Error> {
+    /// The fact in an error of the provider before any money was authorised. Only an answer about this payment ends it: whatever
+    /// else is wrong, such as a refused key, is waited out.
+    fn declined_by(&self, error: provider::Error) -> Result<Fact, Error> {
         match error {
             provider::Error::Declined { reason } => Ok(self.declined(&reason)),
-            provider::Error::Misconfigured { .. } => {
-                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
-                Ok(Fact::Misconfigured)
-            }
             error => Err(error.into()),
         }
     }
@@ -441,6 +462,13 @@ impl Driver {
             code: DeclineCode::parse(code).ok(),
         }
     }
+}
+
+/// Searches the provider's payments for the one of this checkout.
+async fn search(provider: &Provider, checkout: &Checkout, called_at: OffsetDateTime) -> Result<Option<Payment>, Error> {
+    // The provider's clock may differ from ours.
+    let since = called_at - time::Duration::hours(1);
+    Ok(provider.find(&checkout.id, since).await?)
 }
 
 /// True if the provider asked for, authorised or captured another amount than is due, or in another currency; the log says which.
@@ -462,8 +490,15 @@ fn differs(checkout: &Checkout, payment: &Payment) -> bool {
     differs
 }
 
+/// What a checkout's payment is about. It may differ between two calls, when the settings of a show have changed: then the payment
+/// that was made is found by search.
+fn about<'a>(provider: &'a Provider, checkout: &'a Checkout) -> Result<About<'a>, provider::Error> {
+    let tickets = checkout.lines.iter().map(|line| (&line.show, line.price.amount()));
+    provider.about(&tickets.collect::<Vec<_>>(), checkout.due())
+}
+
 /// The order of a checkout's payment, the same at each call of an attempt, as the idempotency key demands.
-fn order(checkout: &Checkout) -> Order<'_> {
+fn order<'a>(checkout: &'a Checkout, about: About<'a>) -> Order<'a> {
     Order {
         checkout: &checkout.id,
         user: &checkout.user,
@@ -471,6 +506,7 @@ fn order(checkout: &Checkout) -> Order<'_> {
         currency: checkout.currency(),
         method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
         attempt: checkout.attempt,
+        about,
     }
 }
 

@@ -36,6 +36,7 @@ mod terms;
 mod topics;
 
 use anyhow::Context;
+use time::OffsetDateTime;
 
 use crate::config;
 use crate::kafka::on_thread;
@@ -102,10 +103,16 @@ async fn look(
 
 /// Hears what the provider has of each payment.
 async fn compare(provider: &Provider, database: &config::Database, look: &mut Look) -> anyhow::Result<()> {
-    let Look { payments, report, .. } = look;
+    let Look {
+        payments,
+        report,
+        terms,
+        ..
+    } = look;
+    let now = OffsetDateTime::from_unix_timestamp(terms.now / 1_000).context("no time of this calendar")?;
     if let Some(since) = payments.since {
         provider
-            .each(since, &mut |payment| payments.hear(payment, report))
+            .each(since, now, &mut |payment| payments.hear(payment, report))
             .await?;
     }
     let younger = snapshot::which_exist(database, &payments.strangers()).await?;

@@ -113,6 +113,7 @@ reasons! {
     NotYourHold "not_your_hold": "The user does not hold one of the tickets, or not any more.", "Hold it again, or leave it out.";
     CheckoutUnderWay "checkout_under_way": "One of the tickets is being bought by another checkout.", "Wait for that checkout's outcome.";
     CurrenciesDiffer "currencies_differ": "The tickets have prices in several currencies.", "Ask for a checkout for each currency.";
+    AccountsDiffer "accounts_differ": "The tickets are of shows whose money goes to different accounts at the payment provider.", "Ask for a checkout for each account.";
     TotalTooHigh "total_too_high": "The prices together are more than 10^12 minor units.", "Ask for several checkouts.";
     ShowLimit "show_limit": "The user would have more tickets of a show than one user may.", "Leave some out.";
     CreditsTooMany "credits_too_many": "More credits are to be spent than the tickets cost.", "Spend fewer.";
@@ -135,7 +136,7 @@ reasons! {
     NotCaptured "not_captured": "The payment provider did not hand over money that it had set aside.", "Try again.";
     Cancelled "cancelled": "It was cancelled.", "Try again.";
     Abandoned "abandoned": "It was killed, or its state was lost.", "Try again.";
-    Misconfigured "misconfigured": "The payment provider does not take our requests.", "Look at the log; mend the settings of the provider.";
+    Misconfigured "misconfigured": "The payment provider did not take our requests. Only earlier releases gave up for that; now the checkout waits.", "Try again.";
     Settled "settled": "An operator gave it up.", "Ask the operator.";
 }
 

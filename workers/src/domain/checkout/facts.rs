@@ -30,8 +30,6 @@ pub enum Fact {
     Retried { attempt: i32, method: PaymentMethod },
     /// The buyer gives the checkout up. Once the seats are sold it is too late for that.
     Cancelled,
-    /// The provider does not take the call until a setting, the account or this program is mended.
-    Misconfigured,
     /// All seats are sold, within the transaction that writes this.
     SeatsSold,
     /// A seat cannot be sold to this user any more; none was.
@@ -108,7 +106,6 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
             State::Sold => Transition::default(),
             _ => give_up(checkout, CheckoutFailure::Cancelled),
         },
-        Fact::Misconfigured => unauthorised(checkout, CheckoutFailure::Misconfigured.into()),
         Fact::SeatsSold => sold(checkout),
         Fact::SeatsGone => unsold(checkout, CheckoutFailure::SeatsGone),
         Fact::LimitReached => unsold(checkout, CheckoutFailure::ShowLimitReached),
@@ -227,16 +224,6 @@ fn retried(checkout: &Checkout, attempt: i32, method: PaymentMethod) -> Transiti
         ..moved(checkout, state)
     };
     row(checkout, next)
-}
-
-/// The provider does not authorise the payment.
-fn unauthorised(checkout: &Checkout, failure: Failure) -> Transition {
-    match checkout.state {
-        State::Opened | State::Created | State::Waiting | State::Processing => {
-            row(checkout, moved(checkout, State::Undoing(failure)))
-        }
-        _ => Transition::default(),
-    }
 }
 
 fn sold(checkout: &Checkout) -> Transition {

@@ -66,7 +66,6 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("retried", retried(1)),
         ("retried before", retried(0)),
         ("cancelled", Fact::Cancelled),
-        ("misconfigured", Fact::Misconfigured),
         ("seats sold", Fact::SeatsSold),
         ("seats gone", Fact::SeatsGone),
         ("limit reached", Fact::LimitReached),

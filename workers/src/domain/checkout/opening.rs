@@ -57,6 +57,8 @@ pub struct Stock {
     pub bought: HashMap<String, i32>,
     /// Another checkout buys one of the tickets' holds.
     pub under_way: bool,
+    /// The money for the tickets' shows goes to different accounts at the provider.
+    pub accounts_differ: bool,
 }
 
 /// Opens a checkout of tickets that the user holds, at the prices of the holds.
@@ -112,6 +114,7 @@ pub fn open(
         0 => {}
         _ if !terms.provider => return Err(No::NoProvider),
         _ if checkout.method.is_none() => return Err(No::NoPaymentMethod),
+        _ if stock.accounts_differ => return Err(No::AccountsDiffer),
         _ => {}
     }
     if stock.under_way {

@@ -641,6 +641,17 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
             ),
             No::CheckoutUnderWay,
         ),
+        (
+            no(
+                wish(0),
+                terms,
+                Stock {
+                    accounts_differ: true,
+                    ..ours()
+                },
+            ),
+            No::AccountsDiffer,
+        ),
     ] {
         assert_eq!(found, expected);
     }

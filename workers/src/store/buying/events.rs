@@ -122,10 +122,12 @@ impl Buying {
         });
         let holds: Vec<_> = holds.collect();
         let under_way = checkout_seats::under_way(main, &holds).await?;
+        let accounts_differ = self.shows.differ(current.rows.values().map(|ticket| &ticket.show));
         let stock = Stock {
             tickets: current.rows,
             bought,
             under_way,
+            accounts_differ,
         };
         Ok(open(wish, self.terms, &stock, current.now))
     }

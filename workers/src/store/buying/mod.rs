@@ -25,6 +25,7 @@ use super::commit::{self, Answer, Stored};
 use super::credits::Loyalty;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::{Error, checkout_seats, disputes, on_session, purchases, together};
+use crate::config::ProviderShows;
 use crate::domain::Ticket;
 use crate::domain::checkout::{Checkout, SaleTerms, Transition};
 use crate::metrics::Metrics;
@@ -39,6 +40,8 @@ pub struct Buying {
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
     pub terms: SaleTerms,
+    /// Tells whose money the payments for a show are.
+    pub shows: ProviderShows,
     /// True if there is a mail server, so that customers get mails.
     pub mails: bool,
     /// Retention of idempotency records.
