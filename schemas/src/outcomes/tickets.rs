@@ -15,6 +15,7 @@ newest! {
         TicketListed(v1::TicketListed),
         TicketChanged(v1::TicketChanged),
         TicketHeld(v1::TicketHeld),
+        TicketHoldLengthened(v1::TicketHoldLengthened),
         TicketReleased(v1::TicketReleased),
         TicketExpired(v1::TicketExpired),
         TicketSold(v1::TicketSold),

@@ -33,8 +33,6 @@ pub struct Driver {
     pub provider: Option<Provider>,
     /// After this long without a step that comes through, a checkout is marked as stuck, for an operator.
     pub stuck_after: Duration,
-    /// True if another payment method may be tried after a decline.
-    pub retry_declined: bool,
     pub now: fn() -> OffsetDateTime,
 }
 
@@ -112,6 +110,7 @@ impl Driver {
             provider: provider.is_some(),
             credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
             show_limit: config.checkout.show_limit,
+            hold: time::Duration::try_from(config.checkout.checkout_hold).unwrap_or(time::Duration::ZERO),
         };
         let buying = Buying {
             main: main.clone(),
@@ -127,7 +126,6 @@ impl Driver {
             buying,
             provider,
             stuck_after: config.checkout.stuck_after,
-            retry_declined: config.checkout.retry_declined,
             now,
         })
     }
@@ -413,7 +411,7 @@ impl Driver {
             return Fact::AmountDiffers;
         }
         match (payment.state, &payment.failure) {
-            (provider::State::Unconfirmed, Some(code)) => self.declined(code),
+            (provider::State::Unconfirmed, Some(code)) => declined(code),
             (provider::State::Unconfirmed, None) => Fact::Payment(PaymentStatus::Unconfirmed),
             (provider::State::Canceled, _) => Fact::Payment(PaymentStatus::Canceled),
             (provider::State::ActionRequired, _) => Fact::Payment(PaymentStatus::ActionRequired),
@@ -426,7 +424,7 @@ impl Driver {
     /// The fact in an error of the provider before any money was authorised.
     fn refused(&self, checkout: &Checkout, error: provider::Error) -> Result<Fact, Error> {
         match error {
-            provider::Error::Declined { reason } => Ok(self.declined(&reason)),
+            provider::Error::Declined { reason } => Ok(declined(&reason)),
             provider::Error::Misconfigured { .. } => {
                 tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
                 Ok(Fact::Misconfigured)
@@ -434,12 +432,12 @@ impl Driver {
             error => Err(error.into()),
         }
     }
+}
 
-    fn declined(&self, code: &str) -> Fact {
-        Fact::Declined {
-            for_good: !self.retry_declined || code.starts_with("amount_"),
-            code: DeclineCode::parse(code).ok(),
-        }
+fn declined(code: &str) -> Fact {
+    Fact::Declined {
+        for_good: code.starts_with("amount_"),
+        code: DeclineCode::parse(code).ok(),
     }
 }
 

@@ -48,7 +48,25 @@ impl History for Ticket {
 fn state_after(told: TicketOutcome, state: State) -> Option<State> {
     Some(match (told, state) {
         (TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }), _) => {
-            State::Held(Hold { id: hold, user, until })
+            let lengthened = false;
+            State::Held(Hold {
+                id: hold,
+                user,
+                until,
+                lengthened,
+            })
+        }
+        (
+            TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened { user, hold, until }),
+            State::Held(held),
+        ) if held.id == hold => {
+            let lengthened = true;
+            State::Held(Hold {
+                id: hold,
+                user,
+                until,
+                lengthened,
+            })
         }
         (TicketOutcome::TicketReleased(_) | TicketOutcome::TicketExpired(_) | TicketOutcome::TicketReturned(_), _) => {
             State::Available

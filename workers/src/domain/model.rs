@@ -17,6 +17,7 @@ const TABLE: &str = "
     reserve  | unknown_ticket | held           | already_yours if user fits else held! | expired + held         | sold!                         | withdrawn!
     release  | unknown_ticket | not_held       | released if hold fits else not_your_hold | expired             | sold!                         | not_held
     expire   | -              | -              | -                                    | expired if id fits else - | -                           | -
+    lengthen | -              | -              | lengthened if end fits else -        | -                       | -                             | -
     sell     | -              | -              | sold if hold fits else -             | -                       | done if checkout fits else -  | -
     return   | -              | -              | -                                    | -                       | returned if checkout fits else - | -
 ";
@@ -35,7 +36,7 @@ struct Step {
 fn step() -> impl Strategy<Value = Step> {
     (
         prop::sample::select(vec![
-            "list", "withdraw", "reserve", "reserve", "release", "expire", "sell", "return",
+            "list", "withdraw", "reserve", "reserve", "release", "expire", "lengthen", "lengthen", "sell", "return",
         ]),
         0..2usize,
         any::<bool>(),
@@ -62,7 +63,7 @@ proptest! {
         let mut ticket: Option<Ticket> = None;
         for (place, step) in steps.into_iter().enumerate() {
             now += Duration::seconds(step.seconds_later);
-            let input = input(&step, ticket.as_ref(), place);
+            let input = input(&step, ticket.as_ref(), place, now);
             let expected = expected(ticket.as_ref(), &step, &input, now);
             let before = ticket.clone();
             match decide(ticket.as_ref(), input.clone(), now) {
@@ -86,7 +87,7 @@ proptest! {
     }
 }
 
-fn input(step: &Step, ticket: Option<&Ticket>, place: usize) -> Input {
+fn input(step: &Step, ticket: Option<&Ticket>, place: usize, now: OffsetDateTime) -> Input {
     let user = UserId::parse(["ann", "bob"][step.user]).unwrap();
     let checkout = CheckoutId::parse(["c-1", "c-2"][step.checkout]).unwrap();
     let own = ticket.and_then(|ticket| match &ticket.state {
@@ -110,6 +111,10 @@ fn input(step: &Step, ticket: Option<&Ticket>, place: usize) -> Input {
         },
         "release" => Input::Release { user, hold },
         "expire" => Input::Expire { hold },
+        "lengthen" => Input::Lengthen {
+            hold,
+            until: now + Duration::seconds(step.hold_for.unwrap_or(900).clamp(0, 86_401)),
+        },
         "sell" => Input::Sell { user, hold, checkout },
         "return" => Input::Return { checkout },
         other => unreachable!("{other}"),
@@ -152,6 +157,9 @@ fn fits(condition: &str, state: &State, input: &Input) -> bool {
         ("hold", State::Held(held), Input::Release { user, hold } | Input::Sell { user, hold, .. }) => {
             *user == held.user && *hold == held.id
         }
+        ("end", State::Held(held), Input::Lengthen { hold, until }) => {
+            *hold == held.id && *until > held.until && !held.lengthened
+        }
         ("id", State::Held(due), Input::Expire { hold }) => *hold == due.id,
         ("checkout", State::Sold(sale), Input::Sell { checkout, .. } | Input::Return { checkout }) => {
             *checkout == sale.checkout
@@ -165,6 +173,7 @@ fn name(told: &TicketOutcome) -> &'static str {
         TicketOutcome::TicketListed(_) => "listed",
         TicketOutcome::TicketChanged(_) => "changed",
         TicketOutcome::TicketHeld(_) => "held",
+        TicketOutcome::TicketHoldLengthened(_) => "lengthened",
         TicketOutcome::TicketReleased(_) => "released",
         TicketOutcome::TicketExpired(_) => "expired",
         TicketOutcome::TicketSold(_) => "sold",

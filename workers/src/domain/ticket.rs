@@ -9,10 +9,26 @@ use time::{Duration, OffsetDateTime};
 
 use super::{Decision, Entity};
 
-/// Length of a hold when neither the request nor the installation sets one.
-const DEFAULT_HOLD: Duration = Duration::minutes(15);
-/// Shortest and longest hold, in seconds: 1 s to 24 h.
+/// Shortest hold, and the longest that an installation may allow, in seconds: 1 s to 24 h.
 pub const HOLD_FOR_SECONDS: std::ops::RangeInclusive<i64> = 1..=24 * 60 * 60;
+
+/// The settings of the installation that the rules need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldTerms {
+    /// Length of a hold whose request sets none, in seconds.
+    pub length: i64,
+    /// Longest hold that a request may ask for, in seconds.
+    pub longest: i64,
+}
+
+impl Default for HoldTerms {
+    fn default() -> Self {
+        Self {
+            length: 15 * 60,
+            longest: *HOLD_FOR_SECONDS.end(),
+        }
+    }
+}
 
 /// A ticket that was listed at least once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +60,8 @@ pub struct Hold {
     pub id: HoldId,
     pub user: UserId,
     pub until: OffsetDateTime,
+    /// True once a checkout has put off its end, which happens once.
+    pub lengthened: bool,
 }
 
 /// A ticket sold to a user out of a hold.
@@ -66,7 +84,7 @@ pub enum Input {
     Withdraw,
     Reserve {
         user: UserId,
-        /// Seconds; absent means the installation's setting ([`holding_for`]), or 15 minutes.
+        /// Seconds; absent means the installation's setting ([`HoldTerms`]).
         hold_for: Option<i64>,
         /// The id that the hold will have.
         hold: HoldId,
@@ -79,6 +97,11 @@ pub enum Input {
     Expire {
         hold: HoldId,
     },
+    /// Internal: a checkout has this hold last at least until then.
+    Lengthen {
+        hold: HoldId,
+        until: OffsetDateTime,
+    },
     /// Internal: a checkout sells the ticket out of its hold.
     Sell {
         user: UserId,
@@ -89,6 +112,13 @@ pub enum Input {
     Return {
         checkout: CheckoutId,
     },
+}
+
+impl Hold {
+    /// True if it is this hold, and a checkout may put its end off to that moment.
+    pub(super) fn may_last(&self, hold: HoldId, until: OffsetDateTime) -> bool {
+        self.id == hold && !self.lengthened && self.until < until
+    }
 }
 
 impl Entity for Ticket {
@@ -118,30 +148,24 @@ impl Entity for Ticket {
     }
 }
 
-/// As [`decide`], with `seconds` as the length of a hold whose request sets none.
-pub fn holding_for(seconds: i64) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision<Ticket> + Copy {
-    move |ticket, input, now| match input {
-        Input::Reserve {
-            user,
-            hold_for: None,
-            hold,
-        } => {
-            let hold_for = Some(seconds);
-            decide(ticket, Input::Reserve { user, hold_for, hold }, now)
-        }
-        input => decide(ticket, input, now),
-    }
+/// [`decide`] by the settings of an installation.
+pub fn holding_by(terms: HoldTerms) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision<Ticket> + Copy {
+    move |ticket, input, now| decide_by(terms, ticket, input, now)
 }
 
 /// Decides one input. `now` is the moment of the decision and never earlier than the ticket's last change.
 pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+    decide_by(HoldTerms::default(), ticket, input, now)
+}
+
+fn decide_by(terms: HoldTerms, ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let Some(ticket) = ticket else {
         return decide_unlisted(input, now);
     };
     match &ticket.state {
-        State::Available => decide_available(ticket, input, now),
+        State::Available => decide_available(terms, ticket, input, now),
         State::Held(hold) if now < hold.until => decide_held(ticket, hold, input, now),
-        State::Held(hold) => decide_due(ticket, hold, input, now),
+        State::Held(hold) => decide_due(terms, ticket, hold, input, now),
         State::Sold(sale) => decide_sold(ticket, sale, input, now),
         State::Withdrawn => decide_withdrawn(ticket, input, now),
     }
@@ -172,17 +196,17 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision<Ticket> {
             next: None,
             outcomes: vec![refusal(RefusalReason::UnknownTicket)],
         },
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
-fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+fn decide_available(terms: HoldTerms, ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
         Input::Withdraw => tell(ticket, State::Withdrawn, vec![outcomes::TicketWithdrawn {}.into()], now),
-        Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![], now),
+        Input::Reserve { user, hold_for, hold } => reserve(terms, ticket, user, hold_for, hold, vec![], now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
@@ -198,6 +222,7 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
             now,
         ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotYourHold, now),
+        Input::Lengthen { hold, until } if held.may_last(hold, until) => lengthen(ticket, held, until, now),
         Input::Sell { user, hold, checkout } if user == held.user && hold == held.id => {
             let outcome = TicketOutcome::TicketSold(outcomes::TicketSold {
                 user: user.clone(),
@@ -205,12 +230,12 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
             });
             tell(ticket, State::Sold(Sale { hold, user, checkout }), vec![outcome], now)
         }
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
 /// Decides about a ticket whose hold is due: the hold ends first, then the input is decided.
-fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+fn decide_due(terms: HoldTerms, ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let expired = TicketOutcome::TicketExpired(outcomes::TicketExpired {
         user: due.user.clone(),
         hold: due.id,
@@ -228,10 +253,10 @@ fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) ->
             vec![expired, TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {})],
             now,
         ),
-        Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![expired], now),
+        Input::Reserve { user, hold_for, hold } => reserve(terms, ticket, user, hold_for, hold, vec![expired], now),
         Input::Release { .. } => tell(ticket, State::Available, vec![expired], now),
         Input::Expire { hold } if hold == due.id => tell(ticket, State::Available, vec![expired], now),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
@@ -250,7 +275,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
             })],
             now,
         ),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
@@ -272,12 +297,13 @@ fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decis
         }
         Input::Withdraw | Input::Reserve { .. } => refuse(ticket, RefusalReason::Withdrawn, now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
 /// Holds a free ticket; `before` are the outcomes that come first.
 fn reserve(
+    terms: HoldTerms,
     ticket: &Ticket,
     user: UserId,
     hold_for: Option<i64>,
@@ -285,9 +311,9 @@ fn reserve(
     before: Vec<TicketOutcome>,
     now: OffsetDateTime,
 ) -> Decision<Ticket> {
-    let seconds = hold_for.unwrap_or(DEFAULT_HOLD.whole_seconds());
+    let seconds = hold_for.unwrap_or(terms.length);
     let mut outcomes = before;
-    if !HOLD_FOR_SECONDS.contains(&seconds) {
+    if !(*HOLD_FOR_SECONDS.start()..=terms.longest).contains(&seconds) {
         outcomes.push(refusal(RefusalReason::HoldForOutOfBounds));
         return tell(ticket, State::Available, outcomes, now);
     }
@@ -297,7 +323,28 @@ fn reserve(
         hold,
         until,
     }));
-    tell(ticket, State::Held(Hold { id: hold, user, until }), outcomes, now)
+    let held = Hold {
+        id: hold,
+        user,
+        until,
+        lengthened: false,
+    };
+    tell(ticket, State::Held(held), outcomes, now)
+}
+
+/// Puts off the end of a hold.
+fn lengthen(ticket: &Ticket, held: &Hold, until: OffsetDateTime, now: OffsetDateTime) -> Decision<Ticket> {
+    let outcome = TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened {
+        user: held.user.clone(),
+        hold: held.id,
+        until,
+    });
+    let held = Hold {
+        until,
+        lengthened: true,
+        ..held.clone()
+    };
+    tell(ticket, State::Held(held), vec![outcome], now)
 }
 
 fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decision<Ticket> {

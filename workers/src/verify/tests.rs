@@ -1191,6 +1191,35 @@ fn two_live_holds_are_oversold() {
 }
 
 #[test]
+fn a_hold_is_lengthened_once_while_it_lasts_and_never_shortened() {
+    let lengthened = |minutes| {
+        TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened {
+            user: user("bob"),
+            hold: hold("bob-2"),
+            until: NOON + Duration::minutes(minutes),
+        })
+    };
+    for (ends, wrong) in [
+        (&[20][..], None),
+        (&[20, 25], Some("lengthened twice")),
+        (&[10], Some("an earlier end")),
+    ] {
+        let mut world = world();
+        for (causes, minutes) in ["c-1/lengthen", "c-2/lengthen"].iter().zip(ends) {
+            world.rows[0].1 += 1;
+            let version = world.rows[0].1;
+            world.tells(("checkout", causes), 0, "A-1", &lengthened(*minutes), version);
+        }
+        world.row().held_until = ends.last().map(|minutes| NOON + Duration::minutes(*minutes));
+        let report = world.verify();
+        match wrong {
+            None => assert!(report.is_clean(), "{report}"),
+            Some(wrong) => assert!(only(&report, Promise::Oversold, "A-1").contains(wrong), "{report}"),
+        }
+    }
+}
+
+#[test]
 fn two_sales_are_oversold() {
     let mut world = world();
     world.tells(("checkout", "c-1/sell/A-1"), 0, "A-1", &sold("bob", "c-1"), 6);

@@ -32,6 +32,13 @@ wire! { TicketOutcome;
         /// The hold ends then, unless it is released or sold before.
         #[serde(with = "crate::moment")] #[schemars(with = "crate::moment::Moment")] until: OffsetDateTime
     };
+    /// The user buys the ticket, and has until the moment given to do so. It happens at most once to a hold.
+    TicketHoldLengthened "holdfast.outcome.ticket.hold_lengthened.v1" {
+        user: UserId,
+        hold: HoldId,
+        /// The hold ends then, and no longer as `ticket.held` said.
+        #[serde(with = "crate::moment")] #[schemars(with = "crate::moment::Moment")] until: OffsetDateTime
+    };
     /// The user gave the hold back; the ticket is for sale again.
     TicketReleased "holdfast.outcome.ticket.released.v1" { user: UserId, hold: HoldId };
     /// The hold is over; the ticket is for sale again.
@@ -60,7 +67,7 @@ reasons! {
     Withdrawn "withdrawn": "The ticket is not for sale.", "Take another ticket, or list it again.";
     NotHeld "not_held": "Nobody holds the ticket.", "Nothing needs to be released.";
     NotYourHold "not_your_hold": "The ticket is held by another user, or by another hold.", "Name the user and hold of `ticket.held`.";
-    HoldForOutOfBounds "hold_for_out_of_bounds": "`hold_for` is not within 1 second and 24 hours.", "Ask for 1 to 86400 seconds, or leave it out for 15 minutes.";
+    HoldForOutOfBounds "hold_for_out_of_bounds": "`hold_for` is not within 1 second and the longest hold that the installation allows, at most 24 hours.", "Ask for fewer seconds, or leave it out; `--longest-hold` (HOLDFAST_LONGEST_HOLD) sets the bound.";
 }
 
 impl RefusalReason {

@@ -175,13 +175,12 @@ impl Simulator {
         self.url.clone()
     }
 
-    /// Settings that make a worker use this provider, with a short time-out. A declined checkout fails at once.
-    pub fn settings(&self) -> [(&'static str, String); 4] {
+    /// Settings that make a worker use this provider, with a short time-out.
+    pub fn settings(&self) -> [(&'static str, String); 3] {
         [
             ("HOLDFAST_PROVIDER_URL", self.url()),
             ("HOLDFAST_PROVIDER_KEY", String::from(KEY)),
             ("HOLDFAST_PROVIDER_TIMEOUT", String::from("2s")),
-            ("HOLDFAST_RETRY_DECLINED", String::from("false")),
         ]
     }
 

@@ -6,10 +6,10 @@ use holdfast_schemas::{
     CheckoutId, Credits, Currency, PaymentMethod, Price, ShowId, TicketId, UserId, UserOutcome, UserRefusalReason,
     outcomes,
 };
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
-use super::{Checkout, Line, State, Transition};
-use crate::domain::{State as TicketState, Ticket};
+use super::{Checkout, Line, Seats, State, Transition};
+use crate::domain::{Hold, State as TicketState, Ticket};
 
 /// Most tickets of one checkout.
 pub const MOST_TICKETS: usize = 100;
@@ -47,6 +47,8 @@ pub struct SaleTerms {
     pub credits: Option<Currency>,
     /// The most tickets of one show that one user may have.
     pub show_limit: Option<i32>,
+    /// The time for which holds last at least when a checkout opens.
+    pub hold: Duration,
 }
 
 /// The rows that a request for a checkout is decided on.
@@ -70,7 +72,13 @@ pub fn open(
     now: OffsetDateTime,
 ) -> Result<Transition, UserRefusalReason> {
     use UserRefusalReason as No;
-    let (lines, until) = held(wish, &stock.tickets, now)?;
+    let at_least = now + terms.hold;
+    let (lines, holds): (Vec<Line>, Vec<&Hold>) = held(wish, &stock.tickets, now)?.into_iter().unzip();
+    let is_short = |hold: &&Hold| hold.may_last(hold.id, at_least);
+    let ends = holds
+        .iter()
+        .map(|hold| if is_short(hold) { at_least } else { hold.until });
+    let until = ends.min().ok_or(No::EmptyCart)?;
     let total = total(&lines)?;
     let over = |limit: i32| {
         let bought = |show: &ShowId| stock.bought.get(show.as_str()).copied().unwrap_or(0);
@@ -126,16 +134,20 @@ pub fn open(
     Ok(Transition {
         next: Some(checkout),
         outcomes: vec![told],
+        seats: match holds.iter().any(is_short) {
+            true => Seats::HeldUntil(at_least),
+            false => Seats::Kept,
+        },
         ..Transition::default()
     })
 }
 
-/// The tickets that the request is about, each held by the user, and the moment when the first of the holds ends.
-fn held(
+/// The tickets that the request is about, each with the user's hold.
+fn held<'s>(
     wish: &Wish<'_>,
-    tickets: &HashMap<String, Ticket>,
+    tickets: &'s HashMap<String, Ticket>,
     now: OffsetDateTime,
-) -> Result<(Vec<Line>, OffsetDateTime), UserRefusalReason> {
+) -> Result<Vec<(Line, &'s Hold)>, UserRefusalReason> {
     use UserRefusalReason as No;
     let different: HashSet<_> = wish.tickets().iter().collect();
     match wish.tickets().len() {
@@ -158,11 +170,9 @@ fn held(
             seat: found.seat.clone(),
             price: found.price,
         };
-        Ok((line, hold.until))
+        Ok((line, hold))
     });
-    let (lines, ends): (Vec<Line>, Vec<OffsetDateTime>) = held.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-    let until = ends.into_iter().min().ok_or(No::EmptyCart)?;
-    Ok((lines, until))
+    held.collect()
 }
 
 fn total(lines: &[Line]) -> Result<Price, UserRefusalReason> {

@@ -8,8 +8,10 @@ use holdfast_schemas::{
 use sqlx::PgConnection;
 
 use super::transition::tell;
-use super::{Buying, transaction};
-use crate::domain::checkout::{Checkout, Fact, Matter, ProviderReport, Reported, Stock, Transition, Wish, apply, open};
+use super::{Buying, seats, transaction};
+use crate::domain::checkout::{
+    Checkout, Fact, Matter, ProviderReport, Reported, Seats, Stock, Transition, Wish, apply, open,
+};
 use crate::domain::{State as TicketState, Ticket, User};
 use crate::store::commit::{Answer, Stored, Unit, Work};
 use crate::store::{Error, checkout_seats, checkouts, disputes, purchases};
@@ -99,12 +101,21 @@ impl Buying {
         };
         let answer = tell(main, unit, &opened.outcomes, self.retention).await?;
         let is_new = matches!(&answer, Answer::Fresh(reply) if reply.refusal().is_none());
-        if let (true, Some(checkout)) = (is_new, &opened.next)
-            && !checkouts::insert(main, checkout, event.hash()).await?
-        {
+        let (true, Some(checkout)) = (is_new, &opened.next) else {
+            return Ok(Answered::alone(answer));
+        };
+        if !checkouts::insert(main, checkout, event.hash()).await? {
             return Err(Error::Moved);
         }
-        Ok(Answered::alone(answer))
+        let tickets = match opened.seats {
+            Seats::HeldUntil(until) => seats::lengthen(main, checkout, until).await?,
+            _ => vec![],
+        };
+        Ok(Answered {
+            event: answer,
+            tickets,
+            told: vec![],
+        })
     }
 
     async fn decide(

@@ -205,15 +205,15 @@ mod tests {
         ("ticket_change_log", "LOG"),
         ("tickets", "TABLE"),
         (
-            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout",
+            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened",
             "COLUMNS",
         ),
         (
-            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[]",
+            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[], $37::uuid[]",
             "PARAMETERS",
         ),
         (
-            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout",
+            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened",
             "SETS",
         ),
         ("ticket", "KEY"),

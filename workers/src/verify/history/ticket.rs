@@ -32,6 +32,7 @@ enum State {
         user: UserId,
         hold: HoldId,
         until: OffsetDateTime,
+        lengthened: bool,
     },
     Sold {
         user: UserId,
@@ -72,6 +73,9 @@ impl History for Ticket {
                 self.changed(&show, seat.as_ref(), &price)
             }
             TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }) => self.held(user, hold, until),
+            TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened { user, hold, until }) => {
+                self.lengthened(&user, hold, until, at)
+            }
             TicketOutcome::TicketReleased(outcomes::TicketReleased { user, hold }) => self.released(&user, hold),
             TicketOutcome::TicketExpired(outcomes::TicketExpired { user, hold }) => self.expired(&user, hold, at),
             TicketOutcome::TicketSold(outcomes::TicketSold { user, checkout }) => self.sold(user, checkout, at),
@@ -97,7 +101,7 @@ impl History for Ticket {
             State::Unlisted => ("unlisted", None, None, None, None),
             State::Available => ("available", None, None, None, None),
             State::Withdrawn => ("withdrawn", None, None, None, None),
-            State::Held { user, hold, until } => ("held", Some(hold.as_uuid()), Some(user), Some(*until), None),
+            State::Held { user, hold, until, .. } => ("held", Some(hold.as_uuid()), Some(user), Some(*until), None),
             State::Sold { user, hold, checkout } => {
                 let hold = hold.map(|hold| hold.as_uuid());
                 ("sold", hold, Some(user), None, Some(checkout))
@@ -143,11 +147,44 @@ impl Ticket {
     }
 
     fn held(&mut self, user: UserId, hold: HoldId, until: OffsetDateTime) -> Result<(), &'static str> {
-        match std::mem::replace(&mut self.state, State::Held { user, hold, until }) {
+        let held = State::Held {
+            user,
+            hold,
+            until,
+            lengthened: false,
+        };
+        match std::mem::replace(&mut self.state, held) {
             State::Available => Ok(()),
             State::Held { .. } => Err("held although another hold was live: two live holds"),
             State::Sold { .. } => Err("held although it was sold and not returned"),
             State::Unlisted | State::Withdrawn => Err("held although it was not for sale"),
+        }
+    }
+
+    fn lengthened(
+        &mut self,
+        of: &UserId,
+        named: HoldId,
+        to: OffsetDateTime,
+        at: OffsetDateTime,
+    ) -> Result<(), &'static str> {
+        let State::Held {
+            user,
+            hold,
+            until,
+            lengthened,
+        } = &mut self.state
+        else {
+            return Err("a hold lengthened although nobody held it");
+        };
+        let before = std::mem::replace(until, to);
+        let again = std::mem::replace(lengthened, true);
+        match () {
+            () if user != of || *hold != named => Err("lengthened, but another hold than the live one"),
+            () if again => Err("a hold lengthened twice"),
+            () if at >= before => Err("a hold lengthened that was over"),
+            () if to <= before => Err("a hold lengthened to an earlier end"),
+            () => Ok(()),
         }
     }
 
@@ -161,7 +198,7 @@ impl Ticket {
 
     fn expired(&mut self, of: &UserId, ended: HoldId, at: OffsetDateTime) -> Result<(), &'static str> {
         match std::mem::replace(&mut self.state, State::Available) {
-            State::Held { user, hold, until } if user == *of && hold == ended => {
+            State::Held { user, hold, until, .. } if user == *of && hold == ended => {
                 if at < until {
                     Err("expired before the hold was due")
                 } else {
@@ -175,7 +212,7 @@ impl Ticket {
 
     fn sold(&mut self, to: UserId, checkout: CheckoutId, at: OffsetDateTime) -> Result<(), &'static str> {
         let (hold, verdict) = match &self.state {
-            State::Held { user, hold, until } if *user == to => {
+            State::Held { user, hold, until, .. } if *user == to => {
                 let live = at < *until;
                 (
                     Some(*hold),
