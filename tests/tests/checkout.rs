@@ -374,16 +374,29 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
         let dearer = json!({ "show": "proofs", "price": { "amount": 2 * PRICE, "currency": "EUR" } });
         let (_, reply) = call(kit, &[], "Ticket", &tickets[1], "list", &dearer).await?;
         ensure!(reason(&reply) == "held", "{reply}");
-        // More credits than the user has are found out when they are to be spent.
-        check_out(
-            kit,
-            user,
-            json!({ "checkout": shop.id("poor"), "tickets": [one], "credits": PRICE }),
-        )
-        .await?;
-        let ended = ends(kit, &shop.id("poor"), "failed").await?;
-        ensure!(ended["reason"] == "credits_missing", "{ended}");
-        remove(kit, user, one).await?;
+        // Known before any card is asked: credits that the user does not have, and what the provider never charges.
+        let crowns = shop.id("crowns");
+        list_at(kit, &crowns, json!({ "amount": PRICE, "currency": "ISK" })).await?;
+        fill(kit, user, std::slice::from_ref(&crowns), None).await?;
+        pay(kit, &[added(&shop.id("credits"), user, PRICE - 1)]).await?;
+        has_credits(kit, user, PRICE - 1).await?;
+        for (ticket, credits, expected) in [
+            (one, Some(PRICE), "credits_missing"),
+            (one, Some(PRICE - 1), "below_minimum"),
+            (&crowns, None, "amount_not_supported"),
+        ] {
+            let mut body = json!({ "checkout": shop.id("poor"), "tickets": [ticket], "payment_method": card });
+            if let Some(credits) = credits {
+                body["credits"] = json!(credits);
+            }
+            let reply = check_out(kit, user, body.clone()).await?;
+            ensure!(reason(&reply) == expected, "{body}: {reply}");
+        }
+        let asked = shop.simulator.payments_of(&shop.id("poor"));
+        ensure!(asked.is_empty(), "{asked:?}");
+        for ticket in [one, &crowns] {
+            remove(kit, user, ticket).await?;
+        }
         free(kit, &tickets[..1]).await?;
 
         // Two checkouts of the same tickets at once, and two of one cart: one is refused.
@@ -550,14 +563,26 @@ fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither
             }
             .with_context(|| name.clone())?;
         }
-        // Answers are lost also when the money is refunded.
+        // Answers are lost also when the authorisation is cancelled: the credits were there, and another checkout has spent them.
+        let gone = shop.tickets_named("gone", 2).await?;
+        fill(kit, &shop.user, &gone, None).await?;
+        pay(kit, &[added(&shop.id("credits"), &shop.user, 1)]).await?;
+        has_credits(kit, &shop.user, 1).await?;
+        for (name, ticket, method) in [("gone", &gone[..1], CONFIRMED), ("spends", &gone[1..], CARD)] {
+            let body = json!({ "checkout": shop.id(name), "tickets": ticket, "credits": 1, "payment_method": method });
+            check_out(kit, &shop.user, body).await?;
+            reaches(
+                kit,
+                &shop.id(name),
+                if name == "gone" { "waiting" } else { "completed" },
+            )
+            .await?;
+        }
         for call in [Call::Cancel, Call::Retrieve] {
             shop.simulator.fail(call, None, Fault::AnswerLost, 2);
         }
-        let gone = shop.tickets_named("gone", 1).await?;
-        fill(kit, &shop.user, &gone, None).await?;
-        let body = json!({ "checkout": shop.id("gone"), "credits": 1, "payment_method": CARD });
-        check_out(kit, &shop.user, body).await?;
+        shop.simulator.authenticate(&shop.payment("gone")?, true)?;
+        shop.tell("gone", "failed", json!({ "code": "told" })).await?;
         let ended = ends(kit, &shop.id("gone"), "failed").await?;
         ensure!(ended["reason"] == "credits_missing", "{ended}");
         shop.paid("gone", 0)?;

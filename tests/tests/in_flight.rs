@@ -50,11 +50,13 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
             (Call::Confirm, "authorise", silent, CARD, None, "completed"),
             (Call::Capture, "capture", silent, CARD, None, "completed"),
             (Call::Retrieve, "get", silent, CONFIRMED, None, "completed"),
-            // Without the credits nothing can be sold.
-            (Call::Cancel, "cancel", Fault::Unavailable, CARD, Some(1), "failed"),
+            // Another one spends the credits meanwhile, and without them nothing can be sold.
+            (Call::Cancel, "cancel", Fault::Unavailable, CONFIRMED, Some(1), "failed"),
         ];
         let tickets = shop.tickets(orders.len() + 1).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        pay(kit, &[added(&shop.id("credits"), &shop.user, 1)]).await?;
+        has_credits(kit, &shop.user, 1).await?;
         let unknown = async |call: &str| {
             let metric = format!(r#"holdfast_provider_calls_total{{answer="unknown",call="{call}"}}"#);
             anyhow::Ok(shop.worker.metric(&metric).await?.unwrap_or_default())
@@ -81,14 +83,17 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
         // One that fails twice only, for comparison.
         let (twice, seat) = (shop.id("twice"), tickets.last().context("no ticket")?);
         shop.simulator.fail(Call::Capture, Some(&twice), Fault::Unavailable, 2);
-        let body = json!({ "checkout": twice, "tickets": [seat], "payment_method": CARD });
+        let body = json!({ "checkout": twice, "tickets": [seat], "payment_method": CARD, "credits": 1 });
         check_out(kit, &shop.user, body).await?;
         captures += 2.0;
         reaches(kit, &shop.id("get"), "waiting").await?;
         shop.simulator.authenticate(&shop.payment("get")?, true)?;
         let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
-        shop.tell("get", "authorized", amount).await?;
+        shop.tell("get", "authorized", amount.clone()).await?;
         ends(kit, &twice, "completed").await?;
+        reaches(kit, &shop.id("cancel"), "waiting").await?;
+        shop.simulator.authenticate(&shop.payment("cancel")?, true)?;
+        shop.tell("cancel", "authorized", amount).await?;
         for (_, name, ..) in orders {
             let others = if name == "capture" { captures } else { 0.0 };
             // The pauses between the last of these are the longest.
@@ -106,7 +111,7 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
             ends(kit, &shop.id(name), state).await?;
             let ticket = std::slice::from_ref(ticket);
             if state == "completed" {
-                shop.paid(name, PRICE)?;
+                shop.paid(name, if name == "twice" { PRICE - 1 } else { PRICE })?;
                 sold(kit, ticket).await?;
             } else {
                 shop.paid(name, 0)?;

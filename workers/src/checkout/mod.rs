@@ -10,15 +10,16 @@ pub mod reconciler;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod};
+use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod, Price, UserRefusalReason};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::crash::{self, Point};
-use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
+use crate::domain::checkout::{Charges, Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
+use crate::provider::limits::{self, Uncharged};
 use crate::provider::{self, ClientSecret, Order, Payment, Provider};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
@@ -107,7 +108,7 @@ impl Driver {
     ) -> Result<Self, provider::Error> {
         let provider = Provider::new(&config.provider, metrics.clone())?;
         let terms = SaleTerms {
-            provider: provider.is_some(),
+            charges: provider.is_some().then_some(charges as Charges),
             credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
             show_limit: config.checkout.show_limit,
             hold: time::Duration::try_from(config.checkout.checkout_hold).unwrap_or(time::Duration::ZERO),
@@ -432,6 +433,14 @@ impl Driver {
             error => Err(error.into()),
         }
     }
+}
+
+/// The provider's limits, as reasons for which no checkout is opened.
+fn charges(due: Price) -> Result<(), UserRefusalReason> {
+    limits::charges(due).map_err(|why| match why {
+        Uncharged::BelowMinimum(_) => UserRefusalReason::BelowMinimum,
+        Uncharged::NotSupported => UserRefusalReason::AmountNotSupported,
+    })
 }
 
 fn declined(code: &str) -> Fact {

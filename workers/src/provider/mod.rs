@@ -14,6 +14,7 @@
 //! | [`Error::Unknown`] | nothing at all: retry the call, or look with [`Provider::get`] or [`Provider::find`] |
 
 mod http;
+pub mod limits;
 mod stripe;
 pub mod webhook;
 

@@ -118,6 +118,9 @@ reasons! {
     CreditsTooMany "credits_too_many": "More credits are to be spent than the tickets cost.", "Spend fewer.";
     CreditsCurrency "credits_currency": "Credits cannot pay for tickets of this currency.", "Leave the credits out.";
     NoPaymentMethod "no_payment_method": "Something is left to pay, but no payment method is named.", "Name one in `payment_method`.";
+    CreditsMissing "credits_missing": "The user has fewer credits than are to be spent.", "Spend fewer.";
+    BelowMinimum "below_minimum": "What is left to pay is less than the payment provider charges.", "Spend fewer credits, or enough to pay all.";
+    AmountNotSupported "amount_not_supported": "The payment provider cannot charge what is left to pay.", "Spend other credits, or list the tickets at prices that it can charge.";
     NoProvider "no_provider": "There is no payment provider to pay by.", "Set `--provider-url` (HOLDFAST_PROVIDER_URL).";
 }
 

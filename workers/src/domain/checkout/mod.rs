@@ -20,7 +20,7 @@ use holdfast_schemas::{
 use time::{Duration, OffsetDateTime};
 
 pub use facts::{Dispute, Fact, PaymentStatus, apply};
-pub use opening::{MOST_TICKETS, SaleTerms, Stock, Wish, open};
+pub use opening::{Charges, MOST_TICKETS, SaleTerms, Stock, Wish, open};
 pub use reports::{Matter, ProviderReport, Reported};
 pub use seats::{lengthening, returning, sale};
 pub use transition::{CreditsChange, CustomerMail, Purchases, Seats, Transition};

@@ -38,11 +38,14 @@ impl Wish<'_> {
     }
 }
 
+/// Whether the payment provider charges an amount; else the reason why it never does.
+pub type Charges = fn(Price) -> Result<(), UserRefusalReason>;
+
 /// The settings of the installation that the rules need.
 #[derive(Clone, Copy, Debug)]
 pub struct SaleTerms {
-    /// True if there is a payment provider.
-    pub provider: bool,
+    /// Which amounts the payment provider charges, if there is one.
+    pub charges: Option<Charges>,
     /// The currency that credits can pay, if there is a loyalty database.
     pub credits: Option<Currency>,
     /// The most tickets of one show that one user may have.
@@ -57,6 +60,8 @@ pub struct Stock {
     pub tickets: HashMap<String, Ticket>,
     /// The tickets of each show that the user has bought before.
     pub bought: HashMap<String, i32>,
+    /// The user's credits, where some are to be spent and the loyalty database tells. A hint: the sale takes what is there then.
+    pub credits: Option<i64>,
     /// Another checkout buys one of the tickets' holds.
     pub under_way: bool,
 }
@@ -94,6 +99,9 @@ pub fn open(
             None => return Err(No::NoLoyalty),
             Some(currency) if currency != total.currency() => return Err(No::CreditsCurrency),
             Some(_) if credits.amount() > total.amount() => return Err(No::CreditsTooMany),
+            Some(_) if stock.credits.is_some_and(|there| there < credits.amount()) => {
+                return Err(No::CreditsMissing);
+            }
             Some(_) => {}
         }
     }
@@ -116,11 +124,13 @@ pub fn open(
         refunded: 0,
     };
     checkout.called_at = (checkout.due() > 0).then_some(now);
-    match checkout.due() {
-        0 => {}
-        _ if !terms.provider => return Err(No::NoProvider),
-        _ if checkout.method.is_none() => return Err(No::NoPaymentMethod),
-        _ => {}
+    if checkout.due() > 0 {
+        let charges = terms.charges.ok_or(No::NoProvider)?;
+        let due = Price::new(checkout.due(), checkout.currency()).map_err(|_| No::TotalTooHigh)?;
+        charges(due)?;
+        if checkout.method.is_none() {
+            return Err(No::NoPaymentMethod);
+        }
     }
     if stock.under_way {
         return Err(No::CheckoutUnderWay);

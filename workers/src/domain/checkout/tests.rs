@@ -549,6 +549,17 @@ fn what_was_spent_and_sold_goes_back_when_a_checkout_fails() {
     assert_eq!((unsold.seats, unsold.purchases), Default::default(), "its holds go on");
 }
 
+fn any_amount(_: Price) -> Result<(), UserRefusalReason> {
+    Ok(())
+}
+
+fn fifty_or_more(due: Price) -> Result<(), UserRefusalReason> {
+    match due.amount() {
+        50.. => Ok(()),
+        _ => Err(UserRefusalReason::BelowMinimum),
+    }
+}
+
 #[test]
 fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_that_forbids_it() {
     let (id, ann, method) = (
@@ -566,7 +577,7 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
         method: Some(&method),
     };
     let terms = SaleTerms {
-        provider: true,
+        charges: Some(any_amount),
         credits: Some(Currency::EUR),
         show_limit: Some(1),
         hold: Duration::ZERO,
@@ -611,17 +622,32 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
         (no(wish(101), terms, ours()), No::CreditsTooMany),
         (no(unpaid, terms, ours()), No::NoPaymentMethod),
         (
+            no(wish(0), SaleTerms { charges: None, ..terms }, ours()),
+            No::NoProvider,
+        ),
+        (no(wish(1), SaleTerms { credits: None, ..terms }, ours()), No::NoLoyalty),
+        (
             no(
-                wish(0),
+                wish(40),
+                terms,
+                Stock {
+                    credits: Some(39),
+                    ..ours()
+                },
+            ),
+            No::CreditsMissing,
+        ),
+        (
+            no(
+                wish(60),
                 SaleTerms {
-                    provider: false,
+                    charges: Some(fifty_or_more),
                     ..terms
                 },
                 ours(),
             ),
-            No::NoProvider,
+            No::BelowMinimum,
         ),
-        (no(wish(1), SaleTerms { credits: None, ..terms }, ours()), No::NoLoyalty),
         (
             no(
                 wish(0),
@@ -662,7 +688,7 @@ fn a_checkout_lengthens_each_hold_once_to_at_least_a_set_time() {
         method: Some(&method),
     };
     let terms = SaleTerms {
-        provider: true,
+        charges: Some(any_amount),
         credits: None,
         show_limit: None,
         hold: 10 * MINUTE,
