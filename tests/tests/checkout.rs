@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::admin;
 use crate::crashes::done_again;
 use crate::privacy::mentions;
-use crate::support::{DEADLINE, clean, clean_by, event, outcomes_of, pay, told_of};
+use crate::support::{DEADLINE, SHOP, clean, clean_by, event, outcomes_of, pay, send, told_of};
 use crate::users::{added, call, has_credits, none_prepared, registered, view};
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_card_pays_once_and_the_seats_are_sold,
     a_checkout_that_fails_leaves_the_seats_to_their_buyer_as_long_as_the_holds_last,
     a_hold_is_lengthened_once_at_checkout_and_ends_then,
+    a_price_that_comes_with_a_reservation_is_taken_from_trusted_sources_alone,
     what_a_rule_forbids_opens_no_checkout,
     a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_comes_again,
     whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither,
@@ -289,6 +290,89 @@ fn a_hold_is_lengthened_once_at_checkout_and_ends_then(kit: &Kit) -> anyhow::Res
         );
         let shown = admin::done(kit, &["ticket", "show", &tickets[0], "--as-of", "4"]).await?;
         ensure!(shown.contains("held"), "{shown}");
+        shop.close().await
+    })
+}
+
+fn a_price_that_comes_with_a_reservation_is_taken_from_trusted_sources_alone(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/prices", &[("HOLDFAST_PRICE_SOURCES", SHOP)]).await?;
+        let names = ["cheap", "free", "dear", "dollars", "strange"];
+        let tickets = names.map(|name| shop.id(name));
+        list(kit, &tickets, PRICE).await?;
+        let price = |amount: i64, currency: &str| json!({ "amount": amount, "currency": currency });
+        let asked = |ticket: &String, price: Value, source: &str| {
+            let data = json!({ "user": shop.user, "hold_for": 600, "price": price });
+            let mut asked = event(&format!("{ticket}/hold"), ticket, "reservation.requested", data);
+            asked["type"] = json!("holdfast.reservation.requested.v2");
+            asked["source"] = json!(source);
+            asked
+        };
+        let prices = [
+            (1_000, "EUR"),
+            (0, "EUR"),
+            (PRICE + 1, "EUR"),
+            (1, "USD"),
+            (1_000, "EUR"),
+        ];
+        let sources = [SHOP, SHOP, SHOP, SHOP, "proofs-stranger"];
+        let events = tickets.iter().zip(prices).zip(sources);
+        let events: Vec<_> = events
+            .map(|((ticket, (amount, in_)), source)| asked(ticket, price(amount, in_), source))
+            .collect();
+        // Each twice: the second is a repeat.
+        send(kit, &[&events[..], &events].concat()).await?;
+        for (ticket, expected) in tickets.iter().zip([
+            &["listed", "held", "hold_priced"][..],
+            &["listed", "held", "hold_priced"],
+            &["listed", "price_out_of_bounds"],
+            &["listed", "price_out_of_bounds"],
+            &["listed", "price_not_trusted"],
+        ]) {
+            until("the reservation is decided", DEADLINE, async || {
+                let told = outcomes_of::<TicketOutcome>(kit, ticket).await?;
+                let told = told.iter().filter(|told| told.subject.as_str() == ticket);
+                let words: Vec<_> = told
+                    .filter_map(|told| told.data.refusal().or(told.data.outcome_type().rsplit('.').nth(1)))
+                    .collect();
+                ensure!(words == expected, "{ticket}: {words:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        // By HTTP nobody says a price.
+        let body = json!({ "user": shop.user, "price": price(1, "EUR") });
+        let (status, reply) = call(kit, &[], "Ticket", &tickets[2], "reserve", &body).await?;
+        ensure!(
+            status == 200 && reason(&reply) == "price_not_trusted",
+            "{status}: {reply}"
+        );
+        let body = json!({ "ticket": tickets[2], "price": price(1, "EUR") });
+        let (status, reply) = call(kit, &[], "User", &shop.user, "addTicket", &body).await?;
+        ensure!(status == 400, "{status}: {reply}");
+        let (_, cheap) = view(kit, "Ticket", &tickets[0]).await?;
+        ensure!(
+            cheap["price"] == price(PRICE, "EUR") && cheap["hold_price"] == price(1_000, "EUR"),
+            "{cheap}"
+        );
+        let shown = admin::done(kit, &["ticket", "show", &tickets[0], "--as-of", "3"]).await?;
+        ensure!(shown.contains("at 1000 minor units"), "{shown}");
+
+        fill(kit, &shop.user, &tickets[..2], None).await?;
+        let cart = look(kit, &shop.user, "cart").await?;
+        ensure!(
+            cart["tickets"][0]["price"] == price(1_000, "EUR") && cart["tickets"][1]["price"] == price(0, "EUR"),
+            "{cart}"
+        );
+        check_out(
+            kit,
+            &shop.user,
+            json!({ "checkout": shop.id("order"), "payment_method": CARD }),
+        )
+        .await?;
+        ends(kit, &shop.id("order"), "completed").await?;
+        shop.paid("order", 1_000)?;
+        sold(kit, &tickets[..2]).await?;
         shop.close().await
     })
 }

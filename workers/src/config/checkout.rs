@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use holdfast_schemas::Currency;
+use holdfast_schemas::{Currency, Source};
 
 use super::Checks;
 use crate::domain::checkout::MOST_TICKETS;
@@ -23,6 +23,10 @@ pub struct Checkout {
     /// Longest hold that a request may ask for, in whole seconds: 1s to 24h.
     #[arg(long, env = "HOLDFAST_LONGEST_HOLD", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
     pub longest_hold: Duration,
+    /// The sources of events, separated by commas, that may say what a ticket costs (`price` of `reservation.requested`): at most its own
+    /// price. Without it nobody may.
+    #[arg(long, env = "HOLDFAST_PRICE_SOURCES", value_delimiter = ',', value_parser = source, global = true)]
+    pub price_sources: Vec<Source>,
     /// Time for which holds last at least from the moment when their tickets are bought: shorter ones are lengthened, each once; at most
     /// 24h, and 0s to lengthen none.
     #[arg(long, env = "HOLDFAST_CHECKOUT_HOLD", default_value = "10m", value_parser = humantime::parse_duration, global = true)]
@@ -52,6 +56,7 @@ impl Checkout {
         HoldTerms {
             length: seconds(self.hold_for),
             longest: seconds(self.longest_hold),
+            price_sources: self.price_sources.clone(),
         }
     }
 
@@ -99,4 +104,12 @@ impl Checkout {
 
 fn currency(code: &str) -> Result<Currency, String> {
     Currency::from_code(code).ok_or_else(|| "give a code of ISO 4217 in capitals, such as EUR".to_owned())
+}
+
+fn source(text: &str) -> Result<Source, String> {
+    let source = Source::parse(text).map_err(|invalid| invalid.to_string())?;
+    match source.is_reserved() {
+        true => Err("is Holdfast's own: whoever asks by HTTP says no price".to_owned()),
+        false => Ok(source),
+    }
 }

@@ -48,24 +48,30 @@ impl History for Ticket {
 fn state_after(told: TicketOutcome, state: State) -> Option<State> {
     Some(match (told, state) {
         (TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }), _) => {
-            let lengthened = false;
+            let (lengthened, price) = (false, None);
             State::Held(Hold {
                 id: hold,
                 user,
                 until,
                 lengthened,
+                price,
             })
         }
+        (TicketOutcome::TicketHoldPriced(outcomes::TicketHoldPriced { hold, price, .. }), State::Held(held))
+            if held.id == hold =>
+        {
+            let price = Some(price);
+            State::Held(Hold { price, ..held })
+        }
         (
-            TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened { user, hold, until }),
+            TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened { hold, until, .. }),
             State::Held(held),
         ) if held.id == hold => {
             let lengthened = true;
             State::Held(Hold {
-                id: hold,
-                user,
                 until,
                 lengthened,
+                ..held
             })
         }
         (TicketOutcome::TicketReleased(_) | TicketOutcome::TicketExpired(_) | TicketOutcome::TicketReturned(_), _) => {

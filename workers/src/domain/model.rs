@@ -1,11 +1,11 @@
 //! The rules of a ticket a second time, as a table, and random lives of a ticket to compare the two.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketOutcome, UserId, outcomes};
+use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, Source, TicketOutcome, UserId, outcomes};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::ticket::{Input, decide};
+use super::ticket::{AskedPrice, HoldTerms, Input, holding_by};
 use super::{Decision, History, State, Ticket};
 
 /// The answer of a ticket in a state (column) to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
@@ -22,6 +22,9 @@ const TABLE: &str = "
     return   | -              | -              | -                                    | -                       | returned if checkout fits else - | -
 ";
 
+/// The source that may say what a ticket costs.
+const TRUSTED: &str = "shop";
+
 #[derive(Clone, Debug)]
 struct Step {
     row: &'static str,
@@ -30,6 +33,8 @@ struct Step {
     own_hold: bool,
     checkout: usize,
     hold_for: Option<i64>,
+    /// Of the reservation, and whether its source is trusted.
+    price: Option<(i64, bool)>,
     seconds_later: i64,
 }
 
@@ -42,14 +47,21 @@ fn step() -> impl Strategy<Value = Step> {
         any::<bool>(),
         0..2usize,
         prop::option::of(prop::sample::select(vec![-1, 0, 1, 60, 86_400, 86_401, i64::MAX])),
+        prop::option::of(prop::sample::select(vec![
+            (0, true),
+            (5, true),
+            (0, false),
+            (1_000, true),
+        ])),
         prop::sample::select(vec![0, 1, 30, 59, 60, 61, 900]),
     )
-        .prop_map(|(row, user, own_hold, checkout, hold_for, seconds_later)| Step {
+        .prop_map(|(row, user, own_hold, checkout, hold_for, price, seconds_later)| Step {
             row,
             user,
             own_hold,
             checkout,
             hold_for,
+            price,
             seconds_later,
         })
 }
@@ -59,6 +71,10 @@ proptest! {
 
     #[test]
     fn every_life_of_a_ticket_follows_the_table(steps in prop::collection::vec(step(), 1..40)) {
+        let decide = holding_by(HoldTerms {
+            price_sources: vec![Source::parse(TRUSTED).unwrap()],
+            ..HoldTerms::default()
+        });
         let mut now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
         let mut ticket: Option<Ticket> = None;
         for (place, step) in steps.into_iter().enumerate() {
@@ -107,6 +123,10 @@ fn input(step: &Step, ticket: Option<&Ticket>, place: usize, now: OffsetDateTime
         "reserve" => Input::Reserve {
             user,
             hold_for: step.hold_for,
+            price: step.price.map(|(amount, is_trusted)| AskedPrice {
+                price: Price::new(amount, "EUR".parse().unwrap()).unwrap(),
+                source: Source::parse(if is_trusted { TRUSTED } else { "stranger" }).unwrap(),
+            }),
             hold: fresh,
         },
         "release" => Input::Release { user, hold },
@@ -144,11 +164,17 @@ fn expected(ticket: Option<&Ticket>, step: &Step, input: &Input, now: OffsetDate
             }
         }
     };
-    let held = |outcome| match outcome {
-        "held" if !step.hold_for.is_none_or(|seconds| (1..=86_400).contains(&seconds)) => "hold_for_out_of_bounds",
-        other => other,
+    let own = ticket.map_or(0, |ticket| ticket.price.amount());
+    let held = |outcome| match (outcome, step.price) {
+        ("held", _) if !step.hold_for.is_none_or(|seconds| (1..=86_400).contains(&seconds)) => {
+            vec!["hold_for_out_of_bounds"]
+        }
+        ("held", Some((_, false))) => vec!["price_not_trusted"],
+        ("held", Some((price, true))) if price > own => vec!["price_out_of_bounds"],
+        ("held", Some((price, true))) if price < own => vec!["held", "priced"],
+        (other, _) => vec![other],
     };
-    answer.split(" + ").map(|outcome| held(outcome.trim())).collect()
+    answer.split(" + ").flat_map(|outcome| held(outcome.trim())).collect()
 }
 
 fn fits(condition: &str, state: &State, input: &Input) -> bool {
@@ -173,6 +199,7 @@ fn name(told: &TicketOutcome) -> &'static str {
         TicketOutcome::TicketListed(_) => "listed",
         TicketOutcome::TicketChanged(_) => "changed",
         TicketOutcome::TicketHeld(_) => "held",
+        TicketOutcome::TicketHoldPriced(_) => "priced",
         TicketOutcome::TicketHoldLengthened(_) => "lengthened",
         TicketOutcome::TicketReleased(_) => "released",
         TicketOutcome::TicketExpired(_) => "expired",

@@ -13,12 +13,14 @@ use super::{Decision, Entity};
 pub const HOLD_FOR_SECONDS: std::ops::RangeInclusive<i64> = 1..=24 * 60 * 60;
 
 /// The settings of the installation that the rules need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HoldTerms {
     /// Length of a hold whose request sets none, in seconds.
     pub length: i64,
     /// Longest hold that a request may ask for, in seconds.
     pub longest: i64,
+    /// The sources of events that may say what a ticket costs.
+    pub price_sources: Vec<Source>,
 }
 
 impl Default for HoldTerms {
@@ -26,6 +28,7 @@ impl Default for HoldTerms {
         Self {
             length: 15 * 60,
             longest: *HOLD_FOR_SECONDS.end(),
+            price_sources: Vec::new(),
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Hold {
     pub until: OffsetDateTime,
     /// True once a checkout has put off its end, which happens once.
     pub lengthened: bool,
+    /// The price of the ticket by this hold, if it is not the ticket's own.
+    pub price: Option<Price>,
 }
 
 /// A ticket sold to a user out of a hold.
@@ -70,6 +75,13 @@ pub struct Sale {
     pub hold: HoldId,
     pub user: UserId,
     pub checkout: CheckoutId,
+}
+
+/// A price that comes with a reservation, and the source of the event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AskedPrice {
+    pub price: Price,
+    pub source: Source,
 }
 
 /// The inputs of a ticket's rules.
@@ -86,6 +98,9 @@ pub enum Input {
         user: UserId,
         /// Seconds; absent means the installation's setting ([`HoldTerms`]).
         hold_for: Option<i64>,
+        /// The price of the ticket by this hold; absent means the ticket's own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        price: Option<AskedPrice>,
         /// The id that the hold will have.
         hold: HoldId,
     },
@@ -100,6 +115,7 @@ pub enum Input {
     /// Internal: a checkout has this hold last at least until then.
     Lengthen {
         hold: HoldId,
+        #[serde(with = "time::serde::rfc3339")]
         until: OffsetDateTime,
     },
     /// Internal: a checkout sells the ticket out of its hold.
@@ -137,9 +153,14 @@ impl Entity for Ticket {
         match asked {
             TicketEvent::TicketListed(events::TicketListed { show, seat, price }) => Input::List { show, seat, price },
             TicketEvent::TicketWithdrawn(events::TicketWithdrawn {}) => Input::Withdraw,
-            TicketEvent::ReservationRequested(events::ReservationRequested { user, hold_for }) => {
-                let hold = hold_id(source.as_str(), id.as_str(), key.as_str());
-                Input::Reserve { user, hold_for, hold }
+            TicketEvent::ReservationRequested(events::ReservationRequested { user, hold_for, price }) => {
+                let source = source.clone();
+                Input::Reserve {
+                    user,
+                    hold_for,
+                    hold: hold_id(source.as_str(), id.as_str(), key.as_str()),
+                    price: price.map(|price| AskedPrice { price, source }),
+                }
             }
             TicketEvent::ReservationReleased(events::ReservationReleased { user, hold }) => {
                 Input::Release { user, hold }
@@ -149,16 +170,16 @@ impl Entity for Ticket {
 }
 
 /// [`decide`] by the settings of an installation.
-pub fn holding_by(terms: HoldTerms) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision<Ticket> + Copy {
-    move |ticket, input, now| decide_by(terms, ticket, input, now)
+pub fn holding_by(terms: HoldTerms) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision<Ticket> + Clone {
+    move |ticket, input, now| decide_by(&terms, ticket, input, now)
 }
 
 /// Decides one input. `now` is the moment of the decision and never earlier than the ticket's last change.
 pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
-    decide_by(HoldTerms::default(), ticket, input, now)
+    decide_by(&HoldTerms::default(), ticket, input, now)
 }
 
-fn decide_by(terms: HoldTerms, ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+fn decide_by(terms: &HoldTerms, ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let Some(ticket) = ticket else {
         return decide_unlisted(input, now);
     };
@@ -200,11 +221,27 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     }
 }
 
-fn decide_available(terms: HoldTerms, ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+fn decide_available(terms: &HoldTerms, ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
         Input::Withdraw => tell(ticket, State::Withdrawn, vec![outcomes::TicketWithdrawn {}.into()], now),
-        Input::Reserve { user, hold_for, hold } => reserve(terms, ticket, user, hold_for, hold, vec![], now),
+        Input::Reserve {
+            user,
+            hold_for,
+            hold,
+            price,
+        } => reserve(
+            terms,
+            ticket,
+            Wanted {
+                user,
+                hold_for,
+                hold,
+                price,
+            },
+            vec![],
+            now,
+        ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
         Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
@@ -235,7 +272,7 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
 }
 
 /// Decides about a ticket whose hold is due: the hold ends first, then the input is decided.
-fn decide_due(terms: HoldTerms, ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+fn decide_due(terms: &HoldTerms, ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let expired = TicketOutcome::TicketExpired(outcomes::TicketExpired {
         user: due.user.clone(),
         hold: due.id,
@@ -253,7 +290,23 @@ fn decide_due(terms: HoldTerms, ticket: &Ticket, due: &Hold, input: Input, now: 
             vec![expired, TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {})],
             now,
         ),
-        Input::Reserve { user, hold_for, hold } => reserve(terms, ticket, user, hold_for, hold, vec![expired], now),
+        Input::Reserve {
+            user,
+            hold_for,
+            hold,
+            price,
+        } => reserve(
+            terms,
+            ticket,
+            Wanted {
+                user,
+                hold_for,
+                hold,
+                price,
+            },
+            vec![expired],
+            now,
+        ),
         Input::Release { .. } => tell(ticket, State::Available, vec![expired], now),
         Input::Expire { hold } if hold == due.id => tell(ticket, State::Available, vec![expired], now),
         Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
@@ -301,35 +354,66 @@ fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decis
     }
 }
 
-/// Holds a free ticket; `before` are the outcomes that come first.
-fn reserve(
-    terms: HoldTerms,
-    ticket: &Ticket,
+/// A hold that is asked for.
+struct Wanted {
     user: UserId,
     hold_for: Option<i64>,
     hold: HoldId,
+    price: Option<AskedPrice>,
+}
+
+/// Holds a free ticket; `before` are the outcomes that come first.
+fn reserve(
+    terms: &HoldTerms,
+    ticket: &Ticket,
+    wanted: Wanted,
     before: Vec<TicketOutcome>,
     now: OffsetDateTime,
 ) -> Decision<Ticket> {
-    let seconds = hold_for.unwrap_or(terms.length);
     let mut outcomes = before;
-    if !(*HOLD_FOR_SECONDS.start()..=terms.longest).contains(&seconds) {
-        outcomes.push(refusal(RefusalReason::HoldForOutOfBounds));
+    if let Some(reason) = forbidden(terms, ticket, &wanted) {
+        outcomes.push(refusal(reason));
         return tell(ticket, State::Available, outcomes, now);
     }
-    let until = now + Duration::seconds(seconds);
+    let Wanted {
+        user,
+        hold_for,
+        hold,
+        price,
+    } = wanted;
+    let until = now + Duration::seconds(hold_for.unwrap_or(terms.length));
     outcomes.push(TicketOutcome::TicketHeld(outcomes::TicketHeld {
         user: user.clone(),
         hold,
         until,
     }));
+    let price = price.map(|asked| asked.price).filter(|price| *price != ticket.price);
+    if let Some(price) = price {
+        let user = user.clone();
+        outcomes.push(outcomes::TicketHoldPriced { user, hold, price }.into());
+    }
     let held = Hold {
         id: hold,
         user,
         until,
         lengthened: false,
+        price,
     };
     tell(ticket, State::Held(held), outcomes, now)
+}
+
+/// The reason why a free ticket is not held so long, or at such a price.
+fn forbidden(terms: &HoldTerms, ticket: &Ticket, wanted: &Wanted) -> Option<RefusalReason> {
+    let seconds = wanted.hold_for.unwrap_or(terms.length);
+    if !(*HOLD_FOR_SECONDS.start()..=terms.longest).contains(&seconds) {
+        return Some(RefusalReason::HoldForOutOfBounds);
+    }
+    let AskedPrice { price, source } = wanted.price.as_ref()?;
+    if !terms.price_sources.contains(source) {
+        return Some(RefusalReason::PriceNotTrusted);
+    }
+    let is_within = price.currency() == ticket.price.currency() && price.amount() <= ticket.price.amount();
+    (!is_within).then_some(RefusalReason::PriceOutOfBounds)
 }
 
 /// Puts off the end of a hold.

@@ -194,7 +194,7 @@ pub(super) async fn view(
             tickets.push(Item {
                 ticket,
                 hold,
-                price: found.price,
+                price: held.price.unwrap_or(found.price),
                 until: held.until,
             });
         }

@@ -90,7 +90,7 @@ struct NotHeld {
 }
 
 // Each handler is one write that may be repeated, and a change of the cart's state; only handlers that wait for answers of other
-// objects have steps that a journal must remember (`STEPWISE`), beside the one of an erasure.
+// objects have steps that a journal must remember (`STEPWISE`), beside those of an erasure and of a hold that was lengthened.
 #[restate_sdk::object(name = "User", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl User {
     /// Applies a delivery from Kafka: events of one user that the gate gathered, or one event straight from a public topic.
@@ -152,7 +152,8 @@ impl User {
         if let Json(Some(reason)) = forbidden.await? {
             return Ok(Json(Added::Refused { ticket, reason }));
         }
-        let reserve = Body::of(&events::ReservationRequested { user, hold_for })?;
+        let price = None;
+        let reserve = Body::of(&events::ReservationRequested { user, hold_for, price })?;
         let reserved = ctx
             .object_client::<TicketClient>(ticket.as_str())
             .reserve(reserve)
@@ -489,6 +490,7 @@ fn holds(
         let input = Input::Reserve {
             user: owner.clone(),
             hold_for,
+            price: None,
             hold: hold_id(source.as_str(), id.as_str(), ticket.as_str()),
         };
         (ticket.clone(), input)

@@ -1,5 +1,5 @@
 //! The amounts that the provider charges, known before it is asked. The least are those of Stripe's page "Supported currencies", section
-//! "Minimum and maximum charge amounts", of 2026. They hold for the currency in which the account is paid out: where that is another one,
+//! "Minimum and maximum charge amounts". They hold for the currency in which the account is paid out: where that is another one,
 //! Stripe converts, and may decline still (`amount_too_small`). What a currency is not listed with is left to Stripe.
 
 use holdfast_schemas::{Currency, Price};

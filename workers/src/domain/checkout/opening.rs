@@ -178,7 +178,7 @@ fn held<'s>(
             hold: hold.id,
             show: found.show.clone(),
             seat: found.seat.clone(),
-            price: found.price,
+            price: hold.price.unwrap_or(found.price),
         };
         Ok((line, hold))
     });

@@ -26,6 +26,7 @@ pub fn sale(
         let hold = Input::Reserve {
             user: checkout.user.clone(),
             hold_for: None,
+            price: None,
             hold: anew,
         };
         let is_same = (&ticket.show, &ticket.seat, ticket.price) == (&line.show, &line.seat, line.price);

@@ -57,6 +57,7 @@ fn held(by: &str, number: &str, until: OffsetDateTime) -> Ticket {
         user: user(by),
         until,
         lengthened: false,
+        price: None,
     }))
 }
 

@@ -205,15 +205,15 @@ mod tests {
         ("ticket_change_log", "LOG"),
         ("tickets", "TABLE"),
         (
-            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened",
+            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price",
             "COLUMNS",
         ),
         (
-            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[], $37::uuid[]",
+            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[]",
             "PARAMETERS",
         ),
         (
-            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened",
+            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened, priced = u.priced, hold_price = u.hold_price",
             "SETS",
         ),
         ("ticket", "KEY"),

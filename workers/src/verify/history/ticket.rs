@@ -33,6 +33,8 @@ enum State {
         hold: HoldId,
         until: OffsetDateTime,
         lengthened: bool,
+        /// Minor units, if it is not the ticket's own price.
+        price: Option<i64>,
     },
     Sold {
         user: UserId,
@@ -55,6 +57,7 @@ pub(in crate::verify) struct TicketRow {
     pub(in crate::verify) holder: Option<String>,
     pub(in crate::verify) held_until: Option<OffsetDateTime>,
     pub(in crate::verify) checkout: Option<String>,
+    pub(in crate::verify) hold_price: Option<i64>,
     pub(in crate::verify) changed_at: OffsetDateTime,
 }
 
@@ -73,6 +76,9 @@ impl History for Ticket {
                 self.changed(&show, seat.as_ref(), &price)
             }
             TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }) => self.held(user, hold, until),
+            TicketOutcome::TicketHoldPriced(outcomes::TicketHoldPriced { user, hold, price }) => {
+                self.priced(&user, hold, &price)
+            }
             TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened { user, hold, until }) => {
                 self.lengthened(&user, hold, until, at)
             }
@@ -107,7 +113,12 @@ impl History for Ticket {
                 ("sold", hold, Some(user), None, Some(checkout))
             }
         };
+        let hold_price = match &self.state {
+            State::Held { price, .. } => *price,
+            _ => None,
+        };
         let same = [
+            ("hold_price", row.hold_price == hold_price),
             ("status", row.status == status),
             ("hold", row.hold == hold),
             ("holder", row.holder.as_deref() == holder.map(UserId::as_str)),
@@ -152,12 +163,29 @@ impl Ticket {
             hold,
             until,
             lengthened: false,
+            price: None,
         };
         match std::mem::replace(&mut self.state, held) {
             State::Available => Ok(()),
             State::Held { .. } => Err("held although another hold was live: two live holds"),
             State::Sold { .. } => Err("held although it was sold and not returned"),
             State::Unlisted | State::Withdrawn => Err("held although it was not for sale"),
+        }
+    }
+
+    fn priced(&mut self, of: &UserId, named: HoldId, to: &Price) -> Result<(), &'static str> {
+        let State::Held { user, hold, price, .. } = &mut self.state else {
+            return Err("a hold priced although nobody held it");
+        };
+        let before = price.replace(to.amount());
+        let listing = self.listing.as_ref();
+        let is_within =
+            listing.is_some_and(|listing| listing.currency == to.currency().code() && to.amount() <= listing.amount);
+        match () {
+            () if user != of || *hold != named => Err("priced, but another hold than the live one"),
+            () if before.is_some() => Err("a hold priced twice"),
+            () if !is_within => Err("a hold priced at more than the ticket"),
+            () => Ok(()),
         }
     }
 
@@ -173,6 +201,7 @@ impl Ticket {
             hold,
             until,
             lengthened,
+            ..
         } = &mut self.state
         else {
             return Err("a hold lengthened although nobody held it");
