@@ -26,6 +26,7 @@ pub mod events {
     pub use crate::payments::v1::*;
     pub use crate::payments::v2::ProfileChanged;
     pub use crate::reservations::v1::*;
+    pub use crate::reservations::v2::ReservationRequested;
 }
 
 mod version;

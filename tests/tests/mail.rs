@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::time::timeout;
 
-use crate::checkout::{CARD, DECLINED, PRICE, Shop, check_out, ends, fill, free, list, sold};
+use crate::checkout::{CARD, PRICE, REFUSED, Shop, check_out, ends, fill, held, list, sold};
 use crate::crashes::done_again;
 use crate::support::{DEADLINE, clean, event, pay, told_of};
 use crate::users::{added, has_credits, registered};
@@ -55,7 +55,7 @@ pub(crate) fn a_customer_gets_one_mail_about_each_outcome_in_their_language(kit:
         told_of::<holdfast_schemas::UserOutcome>(kit, &shop.user, 1).await?;
         buy(kit, &shop, "bought", &tickets[1], CARD).await?;
         ends(kit, &shop.id("bought"), "completed").await?;
-        buy(kit, &shop, "declined", &tickets[2], DECLINED).await?;
+        buy(kit, &shop, "declined", &tickets[2], REFUSED).await?;
         ends(kit, &shop.id("declined"), "failed").await?;
         let payment = shop.payment("bought")?;
         for amount in [700, PRICE - 700] {
@@ -116,11 +116,11 @@ fn a_mail_server_that_is_away_or_silent_holds_up_mails_and_nothing_else(kit: &Ki
         let shop = open(kit, "mail/away", &sink).await?;
         let tickets = shop.tickets(2).await?;
         buy(kit, &shop, "bought", &tickets[0], CARD).await?;
-        buy(kit, &shop, "declined", &tickets[1], DECLINED).await?;
+        buy(kit, &shop, "declined", &tickets[1], REFUSED).await?;
         ends(kit, &shop.id("bought"), "completed").await?;
         ends(kit, &shop.id("declined"), "failed").await?;
         sold(kit, &tickets[..1]).await?;
-        free(kit, &tickets[1..]).await?;
+        held(kit, &shop.user, &tickets[1..]).await?;
         shop.paid("bought", PRICE)?;
 
         let database = kit.stack.postgres.connect().await?;

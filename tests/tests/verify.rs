@@ -264,6 +264,7 @@ fn verify_catches_and_names_each_lie_on_a_topic(kit: &Kit) -> anyhow::Result<()>
             let wanted = TicketEvent::ReservationRequested(events::ReservationRequested {
                 user: "ann".parse()?,
                 hold_for: None,
+                price: None,
             });
             Ok(sent(ticket, event(&format!("{ticket}/lie"), ticket, wanted)?.to_json()))
         });
@@ -688,6 +689,7 @@ fn life(ticket: &str) -> anyhow::Result<[(&'static str, TicketEvent); 5]> {
         anyhow::Ok(TicketEvent::ReservationRequested(events::ReservationRequested {
             user: by.parse()?,
             hold_for: None,
+            price: None,
         }))
     };
     let released = TicketEvent::ReservationReleased(events::ReservationReleased {

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::checkout::{CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, list, reaches, reads, sold};
+use crate::checkout::{
+    CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, give_up, held, list, reaches, reads, sold,
+};
 use crate::crashes::done_again;
 use crate::support::{DEADLINE, clean, pay};
 use crate::users::registered;
@@ -51,14 +53,17 @@ fn a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout(kit: &
             let body = json!({ "checkout": shop.id(name), "tickets": [tickets[ticket]], "payment_method": method });
             check_out(kit, &shop.user, body).await?;
         }
-        for (name, success, state) in [("yes", true, "completed"), ("no", false, "failed")] {
+        for (name, success, state) in [("yes", true, "completed"), ("no", false, "declined")] {
             reaches(kit, &shop.id(name), "waiting").await?;
             shop.simulator.authenticate(&shop.payment(name)?, success)?;
+            reaches(kit, &shop.id(name), state).await?;
+        }
+        give_up(kit, &shop.id("no")).await?;
+        for (name, state) in [("no", "failed"), ("at-once", "completed")] {
             ends(kit, &shop.id(name), state).await?;
         }
-        ends(kit, &shop.id("at-once"), "completed").await?;
         sold(kit, &[tickets[0].clone(), tickets[2].clone()]).await?;
-        free(kit, &tickets[1..2]).await?;
+        held(kit, &shop.user, &tickets[1..2]).await?;
         for (name, money) in [("yes", PRICE), ("no", 0), ("at-once", PRICE)] {
             shop.paid(name, money)?;
         }

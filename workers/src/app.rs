@@ -372,7 +372,7 @@ impl Worker {
         let limits = self.config.serve.clone();
         let (tickets, committing_tickets) = store::Committer::new(
             pool.clone(),
-            domain::ticket::holding_for(self.config.checkout.hold_for.as_secs() as i64),
+            domain::ticket::holding_by(self.config.checkout.hold_terms()),
             limits.clone(),
             retention,
             self.metrics.clone(),

@@ -1,6 +1,7 @@
 //! The outcomes of users, on the topic `payments.outcomes`. They carry no personal data: the User object answers requests for it.
 
 pub(crate) mod v1;
+pub(crate) mod v2;
 
 use serde_json::Value;
 
@@ -24,8 +25,9 @@ newest! {
         CheckoutStuck(v1::CheckoutStuck),
         PaymentRefunded(v1::PaymentRefunded),
         PaymentDisputed(v1::PaymentDisputed),
-        PaymentRefused(v1::PaymentRefused),
+        PaymentRefused(v2::PaymentRefused),
     }
+    earlier { v1::PaymentRefused }
 }
 
 impl OutcomeData for UserOutcome {
@@ -43,7 +45,7 @@ impl OutcomeData for UserOutcome {
 
     fn refusal(&self) -> Option<&'static str> {
         match self {
-            Self::PaymentRefused(v1::PaymentRefused { reason }) => Some(reason.as_str()),
+            Self::PaymentRefused(v2::PaymentRefused { reason }) => Some(reason.as_str()),
             _ => None,
         }
     }

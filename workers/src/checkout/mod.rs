@@ -10,15 +10,16 @@ pub mod reconciler;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod};
+use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod, Price, UserRefusalReason};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::crash::{self, Point};
-use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
+use crate::domain::checkout::{Charges, Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
+use crate::provider::limits::{self, Uncharged};
 use crate::provider::{self, About, ClientSecret, Order, Payment, Provider};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
@@ -33,8 +34,6 @@ pub struct Driver {
     pub provider: Option<Provider>,
     /// After this long without a step that comes through, a checkout is marked as stuck, for an operator.
     pub stuck_after: Duration,
-    /// True if another payment method may be tried after a decline.
-    pub retry_declined: bool,
     pub now: fn() -> OffsetDateTime,
 }
 
@@ -109,9 +108,10 @@ impl Driver {
     ) -> Result<Self, provider::Error> {
         let provider = Provider::new(&config.provider, metrics.clone())?;
         let terms = SaleTerms {
-            provider: provider.is_some(),
+            charges: provider.is_some().then_some(charges as Charges),
             credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
             show_limit: config.checkout.show_limit,
+            hold: time::Duration::try_from(config.checkout.checkout_hold).unwrap_or(time::Duration::ZERO),
         };
         let buying = Buying {
             main: main.clone(),
@@ -128,7 +128,6 @@ impl Driver {
             buying,
             provider,
             stuck_after: config.checkout.stuck_after,
-            retry_declined: config.checkout.retry_declined,
             now,
         })
     }
@@ -437,7 +436,7 @@ impl Driver {
             return Fact::AmountDiffers;
         }
         match (payment.state, &payment.failure) {
-            (provider::State::Unconfirmed, Some(code)) => self.declined(code),
+            (provider::State::Unconfirmed, Some(code)) => declined(code),
             (provider::State::Unconfirmed, None) => Fact::Payment(PaymentStatus::Unconfirmed),
             (provider::State::Canceled, _) => Fact::Payment(PaymentStatus::Canceled),
             (provider::State::ActionRequired, _) => Fact::Payment(PaymentStatus::ActionRequired),
@@ -451,16 +450,24 @@ impl Driver {
     /// else is wrong, such as a refused key, is waited out.
     fn declined_by(&self, error: provider::Error) -> Result<Fact, Error> {
         match error {
-            provider::Error::Declined { reason } => Ok(self.declined(&reason)),
+            provider::Error::Declined { reason } => Ok(declined(&reason)),
             error => Err(error.into()),
         }
     }
+}
 
-    fn declined(&self, code: &str) -> Fact {
-        Fact::Declined {
-            for_good: !self.retry_declined || code.starts_with("amount_"),
-            code: DeclineCode::parse(code).ok(),
-        }
+/// The provider's limits, as reasons for which no checkout is opened.
+fn charges(due: Price) -> Result<(), UserRefusalReason> {
+    limits::charges(due).map_err(|why| match why {
+        Uncharged::BelowMinimum(_) => UserRefusalReason::BelowMinimum,
+        Uncharged::NotSupported => UserRefusalReason::AmountNotSupported,
+    })
+}
+
+fn declined(code: &str) -> Fact {
+    Fact::Declined {
+        for_good: code.starts_with("amount_"),
+        code: DeclineCode::parse(code).ok(),
     }
 }
 

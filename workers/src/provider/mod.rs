@@ -17,6 +17,7 @@
 
 mod about;
 mod http;
+pub mod limits;
 mod rate;
 mod stripe;
 pub mod webhook;

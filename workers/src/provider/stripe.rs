@@ -440,7 +440,7 @@ impl Stripe {
 
 /// True if an amount means the same to Stripe. It counts MGA without decimals and ISK and UGX with two, against ISO 4217, and
 /// accepts three decimals only where the last is 0.
-fn takes(currency: Currency, amount: i64) -> bool {
+pub(super) fn takes(currency: Currency, amount: i64) -> bool {
     match currency.code() {
         "ISK" | "MGA" | "UGX" => false,
         "BHD" | "JOD" | "KWD" | "OMR" | "TND" => amount % 10 == 0,

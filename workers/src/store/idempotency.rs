@@ -66,7 +66,9 @@ pub async fn are_known(pool: &PgPool, events: &[(&Source, &EventId)]) -> Result<
     let sources: Vec<_> = events.iter().map(|(source, _)| source.as_str()).collect();
     let ids: Vec<_> = events.iter().map(|(_, id)| id.as_str()).collect();
     let known = on_session(pool, Error::Read, async |session| read(session, &sources, &ids).await).await?;
-    Ok(events.iter().all(|(source, id)| known.contains_key(&identity(source, id))))
+    Ok(events
+        .iter()
+        .all(|(source, id)| known.contains_key(&identity(source, id))))
 }
 
 /// The answer to a request that is recorded as a whole; `None` when there is no record yet.

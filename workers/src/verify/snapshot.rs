@@ -105,6 +105,7 @@ async fn tickets(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
             holder: row.holder,
             held_until: row.held_until,
             checkout: row.checkout,
+            hold_price: row.hold_price,
             changed_at,
         });
         let change = Change {

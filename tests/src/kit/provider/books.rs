@@ -538,13 +538,14 @@ impl Payment {
 /// stays under way.
 const NEVER_CAPTURED: &str = "pm_card_captureUnavailable";
 
-/// The decline code of a card that Stripe's page on testing names.
+/// The decline code of a card that Stripe's page on testing names. `AmountTooLarge` is this simulator's alone: no other card would help.
 fn declined_card(method: &str) -> Option<&'static str> {
     let (_, kind) = method.split_once("chargeDeclined")?;
     Some(match kind {
         "InsufficientFunds" => "insufficient_funds",
         "LostCard" => "lost_card",
         "ExpiredCard" => "expired_card",
+        "AmountTooLarge" => "amount_too_large",
         _ => "generic_decline",
     })
 }

@@ -182,14 +182,13 @@ impl Simulator {
         self.url.clone()
     }
 
-    /// Settings that make a worker use this provider, with a short time-out and as many calls as there are. A declined checkout fails at once.
-    pub fn settings(&self) -> [(&'static str, String); 5] {
+    /// Settings that make a worker use this provider, with a short time-out and as many calls as there are.
+    pub fn settings(&self) -> [(&'static str, String); 4] {
         [
             ("HOLDFAST_PROVIDER_URL", self.url()),
             ("HOLDFAST_PROVIDER_KEY", String::from(KEY)),
             ("HOLDFAST_PROVIDER_TIMEOUT", String::from("2s")),
             ("HOLDFAST_PROVIDER_CALLS_PER_SECOND", String::from("100000")),
-            ("HOLDFAST_RETRY_DECLINED", String::from("false")),
         ]
     }
 

@@ -282,7 +282,8 @@ fn captured(checkout: &Checkout) -> Transition {
     transition
 }
 
-/// The checkout has failed: nothing of the payment is left, so the seats and credits go back too.
+/// The checkout has failed: nothing of the payment is left. What was sold goes back too; what was not stays held for the user,
+/// who may buy it by another checkout as long as the holds last.
 fn given_back(checkout: &Checkout, captured: i64) -> Transition {
     let State::Undoing(failure) = &checkout.state else {
         return Transition::default();
@@ -293,6 +294,10 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
         ..moved(checkout, State::Failed(failure.clone()))
     };
     let spent = checkout.credits.filter(|_| checkout.sold);
+    let (seats, purchases) = match checkout.sold {
+        true => (Seats::Returned, Purchases::TakenOff),
+        false => Default::default(),
+    };
     let back = [
         movement(MovementKind::CreditBack, spent.map_or(0, Credits::amount)),
         movement(MovementKind::Capture, captured),
@@ -306,12 +311,8 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
         })],
         movements: back.concat(),
         mails: vec![CustomerMail::Failed],
-        seats: Seats::Freed,
-        purchases: if checkout.sold {
-            Purchases::TakenOff
-        } else {
-            Purchases::Kept
-        },
+        seats,
+        purchases,
         credits: spent.map(CreditsChange::Returned),
         ..row(checkout, next)
     }

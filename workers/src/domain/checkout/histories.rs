@@ -218,8 +218,8 @@ fn effects(transition: &Transition) -> [(&'static str, Vec<&'static str>); 5] {
         ("mail", mails.collect()),
         (
             "seats",
-            if transition.seats == Seats::Freed {
-                vec!["freed"]
+            if transition.seats == Seats::Returned {
+                vec!["returned"]
             } else {
                 vec![]
             },

@@ -20,9 +20,9 @@ use holdfast_schemas::{
 use time::{Duration, OffsetDateTime};
 
 pub use facts::{Dispute, Fact, PaymentStatus, apply};
-pub use opening::{MOST_TICKETS, SaleTerms, Stock, Wish, open};
+pub use opening::{Charges, MOST_TICKETS, SaleTerms, Stock, Wish, open};
 pub use reports::{Matter, ProviderReport, Reported};
-pub use seats::{freeing, sale};
+pub use seats::{lengthening, returning, sale};
 pub use transition::{CreditsChange, CustomerMail, Purchases, Seats, Transition};
 
 /// Time for which the creation of a payment is retried under its idempotency key: the provider keeps keys for 24 hours (Stripe).

@@ -29,7 +29,7 @@ pub(super) fn refunded(checkout: &Checkout, in_all: i64) -> Transition {
     }
     let more = so_far - checkout.refunded;
     let amount = Price::new(more, checkout.currency()).expect("a part of the total");
-    let freed = (Seats::Freed, Purchases::TakenOff);
+    let freed = (Seats::Returned, Purchases::TakenOff);
     let (seats, purchases) = if full { freed } else { Default::default() };
     Transition {
         outcomes: vec![UserOutcome::PaymentRefunded(outcomes::PaymentRefunded {

@@ -114,7 +114,8 @@ impl Buying {
         }
         let answers = match transition.seats {
             Seats::Kept => vec![],
-            Seats::Freed => seats::free(main, from).await?,
+            Seats::HeldUntil(until) => seats::lengthen(main, from, until).await?,
+            Seats::Returned => seats::give_back(main, from).await?,
         };
         match transition.purchases {
             Purchases::Kept => {}

@@ -96,7 +96,8 @@ impl<'r, E: Entity> Deciding<'r, E> {
         }));
         match draft {
             Ok(mut draft) => {
-                self.recorded.extend(draft.recorded.drain().map(|(identity, _)| identity));
+                self.recorded
+                    .extend(draft.recorded.drain().map(|(identity, _)| identity));
                 Decided::Draft(Box::new(draft))
             }
             Err(_) => Decided::Failed(Error::Panic),
