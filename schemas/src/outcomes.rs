@@ -16,7 +16,7 @@ use crate::trace::Traceparent;
 use crate::version::Object;
 
 pub use tickets::{TicketOutcome, v1::*};
-pub use users::{UserOutcome, v1::*};
+pub use users::{UserOutcome, v1::*, v2::PaymentDisputed};
 
 /// One outcome, as on the outcome topic. Its `source` is always [`OUTCOME_SOURCE`].
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,7 @@
 //! The outcomes of users, on the topic `payments.outcomes`. They carry no personal data: the User object answers requests for it.
 
 pub(crate) mod v1;
+pub(crate) mod v2;
 
 use serde_json::Value;
 
@@ -23,9 +24,11 @@ newest! {
         CheckoutFailed(v1::CheckoutFailed),
         CheckoutStuck(v1::CheckoutStuck),
         PaymentRefunded(v1::PaymentRefunded),
-        PaymentDisputed(v1::PaymentDisputed),
+        PaymentRefundFailed(v1::PaymentRefundFailed),
+        PaymentDisputed(v2::PaymentDisputed),
         PaymentRefused(v1::PaymentRefused),
     }
+    earlier { v1::PaymentDisputed }
 }
 
 impl OutcomeData for UserOutcome {

@@ -25,6 +25,7 @@ pub mod outbox;
 pub mod outcome_log;
 pub mod progress;
 mod purchases;
+pub mod refunds;
 pub mod rotation;
 mod session;
 pub mod settled_dead_letters;
