@@ -93,7 +93,7 @@ a_checkout_sells_the_tickets_and_takes_the_money_once() {
   show "$first"
 
   say "The answer says that the checkout is open; it goes on by itself, and the cart is empty"
-  eventually "[]" "" state_of_the_cart "$ANN"
+  expect "[]" .tickets "$(get "User/$ANN/cart")"
   eventually completed .state get "Checkout/$ORDER/get"
   local checkout
   checkout=$(get "Checkout/$ORDER/get")

@@ -1,13 +1,14 @@
 -- What each role may do with the tables, and nothing beside: `holdfast migrate --grants` applies it as the tables' owner, in one
--- transaction, `--print-grants` prints it. Without `holdfast` too: psql -1 -v app=... -v verify=... -v admin=... -f grants.sql
+-- transaction, `--print-grants` prints it. Without `holdfast` too: psql -1 -v app=... -v verify=... -v admin=... -v books=... -f grants.sql
 -- A table that is added gets a line here.
 
 revoke all on
     _sqlx_migrations, checkout_seats, checkouts, disputes, example_keys, example_users, generations, idempotency_records, ledger,
-    mails, oldest_reader, outbox, purchases, refunds, relay_state, settled_dead_letters, ticket_attributes, ticket_attributes_change_log,
+    ledger_entries, mails, oldest_reader, outbox, purchases, refunds, relay_state, settled_dead_letters, ticket_attributes,
+    ticket_attributes_change_log,
     ticket_change_log, tickets, two_phase_attempts, user_change_log, users
-from public, :"app", :"verify", :"admin";
-revoke all on function check_rows(text, bigint, bigint) from public, :"app", :"verify", :"admin";
+from public, :"app", :"verify", :"admin", :"books";
+revoke all on function check_rows(text, bigint, bigint) from public, :"app", :"verify", :"admin", :"books";
 
 -- app: run, serve, relay. Reads and writes; makes, changes and drops no table.
 grant select on _sqlx_migrations to :"app";
@@ -58,7 +59,7 @@ grant select, update on checkouts to :"admin";
 grant select on disputes to :"admin";
 grant select on generations to :"admin";
 grant select, insert on idempotency_records to :"admin";
-grant insert on ledger to :"admin";
+grant select, insert on ledger to :"admin";
 grant insert on mails to :"admin";
 grant select, insert, update, delete on outbox to :"admin";
 grant select, insert, update on purchases to :"admin";
@@ -73,3 +74,6 @@ grant select, insert, update on two_phase_attempts to :"admin";
 grant select, insert on user_change_log to :"admin";
 grant select, insert, update on users to :"admin";
 grant execute on function check_rows(text, bigint, bigint) to :"admin";
+
+-- books: whoever keeps the books. Reads the ledger's view, and nothing else.
+grant select on ledger_entries to :"books";

@@ -1,11 +1,12 @@
 -- The roles, made once by who may create roles, before `holdfast migrate --grants`:
--- psql -v owner=... -v app=... -v verify=... -v admin=... -f roles.sql; then \password for each, or a client certificate.
+-- psql -v owner=... -v app=... -v verify=... -v admin=... -v books=... -f roles.sql; then \password for each, or a client certificate.
 -- The owner needs a schema to make tables in: let it own the database (alter database ... owner to ...).
 
 create role :"owner" login;
 create role :"app" login;
 create role :"verify" login;
 create role :"admin" login;
+create role :"books" login;
 
 -- What every session of serve, run, relay and admin must have. Holdfast sends it when it connects; a pooler that drops what is sent
 -- (PgBouncer with `ignore_startup_parameters = options`) is good enough with these, since the session's settings are what is

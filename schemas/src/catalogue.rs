@@ -4,11 +4,12 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::identity::OutcomeId;
+use crate::identity::{MovementId, OutcomeId};
+use crate::ledger;
 use crate::moment::Moment;
-use crate::text::{EventId, Source};
+use crate::text::{CheckoutId, EventId, Source};
 use crate::version::Version;
-use crate::{EventData, Key, OUTCOME_SOURCE, OutcomeData, TicketEvent, UserEvent};
+use crate::{EventData, Key, OUTCOME_SOURCE, OutcomeData, TicketEvent, UserEvent, topics};
 
 /// One type in one version.
 #[derive(Debug, Clone)]
@@ -16,7 +17,7 @@ pub struct Entry {
     /// The CloudEvents `type`.
     pub name: &'static str,
     pub topic: &'static str,
-    /// True for an outcome, false for an event.
+    /// True for an outcome or an entry of the ledger, false for an event.
     pub told: bool,
     /// Its meaning, for people.
     pub description: String,
@@ -38,6 +39,14 @@ pub fn outcomes() -> Vec<Entry> {
         told::<<UserEvent as EventData>::Outcome>(),
     ]
     .concat()
+}
+
+/// The entries of the ledger.
+pub fn ledger() -> Vec<Entry> {
+    let versions = ledger::Entry::VERSIONS.iter();
+    versions
+        .map(|version| entry(version, topics::LEDGER_ENTRIES, true, attributes_of_the_ledger()))
+        .collect()
 }
 
 fn asked<A: EventData>() -> Vec<Entry> {
@@ -157,6 +166,15 @@ fn attributes_told<K: Key>() -> Map<String, Value> {
         ),
     ];
     attributes.extend(more.map(|(name, schema)| (name.to_owned(), schema)));
+    attributes
+}
+
+fn attributes_of_the_ledger() -> Map<String, Value> {
+    let source = json!({ "const": OUTCOME_SOURCE });
+    let id = described::<MovementId>("The movement: the same as `movement` in the view `ledger_entries`.");
+    let mut attributes = common::<CheckoutId>(source, id, "When it was written.", "");
+    attributes.remove("traceparent");
+    attributes.insert("datacontenttype".to_owned(), json!({ "const": "application/json" }));
     attributes
 }
 

@@ -257,6 +257,7 @@ mod tests {
         let data = TicketEvent::ReservationRequested(crate::events::ReservationRequested {
             user: user.parse().unwrap(),
             hold_for: Some(60),
+            price: None,
         });
         let time = datetime!(2030-01-31 19:30 UTC);
         Event::new(
@@ -302,6 +303,7 @@ mod tests {
         let data = TicketEvent::ReservationRequested(crate::events::ReservationRequested {
             user: "ann".parse().unwrap(),
             hold_for: Some(i64::MAX),
+            price: None,
         });
         let time = datetime!(-3000-01-01 00:00 UTC);
         let event = Event::new(

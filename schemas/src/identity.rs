@@ -92,6 +92,8 @@ id! {
     HoldId;
     /// One outcome. Whoever sees it twice may drop the second.
     OutcomeId;
+    /// One movement of money or credits. Its entry is told once.
+    MovementId;
 }
 
 #[cfg(test)]

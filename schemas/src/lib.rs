@@ -15,6 +15,8 @@ mod refusal;
 
 pub mod outcomes;
 
+pub mod ledger;
+
 pub mod catalogue;
 pub mod dead_letter;
 pub mod topics;
@@ -24,6 +26,7 @@ pub mod events {
     pub use crate::payments::v1::*;
     pub use crate::payments::v2::{PaymentDisputed, ProfileChanged};
     pub use crate::reservations::v1::*;
+    pub use crate::reservations::v2::ReservationRequested;
 }
 
 mod version;
@@ -40,7 +43,7 @@ mod trace;
 pub use dead_letter::DeadLetter;
 pub use decode::{Record, Undecoded, decode, decode_delivery};
 pub use event::{Event, Origin, RequestHash};
-pub use identity::{HoldId, OutcomeId, hold_id, outcome_id};
+pub use identity::{HoldId, MovementId, OutcomeId, hold_id, outcome_id};
 pub use iso_currency::Currency;
 pub use list::List;
 pub use money::{Credits, Price};
@@ -53,7 +56,7 @@ pub use refusal::{DeadLetterReason, Refusal};
 pub use reservations::TicketEvent;
 pub use stream::{EventData, Key, OutcomeData};
 pub use text::{
-    CheckoutId, DeclineCode, DisputeId, Email, EventId, Invalid, Language, Name, PaymentId, PaymentMethod, RefundId,
-    Seat, ShowId, Source, TicketId, UserId,
+    CheckoutId, DeclineCode, DisputeId, Email, EventId, Invalid, Language, LedgerWord, Name, PaymentId, PaymentMethod,
+    RefundId, Seat, ShowId, Source, TicketId, UserId,
 };
 pub use trace::Traceparent;

@@ -15,8 +15,10 @@ use crate::text::{EventId, Invalid, Source};
 use crate::trace::Traceparent;
 use crate::version::Object;
 
+pub use tickets::v2::{RefusalReason, ReservationRefused};
 pub use tickets::{TicketOutcome, v1::*};
-pub use users::{UserOutcome, v1::*, v2::PaymentDisputed};
+pub use users::v2::{PaymentDisputed, PaymentRefused, UserRefusalReason};
+pub use users::{UserOutcome, v1::*};
 
 /// One outcome, as on the outcome topic. Its `source` is always [`OUTCOME_SOURCE`].
 #[derive(Debug, Clone, PartialEq)]
@@ -61,23 +63,18 @@ impl Reply {
     }
 }
 
-impl ReplyOutcome {
-    pub fn new(told: &impl OutcomeData, sequence: i64) -> Self {
-        Self {
-            outcome_type: told.outcome_type().to_owned(),
-            sequence,
-            data: told.data(),
-        }
-    }
-}
-
 /// The `source` of every outcome.
 pub const OUTCOME_SOURCE: &str = "holdfast";
 
 impl<T: OutcomeData> Outcome<T> {
     /// A CloudEvent in structured mode.
     pub fn to_json(&self) -> Vec<u8> {
-        let data = serde_json::value::to_raw_value(&self.data.data()).expect("JSON can be written");
+        self.to_json_with(&self.data.data())
+    }
+
+    /// As [`Self::to_json`], for a caller who has the data's JSON already.
+    pub fn to_json_with(&self, data: &Value) -> Vec<u8> {
+        let data = serde_json::value::to_raw_value(data).expect("JSON can be written");
         let envelope = Envelope {
             specversion: "1.0".to_owned(),
             id: self.id,

@@ -35,3 +35,22 @@ macro_rules! reasons {
     };
 }
 pub(crate) use reasons;
+
+/// The reasons of an earlier version, which are only read: `Variant "name": "meaning";`.
+macro_rules! earlier_reasons {
+    ($(#[$attribute:meta])* $reason:ident $($name:ident $text:literal: $meaning:literal;)+) => {
+        $(#[$attribute])*
+        pub enum $reason {
+            $(#[doc = $meaning] $name,)+
+        }
+
+        impl $reason {
+            pub(crate) fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+pub(crate) use earlier_reasons;

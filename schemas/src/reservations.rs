@@ -1,6 +1,7 @@
 //! The events of the topic `reservations`, about tickets.
 
 pub(crate) mod v1;
+pub(crate) mod v2;
 
 use serde_json::value::RawValue;
 
@@ -15,9 +16,10 @@ newest! {
     TicketEvent {
         TicketListed(v1::TicketListed),
         TicketWithdrawn(v1::TicketWithdrawn),
-        ReservationRequested(v1::ReservationRequested),
+        ReservationRequested(v2::ReservationRequested),
         ReservationReleased(v1::ReservationReleased),
     }
+    earlier { v1::ReservationRequested }
 }
 
 impl EventData for TicketEvent {

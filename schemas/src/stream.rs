@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::text::{Invalid, TicketId, UserId};
+use crate::text::{CheckoutId, Invalid, TicketId, UserId};
 use crate::version::Version;
 
 /// The events of one public topic, in their current form, whichever version they came in. No other crate can implement this
@@ -92,4 +92,5 @@ macro_rules! key {
 key! {
     TicketId names "ticket";
     UserId names "user";
+    CheckoutId names "checkout";
 }

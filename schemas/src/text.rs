@@ -125,6 +125,8 @@ text! {
     Email, 254, is_email, "^[^\\u0000-\\u0020\\u007f@]+@[^\\u0000-\\u0020\\u007f@]+$";
     /// What a person wants to be called.
     Name, 1_000;
+    /// A word of the ledger: a kind of movement, or an account.
+    LedgerWord, 64, is_word, "^[a-z_]*$";
     /// A language, as a tag of BCP 47 (`de`, `pt-BR`).
     Language, 35, is_language, "^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$";
 }
@@ -148,7 +150,7 @@ macro_rules! printed {
 
 printed! {
     EventId, Source, TicketId, UserId, ShowId, CheckoutId, PaymentId, PaymentMethod, RefundId, DisputeId, DeclineCode, Seat,
-    Language,
+    Language, LedgerWord,
 }
 
 /// Prints only that there is one: personal data stands in no log and in no error.
@@ -210,6 +212,13 @@ fn is_visible(text: &str) -> Result<(), Invalid> {
         false => Err(Invalid::new(
             "must have only visible characters of ASCII, not dots alone",
         )),
+    }
+}
+
+fn is_word(text: &str) -> Result<(), Invalid> {
+    match text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+        true => Ok(()),
+        false => Err(Invalid::new("must have only small letters of ASCII and `_`")),
     }
 }
 

@@ -12,6 +12,8 @@ pub const PAYMENTS: &str = "payments";
 pub const PAYMENTS_ADMITTED: &str = "payments.admitted";
 /// Public, out: outcomes of users, keyed by user.
 pub const PAYMENTS_OUTCOMES: &str = "payments.outcomes";
+/// Public, out: entries of the ledger, keyed by checkout.
+pub const LEDGER_ENTRIES: &str = "ledger.entries";
 /// Public, out: records that could not be decided, with the reason.
 pub const DEAD_LETTERS: &str = "dead-letters";
 /// Internal: one partition, compacted; its last record is the relay's mark, which says which batch of outcomes Kafka has.

@@ -98,7 +98,8 @@ fn a_structured_event_is_decoded() {
         event.data,
         TicketEvent::ReservationRequested(events::ReservationRequested {
             user,
-            hold_for: Some(60)
+            hold_for: Some(60),
+            price: None,
         })
     );
 }

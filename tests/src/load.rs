@@ -86,6 +86,16 @@ impl Event {
         Event::new(id, user, "holdfast.checkout.requested.v1", data)
     }
 
+    pub fn checkout_retried(id: String, user: &str, checkout: &str, method: &str) -> Event {
+        let data = json!({ "checkout": checkout, "payment_method": method });
+        Event::new(id, user, "holdfast.checkout.retried.v1", data)
+    }
+
+    pub fn checkout_cancelled(id: String, user: &str, checkout: &str) -> Event {
+        let data = json!({ "checkout": checkout });
+        Event::new(id, user, "holdfast.checkout.cancelled.v1", data)
+    }
+
     fn new(id: String, subject: &str, kind: &'static str, data: Value) -> Event {
         Event {
             specversion: "1.0",

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::crash::Point;
 use holdfast_schemas::{Outcome, OutcomeData, TicketOutcome, UserOutcome, outcomes};
-use holdfast_tests::kit::provider::{Call, Fault, Kind, Simulator};
+use holdfast_tests::kit::provider::{Call, Fault, Kind, Simulator, Status};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use nix::sys::signal::Signal;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::admin;
 use crate::crashes::done_again;
 use crate::privacy::mentions;
-use crate::support::{DEADLINE, clean, clean_by, event, outcomes_of, pay, told_of};
+use crate::support::{DEADLINE, SHOP, clean, clean_by, event, outcomes_of, pay, send, told_of};
 use crate::users::{added, call, has_credits, none_prepared, registered, view};
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -25,7 +25,9 @@ use crate::{Test, tests};
 pub(crate) const TESTS: &[Test] = tests![
     credits_alone_buy_a_cart,
     a_card_pays_once_and_the_seats_are_sold,
-    a_declined_card_leaves_the_seats_free_and_no_money_moved,
+    a_checkout_that_fails_leaves_the_seats_to_their_buyer_as_long_as_the_holds_last,
+    a_hold_is_lengthened_once_at_checkout_and_ends_then,
+    a_price_that_comes_with_a_reservation_is_taken_from_trusted_sources_alone,
     what_a_rule_forbids_opens_no_checkout,
     a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_comes_again,
     whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither,
@@ -34,6 +36,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_once,
     a_buyer_gives_up_at_any_time_before_the_seats_are_sold_and_never_after,
     a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not,
+    a_shows_money_goes_to_its_account_whatever_is_set_meanwhile,
     a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_it,
     a_cancelled_or_killed_checkout_gives_everything_back,
     a_checkout_that_cannot_be_read_is_told_and_keeps_no_other_from_its_end,
@@ -43,11 +46,26 @@ pub(crate) const TESTS: &[Test] = tests![
 
 pub(crate) const CARD: &str = "pm_card_visa";
 pub(crate) const DECLINED: &str = "pm_card_visa_chargeDeclined";
+/// Declined for good, so that the checkout fails at once.
+pub(crate) const REFUSED: &str = "pm_card_visa_chargeDeclinedAmountTooLarge";
 pub(crate) const CONFIRMED: &str = "pm_card_authenticationRequired";
 /// Price of a ticket in these proofs, in cents of EUR.
 pub(crate) const PRICE: i64 = 2_500;
 /// The part of it that credits pay, where they do.
 const CREDITS: i64 = 500;
+/// Holds last as long as was asked for, and no longer when their tickets are bought.
+const AS_ASKED: [(&str, &str); 1] = [("HOLDFAST_CHECKOUT_HOLD", "0s")];
+/// Orders whose declined payment comes through just when other cards are given.
+const LATE: [&str; 4] = ["both-0", "both-1", "both-2", "both-3"];
+
+/// The ways of the orders in the loop of crashes.
+#[derive(Clone, Copy)]
+enum Way {
+    Paid,
+    Refused,
+    Retried,
+    Cancelled,
+}
 
 pub(crate) fn credits_alone_buy_a_cart(kit: &Kit) -> anyhow::Result<()> {
     const USER: &str = "checkout/credits";
@@ -130,20 +148,232 @@ fn a_card_pays_once_and_the_seats_are_sold(kit: &Kit) -> anyhow::Result<()> {
     })
 }
 
-fn a_declined_card_leaves_the_seats_free_and_no_money_moved(kit: &Kit) -> anyhow::Result<()> {
+fn a_checkout_that_fails_leaves_the_seats_to_their_buyer_as_long_as_the_holds_last(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let shop = Shop::open(kit, "checkout/declined").await?;
+        let rival = shop.id("rival");
         let tickets = shop.tickets(2).await?;
         fill(kit, &shop.user, &tickets, None).await?;
-        // By Kafka, from the cart.
-        let data = json!({ "checkout": shop.id("order"), "payment_method": DECLINED });
-        pay(kit, &[event(&shop.id("asked"), &shop.user, "checkout.requested", data)]).await?;
-        let ended = ends(kit, &shop.id("order"), "failed").await?;
-        ensure!(ended["reason"] == "declined" && ended["code"].is_string(), "{ended}");
-        free(kit, &tickets).await?;
-        shop.paid("order", 0)?;
-        let told = told_of::<UserOutcome>(kit, &shop.user, 3).await?;
-        ensure!(verbs(&told) == ["registered", "opened", "failed"], "{told:?}");
+        let other = shop.tickets_named("other", 1).await?;
+        // By Kafka, from the cart; what was declined for good, and what the buyer gives up.
+        for (name, method, reason) in [("refused", REFUSED, "declined"), ("given-up", DECLINED, "cancelled")] {
+            let data = json!({ "checkout": shop.id(name), "payment_method": method });
+            pay(
+                kit,
+                &[event(
+                    &shop.id(&format!("{name}/1")),
+                    &shop.user,
+                    "checkout.requested",
+                    data,
+                )],
+            )
+            .await?;
+            if method == DECLINED {
+                let declined = reaches(kit, &shop.id(name), "declined").await?;
+                ensure!(declined["code"].is_string(), "{declined}");
+                // While they are being bought they are in no cart, and nobody takes them out of it.
+                in_cart(kit, &shop.user, &[]).await?;
+                let body = json!({ "ticket": tickets[0] });
+                let (status, reply) = call(kit, &[], "User", &shop.user, "removeTicket", &body).await?;
+                ensure!(status == 404, "{status}: {reply}");
+                let data = json!({ "checkout": shop.id(name) });
+                pay(
+                    kit,
+                    &[event(
+                        &shop.id(&format!("{name}/2")),
+                        &shop.user,
+                        "checkout.cancelled",
+                        data,
+                    )],
+                )
+                .await?;
+            }
+            let ended = ends(kit, &shop.id(name), "failed").await?;
+            ensure!(ended["reason"] == reason, "{ended}");
+            held(kit, &shop.user, &tickets).await?;
+            in_cart(kit, &shop.user, &tickets).await?;
+            shop.paid(name, 0)?;
+            let body = json!({ "ticket": tickets[0] });
+            let (status, added) = call(kit, &[], "User", &rival, "addTicket", &body).await?;
+            ensure!(
+                status == 200 && added["refused"]["reason"] == "held",
+                "{status}: {added}"
+            );
+        }
+        // What is taken out stays out, and the rest is bought after all, together with something else.
+        remove(kit, &shop.user, &tickets[1]).await?;
+        free(kit, &tickets[1..]).await?;
+        fill(kit, &shop.user, &other, None).await?;
+        let bought = [&tickets[..1], &other].concat();
+        in_cart(kit, &shop.user, &bought).await?;
+        check_out(
+            kit,
+            &shop.user,
+            json!({ "checkout": shop.id("paid"), "payment_method": CARD }),
+        )
+        .await?;
+        ends(kit, &shop.id("paid"), "completed").await?;
+        sold(kit, &bought).await?;
+        shop.paid("paid", 2 * PRICE)?;
+        in_cart(kit, &shop.user, &[]).await?;
+        let told = told_of::<UserOutcome>(kit, &shop.user, 8).await?;
+        let failed = ["opened", "failed", "opened", "payment_declined", "failed"];
+        ensure!(
+            verbs(&told) == [&["registered"][..], &failed, &["opened", "completed"]].concat(),
+            "{told:?}"
+        );
+        // An erased user's cart stays empty, whatever becomes of what was being bought.
+        let last = shop.tickets_named("last", 1).await?;
+        fill(kit, &shop.user, &last, None).await?;
+        check_out(
+            kit,
+            &shop.user,
+            json!({ "checkout": shop.id("last"), "payment_method": DECLINED }),
+        )
+        .await?;
+        reaches(kit, &shop.id("last"), "declined").await?;
+        let (status, reply) = call(kit, &[], "Account", &shop.user, "erase", &json!({})).await?;
+        ensure!(status == 200, "{status}: {reply}");
+        give_up(kit, &shop.id("last")).await?;
+        ends(kit, &shop.id("last"), "failed").await?;
+        held(kit, &shop.user, &last).await?;
+        in_cart(kit, &shop.user, &[]).await?;
+        shop.close().await
+    })
+}
+
+fn a_hold_is_lengthened_once_at_checkout_and_ends_then(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/longer", &[("HOLDFAST_CHECKOUT_HOLD", "12s")]).await?;
+        let tickets = shop.tickets(2).await?;
+        // Nobody holds a ticket for as long as they please.
+        let body = json!({ "ticket": tickets[0], "hold_for": 3_601 });
+        let (status, added) = call(kit, &[], "User", &shop.user, "addTicket", &body).await?;
+        ensure!(
+            status == 200 && added["refused"]["reason"] == "hold_for_out_of_bounds",
+            "{status}: {added}"
+        );
+        fill(kit, &shop.user, &tickets[..1], Some(4)).await?;
+        fill(kit, &shop.user, &tickets[1..], Some(600)).await?;
+        let until_of = async |number: usize| {
+            let (_, view) = view(kit, "Ticket", &tickets[number]).await?;
+            ensure!(view["status"] == "held", "{view}");
+            anyhow::Ok(view["until"].clone())
+        };
+        let mut ends_at = Vec::new();
+        for name in ["first", "second"] {
+            let body = json!({ "checkout": shop.id(name), "payment_method": DECLINED });
+            let reply = check_out(kit, &shop.user, body).await?;
+            ensure!(reason(&reply).is_empty(), "{reply}");
+            let declined = reaches(kit, &shop.id(name), "declined").await?;
+            ends_at.push(until_of(0).await?);
+            ensure!(declined["until"] == ends_at[0], "{declined} {ends_at:?}");
+            if name == "first" {
+                give_up(kit, &shop.id(name)).await?;
+                ends(kit, &shop.id(name), "failed").await?;
+            }
+        }
+        ensure!(ends_at[0] == ends_at[1], "lengthened twice: {ends_at:?}");
+        // The timers of its first end, in the cart and of the Reaper, have gone off meanwhile.
+        let ended = ends(kit, &shop.id("second"), "failed").await?;
+        ensure!(ended["reason"] == "declined", "{ended}");
+        free(kit, &tickets[..1]).await?;
+        in_cart(kit, &shop.user, &tickets[1..]).await?;
+        clean(kit).await?;
+        let told = outcomes_of::<TicketOutcome>(kit, &tickets[0]).await?;
+        let told = told.iter().filter(|told| told.subject.as_str() == tickets[0]);
+        let verbs: Vec<_> = told
+            .filter_map(|told| told.data.outcome_type().rsplit('.').nth(1))
+            .collect();
+        ensure!(
+            verbs == ["listed", "refused", "held", "hold_lengthened", "expired"],
+            "{verbs:?}"
+        );
+        let shown = admin::done(kit, &["ticket", "show", &tickets[0], "--as-of", "4"]).await?;
+        ensure!(shown.contains("held"), "{shown}");
+        shop.close().await
+    })
+}
+
+fn a_price_that_comes_with_a_reservation_is_taken_from_trusted_sources_alone(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "checkout/prices", &[("HOLDFAST_PRICE_SOURCES", SHOP)]).await?;
+        let names = ["cheap", "free", "dear", "dollars", "strange"];
+        let tickets = names.map(|name| shop.id(name));
+        list(kit, &tickets, PRICE).await?;
+        let price = |amount: i64, currency: &str| json!({ "amount": amount, "currency": currency });
+        let asked = |ticket: &String, price: Value, source: &str| {
+            let data = json!({ "user": shop.user, "hold_for": 600, "price": price });
+            let mut asked = event(&format!("{ticket}/hold"), ticket, "reservation.requested", data);
+            asked["type"] = json!("holdfast.reservation.requested.v2");
+            asked["source"] = json!(source);
+            asked
+        };
+        let prices = [
+            (1_000, "EUR"),
+            (0, "EUR"),
+            (PRICE + 1, "EUR"),
+            (1, "USD"),
+            (1_000, "EUR"),
+        ];
+        let sources = [SHOP, SHOP, SHOP, SHOP, "proofs-stranger"];
+        let events = tickets.iter().zip(prices).zip(sources);
+        let events: Vec<_> = events
+            .map(|((ticket, (amount, in_)), source)| asked(ticket, price(amount, in_), source))
+            .collect();
+        // Each twice: the second is a repeat.
+        send(kit, &[&events[..], &events].concat()).await?;
+        for (ticket, expected) in tickets.iter().zip([
+            &["listed", "held", "hold_priced"][..],
+            &["listed", "held", "hold_priced"],
+            &["listed", "price_out_of_bounds"],
+            &["listed", "price_out_of_bounds"],
+            &["listed", "price_not_trusted"],
+        ]) {
+            until("the reservation is decided", DEADLINE, async || {
+                let told = outcomes_of::<TicketOutcome>(kit, ticket).await?;
+                let told = told.iter().filter(|told| told.subject.as_str() == ticket);
+                let words: Vec<_> = told
+                    .filter_map(|told| told.data.refusal().or(told.data.outcome_type().rsplit('.').nth(1)))
+                    .collect();
+                ensure!(words == expected, "{ticket}: {words:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        // By HTTP nobody says a price.
+        let body = json!({ "user": shop.user, "price": price(1, "EUR") });
+        let (status, reply) = call(kit, &[], "Ticket", &tickets[2], "reserve", &body).await?;
+        ensure!(
+            status == 200 && reason(&reply) == "price_not_trusted",
+            "{status}: {reply}"
+        );
+        let body = json!({ "ticket": tickets[2], "price": price(1, "EUR") });
+        let (status, reply) = call(kit, &[], "User", &shop.user, "addTicket", &body).await?;
+        ensure!(status == 400, "{status}: {reply}");
+        let (_, cheap) = view(kit, "Ticket", &tickets[0]).await?;
+        ensure!(
+            cheap["price"] == price(PRICE, "EUR") && cheap["hold_price"] == price(1_000, "EUR"),
+            "{cheap}"
+        );
+        let shown = admin::done(kit, &["ticket", "show", &tickets[0], "--as-of", "3"]).await?;
+        ensure!(shown.contains("at 1000 minor units"), "{shown}");
+
+        fill(kit, &shop.user, &tickets[..2], None).await?;
+        let cart = look(kit, &shop.user, "cart").await?;
+        ensure!(
+            cart["tickets"][0]["price"] == price(1_000, "EUR") && cart["tickets"][1]["price"] == price(0, "EUR"),
+            "{cart}"
+        );
+        check_out(
+            kit,
+            &shop.user,
+            json!({ "checkout": shop.id("order"), "payment_method": CARD }),
+        )
+        .await?;
+        ends(kit, &shop.id("order"), "completed").await?;
+        shop.paid("order", 1_000)?;
+        sold(kit, &tickets[..2]).await?;
         shop.close().await
     })
 }
@@ -229,15 +459,29 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
         let dearer = json!({ "show": "proofs", "price": { "amount": 2 * PRICE, "currency": "EUR" } });
         let (_, reply) = call(kit, &[], "Ticket", &tickets[1], "list", &dearer).await?;
         ensure!(reason(&reply) == "held", "{reply}");
-        // More credits than the user has are found out when they are to be spent.
-        check_out(
-            kit,
-            user,
-            json!({ "checkout": shop.id("poor"), "tickets": [one], "credits": PRICE }),
-        )
-        .await?;
-        let ended = ends(kit, &shop.id("poor"), "failed").await?;
-        ensure!(ended["reason"] == "credits_missing", "{ended}");
+        // Known before any card is asked: credits that the user does not have, and what the provider never charges.
+        let crowns = shop.id("crowns");
+        list_at(kit, &crowns, json!({ "amount": PRICE, "currency": "ISK" })).await?;
+        fill(kit, user, std::slice::from_ref(&crowns), None).await?;
+        pay(kit, &[added(&shop.id("credits"), user, PRICE - 1)]).await?;
+        has_credits(kit, user, PRICE - 1).await?;
+        for (ticket, credits, expected) in [
+            (one, Some(PRICE), "credits_missing"),
+            (one, Some(PRICE - 1), "below_minimum"),
+            (&crowns, None, "amount_not_supported"),
+        ] {
+            let mut body = json!({ "checkout": shop.id("poor"), "tickets": [ticket], "payment_method": card });
+            if let Some(credits) = credits {
+                body["credits"] = json!(credits);
+            }
+            let reply = check_out(kit, user, body.clone()).await?;
+            ensure!(reason(&reply) == expected, "{body}: {reply}");
+        }
+        let asked = shop.simulator.payments_of(&shop.id("poor"));
+        ensure!(asked.is_empty(), "{asked:?}");
+        for ticket in [one, &crowns] {
+            remove(kit, user, ticket).await?;
+        }
         free(kit, &tickets[..1]).await?;
 
         // Two checkouts of the same tickets at once, and two of one cart: one is refused.
@@ -302,11 +546,12 @@ fn a_cart_takes_what_its_user_holds_and_keeps_a_newer_hold_when_an_old_request_c
         let first = in_cart().await?;
         ensure!(reply["outcomes"][0]["data"]["hold"] == first, "{reply} {first}");
 
-        let data = json!({ "checkout": shop.id("order"), "tickets": tickets, "payment_method": DECLINED });
+        let data = json!({ "checkout": shop.id("order"), "tickets": tickets, "payment_method": REFUSED });
         let asked = event(&shop.id("asked"), &shop.user, "checkout.requested", data);
         pay(kit, std::slice::from_ref(&asked)).await?;
         ends(kit, &shop.id("order"), "failed").await?;
-        ensure!(in_cart().await?.is_empty(), "what was bought is still in the cart");
+        ensure!(in_cart().await? == first, "it came to nothing, and its hold goes on");
+        remove(kit, &shop.user, &tickets[0]).await?;
         forget(kit, &shop.id("order")).await?;
         fill(kit, &shop.user, &tickets, None).await?;
         let second = in_cart().await?;
@@ -371,7 +616,7 @@ fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither
             Fault::Broken { done: false },
             Fault::Broken { done: true },
             Fault::Slow(Duration::from_secs(4)),
-            Fault::Decline("insufficient_funds"),
+            Fault::Decline("amount_too_large"),
         ];
         let calls = [Call::Create, Call::Confirm, Call::Capture];
         let mut names = Vec::new();
@@ -397,20 +642,32 @@ fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither
             shop.paid(name, money).with_context(|| name.clone())?;
             let ticket = std::slice::from_ref(ticket);
             if *declined {
-                free(kit, ticket).await
+                held(kit, &shop.user, ticket).await
             } else {
                 sold(kit, ticket).await
             }
             .with_context(|| name.clone())?;
         }
-        // Answers are lost also when the money is refunded.
+        // Answers are lost also when the authorisation is cancelled: the credits were there, and another checkout has spent them.
+        let gone = shop.tickets_named("gone", 2).await?;
+        fill(kit, &shop.user, &gone, None).await?;
+        pay(kit, &[added(&shop.id("credits"), &shop.user, 1)]).await?;
+        has_credits(kit, &shop.user, 1).await?;
+        for (name, ticket, method) in [("gone", &gone[..1], CONFIRMED), ("spends", &gone[1..], CARD)] {
+            let body = json!({ "checkout": shop.id(name), "tickets": ticket, "credits": 1, "payment_method": method });
+            check_out(kit, &shop.user, body).await?;
+            reaches(
+                kit,
+                &shop.id(name),
+                if name == "gone" { "waiting" } else { "completed" },
+            )
+            .await?;
+        }
         for call in [Call::Cancel, Call::Retrieve] {
             shop.simulator.fail(call, None, Fault::AnswerLost, 2);
         }
-        let gone = shop.tickets_named("gone", 1).await?;
-        fill(kit, &shop.user, &gone, None).await?;
-        let body = json!({ "checkout": shop.id("gone"), "credits": 1, "payment_method": CARD });
-        check_out(kit, &shop.user, body).await?;
+        shop.simulator.authenticate(&shop.payment("gone")?, true)?;
+        shop.tell("gone", "failed", json!({ "code": "told" })).await?;
         let ended = ends(kit, &shop.id("gone"), "failed").await?;
         ensure!(ended["reason"] == "credits_missing", "{ended}");
         shop.paid("gone", 0)?;
@@ -420,7 +677,7 @@ fn whatever_the_provider_answers_a_checkout_ends_with_seats_and_money_or_neither
 
 fn a_customer_who_must_confirm_is_waited_for_until_the_hold_ends(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let shop = Shop::open(kit, "checkout/confirm").await?;
+        let shop = Shop::open_with(kit, "checkout/confirm", &AS_ASKED).await?;
         let tickets = shop.tickets(3).await?;
         for (ticket, hold_for) in tickets.iter().zip([600, 600, 5]) {
             fill(kit, &shop.user, std::slice::from_ref(ticket), Some(hold_for)).await?;
@@ -441,7 +698,7 @@ fn a_customer_who_must_confirm_is_waited_for_until_the_hold_ends(kit: &Kit) -> a
             let (status, answer) = call(kit, &[], "Checkout", &shop.id(name), "run", &json!({})).await?;
             ensure!((400..500).contains(&status), "{status}: {answer}");
         }
-        for (name, success, state) in [("yes", true, "completed"), ("no", false, "failed")] {
+        for (name, success, state) in [("yes", true, "completed"), ("no", false, "declined")] {
             reaches(kit, &shop.id(name), "waiting").await?;
             let payment = shop.payment(name)?;
             shop.simulator.authenticate(&payment, success)?;
@@ -453,12 +710,26 @@ fn a_customer_who_must_confirm_is_waited_for_until_the_hold_ends(kit: &Kit) -> a
                 false => ("failed", json!({ "code": "authentication_required" })),
             };
             shop.tell(name, kind, data).await?;
-            ends(kit, &shop.id(name), state).await?;
+            reaches(kit, &shop.id(name), state).await?;
         }
-        let ended = ends(kit, &shop.id("never"), "failed").await?;
-        ensure!(ended["reason"] == "not_confirmed", "{ended}");
+        give_up(kit, &shop.id("no")).await?;
+        for (name, reason) in [("no", "cancelled"), ("never", "not_confirmed")] {
+            let ended = ends(kit, &shop.id(name), "failed").await?;
+            ensure!(ended["reason"] == reason, "{ended}");
+        }
         sold(kit, &tickets[..1]).await?;
-        free(kit, &tickets[1..]).await?;
+        held(kit, &shop.user, &tickets[1..2]).await?;
+        free(kit, &tickets[2..]).await?;
+        // The buyer had closed the bank's page, and comes back after the hold: there is nothing left to confirm.
+        let late = shop.simulator.authenticate(&shop.payment("never")?, true);
+        ensure!(late.is_err(), "the payment was left open");
+        let path = format!("Checkout/{}/action", shop.id("never").replace('/', "%2F"));
+        let response = kit.stack.restate.look(&path).await?;
+        ensure!(response.status().as_u16() == 409, "{response:?}");
+        let body = json!({ "payment_method": CARD });
+        let (status, answer) = call(kit, &[], "Checkout", &shop.id("never"), "retry", &body).await?;
+        ensure!(status == 409, "{status}: {answer}");
+        shop.tell("never", "failed", json!({ "code": "late" })).await?;
         for (name, money) in [("yes", PRICE), ("no", 0), ("never", 0)] {
             shop.paid(name, money)?;
         }
@@ -506,6 +777,10 @@ fn a_buyers_page_gets_the_secret_to_confirm_with_and_nothing_keeps_it(kit: &Kit)
                 "confirmed already, though no event tells it: {status}: {answer}"
             );
             shop.tell(name, "failed", json!({ "code": "told" })).await?;
+            if !success {
+                reaches(kit, &shop.id(name), "declined").await?;
+                give_up(kit, &shop.id(name)).await?;
+            }
             let ended = has_ended(kit, &shop.id(name)).await?;
             ensure!((ended["state"] == "completed") == success, "{ended}");
             let (status, answer) = act(name).await?;
@@ -519,7 +794,16 @@ fn a_buyers_page_gets_the_secret_to_confirm_with_and_nothing_keeps_it(kit: &Kit)
         let verbs = verbs(&told);
         let one = ["opened", "action_required"];
         ensure!(
-            verbs[1..] == [one[0], one[1], "completed", one[0], one[1], "failed"],
+            verbs[1..]
+                == [
+                    one[0],
+                    one[1],
+                    "completed",
+                    one[0],
+                    one[1],
+                    "payment_declined",
+                    "failed"
+                ],
             "{told:?}"
         );
         let told = serde_json::to_string(&told.iter().map(|told| told.data.data()).collect::<Vec<_>>())?;
@@ -561,17 +845,23 @@ fn a_buyers_page_gets_the_secret_to_confirm_with_and_nothing_keeps_it(kit: &Kit)
 
 fn a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_once(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let shop = Shop::open_with(kit, "checkout/again", &[("HOLDFAST_RETRY_DECLINED", "true")]).await?;
-        let tickets = shop.tickets(7).await?;
-        fill(kit, &shop.user, &tickets[..6], Some(600)).await?;
-        fill(kit, &shop.user, &tickets[6..], Some(6)).await?;
-        let names = ["event", "handler", "confirmed", "late", "unmade", "kept", "never"];
+        let shop = Shop::open_with(kit, "checkout/again", &AS_ASKED).await?;
+        let tickets = shop.tickets(7 + LATE.len()).await?;
+        let paid = 6 + LATE.len();
+        fill(kit, &shop.user, &tickets[..paid], Some(600)).await?;
+        fill(kit, &shop.user, &tickets[paid..], Some(8)).await?;
+        let names = [
+            &["event", "handler", "confirmed", "late", "unmade", "kept"][..],
+            &LATE,
+            &["never"],
+        ]
+        .concat();
         for (name, ticket) in names.iter().zip(&tickets) {
             let method = if *name == "unmade" { "no_card" } else { DECLINED };
             let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": method });
             check_out(kit, &shop.user, body).await?;
         }
-        for name in &names[..6] {
+        for name in &names[..paid] {
             let declined = reaches(kit, &shop.id(name), "declined").await?;
             ensure!(
                 declined["code"].is_string() && declined["reason"].is_null(),
@@ -618,6 +908,20 @@ fn a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_on
         // The first attempt comes through after all, and nobody tells it; at the same time another card is given.
         shop.simulator.comes_through(&shop.payment("late")?)?;
         retry("late", CARD).await?;
+        // So it does at the very time when other cards are given, twice.
+        for name in LATE {
+            let payment = shop.payment(name)?;
+            let comes_through = async { shop.simulator.comes_through(&payment) };
+            let cards = tokio::join!(retry(name, CARD), retry(name, CONFIRMED), comes_through);
+            for (status, answer) in [cards.0?, cards.1?] {
+                ensure!([200, 409].contains(&status), "{name}: {status}: {answer}");
+            }
+            // Where a card came first, the payment that was declined has gone on with it.
+            if let (Err(_), Status::RequiresAction) = (cards.2, shop.simulator.payments_of(&shop.id(name))[0].status) {
+                shop.simulator.authenticate(&payment, true)?;
+            }
+            shop.tell(name, "failed", json!({ "code": "told" })).await?;
+        }
         // The payment was never made: it is made with the other card. And likewise when its answers are lost.
         shop.simulator
             .fail(Call::Create, Some(&shop.id("unmade")), Fault::AnswerLost, 2);
@@ -626,7 +930,7 @@ fn a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_on
             shop.simulator.fail(Call::Confirm, Some(&shop.id("kept")), fault, 1);
         }
         pay(kit, &[retried("kept", 1, CARD)]).await?;
-        for name in &names[..6] {
+        for name in &names[..paid] {
             ends(kit, &shop.id(name), "completed")
                 .await
                 .with_context(|| (*name).to_owned())?;
@@ -639,7 +943,7 @@ fn a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_on
             let payments = shop.simulator.payments_of(&shop.id(name));
             ensure!(payments.len() == 1, "{name}: {payments:?}");
         }
-        sold(kit, &tickets[..6]).await?;
+        sold(kit, &tickets[..paid]).await?;
         // Nobody comes back: the checkout fails when its hold ends.
         let ended = ends(kit, &shop.id("never"), "failed").await?;
         ensure!(ended["reason"] == "declined" && ended["code"].is_string(), "{ended}");
@@ -648,15 +952,15 @@ fn a_declined_card_is_followed_by_another_on_the_same_payment_and_money_moves_on
         ensure!(status == 409, "{status}: {answer}");
         pay(kit, &[retried("never", 1, CARD), retried("nowhere", 1, CARD)]).await?;
         reads(kit, &shop.user, "refused", 1).await?;
-        reads(kit, &shop.user, "payment_declined", 8).await?;
-        free(kit, &tickets[6..]).await?;
+        reads(kit, &shop.user, "payment_declined", 8 + LATE.len()).await?;
+        free(kit, &tickets[paid..]).await?;
         shop.close().await
     })
 }
 
 fn a_buyer_gives_up_at_any_time_before_the_seats_are_sold_and_never_after(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let shop = Shop::open_with(kit, "checkout/given-up", &[("HOLDFAST_RETRY_DECLINED", "true")]).await?;
+        let shop = Shop::open(kit, "checkout/given-up").await?;
         let places = [
             ("opened", CARD, Some((Call::Create, Fault::Unavailable))),
             ("created", CARD, Some((Call::Confirm, Fault::AnswerLost))),
@@ -728,7 +1032,7 @@ fn a_buyer_gives_up_at_any_time_before_the_seats_are_sold_and_never_after(kit: &
             if is_sold {
                 sold(kit, ticket).await?
             } else {
-                free(kit, ticket).await?
+                held(kit, &shop.user, ticket).await?
             }
         }
         shop.close().await
@@ -737,7 +1041,7 @@ fn a_buyer_gives_up_at_any_time_before_the_seats_are_sold_and_never_after(kit: &
 
 fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are_not(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
-        let shop = Shop::open(kit, "checkout/late").await?;
+        let shop = Shop::open_with(kit, "checkout/late", &AS_ASKED).await?;
         let rival = shop.id("rival");
         let tickets = shop.tickets(5).await?;
         fill(kit, &shop.user, &tickets, Some(4)).await?;
@@ -780,6 +1084,78 @@ fn a_late_payment_buys_seats_that_are_still_free_and_is_given_back_when_they_are
             "{told:?}"
         );
         shop.worker.stop().await
+    })
+}
+
+fn a_shows_money_goes_to_its_account_whatever_is_set_meanwhile(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let file = kit.stack.folder().join("provider-shows.json");
+        let name = file.display().to_string();
+        let set = |suffix: &str| {
+            let shows = json!({
+                "proofs": {
+                    "on_behalf_of": "acct_1", "transfer_destination": "acct_1", "application_fee": { "basis_points": 300 },
+                    "statement_descriptor_suffix": suffix,
+                },
+                "others": { "transfer_destination": "acct_2" },
+            });
+            std::fs::write(&file, shows.to_string())
+        };
+        set("FIRST")?;
+        let mut shop = Shop::open_with(kit, "checkout/shows", &[("HOLDFAST_PROVIDER_SHOWS", name.as_str())]).await?;
+        let tickets = shop.tickets(2).await?;
+        let other = shop.id("other");
+        let listed = json!({ "show": "others", "price": { "amount": PRICE, "currency": "EUR" } });
+        call(kit, &[], "Ticket", &other, "list", &listed).await?;
+        fill(kit, &shop.user, &[tickets.clone(), vec![other.clone()]].concat(), Some(3_600)).await?;
+        let body = json!({ "checkout": shop.id("both"), "tickets": [tickets[0], other], "payment_method": CARD });
+        let reply = check_out(kit, &shop.user, body).await?;
+        ensure!(reason(&reply) == "accounts_differ", "{reply}");
+
+        // The first answers are lost, and the settings are others when the call is repeated.
+        shop.simulator.fail(Call::Create, Some(&shop.id("order")), Fault::AnswerLost, 1);
+        shop.simulator.fail(Call::Create, Some(&shop.id("order")), Fault::Unavailable, 1_000);
+        let body = json!({ "checkout": shop.id("order"), "tickets": tickets, "payment_method": CARD });
+        check_out(kit, &shop.user, body).await?;
+        until("the payment is made", DEADLINE, async || {
+            ensure!(shop.payment("order").is_ok(), "not yet");
+            anyhow::Ok(())
+        })
+        .await?;
+        shop.worker.kill()?;
+        set("SECOND")?;
+        shop.simulator.heal();
+        shop.worker = shop.launch("run").start().await?;
+        ends(kit, &shop.id("order"), "completed").await?;
+        shop.paid("order", 2 * PRICE)?;
+        let payments = shop.simulator.payments_of(&shop.id("order"));
+        ensure!(payments.len() == 1, "{payments:?}");
+        for (name, value) in [
+            ("on_behalf_of", "acct_1"),
+            ("transfer_data[destination]", "acct_1"),
+            ("application_fee_amount", "150"),
+            ("statement_descriptor_suffix", "FIRST"),
+        ] {
+            ensure!(payments[0].asked_for(name) == Some(value), "{name}: {payments:?}");
+        }
+        let used = shop.worker.metric(r#"holdfast_provider_calls_total{answer="key_used",call="create"}"#).await?;
+        ensure!(used >= Some(1.0), "{used:?}");
+
+        // What is given back is taken back from the account that got it.
+        let given_back = shop.tickets_named("back", 1).await?;
+        fill(kit, &shop.user, &given_back, Some(3_600)).await?;
+        shop.simulator.fail(Call::Capture, Some(&shop.id("back")), Fault::AnswerLost, 1);
+        shop.simulator.fail(Call::Capture, Some(&shop.id("back")), Fault::Unavailable, 1_000);
+        let body = json!({ "checkout": shop.id("back"), "tickets": given_back, "payment_method": CARD });
+        check_out(kit, &shop.user, body).await?;
+        until("the money is taken", DEADLINE, async || shop.paid("back", PRICE)).await?;
+        end_invocation(kit, &shop.id("back"), "cancel").await?;
+        ends(kit, &shop.id("back"), "failed").await?;
+        shop.paid("back", 0)?;
+        let refunds = shop.simulator.asked().into_iter().filter(|asked| asked.path == "/v1/refunds");
+        let last = refunds.last().context("no refund")?.body;
+        ensure!(last.contains("reverse_transfer=true&refund_application_fee=true"), "{last}");
+        shop.close().await
     })
 }
 
@@ -874,6 +1250,8 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
             ),
             (shop.launch("admin"), "gives-back", &["--give-back"], "not settled"),
             (wrong_key(), "goes-on", &[], "Invalid API Key"),
+            // Whether money was asked for, only the provider knows.
+            (wrong_key(), "unasked", &["--give-back"], "Invalid API Key"),
         ] {
             let (settled, said) = settle(launch, name, more).await?;
             ensure!(!settled && said.contains(why), "{said}");
@@ -882,16 +1260,13 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
             is_stuck(name).await?;
         }
         shop.simulator.heal();
-        // Where no money was ever asked for, it gives up the seats.
-        let (settled, said) = settle(wrong_key(), "unasked", &[]).await?;
-        ensure!(settled && said.contains("misconfigured"), "{said}");
         let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
         shop.tell("hears", "captured", amount).await?;
         for (name, more, state, money) in [
             ("hears", None, "completed", PRICE),
             ("goes-on", Some(&[][..]), "completed", PRICE),
             ("gives-back", Some(&["--give-back"][..]), "failed", 0),
-            ("unasked", None, "failed", 0),
+            ("unasked", Some(&["--give-back"][..]), "failed", 0),
         ] {
             if let Some(more) = more {
                 let (settled, said) = settle(shop.launch("admin"), name, more).await?;
@@ -902,7 +1277,9 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
             ends(kit, &shop.id(name), state).await?;
             shop.paid(name, money)?;
         }
-        free(kit, &[tickets[1].clone(), tickets[3].clone()]).await?;
+        // What was sold is given back; what was not is the user's to buy, as long as its hold lasts.
+        free(kit, &tickets[1..2]).await?;
+        held(kit, &shop.user, &tickets[3..]).await?;
         shop.close().await
     })
 }
@@ -963,7 +1340,18 @@ fn a_cancelled_or_killed_checkout_gives_everything_back(kit: &Kit) -> anyhow::Re
             ensure!(ended["reason"] == expected, "{ended}");
             shop.paid(name, 0)?;
         }
-        free(kit, &tickets).await?;
+        let was_sold = |number: usize| matches!(places[number % places.len()], Some((Call::Capture, ..)));
+        let (sold, unsold): (Vec<_>, Vec<_>) = (0..tickets.len()).partition(|number| was_sold(*number));
+        let of = |numbers: Vec<usize>| {
+            numbers
+                .into_iter()
+                .map(|number| tickets[number].clone())
+                .collect::<Vec<_>>()
+        };
+        let (sold, unsold) = (of(sold), of(unsold));
+        free(kit, &sold).await?;
+        held(kit, &shop.user, &unsold).await?;
+        in_cart(kit, &shop.user, &unsold).await?;
         has_credits(kit, &shop.user, 4 * CREDITS).await?;
         shop.close().await
     })
@@ -1001,7 +1389,7 @@ fn a_checkout_that_cannot_be_read_is_told_and_keeps_no_other_from_its_end(kit: &
         shop.worker.ready().await?;
         set("waiting", None).await?;
         ends(kit, &shop.id("broken"), "failed").await?;
-        free(kit, &tickets).await?;
+        held(kit, &shop.user, &tickets).await?;
         shop.close().await
     })
 }
@@ -1128,42 +1516,79 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
             let name = |kind: &str, number: usize| format!("{round}-{kind}-{number}");
             let tickets = shop.tickets_named(&round.to_string(), 12).await?;
             fill(kit, &shop.user, &tickets, Some(3_600)).await?;
-            // Each round has checkouts that are paid and some that are declined, for both ways to end.
-            let asked = tickets.iter().enumerate().map(|(number, ticket)| {
-                let method = if number % 3 == 2 { DECLINED } else { CARD };
+            // Each round has checkouts that are paid, some that are declined for good, and some that were declined before: for these the
+            // buyer gives another card, or gives them up.
+            let way = |number: usize| match number % 6 {
+                1 => Way::Refused,
+                2 => Way::Retried,
+                5 => Way::Cancelled,
+                _ => Way::Paid,
+            };
+            let body = |number: usize| {
+                let method = match way(number) {
+                    Way::Paid => CARD,
+                    Way::Refused => REFUSED,
+                    Way::Retried | Way::Cancelled => DECLINED,
+                };
                 let id = shop.id(&name("order", number));
-                let mut body = json!({ "checkout": id, "tickets": [ticket], "payment_method": method });
-                if number % 2 == 0 {
+                let mut body = json!({ "checkout": id, "tickets": [tickets[number]], "payment_method": method });
+                if number % 4 < 2 {
                     body["credits"] = json!(CREDITS);
                 }
-                event(&format!("{id}/asked"), &shop.user, "checkout.requested", body)
-            });
-            let asked: Vec<_> = asked.collect();
+                body
+            };
+            let mut asked = Vec::new();
+            for number in 0..tickets.len() {
+                let id = shop.id(&name("order", number));
+                let (kind, data) = match way(number) {
+                    Way::Paid | Way::Refused => ("requested", body(number)),
+                    Way::Retried => ("retried", json!({ "checkout": id, "payment_method": CARD })),
+                    Way::Cancelled => ("cancelled", json!({ "checkout": id })),
+                };
+                if matches!(way(number), Way::Retried | Way::Cancelled) {
+                    check_out(kit, &shop.user, body(number)).await?;
+                    reaches(kit, &id, "declined").await?;
+                }
+                asked.push(event(
+                    &format!("{id}/asked"),
+                    &shop.user,
+                    &format!("checkout.{kind}"),
+                    data,
+                ));
+            }
             shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked)
                 .await
                 .with_context(|| point.name())?;
+            let mut kept = Vec::new();
             for (number, ticket) in tickets.iter().enumerate() {
-                let declined = number % 3 == 2;
-                let credits = if number % 2 == 0 { CREDITS } else { 0 };
-                let (state, money) = if declined {
+                let fails = matches!(way(number), Way::Refused | Way::Cancelled);
+                let credits = if number % 4 < 2 { CREDITS } else { 0 };
+                let (state, money) = if fails {
                     ("failed", 0)
                 } else {
                     ("completed", PRICE - credits)
                 };
-                left -= if declined { 0 } else { credits };
+                left -= if fails { 0 } else { credits };
                 let order = name("order", number);
                 ends(kit, &shop.id(&order), state)
                     .await
                     .with_context(|| format!("{}: {order}", point.name()))?;
                 shop.paid(&order, money).with_context(|| point.name())?;
-                let ticket = std::slice::from_ref(ticket);
-                if declined {
-                    free(kit, ticket).await
+                if fails {
+                    kept.push(ticket.clone());
                 } else {
-                    sold(kit, ticket).await
+                    let ticket = std::slice::from_ref(ticket);
+                    sold(kit, ticket).await.with_context(|| point.name())?;
                 }
-                .with_context(|| point.name())?;
             }
+            // They are in the cart again, and go out of it for good.
+            held(kit, &shop.user, &kept).await.with_context(|| point.name())?;
+            in_cart(kit, &shop.user, &kept).await.with_context(|| point.name())?;
+            for ticket in &kept {
+                remove(kit, &shop.user, ticket).await?;
+            }
+            free(kit, &kept).await?;
+            in_cart(kit, &shop.user, &[]).await.with_context(|| point.name())?;
             has_credits(kit, &shop.user, left).await.with_context(|| point.name())?;
             if !point.name().starts_with("credits.") {
                 continue;
@@ -1532,6 +1957,38 @@ pub(crate) async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "available").await?;
     }
+    Ok(())
+}
+
+/// Each of the tickets is held by the user.
+pub(crate) async fn held(kit: &Kit, user: &str, tickets: &[String]) -> anyhow::Result<()> {
+    for ticket in tickets {
+        let (_, view) = view(kit, "Ticket", ticket).await?;
+        ensure!(view["status"] == "held" && view["user"] == *user, "{view}");
+    }
+    Ok(())
+}
+
+/// The user's cart has these tickets and no others, in this order.
+pub(crate) async fn in_cart(kit: &Kit, user: &str, tickets: &[String]) -> anyhow::Result<()> {
+    until("the cart is as it should be", DEADLINE, async || {
+        let cart = look(kit, user, "cart").await?;
+        let found: Vec<_> = cart["tickets"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|item| &item["ticket"])
+            .collect();
+        ensure!(found == tickets.iter().collect::<Vec<_>>(), "{cart}: not {tickets:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// The buyer gives a checkout up.
+pub(crate) async fn give_up(kit: &Kit, checkout: &str) -> anyhow::Result<()> {
+    let (status, answer) = call(kit, &[], "Checkout", checkout, "cancel", &json!({})).await?;
+    ensure!(status == 200, "{status}: {answer}");
     Ok(())
 }
 

@@ -704,6 +704,7 @@ fn an_event_older_than_the_retention_is_never_decided(kit: &Kit) -> anyhow::Resu
         let data = TicketEvent::ReservationRequested(events::ReservationRequested {
             user: user("ann"),
             hold_for: None,
+            price: None,
         });
         let time = now() - RETENTION - Duration::from_secs(1);
         let old = Event::new("shop".parse()?, "old".parse()?, time, None, ticket("A"), data);
@@ -728,6 +729,7 @@ fn a_repeat_whose_answer_is_swept_while_it_is_read_takes_no_effect_again(kit: &K
         let data = TicketEvent::ReservationRequested(events::ReservationRequested {
             user: user("ann"),
             hold_for: None,
+            price: None,
         });
         let time = now() - RETENTION + Duration::from_secs(60);
         let event = Event::new("shop".parse()?, "late".parse()?, time, None, ticket("A"), data);
@@ -787,6 +789,7 @@ fn reserve(id: &str, ticket: &str, name: &str) -> Event<TicketEvent> {
         TicketEvent::ReservationRequested(events::ReservationRequested {
             user: user(name),
             hold_for: None,
+            price: None,
         }),
     )
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use holdfast::metrics::Metrics;
-use holdfast::provider::Provider;
 use holdfast::provider::webhook::What;
+use holdfast::provider::{About, Provider};
 use holdfast_schemas::PaymentId;
 use holdfast_tests::kit::provider::{KEY, ReceivedRequest, Simulator};
 use holdfast_tests::kit::third_party::{LocalStripe, ThirdParties};
@@ -96,6 +96,21 @@ async fn every_request() -> anyhow::Result<Vec<ReceivedRequest>> {
     let provider = provider(&simulator.url(), KEY)?;
     hold(&provider, &simulator, TALKS).await?;
     hold(&provider, &simulator, EXACT).await?;
+    let connected = Buyer::new("connected", "pm_card_visa")?;
+    let mut order = connected.order();
+    order.about = About {
+        on_behalf_of: Some("acct_1"),
+        destination: Some("acct_1"),
+        fee: Some(100),
+        statement_suffix: Some("HAMLET"),
+        description: Some("Hamlet"),
+    };
+    let id = provider.create(&order).await?.id;
+    provider.authorise(&id, &order).await?;
+    provider.capture(&id, &connected.checkout).await?;
+    provider.refund(&id, &connected.checkout).await?;
+    let now = holdfast_tests::load::now();
+    provider.each(now - time::Duration::days(3), now, &mut |_| ()).await?;
     let buyer = Buyer::new("found", "pm_card_visa")?;
     for other in 0..100 {
         let other = Buyer::new(&format!("other-{other}"), "pm_card_visa")?;

@@ -368,6 +368,7 @@ pub(crate) async fn create_topics(kafka: &Kafka) -> anyhow::Result<()> {
         (topics::PAYMENTS, PARTITIONS, &source),
         (topics::RESERVATIONS_OUTCOMES, OUTCOME_PARTITIONS, &outcomes),
         (topics::PAYMENTS_OUTCOMES, OUTCOME_PARTITIONS, &outcomes),
+        (topics::LEDGER_ENTRIES, OUTCOME_PARTITIONS, &outcomes),
         (topics::DEAD_LETTERS, PARTITIONS, &[&kept[..], &letters].concat()),
         (topics::RESERVATIONS_ADMITTED, PARTITIONS, &admitted),
         (topics::PAYMENTS_ADMITTED, PARTITIONS, &admitted),

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
 
 use crate::checkout::{
-    CARD, CONFIRMED, DECLINED, PRICE, Shop, check_out, end_invocation, ends, fill, free, has_ended, list_in, reaches,
-    reason, sold, verbs,
+    CARD, CONFIRMED, PRICE, REFUSED, Shop, check_out, end_invocation, ends, fill, free, has_ended, held, list_in,
+    reaches, reason, sold, verbs,
 };
 use crate::mail::the_mail;
 use crate::support::{DEADLINE, event, pay, told_of};
@@ -50,11 +50,13 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
             (Call::Confirm, "authorise", silent, CARD, None, "completed"),
             (Call::Capture, "capture", silent, CARD, None, "completed"),
             (Call::Retrieve, "get", silent, CONFIRMED, None, "completed"),
-            // Without the credits nothing can be sold.
-            (Call::Cancel, "cancel", Fault::Unavailable, CARD, Some(1), "failed"),
+            // Another one spends the credits meanwhile, and without them nothing can be sold.
+            (Call::Cancel, "cancel", Fault::Unavailable, CONFIRMED, Some(1), "failed"),
         ];
         let tickets = shop.tickets(orders.len() + 1).await?;
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        pay(kit, &[added(&shop.id("credits"), &shop.user, 1)]).await?;
+        has_credits(kit, &shop.user, 1).await?;
         let unknown = async |call: &str| {
             let metric = format!(r#"holdfast_provider_calls_total{{answer="unknown",call="{call}"}}"#);
             anyhow::Ok(shop.worker.metric(&metric).await?.unwrap_or_default())
@@ -81,14 +83,17 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
         // One that fails twice only, for comparison.
         let (twice, seat) = (shop.id("twice"), tickets.last().context("no ticket")?);
         shop.simulator.fail(Call::Capture, Some(&twice), Fault::Unavailable, 2);
-        let body = json!({ "checkout": twice, "tickets": [seat], "payment_method": CARD });
+        let body = json!({ "checkout": twice, "tickets": [seat], "payment_method": CARD, "credits": 1 });
         check_out(kit, &shop.user, body).await?;
         captures += 2.0;
         reaches(kit, &shop.id("get"), "waiting").await?;
         shop.simulator.authenticate(&shop.payment("get")?, true)?;
         let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
-        shop.tell("get", "authorized", amount).await?;
+        shop.tell("get", "authorized", amount.clone()).await?;
         ends(kit, &twice, "completed").await?;
+        reaches(kit, &shop.id("cancel"), "waiting").await?;
+        shop.simulator.authenticate(&shop.payment("cancel")?, true)?;
+        shop.tell("cancel", "authorized", amount).await?;
         for (_, name, ..) in orders {
             let others = if name == "capture" { captures } else { 0.0 };
             // The pauses between the last of these are the longest.
@@ -106,11 +111,16 @@ fn a_provider_that_is_away_for_long_holds_checkouts_up_and_loses_none(kit: &Kit)
             ends(kit, &shop.id(name), state).await?;
             let ticket = std::slice::from_ref(ticket);
             if state == "completed" {
-                shop.paid(name, PRICE)?;
+                shop.paid(name, if name == "twice" { PRICE - 1 } else { PRICE })?;
                 sold(kit, ticket).await?;
             } else {
                 shop.paid(name, 0)?;
-                free(kit, ticket).await?;
+                // Of these two only the one that is refunded had sold its seat.
+                if name == "refund" {
+                    free(kit, ticket).await?;
+                } else {
+                    held(kit, &shop.user, ticket).await?;
+                }
             }
             let payments = shop.simulator.payments_of(&shop.id(name));
             ensure!(payments.len() == 1, "{payments:?}");
@@ -156,7 +166,7 @@ fn a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind(k
 
             shop.simulator
                 .fail(Call::Cancel, Some(&shop.id(&undoing)), Fault::Unavailable, 1_000);
-            let body = json!({ "checkout": shop.id(&undoing), "tickets": tickets[1..], "payment_method": DECLINED });
+            let body = json!({ "checkout": shop.id(&undoing), "tickets": tickets[1..], "payment_method": REFUSED });
             check_out(kit, &shop.user, body).await?;
             reaches(kit, &shop.id(&undoing), "undoing").await?;
             end_invocation(kit, &shop.id(&undoing), how).await?;
@@ -171,7 +181,7 @@ fn a_checkout_that_is_ended_while_it_sells_or_gives_back_leaves_nothing_behind(k
             for name in [&selling, &undoing] {
                 shop.paid(name, 0)?;
             }
-            free(kit, &tickets).await?;
+            held(kit, &shop.user, &tickets).await?;
             has_credits(kit, &shop.user, CREDITS).await?;
         }
         shop.close().await
@@ -258,7 +268,7 @@ fn who_waited_for_the_provider_meanwhile_writes_nothing_over_what_an_operator_se
         let ended = ends(kit, &order, "failed").await?;
         ensure!(ended["reason"] == "settled", "{ended}");
         shop.paid("order", 0)?;
-        free(kit, &tickets).await?;
+        held(kit, &shop.user, &tickets).await?;
         let told = told_of::<UserOutcome>(kit, &shop.user, 3).await?;
         ensure!(verbs(&told) == ["registered", "opened", "failed"], "{told:?}");
         shop.close().await
@@ -429,7 +439,7 @@ fn nobody_gets_more_tickets_than_the_limits_allow(kit: &Kit) -> anyhow::Result<(
                 shop.paid(name, PRICE * tickets.len() as i64)?;
             } else {
                 ensure!(ended["reason"] == "show_limit_reached", "{ended}");
-                free(kit, tickets).await?;
+                held(kit, &shop.user, tickets).await?;
                 shop.paid(name, 0)?;
             }
         }

@@ -476,6 +476,7 @@ fn a_shop_may_send_events_and_read_outcomes_and_nothing_else(_: &Kit) -> anyhow:
                 (topics::PAYMENTS, true, false),
                 (topics::RESERVATIONS_OUTCOMES, false, true),
                 (topics::PAYMENTS_OUTCOMES, false, true),
+                (topics::LEDGER_ENTRIES, false, false),
                 (topics::RESERVATIONS_ADMITTED, false, false),
                 (topics::PAYMENTS_ADMITTED, false, false),
                 (topics::DEAD_LETTERS, false, false),
@@ -494,10 +495,13 @@ fn a_shop_may_send_events_and_read_outcomes_and_nothing_else(_: &Kit) -> anyhow:
                 let record = structured(&listed(&format!("locked/shop/{topic}"), "locked/shop"));
                 let sent = send_with(&producer, topic, &[record]).await;
                 ensure!(sent.is_ok() == writes, "{topic}: {sent:?}");
-                let consumer: BaseConsumer = login("consumer")?.create()?;
-                let looked =
-                    spawn_blocking(move || consumer.fetch_watermarks(topic, 0, Duration::from_secs(5))).await?;
-                ensure!(looked.is_ok() == reads, "{topic}: {looked:?}");
+                // Whoever keeps the books reads the ledger's entries, and nothing else.
+                for (reader, reads) in [("consumer", reads), ("books", topic == topics::LEDGER_ENTRIES)] {
+                    let consumer: BaseConsumer = login(reader)?.create()?;
+                    let looked =
+                        spawn_blocking(move || consumer.fetch_watermarks(topic, 0, Duration::from_secs(5))).await?;
+                    ensure!(looked.is_ok() == reads, "{reader}, {topic}: {looked:?}");
+                }
             }
             clean(kit).await?;
             workers.stop().await

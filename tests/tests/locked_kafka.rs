@@ -35,7 +35,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 const GROUP: &str = "holdfast.gate";
-const TOPICS: [&str; 8] = [
+const TOPICS: [&str; 9] = [
     topics::RESERVATIONS,
     topics::PAYMENTS,
     topics::RESERVATIONS_ADMITTED,
@@ -43,6 +43,7 @@ const TOPICS: [&str; 8] = [
     topics::DEAD_LETTERS,
     topics::RESERVATIONS_OUTCOMES,
     topics::PAYMENTS_OUTCOMES,
+    topics::LEDGER_ENTRIES,
     topics::RELAY_MARK,
 ];
 
@@ -364,7 +365,7 @@ fn a_right_of_the_relay_that_is_missing_is_named_and_waited_for(kit: &Kit) -> an
             let name = format!("{right:?}");
             lock.withdraw(std::slice::from_ref(&right))?;
             let topic = match right.name.as_str() {
-                topic @ (topics::PAYMENTS_OUTCOMES | topics::DEAD_LETTERS) => topic,
+                topic @ (topics::PAYMENTS_OUTCOMES | topics::LEDGER_ENTRIES | topics::DEAD_LETTERS) => topic,
                 _ => topics::RESERVATIONS_OUTCOMES,
             };
             let key = Uuid::new_v4().to_string();

@@ -39,6 +39,7 @@ mod mail;
 mod mechanisms;
 mod migrations;
 mod operate;
+mod orders;
 mod pool;
 mod privacy;
 mod provider;
@@ -104,6 +105,7 @@ const TOPICS: &[&[Test]] = &[
     checkout::TESTS,
     in_flight::TESTS,
     astray::TESTS,
+    orders::TESTS,
     mail::TESTS,
     privacy::TESTS,
     webhook::TESTS,

@@ -348,6 +348,7 @@ fn register_repeats_itself_and_says_what_differs(kit: &Kit) -> anyhow::Result<()
             (topics::PAYMENTS, 8, 16),
             (topics::PAYMENTS_ADMITTED, 8, 16),
             (topics::PAYMENTS_OUTCOMES, 2, 4),
+            (topics::LEDGER_ENTRIES, 2, 4),
         ] {
             let difference = format!("DIFFERS    topic {topic}: has {has} partitions, wanted {wanted}");
             ensure!(

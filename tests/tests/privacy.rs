@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use sqlx::PgPool;
 
-use crate::checkout::{CARD, DECLINED, Shop, check_out, ends, fill, look, sold};
+use crate::checkout::{CARD, REFUSED, Shop, check_out, ends, fill, look, sold};
 use crate::mail::{becomes, buy, of, open_with, the_mail};
 use crate::support::{DEADLINE, clean, event, pay, told_of};
 use crate::users::{call, registered, view};
@@ -94,7 +94,7 @@ fn mails_about_failures_are_limited_for_each_user_and_hour(kit: &Kit) -> anyhow:
         let (others, declined) = declined.split_at(1);
         for (number, ticket) in declined.iter().enumerate() {
             let order = format!("declined-{number}");
-            buy(kit, &shop, &order, ticket, DECLINED).await?;
+            buy(kit, &shop, &order, ticket, REFUSED).await?;
             ends(kit, &shop.id(&order), "failed").await?;
             let state = if number < MOST { "sent" } else { "limited" };
             becomes(&database, &shop.id(&order), "failed", state).await?;
@@ -108,7 +108,7 @@ fn mails_about_failures_are_limited_for_each_user_and_hour(kit: &Kit) -> anyhow:
         let bob = json!({ "email": "bob@example.org" });
         pay(kit, &[event(&shop.id("bob/1"), &shop.user, "user.registered", bob)]).await?;
         told_of::<UserOutcome>(kit, &shop.user, 1).await?;
-        buy(kit, &shop, "bobs", &others[0], DECLINED).await?;
+        buy(kit, &shop, "bobs", &others[0], REFUSED).await?;
         becomes(&database, &shop.id("bobs"), "failed", "sent").await?;
         until("those that are not sent are counted", DEADLINE, async || {
             let limited = shop.worker.metric(r#"holdfast_mails_total{result="limited"}"#).await?;

@@ -3,10 +3,12 @@
 mod conversation;
 mod receiver;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use futures::future::try_join_all;
 use holdfast::metrics::Metrics;
 use holdfast::provider::webhook::What;
 use holdfast::provider::{Error, Payment, Provider, State};
@@ -27,6 +29,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_call_that_is_still_under_way_is_not_made_twice,
     a_payment_is_found_among_many_after_its_key_is_forgotten,
     what_no_repetition_mends_is_said_at_once,
+    calls_wait_for_their_turn_and_for_a_provider_that_has_too_many,
     under_faults_at_random_the_books_agree_to_the_last_cent,
     what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged,
 ];
@@ -151,7 +154,7 @@ fn whatever_breaks_in_whichever_call_money_moves_once_and_its_fate_can_be_asked(
         }
         let buyer = Buyer::new("looked-for", "pm_card_visa")?;
         let made = provider.create(&buyer.order()).await?;
-        for fault in FAULTS {
+        for fault in FAULTS.iter().filter(|fault| **fault != Fault::TooMany) {
             simulator.fail(Call::Retrieve, Some("looked-for"), *fault, 1);
             let answer = provider.get(&made.id).await;
             ensure!(matches!(answer, Err(Error::Unknown { .. })), "{fault:?}: {answer:?}");
@@ -180,7 +183,9 @@ async fn under_fault(
             simulator.fail(step.call(), Some(checkout), fault, 1);
             let answer = take(provider, &buyer, *step, id.as_ref()).await;
             // The adapter does not read a refund's answer: it retrieves the payment.
-            let told = (*step, fault) == (Step::Refund, Fault::Garbled) && answer.is_ok();
+            let is_passed_over = (*step, fault) == (Step::Refund, Fault::Garbled);
+            // A call that was one too many is made again.
+            let told = (is_passed_over || fault == Fault::TooMany) && answer.is_ok();
             ensure!(
                 told || matches!(answer, Err(Error::Unknown { .. })),
                 "{step:?}: {answer:?}"
@@ -275,6 +280,20 @@ fn a_payment_is_found_among_many_after_its_key_is_forgotten(kit: &Kit) -> anyhow
             .await?
             .context("it was not found")?;
         ensure!(found.checkout.as_ref() == Some(&lost.checkout), "{found:?}");
+        // All of them are seen once, whatever windows they are read in.
+        for days in [0, 1, 2] {
+            let mut seen = BTreeSet::new();
+            let mut twice = 0;
+            let mut see = |payment: &Payment| twice += u32::from(!seen.insert(payment.id.clone()));
+            provider
+                .each(since - Duration::from_secs(days * 86_400), now(), &mut see)
+                .await?;
+            ensure!(
+                (seen.len(), twice) == (202, 0),
+                "{days}: {} and {twice} twice",
+                seen.len()
+            );
+        }
         let never = provider.find(&CheckoutId::parse("never")?, since).await?;
         ensure!(never.is_none(), "{never:?}");
         let later = provider
@@ -324,9 +343,62 @@ fn what_no_repetition_mends_is_said_at_once(kit: &Kit) -> anyhow::Result<()> {
             ensure!(matches!(error, Error::Misconfigured { .. }), "{error:?}");
             ensure!(!format!("{error:?}").contains(key), "{error:?}");
         }
+        // A payment of live mode is not taken for one of ours, in whatever answer it comes.
+        let live = provider.create(&buyer.order()).await?.id;
+        simulator.alter(live.as_str(), |payment| payment.livemode = true);
+        for answer in [
+            provider.get(&live).await.map(Some),
+            provider.authorise(&live, &buyer.order()).await.map(Some),
+            provider.find(&buyer.checkout, now()).await,
+        ] {
+            ensure!(matches!(answer, Err(Error::Misconfigured { .. })), "{answer:?}");
+        }
+        ensure!(provider.buyer(&live).await.is_err() && provider.client_secret(&live).await.is_err());
         simulator.away(true);
         let away = provider.create(&buyer.order()).await;
         ensure!(matches!(away, Err(Error::Unknown { .. })), "{away:?}");
+        Ok(())
+    })
+}
+
+fn calls_wait_for_their_turn_and_for_a_provider_that_has_too_many(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, metrics) = provider(&simulator, Duration::from_millis(300))?;
+        let delayed = |kind: &str, why: &str| metrics.provider_delays.with_label_values(&[kind, why]).get();
+        let buyer = Buyer::new("too-many", "pm_card_visa")?;
+        let since = now();
+        let id = provider.create(&buyer.order()).await?.id;
+        simulator.too_many_for(Duration::from_millis(1_200));
+        // The provider asks for 2 seconds: longer than anybody waits for a step, but not for a list.
+        let answer = provider.get(&id).await;
+        let said = answer.err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(said.contains("429"), "{said}");
+        let mut listed = 0;
+        provider.each(since, now(), &mut |_| listed += 1).await?;
+        ensure!(listed == 1, "{listed} payments");
+        // Nothing was asked in vain meanwhile: one call was too many.
+        ensure!(
+            (delayed("read", "too_many"), delayed("read", "rate")) == (1, 1),
+            "{:?}",
+            simulator.asked()
+        );
+        simulator.fail(Call::Confirm, Some("too-many"), Fault::TooMany, 2);
+        provider.authorise(&id, &buyer.order()).await?;
+        ensure!(delayed("write", "too_many") == 2, "it is not counted");
+
+        let mut settings = settings(&simulator.url(), KEY, PATIENCE)?;
+        settings.calls_per_second = Some(20);
+        let slow = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;
+        let begin = Instant::now();
+        let buyers = (0..24).map(|number| Buyer::new(&format!("turn-{number}"), "pm_card_visa"));
+        let buyers = buyers.collect::<anyhow::Result<Vec<_>>>()?;
+        try_join_all(buyers.iter().map(async |buyer| slow.create(&buyer.order()).await)).await?;
+        let took = begin.elapsed();
+        ensure!(
+            took >= Duration::from_millis(900),
+            "24 calls took {took:?} at 20 a second"
+        );
         Ok(())
     })
 }

@@ -465,7 +465,11 @@ impl World {
             counts.insert(table, count.fetch_one(&pool).await?);
         }
         pool.close().await;
-        for topic in [topics::RESERVATIONS_OUTCOMES, topics::PAYMENTS_OUTCOMES] {
+        for topic in [
+            topics::RESERVATIONS_OUTCOMES,
+            topics::PAYMENTS_OUTCOMES,
+            topics::LEDGER_ENTRIES,
+        ] {
             counts.insert(topic, kit.stack.kafka.read(topic).await?.len() as i64);
         }
         Ok(World { rows, counts })

@@ -10,6 +10,7 @@ use holdfast_tests::kit::certs::Authority;
 use holdfast_tests::kit::identity::Identity;
 use holdfast_tests::kit::kafka_lock::PASSWORD;
 use holdfast_tests::kit::postgres::{APP, DATABASE, LOYALTY, password};
+use holdfast_tests::kit::provider::{Call, Fault, KEY};
 use holdfast_tests::kit::smtp::Sink;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, Postgres, until};
@@ -17,16 +18,17 @@ use holdfast_tests::load::now;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::checkout::CARD;
+use crate::checkout::{CARD, CONFIRMED, DECLINED, PRICE, Shop, ends, reaches};
 use crate::locked::on_the_locked_stack;
 use crate::locked_doors::calls;
 use crate::mail::{becomes, buy, of, open_with};
-use crate::support::{DEADLINE, clean};
+use crate::support::{DEADLINE, clean, clean_by};
 use crate::traffic::Traffic;
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -36,6 +38,7 @@ pub(crate) const TESTS: &[Test] = tests![
     what_kafka_asks_for_is_replaced_while_events_flow,
     the_engines_key_is_replaced_while_events_flow,
     the_mail_servers_password_is_replaced_without_a_restart,
+    neither_too_many_calls_nor_a_providers_key_that_is_replaced_amid_an_on_sale_cost_an_order,
 ];
 
 /// The second of each kind.
@@ -350,6 +353,89 @@ fn the_mail_servers_password_is_replaced_without_a_restart(kit: &Kit) -> anyhow:
         ensure!(!log.contains("sesame"), "it prints a password");
         database.close().await;
         clean(kit).await?;
+        shop.close().await
+    })
+}
+
+fn neither_too_many_calls_nor_a_providers_key_that_is_replaced_amid_an_on_sale_cost_an_order(
+    kit: &Kit,
+) -> anyhow::Result<()> {
+    const NEXT: &str = "sk_test_next_sesame";
+    kit.block_on(async {
+        let file = kit.stack.certificates().join("provider-key");
+        fs::write(&file, KEY)?;
+        let name = file.display().to_string();
+        let settings = [
+            ("HOLDFAST_PROVIDER_KEY", ""),
+            ("HOLDFAST_PROVIDER_KEY_FILE", name.as_str()),
+            ("HOLDFAST_RETRY_PAUSE", "1s"),
+        ];
+        let shop = Shop::open_with(kit, "rotation/key", &settings).await?;
+        let tickets = shop.tickets(6).await?;
+        let asks =
+            async |order: &str, ticket: usize, method: &str| buy(kit, &shop, order, &tickets[ticket], method).await;
+        let counts = async |metric: &str| {
+            until(metric, DEADLINE, async || {
+                let value = shop.worker.metric(metric).await?;
+                ensure!(value > Some(0.0), "{value:?}");
+                anyhow::Ok(())
+            })
+            .await
+        };
+        // Longer than anybody waits for one call.
+        shop.simulator.too_many_for(Duration::from_secs(3));
+        asks("too-many", 0, CARD).await?;
+        counts(r#"holdfast_provider_delays_total{kind="write",why="too_many"}"#).await?;
+        clean_by(|| shop.launch("verify")).await?;
+        ends(kit, &shop.id("too-many"), "completed").await?;
+
+        shop.simulator
+            .fail(Call::Capture, Some(&shop.id("sold")), Fault::Unavailable, 3);
+        asks("sold", 1, CARD).await?;
+        asks("waiting", 2, CONFIRMED).await?;
+        reaches(kit, &shop.id("sold"), "sold").await?;
+        reaches(kit, &shop.id("waiting"), "waiting").await?;
+        shop.simulator.replace_key(NEXT);
+        asks("opened", 3, CARD).await?;
+        asks("declined", 4, DECLINED).await?;
+        shop.simulator.authenticate(&shop.payment("waiting")?, true)?;
+        let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
+        shop.tell("waiting", "authorized", amount).await?;
+        for call in ["capture", "get", "create"] {
+            counts(&format!(
+                r#"holdfast_provider_calls_total{{answer="misconfigured",call="{call}"}}"#
+            ))
+            .await?;
+        }
+        counts(r#"holdfast_failing_rounds_total{part="provider"}"#).await?;
+        for (order, state) in [
+            ("sold", "sold"),
+            ("waiting", "waiting"),
+            ("opened", "opened"),
+            ("declined", "opened"),
+        ] {
+            reaches(kit, &shop.id(order), state).await?;
+        }
+        // Of those who wait for no money, nobody waits.
+        let (status, said) = shop.worker.readyz().await?;
+        ensure!(status == 200, "{status}: {said}");
+
+        fs::write(&file, format!("{NEXT}\n"))?;
+        asks("after", 5, CARD).await?;
+        for order in ["sold", "waiting", "opened", "after"] {
+            ends(kit, &shop.id(order), "completed").await?;
+            shop.paid(order, PRICE)?;
+        }
+        let ended = ends(kit, &shop.id("declined"), "failed").await?;
+        ensure!(ended["reason"] == "declined", "{ended}");
+        let log = fs::read_to_string(shop.worker.log())?;
+        for words in ["the payment provider refuses every call", "it goes on"] {
+            ensure!(log.contains(words), "it is not said: {words}");
+        }
+        ensure!(!log.contains("sesame"), "it prints a key");
+        // Others need it as it was.
+        shop.simulator.heal();
+        fs::write(&file, KEY)?;
         shop.close().await
     })
 }

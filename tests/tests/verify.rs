@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::config;
 use holdfast::metrics::Metrics;
-use holdfast::provider::{Order, Provider};
+use holdfast::provider::{About, Order, Provider};
 use holdfast_schemas::{
     Currency, DeadLetter, DeadLetterReason, Event, Origin, Price, TicketEvent, events, hold_id, outcome_id, topics,
 };
@@ -199,6 +199,10 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         key_file: None,
         return_url: None,
         timeout: DEADLINE,
+        calls_per_second: None,
+        mode: None,
+        shows: None,
+        methods: vec!["card".to_owned()],
     };
     let adapter = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;
     let order = Order {
@@ -208,6 +212,7 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         currency: Currency::from_code("EUR").context("no euro")?,
         method: "pm_card_visa",
         attempt: 0,
+        about: About::default(),
     };
     let payment = adapter.create(&order).await?;
     adapter.authorise(&payment.id, &order).await?;
@@ -259,6 +264,7 @@ fn verify_catches_and_names_each_lie_on_a_topic(kit: &Kit) -> anyhow::Result<()>
             let wanted = TicketEvent::ReservationRequested(events::ReservationRequested {
                 user: "ann".parse()?,
                 hold_for: None,
+                price: None,
             });
             Ok(sent(ticket, event(&format!("{ticket}/lie"), ticket, wanted)?.to_json()))
         });
@@ -424,6 +430,16 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
             vec![format!("delete from ledger {of} and kind = 'capture'")],
         ),
         ("a capture doubled", vec![copied]),
+        (
+            "an entry of what never moved",
+            vec![format!(
+                "update ledger set movement = m.id from (select gen_random_uuid() as id) m {of} and kind = 'capture'"
+            )],
+        ),
+        (
+            "an entry that says otherwise",
+            vec![format!("update ledger set moved_at = moved_at + interval '1 second' {of} and kind = 'capture'")],
+        ),
         (
             "spent credits lost",
             vec![format!("delete from ledger {of} and kind = 'credit'")],
@@ -687,6 +703,7 @@ fn life(ticket: &str) -> anyhow::Result<[(&'static str, TicketEvent); 5]> {
         anyhow::Ok(TicketEvent::ReservationRequested(events::ReservationRequested {
             user: by.parse()?,
             hold_for: None,
+            price: None,
         }))
     };
     let released = TicketEvent::ReservationReleased(events::ReservationReleased {

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::checkout::{
-    CARD, CONFIRMED, PRICE, Shop, check_out, end_invocation, ends, fill, free, list, reaches, reads, sold,
+    CARD, CONFIRMED, PRICE, Shop, check_out, end_invocation, ends, fill, free, give_up, held, list, reaches, reads, sold,
 };
 use crate::crashes::done_again;
 use crate::support::{DEADLINE, clean, clean_by, pay};
@@ -57,14 +57,17 @@ fn a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout(kit: &
             let body = json!({ "checkout": shop.id(name), "tickets": [tickets[ticket]], "payment_method": method });
             check_out(kit, &shop.user, body).await?;
         }
-        for (name, success, state) in [("yes", true, "completed"), ("no", false, "failed")] {
+        for (name, success, state) in [("yes", true, "completed"), ("no", false, "declined")] {
             reaches(kit, &shop.id(name), "waiting").await?;
             shop.simulator.authenticate(&shop.payment(name)?, success)?;
+            reaches(kit, &shop.id(name), state).await?;
+        }
+        give_up(kit, &shop.id("no")).await?;
+        for (name, state) in [("no", "failed"), ("at-once", "completed")] {
             ends(kit, &shop.id(name), state).await?;
         }
-        ends(kit, &shop.id("at-once"), "completed").await?;
         sold(kit, &[tickets[0].clone(), tickets[2].clone()]).await?;
-        free(kit, &tickets[1..2]).await?;
+        held(kit, &shop.user, &tickets[1..2]).await?;
         for (name, money) in [("yes", PRICE), ("no", 0), ("at-once", PRICE)] {
             shop.paid(name, money)?;
         }
@@ -296,6 +299,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
         );
         let boring = told(&shop.id("boring"), "customer.created", &json!({}));
         let foreign = captured("foreign", &json!({ "order": "4711" }));
+        let live = sound.replacen('{', r#"{"livemode":true,"#, 1);
         let large = sound.clone() + &" ".repeat(LIMIT + 1 - sound.len());
         let cases = [
             (400, "unsigned", None, &sound),
@@ -307,6 +311,7 @@ fn a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_no
             (400, "unreadable", signed(&cut), &cut),
             (400, "unreadable", signed(&incomplete), &incomplete),
             (413, "too_large", signed(&large), &large),
+            (200, "other_mode", signed(&live), &live),
             (200, "ignored", signed(&boring), &boring),
             (200, "ignored", signed(&foreign), &foreign),
             (200, "ignored", signed(&odd), &odd),

@@ -2,10 +2,12 @@
 
 mod checkout;
 mod history;
+mod orders;
 mod relay;
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -17,6 +19,7 @@ use crate::config::{self, Config};
 use crate::domain;
 use crate::kafka::dead_letters::{self, Copied, DeadLetterRecord};
 use crate::kafka::on_thread;
+use crate::mail::shipped;
 use crate::metrics::Metrics;
 use crate::printable;
 use crate::store::change_log::Until;
@@ -37,6 +40,9 @@ pub async fn run(
     now: fn() -> OffsetDateTime,
     new_id: fn() -> Uuid,
 ) -> anyhow::Result<()> {
+    if let config::Admin::Mail(config::MailCommand::Templates { to }) = command {
+        return write_templates(to);
+    }
     let pool = store::connect_within(PATIENCE, &config.database, &Metrics::new()?).await?;
     let address = store::address(&pool);
     let done = carry_out(command, config, pool, now, new_id).await;
@@ -76,6 +82,10 @@ async fn carry_out(
                 settled(*id, outbox::discard(&pool, *id).await?, "deleted: it is never told")
             }
         },
+        // Done without a database.
+        config::Admin::Mail(_) => Ok(()),
+        config::Admin::Orders(wanted) => orders::list(&pool, wanted).await,
+        config::Admin::Sales(wanted) => orders::sales(&pool, wanted).await,
         config::Admin::Relay(command) => relay::accept(command, config, pool).await,
         config::Admin::Ticket(config::TicketCommand::Show { ticket, state }) => {
             history::show::<domain::Ticket>(&pool, ticket, until(state)).await
@@ -87,6 +97,14 @@ async fn carry_out(
             history::show::<domain::User>(&pool, user, until(state)).await
         }
     }
+}
+
+/// Writes the templates of mails that come with Holdfast to a folder.
+fn write_templates(folder: &Path) -> anyhow::Result<()> {
+    let written = shipped::write_to(folder);
+    let count = written.map_err(|(file, error)| anyhow!(error).context(format!("{file} cannot be written")))?;
+    let folder = printable::line(folder.display().to_string());
+    Ok(writeln!(std::io::stdout(), "{count} files written to {folder}")?)
 }
 
 fn until(state: &config::PointInTime) -> Until {

@@ -18,7 +18,7 @@ use crate::checkout::{self, Driver};
 use crate::config::{self, Cli, Config, Role};
 use crate::lifecycle::{self, Lifecycle, Readiness, Ready, Spawner};
 use crate::listener::{Port, Protocol};
-use crate::mail::Mailer;
+use crate::mail::{Mailer, Templates};
 use crate::metrics::Metrics;
 use crate::provider::Provider;
 use crate::restate_admin::RestateAdmin;
@@ -45,18 +45,30 @@ const REGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs one subcommand. Exit codes: 0 done, 1 failed or a promise is broken, 2 a setting is wrong.
 pub fn main(mut cli: Cli) -> ExitCode {
-    if let Err(wrong) = cli.read_secrets().and_then(|()| cli.check()) {
-        let lines: Vec<String> = wrong.iter().map(|setting| format!("wrong setting {setting}")).collect();
-        return complain(&lines.join("\n"), 2);
-    }
+    let checked = cli.read_secrets().and_then(|()| cli.check());
+    let templates = match checked.and_then(|()| templates(&cli)) {
+        Ok(templates) => templates,
+        Err(wrong) => {
+            let lines: Vec<String> = wrong.iter().map(|setting| format!("wrong setting {setting}")).collect();
+            return complain(&lines.join("\n"), 2);
+        }
+    };
     logs::start(&cli.config.process);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("cannot start: {error}"), 1),
     };
-    match runtime.block_on(run(cli)) {
+    match runtime.block_on(run(cli, templates)) {
         Ok(code) => code,
         Err(error) => complain(&printable::line(format!("{error:#}")), exit_code(&error)),
+    }
+}
+
+/// The templates of mails. Whoever has the shipped ones written out may have none of their own yet.
+fn templates(cli: &Cli) -> Result<Templates, Vec<config::Invalid>> {
+    match cli.command {
+        Role::Admin(config::Admin::Mail(_)) => Templates::load(None),
+        _ => Templates::load(cli.config.mail.templates.as_deref()),
     }
 }
 
@@ -81,11 +93,11 @@ fn is_setting(cause: &(dyn std::error::Error + 'static)) -> bool {
         || cause.downcast_ref::<verify::Unfit>().is_some()
 }
 
-async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
     let Cli { config, command, .. } = cli;
     match command {
         Role::Gate | Role::Serve | Role::Relay | Role::Webhook | Role::Run { .. } => {
-            work(config, command).await?;
+            work(config, command, templates).await?;
         }
         Role::Migrate {
             print_grants: Some(database),
@@ -98,9 +110,15 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             say(&format!("the tables are up to date; migrations applied: {applied}"))?;
             if grants {
                 store::grants::apply(&pool, &roles).await?;
-                let config::Roles { app, verify, admin, .. } = &roles;
+                let config::Roles {
+                    app,
+                    verify,
+                    admin,
+                    books,
+                    ..
+                } = &roles;
                 say(&format!(
-                    "the roles {app}, {verify} and {admin} have exactly their rights"
+                    "the roles {app}, {verify}, {admin} and {books} have exactly their rights"
                 ))?;
             }
         }
@@ -154,7 +172,7 @@ fn path(direct: bool) -> register::Path {
 }
 
 /// Runs the long-lived parts until a signal or a failure.
-async fn work(config: Config, role: Role) -> anyhow::Result<()> {
+async fn work(config: Config, role: Role, templates: Templates) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("the metrics are not well formed")?);
     metrics
         .build_info
@@ -165,6 +183,7 @@ async fn work(config: Config, role: Role) -> anyhow::Result<()> {
     let drain_timeout = config.process.drain_timeout;
     let worker = Worker {
         config,
+        templates: Arc::new(templates),
         metrics,
         spawner: lifecycle.spawner(),
         readiness: lifecycle.readiness(),
@@ -178,6 +197,7 @@ async fn work(config: Config, role: Role) -> anyhow::Result<()> {
 #[derive(Clone)]
 struct Worker {
     config: Config,
+    templates: Arc<Templates>,
     metrics: Arc<Metrics>,
     spawner: Spawner,
     readiness: Readiness,
@@ -335,6 +355,7 @@ impl Worker {
             metrics,
             spawner,
             readiness,
+            ..
         } = self.clone();
         let shutdown = spawner.shutdown();
         spawner.spawn(
@@ -351,7 +372,7 @@ impl Worker {
         let limits = self.config.serve.clone();
         let (tickets, committing_tickets) = store::Committer::new(
             pool.clone(),
-            domain::ticket::holding_for(self.config.checkout.hold_for.as_secs() as i64),
+            domain::ticket::holding_by(self.config.checkout.hold_terms()),
             limits.clone(),
             retention,
             self.metrics.clone(),
@@ -464,7 +485,7 @@ impl Worker {
 
     /// Starts the mailer, if there is a mail server. While the server is away, only mails wait.
     fn spawn_mailer(&self, pool: &PgPool) -> anyhow::Result<()> {
-        let mailer = Mailer::new(&self.config.mail, pool, &self.metrics)
+        let mailer = Mailer::new(&self.config.mail, self.templates.clone(), pool, &self.metrics)
             .context("no mails can be sent by --smtp-url (HOLDFAST_SMTP_URL)")?;
         let Some(mailer) = mailer else {
             return Ok(());
@@ -558,6 +579,7 @@ impl Worker {
             kafka: config.kafka.clone(),
             secret,
             tolerance: config.webhook.tolerance,
+            mode: config.provider.known_mode(),
             provider,
             clock,
         };

@@ -103,8 +103,8 @@ metrics! {
     /// Attempts that infrastructure made fail and that are tried again, by where: connect, read, write.
     retries: IntCounterVec = "holdfast_retries_total" ["where"];
     /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres, sweep, mail,
-    /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, relay (lock),
-    /// relay (session), relay (listen), relay (count). The task goes on trying; `/readyz` names those for which
+    /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, provider (calls to the
+    /// payment provider), relay (lock), relay (session), relay (listen), relay (count). The task goes on trying; `/readyz` names those for which
     /// seats or money wait.
     failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part"];
     /// Connections in the pool, by state: idle, used.
@@ -126,8 +126,11 @@ metrics! {
     /// Seconds since the checkout that has waited longest in a state was last taken a step further, by state.
     checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state"];
     /// Calls to the payment provider, by call (create, authorise, get, find, list, capture, cancel, refund) and answer: ok, declined,
-    /// unknown, misconfigured, not_found, conflict.
+    /// unknown, refused (as it is), key_used, misconfigured (all are refused, as with a wrong key), not_found, conflict.
     provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call", "answer"];
+    /// Requests to the payment provider that were held back, by kind (read, write) and why: rate (ours, `--provider-calls-per-second`),
+    /// too_many (the provider answered 429 and is asked again).
+    provider_delays: IntCounterVec = "holdfast_provider_delays_total" ["kind", "why"];
 
     /// Tries to send a mail, by result: sent, refused (for good), retried (later), limited (never: the user got as many mails about
     /// failures within the hour as one may), no_address (never: the user was erased).
@@ -137,7 +140,7 @@ metrics! {
     /// Seconds since the outcome that the oldest mail that waits is about; 0 when none waits.
     mails_oldest_seconds: IntGauge = "holdfast_mails_oldest_seconds";
     /// Webhooks of the payment provider, by what became of them: accepted (Kafka has the event), ignored (of no interest, or not
-    /// Holdfast's payment), unsigned, forged, old, unreadable, too_large, unavailable (Kafka or the provider does not answer; it
+    /// Holdfast's payment), other_mode (test instead of live, or live instead of test), unsigned, forged, old, unreadable, too_large, unavailable (Kafka or the provider does not answer; it
     /// comes again).
     webhook_requests: IntCounterVec = "holdfast_webhook_requests_total" ["result"];
 

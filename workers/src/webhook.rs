@@ -3,13 +3,16 @@
 //!
 //! | answer | when |
 //! | --- | --- |
-//! | 200 | Kafka has the event; or it is of no interest, or about a payment that Holdfast did not make |
+//! | 200 | Kafka has the event; or it is of no interest, about a payment that Holdfast did not make, or of the other mode |
 //! | 400 | unsigned, forged, signed too long ago, not an event, or about a payment of Holdfast and not decodable |
 //! | 408, 413 | the body does not arrive, or is too large |
 //! | 503 | Kafka or the provider does not answer in time |
 //!
 //! A webhook that comes twice makes the same event twice: the provider sends the same content at each delivery. A refund or a
 //! dispute does not name its checkout; the receiver looks up checkout and user in its payment's metadata, which never change.
+//!
+//! An event of the other mode (test, live) is refused with 200: a live endpoint of a platform gets the test events of its connected
+//! accounts too, for which the provider must neither retry nor switch the endpoint off.
 //!
 //! `webhook` refuses to start without a provider to ask: a refund or a dispute names neither checkout nor user. The first one may
 //! come after months, and would be answered 503 until the provider gives it up.
@@ -32,7 +35,7 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, ReplaceableSecret};
+use crate::config::{self, ProviderMode, ReplaceableSecret};
 use crate::crash::{self, Point};
 use crate::error;
 use crate::kafka::publisher::{self, Publisher};
@@ -62,6 +65,8 @@ pub struct Settings {
     pub secret: ReplaceableSecret,
     /// Largest distance of a signature's time from now.
     pub tolerance: Duration,
+    /// The mode of the account, if it is known.
+    pub mode: Option<ProviderMode>,
     /// Asked for the payments of refunds and disputes.
     pub provider: Provider,
     pub clock: fn() -> OffsetDateTime,
@@ -119,6 +124,8 @@ enum Receipt {
     /// Kafka has its event.
     Accepted,
     Ignored(&'static str),
+    /// It is of the mode that the account is not in.
+    OtherMode,
 }
 
 impl Receipt {
@@ -132,6 +139,10 @@ async fn answer(State(receiver): State<Arc<Receiver>>, request: Request) -> (Sta
     match answer {
         Ok(Receipt::Accepted) => (StatusCode::OK, "accepted\n".to_owned()),
         Ok(Receipt::Ignored(why)) => (StatusCode::OK, format!("ignored: {why}\n")),
+        Ok(Receipt::OtherMode) => {
+            tracing::warn!("a webhook is ignored: test mode and live mode do not mix");
+            (StatusCode::OK, "ignored: an event of the other mode\n".to_owned())
+        }
         Err(refused) => {
             refused.log();
             (refused.status(), format!("{refused}\n"))
@@ -157,6 +168,7 @@ impl Receiver {
         let (payload, buyer) = match told {
             Notification::Ignored => return Ok(Receipt::Ignored("an event of no interest")),
             Notification::Foreign => return Ok(Receipt::FOREIGN),
+            Notification::OtherMode => return Ok(Receipt::OtherMode),
             Notification::Ours(payload, checkout, user) => (payload, Some((checkout, user))),
             Notification::Unnamed(payload, payment) => (payload, self.buyer(&payment).await?),
         };
@@ -179,6 +191,7 @@ impl Receiver {
         let Settings {
             secret,
             tolerance,
+            mode,
             clock,
             ..
         } = &self.settings;
@@ -188,7 +201,7 @@ impl Receiver {
         let secrets = secret.now();
         let secrets = secrets.expose_secret().split(',');
         webhook::verify(signature, body, secrets, clock(), tolerance)?;
-        Ok(webhook::read(body)?)
+        Ok(webhook::read(body, *mode)?)
     }
 
     /// Asks the provider for the checkout and the user that the payment was made for; none when Holdfast did not make it.
@@ -267,6 +280,7 @@ impl Receipt {
         match self {
             Receipt::Accepted => "accepted",
             Receipt::Ignored(_) => "ignored",
+            Receipt::OtherMode => "other_mode",
         }
     }
 }

@@ -48,7 +48,7 @@ const HOMES: &[(&str, &[&str])] = &[
     // The SDK's endpoint as a service of hyper's is at home in `objects`.
     ("hyper::", &["provider/", "listener/", "objects/mod.rs"]),
     ("lettre::", &["mail/", "config/mail.rs"]),
-    ("askama::", &["mail/"]),
+    ("minijinja::", &["mail/"]),
     (
         "rustls::",
         &["provider/", "listener/", "restate_admin.rs", "tls.rs", "transience.rs"],

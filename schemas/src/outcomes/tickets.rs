@@ -1,6 +1,7 @@
 //! The outcomes of tickets, on the topic `reservations.outcomes`.
 
 pub(crate) mod v1;
+pub(crate) mod v2;
 
 use serde_json::Value;
 
@@ -15,13 +16,16 @@ newest! {
         TicketListed(v1::TicketListed),
         TicketChanged(v1::TicketChanged),
         TicketHeld(v1::TicketHeld),
+        TicketHoldPriced(v1::TicketHoldPriced),
+        TicketHoldLengthened(v1::TicketHoldLengthened),
         TicketReleased(v1::TicketReleased),
         TicketExpired(v1::TicketExpired),
         TicketSold(v1::TicketSold),
         TicketReturned(v1::TicketReturned),
         TicketWithdrawn(v1::TicketWithdrawn),
-        ReservationRefused(v1::ReservationRefused),
+        ReservationRefused(v2::ReservationRefused),
     }
+    earlier { v1::ReservationRefused }
 }
 
 impl OutcomeData for TicketOutcome {
@@ -39,7 +43,7 @@ impl OutcomeData for TicketOutcome {
 
     fn refusal(&self) -> Option<&'static str> {
         match self {
-            Self::ReservationRefused(v1::ReservationRefused { reason }) => Some(reason.as_str()),
+            Self::ReservationRefused(v2::ReservationRefused { reason }) => Some(reason.as_str()),
             _ => None,
         }
     }

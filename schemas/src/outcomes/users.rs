@@ -26,9 +26,9 @@ newest! {
         PaymentRefunded(v1::PaymentRefunded),
         PaymentRefundFailed(v1::PaymentRefundFailed),
         PaymentDisputed(v2::PaymentDisputed),
-        PaymentRefused(v1::PaymentRefused),
+        PaymentRefused(v2::PaymentRefused),
     }
-    earlier { v1::PaymentDisputed }
+    earlier { v1::PaymentDisputed, v1::PaymentRefused }
 }
 
 impl OutcomeData for UserOutcome {
@@ -46,7 +46,7 @@ impl OutcomeData for UserOutcome {
 
     fn refusal(&self) -> Option<&'static str> {
         match self {
-            Self::PaymentRefused(v1::PaymentRefused { reason }) => Some(reason.as_str()),
+            Self::PaymentRefused(v2::PaymentRefused { reason }) => Some(reason.as_str()),
             _ => None,
         }
     }

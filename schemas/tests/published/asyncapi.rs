@@ -3,15 +3,18 @@
 use std::fs;
 
 use holdfast_schemas::catalogue::{self, Entry};
-use holdfast_schemas::topics::{DEAD_LETTERS, PAYMENTS, PAYMENTS_OUTCOMES, RESERVATIONS, RESERVATIONS_OUTCOMES};
+use holdfast_schemas::topics::{
+    DEAD_LETTERS, LEDGER_ENTRIES, PAYMENTS, PAYMENTS_OUTCOMES, RESERVATIONS, RESERVATIONS_OUTCOMES,
+};
 use holdfast_schemas::{DeadLetterReason, dead_letter};
 use serde_json::{Map, Value, json};
 
 /// The version of the contract: its last number is raised with every type or version that is added.
-const CONTRACT: &str = "1.0.1";
+const CONTRACT: &str = "1.0.2";
 
 pub(crate) fn document() -> Value {
-    let (events, outcomes) = (catalogue::events(), catalogue::outcomes());
+    let events = catalogue::events();
+    let outcomes = [catalogue::outcomes(), catalogue::ledger()].concat();
     let messages = events
         .iter()
         .chain(&outcomes)
@@ -28,12 +31,14 @@ pub(crate) fn document() -> Value {
     let about_out = "in order of sequence for each, exactly once for read_committed consumers.";
     let about_dead =
         "Records that nobody can decide: their own key, value and headers, with the reason. At least once.";
+    let about_ledger =
+        "Movements of money and credits: in order for each checkout, exactly once for read_committed consumers.";
     json!({
         "asyncapi": "3.0.0",
         "info": {
             "title": "Holdfast",
             "version": CONTRACT,
-            "description": "Events in, outcomes out: CloudEvents 1.0 on Kafka, keyed by ticket or user.",
+            "description": "Events in, outcomes out: CloudEvents 1.0 on Kafka, keyed by ticket or user; the ledger, by checkout.",
             "license": { "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0" },
         },
         "defaultContentType": "application/cloudevents+json",
@@ -44,6 +49,7 @@ pub(crate) fn document() -> Value {
                 channel(RESERVATIONS_OUTCOMES, &format!("What became of the tickets: {about_out}"), &names(RESERVATIONS_OUTCOMES)),
             "paymentsOutcomes":
                 channel(PAYMENTS_OUTCOMES, &format!("What became of the users: {about_out}"), &names(PAYMENTS_OUTCOMES)),
+            "ledgerEntries": channel(LEDGER_ENTRIES, about_ledger, &names(LEDGER_ENTRIES)),
             "deadLetters": channel(DEAD_LETTERS, about_dead, &["deadLetter"]),
         },
         "operations": {
@@ -51,6 +57,7 @@ pub(crate) fn document() -> Value {
             "takePayments": operation("receive", "payments", "Decides each event once."),
             "tellReservationsOutcomes": operation("send", "reservationsOutcomes", "Tells what was decided, refusals included."),
             "tellPaymentsOutcomes": operation("send", "paymentsOutcomes", "Tells what was decided, refusals included."),
+            "tellLedgerEntries": operation("send", "ledgerEntries", "Tells each movement of money or credits."),
             "refuseRecords": operation("send", "deadLetters", "Sets aside what cannot be decided."),
         },
         "components": { "messages": messages },

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use holdfast_schemas::catalogue::{self, Entry};
-use holdfast_schemas::{Event, EventData, Key, Outcome, Record, TicketEvent, UserEvent, decode, topics};
+use holdfast_schemas::{Event, EventData, Key, Outcome, Record, TicketEvent, UserEvent, decode, ledger, topics};
 use serde_json::{Value, json};
 
 const UPDATE: &str = "UPDATE=1 cargo test -p holdfast-schemas --test published";
@@ -91,13 +91,14 @@ fn every_fixture_is_of_a_known_version() {
 }
 
 fn entries() -> Vec<Entry> {
-    [catalogue::events(), catalogue::outcomes()].concat()
+    [catalogue::events(), catalogue::outcomes(), catalogue::ledger()].concat()
 }
 
 /// The decoded fixture in its current form, and its hash, which must never change.
 fn read_back(entry: &Entry, fixture: &[u8]) -> Value {
     match entry.topic {
         topics::RESERVATIONS | topics::RESERVATIONS_OUTCOMES => read_back_as::<TicketEvent>(entry, fixture),
+        topics::LEDGER_ENTRIES => json!({ "current": parsed(&ledger::Entry::from_json(fixture).unwrap().to_json()) }),
         _ => read_back_as::<UserEvent>(entry, fixture),
     }
 }

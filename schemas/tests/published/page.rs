@@ -5,19 +5,22 @@ use std::fs;
 
 use holdfast_schemas::catalogue::{self, Entry};
 use holdfast_schemas::{
-    DeadLetterReason, Key, RefusalReason, TicketId, UserId, UserRefusalReason, dead_letter, topics,
+    CheckoutId, DeadLetterReason, Key, RefusalReason, TicketId, UserId, UserRefusalReason, dead_letter, topics,
 };
 use serde_json::{Map, Value};
 
 pub(crate) fn page() -> String {
-    let (events, outcomes) = (catalogue::events(), catalogue::outcomes());
+    let (events, outcomes, ledger) = (catalogue::events(), catalogue::outcomes(), catalogue::ledger());
     let mut page = format!("{HEAD}\n");
     page += &index("Event", &events);
     page += &index("Outcome", &outcomes);
+    page += &index("Ledger", &ledger);
     page += &format!("\n## Events\n\n{EVENTS}\n\n{}", attributes(&events[0]));
     page.extend(events.iter().map(section));
     page += &format!("\n## Outcomes\n\n{OUTCOMES}\n\n{}", attributes(&outcomes[0]));
     page.extend(outcomes.iter().map(section));
+    page += &format!("\n## The ledger\n\n{LEDGER}\n\n{}", attributes(&ledger[0]));
+    page.extend(ledger.iter().map(section));
     page += &format!("\n## Reasons of a refusal\n\n{REFUSALS}\n\n{}", refusals());
     page += &format!("\n## Dead letters\n\n{DEAD_LETTERS}\n\n{}\n{}", headers(), reasons());
     page
@@ -29,7 +32,7 @@ const HEAD: &str = "\
 <!-- Generated: UPDATE=1 cargo test -p holdfast-schemas --test published -->
 
 Everything that is said on the public topics. Each message is a [CloudEvent 1.0](https://cloudevents.io); its key is the
-ticket, or the user, and so is its `subject`. The same as documents for tools: [JSON Schemas](../schemas/json),
+ticket, the user, or in the ledger the checkout, and so is its `subject`. The same as documents for tools: [JSON Schemas](../schemas/json),
 [AsyncAPI 3](../schemas/asyncapi.json).";
 
 const EVENTS: &str = "\
@@ -53,6 +56,12 @@ What became of it, on the topic with `.outcomes` to its name, always in structur
 too; only a change that changes nothing has no outcome. Outcomes of one ticket, or one user, stand in the order of `sequence`. Whoever meets an `id` again may drop it.
 
 Every outcome carries these attributes:";
+
+const LEDGER: &str = "\
+Each movement of money or credits, on the topic `ledger.entries`, always in structured mode; [the ledger](ledger.md) says what the accounts
+mean, and has the same as a view. The key is the checkout, whose entries stand in the order of its movements.
+
+Every entry carries these attributes:";
 
 const REFUSALS: &str = "What was asked is well said, and a rule forbids it.";
 
@@ -87,6 +96,7 @@ fn index(kind: &str, entries: &[Entry]) -> String {
 fn key(entry: &Entry) -> &'static str {
     match entry.topic {
         topics::RESERVATIONS | topics::RESERVATIONS_OUTCOMES => TicketId::NAMES,
+        topics::LEDGER_ENTRIES => CheckoutId::NAMES,
         _ => UserId::NAMES,
     }
 }
@@ -99,6 +109,7 @@ fn attributes(of: &Entry) -> String {
             "type" => "What it says: one of those below.",
             "specversion" => "The version of CloudEvents.",
             "source" if of.told => "Who says it.",
+            "subject" if of.topic == topics::LEDGER_ENTRIES => "The checkout; the record's key as well.",
             "subject" => "The ticket or the user; the record's key as well.",
             "datacontenttype" => "The kind of the data.",
             _ => attribute["description"].as_str().unwrap_or_default(),

@@ -23,7 +23,8 @@ pub const PASSWORD: &str = "s3same-0pen";
 pub const KIT: &str = "kit";
 /// The users, named as their roles, who may do what they are granted.
 pub const ROLES: &[&str] = &[
-    "gate", "relay", "webhook", "register", "verify", "admin", "accept", "producer", "consumer", "engine", "run",
+    "gate", "relay", "webhook", "register", "verify", "admin", "accept", "producer", "consumer", "books", "engine",
+    "run",
 ];
 /// The roles whose parts `holdfast run` has in one process.
 const PARTS_OF_RUN: &[&str] = &["gate", "relay", "webhook", "register"];

@@ -28,6 +28,7 @@ const ELSEWHERE: &str = "/var/tmp";
 pub const APP: &str = "holdfast_app";
 pub const VERIFY: &str = "holdfast_verify";
 pub const ADMIN: &str = "holdfast_admin";
+pub const BOOKS: &str = "holdfast_books";
 pub const TABLES_OWNER: &str = "holdfast_owner";
 
 pub struct Postgres {
@@ -361,13 +362,14 @@ impl Postgres {
             ("app", APP),
             ("verify", VERIFY),
             ("admin", ADMIN),
+            ("books", BOOKS),
         ]
         .iter()
         .fold(roles, |text, (variable, role)| {
             text.replace(&format!(":\"{variable}\""), role)
         });
         let roles = roles.lines().filter(|line| !line.is_empty() && !line.starts_with("--"));
-        let passwords = [OWNER, TABLES_OWNER, APP, ADMIN];
+        let passwords = [OWNER, TABLES_OWNER, APP, ADMIN, BOOKS];
         let passwords = passwords.map(|role| format!("alter role {role} password '{}'", password(role)));
         let owned = format!("alter database {DATABASE} owner to {TABLES_OWNER}");
         let statements: Vec<String> = roles.map(str::to_owned).chain(passwords).chain([owned]).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use holdfast::config;
-use holdfast::provider::{Error, Order, Payment, Provider, State};
+use holdfast::provider::{About, Error, Order, Payment, Provider, State};
 use holdfast_schemas::{CheckoutId, Currency, PaymentId, UserId};
 use holdfast_tests::kit::provider::Simulator;
 
@@ -278,6 +278,7 @@ impl Buyer {
             currency: Currency::EUR,
             method: &self.method,
             attempt: 0,
+            about: About::default(),
         }
     }
 
@@ -302,5 +303,9 @@ pub(crate) fn settings(url: &str, key: &str, timeout: Duration) -> anyhow::Resul
         key_file: None,
         return_url: None,
         timeout,
+        calls_per_second: Some(100_000),
+        mode: None,
+        shows: None,
+        methods: vec!["card".to_owned()],
     })
 }

@@ -117,10 +117,13 @@ impl Shown for Ticket {
             State::Available => "available".to_owned(),
             State::Withdrawn => "withdrawn".to_owned(),
             State::Held(hold) => format!(
-                "held by {} until {}, hold {}",
+                "held by {} until {}, hold {}{}",
                 hold.user,
                 hold.until.format(&Rfc3339)?,
-                hold.id
+                hold.id,
+                hold.price
+                    .map(|price| format!(", at {} minor units", price.amount()))
+                    .unwrap_or_default()
             ),
             State::Sold(sale) => format!(
                 "sold to {} by checkout {}, hold {}",

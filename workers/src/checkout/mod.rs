@@ -10,16 +10,17 @@ pub mod reconciler;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod};
+use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod, Price, UserRefusalReason};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::crash::{self, Point};
-use crate::domain::checkout::{Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
+use crate::domain::checkout::{Charges, Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
-use crate::provider::{self, ClientSecret, Order, Payment, Provider};
+use crate::provider::limits::{self, Uncharged};
+use crate::provider::{self, About, ClientSecret, Order, Payment, Provider};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
 use crate::store::credits::Loyalty;
@@ -33,8 +34,6 @@ pub struct Driver {
     pub provider: Option<Provider>,
     /// After this long without a step that comes through, a checkout is marked as stuck, for an operator.
     pub stuck_after: Duration,
-    /// True if another payment method may be tried after a decline.
-    pub retry_declined: bool,
     pub now: fn() -> OffsetDateTime,
 }
 
@@ -109,14 +108,16 @@ impl Driver {
     ) -> Result<Self, provider::Error> {
         let provider = Provider::new(&config.provider, metrics.clone())?;
         let terms = SaleTerms {
-            provider: provider.is_some(),
+            charges: provider.is_some().then_some(charges as Charges),
             credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
             show_limit: config.checkout.show_limit,
+            hold: time::Duration::try_from(config.checkout.checkout_hold).unwrap_or(time::Duration::ZERO),
         };
         let buying = Buying {
             main: main.clone(),
             loyalty,
             terms,
+            shows: config.provider.shows.clone().unwrap_or_default(),
             mails: config.mail.smtp_url.is_some(),
             retention: config.database.idempotency_retention,
             metrics: metrics.clone(),
@@ -127,7 +128,6 @@ impl Driver {
             buying,
             provider,
             stuck_after: config.checkout.stuck_after,
-            retry_declined: config.checkout.retry_declined,
             now,
         })
     }
@@ -306,7 +306,7 @@ impl Driver {
 
     async fn create(&self, checkout: &Checkout) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout);
+        let order = order(checkout, about(provider, checkout)?);
         let mut answer = provider.create(&order).await;
         crash::here(Point::CheckoutCreated);
         if crash::again(Point::CheckoutCreated) {
@@ -315,13 +315,30 @@ impl Driver {
         match answer {
             Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
             Ok(payment) => Ok(Fact::PaymentMade(payment.id)),
-            Err(error) => self.refused(checkout, error),
+            Err(error) => self.made_before(provider, checkout, error).await,
+        }
+    }
+
+    /// The fact in an error of a payment's creation: what an earlier call with other settings has made is the payment.
+    async fn made_before(
+        &self,
+        provider: &Provider,
+        checkout: &Checkout,
+        error: provider::Error,
+    ) -> Result<Fact, Error> {
+        let (provider::Error::KeyUsed { .. }, Some(called_at)) = (&error, checkout.called_at) else {
+            return self.declined_by(error);
+        };
+        match search(provider, checkout, called_at).await? {
+            Some(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
+            Some(payment) => Ok(Fact::PaymentMade(payment.id)),
+            None => Err(error.into()),
         }
     }
 
     async fn authorise(&self, checkout: &Checkout, payment: &PaymentId) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout);
+        let order = order(checkout, About::default());
         let mut answer = provider.authorise(payment, &order).await;
         crash::here(Point::CheckoutAuthorised);
         if crash::again(Point::CheckoutAuthorised) {
@@ -331,7 +348,7 @@ impl Driver {
             Ok(payment) => Ok(self.status(checkout, &payment)),
             // An earlier call, whose answer was lost, has authorised it.
             Err(provider::Error::Conflict { .. }) => self.look(checkout).await,
-            Err(error) => self.refused(checkout, error),
+            Err(error) => self.declined_by(error),
         }
     }
 
@@ -391,14 +408,20 @@ impl Driver {
             return Ok(Some(provider.get(payment).await?));
         }
         if !checkout.key_lives((self.now)()) {
-            // The provider's clock may differ from ours.
-            let since = called_at - time::Duration::hours(1);
-            return Ok(provider.find(&checkout.id, since).await?);
+            return search(provider, checkout, called_at).await;
         }
         // The idempotency key makes it the same payment; and no late call makes another after it.
-        match provider.create(&order(checkout)).await {
+        let made = match about(provider, checkout) {
+            Ok(about) => provider.create(&order(checkout, about)).await,
+            Err(error) => Err(error),
+        };
+        match made {
             Ok(payment) => Ok(Some(payment)),
-            Err(provider::Error::Declined { .. } | provider::Error::Misconfigured { .. }) => Ok(None),
+            Err(provider::Error::Declined { .. }) => Ok(None),
+            // An earlier call may have made it all the same.
+            Err(provider::Error::Refused { .. } | provider::Error::KeyUsed { .. }) => {
+                search(provider, checkout, called_at).await
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -413,7 +436,7 @@ impl Driver {
             return Fact::AmountDiffers;
         }
         match (payment.state, &payment.failure) {
-            (provider::State::Unconfirmed, Some(code)) => self.declined(code),
+            (provider::State::Unconfirmed, Some(code)) => declined(code),
             (provider::State::Unconfirmed, None) => Fact::Payment(PaymentStatus::Unconfirmed),
             (provider::State::Canceled, _) => Fact::Payment(PaymentStatus::Canceled),
             (provider::State::ActionRequired, _) => Fact::Payment(PaymentStatus::ActionRequired),
@@ -423,24 +446,36 @@ impl Driver {
         }
     }
 
-    /// The fact in an error of the provider before any money was authorised.
-    fn refused(&self, checkout: &Checkout, error: provider::Error) -> Result<Fact, Error> {
+    /// The fact in an error of the provider before any money was authorised. Only an answer about this payment ends it: whatever
+    /// else is wrong, such as a refused key, is waited out.
+    fn declined_by(&self, error: provider::Error) -> Result<Fact, Error> {
         match error {
-            provider::Error::Declined { reason } => Ok(self.declined(&reason)),
-            provider::Error::Misconfigured { .. } => {
-                tracing::error!(checkout = %checkout.id, error = error::chain(&error), "a payment failed for a reason of ours");
-                Ok(Fact::Misconfigured)
-            }
+            provider::Error::Declined { reason } => Ok(declined(&reason)),
             error => Err(error.into()),
         }
     }
+}
 
-    fn declined(&self, code: &str) -> Fact {
-        Fact::Declined {
-            for_good: !self.retry_declined || code.starts_with("amount_"),
-            code: DeclineCode::parse(code).ok(),
-        }
+/// The provider's limits, as reasons for which no checkout is opened.
+fn charges(due: Price) -> Result<(), UserRefusalReason> {
+    limits::charges(due).map_err(|why| match why {
+        Uncharged::BelowMinimum(_) => UserRefusalReason::BelowMinimum,
+        Uncharged::NotSupported => UserRefusalReason::AmountNotSupported,
+    })
+}
+
+fn declined(code: &str) -> Fact {
+    Fact::Declined {
+        for_good: code.starts_with("amount_"),
+        code: DeclineCode::parse(code).ok(),
     }
+}
+
+/// Searches the provider's payments for the one of this checkout.
+async fn search(provider: &Provider, checkout: &Checkout, called_at: OffsetDateTime) -> Result<Option<Payment>, Error> {
+    // The provider's clock may differ from ours.
+    let since = called_at - time::Duration::hours(1);
+    Ok(provider.find(&checkout.id, since).await?)
 }
 
 /// True if the provider asked for, authorised or captured another amount than is due, or in another currency; the log says which.
@@ -462,8 +497,15 @@ fn differs(checkout: &Checkout, payment: &Payment) -> bool {
     differs
 }
 
+/// What a checkout's payment is about. It may differ between two calls, when the settings of a show have changed: then the payment
+/// that was made is found by search.
+fn about<'a>(provider: &'a Provider, checkout: &'a Checkout) -> Result<About<'a>, provider::Error> {
+    let tickets = checkout.lines.iter().map(|line| (&line.show, line.price.amount()));
+    provider.about(&tickets.collect::<Vec<_>>(), checkout.due())
+}
+
 /// The order of a checkout's payment, the same at each call of an attempt, as the idempotency key demands.
-fn order(checkout: &Checkout) -> Order<'_> {
+fn order<'a>(checkout: &'a Checkout, about: About<'a>) -> Order<'a> {
     Order {
         checkout: &checkout.id,
         user: &checkout.user,
@@ -471,6 +513,7 @@ fn order(checkout: &Checkout) -> Order<'_> {
         currency: checkout.currency(),
         method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
         attempt: checkout.attempt,
+        about,
     }
 }
 

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use clap::{ArgAction, Args};
-use holdfast_schemas::Currency;
+use clap::Args;
+use holdfast_schemas::{Currency, Source};
 
 use super::Checks;
 use crate::domain::checkout::MOST_TICKETS;
-use crate::domain::ticket::HOLD_FOR_SECONDS;
+use crate::domain::ticket::{HOLD_FOR_SECONDS, HoldTerms};
 
 /// `verify` reports a checkout that neither ends, takes a step nor gets stuck for a day.
 const MOST_STUCK_AFTER: Duration = Duration::from_secs(12 * 3_600);
+
+const MOST_CHECKOUT_HOLD: Duration = Duration::from_secs(24 * 3_600);
 
 /// Limits for buyers, and the times after which a checkout needs an operator or the reconciler.
 #[derive(Args, Debug, Clone)]
@@ -18,6 +20,17 @@ pub struct Checkout {
     /// Length of a hold when the request names none, in whole seconds: 1s to 24h.
     #[arg(long, env = "HOLDFAST_HOLD_FOR", default_value = "15m", value_parser = humantime::parse_duration, global = true)]
     pub hold_for: Duration,
+    /// Longest hold that a request may ask for, in whole seconds: 1s to 24h.
+    #[arg(long, env = "HOLDFAST_LONGEST_HOLD", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
+    pub longest_hold: Duration,
+    /// The sources of events, separated by commas, that may say what a ticket costs (`price` of `reservation.requested`): at most its own
+    /// price. Without it nobody may.
+    #[arg(long, env = "HOLDFAST_PRICE_SOURCES", value_delimiter = ',', value_parser = source, global = true)]
+    pub price_sources: Vec<Source>,
+    /// Time for which holds last at least from the moment when their tickets are bought: shorter ones are lengthened, each once; at most
+    /// 24h, and 0s to lengthen none.
+    #[arg(long, env = "HOLDFAST_CHECKOUT_HOLD", default_value = "10m", value_parser = humantime::parse_duration, global = true)]
+    pub checkout_hold: Duration,
     /// Most tickets that one user may have in the cart at a time, 1 to 100.
     #[arg(long, env = "HOLDFAST_CART_LIMIT", default_value_t = 100, global = true)]
     pub cart_limit: usize,
@@ -31,22 +44,40 @@ pub struct Checkout {
     /// before the checkout counts as stuck; at most 12h.
     #[arg(long, env = "HOLDFAST_STUCK_AFTER", default_value = "1h", value_parser = humantime::parse_duration, global = true)]
     pub stuck_after: Duration,
-    /// Whether another payment method may be given as long as the holds last, after the payment was declined; without it the checkout
-    /// fails at once.
-    #[arg(long, env = "HOLDFAST_RETRY_DECLINED", default_value_t = true, action = ArgAction::Set, global = true)]
-    pub retry_declined: bool,
     /// Time without a step, and without a workflow in Restate, after which a checkout counts as abandoned and is undone.
     #[arg(long, env = "HOLDFAST_ABANDONED_AFTER", default_value = "1m", value_parser = humantime::parse_duration, global = true)]
     pub abandoned_after: Duration,
 }
 
 impl Checkout {
+    /// The lengths of holds, for the rules of tickets.
+    pub fn hold_terms(&self) -> HoldTerms {
+        let seconds = |length: Duration| i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
+        HoldTerms {
+            length: seconds(self.hold_for),
+            longest: seconds(self.longest_hold),
+            price_sources: self.price_sources.clone(),
+        }
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
+        for (length, flag) in [(self.hold_for, "hold-for"), (self.longest_hold, "longest-hold")] {
+            checks.require(
+                length.subsec_nanos() == 0
+                    && i64::try_from(length.as_secs()).is_ok_and(|seconds| HOLD_FOR_SECONDS.contains(&seconds)),
+                flag,
+                "give whole seconds, 1s to 24h",
+            );
+        }
         checks.require(
-            self.hold_for.subsec_nanos() == 0
-                && i64::try_from(self.hold_for.as_secs()).is_ok_and(|seconds| HOLD_FOR_SECONDS.contains(&seconds)),
-            "hold-for",
-            "give whole seconds, 1s to 24h",
+            self.hold_for <= self.longest_hold,
+            "longest-hold",
+            "give at least --hold-for: that is how long a hold lasts whose request names no length",
+        );
+        checks.require(
+            self.checkout_hold <= MOST_CHECKOUT_HOLD,
+            "checkout-hold",
+            "give at most 24h: nobody else can buy the tickets meanwhile",
         );
         checks.require(
             (1..=MOST_TICKETS).contains(&self.cart_limit),
@@ -73,4 +104,12 @@ impl Checkout {
 
 fn currency(code: &str) -> Result<Currency, String> {
     Currency::from_code(code).ok_or_else(|| "give a code of ISO 4217 in capitals, such as EUR".to_owned())
+}
+
+fn source(text: &str) -> Result<Source, String> {
+    let source = Source::parse(text).map_err(|invalid| invalid.to_string())?;
+    match source.is_reserved() {
+        true => Err("is Holdfast's own: whoever asks by HTTP says no price".to_owned()),
+        false => Ok(source),
+    }
 }

@@ -1,5 +1,7 @@
 //! The subcommands.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -103,6 +105,53 @@ pub enum Admin {
     /// Checkouts.
     #[command(subcommand)]
     Checkout(CheckoutCommand),
+    /// Mails to customers.
+    #[command(subcommand)]
+    Mail(MailCommand),
+    /// List the orders of a user, or those with seats of a show, the newest first.
+    Orders(Orders),
+    /// Show a show's tickets by status, and what its seats brought in.
+    Sales(Sales),
+}
+
+/// Which orders to list.
+#[derive(Args, Debug, Clone)]
+pub struct Orders {
+    /// The orders of this user.
+    #[arg(long, required_unless_present = "show")]
+    pub user: Option<String>,
+    /// The orders with seats of this show.
+    #[arg(long)]
+    pub show: Option<String>,
+    /// Those before this one: the order that the page before ended with.
+    #[arg(long, value_name = "CHECKOUT")]
+    pub before: Option<String>,
+    /// Most orders of a page.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub limit: u32,
+    /// Print the page as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which sales to show.
+#[derive(Args, Debug, Clone)]
+pub struct Sales {
+    #[arg(long)]
+    pub show: String,
+    /// Print them as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands on mails.
+#[derive(Subcommand, Debug, Clone)]
+pub enum MailCommand {
+    /// Write the templates that come with Holdfast to a folder, as a start for --mail-templates. No file is written over.
+    Templates {
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+    },
 }
 
 /// Commands on checkouts.

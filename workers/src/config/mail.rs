@@ -38,6 +38,15 @@ pub struct Mail {
     /// The address that mails come from, such as tickets@example.org.
     #[arg(long = "mail-from", env = "HOLDFAST_MAIL_FROM", global = true)]
     pub from: Option<String>,
+    /// Folder with the templates of mails, the sender's name and the seller's identity, in place of those that come with Holdfast.
+    /// `holdfast admin mail templates --to FOLDER` writes a start. It is read at the start of the process.
+    #[arg(
+        long = "mail-templates",
+        env = "HOLDFAST_MAIL_TEMPLATES",
+        value_name = "FOLDER",
+        global = true
+    )]
+    pub templates: Option<PathBuf>,
     /// Longest time the mail server may take until it is ready for a mail; after that it is tried again. The answer to a mail
     /// that it was handed may take 10m.
     #[arg(long, env = "HOLDFAST_SMTP_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, global = true)]

@@ -18,6 +18,7 @@ mod restate_kafka;
 mod roles;
 mod secret;
 mod serve;
+mod shows;
 mod verify;
 mod webhook;
 
@@ -27,8 +28,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 pub use certificate::CertificateFiles;
 pub use checkout::Checkout;
 pub use command::{
-    Admin, CheckoutCommand, DeadLetters, Outbox, PointInTime, RelayCommand, Retry, Role, RoleName, TicketCommand,
-    UserCommand,
+    Admin, CheckoutCommand, DeadLetters, MailCommand, Orders, Outbox, PointInTime, RelayCommand, Retry, Role, RoleName,
+    Sales, TicketCommand, UserCommand,
 };
 pub use database::Database;
 pub use gate::Gate;
@@ -37,13 +38,14 @@ pub use kafka::Kafka;
 pub use kafka_security::{KafkaProperty, KafkaSecurity, SaslMechanism, SecurityProtocol};
 pub use mail::{Mail, MailLogin, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
-pub use provider::Provider;
+pub use provider::{Provider, ProviderMode};
 pub use relay::Relay;
 pub use restate::Restate;
 pub use restate_kafka::RestateKafka;
 pub use roles::{Granted, Roles};
 pub use secret::ReplaceableSecret;
 pub use serve::Serve;
+pub use shows::{ApplicationFee, ProviderShows, ShowPayments};
 pub use verify::Verify;
 pub use webhook::Webhook;
 
@@ -337,6 +339,38 @@ mod tests {
         for wrong in ["ftp://shop.example", "https://a:b@shop.example"] {
             assert_eq!(provider(&[back, wrong]), Err("provider-return-url"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn test_mode_and_live_mode_are_never_given_together() {
+        let modes = |mode: &[&str], key: &str| {
+            let provider = ["--provider-url", "https://pay.example", "--provider-key", key];
+            let config = config(&[&provider[..], mode].concat());
+            let known = config.provider.known_mode();
+            config
+                .check()
+                .map(|()| (known, config.provider.rate()))
+                .map_err(|wrong| wrong[0].flag)
+        };
+        let (test, live) = (["--provider-mode", "test"], ["--provider-mode", "live"]);
+        let (is_test, is_live) = (Some(ProviderMode::Test), Some(ProviderMode::Live));
+        assert_eq!(modes(&[], "sk_test_1"), Ok((is_test, 25)));
+        assert_eq!(modes(&live, "rk_live_1"), Ok((is_live, 100)));
+        assert_eq!(modes(&[], "sesame"), Ok((None, 25)));
+        assert_eq!(modes(&live, "sesame"), Ok((is_live, 100)));
+        assert_eq!(modes(&live, "rk_test_1"), Err("provider-mode"));
+        assert_eq!(modes(&test, "sk_live_1"), Err("provider-mode"));
+        let methods = |names: &str| modes(&["--provider-methods", names], "sk_test_1").map(drop);
+        assert_eq!(methods("card,klarna,paypal"), Ok(()));
+        for wrong in ["", "card,", "Card", "card,sepa_debit"] {
+            assert_eq!(methods(wrong), Err("provider-methods"), "{wrong}");
+        }
+        let calls = ["--provider-calls-per-second", "7"];
+        assert_eq!(modes(&calls, "sk_live_1"), Ok((is_live, 7)));
+        assert_eq!(
+            modes(&["--provider-calls-per-second", "0"], "sk_live_1"),
+            Err("provider-calls-per-second")
+        );
     }
 
     #[test]

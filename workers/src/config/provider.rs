@@ -1,15 +1,44 @@
 //! Settings: the payment provider.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::insecure::is_closed;
 use super::secret::{ReplaceableSecret, Secrets};
-use super::{Checks, Wire, is_a_word};
+use super::{Checks, ProviderShows, Wire, is_a_word};
+
+const MOST_CALLS: u32 = 100_000;
+
+/// Payment methods of Stripe that cannot be authorised without being captured, or not for days.
+const CAPTURED_AT_ONCE: &[&str] = &[
+    "acss_debit",
+    "alipay",
+    "au_becs_debit",
+    "bacs_debit",
+    "bancontact",
+    "blik",
+    "boleto",
+    "customer_balance",
+    "eps",
+    "fpx",
+    "giropay",
+    "grabpay",
+    "ideal",
+    "konbini",
+    "multibanco",
+    "oxxo",
+    "p24",
+    "pix",
+    "sepa_debit",
+    "sofort",
+    "us_bank_account",
+    "wechat_pay",
+];
 
 /// The payment provider, and the time-out of its answers.
 #[derive(Args, Debug, Clone)]
@@ -52,13 +81,111 @@ pub struct Provider {
     /// Longest time one call may take; after that its result is unknown, and Holdfast asks for the payment's state.
     #[arg(long = "provider-timeout", env = "HOLDFAST_PROVIDER_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub timeout: Duration,
+    /// Most calls a second to that API by this process, of each kind: those that read and those that change something. The account's
+    /// limits are shared by all processes. Without it 100, or 25 unless the key is one of live mode, which are Stripe's limits.
+    #[arg(
+        id = "provider-calls-per-second",
+        long = "provider-calls-per-second",
+        env = "HOLDFAST_PROVIDER_CALLS_PER_SECOND",
+        global = true
+    )]
+    pub calls_per_second: Option<u32>,
+    /// The mode of the account, for a key that does not tell it by its beginning, as Stripe's do (sk_test_, rk_live_ and so on).
+    /// Events and payments of the other mode are never taken.
+    #[arg(
+        id = "provider-mode",
+        long = "provider-mode",
+        env = "HOLDFAST_PROVIDER_MODE",
+        value_enum,
+        global = true
+    )]
+    pub mode: Option<ProviderMode>,
+    /// File (JSON) that says, by show, what its payments have of their own: on_behalf_of, transfer_destination, application_fee,
+    /// statement_descriptor_suffix, description. It is read at the start.
+    #[arg(
+        id = "provider-shows",
+        long = "provider-shows",
+        env = "HOLDFAST_PROVIDER_SHOWS",
+        value_name = "FILE",
+        value_parser = ProviderShows::read,
+        global = true
+    )]
+    pub shows: Option<ProviderShows>,
+    /// Kinds of payment methods that a payment may be made by, by the provider's names, separated by commas. Each must let money
+    /// be authorised first and captured later: card, klarna, paypal and so on.
+    #[arg(
+        id = "provider-methods",
+        long = "provider-methods",
+        env = "HOLDFAST_PROVIDER_METHODS",
+        value_delimiter = ',',
+        default_value = "card",
+        global = true
+    )]
+    pub methods: Vec<String>,
+}
+
+/// The mode of an account. What belongs to one is never seen by the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProviderMode {
+    Test,
+    Live,
+}
+
+impl ProviderMode {
+    /// The mode that a key tells by its beginning, as Stripe's do.
+    fn of_key(key: &str) -> Option<Self> {
+        let begins = |starts: [&str; 2]| starts.iter().any(|start| key.starts_with(start));
+        match key {
+            _ if begins(["sk_test_", "rk_test_"]) => Some(Self::Test),
+            _ if begins(["sk_live_", "rk_live_"]) => Some(Self::Live),
+            _ => None,
+        }
+    }
+
+    /// The mode of an object or an event, as Stripe marks them.
+    pub fn of_livemode(livemode: bool) -> Self {
+        if livemode { Self::Live } else { Self::Test }
+    }
+
+    /// True if both are known and are not the same.
+    pub fn differ(one: Option<Self>, other: Option<Self>) -> bool {
+        matches!((one, other), (Some(one), Some(other)) if one != other)
+    }
+}
+
+impl fmt::Display for ProviderMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Test => "test mode",
+            Self::Live => "live mode",
+        })
+    }
 }
 
 impl Provider {
-    /// The key, which may be replaced in its file; none without one.
+    /// The key, which may be replaced in its file by another of the same mode; none without one.
     pub fn replaceable_key(&self) -> Option<ReplaceableSecret> {
-        let key = self.key.clone()?;
-        Some(ReplaceableSecret::new(key, self.key_file.clone(), is_a_word))
+        let (key, mode) = (self.key.clone()?, self.known_mode());
+        let fits = move |key: &str| is_a_word(key) && !ProviderMode::differ(mode, ProviderMode::of_key(key));
+        Some(ReplaceableSecret::new(key, self.key_file.clone(), fits))
+    }
+
+    /// The mode of the account, if the setting or the key tells it.
+    pub fn known_mode(&self) -> Option<ProviderMode> {
+        self.mode.or_else(|| self.mode_of_key())
+    }
+
+    fn mode_of_key(&self) -> Option<ProviderMode> {
+        ProviderMode::of_key(self.key.as_ref()?.expose_secret())
+    }
+
+    /// Most calls of each kind in a second.
+    pub fn rate(&self) -> u32 {
+        let by_mode = match self.known_mode() {
+            Some(ProviderMode::Live) => 100,
+            _ => 25,
+        };
+        self.calls_per_second.unwrap_or(by_mode)
     }
 
     pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
@@ -103,6 +230,28 @@ impl Provider {
             (Duration::from_millis(100)..=Duration::from_secs(120)).contains(&self.timeout),
             "provider-timeout",
             "give 100ms to 2m",
+        );
+        checks.require(
+            !ProviderMode::differ(self.mode, self.mode_of_key()),
+            "provider-mode",
+            "give the mode that --provider-key tells by its beginning, or leave it out",
+        );
+        let is_method = |name: &String| {
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+                && !CAPTURED_AT_ONCE.contains(&name.as_str())
+        };
+        checks.require(
+            self.methods.iter().all(is_method),
+            "provider-methods",
+            "give names such as card,klarna,paypal; none that is captured at once, as sepa_debit is: no seat could be sold between",
+        );
+        checks.require(
+            (1..=MOST_CALLS).contains(&self.rate()),
+            "provider-calls-per-second",
+            "give 1 to 100000",
         );
     }
 }

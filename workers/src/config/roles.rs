@@ -31,6 +31,14 @@ pub struct Roles {
         default_value = "holdfast_admin"
     )]
     pub admin: String,
+    /// The role of whoever keeps the books: it reads the view `ledger_entries`.
+    #[arg(
+        id = "role-books",
+        long = "role-books",
+        env = "HOLDFAST_ROLE_BOOKS",
+        default_value = "holdfast_books"
+    )]
+    pub books: String,
     /// The role in the loyalty database.
     #[arg(
         id = "role-loyalty",
@@ -59,6 +67,7 @@ impl Roles {
             ("role-app", &self.app),
             ("role-verify", &self.verify),
             ("role-admin", &self.admin),
+            ("role-books", &self.books),
             ("role-loyalty", &self.loyalty),
         ] {
             let fits = (1..=Self::LONGEST).contains(&name.len()) && !name.contains('\0');

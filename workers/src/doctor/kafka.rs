@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_schemas::{Outcome, TicketOutcome, UserOutcome, topics};
+use holdfast_schemas::{Outcome, TicketOutcome, UserOutcome, ledger, topics};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -288,6 +288,7 @@ impl Moments {
         let decided = match record.topic() {
             topics::RESERVATIONS_OUTCOMES => Outcome::<TicketOutcome>::from_json(value).map(|outcome| outcome.time),
             topics::PAYMENTS_OUTCOMES => Outcome::<UserOutcome>::from_json(value).map(|outcome| outcome.time),
+            topics::LEDGER_ENTRIES => ledger::Entry::from_json(value).map(|entry| entry.time),
             _ => return Some(Self { stamped, decided: None }),
         };
         let decided = decided.ok();

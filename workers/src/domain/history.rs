@@ -48,7 +48,31 @@ impl History for Ticket {
 fn state_after(told: TicketOutcome, state: State) -> Option<State> {
     Some(match (told, state) {
         (TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }), _) => {
-            State::Held(Hold { id: hold, user, until })
+            let (lengthened, price) = (false, None);
+            State::Held(Hold {
+                id: hold,
+                user,
+                until,
+                lengthened,
+                price,
+            })
+        }
+        (TicketOutcome::TicketHoldPriced(outcomes::TicketHoldPriced { hold, price, .. }), State::Held(held))
+            if held.id == hold =>
+        {
+            let price = Some(price);
+            State::Held(Hold { price, ..held })
+        }
+        (
+            TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened { hold, until, .. }),
+            State::Held(held),
+        ) if held.id == hold => {
+            let lengthened = true;
+            State::Held(Hold {
+                until,
+                lengthened,
+                ..held
+            })
         }
         (TicketOutcome::TicketReleased(_) | TicketOutcome::TicketExpired(_) | TicketOutcome::TicketReturned(_), _) => {
             State::Available

@@ -1,11 +1,11 @@
 //! The rules of a ticket a second time, as a table, and random lives of a ticket to compare the two.
 
-use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, TicketOutcome, UserId, outcomes};
+use holdfast_schemas::{CheckoutId, HoldId, Price, RefusalReason, ShowId, Source, TicketOutcome, UserId, outcomes};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::ticket::{Input, decide};
+use super::ticket::{AskedPrice, HoldTerms, Input, holding_by};
 use super::{Decision, History, State, Ticket};
 
 /// The answer of a ticket in a state (column) to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
@@ -17,9 +17,13 @@ const TABLE: &str = "
     reserve  | unknown_ticket | held           | already_yours if user fits else held! | expired + held         | sold!                         | withdrawn!
     release  | unknown_ticket | not_held       | released if hold fits else not_your_hold | expired             | sold!                         | not_held
     expire   | -              | -              | -                                    | expired if id fits else - | -                           | -
+    lengthen | -              | -              | lengthened if end fits else -        | -                       | -                             | -
     sell     | -              | -              | sold if hold fits else -             | -                       | done if checkout fits else -  | -
     return   | -              | -              | -                                    | -                       | returned if checkout fits else - | -
 ";
+
+/// The source that may say what a ticket costs.
+const TRUSTED: &str = "shop";
 
 #[derive(Clone, Debug)]
 struct Step {
@@ -29,26 +33,35 @@ struct Step {
     own_hold: bool,
     checkout: usize,
     hold_for: Option<i64>,
+    /// Of the reservation, and whether its source is trusted.
+    price: Option<(i64, bool)>,
     seconds_later: i64,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     (
         prop::sample::select(vec![
-            "list", "withdraw", "reserve", "reserve", "release", "expire", "sell", "return",
+            "list", "withdraw", "reserve", "reserve", "release", "expire", "lengthen", "lengthen", "sell", "return",
         ]),
         0..2usize,
         any::<bool>(),
         0..2usize,
         prop::option::of(prop::sample::select(vec![-1, 0, 1, 60, 86_400, 86_401, i64::MAX])),
+        prop::option::of(prop::sample::select(vec![
+            (0, true),
+            (5, true),
+            (0, false),
+            (1_000, true),
+        ])),
         prop::sample::select(vec![0, 1, 30, 59, 60, 61, 900]),
     )
-        .prop_map(|(row, user, own_hold, checkout, hold_for, seconds_later)| Step {
+        .prop_map(|(row, user, own_hold, checkout, hold_for, price, seconds_later)| Step {
             row,
             user,
             own_hold,
             checkout,
             hold_for,
+            price,
             seconds_later,
         })
 }
@@ -58,11 +71,15 @@ proptest! {
 
     #[test]
     fn every_life_of_a_ticket_follows_the_table(steps in prop::collection::vec(step(), 1..40)) {
+        let decide = holding_by(HoldTerms {
+            price_sources: vec![Source::parse(TRUSTED).unwrap()],
+            ..HoldTerms::default()
+        });
         let mut now = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
         let mut ticket: Option<Ticket> = None;
         for (place, step) in steps.into_iter().enumerate() {
             now += Duration::seconds(step.seconds_later);
-            let input = input(&step, ticket.as_ref(), place);
+            let input = input(&step, ticket.as_ref(), place, now);
             let expected = expected(ticket.as_ref(), &step, &input, now);
             let before = ticket.clone();
             match decide(ticket.as_ref(), input.clone(), now) {
@@ -86,7 +103,7 @@ proptest! {
     }
 }
 
-fn input(step: &Step, ticket: Option<&Ticket>, place: usize) -> Input {
+fn input(step: &Step, ticket: Option<&Ticket>, place: usize, now: OffsetDateTime) -> Input {
     let user = UserId::parse(["ann", "bob"][step.user]).unwrap();
     let checkout = CheckoutId::parse(["c-1", "c-2"][step.checkout]).unwrap();
     let own = ticket.and_then(|ticket| match &ticket.state {
@@ -106,10 +123,18 @@ fn input(step: &Step, ticket: Option<&Ticket>, place: usize) -> Input {
         "reserve" => Input::Reserve {
             user,
             hold_for: step.hold_for,
+            price: step.price.map(|(amount, is_trusted)| AskedPrice {
+                price: Price::new(amount, "EUR".parse().unwrap()).unwrap(),
+                source: Source::parse(if is_trusted { TRUSTED } else { "stranger" }).unwrap(),
+            }),
             hold: fresh,
         },
         "release" => Input::Release { user, hold },
         "expire" => Input::Expire { hold },
+        "lengthen" => Input::Lengthen {
+            hold,
+            until: now + Duration::seconds(step.hold_for.unwrap_or(900).clamp(0, 86_401)),
+        },
         "sell" => Input::Sell { user, hold, checkout },
         "return" => Input::Return { checkout },
         other => unreachable!("{other}"),
@@ -139,11 +164,17 @@ fn expected(ticket: Option<&Ticket>, step: &Step, input: &Input, now: OffsetDate
             }
         }
     };
-    let held = |outcome| match outcome {
-        "held" if !step.hold_for.is_none_or(|seconds| (1..=86_400).contains(&seconds)) => "hold_for_out_of_bounds",
-        other => other,
+    let own = ticket.map_or(0, |ticket| ticket.price.amount());
+    let held = |outcome| match (outcome, step.price) {
+        ("held", _) if !step.hold_for.is_none_or(|seconds| (1..=86_400).contains(&seconds)) => {
+            vec!["hold_for_out_of_bounds"]
+        }
+        ("held", Some((_, false))) => vec!["price_not_trusted"],
+        ("held", Some((price, true))) if price > own => vec!["price_out_of_bounds"],
+        ("held", Some((price, true))) if price < own => vec!["held", "priced"],
+        (other, _) => vec![other],
     };
-    answer.split(" + ").map(|outcome| held(outcome.trim())).collect()
+    answer.split(" + ").flat_map(|outcome| held(outcome.trim())).collect()
 }
 
 fn fits(condition: &str, state: &State, input: &Input) -> bool {
@@ -151,6 +182,9 @@ fn fits(condition: &str, state: &State, input: &Input) -> bool {
         ("user", State::Held(held), Input::Reserve { user, .. }) => *user == held.user,
         ("hold", State::Held(held), Input::Release { user, hold } | Input::Sell { user, hold, .. }) => {
             *user == held.user && *hold == held.id
+        }
+        ("end", State::Held(held), Input::Lengthen { hold, until }) => {
+            *hold == held.id && *until > held.until && !held.lengthened
         }
         ("id", State::Held(due), Input::Expire { hold }) => *hold == due.id,
         ("checkout", State::Sold(sale), Input::Sell { checkout, .. } | Input::Return { checkout }) => {
@@ -165,6 +199,8 @@ fn name(told: &TicketOutcome) -> &'static str {
         TicketOutcome::TicketListed(_) => "listed",
         TicketOutcome::TicketChanged(_) => "changed",
         TicketOutcome::TicketHeld(_) => "held",
+        TicketOutcome::TicketHoldPriced(_) => "priced",
+        TicketOutcome::TicketHoldLengthened(_) => "lengthened",
         TicketOutcome::TicketReleased(_) => "released",
         TicketOutcome::TicketExpired(_) => "expired",
         TicketOutcome::TicketSold(_) => "sold",

@@ -9,10 +9,29 @@ use time::{Duration, OffsetDateTime};
 
 use super::{Decision, Entity};
 
-/// Length of a hold when neither the request nor the installation sets one.
-const DEFAULT_HOLD: Duration = Duration::minutes(15);
-/// Shortest and longest hold, in seconds: 1 s to 24 h.
+/// Shortest hold, and the longest that an installation may allow, in seconds: 1 s to 24 h.
 pub const HOLD_FOR_SECONDS: std::ops::RangeInclusive<i64> = 1..=24 * 60 * 60;
+
+/// The settings of the installation that the rules need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HoldTerms {
+    /// Length of a hold whose request sets none, in seconds.
+    pub length: i64,
+    /// Longest hold that a request may ask for, in seconds.
+    pub longest: i64,
+    /// The sources of events that may say what a ticket costs.
+    pub price_sources: Vec<Source>,
+}
+
+impl Default for HoldTerms {
+    fn default() -> Self {
+        Self {
+            length: 15 * 60,
+            longest: *HOLD_FOR_SECONDS.end(),
+            price_sources: Vec::new(),
+        }
+    }
+}
 
 /// A ticket that was listed at least once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +63,10 @@ pub struct Hold {
     pub id: HoldId,
     pub user: UserId,
     pub until: OffsetDateTime,
+    /// True once a checkout has put off its end, which happens once.
+    pub lengthened: bool,
+    /// The price of the ticket by this hold, if it is not the ticket's own.
+    pub price: Option<Price>,
 }
 
 /// A ticket sold to a user out of a hold.
@@ -52,6 +75,13 @@ pub struct Sale {
     pub hold: HoldId,
     pub user: UserId,
     pub checkout: CheckoutId,
+}
+
+/// A price that comes with a reservation, and the source of the event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AskedPrice {
+    pub price: Price,
+    pub source: Source,
 }
 
 /// The inputs of a ticket's rules.
@@ -66,8 +96,11 @@ pub enum Input {
     Withdraw,
     Reserve {
         user: UserId,
-        /// Seconds; absent means the installation's setting ([`holding_for`]), or 15 minutes.
+        /// Seconds; absent means the installation's setting ([`HoldTerms`]).
         hold_for: Option<i64>,
+        /// The price of the ticket by this hold; absent means the ticket's own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        price: Option<AskedPrice>,
         /// The id that the hold will have.
         hold: HoldId,
     },
@@ -79,6 +112,12 @@ pub enum Input {
     Expire {
         hold: HoldId,
     },
+    /// Internal: a checkout has this hold last at least until then.
+    Lengthen {
+        hold: HoldId,
+        #[serde(with = "time::serde::rfc3339")]
+        until: OffsetDateTime,
+    },
     /// Internal: a checkout sells the ticket out of its hold.
     Sell {
         user: UserId,
@@ -89,6 +128,13 @@ pub enum Input {
     Return {
         checkout: CheckoutId,
     },
+}
+
+impl Hold {
+    /// True if it is this hold, and a checkout may put its end off to that moment.
+    pub(super) fn may_last(&self, hold: HoldId, until: OffsetDateTime) -> bool {
+        self.id == hold && !self.lengthened && self.until < until
+    }
 }
 
 impl Entity for Ticket {
@@ -107,9 +153,14 @@ impl Entity for Ticket {
         match asked {
             TicketEvent::TicketListed(events::TicketListed { show, seat, price }) => Input::List { show, seat, price },
             TicketEvent::TicketWithdrawn(events::TicketWithdrawn {}) => Input::Withdraw,
-            TicketEvent::ReservationRequested(events::ReservationRequested { user, hold_for }) => {
-                let hold = hold_id(source.as_str(), id.as_str(), key.as_str());
-                Input::Reserve { user, hold_for, hold }
+            TicketEvent::ReservationRequested(events::ReservationRequested { user, hold_for, price }) => {
+                let source = source.clone();
+                Input::Reserve {
+                    user,
+                    hold_for,
+                    hold: hold_id(source.as_str(), id.as_str(), key.as_str()),
+                    price: price.map(|price| AskedPrice { price, source }),
+                }
             }
             TicketEvent::ReservationReleased(events::ReservationReleased { user, hold }) => {
                 Input::Release { user, hold }
@@ -118,30 +169,24 @@ impl Entity for Ticket {
     }
 }
 
-/// As [`decide`], with `seconds` as the length of a hold whose request sets none.
-pub fn holding_for(seconds: i64) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision<Ticket> + Copy {
-    move |ticket, input, now| match input {
-        Input::Reserve {
-            user,
-            hold_for: None,
-            hold,
-        } => {
-            let hold_for = Some(seconds);
-            decide(ticket, Input::Reserve { user, hold_for, hold }, now)
-        }
-        input => decide(ticket, input, now),
-    }
+/// [`decide`] by the settings of an installation.
+pub fn holding_by(terms: HoldTerms) -> impl Fn(Option<&Ticket>, Input, OffsetDateTime) -> Decision<Ticket> + Clone {
+    move |ticket, input, now| decide_by(&terms, ticket, input, now)
 }
 
 /// Decides one input. `now` is the moment of the decision and never earlier than the ticket's last change.
 pub fn decide(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+    decide_by(&HoldTerms::default(), ticket, input, now)
+}
+
+fn decide_by(terms: &HoldTerms, ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let Some(ticket) = ticket else {
         return decide_unlisted(input, now);
     };
     match &ticket.state {
-        State::Available => decide_available(ticket, input, now),
+        State::Available => decide_available(terms, ticket, input, now),
         State::Held(hold) if now < hold.until => decide_held(ticket, hold, input, now),
-        State::Held(hold) => decide_due(ticket, hold, input, now),
+        State::Held(hold) => decide_due(terms, ticket, hold, input, now),
         State::Sold(sale) => decide_sold(ticket, sale, input, now),
         State::Withdrawn => decide_withdrawn(ticket, input, now),
     }
@@ -172,17 +217,33 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision<Ticket> {
             next: None,
             outcomes: vec![refusal(RefusalReason::UnknownTicket)],
         },
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
-fn decide_available(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+fn decide_available(terms: &HoldTerms, ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
         Input::Withdraw => tell(ticket, State::Withdrawn, vec![outcomes::TicketWithdrawn {}.into()], now),
-        Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![], now),
+        Input::Reserve {
+            user,
+            hold_for,
+            hold,
+            price,
+        } => reserve(
+            terms,
+            ticket,
+            Wanted {
+                user,
+                hold_for,
+                hold,
+                price,
+            },
+            vec![],
+            now,
+        ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
@@ -198,6 +259,7 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
             now,
         ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotYourHold, now),
+        Input::Lengthen { hold, until } if held.may_last(hold, until) => lengthen(ticket, held, until, now),
         Input::Sell { user, hold, checkout } if user == held.user && hold == held.id => {
             let outcome = TicketOutcome::TicketSold(outcomes::TicketSold {
                 user: user.clone(),
@@ -205,12 +267,12 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
             });
             tell(ticket, State::Sold(Sale { hold, user, checkout }), vec![outcome], now)
         }
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
 /// Decides about a ticket whose hold is due: the hold ends first, then the input is decided.
-fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
+fn decide_due(terms: &HoldTerms, ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     let expired = TicketOutcome::TicketExpired(outcomes::TicketExpired {
         user: due.user.clone(),
         hold: due.id,
@@ -228,10 +290,26 @@ fn decide_due(ticket: &Ticket, due: &Hold, input: Input, now: OffsetDateTime) ->
             vec![expired, TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {})],
             now,
         ),
-        Input::Reserve { user, hold_for, hold } => reserve(ticket, user, hold_for, hold, vec![expired], now),
+        Input::Reserve {
+            user,
+            hold_for,
+            hold,
+            price,
+        } => reserve(
+            terms,
+            ticket,
+            Wanted {
+                user,
+                hold_for,
+                hold,
+                price,
+            },
+            vec![expired],
+            now,
+        ),
         Input::Release { .. } => tell(ticket, State::Available, vec![expired], now),
         Input::Expire { hold } if hold == due.id => tell(ticket, State::Available, vec![expired], now),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
@@ -250,7 +328,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
             })],
             now,
         ),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
 }
 
@@ -272,32 +350,85 @@ fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decis
         }
         Input::Withdraw | Input::Reserve { .. } => refuse(ticket, RefusalReason::Withdrawn, now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
-        Input::Expire { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
+}
+
+/// A hold that is asked for.
+struct Wanted {
+    user: UserId,
+    hold_for: Option<i64>,
+    hold: HoldId,
+    price: Option<AskedPrice>,
 }
 
 /// Holds a free ticket; `before` are the outcomes that come first.
 fn reserve(
+    terms: &HoldTerms,
     ticket: &Ticket,
-    user: UserId,
-    hold_for: Option<i64>,
-    hold: HoldId,
+    wanted: Wanted,
     before: Vec<TicketOutcome>,
     now: OffsetDateTime,
 ) -> Decision<Ticket> {
-    let seconds = hold_for.unwrap_or(DEFAULT_HOLD.whole_seconds());
     let mut outcomes = before;
-    if !HOLD_FOR_SECONDS.contains(&seconds) {
-        outcomes.push(refusal(RefusalReason::HoldForOutOfBounds));
+    if let Some(reason) = forbidden(terms, ticket, &wanted) {
+        outcomes.push(refusal(reason));
         return tell(ticket, State::Available, outcomes, now);
     }
-    let until = now + Duration::seconds(seconds);
+    let Wanted {
+        user,
+        hold_for,
+        hold,
+        price,
+    } = wanted;
+    let until = now + Duration::seconds(hold_for.unwrap_or(terms.length));
     outcomes.push(TicketOutcome::TicketHeld(outcomes::TicketHeld {
         user: user.clone(),
         hold,
         until,
     }));
-    tell(ticket, State::Held(Hold { id: hold, user, until }), outcomes, now)
+    let price = price.map(|asked| asked.price).filter(|price| *price != ticket.price);
+    if let Some(price) = price {
+        let user = user.clone();
+        outcomes.push(outcomes::TicketHoldPriced { user, hold, price }.into());
+    }
+    let held = Hold {
+        id: hold,
+        user,
+        until,
+        lengthened: false,
+        price,
+    };
+    tell(ticket, State::Held(held), outcomes, now)
+}
+
+/// The reason why a free ticket is not held so long, or at such a price.
+fn forbidden(terms: &HoldTerms, ticket: &Ticket, wanted: &Wanted) -> Option<RefusalReason> {
+    let seconds = wanted.hold_for.unwrap_or(terms.length);
+    if !(*HOLD_FOR_SECONDS.start()..=terms.longest).contains(&seconds) {
+        return Some(RefusalReason::HoldForOutOfBounds);
+    }
+    let AskedPrice { price, source } = wanted.price.as_ref()?;
+    if !terms.price_sources.contains(source) {
+        return Some(RefusalReason::PriceNotTrusted);
+    }
+    let is_within = price.currency() == ticket.price.currency() && price.amount() <= ticket.price.amount();
+    (!is_within).then_some(RefusalReason::PriceOutOfBounds)
+}
+
+/// Puts off the end of a hold.
+fn lengthen(ticket: &Ticket, held: &Hold, until: OffsetDateTime, now: OffsetDateTime) -> Decision<Ticket> {
+    let outcome = TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened {
+        user: held.user.clone(),
+        hold: held.id,
+        until,
+    });
+    let held = Hold {
+        until,
+        lengthened: true,
+        ..held.clone()
+    };
+    tell(ticket, State::Held(held), vec![outcome], now)
 }
 
 fn refuse(ticket: &Ticket, reason: RefusalReason, now: OffsetDateTime) -> Decision<Ticket> {

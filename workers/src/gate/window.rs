@@ -20,9 +20,10 @@ pub(super) struct Bounds {
     pub admitted: usize,
 }
 
-/// Bounds of one admitted record, which is one delivery to a handler.
-const EVENTS_PER_RECORD: usize = 1_000;
-const BYTES_PER_RECORD: usize = 512 * 1024;
+/// Bounds of one admitted record, which is one delivery to a handler. What a delivery costs besides its events is shared by them; with
+/// its key it is smaller than 1 MiB, the least that `--admitted-record-bytes` may be.
+const EVENTS_PER_RECORD: usize = 2_000;
+const BYTES_PER_RECORD: usize = 1_000 * 1024;
 
 /// Records that were read together, and the records that are sent for them.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use holdfast_schemas::{CheckoutId, Name};
 
 /// Most characters of a name or an order's id. Servers refuse lines of more than 998 octets (RFC 5322, 2.1.1), and a name of one
 /// word in a header is not folded.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// The name on one line, without words that mail programs make links of; none when nothing of it is left.
 pub(super) fn name(name: &Name) -> Option<String> {

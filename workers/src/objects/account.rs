@@ -1,34 +1,53 @@
-//! The Account object: a user's credits and erasure, for the shop's back office; its key is the user's id. It is an object of its own, apart from
+//! The Account object: a user's credits, orders and erasure, for the shop's back office; its key is the user's id. It is an object of its own, apart from
 //! the User object, so that a proxy can tell by the path who may ask. Both may work on one user at the same time: what they write is
 //! decided against the version that was read, and one of them is called again.
 
 use std::sync::Arc;
 
-use holdfast_schemas::{Reply, events};
+use holdfast_schemas::{CheckoutId, Reply, UserId, events};
 use restate_sdk::prelude::*;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::body::Body;
-use super::caller::retryable;
+use super::caller::{answer_caller, failed, retryable};
 use super::intake;
 use super::user::{UserClient, add_credits};
 use crate::domain;
 use crate::metrics::Metrics;
-use crate::store::Committer;
 use crate::store::credits::{Addition, Loyalty};
+use crate::store::orders::{self, LONGEST_PAGE, OrderPage, PageRequest};
+use crate::store::{Committer, PgPool};
 
 /// The handlers of one user's account, which Restate runs one after the other.
 pub(super) struct Account {
     /// Refuses credits where there is no loyalty database.
     pub(super) committer: Committer<domain::User>,
+    pub(super) pool: PgPool,
     pub(super) loyalty: Option<Loyalty>,
     pub(super) new_id: fn() -> Uuid,
     pub(super) metrics: Arc<Metrics>,
     pub(super) now: fn() -> OffsetDateTime,
 }
 
-// Each handler is one write that may be repeated.
+/// The page of orders to answer.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OrdersAsked {
+    /// The order that the page before ended with.
+    #[serde(default)]
+    before: Option<CheckoutId>,
+    /// Most orders of the page, 1 to 100; 50 when absent.
+    #[serde(default)]
+    limit: Option<u32>,
+}
+
+/// Orders of a page where none says how many.
+const PAGE: u32 = 50;
+
+// Each handler is one write that may be repeated, or reads.
 #[restate_sdk::object(name = "Account", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl Account {
     /// Adds credits.
@@ -56,5 +75,22 @@ impl Account {
         let erase = ctx.object_client::<UserClient>(ctx.key()).erase(body);
         // So that a repeat is known there as one.
         Ok(erase.idempotency_key(ctx.invocation_id()).call().await?)
+    }
+
+    /// The user's orders, the newest first, without waiting for requests under way.
+    #[handler]
+    async fn orders(&self, ctx: SharedObjectContext<'_>, body: Body<OrdersAsked>) -> HandlerResult<Json<OrderPage>> {
+        let user = intake::key::<UserId>(ctx.key())?;
+        let asked = body.read()?;
+        let limit = asked.limit.unwrap_or(PAGE);
+        if !(1..=LONGEST_PAGE).contains(&limit) {
+            return Err(answer_caller(400, format!("limit: must be 1 to {LONGEST_PAGE}")));
+        }
+        let page = PageRequest {
+            before: asked.before.as_ref(),
+            limit,
+        };
+        let page = orders::of_user(&self.pool, &user, None, page).await;
+        Ok(Json(page.map_err(failed(&self.metrics))?))
     }
 }

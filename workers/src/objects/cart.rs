@@ -1,5 +1,9 @@
 //! A user's cart: the tickets that the user holds and means to buy, by ticket id and hold id. Prices, owners and ends of holds
 //! are never kept here: they come from the holds themselves.
+//!
+//! A checkout takes its tickets out of the cart by a mark: what becomes of them is read from the database. So they are in the cart again
+//! once their checkout has failed, as long as their holds last, whoever ended it and whichever process died; nobody has to put
+//! them back, and what was taken out or erased meanwhile stays away.
 
 use holdfast_schemas::{
     CheckoutId, Credits, HoldId, List, OutcomeData, PaymentMethod, Price, Reply, TicketId, TicketOutcome, UserId,
@@ -13,12 +17,16 @@ use time::OffsetDateTime;
 
 use crate::domain::{State, Ticket};
 use crate::metrics::Metrics;
+use crate::store::buying::LiveHold;
 use crate::store::{self, PgPool};
 
 use super::caller::failed;
 
 /// State: the cart, an [`Entries`].
 pub(super) const CART: &str = "cart";
+
+/// Time after which the cart looks again at a hold that should have ended.
+pub(super) const SHORTLY: Duration = Duration::from_secs(1);
 
 /// The tickets in the cart, in the order in which they were added.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -28,6 +36,9 @@ pub(super) struct Entries(pub(super) Vec<Entry>);
 pub(super) struct Entry {
     pub(super) ticket: TicketId,
     pub(super) hold: HoldId,
+    /// A checkout has taken it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) taken: bool,
 }
 
 impl Entries {
@@ -37,7 +48,34 @@ impl Entries {
 
     pub(super) fn add(&mut self, ticket: TicketId, hold: HoldId) {
         self.0.retain(|entry| entry.ticket != ticket);
-        self.0.push(Entry { ticket, hold });
+        let taken = false;
+        self.0.push(Entry { ticket, hold, taken });
+    }
+
+    /// Marks what a checkout takes. Told by its hold: the same ticket may have been added anew.
+    pub(super) fn take(&mut self, holds: &[HoldId]) {
+        for entry in self.0.iter_mut().filter(|entry| holds.contains(&entry.hold)) {
+            entry.taken = true;
+        }
+    }
+
+    /// The holds of the entries that a checkout has taken.
+    pub(super) fn taken(&self) -> Vec<(&TicketId, HoldId)> {
+        let taken = self.0.iter().filter(|entry| entry.taken);
+        taken.map(|entry| (&entry.ticket, entry.hold)).collect()
+    }
+
+    /// What is in the cart. `live`: the holds in [`Self::taken`] that have not ended.
+    pub(super) fn present(&self, live: &[LiveHold]) -> Self {
+        let is_back = |entry: &&Entry| live.iter().any(|live| live.hold == entry.hold && !live.under_way);
+        let present = self.0.iter().filter(|entry| !entry.taken || is_back(entry));
+        Self(present.cloned().collect())
+    }
+
+    /// Drops what was taken for good: it was bought, or its hold has ended.
+    pub(super) fn drop_gone(&mut self, live: &[LiveHold]) {
+        self.0
+            .retain(|entry| !entry.taken || live.iter().any(|live| live.hold == entry.hold));
     }
 
     pub(super) fn find(&self, ticket: &TicketId) -> Option<&Entry> {
@@ -50,7 +88,7 @@ impl Entries {
 #[serde(deny_unknown_fields)]
 pub(super) struct AddTicket {
     pub(super) ticket: TicketId,
-    /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
+    /// Seconds, at most the installation's `--longest-hold`; by default its `--hold-for`.
     #[serde(default, deserialize_with = "number::optional")]
     pub(super) hold_for: Option<i64>,
 }
@@ -145,7 +183,7 @@ pub(super) async fn view(
     now: OffsetDateTime,
 ) -> HandlerResult<View> {
     let mut tickets = Vec::with_capacity(entries.0.len());
-    for Entry { ticket, hold } in entries.0 {
+    for Entry { ticket, hold, .. } in entries.0 {
         let found = store::get::<Ticket>(pool, &ticket).await.map_err(failed(metrics))?;
         let Some(found) = found else { continue };
         if let State::Held(held) = found.state
@@ -156,7 +194,7 @@ pub(super) async fn view(
             tickets.push(Item {
                 ticket,
                 hold,
-                price: found.price,
+                price: held.price.unwrap_or(found.price),
                 until: held.until,
             });
         }

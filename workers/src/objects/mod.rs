@@ -99,6 +99,7 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Result<Endpoint, Identit
     let new_id = driver.buying.new_id;
     let account = Account {
         committer: users.clone(),
+        pool: pool.clone(),
         loyalty: loyalty.clone(),
         new_id,
         metrics: metrics.clone(),

@@ -212,6 +212,9 @@ enum Status {
         #[serde(with = "time::serde::rfc3339")]
         #[schemars(with = "String")]
         until: OffsetDateTime,
+        /// What the ticket costs by this hold, if that is not its own price.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hold_price: Option<Price>,
     },
     Sold {
         user: UserId,
@@ -234,6 +237,7 @@ impl View {
                     hold: hold.id,
                     user: hold.user,
                     until: hold.until,
+                    hold_price: hold.price,
                 },
                 State::Sold(sale) => Status::Sold {
                     user: sale.user,

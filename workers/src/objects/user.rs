@@ -29,7 +29,7 @@ use crate::domain;
 use crate::domain::checkout::Matter;
 use crate::domain::ticket::{self, Input};
 use crate::metrics::Metrics;
-use crate::store::buying::CheckoutWork;
+use crate::store::buying::{CheckoutWork, LiveHold};
 use crate::store::credits::{Addition, Loyalty};
 use crate::store::mechanisms::idempotency::Once;
 use crate::store::together::{self, Together};
@@ -57,7 +57,7 @@ const TOGETHER: usize = 100;
 #[serde(deny_unknown_fields)]
 struct HoldTogether {
     tickets: List<TicketId>,
-    /// Seconds, 1 to 86400; by default the installation's `--hold-for`.
+    /// Seconds, at most the installation's `--longest-hold`; by default its `--hold-for`.
     #[serde(default, deserialize_with = "number::optional")]
     hold_for: Option<i64>,
 }
@@ -90,7 +90,7 @@ struct NotHeld {
 }
 
 // Each handler is one write that may be repeated, and a change of the cart's state; only handlers that wait for answers of other
-// objects have steps that a journal must remember (`STEPWISE`), beside the one of an erasure.
+// objects have steps that a journal must remember (`STEPWISE`), beside those of an erasure and of a hold that was lengthened.
 #[restate_sdk::object(name = "User", lazy_state, journal_retention = "0s", idempotency_retention = "0s")]
 impl User {
     /// Applies a delivery from Kafka: events of one user that the gate gathered, or one event straight from a public topic.
@@ -131,7 +131,7 @@ impl User {
     ) -> HandlerResult<Json<HeldTogether>> {
         let HoldTogether { tickets, hold_for } = body.read()?;
         let request = holds(&ctx, &tickets, hold_for)?;
-        let rules = ticket::holding_for(self.settings.hold_for.as_secs() as i64);
+        let rules = ticket::holding_by(self.settings.hold_terms());
         let answered = together::commit_all(&self.pool, &rules, &request, &self.metrics).await;
         match answered.map_err(failed(&self.metrics))? {
             Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets.into(), together).map(Json),
@@ -145,12 +145,15 @@ impl User {
         let AddTicket { ticket, hold_for } = body.read()?;
         let user = intake::key::<UserId>(ctx.key())?;
         let mut cart = cart(&ctx).await?;
-        let tickets = cart.tickets();
+        let live = self.live_of(&ctx, &cart).await?;
+        cart.drop_gone(&live);
+        let tickets = cart.present(&live).tickets();
         let forbidden = ctx.run(|| self.forbids(&user, &ticket, &tickets)).name("limits");
         if let Json(Some(reason)) = forbidden.await? {
             return Ok(Json(Added::Refused { ticket, reason }));
         }
-        let reserve = Body::of(&events::ReservationRequested { user, hold_for })?;
+        let price = None;
+        let reserve = Body::of(&events::ReservationRequested { user, hold_for, price })?;
         let reserved = ctx
             .object_client::<TicketClient>(ticket.as_str())
             .reserve(reserve)
@@ -184,7 +187,8 @@ impl User {
     async fn remove_ticket(&self, ctx: ObjectContext<'_>, body: Body<RemoveTicket>) -> HandlerResult<Json<Reply>> {
         let RemoveTicket { ticket } = body.read()?;
         let mut cart = cart(&ctx).await?;
-        let Some(entry) = cart.find(&ticket).cloned() else {
+        let live = self.live_of(&ctx, &cart).await?;
+        let Some(entry) = cart.present(&live).find(&ticket).cloned() else {
             return Err(answer_caller(404, "the ticket is not in the cart"));
         };
         let release = Body::of(&events::ReservationReleased {
@@ -201,12 +205,21 @@ impl User {
         Ok(reply)
     }
 
-    /// Takes a ticket whose hold has ended out of the cart. The hold itself is ended by the Reaper.
+    /// Takes a ticket whose hold has ended out of the cart; a checkout may have lengthened the hold. The Reaper ends the hold itself.
     #[handler(name = "expireTicket", ingress_private)]
     async fn expire_ticket(&self, ctx: ObjectContext<'_>, Json(expire): Json<ExpireTicket>) -> HandlerResult<()> {
-        let ExpireTicket { ticket, hold } = expire;
         let mut cart = cart(&ctx).await?;
-        cart.0.retain(|entry| entry.ticket != ticket || entry.hold != hold);
+        let is_meant = |entry: &Entry| entry.ticket == expire.ticket && entry.hold == expire.hold;
+        // What no checkout has taken was never lengthened.
+        if cart.0.iter().any(|entry| is_meant(entry) && entry.taken) {
+            let left = ctx.run(|| self.left(&expire)).name("left").await?;
+            if let Json(Some(left)) = left {
+                let this = ctx.object_client::<UserClient>(ctx.key());
+                this.expire_ticket(Json(expire)).send_after(left);
+                return Ok(());
+            }
+        }
+        cart.0.retain(|entry| !is_meant(entry));
         ctx.set(CART, Json(cart));
         Ok(())
     }
@@ -217,6 +230,7 @@ impl User {
         let entries = ctx.get::<Json<Entries>>(CART).await?;
         let entries = entries.map(Json::into_inner).unwrap_or_default();
         let user = intake::key::<UserId>(ctx.key())?;
+        let entries = self.present(&entries).await?;
         cart::view(&self.pool, &self.metrics, &user, entries, (self.now)())
             .await
             .map(Json)
@@ -332,11 +346,15 @@ impl User {
     async fn buy(&self, ctx: &ObjectContext<'_>, user: &UserId, work: &CheckoutWork<'_>) -> HandlerResult<Answer> {
         let mut cart = cart(ctx).await?;
         let buying = &self.driver.buying;
-        let committed = buying.commit(user, work, &cart.tickets()).await;
+        let tickets = match work.matter {
+            Matter::Requested(_) => self.present(&cart).await?.tickets(),
+            _ => vec![],
+        };
+        let committed = buying.commit(user, work, &tickets).await;
         let answer = committed.map_err(failed(&self.metrics))?;
         crash::here(Point::CheckoutOpened);
         if crash::again(Point::CheckoutOpened) {
-            let repeated = buying.commit(user, work, &cart.tickets()).await;
+            let repeated = buying.commit(user, work, &tickets).await;
             tracing::info!(?repeated, "the event was committed again on purpose");
         }
         let (Answer::Fresh(reply) | Answer::Repeat(reply)) = &answer else {
@@ -354,14 +372,13 @@ impl User {
             }
             Matter::Requested(_) => workflow.run().send(),
         };
-        // Removed by their holds: if the answer is a repeat, the same tickets may have been added to the cart anew.
         let opened = checkouts::get(&self.pool, checkout)
             .await
             .map_err(failed(&self.metrics))?;
         let lines = opened.map(|opened| opened.lines).unwrap_or_default();
-        let is_bought = |entry: &Entry| lines.iter().any(|line| line.hold == entry.hold);
-        if cart.0.iter().any(is_bought) {
-            cart.0.retain(|entry| !is_bought(entry));
+        let holds: Vec<_> = lines.iter().map(|line| line.hold).collect();
+        if cart.0.iter().any(|entry| holds.contains(&entry.hold)) {
+            cart.take(&holds);
             ctx.set(CART, Json(cart));
         }
         Ok(answer)
@@ -387,6 +404,37 @@ impl User {
             over.then_some(UserRefusalReason::ShowLimit)
         };
         Ok(Json(reason.map(|reason| reason.as_str().to_owned())))
+    }
+
+    /// The holds of the cart's taken entries that have not ended; in the journal, since later steps depend on them.
+    async fn live_of(&self, ctx: &ObjectContext<'_>, cart: &Entries) -> HandlerResult<Vec<LiveHold>> {
+        if cart.taken().is_empty() {
+            return Ok(vec![]);
+        }
+        let live = ctx.run(|| self.live(cart)).name("taken").await?;
+        Ok(live.into_inner())
+    }
+
+    async fn live(&self, cart: &Entries) -> HandlerResult<Json<Vec<LiveHold>>> {
+        let live = self.driver.buying.live(&cart.taken()).await;
+        live.map(Json).map_err(failed(&self.metrics))
+    }
+
+    /// What is in the cart now.
+    async fn present(&self, cart: &Entries) -> HandlerResult<Entries> {
+        if cart.taken().is_empty() {
+            return Ok(cart.clone());
+        }
+        Ok(cart.present(&self.live(cart).await?.into_inner()))
+    }
+
+    /// The time until the end of a hold in the cart; none once it has ended.
+    async fn left(&self, ExpireTicket { ticket, hold }: &ExpireTicket) -> HandlerResult<Json<Option<Duration>>> {
+        let live = self.driver.buying.live(&[(ticket, *hold)]).await;
+        let live = live.map_err(failed(&self.metrics))?;
+        let left = live.first().map(|live| live.until - (self.now)());
+        // The database's clock may be behind ours.
+        Ok(Json(left.map(|left| left.try_into().unwrap_or(cart::SHORTLY))))
     }
 
     /// The user's hold on a ticket, if there is one that no checkout buys, and the time until its end.
@@ -442,6 +490,7 @@ fn holds(
         let input = Input::Reserve {
             user: owner.clone(),
             hold_for,
+            price: None,
             hold: hold_id(source.as_str(), id.as_str(), ticket.as_str()),
         };
         (ticket.clone(), input)

@@ -10,26 +10,34 @@
 //! | [`Error::Declined`] | no money moved, and a retry would move none |
 //! | [`Error::Conflict`] | nothing changed: the payment is past this step, or not yet at it |
 //! | [`Error::NotFound`] | the provider has no such payment |
-//! | [`Error::Misconfigured`] | nothing changed; an operator has to mend a setting, the account or this program |
+//! | [`Error::Refused`] | nothing changed, and the call as it is will be refused again |
+//! | [`Error::KeyUsed`] | an earlier call made the payment with other parameters: look with [`Provider::find`] |
+//! | [`Error::Misconfigured`] | nothing changed, and every call is refused until an operator mends the key, the account or a setting |
 //! | [`Error::Unknown`] | nothing at all: retry the call, or look with [`Provider::get`] or [`Provider::find`] |
 
+mod about;
 mod http;
+pub mod limits;
+mod rate;
 mod stripe;
 pub mod webhook;
 
 use std::fmt;
 use std::sync::Arc;
 
-use holdfast_schemas::{CheckoutId, Currency, PaymentId, UserId};
+use holdfast_schemas::{CheckoutId, Currency, PaymentId, ShowId, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use url::Url;
 
-use crate::config;
+use crate::config::{self, ProviderShows};
 use crate::metrics::Metrics;
+use crate::rounds::Rounds;
 use crate::transience::Fault;
 use stripe::Stripe;
+
+pub use about::About;
 
 /// A client of the provider. Cheap to clone.
 #[derive(Clone)]
@@ -37,8 +45,18 @@ pub struct Provider {
     stripe: Arc<Stripe>,
     /// Where the bank sends the customer back to, if there is such a page.
     return_url: Option<Url>,
+    shows: ProviderShows,
+    /// Tells for how long every call is refused.
+    rounds: Arc<Rounds>,
     metrics: Arc<Metrics>,
 }
+
+/// Said once, when the provider begins to refuse every call; each call's own error has its answer.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the payment provider refuses every call: look at --provider-key (HOLDFAST_PROVIDER_KEY) and at the account; payments wait"
+)]
+struct Closed;
 
 impl Provider {
     /// A client by the settings; it sends nothing yet. None when no provider is set: then checkouts that need money are refused.
@@ -49,13 +67,22 @@ impl Provider {
         let (Some(url), Some(key)) = (&settings.url, settings.replaceable_key()) else {
             return Ok(None);
         };
-        let stripe = Arc::new(Stripe::new(url.clone(), key, settings.timeout)?);
-        let return_url = settings.return_url.clone();
+        let stripe = Stripe::new(url.clone(), key, settings, metrics.clone())?;
         Ok(Some(Self {
-            stripe,
-            return_url,
+            stripe: Arc::new(stripe),
+            return_url: settings.return_url.clone(),
+            shows: settings.shows.clone().unwrap_or_default(),
+            rounds: Arc::new(Rounds::beside("provider", &metrics)),
             metrics,
         }))
+    }
+
+    /// What a payment for tickets of these shows, at these prices, is about; `due` is what is charged.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: the money for the shows goes to different accounts.
+    pub fn about<'a>(&'a self, tickets: &[(&'a ShowId, i64)], due: i64) -> Result<About<'a>, Error> {
+        About::of(&self.shows, tickets, due)
     }
 
     /// Creates the payment, or returns the one that an earlier call for this checkout created within 24 hours. No money moves.
@@ -118,9 +145,15 @@ impl Provider {
         self.count(Call::Find, self.stripe.find(checkout, since).await)
     }
 
-    /// Calls `see` with every payment that was made for a checkout since then.
-    pub async fn each(&self, since: OffsetDateTime, see: &mut (dyn FnMut(&Payment) + Send)) -> Result<(), Error> {
-        self.count(Call::List, self.stripe.each(since, see).await)
+    /// Calls `see` with every payment that was made for a checkout since then, once. Made for many payments: it reads them in windows, and
+    /// has patience with a provider that has too many calls.
+    pub async fn each(
+        &self,
+        since: OffsetDateTime,
+        now: OffsetDateTime,
+        see: &mut (dyn FnMut(&Payment) + Send),
+    ) -> Result<(), Error> {
+        self.count(Call::List, self.stripe.each(since, now, see).await)
     }
 
     async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
@@ -132,6 +165,12 @@ impl Provider {
         let label = answer.as_ref().map_or_else(Error::label, |_| "ok");
         let calls = &self.metrics.provider_calls;
         calls.with_label_values(&[call.as_str(), label]).inc();
+        match &answer {
+            Err(Error::Misconfigured { .. }) => self.rounds.failed(Fault::Setting, &Closed),
+            // Nobody knows whether the call was refused.
+            Err(Error::Unknown { .. } | Error::Client(_)) => {}
+            _ => self.rounds.passed(),
+        }
         answer
     }
 }
@@ -148,6 +187,7 @@ pub struct Order<'a> {
     pub method: &'a str,
     /// The payment methods that were tried before this one.
     pub attempt: i32,
+    pub about: About<'a>,
 }
 
 /// An attempt at a checkout's payment, by which its calls are told from those of the others.
@@ -268,6 +308,12 @@ pub enum Error {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    #[error("the provider refuses this call ({call}) as it is: {message}")]
+    Refused { call: Call, message: String },
+    #[error(
+        "the provider has had this call ({call}) before, with other parameters: a setting or the release has changed since"
+    )]
+    KeyUsed { call: Call },
     #[error("the provider does not take this call ({call}) until something is mended: {message}")]
     Misconfigured { call: Call, message: String },
     #[error("the provider knows no payment {payment}")]
@@ -284,7 +330,11 @@ impl Error {
         match self {
             Error::Unknown { .. } => Fault::Server,
             Error::Misconfigured { .. } | Error::Client(_) => Fault::Setting,
-            Error::Declined { .. } | Error::NotFound { .. } | Error::Conflict { .. } => Fault::Content,
+            Error::Declined { .. }
+            | Error::Refused { .. }
+            | Error::KeyUsed { .. }
+            | Error::NotFound { .. }
+            | Error::Conflict { .. } => Fault::Content,
         }
     }
 
@@ -293,6 +343,8 @@ impl Error {
         match self {
             Error::Declined { .. } => "declined",
             Error::Unknown { .. } => "unknown",
+            Error::Refused { .. } => "refused",
+            Error::KeyUsed { .. } => "key_used",
             Error::Misconfigured { .. } | Error::Client(_) => "misconfigured",
             Error::NotFound { .. } => "not_found",
             Error::Conflict { .. } => "conflict",

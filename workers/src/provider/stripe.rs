@@ -4,13 +4,16 @@
 //! | HTTP answer | meaning |
 //! | --- | --- |
 //! | 2xx | done |
-//! | 402 | declined, by `decline_code` or else `code` |
+//! | 402, other errors about a card | declined, by `decline_code` or else `code` |
 //! | 400, 404 about the payment method, or `amount_too_small`, `amount_too_large` | declined, by `code` |
 //! | 404 `resource_missing` | not found |
 //! | 400 `idempotency_error` to a step | the next key is used: a setting that the call names has changed |
-//! | other 400 to a step | the payment's state decides: done before, conflict, or misconfigured |
-//! | 401, 403, other 400 and 404, redirections | misconfigured |
-//! | 408, 409, 425, 429, 5xx | unknown |
+//! | 400 `idempotency_error` to a creation | key used |
+//! | other 400 of Stripe to a step | the payment's state decides: done before, conflict, or refused |
+//! | other 400 of Stripe | refused |
+//! | 401, 403, 400 and 404 about the account or of another server, redirections, an object of the other mode | misconfigured |
+//! | 429 `rate_limit` | the call waits and is repeated; unknown when that takes too long |
+//! | 408, 409, 425, other 429, 5xx | unknown |
 //! | none in time, broken off, or done but not readable | unknown |
 //!
 //! Each call that changes something carries an `Idempotency-Key` that follows from checkout and call. Stripe keeps a key for at
@@ -23,23 +26,27 @@
 //!
 //! Sources: Stripe's documentation, "Supported currencies" (zero-decimal, three-decimal and special cases); its API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 use uuid::{Uuid, uuid};
 
 use super::http::{Cause, Http, Silence};
+use super::rate::{Kind, Rate, Turn};
 use super::{Attempt, Call, CheckoutId, ClientSecret, Currency, Error, Order, Payment, PaymentId, State, UserId};
-use crate::config::ReplaceableSecret;
+use crate::config::{self, ProviderMode, ReplaceableSecret};
+use crate::metrics::Metrics;
 use crate::transience;
 
 /// The version of the API that every request names; the account's own setting does not matter.
@@ -51,11 +58,25 @@ const PAGE: &str = "100";
 /// Largest lag of Stripe's clock behind ours.
 const SKEW: time::Duration = time::Duration::minutes(5);
 
+/// The payments that are listed at a time: those made within it.
+const WINDOW: time::Duration = time::Duration::DAY;
+
+/// From one time up to before another, or to no end.
+type Window = (OffsetDateTime, Option<OffsetDateTime>);
+
 /// Keys for one step, used one after the other where Stripe repeats a failure that it has kept.
 const KEYS: u32 = 3;
 
 /// Namespace of the keys. Another value would be another payment for the same checkout.
 const IDEMPOTENCY: Uuid = uuid!("0e7e7a0d-4c58-4a3b-b1fd-6d7a2c3f9e84");
+
+/// Pause after 429 that names none, and the bounds of the one that is named.
+const PAUSE: Duration = Duration::from_secs(1);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Longest time for which a page of a list waits for its turn: nobody waits for it at a counter.
+const LISTS_WAIT: Duration = Duration::from_secs(600);
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -72,12 +93,33 @@ pub(super) struct Stripe {
     http: Http,
     base: Url,
     key: ReplaceableSecret,
+    /// The mode of the account, if it is known: no object of the other one is taken.
+    mode: Option<ProviderMode>,
+    /// The kinds of payment methods that a payment may be made by.
+    methods: Vec<String>,
+    rate: Rate,
+    /// Longest time for which a call waits for its turn.
+    patience: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl Stripe {
-    pub(super) fn new(base: Url, key: ReplaceableSecret, timeout: Duration) -> Result<Self, Error> {
-        let http = Http::new(&base, timeout).map_err(Error::Client)?;
-        let stripe = Self { http, base, key };
+    pub(super) fn new(
+        base: Url,
+        key: ReplaceableSecret,
+        settings: &config::Provider,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let stripe = Self {
+            http: Http::new(&base, settings.timeout).map_err(Error::Client)?,
+            base,
+            key,
+            mode: settings.known_mode(),
+            methods: settings.methods.clone(),
+            rate: Rate::new(settings.rate()),
+            patience: settings.timeout,
+            metrics,
+        };
         stripe.authorization().map_err(Error::Client)?;
         Ok(stripe)
     }
@@ -98,16 +140,19 @@ impl Stripe {
         }
         let amount = order.amount.to_string();
         let currency = order.currency.code().to_ascii_lowercase();
-        let fields = [
+        let mut fields = vec![
             ("amount", amount.as_str()),
             ("currency", &currency),
             ("capture_method", "manual"),
             ("payment_method", order.method),
-            ("payment_method_types[]", "card"),
-            ("metadata[checkout]", order.checkout.as_str()),
-            ("metadata[user]", order.user.as_str()),
+            ("metadata[holdfast_checkout]", order.checkout.as_str()),
+            ("metadata[holdfast_user]", order.user.as_str()),
             EXPAND,
         ];
+        let methods = self.methods.iter();
+        fields.extend(methods.map(|method| ("payment_method_types[]", method.as_str())));
+        let about = order.about.fields();
+        fields.extend(about.iter().map(|(name, value)| (*name, value.as_str())));
         for attempt in 0..KEYS {
             let key = idempotency_key(Attempt::of(order), call, attempt);
             let Answered { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
@@ -152,16 +197,19 @@ impl Stripe {
         by: Attempt<'_>,
         fields: &[(&str, &str)],
     ) -> Result<Payment, Error> {
+        let mut fields = fields.to_vec();
         // A payment that is only authorised is never refunded: Stripe could understand such a call as something else.
         if call == Call::Refund {
-            let now = self.look(call, payment).await?;
+            let body = self.fetch(call, payment).await?;
+            let now = read_payment(call, &body)?;
             match standing(call, &now) {
                 Standing::Open => {}
                 settled => return settled.answer(call, now),
             }
+            fields.extend(read::<Routed>(call, &body)?.back());
         }
         for number in 0..KEYS {
-            let told = self.ask_for(call, payment, fields, idempotency_key(by, call, number));
+            let told = self.ask_for(call, payment, &fields, idempotency_key(by, call, number));
             let Answered { said, replayed } = told.await?;
             let (now, refusal) = match said {
                 Said::Done(body) if !replayed && call != Call::Refund => (read_payment(call, &body)?, None),
@@ -173,10 +221,10 @@ impl Stripe {
             };
             match (standing(call, &now), refusal) {
                 (Standing::Open, _) if replayed => {}
-                (Standing::Open, Some(message)) => return Err(Error::Misconfigured { call, message }),
+                (Standing::Open, Some(message)) => return Err(Error::Refused { call, message }),
                 // The decline is that of an earlier attempt: this one can be confirmed, and was not.
                 (Standing::Declined(_), Some(message)) if by.number > 0 => {
-                    return Err(Error::Misconfigured { call, message });
+                    return Err(Error::Refused { call, message });
                 }
                 (Standing::Open, None) => {
                     return Err(unknown(
@@ -194,8 +242,8 @@ impl Stripe {
         let call = Call::Find;
         let (mut last, mut found): (Option<PaymentId>, Vec<Payment>) = (None, Vec::new());
         loop {
-            let page: Page<Listed> = self.page(call, since, last.as_ref(), None).await?;
-            let ours = |listed: &&Listed| text(listed.metadata.as_ref(), "checkout") == Some(checkout.as_str());
+            let page: Page<Listed> = self.page(call, (since - SKEW, None), last.as_ref(), None).await?;
+            let ours = |listed: &&Listed| named(listed.metadata.as_ref(), CHECKOUT) == Some(checkout.as_str());
             for listed in page.data.iter().filter(ours) {
                 found.push(self.look(call, &listed.id).await?);
             }
@@ -206,20 +254,34 @@ impl Stripe {
         }
     }
 
+    /// Reads window by window, so that no list grows long; the last one is open, for payments that are made meanwhile.
     pub(super) async fn each(
         &self,
         since: OffsetDateTime,
+        now: OffsetDateTime,
         see: &mut (dyn FnMut(&Payment) + Send),
     ) -> Result<(), Error> {
+        let mut from = since - SKEW;
+        loop {
+            let to = Some(from + WINDOW).filter(|to| *to < now);
+            self.each_within((from, to), see).await?;
+            match to {
+                Some(to) => from = to,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn each_within(&self, window: Window, see: &mut (dyn FnMut(&Payment) + Send)) -> Result<(), Error> {
         let (call, mut last) = (Call::List, None);
         loop {
-            let page: Page<Intent> = self.page(call, since, last.as_ref(), Some(EXPAND_LISTED)).await?;
+            let page: Page<Intent> = self.page(call, window, last.as_ref(), Some(EXPAND_LISTED)).await?;
             last = page
                 .data
                 .last()
                 .map(|intent| intent.id.clone())
                 .filter(|_| page.has_more);
-            let ours = |intent: &Intent| text(intent.metadata.as_ref(), "checkout").is_some();
+            let ours = |intent: &Intent| named(intent.metadata.as_ref(), CHECKOUT).is_some();
             for intent in page.data.into_iter().filter(ours) {
                 see(&intent.payment(call)?);
             }
@@ -229,16 +291,18 @@ impl Stripe {
         }
     }
 
-    /// A page of the account's payments that were made since then, those after `last`.
+    /// A page of the account's payments that were made in the window, those after `last`.
     async fn page<T: DeserializeOwned>(
         &self,
         call: Call,
-        since: OffsetDateTime,
+        (from, to): Window,
         last: Option<&PaymentId>,
         expand: Option<(&str, &str)>,
     ) -> Result<Page<T>, Error> {
-        let since = (since - SKEW).unix_timestamp().to_string();
-        let mut query = vec![("limit", PAGE), ("created[gte]", &since)];
+        let seconds = |at: OffsetDateTime| at.unix_timestamp().to_string();
+        let (from, to) = (seconds(from), to.map(seconds));
+        let mut query = vec![("limit", PAGE), ("created[gte]", &from)];
+        query.extend(to.as_deref().map(|to| ("created[lt]", to)));
         query.extend(last.map(|last| ("starting_after", last.as_str())));
         query.extend(expand);
         let told = self.send(call, self.request(Method::GET, &["payment_intents"], &query, None));
@@ -246,9 +310,13 @@ impl Stripe {
     }
 
     async fn look(&self, call: Call, payment: &PaymentId) -> Result<Payment, Error> {
+        read_payment(call, &self.fetch(call, payment).await?)
+    }
+
+    async fn fetch(&self, call: Call, payment: &PaymentId) -> Result<Bytes, Error> {
         let path = ["payment_intents", payment.as_str()];
         let told = self.send(call, self.request(Method::GET, &path, &[EXPAND], None));
-        told.await?.said.payment(call, Some(payment))
+        told.await?.said.done(call, Some(payment))
     }
 
     async fn ask_for(
@@ -260,7 +328,10 @@ impl Stripe {
     ) -> Result<Answered, Error> {
         let id = payment.as_str();
         let verb = match call {
-            Call::Refund => return self.post(call, &["refunds"], &[("payment_intent", id)], key).await,
+            Call::Refund => {
+                let fields = [&[("payment_intent", id)], fields].concat();
+                return self.post(call, &["refunds"], &fields, key).await;
+            }
             Call::Authorise => "confirm",
             Call::Capture => "capture",
             _ => "cancel",
@@ -309,8 +380,37 @@ impl Stripe {
         Ok(request.body(Full::from(body))?)
     }
 
+    /// Sends the request when its turn has come, again after each 429, as long as that takes less than the longest wait.
     async fn send(&self, call: Call, request: Result<Request<Full<Bytes>>, Cause>) -> Result<Answered, Error> {
         let request = request.map_err(Error::Client)?;
+        let kind = Kind::of(request.method());
+        let deadline = Instant::now() + if call == Call::List { LISTS_WAIT } else { self.patience };
+        let mut seen = "more calls wait than --provider-calls-per-second lets through in time".to_owned();
+        loop {
+            match self.rate.turn(kind, deadline).await {
+                Turn::AtOnce => {}
+                Turn::Waited => self.delayed(kind, "rate"),
+                Turn::Late => return Err(unknown(call, seen)),
+            }
+            let (answer, pause) = self.exchange(call, request.clone()).await?;
+            let Some(pause) = pause else {
+                return Ok(answer);
+            };
+            self.rate.pause(kind, pause);
+            self.delayed(kind, "too_many");
+            if let Said::Unknown(message) = answer.said {
+                seen = message;
+            }
+        }
+    }
+
+    fn delayed(&self, kind: Kind, why: &str) {
+        let delays = &self.metrics.provider_delays;
+        delays.with_label_values(&[kind.as_str(), why]).inc();
+    }
+
+    /// The answer, and the pause for which it asks.
+    async fn exchange(&self, call: Call, request: Request<Full<Bytes>>) -> Result<(Answered, Option<Duration>), Error> {
         let answer = self.http.exchange(request).await;
         let answer = answer.map_err(|silence| Error::Unknown {
             call,
@@ -320,16 +420,27 @@ impl Stripe {
                 Silence::Broken { cause, .. } => Some(cause),
             },
         })?;
-        Ok(Answered {
+        let pause = pause(&answer);
+        let answered = Answered {
             replayed: answer.headers().get(REPLAYED).is_some_and(|value| value == "true"),
-            said: said(answer),
-        })
+            said: self.of_our_mode(said(answer)),
+        };
+        Ok((answered, pause))
+    }
+
+    fn of_our_mode(&self, said: Said) -> Said {
+        match (&said, self.mode) {
+            (Said::Done(body), Some(mode)) if Marked::is_other(body, mode) => {
+                Said::Misconfigured(format!("the answer is not of {mode}, as the account is"))
+            }
+            _ => said,
+        }
     }
 }
 
 /// True if an amount means the same to Stripe. It counts MGA without decimals and ISK and UGX with two, against ISO 4217, and
 /// accepts three decimals only where the last is 0.
-fn takes(currency: Currency, amount: i64) -> bool {
+pub(super) fn takes(currency: Currency, amount: i64) -> bool {
     match currency.code() {
         "ISK" | "MGA" | "UGX" => false,
         "BHD" | "JOD" | "KWD" | "OMR" | "TND" => amount % 10 == 0,
@@ -411,6 +522,22 @@ enum Said {
     Unknown(String),
 }
 
+/// The pause for which an answer asks; none, unless the account has made too many calls.
+fn pause(answer: &Response<Bytes>) -> Option<Duration> {
+    if answer.status() != StatusCode::TOO_MANY_REQUESTS {
+        return None;
+    }
+    let wrong = Wrong::read(answer.body()).unwrap_or_default();
+    // Another call is at the same payment: that concerns no other.
+    if wrong.code.as_deref() == Some("lock_timeout") {
+        return None;
+    }
+    let named = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let named = named.and_then(|seconds| seconds.trim().parse().ok());
+    let pause = named.map_or(PAUSE, Duration::from_secs);
+    Some(pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
+}
+
 /// Classifies an answer by the table above.
 fn said(answer: Response<Bytes>) -> Said {
     let status = answer.status();
@@ -419,24 +546,17 @@ fn said(answer: Response<Bytes>) -> Said {
     }
     let id = answer.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let id = id.unwrap_or_default().to_owned();
-    let wrong: Wrong = serde_json::from_slice::<ErrorBody>(answer.body())
-        .map_or_else(|_| Wrong::of_no_provider(answer.body()), |body| body.error);
-    let code = wrong.code.as_deref().unwrap_or_default();
-    let about_method = wrong
-        .param
-        .as_deref()
-        .is_some_and(|param| param.starts_with("payment_method"));
-    let about_amount = ["amount_too_small", "amount_too_large"].contains(&code);
+    let told = Wrong::read(answer.body());
+    let is_stripes = told.is_some();
+    let wrong = told.unwrap_or_else(|| Wrong::of_no_provider(answer.body()));
     let message = wrong.message(status, &id);
     match status {
         StatusCode::PAYMENT_REQUIRED => Said::Declined(wrong.reason()),
-        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if about_method || about_amount => {
-            Said::Declined(wrong.reason())
-        }
-        StatusCode::NOT_FOUND if code == "resource_missing" => Said::Absent(message),
-        StatusCode::BAD_REQUEST if message.contains(WANTS_TLS) => Said::Misconfigured(message),
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if wrong.is_about_payment() => Said::Declined(wrong.reason()),
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if wrong.is_about_account() => Said::Misconfigured(message),
+        StatusCode::NOT_FOUND if wrong.is("resource_missing") => Said::Absent(message),
         StatusCode::BAD_REQUEST if wrong.kind.as_deref() == Some("idempotency_error") => Said::KeyUsed(message),
-        StatusCode::BAD_REQUEST => Said::Refused(message),
+        StatusCode::BAD_REQUEST if is_stripes => Said::Refused(message),
         status if transience::provider(status.as_u16()).is_transient() => Said::Unknown(message),
         _ => Said::Misconfigured(message),
     }
@@ -452,10 +572,9 @@ impl Said {
             (Said::Absent(_), Some(payment)) => Error::NotFound {
                 payment: payment.clone(),
             },
-            (
-                Said::Absent(message) | Said::Refused(message) | Said::KeyUsed(message) | Said::Misconfigured(message),
-                _,
-            ) => Error::Misconfigured { call, message },
+            (Said::KeyUsed(_), _) => Error::KeyUsed { call },
+            (Said::Absent(message) | Said::Refused(message), _) => Error::Refused { call, message },
+            (Said::Misconfigured(message), _) => Error::Misconfigured { call, message },
         })
     }
 
@@ -490,7 +609,52 @@ pub(super) struct Wrong {
 /// What a server means that is asked without TLS at a port that wants it.
 const WANTS_TLS: &str = "it speaks TLS: give https://";
 
+/// Codes of errors about the account or its key, whichever the call.
+const ABOUT_ACCOUNT: &[&str] = &[
+    "account_closed",
+    "account_invalid",
+    "api_key_expired",
+    "livemode_mismatch",
+    "payment_method_unactivated",
+    "platform_account_required",
+    "platform_api_key_expired",
+    "secret_key_required",
+    "testmode_charges_only",
+    "tls_version_unsupported",
+];
+
+/// What Stripe says, without a code, of a payment method that can be used only once and was.
+const USED_METHOD: &str = "may not be used again";
+
 impl Wrong {
+    /// The error in Stripe's answer; none in that of another server.
+    fn read(body: &[u8]) -> Option<Self> {
+        let body: ErrorBody = serde_json::from_slice(body).ok()?;
+        Some(body.error)
+    }
+
+    fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+
+    fn is_about_account(&self) -> bool {
+        ABOUT_ACCOUNT.iter().any(|code| self.is(code))
+    }
+
+    /// True for errors about the card, the payment method or the amount: another payment may pass.
+    fn is_about_payment(&self) -> bool {
+        let param = self.param.as_deref().unwrap_or_default();
+        // Not `payment_method_types`, which are the account's.
+        let about_method = ["payment_method", "payment_method_data"].contains(&param)
+            || ["payment_method[", "payment_method_data["]
+                .iter()
+                .any(|of| param.starts_with(of));
+        let is_used = self.message.as_deref().is_some_and(|said| said.contains(USED_METHOD));
+        let about_amount = self.is("amount_too_small") || self.is("amount_too_large");
+        let about_card = self.kind.as_deref() == Some("card_error");
+        !self.is_about_account() && (about_method || is_used || about_amount || about_card)
+    }
+
     /// An answer that is not Stripe's. Servers say in words of their own that they want TLS: nginx "The plain HTTP request was sent to
     /// HTTPS port", Go's "Client sent an HTTP request to an HTTPS server".
     fn of_no_provider(body: &[u8]) -> Self {
@@ -528,6 +692,26 @@ impl Wrong {
     }
 }
 
+/// An object or a page of them, for the mode that it belongs to.
+#[derive(Deserialize)]
+struct Marked {
+    livemode: Option<bool>,
+    #[serde(default)]
+    data: Vec<Marked>,
+}
+
+impl Marked {
+    fn is_other(body: &[u8], mode: ProviderMode) -> bool {
+        let marked: Option<Self> = serde_json::from_slice(body).ok();
+        marked.is_some_and(|marked| marked.differs(mode))
+    }
+
+    fn differs(&self, mode: ProviderMode) -> bool {
+        let own = self.livemode.map(ProviderMode::of_livemode);
+        ProviderMode::differ(own, Some(mode)) || self.data.iter().any(|item| item.differs(mode))
+    }
+}
+
 /// A PaymentIntent, with the fields that the adapter needs.
 #[derive(Deserialize)]
 struct Intent {
@@ -555,6 +739,22 @@ enum Status {
     RequiresCapture,
     Canceled,
     Succeeded,
+}
+
+/// A PaymentIntent, for whose money it is.
+#[derive(Deserialize)]
+struct Routed {
+    transfer_data: Option<Map<String, Value>>,
+    application_fee_amount: Option<i64>,
+}
+
+impl Routed {
+    /// The parameters by which a refund takes back what went to a connected account, and gives back what was kept of it.
+    fn back(&self) -> Vec<(&'static str, &'static str)> {
+        let transfer = self.transfer_data.as_ref().map(|_| ("reverse_transfer", "true"));
+        let fee = self.application_fee_amount.map(|_| ("refund_application_fee", "true"));
+        transfer.into_iter().chain(fee).collect()
+    }
 }
 
 /// A PaymentIntent, for whom has to confirm it.
@@ -588,13 +788,23 @@ struct Listed {
 
 /// For whom a payment with these metadata was made; none when somebody else made it.
 pub(super) fn buyer(metadata: Option<&Map<String, Value>>) -> Option<(CheckoutId, UserId)> {
-    let checkout = CheckoutId::parse(text(metadata, "checkout")?).ok()?;
-    let user = UserId::parse(text(metadata, "user")?).ok()?;
+    let checkout = CheckoutId::parse(named(metadata, CHECKOUT)?).ok()?;
+    let user = UserId::parse(named(metadata, USER)?).ok()?;
     Some((checkout, user))
 }
 
-fn text<'a>(metadata: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a str> {
-    metadata?.get(name)?.as_str()
+/// The names of checkout and user in a payment's metadata, and those that earlier releases gave them: together alone, since other
+/// programs may use one of those.
+const CHECKOUT: Name = Name("holdfast_checkout", "checkout");
+const USER: Name = Name("holdfast_user", "user");
+
+#[derive(Clone, Copy)]
+struct Name(&'static str, &'static str);
+
+fn named(metadata: Option<&Map<String, Value>>, name: Name) -> Option<&str> {
+    let text = |name: &str| metadata?.get(name)?.as_str();
+    let is_earlier = text(CHECKOUT.1).is_some() && text(USER.1).is_some();
+    text(name.0).or_else(|| text(name.1).filter(|_| is_earlier))
 }
 
 /// Decodes the answer to a call that Stripe has executed; if that fails, the payment's state is unknown.
@@ -641,8 +851,8 @@ impl Intent {
             refunded: charge.map_or(0, |charge| charge.amount_refunded.min(captured)),
             disputed: charge.is_some_and(|charge| charge.disputed),
             failure: self.last_payment_error.map(|wrong| wrong.reason()),
-            checkout: text(self.metadata.as_ref(), "checkout").and_then(|id| CheckoutId::parse(id).ok()),
-            user: text(self.metadata.as_ref(), "user").and_then(|id| UserId::parse(id).ok()),
+            checkout: named(self.metadata.as_ref(), CHECKOUT).and_then(|id| CheckoutId::parse(id).ok()),
+            user: named(self.metadata.as_ref(), USER).and_then(|id| UserId::parse(id).ok()),
             id: self.id,
         })
     }
@@ -671,9 +881,23 @@ mod tests {
         let listed = |body: &Value| read::<Listed>(Call::Get, body.to_string().as_bytes()).unwrap();
         assert!(buyer(listed(&foreign).metadata.as_ref()).is_none());
         assert!(read_payment(Call::Get, foreign.to_string().as_bytes()).is_err());
-        let ours = json!({ "id": "pi_1", "metadata": { "checkout": "c-1", "user": "ann", "more": 1 } });
-        let (checkout, user) = buyer(listed(&ours).metadata.as_ref()).unwrap();
-        assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
+        for metadata in [
+            json!({ "holdfast_checkout": "c-1", "holdfast_user": "ann", "more": 1 }),
+            json!({ "holdfast_checkout": "c-1", "holdfast_user": "ann", "checkout": "theirs", "user": "4711" }),
+            // As earlier releases made it.
+            json!({ "checkout": "c-1", "user": "ann" }),
+        ] {
+            let ours = json!({ "id": "pi_1", "metadata": metadata });
+            let (checkout, user) = buyer(listed(&ours).metadata.as_ref()).unwrap();
+            assert_eq!((checkout.as_str(), user.as_str()), ("c-1", "ann"));
+        }
+        for metadata in [
+            json!({ "checkout": "theirs" }),
+            json!({ "user": "4711", "holdfast_checkout": "c-1" }),
+        ] {
+            let theirs = json!({ "id": "pi_1", "metadata": metadata });
+            assert!(buyer(listed(&theirs).metadata.as_ref()).is_none());
+        }
     }
 
     #[test]
@@ -712,6 +936,16 @@ mod tests {
                 json!({ "code": "amount_too_small", "param": "amount" }),
                 declined("amount_too_small"),
             ),
+            (
+                400,
+                json!({ "type": "card_error", "code": "incorrect_number" }),
+                declined("incorrect_number"),
+            ),
+            (
+                400,
+                json!({ "message": "This PaymentMethod was previously used [...] and may not be used again." }),
+                declined("unspecified"),
+            ),
         ] {
             assert_eq!(wrong(status, error.clone()), meaning, "{status} {error}");
         }
@@ -727,11 +961,75 @@ mod tests {
         for status in [301, 401, 403, 404, 405, 410, 422] {
             assert!(matches!(wrong(status, json!({})), Said::Misconfigured(_)), "{status}");
         }
+        assert!(matches!(answer(400, "<html>"), Said::Misconfigured(_)));
+        for (status, error) in [
+            (400, json!({ "code": "testmode_charges_only" })),
+            (400, json!({ "code": "account_invalid", "param": "payment_method" })),
+            (
+                400,
+                json!({ "code": "payment_method_unactivated", "param": "payment_method_types" }),
+            ),
+            (401, json!({ "code": "api_key_expired" })),
+            (403, json!({ "code": "account_invalid", "type": "card_error" })),
+        ] {
+            let said = wrong(status, error);
+            assert!(matches!(said, Said::Misconfigured(_)), "{said:?}");
+        }
+        for error in [
+            json!({ "param": "payment_method_types[0]" }),
+            json!({ "param": "return_url" }),
+            json!({ "code": "parameter_unknown" }),
+        ] {
+            assert!(matches!(wrong(400, error), Said::Refused(_)));
+        }
         let state = json!({ "code": "payment_intent_unexpected_state" });
         assert!(matches!(wrong(400, state), Said::Refused(_)));
         let used = json!({ "type": "idempotency_error", "message": "Keys for idempotent requests" });
         assert!(matches!(wrong(400, used), Said::KeyUsed(_)));
         assert!(matches!(answer(200, "{}"), Said::Done(_)));
+    }
+
+    #[test]
+    fn an_object_of_the_other_mode_is_told_alone_and_on_a_page() {
+        let is_other = |body: Value, mode| Marked::is_other(body.to_string().as_bytes(), mode);
+        let (test, live) = (ProviderMode::Test, ProviderMode::Live);
+        for body in [
+            json!({ "id": "pi_1", "livemode": true }),
+            json!({ "data": [{ "livemode": true }, { "id": "pi_2" }] }),
+        ] {
+            assert!(is_other(body.clone(), test) && !is_other(body, live));
+        }
+        for body in [
+            json!({ "id": "pi_1" }),
+            json!({ "data": [] }),
+            json!({ "data": "much" }),
+            json!([]),
+        ] {
+            assert!(!is_other(body.clone(), test) && !is_other(body, live));
+        }
+    }
+
+    #[test]
+    fn too_many_calls_are_paused_for_as_long_as_the_provider_says() {
+        let paused = |status: u16, after: Option<&str>, code: &str| {
+            let body = json!({ "error": { "code": code } }).to_string();
+            let mut answer = Response::builder().status(status);
+            if let Some(after) = after {
+                answer = answer.header(RETRY_AFTER, after);
+            }
+            pause(&answer.body(Bytes::from(body)).unwrap()).map(|pause| pause.as_millis())
+        };
+        for (after, expected) in [
+            (None, 1_000),
+            (Some("7"), 7_000),
+            (Some("0"), 100),
+            (Some("soon"), 1_000),
+            (Some("86400"), 60_000),
+        ] {
+            assert_eq!(paused(429, after, "rate_limit"), Some(expected), "{after:?}");
+        }
+        assert_eq!(paused(429, Some("7"), "lock_timeout"), None);
+        assert_eq!(paused(503, Some("7"), "rate_limit"), None);
     }
 
     #[test]
@@ -776,7 +1074,8 @@ mod tests {
         let cli = Cli::parse_from(["holdfast", "--provider-url", url, "--provider-key", key, "migrate"]);
         let settings = cli.config.provider;
         let key = settings.replaceable_key().unwrap();
-        let stripe = Stripe::new(url.parse().unwrap(), key, settings.timeout).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let stripe = Stripe::new(url.parse().unwrap(), key, &settings, metrics).unwrap();
         for id in ["../refunds", "pi_1?x=1", "pi_1#", "pi_1/capture", "%2e%2e"] {
             let id = PaymentId::parse(id).unwrap();
             let request = stripe.request(Method::GET, &["payment_intents", id.as_str()], &[EXPAND], None);
@@ -791,7 +1090,7 @@ mod tests {
     #[test]
     fn a_payment_is_read_with_what_others_left_out() {
         let intent = json!({
-            "id": "pi_1", "status": "succeeded", "amount": 4500, "currency": "eur", "metadata": { "checkout": "c-1", "x": 1 },
+            "id": "pi_1", "status": "succeeded", "amount": 4500, "currency": "eur", "metadata": { "holdfast_checkout": "c-1", "x": 1 },
         });
         let payment = read_payment(Call::Get, intent.to_string().as_bytes()).unwrap();
         assert_eq!(

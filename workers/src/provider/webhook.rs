@@ -13,6 +13,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::stripe::{Wrong, buyer};
 use super::{CheckoutId, Currency, PaymentId, UserId};
+use crate::config::ProviderMode;
 
 /// The header that the signatures come in.
 pub const SIGNATURE: &str = "stripe-signature";
@@ -36,6 +37,8 @@ pub enum Notification {
     Ignored,
     /// About a payment that somebody else made.
     Foreign,
+    /// An event of the mode that the account is not in.
+    OtherMode,
     /// About a payment that was made for this checkout of this user.
     Ours(Payload, CheckoutId, UserId),
     /// Refunds and disputes do not name the buyer; [`super::Provider::buyer`] tells.
@@ -158,11 +161,11 @@ pub fn verify<'s>(
 }
 
 /// Tells whose payment the event is about. Only an event about a payment of ours must be decodable: other payments of the account
-/// may have amounts, currencies and forms that this build does not know.
+/// may have amounts, currencies and forms that this build does not know. Events of another mode than ours are not looked at.
 ///
 /// # Errors
 /// [`Error::Unreadable`]: the body is no event at all.
-pub fn read(body: &[u8]) -> Result<Notification, Error> {
+pub fn read(body: &[u8], ours: Option<ProviderMode>) -> Result<Notification, Error> {
     /// The provider sends events of many kinds and forms; all that is certain is that each names its kind.
     #[derive(Deserialize)]
     struct Envelope {
@@ -171,8 +174,12 @@ pub fn read(body: &[u8]) -> Result<Notification, Error> {
         id: Option<Value>,
         created: Option<Value>,
         data: Option<Value>,
+        livemode: Option<bool>,
     }
     let told: Envelope = serde_json::from_slice(body).map_err(Error::Unreadable)?;
+    if ProviderMode::differ(told.livemode.map(ProviderMode::of_livemode), ours) {
+        return Ok(Notification::OtherMode);
+    }
     let Some(kind) = Kind::of(&told.kind) else {
         return Ok(Notification::Ignored);
     };
@@ -383,7 +390,28 @@ mod tests {
 
     fn told(kind: &str, object: Value) -> Notification {
         let event = json!({ "id": "evt_1", "type": kind, "created": NOW, "data": { "object": object } });
-        read(event.to_string().as_bytes()).unwrap()
+        read(event.to_string().as_bytes(), None).unwrap()
+    }
+
+    #[test]
+    fn an_event_of_the_other_mode_is_not_looked_at() {
+        let metadata = json!({ "checkout": "c-1", "user": "ann" });
+        for (livemode, ours, is_other) in [
+            (json!(true), Some(ProviderMode::Test), true),
+            (json!(false), Some(ProviderMode::Live), true),
+            (json!(false), Some(ProviderMode::Test), false),
+            (json!(true), Some(ProviderMode::Live), false),
+            (json!(true), None, false),
+            (Value::Null, Some(ProviderMode::Live), false),
+        ] {
+            for kind in ["payment_intent.succeeded", "customer.created"] {
+                let object = json!({ "id": "pi_1", "metadata": metadata });
+                let event = json!({ "id": "evt_1", "type": kind, "livemode": livemode, "data": { "object": object } });
+                let told = read(event.to_string().as_bytes(), ours).unwrap();
+                let other = matches!(told, Notification::OtherMode);
+                assert_eq!(other, is_other, "{event} {ours:?}");
+            }
+        }
     }
 
     #[test]
@@ -579,7 +607,7 @@ mod tests {
             json!({ "type": "v1.billing.meter.no_meter_found", "created": "2026-11-28T18:00:00Z", "object": "v2.core.event" }),
             json!({ "type": "payment_intent.created", "id": 1, "created": null, "data": [] }),
         ] {
-            let told = read(body.to_string().as_bytes()).unwrap();
+            let told = read(body.to_string().as_bytes(), None).unwrap();
             assert!(matches!(told, Notification::Ignored), "{body}: {told:?}");
         }
     }
@@ -635,7 +663,10 @@ mod tests {
             );
         }
         for body in ["", "{", "[]", "null", r#"{"id":"evt_1"}"#] {
-            assert!(matches!(read(body.as_bytes()), Err(Error::Unreadable(_))), "{body}");
+            assert!(
+                matches!(read(body.as_bytes(), None), Err(Error::Unreadable(_))),
+                "{body}"
+            );
         }
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 use holdfast_schemas::topics::{
-    DEAD_LETTERS, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_MARK, RESERVATIONS, RESERVATIONS_ADMITTED,
-    RESERVATIONS_OUTCOMES,
+    DEAD_LETTERS, LEDGER_ENTRIES, PAYMENTS, PAYMENTS_ADMITTED, PAYMENTS_OUTCOMES, RELAY_MARK, RESERVATIONS,
+    RESERVATIONS_ADMITTED, RESERVATIONS_OUTCOMES,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
@@ -156,6 +156,7 @@ fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
         outcome(RESERVATIONS_OUTCOMES),
         source(PAYMENTS, sources),
         outcome(PAYMENTS_OUTCOMES),
+        outcome(LEDGER_ENTRIES),
         public(topic(DEAD_LETTERS, kafka.admitted_record_bytes, letters)),
         Wanted {
             name: RELAY_MARK,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{Outcome, OutcomeData, TicketOutcome, UserOutcome};
+use holdfast_schemas::{Invalid, Outcome, OutcomeData, TicketOutcome, UserOutcome, ledger};
 use rdkafka::message::{BorrowedMessage, Message};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -197,6 +197,7 @@ impl TopicEnd {
             end.told.push(match log {
                 Log::Tickets => outcome::<TicketOutcome>(message)?,
                 Log::Users => outcome::<UserOutcome>(message)?,
+                Log::Ledger => entry(message)?,
             });
             Ok::<(), Error>(())
         })?;
@@ -207,15 +208,30 @@ impl TopicEnd {
 }
 
 fn outcome<T: OutcomeData>(message: &BorrowedMessage<'_>) -> Result<LoggedOutcome, Error> {
-    let outcome = Outcome::<T>::from_json(message.payload().unwrap_or_default()).map_err(|invalid| Error::Outcome {
-        record: format!("{}/{}/{}", message.topic(), message.partition(), message.offset()),
-        what: invalid.to_string(),
-    })?;
+    let outcome = Outcome::<T>::from_json(message.payload().unwrap_or_default())
+        .map_err(|invalid| unreadable(message, &invalid))?;
     Ok(LoggedOutcome {
         key: outcome.subject.to_string(),
         version: outcome.sequence,
         outcome: outcome.id.0,
     })
+}
+
+fn entry(message: &BorrowedMessage<'_>) -> Result<LoggedOutcome, Error> {
+    let entry = ledger::Entry::from_json(message.payload().unwrap_or_default());
+    let entry = entry.map_err(|invalid| unreadable(message, &invalid))?;
+    Ok(LoggedOutcome {
+        key: entry.checkout.to_string(),
+        version: 1,
+        outcome: entry.id.0,
+    })
+}
+
+fn unreadable(message: &BorrowedMessage<'_>, invalid: &Invalid) -> Error {
+    Error::Outcome {
+        record: format!("{}/{}/{}", message.topic(), message.partition(), message.offset()),
+        what: invalid.to_string(),
+    }
 }
 
 fn time(message: &BorrowedMessage<'_>) -> OffsetDateTime {

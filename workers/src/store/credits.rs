@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::commit::{self, Answer, Rules, Unit, Work};
 use super::mechanisms;
 use super::mechanisms::two_phase::{self, Fate, TransactionId};
+use super::session::InTime;
 use super::{Error, on_session};
 use crate::crash::{self, Point};
 use crate::domain::User;
@@ -135,6 +136,17 @@ impl Loyalty {
         }
         crash::here(Point::CreditsSettled);
         Ok(Changed::Decided)
+    }
+
+    /// The credits that a user has, without what is being spent or returned.
+    ///
+    /// # Errors
+    /// The loyalty database does not answer.
+    pub(super) async fn balance(&self, user: &UserId) -> Result<i64, Error> {
+        let credits =
+            sqlx::query_scalar::<_, i64>("select credits from accounts where user_id = $1").bind(user.as_str());
+        let credits = credits.fetch_optional(&self.other).in_time(&self.other).await;
+        Ok(credits.map_err(Error::Read)?.unwrap_or(0))
     }
 
     /// Ends at once the transactions that earlier tries left prepared under this id, each as its row says.

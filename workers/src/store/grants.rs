@@ -35,6 +35,7 @@ pub enum Grantee {
     App,
     Verify,
     Admin,
+    Books,
     /// In the loyalty database.
     Loyalty,
 }
@@ -45,6 +46,7 @@ impl fmt::Display for Grantee {
             Grantee::App => "app",
             Grantee::Verify => "verify",
             Grantee::Admin => "admin",
+            Grantee::Books => "books",
             Grantee::Loyalty => "loyalty",
         })
     }
@@ -96,6 +98,7 @@ pub fn statements(database: Granted, roles: &Roles) -> String {
         ("app", &roles.app),
         ("verify", &roles.verify),
         ("admin", &roles.admin),
+        ("books", &roles.books),
         ("loyalty", &roles.loyalty),
     ]
     .into_iter()
@@ -113,7 +116,7 @@ pub async fn apply(pool: &PgPool, roles: &Roles) -> Result<(), Error> {
         .fetch_one(pool)
         .await
         .map_err(failed)?;
-    if let Some(role) = [&roles.app, &roles.verify, &roles.admin]
+    if let Some(role) = [&roles.app, &roles.verify, &roles.admin, &roles.books]
         .into_iter()
         .find(|role| **role == owner)
     {
@@ -164,14 +167,20 @@ mod tests {
 
     #[test]
     fn every_grant_of_the_files_is_known() {
-        let known: usize = [Grantee::App, Grantee::Verify, Grantee::Admin, Grantee::Loyalty]
-            .map(|grantee| {
-                let mut objects: Vec<_> = listed(grantee).into_iter().map(|(_, object)| object).collect();
-                objects.dedup();
-                objects.len()
-            })
-            .iter()
-            .sum();
+        let known: usize = [
+            Grantee::App,
+            Grantee::Verify,
+            Grantee::Admin,
+            Grantee::Books,
+            Grantee::Loyalty,
+        ]
+        .map(|grantee| {
+            let mut objects: Vec<_> = listed(grantee).into_iter().map(|(_, object)| object).collect();
+            objects.dedup();
+            objects.len()
+        })
+        .iter()
+        .sum();
         let lines = MAIN
             .lines()
             .chain(LOYALTY.lines())
@@ -187,6 +196,7 @@ mod tests {
             app: "app\" to public; drop table tickets; --".to_owned(),
             verify: "Verify".to_owned(),
             admin: "admin".to_owned(),
+            books: "books".to_owned(),
             loyalty: "loyal".to_owned(),
         };
         let text = statements(Granted::Main, &roles);

@@ -21,12 +21,19 @@ pub(super) struct Known {
     pub(super) reply: Reply,
 }
 
-/// The records of a batch's events, by (source, id).
+/// Source and id, which name an event.
+pub(super) type Identity = (String, String);
+
+pub(super) fn identity(source: &Source, id: &EventId) -> Identity {
+    (source.as_str().to_owned(), id.as_str().to_owned())
+}
+
+/// The records of a batch's events.
 pub(super) async fn read(
     connection: &mut PgConnection,
     sources: &[&str],
     ids: &[&str],
-) -> Result<HashMap<(String, String), Known>, Error> {
+) -> Result<HashMap<Identity, Known>, Error> {
     let rows = sqlx::query!(
         r#"select r.source, r.id, r.hash, r.reply as "reply: Json<Reply>"
            from unnest($1::text[], $2::text[]) as asked (source, id)
@@ -59,9 +66,9 @@ pub async fn are_known(pool: &PgPool, events: &[(&Source, &EventId)]) -> Result<
     let sources: Vec<_> = events.iter().map(|(source, _)| source.as_str()).collect();
     let ids: Vec<_> = events.iter().map(|(_, id)| id.as_str()).collect();
     let known = on_session(pool, Error::Read, async |session| read(session, &sources, &ids).await).await?;
-    let is_known =
-        |(source, id): &(&Source, &EventId)| known.contains_key(&(source.as_str().to_owned(), id.as_str().to_owned()));
-    Ok(events.iter().all(is_known))
+    Ok(events
+        .iter()
+        .all(|(source, id)| known.contains_key(&identity(source, id))))
 }
 
 /// The answer to a request that is recorded as a whole; `None` when there is no record yet.

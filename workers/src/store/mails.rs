@@ -22,7 +22,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Completed, Kind::Failed, Kind::RefundedInPart, Kind::Refunded];
+    pub const ALL: [Kind; 4] = [Kind::Completed, Kind::Failed, Kind::RefundedInPart, Kind::Refunded];
 
     const fn as_str(self) -> &'static str {
         match self {

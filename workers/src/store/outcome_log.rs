@@ -1,6 +1,6 @@
 //! What the database knows of the outcomes that a topic has, for an operator who vouches for its state.
 
-use holdfast_schemas::{OutcomeData, TicketOutcome, UserOutcome};
+use holdfast_schemas::{OutcomeData, TicketOutcome, UserOutcome, topics};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use super::outbox::Error;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggedOutcome {
     pub key: String,
-    /// The version of the key's row that it tells.
+    /// The version of the key's row that it tells; 1 for every entry of the ledger.
     pub version: i64,
     pub outcome: Uuid,
 }
@@ -21,16 +21,19 @@ pub struct LoggedOutcome {
 pub enum Log {
     Tickets,
     Users,
+    /// The ledger is the log of its own entries; each movement has one.
+    Ledger,
 }
 
 impl Log {
-    pub const ALL: [Log; 2] = [Log::Tickets, Log::Users];
+    pub const ALL: [Log; 3] = [Log::Tickets, Log::Users, Log::Ledger];
 
     /// The topic that tells what the log has.
     pub fn topic(self) -> &'static str {
         match self {
             Log::Tickets => TicketOutcome::TOPIC,
             Log::Users => UserOutcome::TOPIC,
+            Log::Ledger => topics::LEDGER_ENTRIES,
         }
     }
 }
@@ -72,6 +75,21 @@ pub async fn unknown(db: &mut PgConnection, log: Log, told: &[LoggedOutcome]) ->
             .fetch_all(db)
             .await
         }
+        Log::Ledger => {
+            sqlx::query_as!(
+                LoggedOutcome,
+                r#"select told.key as "key!", told.version as "version!", told.outcome as "outcome!"
+                from unnest($1::text[], $2::bigint[], $3::uuid[]) as told (key, version, outcome)
+                where not exists (
+                    select from ledger log where log.movement = told.outcome and log.checkout = told.key and log.told
+                )"#,
+                &keys,
+                &versions,
+                &outcomes,
+            )
+            .fetch_all(db)
+            .await
+        }
     };
     unknown.map_err(Error::Told)
 }
@@ -101,6 +119,17 @@ pub async fn decided(
                 LoggedOutcome,
                 r#"select user_id as key, version, outcome from user_change_log
                 where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)"#,
+                since,
+            )
+            .fetch_all(db)
+            .await
+        }
+        Log::Ledger => {
+            sqlx::query_as!(
+                LoggedOutcome,
+                r#"select checkout as key, 1::bigint as "version!", movement as outcome from ledger
+                where told and amount > 0 and ($1::timestamptz is null or moved_at > $1)
+                    and movement not in (select message from outbox)"#,
                 since,
             )
             .fetch_all(db)

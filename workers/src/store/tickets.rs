@@ -28,6 +28,9 @@ struct Row {
     holder: Option<String>,
     held_until: Option<OffsetDateTime>,
     checkout: Option<String>,
+    lengthened: Option<Uuid>,
+    priced: Option<Uuid>,
+    hold_price: Option<i64>,
     changed_at: Option<OffsetDateTime>,
 }
 
@@ -38,14 +41,14 @@ pub(super) async fn lock(connection: &mut PgConnection, lines: &[Line]) -> Resul
     let rows = sqlx::query_as!(
         Row,
         r#"with locked as materialized (
-               select ticket, version, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, changed_at
+               select ticket, version, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, changed_at
                from tickets where ticket = any($1) order by ticket for no key update
            )
            -- The clock is read once they are locked.
            select clock.now as "now!", clock.generation as "generation!",
                   t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat,
                   t.price_amount as "price_amount?", t.price_currency as "price_currency?", t.status as "status?",
-                  t.hold, t.holder, t.held_until, t.checkout, t.changed_at as "changed_at?"
+                  t.hold, t.holder, t.held_until, t.checkout, t.lengthened, t.priced, t.hold_price, t.changed_at as "changed_at?"
            from (select clock_timestamp() as now, (select max(generation) from generations) as generation
                  from (select count(*) from locked) as waited) clock
            left join locked t on true"#,
@@ -117,6 +120,9 @@ pub struct TicketColumns<'a> {
     holder: Vec<Option<&'a str>>,
     held_until: Vec<Option<OffsetDateTime>>,
     checkout: Vec<Option<&'a str>>,
+    lengthened: Vec<Option<Uuid>>,
+    priced: Vec<Option<Uuid>>,
+    hold_price: Vec<Option<i64>>,
 }
 
 impl Stored for Ticket {
@@ -138,6 +144,15 @@ impl Stored for Ticket {
         columns.holder.push(holder.map(|holder| holder.as_str()));
         columns.held_until.push(held_until);
         columns.checkout.push(checkout.map(|checkout| checkout.as_str()));
+        let held = row.and_then(|row| match &row.state {
+            State::Held(hold) => Some(hold),
+            _ => None,
+        });
+        let hold_price = held.and_then(|hold| hold.price);
+        let id_if = |is: bool| held.filter(|_| is).map(|hold| hold.id.0);
+        columns.lengthened.push(id_if(held.is_some_and(|hold| hold.lengthened)));
+        columns.priced.push(id_if(hold_price.is_some()));
+        columns.hold_price.push(hold_price.map(|price| price.amount()));
     }
 
     fn read<'c>(
@@ -150,7 +165,7 @@ impl Stored for Ticket {
                 r#"select clock.now as "now!", clock.generation as "generation!",
                           t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat,
                           t.price_amount as "price_amount?", t.price_currency as "price_currency?", t.status as "status?",
-                          t.hold, t.holder, t.held_until, t.checkout, t.changed_at as "changed_at?"
+                          t.hold, t.holder, t.held_until, t.checkout, t.lengthened, t.priced, t.hold_price, t.changed_at as "changed_at?"
                    from (select clock_timestamp() as now, (select max(generation) from generations) as generation) clock
                    left join tickets t on t.ticket = any($1)"#,
                 keys as _,
@@ -204,6 +219,9 @@ impl Stored for Ticket {
                 &columns.holder as _,
                 &columns.held_until as _,
                 &columns.checkout as _,
+                &columns.lengthened as _,
+                &columns.priced as _,
+                &columns.hold_price as _,
             );
             let written = written.fetch_one(connection).await.map_err(Error::Write)?;
             Ok(written.passed)
@@ -247,6 +265,12 @@ fn parse(row: Row) -> Result<KeyedRow<Ticket>, Error> {
             id: HoldId(hold),
             user: parse_column(&key, || UserId::try_from(user))?,
             until,
+            lengthened: row.lengthened == Some(hold),
+            price: row
+                .hold_price
+                .filter(|_| row.priced == Some(hold))
+                .map(|amount| parse_column(&key, || Price::parse(amount, &price_currency)))
+                .transpose()?,
         }),
         ("sold", Some(hold), Some(user), None, Some(checkout)) => State::Sold(Sale {
             hold: HoldId(hold),

@@ -3,6 +3,7 @@
 use holdfast_schemas::{DeadLetter, EventData, topics};
 
 use super::change_history::ChangeHistory;
+use super::entries::Entries;
 use super::history::{History, Ticket, User};
 use super::identity::TopicPartition;
 use super::letters::{Claim, Original};
@@ -17,6 +18,7 @@ pub(super) struct Look {
     pub(super) tickets: Book<Ticket>,
     pub(super) users: Book<User>,
     pub(super) payments: Payments,
+    pub(super) entries: Entries,
     pub(super) report: Report,
     pub(super) terms: Terms,
 }
@@ -33,6 +35,7 @@ impl Look {
             tickets: Book::new(generation, terms),
             users: Book::new(generation, terms),
             payments: Payments::default(),
+            entries: Entries::default(),
             report: Report::default(),
             terms,
         }

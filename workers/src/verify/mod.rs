@@ -15,11 +15,12 @@
 //! An event is one stream's, so each stream has a [`Book`](look::Book), all by the same code. These judge, without any I/O:
 //! [`change_history`] what the database says, by itself and beside the outcomes that were told, [`history`] the life of each
 //! ticket and user, [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has
-//! the money that it should have, [`records`] what became of the records, [`letters`] and [`reuse`] whether a dead letter says
+//! the money that it should have, [`entries`] whether each movement of it was told, [`records`] what became of the records, [`letters`] and [`reuse`] whether a dead letter says
 //! what is so, [`retention`] what Kafka can have removed. Two read: [`snapshot`], on a [`session`], and [`topics`].
 
 mod change_history;
 mod credits;
+mod entries;
 mod history;
 mod identity;
 mod letters;
@@ -35,6 +36,7 @@ mod terms;
 mod topics;
 
 use anyhow::Context;
+use time::OffsetDateTime;
 
 use crate::config;
 use crate::kafka::on_thread;
@@ -101,10 +103,16 @@ async fn look(
 
 /// Hears what the provider has of each payment.
 async fn compare(provider: &Provider, database: &config::Database, look: &mut Look) -> anyhow::Result<()> {
-    let Look { payments, report, .. } = look;
+    let Look {
+        payments,
+        report,
+        terms,
+        ..
+    } = look;
+    let now = OffsetDateTime::from_unix_timestamp(terms.now / 1_000).context("no time of this calendar")?;
     if let Some(since) = payments.since {
         provider
-            .each(since, &mut |payment| payments.hear(payment, report))
+            .each(since, now, &mut |payment| payments.hear(payment, report))
             .await?;
     }
     let younger = snapshot::which_exist(database, &payments.strangers()).await?;

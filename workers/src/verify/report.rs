@@ -30,14 +30,14 @@ pub struct Report {
     pub pending: u64,
     /// Records older than everything that could account for them: retention has removed it.
     pub out_of_scope: u64,
-    /// Events, outcomes, credits, what is missing in the life of a user, and records whose dead letter lies.
+    /// Events, outcomes, entries of the ledger, credits, what is missing in the life of a user, and records whose dead letter lies.
     pub lost: u64,
-    /// Events, outcomes and credits that took effect or were sent twice.
+    /// Events, outcomes, entries of the ledger and credits that took effect or were sent twice.
     pub doubled: u64,
     pub out_of_order: u64,
     /// Steps in a ticket's change log that cannot follow the step before, and rows that differ from their log.
     pub oversold: u64,
-    /// Checkouts whose money, credits and seats do not agree, and those that neither end nor take a step.
+    /// Checkouts whose money, credits and seats do not agree, entries that say otherwise than the ledger, and checkouts that neither end nor take a step.
     pub money_mismatch: u64,
     /// Payments that the provider still has open although their checkouts have ended; only where a provider is set.
     pub open_authorisations: u64,

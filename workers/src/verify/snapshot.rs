@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
-use holdfast_schemas::{CheckoutId, Currency, DeadLetter, Outcome, OutcomeData, OutcomeId, Reply, topics};
+use holdfast_schemas::{CheckoutId, Currency, DeadLetter, Outcome, OutcomeData, OutcomeId, Reply, ledger, topics};
 use sqlx::{Connection, Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::change_history::{Answered, Change, Entry, Record};
 use super::credits::{Credit, Spent};
+use super::entries::Movement;
 use super::history::{History, OutcomeOf, Ticket, TicketRow, User, UserRow};
 use super::identity::{Digest, Fingerprint, digest};
 use super::letters::Original;
@@ -45,6 +46,9 @@ pub(super) async fn read(
     spent(&mut snapshot, &mut look)
         .await
         .context("cannot read the credits of checkouts")?;
+    entries(&mut snapshot, &mut look)
+        .await
+        .context("cannot read the ledger")?;
     mails(&mut snapshot, &mut look).await.context("cannot read the mails")?;
     records(&mut snapshot, &mut look)
         .await
@@ -101,6 +105,7 @@ async fn tickets(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
             holder: row.holder,
             held_until: row.held_until,
             checkout: row.checkout,
+            hold_price: row.hold_price,
             changed_at,
         });
         let change = Change {
@@ -219,6 +224,40 @@ async fn money(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
     Ok(())
 }
 
+/// The movements that are to be told.
+async fn entries(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let restored =
+        sqlx::query_scalar!("select started_at from generations where generation > 1 order by generation desc limit 1");
+    if let Some(at) = snapshot
+        .server
+        .answer(restored.fetch_optional(&mut *snapshot.sql))
+        .await?
+    {
+        look.entries.restored(at);
+    }
+    let mut rows = sqlx::query!(
+        r#"select gets.movement, gets.checkout, gets.kind, gets.account as "to", gives.account as "from", gets.amount, gets.currency,
+                  gets.moved_at
+           from ledger gets
+           join ledger gives on gives.movement = gets.movement and gives.amount < 0
+           where gets.amount > 0 and gets.told"#
+    )
+    .fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
+        look.entries.book(Movement {
+            id: row.movement,
+            checkout: row.checkout,
+            kind: row.kind,
+            to: row.to,
+            from: row.from,
+            amount: row.amount,
+            currency: row.currency,
+            at: row.moved_at,
+        });
+    }
+    Ok(())
+}
+
 /// Those of these checkouts that the database has now.
 pub(super) async fn which_exist(database: &config::Database, checkouts: &[&str]) -> anyhow::Result<HashSet<String>> {
     if checkouts.is_empty() {
@@ -332,6 +371,10 @@ async fn outbox(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<
             topics::PAYMENTS_OUTCOMES => {
                 let outcome = Outcome::from_json(&row.value).with_context(unreadable)?;
                 look.users.change_history.waiting(&outcome, &mut look.report);
+            }
+            topics::LEDGER_ENTRIES => {
+                let entry = ledger::Entry::from_json(&row.value).with_context(unreadable)?;
+                look.entries.waiting(&entry, &mut look.report);
             }
             topic => bail!(
                 "outbox row {} is for {topic:?}, which is no topic of Holdfast's",

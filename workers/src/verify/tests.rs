@@ -464,6 +464,7 @@ fn reserve(by: &str) -> TicketEvent {
     TicketEvent::ReservationRequested(events::ReservationRequested {
         user: user(by),
         hold_for: None,
+        price: None,
     })
 }
 
@@ -541,6 +542,7 @@ fn row(status: &str, holder: Option<(&str, &str)>) -> TicketRow {
         holder: holder.map(|(user, _)| user.into()),
         held_until: (status == "held").then_some(NOON + Duration::minutes(15)),
         checkout: None,
+        hold_price: None,
         changed_at: NOON,
     }
 }
@@ -1159,7 +1161,8 @@ fn a_log_without_a_row_is_oversold() {
 #[test]
 fn a_row_that_says_something_else_than_its_log_is_oversold() {
     type Edit = fn(&mut TicketRow);
-    let changes: [(&str, Edit); 5] = [
+    let changes: [(&str, Edit); 6] = [
+        ("hold_price", |row| row.hold_price = Some(1)),
         ("status", |row| row.status = "available".into()),
         ("holder", |row| row.holder = Some("eve".into())),
         ("hold", |row| row.hold = Some(hold("ann").as_uuid())),
@@ -1188,6 +1191,65 @@ fn two_live_holds_are_oversold() {
             .contains("two live holds"),
         "{report}"
     );
+}
+
+#[test]
+fn a_hold_is_lengthened_once_while_it_lasts_and_never_shortened() {
+    let lengthened = |minutes| {
+        TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened {
+            user: user("bob"),
+            hold: hold("bob-2"),
+            until: NOON + Duration::minutes(minutes),
+        })
+    };
+    for (ends, wrong) in [
+        (&[20][..], None),
+        (&[20, 25], Some("lengthened twice")),
+        (&[10], Some("an earlier end")),
+    ] {
+        let mut world = world();
+        for (causes, minutes) in ["c-1/lengthen", "c-2/lengthen"].iter().zip(ends) {
+            world.rows[0].1 += 1;
+            let version = world.rows[0].1;
+            world.tells(("checkout", causes), 0, "A-1", &lengthened(*minutes), version);
+        }
+        world.row().held_until = ends.last().map(|minutes| NOON + Duration::minutes(*minutes));
+        let report = world.verify();
+        match wrong {
+            None => assert!(report.is_clean(), "{report}"),
+            Some(wrong) => assert!(only(&report, Promise::Oversold, "A-1").contains(wrong), "{report}"),
+        }
+    }
+}
+
+#[test]
+fn a_hold_has_one_price_and_no_higher_one_than_the_ticket() {
+    let priced = |amount, event| {
+        TicketOutcome::TicketHoldPriced(outcomes::TicketHoldPriced {
+            user: user("bob"),
+            hold: hold(event),
+            price: Price::parse(amount, "EUR").unwrap(),
+        })
+    };
+    for (told, row, wrong) in [
+        (priced(1, "bob-2"), Some(1), None),
+        (priced(1, "bob-2"), None, Some("hold_price")),
+        (priced(4501, "bob-2"), Some(4501), Some("more than")),
+        (priced(1, "ann"), Some(1), Some("another hold")),
+    ] {
+        let mut world = world();
+        world.tells((SHOP, "bob-2"), 1, "A-1", &told, 6);
+        world.rows[0].1 = 6;
+        world.row().hold_price = row;
+        let report = world.verify();
+        match wrong {
+            None => assert!(report.is_clean(), "{report}"),
+            Some(wrong) => {
+                let found = report.offence(Promise::Oversold).unwrap();
+                assert!(found.what.contains(wrong), "{report}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ select
     t.holder       as "holder?",
     t.held_until   as "held_until?",
     t.checkout     as "checkout?",
+    case when t.priced = t.hold then t.hold_price end as "hold_price?",
     t.changed_at   as "row_changed_at?"
 from ticket_change_log l
 full join tickets t using (ticket, version)

@@ -1,7 +1,7 @@
 //! Reads the topics that verify compares with the database.
 
 use anyhow::Context;
-use holdfast_schemas::{DeadLetter, EventData, Outcome, OutcomeData, topics};
+use holdfast_schemas::{DeadLetter, EventData, Outcome, OutcomeData, ledger, topics};
 use rdkafka::message::{BorrowedMessage, Message};
 use time::OffsetDateTime;
 
@@ -22,6 +22,7 @@ pub(super) struct Topics(Reader);
 pub(super) struct Before {
     tickets: Extents,
     users: Extents,
+    entries: Extent,
 }
 
 /// The extents of the topics of one stream.
@@ -40,6 +41,7 @@ impl Topics {
         Ok(Before {
             tickets: self.extents::<Ticket>()?,
             users: self.extents::<User>()?,
+            entries: self.0.committed(topics::LEDGER_ENTRIES)?,
         })
     }
 
@@ -56,6 +58,7 @@ impl Topics {
         let now = look.terms.now;
         self.stream(&before.tickets, now, &mut look.tickets, &mut look.report)?;
         self.stream(&before.users, now, &mut look.users, &mut look.report)?;
+        self.entries(&before.entries, look)?;
         look.judge(&letters);
         Ok(())
     }
@@ -118,6 +121,26 @@ impl Topics {
         })?;
         report.starts(topic, &extent);
         Ok(removed)
+    }
+
+    /// Reads the entries of the ledger, and judges them.
+    fn entries(&self, before: &Extent, look: &mut Look) -> anyhow::Result<()> {
+        let topic = topics::LEDGER_ENTRIES;
+        let extent = self.0.written(topic)?;
+        let mut removed = Removed::new(&extent, self.0.keeps(topic)?, look.terms.now);
+        let Look { entries, report, .. } = look;
+        self.0.each(topic, &extent, |message| {
+            let (partition, offset) = (message.partition(), message.offset());
+            removed.left(partition, millis(broker_time(message)));
+            let entry = ledger::Entry::from_json(message.payload().unwrap_or_default())
+                .with_context(|| format!("the record {topic}/{partition}/{offset} cannot be read"))?;
+            let end = before.get(&partition).map_or(0, |(_, end)| *end);
+            entries.told(offset < end, message.key(), &entry, report);
+            anyhow::Ok(())
+        })?;
+        entries.judge(&removed, report);
+        report.starts(topic, &extent);
+        Ok(())
     }
 
     fn public<H: History>(&self, extent: &Extent, book: &mut Book<H>, report: &mut Report) -> anyhow::Result<()> {

@@ -123,7 +123,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if wanted(Measurement::Cpu) {
         let distinct = Workload::new("cpu-distinct", scaled(20_000), scaled(20_000));
         let uniform = Workload::new("cpu-uniform", scaled(2_000), scaled(100_000));
-        bench.cpu(&[("distinct", distinct), ("uniform", uniform)]).await?;
+        let hot = Workload::new("cpu-hot", 1, scaled(50_000));
+        bench
+            .cpu(&[("distinct", distinct), ("uniform", uniform), ("hot", hot)])
+            .await?;
     }
     if wanted(Measurement::Checkout) {
         bench.checkout_cpu().await?;

@@ -172,7 +172,7 @@ impl Sale {
         let count = orders.len();
         self.display.say(&format!(
             "those who hold seats buy them: {count} checkouts; the payment provider declines some cards, loses answers, and tells \
-             everything twice"
+             everything twice. After a decline they give another card, or give up"
         ));
         self.begin(orders, BUYING_RATE);
         Ok(count)
@@ -302,8 +302,22 @@ impl Sale {
         self.books.outcome(&outcome, arrival.at)?;
         match (outcome.verb(), &outcome.data.user, &outcome.data.hold) {
             ("held", Some(user), Some(hold)) => self.react(&outcome.subject, user, hold),
+            ("payment_declined", ..) => {
+                let checkout = outcome.data.checkout.as_deref().unwrap_or_default();
+                self.send(script::after_decline(&outcome.subject, checkout, &outcome.id)?)
+            }
+            ("failed", ..) => self.let_go(&outcome.subject, outcome.data.checkout.as_deref().unwrap_or_default()),
             _ => Ok(()),
         }
+    }
+
+    /// A buyer whose checkout has failed holds its seats still, and releases them.
+    fn let_go(&mut self, user: &str, checkout: &str) -> anyhow::Result<()> {
+        let held = self.books.held_by(checkout).into_iter();
+        let release = |(ticket, hold): (String, String)| {
+            Step::event(Event::released(format!("let-go-{hold}"), &ticket, user, &hold))
+        };
+        held.map(release).try_for_each(|step| self.send(step))
     }
 
     /// Has some holders release their seat, and now and then another user try to release it.

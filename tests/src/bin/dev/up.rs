@@ -38,7 +38,6 @@ pub(crate) async fn run(Arguments { locked }: Arguments) -> anyhow::Result<()> {
     provider.webhooks_to(&stack.webhook_url()?, WEBHOOK_SECRET);
     provider.deliver_always(Delivery::InOrder);
     let holdfast = stack.holdfast("run", "dev").arg("--examples").provider(&provider);
-    let holdfast = holdfast.env("HOLDFAST_RETRY_DECLINED", "true");
     let mut holdfast = holdfast.webhooks().env("HOLDFAST_ABANDONED_AFTER", ABANDONED_AFTER);
     let hold_for = std::env::var(HOLD_FOR).ok();
     if let Some(hold_for) = &hold_for {

@@ -46,6 +46,9 @@ pub struct Payment {
     charge: Option<String>,
     /// The page to which the customer is sent back.
     pub return_url: Option<String>,
+    /// The parameters of its creation.
+    asked: Vec<(String, String)>,
+    pub livemode: bool,
     method: Option<String>,
     failure: Option<String>,
     metadata: BTreeMap<String, String>,
@@ -157,6 +160,11 @@ impl Books {
             "capture_method",
             "payment_method",
             "payment_method_types[]",
+            "on_behalf_of",
+            "transfer_data[destination]",
+            "application_fee_amount",
+            "statement_descriptor_suffix",
+            "description",
         ];
         only(KNOWN, fields)?;
         let amount = field(fields, "amount").and_then(|text| text.parse().ok());
@@ -186,7 +194,8 @@ impl Books {
         let id = self.id("pi");
         let payment = Payment {
             id,
-            checkout: metadata.get("checkout").cloned().unwrap_or_default(),
+            checkout: metadata.get("holdfast_checkout").cloned().unwrap_or_default(),
+            asked: fields.to_vec(),
             status: match method {
                 Some(_) => Status::RequiresConfirmation,
                 None => Status::RequiresPaymentMethod,
@@ -198,6 +207,7 @@ impl Books {
             refunded: 0,
             charge: None,
             return_url: None,
+            livemode: false,
             method,
             failure: None,
             metadata,
@@ -369,10 +379,11 @@ impl Books {
 
     /// Newest first.
     pub(super) fn list(&self, fields: &Fields) -> Answer {
-        only(&["limit", "created[gte]", "starting_after"], fields)?;
+        only(&["limit", "created[gte]", "created[lt]", "starting_after"], fields)?;
         let number =
             |name| field(fields, name).map(|text| text.parse::<i64>().map_err(|_| invalid("parameter_invalid", name)));
         let since = number("created[gte]").transpose()?.unwrap_or(0);
+        let before = number("created[lt]").transpose()?.unwrap_or(i64::MAX);
         let limit = usize::try_from(number("limit").transpose()?.unwrap_or(10)).unwrap_or(0);
         if !(1..=100).contains(&limit) {
             return Err(invalid("parameter_invalid", "limit"));
@@ -381,7 +392,7 @@ impl Books {
             .payments
             .iter()
             .rev()
-            .filter(|payment| payment.created >= since)
+            .filter(|payment| (since..before).contains(&payment.created))
             .collect();
         if let Some(last) = field(fields, "starting_after") {
             let place = listed.iter().position(|payment| payment.id == last);
@@ -582,11 +593,19 @@ impl Payment {
             "currency": self.currency,
             "last_payment_error": self.failure.as_deref().map(decline_error),
             "latest_charge": self.charge.as_ref().map(|_| self.tell_charge()),
-            "livemode": false,
+            "livemode": self.livemode,
             "metadata": self.metadata,
             "next_action": (self.status == Status::RequiresAction).then(|| json!({ "type": "use_stripe_sdk" })),
             "payment_method": self.method,
+            "on_behalf_of": self.asked_for("on_behalf_of"),
+            "transfer_data": self.asked_for("transfer_data[destination]").map(|account| json!({ "destination": account })),
+            "application_fee_amount": self.asked_for("application_fee_amount").and_then(|fee| fee.parse::<i64>().ok()),
         })
+    }
+
+    /// A parameter of its creation.
+    pub fn asked_for(&self, name: &str) -> Option<&str> {
+        field(&self.asked, name)
     }
 
     /// What the customer's page must show to confirm it.
@@ -686,13 +705,14 @@ const FAILING_REFUND: &str = "pm_card_refundFail";
 /// stays under way.
 const NEVER_CAPTURED: &str = "pm_card_captureUnavailable";
 
-/// The decline code of a card that Stripe's page on testing names.
+/// The decline code of a card that Stripe's page on testing names. `AmountTooLarge` is this simulator's alone: no other card would help.
 fn declined_card(method: &str) -> Option<&'static str> {
     let (_, kind) = method.split_once("chargeDeclined")?;
     Some(match kind {
         "InsufficientFunds" => "insufficient_funds",
         "LostCard" => "lost_card",
         "ExpiredCard" => "expired_card",
+        "AmountTooLarge" => "amount_too_large",
         _ => "generic_decline",
     })
 }

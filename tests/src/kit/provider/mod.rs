@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response};
@@ -25,13 +25,16 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
 use super::process::lock;
 use books::{Answer, Books, Refused};
 pub use books::{Kind, Movement, Payment, Refund, RefundStatus, Status};
 pub use webhooks::{Delivery, sign};
+
+/// The parameters of a refund.
+const REFUND: &[&str] = &["payment_intent", "reverse_transfer", "refund_application_fee"];
 
 /// The secret key that requests must carry.
 pub const KEY: &str = "sk_test_simulator";
@@ -86,7 +89,7 @@ pub enum Fault {
     Slow(Duration),
     /// 409: another request for this payment is under way.
     Busy,
-    /// 429.
+    /// 429, with the request to wait for no second.
     TooMany,
     /// 500, kept for the idempotency key.
     Broken { done: bool },
@@ -126,6 +129,10 @@ struct Kept {
 #[derive(Default)]
 struct Faults {
     away: bool,
+    /// The key that is taken, if it is another than [`KEY`].
+    key: Option<String>,
+    /// Until then every request is one too many.
+    too_many_until: Option<Instant>,
     plans: Vec<Plan>,
     rates: Vec<(Fault, u32)>,
     seed: u64,
@@ -175,13 +182,13 @@ impl Simulator {
         self.url.clone()
     }
 
-    /// Settings that make a worker use this provider, with a short time-out. A declined checkout fails at once.
+    /// Settings that make a worker use this provider, with a short time-out and as many calls as there are.
     pub fn settings(&self) -> [(&'static str, String); 4] {
         [
             ("HOLDFAST_PROVIDER_URL", self.url()),
             ("HOLDFAST_PROVIDER_KEY", String::from(KEY)),
             ("HOLDFAST_PROVIDER_TIMEOUT", String::from("2s")),
-            ("HOLDFAST_RETRY_DECLINED", String::from("false")),
+            ("HOLDFAST_PROVIDER_CALLS_PER_SECOND", String::from("100000")),
         ]
     }
 
@@ -209,6 +216,16 @@ impl Simulator {
     /// While `away`, every connection is cut, as if the provider could not be reached.
     pub fn away(&self, away: bool) {
         lock(&self.state.faults).away = away;
+    }
+
+    /// From now on no other key is taken, until [`Self::heal`].
+    pub fn replace_key(&self, key: &str) {
+        lock(&self.state.faults).key = Some(String::from(key));
+    }
+
+    /// For so long every request is answered 429, with the request to wait for the rest of it.
+    pub fn too_many_for(&self, pause: Duration) {
+        lock(&self.state.faults).too_many_until = Some(Instant::now() + pause);
     }
 
     /// Forgets the idempotency keys, as Stripe does after a day.
@@ -373,15 +390,23 @@ type Reply = (u16, Value, bool);
 
 impl State {
     async fn answer(&self, asked: &ReceivedRequest) -> io::Result<Response<Full<Bytes>>> {
-        let request = match Parsed::new(asked) {
+        let (key, too_many_until) = {
+            let faults = lock(&self.faults);
+            (faults.key.clone(), faults.too_many_until)
+        };
+        let request = match Parsed::new(asked, key.as_deref().unwrap_or(KEY)) {
             Ok(request) => request,
             Err(refused) => return respond((refused.status, json!({ "error": refused.error }), false)),
         };
+        let left = too_many_until.map(|until| until.saturating_duration_since(Instant::now()));
+        if let Some(left) = left.filter(|left| !left.is_zero()) {
+            return respond_after(refusal(429, "rate_limit"), left);
+        }
         let fault = lock(&self.faults).next(request.call, &self.checkout_of(&request));
         let told = match fault {
             Some(Fault::RequestLost) => return Err(io::ErrorKind::ConnectionReset.into()),
             Some(Fault::Busy) => refusal(409, "lock_timeout"),
-            Some(Fault::TooMany) => refusal(429, "rate_limit"),
+            Some(Fault::TooMany) => return respond_after(refusal(429, "rate_limit"), Duration::ZERO),
             Some(Fault::Unavailable) => refusal(503, "api_error"),
             fault => self.once(asked, &request, fault).await,
         };
@@ -442,7 +467,7 @@ impl State {
             },
             Call::Capture => books::only(&[], fields).and_then(|()| books.capture(id, None)),
             Call::Cancel => books::only(&[], fields).and_then(|()| books.cancel(id)),
-            Call::Refund => books::only(&["payment_intent"], fields).and_then(|()| books.refund(id, None)),
+            Call::Refund => books::only(REFUND, fields).and_then(|()| books.refund(id, None)),
             Call::Retrieve => books.retrieve(id),
             Call::List => books.list(fields),
         });
@@ -465,7 +490,10 @@ impl State {
     }
 
     fn checkout_of(&self, request: &Parsed) -> String {
-        let named = request.fields.iter().find(|(name, _)| name == "metadata[checkout]");
+        let named = request
+            .fields
+            .iter()
+            .find(|(name, _)| name == "metadata[holdfast_checkout]");
         if let Some((_, checkout)) = named {
             return checkout.clone();
         }
@@ -511,14 +539,14 @@ struct Parsed {
 }
 
 impl Parsed {
-    fn new(asked: &ReceivedRequest) -> Result<Parsed, Refused> {
+    fn new(asked: &ReceivedRequest, key: &str) -> Result<Parsed, Refused> {
         let refused = |status, message: &str| Refused {
             status,
             error: json!({ "type": "invalid_request_error", "message": message }),
             kept: false,
         };
         let authorized = asked.headers.get("authorization");
-        if authorized.is_none_or(|header| header != &format!("Bearer {KEY}")) {
+        if authorized.is_none_or(|header| header != &format!("Bearer {key}")) {
             return Err(refused(401, "Invalid API Key provided"));
         }
         let (path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
@@ -559,6 +587,14 @@ fn refusal(status: u16, code: &str) -> Reply {
 
 fn refusal_of(status: u16, kind: &str, code: &str) -> Reply {
     (status, json!({ "error": { "type": kind, "code": code } }), false)
+}
+
+/// An answer that asks the client to wait for so long, in whole seconds.
+fn respond_after(reply: Reply, pause: Duration) -> io::Result<Response<Full<Bytes>>> {
+    let mut response = respond(reply)?;
+    let seconds = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+    response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    Ok(response)
 }
 
 fn respond((status, body, replayed): Reply) -> io::Result<Response<Full<Bytes>>> {

@@ -28,8 +28,6 @@ pub enum Fact {
     Retried { attempt: i32, method: PaymentMethod },
     /// The buyer gives the checkout up. Once the seats are sold it is too late for that.
     Cancelled,
-    /// The provider does not take the call until a setting, the account or this program is mended.
-    Misconfigured,
     /// All seats are sold, within the transaction that writes this.
     SeatsSold,
     /// A seat cannot be sold to this user any more; none was.
@@ -99,7 +97,6 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
             State::Sold => Transition::default(),
             _ => give_up(checkout, CheckoutFailure::Cancelled),
         },
-        Fact::Misconfigured => unauthorised(checkout, CheckoutFailure::Misconfigured.into()),
         Fact::SeatsSold => sold(checkout),
         Fact::SeatsGone => unsold(checkout, CheckoutFailure::SeatsGone),
         Fact::LimitReached => unsold(checkout, CheckoutFailure::ShowLimitReached),
@@ -221,16 +218,6 @@ fn retried(checkout: &Checkout, attempt: i32, method: PaymentMethod) -> Transiti
     row(checkout, next)
 }
 
-/// The provider does not authorise the payment.
-fn unauthorised(checkout: &Checkout, failure: Failure) -> Transition {
-    match checkout.state {
-        State::Opened | State::Created | State::Waiting | State::Processing => {
-            row(checkout, moved(checkout, State::Undoing(failure)))
-        }
-        _ => Transition::default(),
-    }
-}
-
 fn sold(checkout: &Checkout) -> Transition {
     if !is_to_sell(checkout) {
         return Transition::default();
@@ -287,7 +274,8 @@ fn captured(checkout: &Checkout) -> Transition {
     transition
 }
 
-/// The checkout has failed: nothing of the payment is left, so the seats and credits go back too.
+/// The checkout has failed: nothing of the payment is left. What was sold goes back too; what was not stays held for the user,
+/// who may buy it by another checkout as long as the holds last.
 fn given_back(checkout: &Checkout, captured: i64) -> Transition {
     let State::Undoing(failure) = &checkout.state else {
         return Transition::default();
@@ -298,6 +286,10 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
         ..moved(checkout, State::Failed(failure.clone()))
     };
     let spent = checkout.credits.filter(|_| checkout.sold);
+    let (seats, purchases) = match checkout.sold {
+        true => (Seats::Returned, Purchases::TakenOff),
+        false => Default::default(),
+    };
     let back = [
         movement(MovementKind::CreditBack, spent.map_or(0, Credits::amount)),
         movement(MovementKind::Capture, captured),
@@ -311,12 +303,8 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
         })],
         movements: back.concat(),
         mails: vec![CustomerMail::Failed],
-        seats: Seats::Freed,
-        purchases: if checkout.sold {
-            Purchases::TakenOff
-        } else {
-            Purchases::Kept
-        },
+        seats,
+        purchases,
         credits: spent.map(CreditsChange::Returned),
         ..row(checkout, next)
     }

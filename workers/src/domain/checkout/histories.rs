@@ -67,7 +67,6 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("retried", retried(1)),
         ("retried before", retried(0)),
         ("cancelled", Fact::Cancelled),
-        ("misconfigured", Fact::Misconfigured),
         ("seats sold", Fact::SeatsSold),
         ("seats gone", Fact::SeatsGone),
         ("limit reached", Fact::LimitReached),
@@ -328,8 +327,8 @@ fn effects(transition: &Transition) -> [(&'static str, Vec<&'static str>); 5] {
         ("mail", mails.collect()),
         (
             "seats",
-            if transition.seats == Seats::Freed {
-                vec!["freed"]
+            if transition.seats == Seats::Returned {
+                vec!["returned"]
             } else {
                 vec![]
             },

@@ -22,10 +22,10 @@ use time::{Duration, OffsetDateTime};
 
 pub use disputes::Dispute;
 pub use facts::{Fact, PaymentStatus, apply};
-pub use opening::{MOST_TICKETS, SaleTerms, Stock, Wish, open};
+pub use opening::{Charges, MOST_TICKETS, SaleTerms, Stock, Wish, open};
 pub use refunds::Refund;
 pub use reports::{Known, Matter, ProviderReport, Reported};
-pub use seats::{freeing, sale};
+pub use seats::{lengthening, returning, sale};
 pub use transition::{CreditsChange, CustomerMail, Purchases, Seats, Transition};
 
 /// Time for which the creation of a payment is retried under its idempotency key: the provider keeps keys for 24 hours (Stripe).

@@ -6,10 +6,10 @@ use holdfast_schemas::{
     CheckoutId, Credits, Currency, PaymentMethod, Price, ShowId, TicketId, UserId, UserOutcome, UserRefusalReason,
     outcomes,
 };
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
-use super::{Checkout, Line, State, Transition};
-use crate::domain::{State as TicketState, Ticket};
+use super::{Checkout, Line, Seats, State, Transition};
+use crate::domain::{Hold, State as TicketState, Ticket};
 
 /// Most tickets of one checkout.
 pub const MOST_TICKETS: usize = 100;
@@ -38,15 +38,20 @@ impl Wish<'_> {
     }
 }
 
+/// Whether the payment provider charges an amount; else the reason why it never does.
+pub type Charges = fn(Price) -> Result<(), UserRefusalReason>;
+
 /// The settings of the installation that the rules need.
 #[derive(Clone, Copy, Debug)]
 pub struct SaleTerms {
-    /// True if there is a payment provider.
-    pub provider: bool,
+    /// Which amounts the payment provider charges, if there is one.
+    pub charges: Option<Charges>,
     /// The currency that credits can pay, if there is a loyalty database.
     pub credits: Option<Currency>,
     /// The most tickets of one show that one user may have.
     pub show_limit: Option<i32>,
+    /// The time for which holds last at least when a checkout opens.
+    pub hold: Duration,
 }
 
 /// The rows that a request for a checkout is decided on.
@@ -55,8 +60,12 @@ pub struct Stock {
     pub tickets: HashMap<String, Ticket>,
     /// The tickets of each show that the user has bought before.
     pub bought: HashMap<String, i32>,
+    /// The user's credits, where some are to be spent and the loyalty database tells. A hint: the sale takes what is there then.
+    pub credits: Option<i64>,
     /// Another checkout buys one of the tickets' holds.
     pub under_way: bool,
+    /// The money for the tickets' shows goes to different accounts at the provider.
+    pub accounts_differ: bool,
 }
 
 /// Opens a checkout of tickets that the user holds, at the prices of the holds.
@@ -70,7 +79,13 @@ pub fn open(
     now: OffsetDateTime,
 ) -> Result<Transition, UserRefusalReason> {
     use UserRefusalReason as No;
-    let (lines, until) = held(wish, &stock.tickets, now)?;
+    let at_least = now + terms.hold;
+    let (lines, holds): (Vec<Line>, Vec<&Hold>) = held(wish, &stock.tickets, now)?.into_iter().unzip();
+    let is_short = |hold: &&Hold| hold.may_last(hold.id, at_least);
+    let ends = holds
+        .iter()
+        .map(|hold| if is_short(hold) { at_least } else { hold.until });
+    let until = ends.min().ok_or(No::EmptyCart)?;
     let total = total(&lines)?;
     let over = |limit: i32| {
         let bought = |show: &ShowId| stock.bought.get(show.as_str()).copied().unwrap_or(0);
@@ -86,6 +101,9 @@ pub fn open(
             None => return Err(No::NoLoyalty),
             Some(currency) if currency != total.currency() => return Err(No::CreditsCurrency),
             Some(_) if credits.amount() > total.amount() => return Err(No::CreditsTooMany),
+            Some(_) if stock.credits.is_some_and(|there| there < credits.amount()) => {
+                return Err(No::CreditsMissing);
+            }
             Some(_) => {}
         }
     }
@@ -109,11 +127,16 @@ pub fn open(
         undone: 0,
     };
     checkout.called_at = (checkout.due() > 0).then_some(now);
-    match checkout.due() {
-        0 => {}
-        _ if !terms.provider => return Err(No::NoProvider),
-        _ if checkout.method.is_none() => return Err(No::NoPaymentMethod),
-        _ => {}
+    if checkout.due() > 0 {
+        let charges = terms.charges.ok_or(No::NoProvider)?;
+        let due = Price::new(checkout.due(), checkout.currency()).map_err(|_| No::TotalTooHigh)?;
+        charges(due)?;
+        if checkout.method.is_none() {
+            return Err(No::NoPaymentMethod);
+        }
+        if stock.accounts_differ {
+            return Err(No::AccountsDiffer);
+        }
     }
     if stock.under_way {
         return Err(No::CheckoutUnderWay);
@@ -127,16 +150,20 @@ pub fn open(
     Ok(Transition {
         next: Some(checkout),
         outcomes: vec![told],
+        seats: match holds.iter().any(is_short) {
+            true => Seats::HeldUntil(at_least),
+            false => Seats::Kept,
+        },
         ..Transition::default()
     })
 }
 
-/// The tickets that the request is about, each held by the user, and the moment when the first of the holds ends.
-fn held(
+/// The tickets that the request is about, each with the user's hold.
+fn held<'s>(
     wish: &Wish<'_>,
-    tickets: &HashMap<String, Ticket>,
+    tickets: &'s HashMap<String, Ticket>,
     now: OffsetDateTime,
-) -> Result<(Vec<Line>, OffsetDateTime), UserRefusalReason> {
+) -> Result<Vec<(Line, &'s Hold)>, UserRefusalReason> {
     use UserRefusalReason as No;
     let different: HashSet<_> = wish.tickets().iter().collect();
     match wish.tickets().len() {
@@ -157,13 +184,11 @@ fn held(
             hold: hold.id,
             show: found.show.clone(),
             seat: found.seat.clone(),
-            price: found.price,
+            price: hold.price.unwrap_or(found.price),
         };
-        Ok((line, hold.until))
+        Ok((line, hold))
     });
-    let (lines, ends): (Vec<Line>, Vec<OffsetDateTime>) = held.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-    let until = ends.into_iter().min().ok_or(No::EmptyCart)?;
-    Ok((lines, until))
+    held.collect()
 }
 
 fn total(lines: &[Line]) -> Result<Price, UserRefusalReason> {

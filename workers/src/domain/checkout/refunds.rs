@@ -78,7 +78,7 @@ pub(super) fn booked(checkout: &Checkout, in_all: i64) -> Transition {
     match checkout.state {
         State::Completed if refunded == checkout.due() => Transition {
             movements: movement(MovementKind::Refund, more),
-            seats: Seats::Freed,
+            seats: Seats::Returned,
             purchases: Purchases::TakenOff,
             ..told(
                 checkout,

@@ -1,4 +1,4 @@
-//! The tickets of a checkout: the inputs that sell each, or free it.
+//! The tickets of a checkout: the inputs that sell each, lengthen its hold, or return it.
 
 use holdfast_schemas::HoldId;
 use time::OffsetDateTime;
@@ -26,6 +26,7 @@ pub fn sale(
         let hold = Input::Reserve {
             user: checkout.user.clone(),
             hold_for: None,
+            price: None,
             hold: anew,
         };
         let is_same = (&ticket.show, &ticket.seat, ticket.price) == (&line.show, &line.seat, line.price);
@@ -40,14 +41,17 @@ pub fn sale(
     }
 }
 
-/// The input that frees one ticket of a checkout that failed: it releases the hold or returns the sale. None when the ticket
-/// is no longer the checkout's.
-pub fn freeing(checkout: &Checkout, line: &Line, ticket: Option<&Ticket>, now: OffsetDateTime) -> Option<Input> {
+/// The input that lengthens the hold of one ticket. None when it lasts so long anyway, or was lengthened before.
+pub fn lengthening(line: &Line, ticket: Option<&Ticket>, until: OffsetDateTime) -> Option<Input> {
     match &ticket?.state {
-        TicketState::Held(hold) if hold.id == line.hold && now < hold.until => Some(Input::Release {
-            user: checkout.user.clone(),
-            hold: line.hold,
-        }),
+        TicketState::Held(held) if held.may_last(line.hold, until) => Some(Input::Lengthen { hold: line.hold, until }),
+        _ => None,
+    }
+}
+
+/// The input that returns one ticket of a checkout that has sold it. None when the ticket is no longer the checkout's.
+pub fn returning(checkout: &Checkout, ticket: Option<&Ticket>) -> Option<Input> {
+    match &ticket?.state {
         TicketState::Sold(sale) if sale.checkout == checkout.id => Some(Input::Return {
             checkout: checkout.id.clone(),
         }),

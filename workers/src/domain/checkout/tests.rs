@@ -9,7 +9,8 @@ use holdfast_schemas::{
 
 use super::*;
 use crate::domain::ledger::{Movement, MovementKind};
-use crate::domain::{State as TicketState, Ticket};
+use crate::domain::ticket::{self, Input};
+use crate::domain::{Decision, State as TicketState, Ticket};
 
 const MINUTE: Duration = Duration::minutes(1);
 
@@ -56,6 +57,8 @@ fn held(by: &str, number: &str, until: OffsetDateTime) -> Ticket {
         id: hold(number),
         user: user(by),
         until,
+        lengthened: false,
+        price: None,
     }))
 }
 
@@ -256,7 +259,7 @@ fn a_refund_in_part_leaves_the_seats_sold_and_one_in_full_frees_them() {
     let last = rest.next.clone().unwrap();
     assert_eq!((&last.state, last.refunded), (&State::Refunded, 60));
     assert_eq!(moved_by(&rest), [(MovementKind::Refund, 35)]);
-    assert_eq!((rest.seats, rest.purchases), (Seats::Freed, Purchases::TakenOff));
+    assert_eq!((rest.seats, rest.purchases), (Seats::Returned, Purchases::TakenOff));
     let mail = CustomerMail::Refunded {
         amount: price(35),
         so_far: 60,
@@ -315,7 +318,7 @@ fn a_refund_before_the_capture_is_known_is_told_right_after_the_completion() {
         };
         assert_eq!((told.amount, told.full), (price(in_all), in_all == 100));
         assert_eq!(done.mails.len(), 2);
-        assert_eq!(done.seats == Seats::Freed, in_all == 100);
+        assert_eq!(done.seats == Seats::Returned, in_all == 100);
     }
 }
 
@@ -777,10 +780,21 @@ fn what_was_spent_and_sold_goes_back_when_a_checkout_fails() {
     ];
     assert_eq!(moved_by(&failed), back);
     assert_eq!(failed.credits, Some(CreditsChange::Returned(Credits::new(40).unwrap())));
-    assert_eq!((failed.seats, failed.purchases), (Seats::Freed, Purchases::TakenOff));
+    assert_eq!((failed.seats, failed.purchases), (Seats::Returned, Purchases::TakenOff));
     let unsold = after(&Checkout { sold: false, ..spent }, Fact::GivenBack { captured: 0 });
     assert_eq!((moved_by(&unsold), unsold.credits), (vec![], None), "nothing was spent");
-    assert_eq!((unsold.seats, unsold.purchases), (Seats::Freed, Purchases::Kept));
+    assert_eq!((unsold.seats, unsold.purchases), Default::default(), "its holds go on");
+}
+
+fn any_amount(_: Price) -> Result<(), UserRefusalReason> {
+    Ok(())
+}
+
+fn fifty_or_more(due: Price) -> Result<(), UserRefusalReason> {
+    match due.amount() {
+        50.. => Ok(()),
+        _ => Err(UserRefusalReason::BelowMinimum),
+    }
 }
 
 #[test]
@@ -800,9 +814,10 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
         method: Some(&method),
     };
     let terms = SaleTerms {
-        provider: true,
+        charges: Some(any_amount),
         credits: Some(Currency::EUR),
         show_limit: Some(1),
+        hold: Duration::ZERO,
     };
     let stock = |ticket: Ticket| Stock {
         tickets: HashMap::from([("A1".to_owned(), ticket)]),
@@ -844,17 +859,32 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
         (no(wish(101), terms, ours()), No::CreditsTooMany),
         (no(unpaid, terms, ours()), No::NoPaymentMethod),
         (
+            no(wish(0), SaleTerms { charges: None, ..terms }, ours()),
+            No::NoProvider,
+        ),
+        (no(wish(1), SaleTerms { credits: None, ..terms }, ours()), No::NoLoyalty),
+        (
             no(
-                wish(0),
+                wish(40),
+                terms,
+                Stock {
+                    credits: Some(39),
+                    ..ours()
+                },
+            ),
+            No::CreditsMissing,
+        ),
+        (
+            no(
+                wish(60),
                 SaleTerms {
-                    provider: false,
+                    charges: Some(fifty_or_more),
                     ..terms
                 },
                 ours(),
             ),
-            No::NoProvider,
+            No::BelowMinimum,
         ),
-        (no(wish(1), SaleTerms { credits: None, ..terms }, ours()), No::NoLoyalty),
         (
             no(
                 wish(0),
@@ -877,9 +907,82 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
             ),
             No::CheckoutUnderWay,
         ),
+        (
+            no(
+                wish(0),
+                terms,
+                Stock {
+                    accounts_differ: true,
+                    ..ours()
+                },
+            ),
+            No::AccountsDiffer,
+        ),
     ] {
         assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn a_checkout_lengthens_each_hold_once_to_at_least_a_set_time() {
+    let (id, ann, method) = (CheckoutId::parse("c-1").unwrap(), user("ann"), method("pm_1"));
+    let cart = ["A1", "A2"].map(|ticket| TicketId::parse(ticket).unwrap());
+    let wish = Wish {
+        id: &id,
+        user: &ann,
+        named: None,
+        cart: &cart,
+        credits: None,
+        method: Some(&method),
+    };
+    let terms = SaleTerms {
+        charges: Some(any_amount),
+        credits: None,
+        show_limit: None,
+        hold: 10 * MINUTE,
+    };
+    let lengthened = |mut ticket: Ticket| {
+        if let TicketState::Held(hold) = &mut ticket.state {
+            hold.lengthened = true;
+        }
+        ticket
+    };
+    let opened = |one: &Ticket, two: &Ticket| {
+        let stock = Stock {
+            tickets: HashMap::from([("A1".to_owned(), one.clone()), ("A2".to_owned(), two.clone())]),
+            ..Stock::default()
+        };
+        let opened = open(&wish, terms, &stock, now()).unwrap();
+        (opened.seats, opened.next.unwrap().until - now())
+    };
+    let held = |minutes: i32| held("ann", "1", now() + minutes * MINUTE);
+    let at_least = now() + 10 * MINUTE;
+    assert_eq!(opened(&held(12), &held(11)), (Seats::Kept, 11 * MINUTE));
+    assert_eq!(opened(&held(12), &held(1)), (Seats::HeldUntil(at_least), 10 * MINUTE));
+    assert_eq!(
+        opened(&held(2), &lengthened(held(3))),
+        (Seats::HeldUntil(at_least), 3 * MINUTE)
+    );
+    assert_eq!(opened(&held(12), &lengthened(held(3))), (Seats::Kept, 3 * MINUTE));
+
+    let input = |ticket: &Ticket| lengthening(&line(), Some(ticket), at_least);
+    let hold = hold("1");
+    assert_eq!(input(&held(1)), Some(Input::Lengthen { hold, until: at_least }));
+    for other in [
+        held(10),
+        lengthened(held(1)),
+        self::held("ann", "2", now()),
+        ticket(TicketState::Available),
+    ] {
+        assert_eq!(input(&other), None, "{other:?}");
+    }
+    // The timer of the end that was put off ends nothing.
+    let Decision::Transition { next, .. } = ticket::decide(Some(&held(1)), input(&held(1)).unwrap(), now()) else {
+        panic!("it is lengthened");
+    };
+    let expire = |after| ticket::decide(next.as_ref(), Input::Expire { hold }, now() + after);
+    assert_eq!(expire(5 * MINUTE), Decision::Nothing);
+    assert!(matches!(expire(10 * MINUTE), Decision::Transition { .. }));
 }
 
 #[test]

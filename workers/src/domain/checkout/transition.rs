@@ -1,6 +1,7 @@
 //! What a fact changes.
 
 use holdfast_schemas::{Credits, Price, UserOutcome};
+use time::OffsetDateTime;
 
 use super::{Checkout, Dispute, Refund};
 use crate::domain::ledger::{Movement, MovementKind};
@@ -27,8 +28,10 @@ pub struct Transition {
 pub enum Seats {
     #[default]
     Kept,
-    /// Holds are released, sales returned.
-    Freed,
+    /// Each hold that was not lengthened before lasts at least until then.
+    HeldUntil(OffsetDateTime),
+    /// Those that the checkout has sold are for sale again.
+    Returned,
 }
 
 /// The effect on the counts of tickets that a user has bought.

@@ -254,8 +254,11 @@ impl World {
         }
         let transition = apply(seen, fact.clone(), self.clock);
         self.books.write(&fact, &transition);
-        if transition.seats == Seats::Freed && matches!(self.seat, Seat::Held | Seat::Ours) {
-            self.seat = Seat::Free;
+        if transition.seats == Seats::Returned {
+            // What it has not sold is not its to return: the hold goes on.
+            if std::mem::replace(&mut self.seat, Seat::Free) != Seat::Ours {
+                return Err(format!("a seat is returned that was not sold: {self:#?}"));
+            }
         }
         match transition.credits {
             Some(CreditsChange::Spent(credits)) => self.credits -= credits.amount(),

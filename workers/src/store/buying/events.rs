@@ -8,11 +8,12 @@ use holdfast_schemas::{
 use sqlx::PgConnection;
 
 use super::transition::tell;
-use super::{Buying, transaction};
+use super::{Buying, seats, transaction};
 use crate::domain::checkout::{
-    Checkout, Fact, Known, Matter, ProviderReport, Reported, Stock, Transition, Wish, apply, open,
+    Checkout, Fact, Known, Matter, ProviderReport, Reported, Seats, Stock, Transition, Wish, apply, open,
 };
 use crate::domain::{State as TicketState, Ticket, User};
+use crate::error;
 use crate::store::commit::{Answer, Stored, Unit, Work};
 use crate::store::{Error, checkout_seats, checkouts, disputes, purchases, refunds};
 
@@ -60,8 +61,12 @@ impl Buying {
             key: user.clone(),
             work: vec![work.work.clone()],
         };
+        let credits = match &work.matter {
+            Matter::Requested(requested) if requested.credits.is_some() => self.known_credits(user).await,
+            _ => None,
+        };
         let committed = transaction(&self.main, async |main: &mut PgConnection| match &work.matter {
-            Matter::Requested(requested) => self.open(main, work.event, requested, &unit, cart).await,
+            Matter::Requested(requested) => self.open(main, work.event, (requested, credits), &unit, cart).await,
             Matter::Reported(report) => self.hear(main, report, &unit).await,
             Matter::Retried(_) | Matter::Cancelled(_) => self.ask(main, &work.matter, &unit).await,
         });
@@ -71,11 +76,21 @@ impl Buying {
         Ok(event)
     }
 
+    /// The user's credits; none when the loyalty database does not tell, which keeps nobody from opening a checkout: the sale needs it.
+    async fn known_credits(&self, user: &UserId) -> Option<i64> {
+        let balance = self.loyalty.as_ref()?.balance(user).await;
+        let known = balance.inspect_err(|error| {
+            tracing::warn!(user = %user, error = error::chain(error), "credits are looked at when they are spent");
+        });
+        known.ok()
+    }
+
+    /// `credits`: those that the user has, as far as is known.
     async fn open(
         &self,
         main: &mut PgConnection,
         event: &Event<UserEvent>,
-        requested: &events::CheckoutRequested,
+        (requested, credits): (&events::CheckoutRequested, Option<i64>),
         unit: &Unit<User>,
         cart: &[TicketId],
     ) -> Result<Answered, Error> {
@@ -93,7 +108,7 @@ impl Buying {
                 Ok(Transition::default())
             }
             Some(_) => Err(UserRefusalReason::CheckoutIdUsed),
-            None => self.decide(main, &wish).await?,
+            None => self.decide(main, &wish, credits).await?,
         };
         let opened = match opened {
             Ok(opened) => opened,
@@ -101,18 +116,28 @@ impl Buying {
         };
         let answer = tell(main, unit, &opened.outcomes, self.retention).await?;
         let is_new = matches!(&answer, Answer::Fresh(reply) if reply.refusal().is_none());
-        if let (true, Some(checkout)) = (is_new, &opened.next)
-            && !checkouts::insert(main, checkout, event.hash()).await?
-        {
+        let (true, Some(checkout)) = (is_new, &opened.next) else {
+            return Ok(Answered::alone(answer));
+        };
+        if !checkouts::insert(main, checkout, event.hash()).await? {
             return Err(Error::Moved);
         }
-        Ok(Answered::alone(answer))
+        let tickets = match opened.seats {
+            Seats::HeldUntil(until) => seats::lengthen(main, checkout, until).await?,
+            _ => vec![],
+        };
+        Ok(Answered {
+            event: answer,
+            tickets,
+            told: vec![],
+        })
     }
 
     async fn decide(
         &self,
         main: &mut PgConnection,
         wish: &Wish<'_>,
+        credits: Option<i64>,
     ) -> Result<Result<Transition, UserRefusalReason>, Error> {
         let keys: Vec<&str> = wish.tickets().iter().map(TicketId::as_str).collect();
         let current = Ticket::read(main, &keys).await?;
@@ -124,10 +149,13 @@ impl Buying {
         });
         let holds: Vec<_> = holds.collect();
         let under_way = checkout_seats::under_way(main, &holds).await?;
+        let accounts_differ = self.shows.differ(current.rows.values().map(|ticket| &ticket.show));
         let stock = Stock {
             tickets: current.rows,
             bought,
+            credits,
             under_way,
+            accounts_differ,
         };
         Ok(open(wish, self.terms, &stock, current.now))
     }

@@ -21,10 +21,13 @@ use uuid::Uuid;
 pub use events::CheckoutWork;
 pub use transition::Recorded;
 
+pub use super::checkout_seats::LiveHold;
+
 use super::commit::{self, Answer, Stored};
 use super::credits::Loyalty;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::{Error, checkout_seats, disputes, on_session, purchases, together};
+use crate::config::ProviderShows;
 use crate::domain::Ticket;
 use crate::domain::checkout::{Checkout, SaleTerms, Transition};
 use crate::metrics::Metrics;
@@ -39,6 +42,8 @@ pub struct Buying {
     /// Absent: credits are refused.
     pub loyalty: Option<Loyalty>,
     pub terms: SaleTerms,
+    /// Tells whose money the payments for a show are.
+    pub shows: ProviderShows,
     /// True if there is a mail server, so that customers get mails.
     pub mails: bool,
     /// Retention of idempotency records.
@@ -78,6 +83,17 @@ impl Buying {
     pub async fn is_under_way(&self, hold: HoldId) -> Result<bool, Error> {
         on_session(&self.main, Error::Read, async |main| {
             checkout_seats::under_way(main, &[hold]).await
+        })
+        .await
+    }
+
+    /// Those of these tickets' holds that have not ended. A hint, as [`Buying::is_under_way`].
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn live(&self, holds: &[(&TicketId, HoldId)]) -> Result<Vec<LiveHold>, Error> {
+        on_session(&self.main, Error::Read, async |main| {
+            checkout_seats::live(main, holds).await
         })
         .await
     }

@@ -1,7 +1,8 @@
-//! The tickets of a checkout, which are sold or freed within the transaction that records it.
+//! The tickets of a checkout, which are sold, returned or held for longer within the transaction that records it.
 
 use holdfast_schemas::{TicketId, hold_id};
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{SOURCE, id, source, took_effect};
@@ -38,15 +39,37 @@ pub(super) async fn sell(
     }
 }
 
-/// Frees the tickets that the checkout holds or has bought; returns their answers.
-pub(super) async fn free(main: &mut PgConnection, checkout: &Checkout) -> Result<Vec<Answer>, Error> {
+/// Lengthens the holds of a checkout that opens, where they end before then and were not lengthened before; yields the answers of
+/// their tickets.
+pub(super) async fn lengthen(
+    main: &mut PgConnection,
+    checkout: &Checkout,
+    until: OffsetDateTime,
+) -> Result<Vec<Answer>, Error> {
     let current = tickets::lock(main, &checkout.lines).await?;
-    let freed = checkout.lines.iter().filter_map(|line| {
+    let lengthened = checkout.lines.iter().filter_map(|line| {
         let row = current.rows.get(line.ticket.as_str());
-        let input = checkout::freeing(checkout, line, row, current.now)?;
+        let input = checkout::lengthening(line, row, until)?;
         Some(unit(checkout, line.ticket.clone(), vec![input]))
     });
-    let units: Vec<_> = freed.collect();
+    let units: Vec<_> = lengthened.collect();
+    let answers = commit::on_locked(main, &ticket::decide, current, &units).await?;
+    // A hold has ended since the checkout was decided on.
+    match answers.iter().all(took_effect) {
+        true => Ok(answers),
+        false => Err(Error::Moved),
+    }
+}
+
+/// Puts the tickets that the checkout has sold on sale again; yields their answers.
+pub(super) async fn give_back(main: &mut PgConnection, checkout: &Checkout) -> Result<Vec<Answer>, Error> {
+    let current = tickets::lock(main, &checkout.lines).await?;
+    let returned = checkout.lines.iter().filter_map(|line| {
+        let row = current.rows.get(line.ticket.as_str());
+        let input = checkout::returning(checkout, row)?;
+        Some(unit(checkout, line.ticket.clone(), vec![input]))
+    });
+    let units: Vec<_> = returned.collect();
     commit::on_locked(main, &ticket::decide, current, &units).await
 }
 
@@ -56,7 +79,7 @@ fn unit(checkout: &Checkout, ticket: TicketId, inputs: Vec<Input>) -> Unit<Ticke
         let what = match &input {
             Input::Sell { .. } => "sell",
             Input::Return { .. } => "return",
-            Input::Release { .. } => "release",
+            Input::Lengthen { .. } => "lengthen",
             _ => "hold",
         };
         let of = Uuid::new_v5(&Uuid::NAMESPACE_OID, ticket.as_str().as_bytes());

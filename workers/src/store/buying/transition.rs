@@ -114,15 +114,14 @@ impl Buying {
         }
         let answers = match transition.seats {
             Seats::Kept => vec![],
-            Seats::Freed => seats::free(main, from).await?,
+            Seats::HeldUntil(until) => seats::lengthen(main, from, until).await?,
+            Seats::Returned => seats::give_back(main, from).await?,
         };
         match transition.purchases {
             Purchases::Kept => {}
             Purchases::TakenOff => purchases::take_off(main, &from.user, &from.shows()).await?,
         }
-        for movement in &transition.movements {
-            ledger::write(main, (self.new_id)(), from, *movement).await?;
-        }
+        ledger::write(main, self.new_id, from, &transition.movements, (self.now)()).await?;
         for mail in &transition.mails {
             mails::write(main, from, *mail, self.mails).await?;
         }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Answer, Command, Rules, Work, aged_from};
 use crate::domain::{Decision, Entity, KeyOf, OutcomeOf};
 use crate::store::Error;
-use crate::store::idempotency::Known;
+use crate::store::idempotency::{Identity, Known, identity};
 
 /// The current rows of a batch by key, with the clock and the generation to decide by.
 pub struct Current<E> {
@@ -46,7 +46,7 @@ impl<E> Current<E> {
 /// The rows and answers that the first step read.
 pub(super) struct ReadSet<E> {
     pub(super) current: Current<E>,
-    pub(super) known: HashMap<(String, String), Known>,
+    pub(super) known: HashMap<Identity, Known>,
 }
 
 /// Decides the units of one batch.
@@ -56,7 +56,7 @@ pub(super) struct Deciding<'r, E: Entity> {
     retention: Duration,
     /// Identities that earlier units of the batch record: a later unit that names one waits for the next round and meets the
     /// record, since the earlier unit may not pass.
-    recorded: HashSet<(Source, EventId)>,
+    recorded: HashSet<Identity>,
 }
 
 /// The decision about one unit.
@@ -81,7 +81,7 @@ impl<'r, E: Entity> Deciding<'r, E> {
             && work
                 .iter()
                 .filter_map(Work::identity)
-                .any(|(source, id)| self.recorded.contains(&(source.clone(), id.clone())));
+                .any(|(source, id)| self.recorded.contains(&identity(source, id)));
         if waits {
             return Decided::Later;
         }
@@ -95,13 +95,9 @@ impl<'r, E: Entity> Deciding<'r, E> {
             draft
         }));
         match draft {
-            Ok(draft) => {
-                self.recorded.extend(
-                    draft
-                        .records
-                        .iter()
-                        .map(|record| (record.source.clone(), record.id.clone())),
-                );
+            Ok(mut draft) => {
+                self.recorded
+                    .extend(draft.recorded.drain().map(|(identity, _)| identity));
                 Decided::Draft(Box::new(draft))
             }
             Err(_) => Decided::Failed(Error::Panic),
@@ -118,6 +114,8 @@ pub(super) struct Draft<E: Entity> {
     pub(super) decided_at: OffsetDateTime,
     generation: i64,
     pub(super) records: Vec<Record>,
+    /// The place of each of them: while the unit is decided, it may name an event twice.
+    recorded: HashMap<Identity, usize>,
     pub(super) changes: Vec<Change>,
     pub(super) messages: Vec<Message>,
     pub(super) answers: Vec<Answer>,
@@ -170,6 +168,7 @@ impl<E: Entity> Draft<E> {
             decided_at,
             generation: read.current.generation,
             records: Vec::new(),
+            recorded: HashMap::new(),
             changes: Vec::new(),
             messages: Vec::new(),
             answers: Vec::new(),
@@ -225,26 +224,13 @@ impl<E: Entity> Draft<E> {
 
     /// The first answer to an event, if it has a record: `Some(None)` means that its id was used for another content.
     fn known(&self, read: &ReadSet<E>, event: &Event<E::Data>) -> Option<Option<Reply>> {
-        self.known_reply(read, &event.source, &event.id, event.hash())
-    }
-
-    fn known_reply(
-        &self,
-        read: &ReadSet<E>,
-        source: &Source,
-        id: &EventId,
-        hash: &RequestHash,
-    ) -> Option<Option<Reply>> {
-        let here = self
-            .records
-            .iter()
-            .rev()
-            .find(|record| record.id == *id && record.source == *source);
-        if let Some(record) = here {
-            return Some((record.hash == *hash).then(|| record.reply.clone()));
+        let identity = identity(&event.source, &event.id);
+        if let Some(place) = self.recorded.get(&identity) {
+            let record = &self.records[*place];
+            return Some((record.hash == *event.hash()).then(|| record.reply.clone()));
         }
-        let known = read.known.get(&(source.to_string(), id.to_string()))?;
-        Some((known.hash == hash.as_bytes()).then(|| known.reply.clone()))
+        let known = read.known.get(&identity)?;
+        Some((known.hash == event.hash().as_bytes()).then(|| known.reply.clone()))
     }
 
     fn apply(&mut self, event: &Event<E::Data>, aged_from: OffsetDateTime, rules: &dyn Rules<E>) -> Answer {
@@ -264,6 +250,8 @@ impl<E: Entity> Draft<E> {
     }
 
     fn record(&mut self, causation: &Causation, hash: RequestHash, reply: Reply, aged_from: OffsetDateTime) {
+        let identity = identity(&causation.source, &causation.id);
+        self.recorded.insert(identity, self.records.len());
         self.records.push(Record {
             source: causation.source.clone(),
             id: causation.id.clone(),
@@ -286,14 +274,15 @@ impl<E: Entity> Draft<E> {
         };
         for (place, told) in outcomes.into_iter().enumerate() {
             let sequence = if next.is_some() { before + place as i64 + 1 } else { 0 };
-            reply.outcomes.push(ReplyOutcome::new(&told, sequence));
-            self.tell(told, sequence, place as u32, causation);
+            let reply_outcome = self.tell(told, sequence, place as u32, causation);
+            reply.outcomes.push(reply_outcome);
         }
         self.row = next;
         Ok(reply)
     }
 
-    fn tell(&mut self, told: OutcomeOf<E>, sequence: i64, place: u32, causation: &Causation) {
+    fn tell(&mut self, told: OutcomeOf<E>, sequence: i64, place: u32, causation: &Causation) -> ReplyOutcome {
+        let (outcome_type, data) = (told.outcome_type(), told.data());
         let id = outcome_id(
             causation.source.as_str(),
             causation.id.as_str(),
@@ -304,8 +293,8 @@ impl<E: Entity> Draft<E> {
             self.changes.push(Change {
                 version: sequence,
                 outcome: id.0,
-                outcome_type: told.outcome_type(),
-                data: told.data().to_string(),
+                outcome_type,
+                data: data.to_string(),
                 source: causation.source.clone(),
                 id: causation.id.clone(),
             });
@@ -325,8 +314,13 @@ impl<E: Entity> Draft<E> {
             topic: OutcomeOf::<E>::TOPIC,
             id: id.0,
             headers: OUTCOME_HEADERS.to_owned(),
-            value: outcome.to_json(),
+            value: outcome.to_json_with(&data),
         });
+        ReplyOutcome {
+            outcome_type: outcome_type.to_owned(),
+            sequence,
+            data,
+        }
     }
 
     /// An event that is not decided becomes a dead letter in its normalised form; its origin says where the original lies.
@@ -372,7 +366,7 @@ impl<E: Entity> Draft<E> {
 }
 
 const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
-const OUTCOME_HEADERS: &str = r#"{"content-type":"application/cloudevents+json; charset=UTF-8"}"#;
+pub(in crate::store) const OUTCOME_HEADERS: &str = r#"{"content-type":"application/cloudevents+json; charset=UTF-8"}"#;
 
 fn causation_of<E: Entity>(request: &Command<E>) -> Causation {
     Causation {

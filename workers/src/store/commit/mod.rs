@@ -44,6 +44,7 @@ use crate::transience::Fault;
 pub use draft::Current;
 use draft::Draft;
 pub(super) use draft::KeyedRow;
+pub(super) use draft::OUTCOME_HEADERS;
 use queue::{Offenders, Room, Share};
 pub use write::Stored;
 pub(super) use write::WriteSet;

@@ -164,7 +164,8 @@ impl<'a> Records<'a> {
             self.id.push(record.id.as_str());
             self.topic.push(E::Data::TOPIC);
             self.hash.push(record.hash.as_bytes());
-            self.reply.push(serde_json::json!(record.reply).to_string());
+            self.reply
+                .push(serde_json::to_string(&record.reply).expect("texts and JSON can be written"));
             self.aged_from.push(record.aged_from);
         }
     }
@@ -205,15 +206,15 @@ mod tests {
         ("ticket_change_log", "LOG"),
         ("tickets", "TABLE"),
         (
-            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout",
+            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price",
             "COLUMNS",
         ),
         (
-            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[]",
+            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[]",
             "PARAMETERS",
         ),
         (
-            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout",
+            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened, priced = u.priced, hold_price = u.hold_price",
             "SETS",
         ),
         ("ticket", "KEY"),

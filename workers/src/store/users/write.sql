@@ -6,7 +6,7 @@ with unit as materialized (
     ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, email, name, language)
 ),
 locked as materialized (
-    select u.ordinal
+    select u.ordinal, u.key, u.decided_at
     from unit u join users t on t.user_id = u.key and t.version = u.read_version
     order by t.user_id
     for no key update of t skip locked
@@ -21,11 +21,11 @@ inserted as (
     returning user_id as key
 ),
 passed as materialized (
-    select ordinal from locked
+    select ordinal, key, decided_at from locked
     union all
-    select u.ordinal from unit u join inserted i on i.key = u.key
+    select u.ordinal, u.key, u.decided_at from unit u join inserted i on i.key = u.key
     union all
-    select ordinal from unit where read_version is null and version is null
+    select ordinal, key, decided_at from unit where read_version is null and version is null
 ),
 updated as (
     update users t
@@ -36,30 +36,26 @@ updated as (
 ),
 recorded as (
     insert into idempotency_records (source, id, topic, key, hash, reply, aged_from, written_at)
-    select r.source, r.id, r.topic, u.key, r.hash, r.reply::json, r.aged_from, u.decided_at
+    select r.source, r.id, r.topic, p.key, r.hash, r.reply::json, r.aged_from, p.decided_at
     from unnest($9::int[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::timestamptz[])
              as r (ordinal, source, id, topic, hash, reply, aged_from)
          join passed p on p.ordinal = r.ordinal
-         join unit u on u.ordinal = r.ordinal
     returning 1
 ),
 logged as (
     insert into user_change_log (user_id, version, outcome, type, data, cause_source, cause_id, changed_at)
-    select u.key, c.version, c.outcome, c.type, c.data::json, c.cause_source, c.cause_id, u.decided_at
+    select p.key, c.version, c.outcome, c.type, c.data::json, c.cause_source, c.cause_id, p.decided_at
     from unnest($16::int[], $17::bigint[], $18::uuid[], $19::text[], $20::text[], $21::text[], $22::text[])
-             with ordinality as c (ordinal, version, outcome, type, data, cause_source, cause_id, place)
+             as c (ordinal, version, outcome, type, data, cause_source, cause_id)
          join passed p on p.ordinal = c.ordinal
-         join unit u on u.ordinal = c.ordinal
-    order by c.place
     returning 1
 ),
 queued as (
     insert into outbox (topic, key, message, headers, value, written_at)
-    select m.topic, u.key, m.message, m.headers::json, m.value, u.decided_at
+    select m.topic, p.key, m.message, m.headers::json, m.value, p.decided_at
     from unnest($23::int[], $24::text[], $25::uuid[], $26::text[], $27::bytea[])
              with ordinality as m (ordinal, topic, message, headers, value, place)
          join passed p on p.ordinal = m.ordinal
-         join unit u on u.ordinal = m.ordinal
     order by m.place
     returning 1
 ),

@@ -32,6 +32,9 @@ enum State {
         user: UserId,
         hold: HoldId,
         until: OffsetDateTime,
+        lengthened: bool,
+        /// Minor units, if it is not the ticket's own price.
+        price: Option<i64>,
     },
     Sold {
         user: UserId,
@@ -54,6 +57,7 @@ pub(in crate::verify) struct TicketRow {
     pub(in crate::verify) holder: Option<String>,
     pub(in crate::verify) held_until: Option<OffsetDateTime>,
     pub(in crate::verify) checkout: Option<String>,
+    pub(in crate::verify) hold_price: Option<i64>,
     pub(in crate::verify) changed_at: OffsetDateTime,
 }
 
@@ -72,6 +76,12 @@ impl History for Ticket {
                 self.changed(&show, seat.as_ref(), &price)
             }
             TicketOutcome::TicketHeld(outcomes::TicketHeld { user, hold, until }) => self.held(user, hold, until),
+            TicketOutcome::TicketHoldPriced(outcomes::TicketHoldPriced { user, hold, price }) => {
+                self.priced(&user, hold, &price)
+            }
+            TicketOutcome::TicketHoldLengthened(outcomes::TicketHoldLengthened { user, hold, until }) => {
+                self.lengthened(&user, hold, until, at)
+            }
             TicketOutcome::TicketReleased(outcomes::TicketReleased { user, hold }) => self.released(&user, hold),
             TicketOutcome::TicketExpired(outcomes::TicketExpired { user, hold }) => self.expired(&user, hold, at),
             TicketOutcome::TicketSold(outcomes::TicketSold { user, checkout }) => self.sold(user, checkout, at),
@@ -97,13 +107,18 @@ impl History for Ticket {
             State::Unlisted => ("unlisted", None, None, None, None),
             State::Available => ("available", None, None, None, None),
             State::Withdrawn => ("withdrawn", None, None, None, None),
-            State::Held { user, hold, until } => ("held", Some(hold.as_uuid()), Some(user), Some(*until), None),
+            State::Held { user, hold, until, .. } => ("held", Some(hold.as_uuid()), Some(user), Some(*until), None),
             State::Sold { user, hold, checkout } => {
                 let hold = hold.map(|hold| hold.as_uuid());
                 ("sold", hold, Some(user), None, Some(checkout))
             }
         };
+        let hold_price = match &self.state {
+            State::Held { price, .. } => *price,
+            _ => None,
+        };
         let same = [
+            ("hold_price", row.hold_price == hold_price),
             ("status", row.status == status),
             ("hold", row.hold == hold),
             ("holder", row.holder.as_deref() == holder.map(UserId::as_str)),
@@ -143,11 +158,62 @@ impl Ticket {
     }
 
     fn held(&mut self, user: UserId, hold: HoldId, until: OffsetDateTime) -> Result<(), &'static str> {
-        match std::mem::replace(&mut self.state, State::Held { user, hold, until }) {
+        let held = State::Held {
+            user,
+            hold,
+            until,
+            lengthened: false,
+            price: None,
+        };
+        match std::mem::replace(&mut self.state, held) {
             State::Available => Ok(()),
             State::Held { .. } => Err("held although another hold was live: two live holds"),
             State::Sold { .. } => Err("held although it was sold and not returned"),
             State::Unlisted | State::Withdrawn => Err("held although it was not for sale"),
+        }
+    }
+
+    fn priced(&mut self, of: &UserId, named: HoldId, to: &Price) -> Result<(), &'static str> {
+        let State::Held { user, hold, price, .. } = &mut self.state else {
+            return Err("a hold priced although nobody held it");
+        };
+        let before = price.replace(to.amount());
+        let listing = self.listing.as_ref();
+        let is_within =
+            listing.is_some_and(|listing| listing.currency == to.currency().code() && to.amount() <= listing.amount);
+        match () {
+            () if user != of || *hold != named => Err("priced, but another hold than the live one"),
+            () if before.is_some() => Err("a hold priced twice"),
+            () if !is_within => Err("a hold priced at more than the ticket"),
+            () => Ok(()),
+        }
+    }
+
+    fn lengthened(
+        &mut self,
+        of: &UserId,
+        named: HoldId,
+        to: OffsetDateTime,
+        at: OffsetDateTime,
+    ) -> Result<(), &'static str> {
+        let State::Held {
+            user,
+            hold,
+            until,
+            lengthened,
+            ..
+        } = &mut self.state
+        else {
+            return Err("a hold lengthened although nobody held it");
+        };
+        let before = std::mem::replace(until, to);
+        let again = std::mem::replace(lengthened, true);
+        match () {
+            () if user != of || *hold != named => Err("lengthened, but another hold than the live one"),
+            () if again => Err("a hold lengthened twice"),
+            () if at >= before => Err("a hold lengthened that was over"),
+            () if to <= before => Err("a hold lengthened to an earlier end"),
+            () => Ok(()),
         }
     }
 
@@ -161,7 +227,7 @@ impl Ticket {
 
     fn expired(&mut self, of: &UserId, ended: HoldId, at: OffsetDateTime) -> Result<(), &'static str> {
         match std::mem::replace(&mut self.state, State::Available) {
-            State::Held { user, hold, until } if user == *of && hold == ended => {
+            State::Held { user, hold, until, .. } if user == *of && hold == ended => {
                 if at < until {
                     Err("expired before the hold was due")
                 } else {
@@ -175,7 +241,7 @@ impl Ticket {
 
     fn sold(&mut self, to: UserId, checkout: CheckoutId, at: OffsetDateTime) -> Result<(), &'static str> {
         let (hold, verdict) = match &self.state {
-            State::Held { user, hold, until } if *user == to => {
+            State::Held { user, hold, until, .. } if *user == to => {
                 let live = at < *until;
                 (
                     Some(*hold),

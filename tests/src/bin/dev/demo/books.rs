@@ -22,6 +22,8 @@ pub(super) struct Books {
     /// When an event was first sent, by id.
     sent: HashMap<String, Instant>,
     repeats: u64,
+    /// Events that have no outcome of their own.
+    wishes: u64,
     /// Bad records sent, by the reason for which the gate must dead-letter each.
     bad: Tally,
 
@@ -70,6 +72,10 @@ impl Books {
     pub(super) fn sent(&mut self, kind: &Kind) {
         match kind {
             Kind::Event { id } => drop(self.sent.insert(id.clone(), Instant::now())),
+            Kind::Wish { name } => {
+                self.wishes += 1;
+                self.applied.add(name);
+            }
             Kind::Repeat => self.repeats += 1,
             Kind::Bad { reason } => self.bad.add(reason),
         }
@@ -186,6 +192,13 @@ impl Books {
         self.mails = (different.len(), ids.len() - different.len());
     }
 
+    /// The seats of a checkout that are held still, with their holds.
+    pub(super) fn held_by(&self, checkout: &str) -> Vec<(String, String)> {
+        let tickets = self.money.tickets(checkout).iter();
+        let held = tickets.filter_map(|ticket| Some((ticket.clone(), self.held.get(ticket)?.id.clone())));
+        held.collect()
+    }
+
     /// Those who hold seats, each with their seats, in an order that does not change.
     pub(super) fn holders(&self) -> BTreeMap<String, Vec<String>> {
         let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -198,7 +211,7 @@ impl Books {
 
     /// Records sent.
     pub(super) fn records(&self) -> usize {
-        self.sent.len() + (self.repeats + self.bad.total()) as usize
+        self.sent.len() + (self.wishes + self.repeats + self.bad.total()) as usize
     }
 
     pub(super) fn are_complete(&self) -> bool {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 pub(super) struct Money {
     orders: BTreeMap<String, Order>,
     failed: Tally,
+    declines: u64,
     /// Checkouts that were refunded and have no outcome that says so yet.
     regretted: BTreeSet<String>,
     /// Outcomes that customers get a mail about.
@@ -64,6 +65,10 @@ impl Money {
         }
         let order = self.orders.get_mut(checkout);
         let order = order.with_context(|| format!("{} of {checkout}, which was never opened", outcome.kind))?;
+        if outcome.verb() == "payment_declined" {
+            self.declines += 1;
+            return Ok(());
+        }
         let (before, after) = match outcome.verb() {
             "completed" => (Fate::Open, Fate::Completed),
             "failed" => (Fate::Open, Fate::Failed),
@@ -87,6 +92,11 @@ impl Money {
             self.failed.add(reason);
         }
         Ok(())
+    }
+
+    /// The tickets of a checkout.
+    pub(super) fn tickets(&self, checkout: &str) -> &[String] {
+        self.orders.get(checkout).map_or(&[], |order| &order.tickets)
     }
 
     pub(super) fn ended(&self) -> usize {
@@ -155,6 +165,11 @@ impl Money {
                 "  completed",
                 completed.to_string(),
                 format!("{} by card, and {} of credits", euros(sum(paid)), euros(sum(spent))),
+            ),
+            (
+                "  declined",
+                self.declines.to_string(),
+                String::from("cards; their buyers gave another one, or gave up"),
             ),
             ("  failed", self.failed.total().to_string(), self.failed.to_string()),
             (

@@ -18,6 +18,8 @@ const CREDITED_EVERY: usize = 4;
 const CREDITS: i64 = 2_000;
 /// One in this many buyers has a card that its bank declines.
 const DECLINED_EVERY: usize = 11;
+/// One in this many buyers gives up after a decline.
+const GIVEN_UP_EVERY: usize = 3;
 /// Faults of the payment provider, each in this many of a thousand requests.
 pub(super) const FAULTS: &[(Fault, u32)] = &[
     (Fault::AnswerLost, 40),
@@ -43,6 +45,8 @@ pub(super) struct Step {
 pub(super) enum Kind {
     /// An outcome.
     Event { id: String },
+    /// None of its own: the outcomes of the checkout tell what comes of it.
+    Wish { name: &'static str },
     /// None: it is a repeat, and changes nothing.
     Repeat,
     /// A dead letter with this reason.
@@ -130,6 +134,24 @@ pub(super) fn order(user: &str, tickets: &[String]) -> anyhow::Result<Step> {
         data["credits"] = json!(CREDITS);
     }
     Ok(Step::payment(Event::checkout_requested(id, user, data)))
+}
+
+/// What a buyer does whose payment was declined: another card, or, now and then, nothing any more. `id`: of the outcome that tells it.
+pub(super) fn after_decline(user: &str, checkout: &str, id: &str) -> anyhow::Result<Step> {
+    let number: usize = checkout.trim_start_matches("order-").parse()?;
+    let (name, event) = match number.is_multiple_of(GIVEN_UP_EVERY) {
+        true => (
+            "cancelled",
+            Event::checkout_cancelled(format!("cancel-{id}"), user, checkout),
+        ),
+        false => (
+            "retried",
+            Event::checkout_retried(format!("retry-{id}"), user, checkout, "pm_card_visa"),
+        ),
+    };
+    let step = Step::payment(event);
+    let kind = Kind::Wish { name };
+    Ok(Step { kind, ..step })
 }
 
 fn buyer(number: usize) -> String {
