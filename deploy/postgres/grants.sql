@@ -5,8 +5,7 @@
 revoke all on
     _sqlx_migrations, checkout_seats, checkouts, disputes, example_keys, example_users, generations, idempotency_records, ledger,
     ledger_entries, mails, oldest_reader, outbox, purchases, refunds, relay_state, settled_dead_letters, ticket_attributes,
-    ticket_attributes_change_log,
-    ticket_change_log, tickets, two_phase_attempts, user_change_log, users
+    ticket_attributes_change_log, ticket_change_log, tickets, two_phase_attempts, user_change_log, users
 from public, :"app", :"verify", :"admin", :"books";
 revoke all on function check_rows(text, bigint, bigint) from public, :"app", :"verify", :"admin", :"books";
 

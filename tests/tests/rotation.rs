@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::checkout::{CARD, CONFIRMED, DECLINED, PRICE, Shop, ends, reaches};
+use crate::checkout::{CARD, CONFIRMED, PRICE, REFUSED, Shop, ends, reaches};
 use crate::locked::on_the_locked_stack;
 use crate::locked_doors::calls;
 use crate::mail::{becomes, buy, of, open_with};
@@ -397,7 +397,7 @@ fn neither_too_many_calls_nor_a_providers_key_that_is_replaced_amid_an_on_sale_c
         reaches(kit, &shop.id("waiting"), "waiting").await?;
         shop.simulator.replace_key(NEXT);
         asks("opened", 3, CARD).await?;
-        asks("declined", 4, DECLINED).await?;
+        asks("declined", 4, REFUSED).await?;
         shop.simulator.authenticate(&shop.payment("waiting")?, true)?;
         let amount = json!({ "amount": { "amount": PRICE, "currency": "EUR" } });
         shop.tell("waiting", "authorized", amount).await?;
