@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn the_hash_is_that_of_the_canonical_json_of_type_subject_and_data() {
         let whole = json!({
-            "type": "holdfast.reservation.requested.v1",
+            "type": "holdfast.reservation.requested.v2",
             "subject": "A-\u{e9}\"\n1",
             "data": {"user": "ann", "hold_for": 60.0},
         });

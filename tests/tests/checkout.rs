@@ -445,7 +445,7 @@ fn what_a_rule_forbids_opens_no_checkout(kit: &Kit) -> anyhow::Result<()> {
                 json!({ "tickets": [other], "credits": 1, "payment_method": card }),
                 "credits_currency",
             ),
-            (user, json!({ "tickets": [one], "credits": 1 }), "no_payment_method"),
+            (user, json!({ "tickets": [one] }), "no_payment_method"),
             (
                 &shop.id("nobody"),
                 json!({ "tickets": [one], "payment_method": card }),

@@ -795,7 +795,7 @@ impl Intake {
                 Reason::UnknownVersion,
                 &format!("{unversioned}.v99"),
             ),
-            kind("the next version", Reason::UnknownVersion, &format!("{unversioned}.v2")),
+            kind("the version after the newest", Reason::UnknownVersion, &format!("{unversioned}.v3")),
             invalid("an id of 10,000 characters", "id", json!("i".repeat(10_000))),
             invalid("an empty id", "id", json!("")),
             invalid("an id that is a number", "id", json!(17)),

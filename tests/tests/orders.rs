@@ -29,7 +29,7 @@ fn orders_sales_and_the_ledger_say_what_happened(kit: &Kit) -> anyhow::Result<()
         for (ticket, show) in tickets.iter().zip([GALA, GALA, OTHER, GALA, GALA]) {
             list_in(kit, show, ticket, &price).await?;
         }
-        // Seats of both shows, refunded in part; one seat, refunded in full; one that comes to nothing.
+        // Seats of both shows, refunded in part; one seat, refunded in full; one that comes to nothing and stays held.
         for (order, seats, method, state) in [
             ("both", &tickets[1..3], CARD, "completed"),
             ("back", &tickets[..1], CARD, "completed"),

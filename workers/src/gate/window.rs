@@ -297,11 +297,11 @@ mod tests {
     #[test]
     fn a_key_with_many_events_leaves_as_several_records_in_order() {
         let mut window = window();
-        for offset in 0..2_500 {
+        for offset in 0..4_500 {
             request(&mut window, offset, "A");
         }
         let sizes: Vec<usize> = window.admitted().iter().map(|record| record.events).collect();
-        assert_eq!(sizes, [1_000, 1_000, 500]);
+        assert_eq!(sizes, [2_000, 2_000, 500]);
         let offsets: Vec<i64> = window
             .admitted()
             .iter()
