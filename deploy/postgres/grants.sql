@@ -4,8 +4,8 @@
 
 revoke all on
     _sqlx_migrations, checkout_seats, checkouts, disputes, example_keys, example_users, generations, idempotency_records, ledger,
-    ledger_entries, mails, oldest_reader, outbox, purchases, relay_state, settled_dead_letters, ticket_attributes, ticket_attributes_change_log,
-    ticket_change_log, tickets, two_phase_attempts, user_change_log, users
+    ledger_entries, mails, oldest_reader, outbox, purchases, refunds, relay_state, settled_dead_letters, ticket_attributes,
+    ticket_attributes_change_log, ticket_change_log, tickets, two_phase_attempts, user_change_log, users
 from public, :"app", :"verify", :"admin", :"books";
 revoke all on function check_rows(text, bigint, bigint) from public, :"app", :"verify", :"admin", :"books";
 
@@ -23,6 +23,7 @@ grant select, insert, update on mails to :"app";
 grant select on oldest_reader to :"app";
 grant select, insert, update, delete on outbox to :"app";
 grant select, insert, update on purchases to :"app";
+grant select, insert, update on refunds to :"app";
 grant select, update on relay_state to :"app";
 grant select, insert, update on ticket_attributes to :"app";
 grant select, insert on ticket_attributes_change_log to :"app";
@@ -43,6 +44,7 @@ grant select on ledger to :"verify";
 grant select on mails to :"verify";
 grant select on outbox to :"verify";
 grant select on purchases to :"verify";
+grant select on refunds to :"verify";
 grant select on settled_dead_letters to :"verify";
 grant select on ticket_change_log to :"verify";
 grant select on tickets to :"verify";
@@ -60,6 +62,7 @@ grant select, insert on ledger to :"admin";
 grant insert on mails to :"admin";
 grant select, insert, update, delete on outbox to :"admin";
 grant select, insert, update on purchases to :"admin";
+grant select on refunds to :"admin";
 grant select on relay_state to :"admin";
 grant select, insert on settled_dead_letters to :"admin";
 grant select on ticket_attributes to :"admin";

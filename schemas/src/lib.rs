@@ -24,7 +24,7 @@ pub mod topics;
 /// The data of each type of event, in its newest version.
 pub mod events {
     pub use crate::payments::v1::*;
-    pub use crate::payments::v2::ProfileChanged;
+    pub use crate::payments::v2::{PaymentDisputed, ProfileChanged};
     pub use crate::reservations::v1::*;
     pub use crate::reservations::v2::ReservationRequested;
 }
@@ -51,12 +51,12 @@ pub use outcomes::{
     CheckoutFailure, OUTCOME_SOURCE, Outcome, RefusalReason, Reply, ReplyOutcome, TicketOutcome, UserOutcome,
     UserRefusalReason,
 };
-pub use payments::{DisputeStatus, Emptied, ProfileValues, UserEvent};
+pub use payments::{DisputeFunds, DisputeStatus, Emptied, ProfileValues, RefundStatus, UserEvent};
 pub use refusal::{DeadLetterReason, Refusal};
 pub use reservations::TicketEvent;
 pub use stream::{EventData, Key, OutcomeData};
 pub use text::{
     CheckoutId, DeclineCode, DisputeId, Email, EventId, Invalid, Language, LedgerWord, Name, PaymentId, PaymentMethod,
-    Seat, ShowId, Source, TicketId, UserId,
+    RefundId, Seat, ShowId, Source, TicketId, UserId,
 };
 pub use trace::Traceparent;

@@ -12,8 +12,8 @@ use crate::text::{Email, Language, Name, UserId};
 use crate::topics;
 use crate::version::{Version, newest};
 
-pub use v1::DisputeStatus;
-pub use v2::Emptied;
+pub use v1::RefundStatus;
+pub use v2::{DisputeFunds, DisputeStatus, Emptied};
 
 newest! {
     /// An event of a user in its current form, whichever version it came in.
@@ -29,9 +29,10 @@ newest! {
         PaymentCaptured(v1::PaymentCaptured),
         PaymentFailed(v1::PaymentFailed),
         PaymentRefunded(v1::PaymentRefunded),
-        PaymentDisputed(v1::PaymentDisputed),
+        PaymentRefundChanged(v1::PaymentRefundChanged),
+        PaymentDisputed(v2::PaymentDisputed),
     }
-    earlier { v1::ProfileChanged }
+    earlier { v1::ProfileChanged, v1::PaymentDisputed }
 }
 
 /// Some fields of a profile, by value; an absent field is left alone.

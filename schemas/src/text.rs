@@ -113,6 +113,8 @@ text! {
     PaymentId, 255, is_visible, VISIBLE;
     /// How a user pays: a token of the payment provider, such as `pm_card_visa`. Never a card's number.
     PaymentMethod, 255, is_visible, VISIBLE;
+    /// One refund of a payment, by the id that the payment provider gave.
+    RefundId, 255, is_visible, VISIBLE;
     /// One dispute of a payment, by the id that the payment provider gave.
     DisputeId, 255, is_visible, VISIBLE;
     /// Why a payment failed, in the payment provider's own code (`insufficient_funds`).
@@ -147,8 +149,8 @@ macro_rules! printed {
 }
 
 printed! {
-    EventId, Source, TicketId, UserId, ShowId, CheckoutId, PaymentId, PaymentMethod, DisputeId, DeclineCode, Seat, Language,
-    LedgerWord,
+    EventId, Source, TicketId, UserId, ShowId, CheckoutId, PaymentId, PaymentMethod, RefundId, DisputeId, DeclineCode, Seat,
+    Language, LedgerWord,
 }
 
 /// Prints only that there is one: personal data stands in no log and in no error.

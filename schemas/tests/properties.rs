@@ -414,9 +414,40 @@ fn user_event() -> impl Strategy<Value = Value> {
             )
         }),
         Just(("holdfast.user.erased.v1", json!({}))),
+        (
+            0..=1_000_000_000_000_i64,
+            select(&["pending", "succeeded", "failed"][..])
+        )
+            .prop_map(|(amount, status)| {
+                let mut data = about_payment(amount, status);
+                data["refund"] = json!("re_1");
+                ("holdfast.payment.refund_changed.v1", data)
+            }),
+        (0..=1_000_000_000_000_i64, select(&["opened", "won", "lost"][..])).prop_map(|(amount, status)| {
+            let mut data = about_payment(amount, status);
+            data["dispute"] = json!("du_1");
+            ("holdfast.payment.disputed.v1", data)
+        }),
+        (
+            0..=1_000_000_000_000_i64,
+            select(&["inquiry", "closed", "opened", "won", "lost"][..]),
+            proptest::option::of(select(&["withdrawn", "reinstated"][..])),
+        )
+            .prop_map(|(amount, status, funds)| {
+                let mut data = about_payment(amount, status);
+                data["dispute"] = json!("du_1");
+                data["funds"] = json!(funds);
+                ("holdfast.payment.disputed.v2", data)
+            }),
         (1..=1_000_000_000_000_i64).prop_map(|amount| ("holdfast.credits.added.v1", json!({"amount": amount}))),
     ];
     event_with(data)
+}
+
+fn about_payment(amount: i64, status: &str) -> Value {
+    json!({
+        "checkout": "c-1", "payment": "pi_1", "amount": { "amount": amount, "currency": "EUR" }, "status": status,
+    })
 }
 
 fn event_with(data: impl Strategy<Value = (&'static str, Value)>) -> impl Strategy<Value = Value> {

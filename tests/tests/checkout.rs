@@ -1479,7 +1479,10 @@ fn a_refund_returns_the_seats_and_a_dispute_is_counted_in_whatever_order_they_co
             "{refusals:?}"
         );
         let shown = admin::done(kit, &["checkout", "show", &shop.id("disputed")]).await?;
-        for line in [format!("dispute   {decided} 2000 lost"), format!("dispute   {open} 500 lost")] {
+        for line in [
+            format!("dispute   {decided} 2000 lost withdrawn"),
+            format!("dispute   {open} 500 lost withdrawn"),
+        ] {
             ensure!(shown.lines().any(|shown| shown == line), "{shown}");
         }
         for (metric, count) in [
@@ -1792,12 +1795,16 @@ impl<'a> Shop<'a> {
                 Kind::Released => "released",
                 Kind::Captured => "captured",
                 Kind::Refunded => "refunded",
+                Kind::RefundFailed => "refund failed",
                 Kind::Disputed | Kind::Reinstated => "disputed",
             };
             *sums.entry(name).or_default() += amount.abs();
         }
         let sum = |name: &str| sums.get(name).copied().unwrap_or(0);
-        ensure!(sum("captured") - sum("refunded") == money, "{checkout}: {movements:?}");
+        ensure!(
+            sum("captured") - sum("refunded") + sum("refund failed") == money,
+            "{checkout}: {movements:?}"
+        );
         let open = self.simulator.open_authorisations();
         let id = self.id(checkout);
         ensure!(

@@ -985,6 +985,11 @@ fn bad_payments() -> Vec<Bad> {
             Some("refunded"),
         ),
         (
+            "payment.refund_changed",
+            about(json!({ "refund": "re_1", "amount": price, "status": "pending" })),
+            Some("amount"),
+        ),
+        (
             "payment.disputed",
             about(json!({ "dispute": "du_1", "amount": price, "status": "opened" })),
             Some("amount"),

@@ -521,6 +521,7 @@ const NOT_THEIRS: &[(&str, &str)] = &[
     // `serve`'s, which opens checkouts and hears of disputes.
     (ADMIN, "insert into checkouts"),
     (ADMIN, "insert into checkout_seats"),
+    (ADMIN, "insert into refunds"),
     (ADMIN, "insert into disputes"),
     (ADMIN, "from disputes where dispute = $1 for update"),
 ];

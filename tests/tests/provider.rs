@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::metrics::Metrics;
-use holdfast::provider::webhook::{DisputeState, What};
+use holdfast::provider::webhook::What;
 use holdfast::provider::{Error, Payment, Provider, State};
-use holdfast_schemas::{CheckoutId, Currency, PaymentId, Price};
+use holdfast_schemas::{CheckoutId, Currency, DisputeFunds, DisputeStatus, PaymentId, Price, RefundId, RefundStatus};
 use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, Kind, Simulator};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
@@ -473,18 +473,30 @@ fn what_happens_to_a_payment_is_told_signed_until_it_is_acknowledged(kit: &Kit) 
             _ => None,
         };
         let dispute = what.iter().find_map(id_of).context("no dispute was told")?;
+        let refunds = simulator.refunds_of(id.as_str());
+        let refunded = |place: usize, amount| {
+            anyhow::Ok(What::RefundChanged {
+                id: RefundId::parse(&refunds[place].id)?,
+                amount: price(amount)?,
+                status: RefundStatus::Succeeded,
+            })
+        };
         let amount = price(AMOUNT - 500)?;
-        let disputed = |status| What::Disputed {
+        let disputed = |status, funds| What::Disputed {
             id: dispute.clone(),
             amount,
             status,
+            funds,
         };
         let expected = [
             What::Captured(price(AMOUNT)?),
+            refunded(0, 500)?,
             What::Refunded(price(500)?),
-            disputed(DisputeState::Open),
-            disputed(DisputeState::Open),
-            disputed(DisputeState::Won),
+            disputed(DisputeStatus::Opened, None),
+            disputed(DisputeStatus::Opened, Some(DisputeFunds::Withdrawn)),
+            disputed(DisputeStatus::Won, Some(DisputeFunds::Reinstated)),
+            disputed(DisputeStatus::Won, None),
+            refunded(1, AMOUNT - 500)?,
             What::Refunded(price(AMOUNT)?),
             What::Authorized(price(AMOUNT)?),
         ];

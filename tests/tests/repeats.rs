@@ -439,7 +439,7 @@ struct World {
 
 impl World {
     async fn look(kit: &Kit) -> anyhow::Result<World> {
-        const COUNTED: [&str; 9] = [
+        const COUNTED: [&str; 10] = [
             "ticket_change_log",
             "user_change_log",
             "idempotency_records",
@@ -447,6 +447,7 @@ impl World {
             "checkout_seats",
             "purchases",
             "ledger",
+            "refunds",
             "disputes",
             "mails",
         ];

@@ -501,6 +501,20 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
             vec![format!("update checkouts set state = 'refunded', refunded = 100 {of}")],
         ),
         (
+            "a refund that has succeeded and is not booked",
+            vec![format!("insert into refunds (refund, checkout, amount, status) values ('{checkout}/refund', '{checkout}', 5, 'succeeded')")],
+        ),
+        (
+            "money that a failed refund left, and no operator was asked for",
+            vec![
+                format!(
+                    "update tickets set status = 'available', hold = null, holder = null, checkout = null
+                     where ticket in (select ticket from checkout_seats {of})"
+                ),
+                format!("update checkouts set state = 'refunded', refunds_undone = total_amount {of}"),
+            ],
+        ),
+        (
             "a refund that was not told",
             vec![format!("update checkouts set refunded = 1 {of}")],
         ),

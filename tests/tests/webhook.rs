@@ -17,17 +17,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::checkout::{
-    CARD, CONFIRMED, PRICE, Shop, check_out, ends, fill, free, give_up, held, list, reaches, reads, sold,
+    CARD, CONFIRMED, PRICE, Shop, check_out, end_invocation, ends, fill, free, give_up, held, list, reaches, reads,
+    sold,
 };
 use crate::crashes::done_again;
-use crate::support::{DEADLINE, clean, pay};
+use crate::support::{DEADLINE, clean, clean_by, pay};
 use crate::users::registered;
-use crate::{Test, tests};
+use crate::{Test, admin, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout,
     what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told,
     a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten,
+    a_refund_that_fails_later_is_undone_and_where_the_seats_are_gone_an_operator_is_asked_for,
     a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_nothing,
     while_kafka_is_away_no_webhook_is_acknowledged_and_none_is_lost,
     a_dispute_is_heard_as_soon_as_the_provider_says_whose_payment_it_is,
@@ -38,6 +40,9 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 const SECRET: &str = "whsec_proofs";
+
+/// A card whose refunds are pending at first.
+const REFUNDED_SLOWLY: &str = "pm_card_refundFail";
 
 /// The largest body.
 const LIMIT: usize = 1 << 20;
@@ -89,18 +94,31 @@ pub(crate) async fn whatever_befalls_a_sale_takes_effect_once(kit: &Kit, shop: S
     let orders = [Delivery::InOrder, Delivery::Backwards, Delivery::Twice];
     for (round, delivery) in orders.into_iter().enumerate() {
         let name = |what: &str| format!("{what}-{round}");
-        let [parted, returned, won, lost] = ["parted", "returned", "won", "lost"].map(name);
-        let names = [&parted, &returned, &won, &lost];
+        let [parted, returned, won, lost, asked] = ["parted", "returned", "won", "lost", "asked"].map(name);
+        let names = [&parted, &returned, &won, &lost, &asked];
         let tickets = shop.tickets_named(&round.to_string(), names.len()).await?;
         buy(kit, &shop, &names, &tickets).await?;
         let at_the_provider = |name: &str| shop.payment(name);
         shop.simulator.refund(&at_the_provider(&parted)?, 700)?;
+        shop.simulator.refund(&at_the_provider(&parted)?, 300)?;
+        let refunds = shop.simulator.refunds_of(&at_the_provider(&parted)?);
+        let last = refunds.last().context("nothing was refunded")?;
+        shop.simulator.end_refund(&last.id, false)?;
         shop.simulator.refund(&at_the_provider(&returned)?, 700)?;
         shop.simulator.refund(&at_the_provider(&returned)?, PRICE - 700)?;
         for (name, is_won) in [(&won, true), (&lost, false)] {
             shop.simulator.dispute(&at_the_provider(name)?)?;
             shop.simulator.close_dispute(&at_the_provider(name)?, is_won)?;
         }
+        // The bank asks, and is content; then it disputes the same payment after all.
+        let payment = at_the_provider(&asked)?;
+        shop.simulator.inquire(&payment)?;
+        shop.simulator.close_inquiry(&payment)?;
+        shop.simulator.dispute(&payment)?;
+        shop.simulator.close_dispute(&payment, true)?;
+        // And one that becomes a dispute.
+        shop.simulator.inquire(&payment)?;
+        shop.simulator.escalate(&payment)?;
         let told = shop.simulator.deliver(delivery).await?;
         ensure!(told > 0, "nothing was told");
         shop.simulator.deliver_again().await?;
@@ -110,9 +128,10 @@ pub(crate) async fn whatever_befalls_a_sale_takes_effect_once(kit: &Kit, shop: S
         shop.paid(&parted, PRICE - 700)?;
         shop.paid(&returned, 0)?;
     }
-    // Of events in reverse order only the last one takes effect: the whole refund, and the closed dispute.
-    reads(kit, &shop.user, "refunded", 3 + 2 + 3).await?;
-    reads(kit, &shop.user, "disputed", 4 + 2 + 4).await?;
+    // Of events in reverse order those that come too late take no effect: the first refund of two, and what a dispute was before.
+    reads(kit, &shop.user, "refunded", 4 + 2 + 4).await?;
+    reads(kit, &shop.user, "refund_failed", 3).await?;
+    reads(kit, &shop.user, "disputed", 14 + 8 + 14).await?;
     // The receiver looks up the same for a dispute each time: no event id has come with two contents.
     let after = dead_letters(kit).await?;
     ensure!(before == after, "{before} dead letters have become {after}");
@@ -154,6 +173,91 @@ fn a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten(kit:
         free(kit, &tickets[1..]).await?;
         shop.paid("parted", PRICE - 700)?;
         shop.paid("returned", 0)?;
+        role.stop().await?;
+        shop.close().await
+    })
+}
+
+fn a_refund_that_fails_later_is_undone_and_where_the_seats_are_gone_an_operator_is_asked_for(
+    kit: &Kit,
+) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/refunds").await?;
+        let role = role(kit, &shop).await?;
+        let names = ["parted", "returned", "undone"];
+        let tickets = shop.tickets(names.len()).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        // The money of one is taken, but the worker does not know it when the checkout is cancelled: it gives the money back.
+        let undone = shop.id("undone");
+        shop.simulator
+            .fail(Call::Capture, Some(&undone), Fault::AnswerLost, 1_000);
+        for (name, ticket) in names.iter().zip(&tickets) {
+            let body = json!({ "checkout": shop.id(name), "tickets": [ticket], "payment_method": REFUNDED_SLOWLY });
+            check_out(kit, &shop.user, body).await?;
+            if *name != "undone" {
+                ends(kit, &shop.id(name), "completed").await?;
+            }
+        }
+        until("the money is taken", DEADLINE, async || shop.paid("undone", PRICE)).await?;
+        end_invocation(kit, &undone, "cancel").await?;
+        ends(kit, &undone, "failed").await?;
+
+        // Refunds on their way are booked where the seats were given up, and nowhere else.
+        shop.simulator.refund(&shop.payment("parted")?, 700)?;
+        shop.simulator.refund(&shop.payment("returned")?, PRICE)?;
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        reads(kit, &shop.user, "refunded", 0).await?;
+        sold(kit, &tickets[..2]).await?;
+        free(kit, &tickets[2..]).await?;
+        shop.is_clean().await?;
+
+        let end = |name: &str, success: bool| {
+            let refunds = shop.simulator.refunds_of(&shop.payment(name)?);
+            let last = refunds.last().context("nothing was refunded")?;
+            shop.simulator.end_refund(&last.id, success)
+        };
+        end("parted", false)?;
+        end("returned", true)?;
+        end("undone", true)?;
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        ends(kit, &shop.id("returned"), "refunded").await?;
+        reads(kit, &shop.user, "refunded", 1).await?;
+        reads(kit, &shop.user, "refund_failed", 1).await?;
+        free(kit, &tickets[1..]).await?;
+        sold(kit, &tickets[..1]).await?;
+        shop.is_clean().await?;
+
+        // Days later the others fail as well, when the seats are given up.
+        end("returned", false)?;
+        end("undone", false)?;
+        shop.simulator.deliver(Delivery::Twice).await?;
+        reads(kit, &shop.user, "refund_failed", 3).await?;
+        reads(kit, &shop.user, "stuck", 2).await?;
+        let listed = admin::done(kit, &["checkout", "list"]).await?;
+        for (name, state) in [("returned", "refunded"), ("undone", "failed")] {
+            let line = format!("{state:<12} {:<15} {}", "refund_failed", shop.id(name));
+            ensure!(listed.lines().any(|listed| listed == line), "{listed}");
+        }
+        let stuck = r#"holdfast_checkouts{state="stuck"}"#;
+        until("an operator is asked for", DEADLINE, async || {
+            let counted = shop.worker.metric(stuck).await?;
+            ensure!(counted == Some(2.0), "{counted:?}");
+            Ok(())
+        })
+        .await?;
+        let report = clean_by(|| shop.launch("verify")).await?;
+        ensure!(report["stuck"] == 2, "{report}");
+
+        // Another refund takes the place of the one that has failed.
+        for name in ["returned", "undone"] {
+            shop.simulator.refund(&shop.payment(name)?, PRICE)?;
+            end(name, true)?;
+        }
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        reads(kit, &shop.user, "refunded", 2).await?;
+        for (name, money) in [("parted", PRICE), ("returned", 0), ("undone", 0)] {
+            shop.paid(name, money)?;
+        }
         role.stop().await?;
         shop.close().await
     })
@@ -341,7 +445,7 @@ fn a_dispute_is_heard_as_soon_as_the_provider_says_whose_payment_it_is(kit: &Kit
         ensure!(counted(&role, "unavailable").await? == 3.0, "not each try is counted");
         shop.simulator.deliver(Delivery::InOrder).await?;
         ensure!(shop.simulator.untold().is_empty(), "{:?}", shop.simulator.untold());
-        reads(kit, &shop.user, "disputed", 1).await?;
+        reads(kit, &shop.user, "disputed", 2).await?;
         sold(kit, &tickets).await?;
 
         // A payment of another shop on the same account is looked up and ignored.

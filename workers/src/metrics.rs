@@ -119,9 +119,9 @@ metrics! {
     checkouts: IntGaugeVec = "holdfast_checkouts" ["state"];
     /// Checkouts that have ended, by how: completed, or the reason of the failure (the failure reasons of the catalogue).
     checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how"];
-    /// Refunds of completed checkouts, by kind: partial, full.
+    /// Refunds that were booked, and such as have failed, by kind: partial, full, failed.
     refunds: IntCounterVec = "holdfast_refunds_total" ["kind"];
-    /// Events of the payment provider about disputes, by status: opened, won, lost.
+    /// Changes of disputes, of their status or their money, by status: inquiry, closed, opened, won, lost.
     disputes: IntCounterVec = "holdfast_disputes_total" ["status"];
     /// Seconds since the checkout that has waited longest in a state was last taken a step further, by state.
     checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state"];

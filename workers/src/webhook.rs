@@ -8,14 +8,14 @@
 //! | 408, 413 | the body does not arrive, or is too large |
 //! | 503 | Kafka or the provider does not answer in time |
 //!
-//! A webhook that comes twice makes the same event twice: the provider sends the same content at each delivery. A dispute does
-//! not name its checkout; the receiver looks up checkout and user in its payment's metadata, which never change.
+//! A webhook that comes twice makes the same event twice: the provider sends the same content at each delivery. A refund or a
+//! dispute does not name its checkout; the receiver looks up checkout and user in its payment's metadata, which never change.
 //!
 //! An event of the other mode (test, live) is refused with 200: a live endpoint of a platform gets the test events of its connected
 //! accounts too, for which the provider must neither retry nor switch the endpoint off.
 //!
-//! `webhook` refuses to start without a provider to ask: a dispute names neither checkout nor user. The first one may come
-//! after months, and would be answered 503 until the provider gives it up.
+//! `webhook` refuses to start without a provider to ask: a refund or a dispute names neither checkout nor user. The first one may
+//! come after months, and would be answered 503 until the provider gives it up.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use holdfast_schemas::{
-    CheckoutId, DeclineCode, DisputeStatus, Event, PaymentId, Source, Traceparent, UserEvent, UserId, events, topics,
+    CheckoutId, DeclineCode, Event, PaymentId, Source, Traceparent, UserEvent, UserId, events, topics,
 };
 use secrecy::ExposeSecret;
 use time::OffsetDateTime;
@@ -42,7 +42,7 @@ use crate::kafka::publisher::{self, Publisher};
 use crate::lifecycle::Ready;
 use crate::listener::{self, Port};
 use crate::metrics::Metrics;
-use crate::provider::webhook::{self, DisputeState, Notification, What};
+use crate::provider::webhook::{self, Notification, What};
 use crate::provider::{self, Provider};
 
 /// Largest body, in bytes. The provider's are a hundredth of it.
@@ -67,7 +67,7 @@ pub struct Settings {
     pub tolerance: Duration,
     /// The mode of the account, if it is known.
     pub mode: Option<ProviderMode>,
-    /// Asked for the payments of disputes.
+    /// Asked for the payments of refunds and disputes.
     pub provider: Provider,
     pub clock: fn() -> OffsetDateTime,
 }
@@ -245,16 +245,25 @@ fn event(told: webhook::Event, checkout: CheckoutId, user: UserId, trace: Option
             payment,
             refunded,
         }),
-        What::Disputed { id, amount, status } => UserEvent::PaymentDisputed(events::PaymentDisputed {
+        What::RefundChanged { id, amount, status } => UserEvent::PaymentRefundChanged(events::PaymentRefundChanged {
+            checkout,
+            payment,
+            refund: id,
+            amount,
+            status,
+        }),
+        What::Disputed {
+            id,
+            amount,
+            status,
+            funds,
+        } => UserEvent::PaymentDisputed(events::PaymentDisputed {
             checkout,
             payment,
             dispute: id,
             amount,
-            status: match status {
-                DisputeState::Open => DisputeStatus::Opened,
-                DisputeState::Won => DisputeStatus::Won,
-                DisputeState::Lost => DisputeStatus::Lost,
-            },
+            status,
+            funds,
         }),
     };
     let source = Source::parse(webhook::SOURCE).expect("a short text");

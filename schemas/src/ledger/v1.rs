@@ -7,7 +7,7 @@ use crate::version::wire;
 wire! { LedgerData;
     /// An amount of money or credits went from one account to another, so that all accounts together still hold zero.
     LedgerEntry "holdfast.ledger.entry.v1" {
-        /// Why it moved: `capture`, `credit`, `credit_back`, `refund`, `partial_refund`, `dispute`, `dispute_won`, `dispute_lost`; others may come.
+        /// Why it moved: `capture`, `credit`, `credit_back`, `refund`, `partial_refund`, `refund_failed`, `dispute`, `dispute_won`, `dispute_lost`, `dispute_regained`; others may come.
         kind: LedgerWord,
         /// The account that got it: `provider`, `credits`, `sales`, `refunds`, `disputes`, `losses`; others may come.
         to: LedgerWord,

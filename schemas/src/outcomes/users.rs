@@ -24,10 +24,11 @@ newest! {
         CheckoutFailed(v1::CheckoutFailed),
         CheckoutStuck(v1::CheckoutStuck),
         PaymentRefunded(v1::PaymentRefunded),
-        PaymentDisputed(v1::PaymentDisputed),
+        PaymentRefundFailed(v1::PaymentRefundFailed),
+        PaymentDisputed(v2::PaymentDisputed),
         PaymentRefused(v2::PaymentRefused),
     }
-    earlier { v1::PaymentRefused }
+    earlier { v1::PaymentDisputed, v1::PaymentRefused }
 }
 
 impl OutcomeData for UserOutcome {

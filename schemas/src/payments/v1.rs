@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::ProfileValues;
 use crate::list::List;
 use crate::money::{Credits, Price};
-use crate::text::{CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, TicketId};
+use crate::text::{
+    CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, RefundId, TicketId,
+};
 use crate::version::{object, wire};
 
 wire! { UserEvent;
@@ -85,6 +87,15 @@ wire! { UserEvent;
         /// All that was given back of this payment so far.
         refunded: Price
     };
+    /// One refund of a payment was asked for, has succeeded, or has failed.
+    PaymentRefundChanged "holdfast.payment.refund_changed.v1" {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        refund: RefundId,
+        /// What this refund gives back.
+        amount: Price,
+        status: RefundStatus
+    };
     /// The customer's bank wants a payment back.
     PaymentDisputed "holdfast.payment.disputed.v1" {
         checkout: CheckoutId,
@@ -94,6 +105,19 @@ wire! { UserEvent;
         amount: Price,
         status: DisputeStatus
     };
+}
+
+/// How a refund stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum RefundStatus {
+    /// The money is on its way.
+    Pending,
+    /// The money was given back.
+    Succeeded,
+    /// The money did not reach the customer: it is the shop's again.
+    Failed,
 }
 
 /// How a dispute stands.

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ProfileValues, UserEvent, v1};
+use crate::money::Price;
+use crate::text::{CheckoutId, DisputeId, PaymentId};
 use crate::version::{object, wire};
 
 wire! { UserEvent;
@@ -23,6 +25,46 @@ wire! { UserEvent;
         )]
         was: ProfileValues
     };
+    /// The customer's bank asks about a payment, or wants it back.
+    PaymentDisputed "holdfast.payment.disputed.v2" {
+        checkout: CheckoutId,
+        payment: PaymentId,
+        dispute: DisputeId,
+        /// What the bank wants back.
+        amount: Price,
+        status: DisputeStatus,
+        /// The money that this event says has moved.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        funds: Option<DisputeFunds>
+    };
+}
+
+/// How a dispute stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum DisputeStatus {
+    /// The bank only asks: an inquiry takes no money.
+    Inquiry,
+    /// The inquiry came to nothing. The bank may still dispute the payment.
+    Closed,
+    /// The bank has yet to decide.
+    Opened,
+    /// The bank has decided for the shop.
+    Won,
+    /// The bank has decided for the customer.
+    Lost,
+}
+
+/// The money of a dispute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum DisputeFunds {
+    /// The bank has taken it.
+    Withdrawn,
+    /// The bank has taken it, and given it back.
+    Reinstated,
 }
 
 /// Fields of a profile that are to hold nothing. An address is only emptied by erasing the user.
@@ -46,5 +88,30 @@ impl From<v1::ProfileChanged> for UserEvent {
     fn from(v1::ProfileChanged { to, was }: v1::ProfileChanged) -> Self {
         let emptied = Emptied::default();
         Self::ProfileChanged(ProfileChanged { to, emptied, was })
+    }
+}
+
+impl From<v1::PaymentDisputed> for UserEvent {
+    fn from(told: v1::PaymentDisputed) -> Self {
+        let (status, funds) = told.status.today();
+        Self::PaymentDisputed(PaymentDisputed {
+            checkout: told.checkout,
+            payment: told.payment,
+            dispute: told.dispute,
+            amount: told.amount,
+            status,
+            funds: Some(funds),
+        })
+    }
+}
+
+impl v1::DisputeStatus {
+    /// In version 1 the status says where the money is.
+    pub(crate) fn today(self) -> (DisputeStatus, DisputeFunds) {
+        match self {
+            Self::Opened => (DisputeStatus::Opened, DisputeFunds::Withdrawn),
+            Self::Won => (DisputeStatus::Won, DisputeFunds::Reinstated),
+            Self::Lost => (DisputeStatus::Lost, DisputeFunds::Withdrawn),
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::domain::checkout::{Checkout, StuckReason};
 use crate::metrics::Metrics;
 use crate::printable;
 use crate::store::credits::Loyalty;
-use crate::store::{self, checkouts, disputes};
+use crate::store::{self, checkouts, disputes, refunds};
 
 pub(super) async fn run(
     command: &CheckoutCommand,
@@ -95,6 +95,10 @@ fn stuck_because(reason: Option<StuckReason>) -> &'static str {
             "the amount at the payment provider is not what was asked for; look at the payment there, then give it back with \
              `settle --give-back`"
         }
+        Some(StuckReason::RefundFailed) => {
+            "a refund has failed, and the seats are given up; refund the payment again at the payment provider, and the mark goes \
+             by itself; or give the money back in another way, then `settle`"
+        }
         Some(StuckReason::StepFails) | None => {
             "the payment provider does not say how the payment stands, or its next step fails; mend what the log names, then \
              `settle`"
@@ -148,10 +152,18 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
             printable::line(line.ticket.as_str())
         )?;
     }
+    for refund in refunds::of(pool, &checkout).await? {
+        let (id, amount) = (printable::line(refund.id.as_str()), refund.amount.amount());
+        let status = refunds::status_name(refund.status);
+        writeln!(text, "{:<10}{id} {amount} {status}", "refund")?;
+    }
     for dispute in disputes::of(pool, &checkout).await? {
         let (id, amount) = (printable::line(dispute.id.as_str()), dispute.amount.amount());
-        let status = disputes::status_name(dispute.status);
-        writeln!(text, "{:<10}{id} {amount} {status}", "dispute")?;
+        let (status, funds) = (
+            disputes::status_name(dispute.status),
+            disputes::funds_name(dispute.funds),
+        );
+        writeln!(text, "{:<10}{id} {amount} {status} {funds}", "dispute")?;
     }
     Ok(text)
 }

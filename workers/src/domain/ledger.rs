@@ -20,14 +20,18 @@ pub enum MovementKind {
     CreditBack,
     /// The money was refunded, all that was left of it.
     Refund,
-    /// A part of the money was refunded; the seat stays sold.
+    /// A part of the money was refunded, and the seat stays sold; or what a failed refund had left.
     PartialRefund,
-    /// The customer's bank opened a dispute and withdrew the money until it decides.
+    /// A refund that was booked has failed: the money came back.
+    RefundFailed,
+    /// The customer's bank has withdrawn the money of a dispute until it decides.
     Dispute,
-    /// The dispute was won: the money came back.
+    /// The bank gave the money of a dispute back.
     DisputeWon,
     /// The dispute was lost: the money is gone.
     DisputeLost,
+    /// The money came back after the dispute was lost.
+    DisputeRegained,
 }
 
 impl MovementKind {
@@ -38,9 +42,11 @@ impl MovementKind {
             Self::CreditBack => "credit_back",
             Self::Refund => "refund",
             Self::PartialRefund => "partial_refund",
+            Self::RefundFailed => "refund_failed",
             Self::Dispute => "dispute",
             Self::DisputeWon => "dispute_won",
             Self::DisputeLost => "dispute_lost",
+            Self::DisputeRegained => "dispute_regained",
         }
     }
 
@@ -52,9 +58,11 @@ impl MovementKind {
             Self::CreditBack => ("sales", "credits"),
             Self::Refund => ("sales", "provider"),
             Self::PartialRefund => ("refunds", "provider"),
+            Self::RefundFailed => ("provider", "refunds"),
             Self::Dispute => ("disputes", "provider"),
             Self::DisputeWon => ("provider", "disputes"),
             Self::DisputeLost => ("losses", "disputes"),
+            Self::DisputeRegained => ("provider", "losses"),
         }
     }
 }

@@ -88,6 +88,7 @@ impl Entity for User {
             | UserEvent::PaymentCaptured(_)
             | UserEvent::PaymentFailed(_)
             | UserEvent::PaymentRefunded(_)
+            | UserEvent::PaymentRefundChanged(_)
             | UserEvent::PaymentDisputed(_) => Input::Tell(vec![]),
         }
     }

@@ -513,6 +513,7 @@ mod tests {
                 stuck: None,
                 sold: true,
                 refunded: 0,
+                undone: 0,
             },
             user: User {
                 version: 1,

@@ -5,7 +5,7 @@
 //! anew, so that an old `t` means a replay attack. Source: Stripe's documentation, "Verify webhook signatures manually".
 
 use hmac::{Hmac, Mac};
-use holdfast_schemas::{DeclineCode, DisputeId, EventId, Price};
+use holdfast_schemas::{DeclineCode, DisputeFunds, DisputeId, DisputeStatus, EventId, Price, RefundId, RefundStatus};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::Sha256;
@@ -41,7 +41,7 @@ pub enum Notification {
     OtherMode,
     /// About a payment that was made for this checkout of this user.
     Ours(Payload, CheckoutId, UserId),
-    /// A dispute does not name the buyer; [`super::Provider::buyer`] tells.
+    /// Refunds and disputes do not name the buyer; [`super::Provider::buyer`] tells.
     Unnamed(Payload, PaymentId),
 }
 
@@ -61,7 +61,9 @@ enum Kind {
     Failed,
     Canceled,
     Refunded,
-    Disputed,
+    RefundChanged,
+    /// With the money that it says has moved.
+    Disputed(Option<DisputeFunds>),
 }
 
 impl Kind {
@@ -72,13 +74,16 @@ impl Kind {
             "payment_intent.payment_failed" => Self::Failed,
             "payment_intent.canceled" => Self::Canceled,
             "charge.refunded" => Self::Refunded,
-            "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed" => Self::Disputed,
+            "refund.created" | "refund.updated" | "refund.failed" | "charge.refund.updated" => Self::RefundChanged,
+            "charge.dispute.created" | "charge.dispute.updated" | "charge.dispute.closed" => Self::Disputed(None),
+            "charge.dispute.funds_withdrawn" => Self::Disputed(Some(DisputeFunds::Withdrawn)),
+            "charge.dispute.funds_reinstated" => Self::Disputed(Some(DisputeFunds::Reinstated)),
             _ => return None,
         })
     }
 }
 
-/// The change of the payment. Amounts are totals of the payment so far.
+/// The change of the payment. Amounts are totals of the payment so far, unless they are those of a refund or a dispute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
     Authorized(Price),
@@ -88,20 +93,18 @@ pub enum What {
     Canceled,
     /// The captured amount that was refunded so far.
     Refunded(Price),
+    RefundChanged {
+        id: RefundId,
+        amount: Price,
+        status: RefundStatus,
+    },
     Disputed {
         id: DisputeId,
         amount: Price,
-        status: DisputeState,
+        status: DisputeStatus,
+        /// The money that the event says has moved.
+        funds: Option<DisputeFunds>,
     },
-}
-
-/// The state of a dispute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DisputeState {
-    /// An inquiry, or contested; money that is withdrawn meanwhile may come back.
-    Open,
-    Won,
-    Lost,
 }
 
 /// The reason why a request is not the provider's, or cannot be decoded.
@@ -192,8 +195,8 @@ pub fn read(body: &[u8], ours: Option<ProviderMode>) -> Result<Notification, Err
 
 impl Payload {
     fn told(self) -> Notification {
-        if self.kind == Kind::Disputed {
-            // A dispute has metadata of its own, not the payment's. Payments of ours have ids that can be parsed.
+        if matches!(self.kind, Kind::RefundChanged | Kind::Disputed(_)) {
+            // Refunds and disputes have metadata of their own, not the payment's. Payments of ours have ids that can be parsed.
             return match self.payment() {
                 Ok(payment) => Notification::Unnamed(self, payment),
                 Err(_foreign) => Notification::Foreign,
@@ -221,10 +224,16 @@ impl Payload {
             Kind::Failed => What::Failed(object.reason()?),
             Kind::Canceled => What::Canceled,
             Kind::Refunded => What::Refunded(object.price("amount_refunded")?),
-            Kind::Disputed => What::Disputed {
+            Kind::RefundChanged => What::RefundChanged {
+                id: object.parsed("id", RefundId::parse)?,
+                amount: object.price("amount")?,
+                status: object.refund()?,
+            },
+            Kind::Disputed(funds) => What::Disputed {
                 id: object.parsed("id", DisputeId::parse)?,
                 amount: object.price("amount")?,
                 status: object.dispute()?,
+                funds,
             },
         };
         let id = self.id.as_ref().and_then(Value::as_str);
@@ -242,13 +251,13 @@ impl Payload {
     fn payment(&self) -> Result<PaymentId, Error> {
         let name = match self.kind {
             Kind::Authorized | Kind::Captured | Kind::Failed | Kind::Canceled => "id",
-            Kind::Refunded | Kind::Disputed => "payment_intent",
+            Kind::Refunded | Kind::RefundChanged | Kind::Disputed(_) => "payment_intent",
         };
         Object(&self.object).parsed(name, PaymentId::parse)
     }
 }
 
-/// The object of the event, as it was then: a PaymentIntent, a charge, or a dispute.
+/// The object of the event, as it was then: a PaymentIntent, a charge, a refund, or a dispute.
 struct Object<'a>(&'a Map<String, Value>);
 
 impl<'a> Object<'a> {
@@ -280,11 +289,23 @@ impl<'a> Object<'a> {
         DeclineCode::parse(&wrong.reason()).map_err(|_| Error::Incomplete("last_payment_error"))
     }
 
-    fn dispute(&self) -> Result<DisputeState, Error> {
+    /// A status that this build does not know, and one that asks for something, leave a refund on its way.
+    fn refund(&self) -> Result<RefundStatus, Error> {
         match self.word("status") {
-            Some("won" | "warning_closed" | "prevented") => Ok(DisputeState::Won),
-            Some("lost") => Ok(DisputeState::Lost),
-            Some(_) => Ok(DisputeState::Open),
+            Some("succeeded") => Ok(RefundStatus::Succeeded),
+            Some("failed" | "canceled") => Ok(RefundStatus::Failed),
+            Some(_) => Ok(RefundStatus::Pending),
+            None => Err(Error::Incomplete("status")),
+        }
+    }
+
+    fn dispute(&self) -> Result<DisputeStatus, Error> {
+        match self.word("status") {
+            Some("warning_needs_response" | "warning_under_review") => Ok(DisputeStatus::Inquiry),
+            Some("warning_closed" | "prevented") => Ok(DisputeStatus::Closed),
+            Some("won") => Ok(DisputeStatus::Won),
+            Some("lost") => Ok(DisputeStatus::Lost),
+            Some(_) => Ok(DisputeStatus::Opened),
             None => Err(Error::Incomplete("status")),
         }
     }
@@ -413,11 +434,19 @@ mod tests {
             )
         };
         let dispute = |status: &str| json!({ "id": "du_1", "payment_intent": "pi_1", "amount": 4500, "currency": "eur", "status": status });
-        let disputed = |status| What::Disputed {
+        let disputed = |status, funds| What::Disputed {
             id: DisputeId::parse("du_1").unwrap(),
             amount: price(4_500),
             status,
+            funds,
         };
+        let refund = |status: &str| json!({ "id": "re_1", "payment_intent": "pi_1", "charge": "ch_1", "amount": 500, "currency": "eur", "status": status });
+        let refunded = |status| What::RefundChanged {
+            id: RefundId::parse("re_1").unwrap(),
+            amount: price(500),
+            status,
+        };
+        let (withdrawn, reinstated) = (Some(DisputeFunds::Withdrawn), Some(DisputeFunds::Reinstated));
         let failure = |code, decline| json!({ "last_payment_error": { "code": code, "decline_code": decline } });
         let failed = |code| What::Failed(DeclineCode::parse(code).unwrap());
         for (kind, object, what) in [
@@ -444,18 +473,59 @@ mod tests {
             ("payment_intent.canceled", intent(json!({})), What::Canceled),
             ("charge.refunded", charge(500), What::Refunded(price(500))),
             ("charge.refunded", charge(4500), What::Refunded(price(4_500))),
+            ("refund.created", refund("pending"), refunded(RefundStatus::Pending)),
+            (
+                "refund.created",
+                refund("requires_action"),
+                refunded(RefundStatus::Pending),
+            ),
+            ("refund.updated", refund("succeeded"), refunded(RefundStatus::Succeeded)),
+            (
+                "charge.refund.updated",
+                refund("canceled"),
+                refunded(RefundStatus::Failed),
+            ),
+            ("refund.failed", refund("failed"), refunded(RefundStatus::Failed)),
+            (
+                "charge.dispute.created",
+                dispute("warning_needs_response"),
+                disputed(DisputeStatus::Inquiry, None),
+            ),
+            (
+                "charge.dispute.updated",
+                dispute("warning_under_review"),
+                disputed(DisputeStatus::Inquiry, None),
+            ),
+            (
+                "charge.dispute.closed",
+                dispute("warning_closed"),
+                disputed(DisputeStatus::Closed, None),
+            ),
             (
                 "charge.dispute.created",
                 dispute("needs_response"),
-                disputed(DisputeState::Open),
+                disputed(DisputeStatus::Opened, None),
             ),
             (
                 "charge.dispute.funds_withdrawn",
                 dispute("under_review"),
-                disputed(DisputeState::Open),
+                disputed(DisputeStatus::Opened, withdrawn),
             ),
-            ("charge.dispute.closed", dispute("won"), disputed(DisputeState::Won)),
-            ("charge.dispute.closed", dispute("lost"), disputed(DisputeState::Lost)),
+            (
+                "charge.dispute.funds_reinstated",
+                dispute("won"),
+                disputed(DisputeStatus::Won, reinstated),
+            ),
+            (
+                "charge.dispute.closed",
+                dispute("won"),
+                disputed(DisputeStatus::Won, None),
+            ),
+            (
+                "charge.dispute.closed",
+                dispute("lost"),
+                disputed(DisputeStatus::Lost, None),
+            ),
         ] {
             let payload = match told(kind, object) {
                 Notification::Ours(payload, checkout, user) => {
@@ -463,7 +533,8 @@ mod tests {
                     payload
                 }
                 Notification::Unnamed(payload, payment) => {
-                    assert!(payment.as_str() == "pi_1" && kind.contains("dispute"), "{kind}");
+                    let is_unnamed = kind.contains("dispute") || kind.contains("refund.");
+                    assert!(payment.as_str() == "pi_1" && is_unnamed, "{kind}");
                     payload
                 }
                 told => panic!("{kind}: {told:?}"),
@@ -521,6 +592,7 @@ mod tests {
                 "charge.dispute.created",
                 json!({ "payment_intent": "..", "currency": "zzz" }),
             ),
+            ("refund.created", json!({ "payment_intent": null, "amount": "much" })),
         ] {
             let told = told(kind, object.clone());
             assert!(matches!(told, Notification::Foreign), "{kind} {object}: {told:?}");
@@ -573,6 +645,11 @@ mod tests {
                 "charge.dispute.closed",
                 json!({ "id": "du_1", "payment_intent": "pi_1", "amount": 1, "currency": "eur" }),
                 "status",
+            ),
+            (
+                "refund.failed",
+                json!({ "payment_intent": "pi_1", "amount": 1, "currency": "eur", "status": "failed" }),
+                "id",
             ),
         ] {
             let (Notification::Ours(payload, ..) | Notification::Unnamed(payload, _)) = told(kind, object.clone())

@@ -60,7 +60,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
     // One row for each ticket; the checkout's own columns are the same in all.
     let rows = sqlx::query!(
         "select c.version, c.user_id, c.hash, c.state, c.total_amount, c.total_currency, c.credits, c.payment_method, c.payment,
-                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded, c.attempt,
+                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded, c.refunds_undone, c.attempt,
                 s.ticket, s.hold, s.show, s.seat, s.price_amount
          from checkouts c join checkout_seats s on s.checkout = c.checkout
          where c.checkout = $1 order by s.place",
@@ -150,6 +150,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
             .map_err(wrong)?,
         sold: row.sold_at.is_some(),
         refunded: row.refunded,
+        undone: row.refunds_undone,
     };
     Ok(Some(StoredCheckout {
         checkout,
@@ -231,7 +232,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
                 sold_at = case when $8 then coalesce(sold_at, clock_timestamp()) end,
                 failure = $9, failure_code = $10, refunded = $11, moved_at = clock_timestamp(),
                 ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end, stuck_reason = $13,
-                payment_method = $14, attempt = $15
+                payment_method = $14, attempt = $15, refunds_undone = $16
          where checkout = $1 and version = $2
          returning 1
          ),
@@ -255,6 +256,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
         to.stuck.map(StuckReason::name),
         to.method.as_ref().map(PaymentMethod::as_str),
         to.attempt,
+        to.undone,
     );
     updated.fetch_one(connection).await.map_err(Error::Write)
 }
@@ -309,8 +311,8 @@ pub struct Count {
     pub oldest_seconds: f64,
 }
 
-/// Counts the checkouts that have not ended, by state; those that are stuck as `stuck`, and those that were refunded and still
-/// owe credits as `refunded`.
+/// Counts the checkouts that have not ended, by state; those that are stuck as `stuck`, whether or not they have ended, and those that
+/// were refunded and still owe credits as `refunded`.
 ///
 /// # Errors
 /// The database does not answer.
@@ -320,7 +322,8 @@ pub async fn counts(pool: &PgPool) -> Result<Vec<Count>, Error> {
         r#"select case when stuck_at is null then state else 'stuck' end as "state!", count(*) as "checkouts!",
                   extract(epoch from clock_timestamp() - min(moved_at))::float8 as "oldest_seconds!"
            from checkouts
-           where ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null) group by 1"#,
+           where ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null) or stuck_at is not null
+           group by 1"#,
     )
     .fetch_all(pool)
     .in_time(pool)

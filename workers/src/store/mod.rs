@@ -26,6 +26,7 @@ pub mod outbox;
 pub mod outcome_log;
 pub mod progress;
 mod purchases;
+pub mod refunds;
 pub mod rotation;
 pub mod sales;
 mod session;

@@ -22,12 +22,14 @@ books as (
     from checkouts c
     left join sums s using (checkout)
 ),
+-- The disputes whose money is with the bank. Earlier releases wrote only the status: until it was won, the money was taken.
 contested as (
     select
         checkout,
-        coalesce(sum(amount) filter (where status = 'opened'), 0) as open,
-        coalesce(sum(amount) filter (where status = 'lost'), 0)   as lost
+        coalesce(sum(amount) filter (where status <> 'lost'), 0) as open,
+        coalesce(sum(amount) filter (where status = 'lost'), 0)  as lost
     from disputes
+    where funds = 'withdrawn' or (funds is null and status in ('opened', 'lost'))
     group by checkout
 ),
 contested_sums as (
@@ -38,7 +40,7 @@ contested_sums as (
         -- What left the provider by disputes, and did not come back.
         coalesce(sum(amount) filter (where account = 'provider'), 0) as gone
     from ledger
-    where kind in ('dispute', 'dispute_won', 'dispute_lost')
+    where kind in ('dispute', 'dispute_won', 'dispute_lost', 'dispute_regained')
     group by checkout
 ),
 seats as (
@@ -80,13 +82,28 @@ where state = 'completed'
 union all
 select checkout, 'refunded wholly, but something of it was kept'
 from books
-where state = 'refunded' and (captured_sum <> 0 or credits_sum <> case when sold then spent else 0 end)
+where state = 'refunded'
+  and (captured_sum <> total_amount - spent - refunded or captured_sum > refunds_undone
+       or credits_sum <> case when sold then spent else 0 end)
 union all
 select checkout, 'it came to nothing or has not ended, but money was kept'
 from books
 where state not in ('completed', 'refunded')
-  and (captured_sum <> 0 or refunds_sum <> 0 or credits_sum <> case when sold then spent else 0 end
-       or sales_sum <> -credits_sum)
+  and (captured_sum <> -refunds_sum or captured_sum not between 0 and refunds_undone
+       or credits_sum <> case when sold then spent else 0 end or sales_sum <> -credits_sum)
+union all
+select checkout, 'a refund has failed, so money is kept for seats that are not given, but no operator was asked for'
+from books
+where state in ('refunded', 'failed') and captured_sum > 0 and stuck_at is null
+  and not exists (
+      select from user_change_log l
+      where l.user_id = books.user_id and l.type like 'holdfast.outcome.checkout.stuck.v%' and l.data ->> 'checkout' = books.checkout
+  )
+union all
+select books.checkout, 'a refund has succeeded that is not booked'
+from books
+join (select checkout, sum(amount) as succeeded from refunds where status = 'succeeded' group by checkout) r using (checkout)
+where state in ('completed', 'refunded') and least(succeeded, total_amount - spent) > refunded
 union all
 select books.checkout, 'it has ended, but not exactly one outcome says how'
 from books

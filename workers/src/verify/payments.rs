@@ -21,12 +21,8 @@ pub(super) struct Payments {
 
 /// One checkout, in minor units of its currency.
 struct Booked {
-    ended: bool,
-    currency: Currency,
-    /// Captured and not refunded, by the ledger. A disputed amount counts: the provider reports it elsewhere.
-    kept: i64,
-    disputes: Disputes,
-    /// The same amount by the provider's payments so far.
+    row: Row,
+    /// What was captured and not refunded, by the provider's payments so far.
     told: i64,
     told_disputed: bool,
 }
@@ -35,38 +31,41 @@ struct Booked {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disputes {
     None,
-    /// All were won: the provider may report the payment as disputed or not.
-    Won,
+    /// All were won, or inquiries: the provider may report the payment as disputed or not.
+    Harmless,
     /// One was lost, or is undecided.
     Standing,
 }
 
 impl Disputes {
-    pub(super) fn new(all: i64, won: i64) -> Self {
-        match (all, all - won) {
+    pub(super) fn new(all: i64, harmless: i64) -> Self {
+        match (all, all - harmless) {
             (0, _) => Self::None,
-            (_, 0) => Self::Won,
+            (_, 0) => Self::Harmless,
             _ => Self::Standing,
         }
     }
 }
 
+/// What a checkout has in the database.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    pub(super) since: OffsetDateTime,
+    pub(super) currency: Currency,
+    pub(super) ended: bool,
+    /// Captured and not refunded, by the ledger. A disputed amount counts: the provider reports it elsewhere.
+    pub(super) kept: i64,
+    /// Refunds on their way: the provider counts them as refunded, the ledger has them once they have succeeded.
+    pub(super) pending: i64,
+    pub(super) disputes: Disputes,
+}
+
 impl Payments {
-    pub(super) fn book(
-        &mut self,
-        checkout: CheckoutId,
-        since: OffsetDateTime,
-        currency: Currency,
-        ended: bool,
-        kept: i64,
-        disputes: Disputes,
-    ) {
+    pub(super) fn book(&mut self, checkout: CheckoutId, row: Row) {
+        let since = row.since;
         self.since = Some(self.since.map_or(since, |earliest| earliest.min(since)));
         let booked = Booked {
-            ended,
-            currency,
-            kept,
-            disputes,
+            row,
             told: 0,
             told_disputed: false,
         };
@@ -96,14 +95,14 @@ impl Payments {
             self.strangers.insert(checkout.clone(), found);
             return;
         };
-        if payment.currency != booked.currency {
+        if payment.currency != booked.row.currency {
             report.broken(Promise::MoneyMismatch, key, || {
                 format!("{} is not in the currency of the checkout", payment.id)
             });
         }
         booked.told += kept;
         booked.told_disputed |= payment.disputed;
-        if booked.ended && open {
+        if booked.row.ended && open {
             report.broken(Promise::OpenAuthorisations, key, || {
                 format!("the checkout has ended, but money is still set aside by {}", payment.id)
             });
@@ -121,14 +120,19 @@ impl Payments {
         for (checkout, (promise, what)) in strangers.filter(|(checkout, _)| !younger.contains(checkout.as_str())) {
             report.broken(*promise, checkout.as_str(), || what.clone());
         }
-        for (checkout, booked) in self.checkouts.iter().filter(|(_, booked)| booked.ended) {
-            let Booked { kept, told, .. } = booked;
-            if kept != told {
+        for (checkout, booked) in self.checkouts.iter().filter(|(_, booked)| booked.row.ended) {
+            let Booked { row, told, .. } = booked;
+            let Row { kept, pending, .. } = row;
+            if !(kept - pending..=*kept).contains(told) {
                 report.broken(Promise::MoneyMismatch, checkout.as_str(), || {
-                    format!("the ledger says that {kept} was taken and not given back, in minor units, but the payment provider says {told}")
+                    let on_its_way = match pending {
+                        0 => String::new(),
+                        pending => format!(", {pending} of it on its way back"),
+                    };
+                    format!("the ledger says that {kept} was taken and not given back, in minor units{on_its_way}, but the payment provider says {told}")
                 });
             }
-            let missing = match (booked.disputes, booked.told_disputed) {
+            let missing = match (row.disputes, booked.told_disputed) {
                 (Disputes::None, true) => "the payment provider says that it is disputed, but no dispute was heard of",
                 (Disputes::Standing, false) => "it is disputed, but the payment provider does not say so",
                 _ => continue,
@@ -147,19 +151,44 @@ mod tests {
     /// The offences of a checkout that has ended, or not, with its payment at the provider.
     fn compared(ended: bool, kept: i64, payment: Option<(State, i64, i64)>) -> (u64, u64) {
         let (mut payments, mut report) = (Payments::default(), Report::default());
-        payments.book(
-            checkout("c-1"),
-            OffsetDateTime::UNIX_EPOCH,
-            Currency::EUR,
-            ended,
-            kept,
-            Disputes::None,
-        );
+        payments.book(checkout("c-1"), Row { ended, ..row(kept) });
         if let Some((state, captured, refunded)) = payment {
             payments.hear(&told("c-1", state, captured, refunded), &mut report);
         }
         payments.judge(&HashSet::new(), &mut report);
         (report.money_mismatch, report.open_authorisations)
+    }
+
+    /// A checkout that has ended.
+    fn row(kept: i64) -> Row {
+        Row {
+            since: OffsetDateTime::UNIX_EPOCH,
+            currency: Currency::EUR,
+            ended: true,
+            kept,
+            pending: 0,
+            disputes: Disputes::None,
+        }
+    }
+
+    #[test]
+    fn a_refund_on_its_way_is_refunded_to_the_provider_and_not_yet_to_the_ledger() {
+        for (kept, pending, refunded, named) in [
+            (100, 30, 30, 0),
+            (100, 30, 0, 0),
+            (100, 30, 31, 1),
+            (70, 30, 30, 0),
+            (70, 30, 0, 1),
+            // It has failed: the money is here again.
+            (100, 0, 0, 0),
+            (100, 0, 30, 1),
+        ] {
+            let (mut payments, mut report) = (Payments::default(), Report::default());
+            payments.book(checkout("c-1"), Row { pending, ..row(kept) });
+            payments.hear(&told("c-1", State::Captured, 100, refunded), &mut report);
+            payments.judge(&HashSet::new(), &mut report);
+            assert_eq!(report.money_mismatch, named, "{kept} {pending} {refunded}");
+        }
     }
 
     fn told(of: &str, state: State, captured: i64, refunded: i64) -> Payment {
@@ -217,14 +246,8 @@ mod tests {
     #[test]
     fn a_payment_in_another_currency_is_named() {
         let (mut payments, mut report) = (Payments::default(), Report::default());
-        payments.book(
-            checkout("c-1"),
-            OffsetDateTime::UNIX_EPOCH,
-            Currency::USD,
-            true,
-            100,
-            Disputes::None,
-        );
+        let currency = Currency::USD;
+        payments.book(checkout("c-1"), Row { currency, ..row(100) });
         payments.hear(&told("c-1", State::Captured, 100, 0), &mut report);
         assert_eq!(report.money_mismatch, 1);
     }
@@ -241,14 +264,8 @@ mod tests {
             (1, 1, true, 0),
         ] {
             let (mut payments, mut report) = (Payments::default(), Report::default());
-            payments.book(
-                checkout("c-1"),
-                OffsetDateTime::UNIX_EPOCH,
-                Currency::EUR,
-                true,
-                100,
-                Disputes::new(all, won),
-            );
+            let disputes = Disputes::new(all, won);
+            payments.book(checkout("c-1"), Row { disputes, ..row(100) });
             let payment = Payment {
                 disputed: theirs,
                 ..told("c-1", State::Captured, 100, 0)

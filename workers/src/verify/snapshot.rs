@@ -15,7 +15,7 @@ use super::history::{History, OutcomeOf, Ticket, TicketRow, User, UserRow};
 use super::identity::{Digest, Fingerprint, digest};
 use super::letters::Original;
 use super::look::{Book, Look};
-use super::payments::Disputes;
+use super::payments::{self, Disputes};
 use super::report::{Promise, Report};
 use super::session::{self, Server};
 use super::terms::Terms;
@@ -199,9 +199,10 @@ async fn money(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
     look.report.unfinished = u64::try_from(snapshot.server.answer(unfinished.fetch_one(&mut *snapshot.sql)).await?)?;
     let mut rows = sqlx::query!(
         r#"select c.checkout, coalesce(c.called_at, c.opened_at) as "since!", c.total_currency, c.ended_at is not null as "ended!",
-                  coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund')), 0)::bigint as "kept!",
+                  coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund', 'refund_failed')), 0)::bigint as "kept!",
+                  (select coalesce(sum(r.amount), 0) from refunds r where r.checkout = c.checkout and r.status = 'pending')::bigint as "pending!",
                   (select count(*) from disputes d where d.checkout = c.checkout) as "disputes!",
-                  (select count(*) from disputes d where d.checkout = c.checkout and d.status = 'won') as "won!"
+                  (select count(*) from disputes d where d.checkout = c.checkout and d.status in ('won', 'inquiry', 'closed')) as "harmless!"
            from checkouts c
            left join ledger l on l.checkout = c.checkout and l.account = 'provider'
            group by c.checkout"#
@@ -210,14 +211,15 @@ async fn money(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         let checkout = CheckoutId::parse(&row.checkout).context("the id of a checkout cannot be read")?;
         let currency = Currency::from_code(&row.total_currency).context("the currency of a checkout cannot be read")?;
-        look.payments.book(
-            checkout,
-            row.since,
+        let row = payments::Row {
+            since: row.since,
             currency,
-            row.ended,
-            row.kept,
-            Disputes::new(row.disputes, row.won),
-        );
+            ended: row.ended,
+            kept: row.kept,
+            pending: row.pending,
+            disputes: Disputes::new(row.disputes, row.harmless),
+        };
+        look.payments.book(checkout, row);
     }
     Ok(())
 }

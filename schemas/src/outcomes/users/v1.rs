@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::money::{Credits, Price};
-use crate::payments::DisputeStatus;
+use crate::payments::v1::DisputeStatus;
 use crate::reasons::{earlier_reasons, reasons};
-use crate::text::{CheckoutId, DeclineCode, DisputeId, Invalid, PaymentId, TicketId};
+use crate::text::{CheckoutId, DeclineCode, DisputeId, Invalid, PaymentId, RefundId, TicketId};
 use crate::version::wire;
 
 wire! { UserOutcome;
@@ -69,6 +69,15 @@ wire! { UserOutcome;
         amount: Price,
         /// Whether nothing is left: then the tickets are for sale again.
         full: bool
+    };
+    /// A refund has failed: the money is the shop's again, and is still owed to the customer.
+    PaymentRefundFailed "holdfast.outcome.payment.refund_failed.v1" {
+        checkout: CheckoutId,
+        refund: RefundId,
+        /// So much does the customer not get.
+        amount: Price,
+        /// Whether the money was told as given back before, by `payment.refunded` or `checkout.failed`.
+        undone: bool
     };
     /// The customer's bank wants money back, or has decided.
     PaymentDisputed "holdfast.outcome.payment.disputed.v1" {

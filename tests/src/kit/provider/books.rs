@@ -22,6 +22,7 @@ pub(super) type Fields = [(String, String)];
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) payments: Vec<Payment>,
+    pub(super) refunds: Vec<Refund>,
     /// Index of each payment, by id.
     places: HashMap<String, usize>,
     pub(super) ledger: Vec<Movement>,
@@ -52,7 +53,36 @@ pub struct Payment {
     failure: Option<String>,
     metadata: BTreeMap<String, String>,
     created: i64,
-    dispute: Option<String>,
+    disputes: Vec<Dispute>,
+}
+
+/// A refund, as the provider knows it.
+#[derive(Clone, Debug)]
+pub struct Refund {
+    pub id: String,
+    pub payment: String,
+    pub amount: i64,
+    pub status: RefundStatus,
+    currency: String,
+    charge: Option<String>,
+    created: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefundStatus {
+    Pending,
+    Succeeded,
+    Failed,
+}
+
+/// A dispute of a payment: an inquiry, as long as its status begins with `warning_`.
+#[derive(Clone, Debug)]
+struct Dispute {
+    id: String,
+    amount: i64,
+    status: &'static str,
+    /// What was withdrawn and reinstated, one after the other.
+    moved: Vec<i64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +111,8 @@ pub enum Kind {
     Released,
     Captured,
     Refunded,
+    /// A refund has failed: the money came back.
+    RefundFailed,
     /// Withdrawn by the customer's bank when a dispute is opened.
     Disputed,
     /// Given back after a dispute was won.
@@ -92,7 +124,7 @@ impl Kind {
     pub fn sign(self) -> i64 {
         match self {
             Kind::Authorised | Kind::Released => 0,
-            Kind::Captured | Kind::Reinstated => 1,
+            Kind::Captured | Kind::RefundFailed | Kind::Reinstated => 1,
             Kind::Refunded | Kind::Disputed => -1,
         }
     }
@@ -180,7 +212,7 @@ impl Books {
             failure: None,
             metadata,
             created: now().unix_timestamp(),
-            dispute: None,
+            disputes: vec![],
         };
         let told = payment.tell();
         self.places.insert(payment.id.clone(), self.payments.len());
@@ -285,24 +317,60 @@ impl Books {
             let error = json!({ "type": "invalid_request_error", "code": "charge_already_refunded" });
             return Err(taken_up(error));
         }
-        if payment.dispute.is_some() {
+        if payment.disputes.iter().any(Dispute::bars_refunds) {
             let error = json!({ "type": "invalid_request_error", "code": "charge_disputed" });
             return Err(taken_up(error));
         }
         if amount < 1 || amount > left {
             return Err(invalid("amount_too_large", "amount"));
         }
-        let currency = payment.currency.clone();
+        let method = payment.method.clone().unwrap_or_default();
+        let is_slow = [SLOW_REFUND, FAILING_REFUND].contains(&method.as_str());
+        let refund = Refund {
+            payment: id.to_owned(),
+            amount,
+            status: if is_slow {
+                RefundStatus::Pending
+            } else {
+                RefundStatus::Succeeded
+            },
+            currency: payment.currency.clone(),
+            charge: payment.charge.clone(),
+            created: now().unix_timestamp(),
+            id: self.id("re"),
+        };
         self.book(id, Kind::Refunded, amount);
         let payment = self.payment(id);
         payment.refunded += amount;
         let charge = payment.tell_charge();
+        let told = refund.tell();
+        self.refunds.push(refund);
+        self.announce("refund.created", told.clone());
         self.announce("charge.refunded", charge);
-        let refund = self.id("re");
-        Ok(json!({
-            "id": refund, "object": "refund", "amount": amount, "currency": currency,
-            "payment_intent": id, "status": "succeeded",
-        }))
+        Ok(told)
+    }
+
+    /// A refund comes to an end. One that has failed is refunded no more, and its money is back.
+    pub(super) fn end_refund(&mut self, id: &str, success: bool) -> Answer {
+        let place = self.refunds.iter().position(|refund| refund.id == id);
+        let refund = place.map(|place| &mut self.refunds[place]);
+        let refund = refund.filter(|refund| refund.status != RefundStatus::Failed);
+        let refund = refund.ok_or_else(|| invalid("resource_missing", "refund"))?;
+        refund.status = if success {
+            RefundStatus::Succeeded
+        } else {
+            RefundStatus::Failed
+        };
+        let (payment, amount, told) = (refund.payment.clone(), refund.amount, refund.tell());
+        if success {
+            self.announce("refund.updated", told.clone());
+        } else {
+            self.book(&payment, Kind::RefundFailed, amount);
+            self.payment(&payment).refunded -= amount;
+            self.announce("refund.failed", told.clone());
+        }
+        self.announce("charge.refund.updated", told.clone());
+        Ok(told)
     }
 
     pub(super) fn retrieve(&self, id: &str) -> Answer {
@@ -335,34 +403,82 @@ impl Books {
         Ok(json!({ "object": "list", "data": page, "has_more": listed.len() > limit, "url": "/v1/payment_intents" }))
     }
 
-    /// The customer's bank opens a dispute and withdraws the money until it is closed.
+    /// The customer's bank asks about a payment; it takes no money.
+    pub(super) fn inquire(&mut self, id: &str) -> Answer {
+        self.open_dispute(id, "warning_needs_response")
+    }
+
+    /// The customer's bank opens a dispute, or makes one of an inquiry, and withdraws the money.
     pub(super) fn dispute(&mut self, id: &str) -> Answer {
-        let left = {
-            let payment = self.at(id, &[Status::Succeeded], "dispute")?;
-            payment.captured - payment.refunded
-        };
-        let dispute = self.id("du");
-        self.payment(id).dispute = Some(dispute);
-        self.book(id, Kind::Disputed, left);
-        let told = self.payment(id).tell_dispute("needs_response", left);
-        self.announce("charge.dispute.created", told.clone());
-        self.announce("charge.dispute.funds_withdrawn", told.clone());
+        self.open_dispute(id, "needs_response")?;
+        self.withdraw(id)
+    }
+
+    pub(super) fn escalate(&mut self, id: &str) -> Answer {
+        let told = self.turn(id, "needs_response")?;
+        self.announce("charge.dispute.updated", told);
+        self.withdraw(id)
+    }
+
+    pub(super) fn close_inquiry(&mut self, id: &str) -> Answer {
+        let told = self.turn(id, "warning_closed")?;
+        self.announce("charge.dispute.closed", told.clone());
         Ok(told)
     }
 
     pub(super) fn close_dispute(&mut self, id: &str, won: bool) -> Answer {
-        let taken = self.ledger.iter().rev();
-        let mut taken = taken.filter(|movement| movement.payment == id && movement.kind == Kind::Disputed);
-        let amount = taken.next().map_or(0, |movement| movement.amount);
-        let payment = self.at(id, &[Status::Succeeded], "dispute")?;
-        let told = payment.tell_dispute(if won { "won" } else { "lost" }, amount);
+        let mut told = self.turn(id, if won { "won" } else { "lost" })?;
         if won {
-            self.book(id, Kind::Reinstated, amount);
+            told = self.move_disputed(id, Kind::Reinstated)?;
             self.announce("charge.dispute.funds_reinstated", told.clone());
-            self.payment(id).dispute = None;
         }
         self.announce("charge.dispute.closed", told.clone());
         Ok(told)
+    }
+
+    fn open_dispute(&mut self, id: &str, status: &'static str) -> Answer {
+        let payment = self.at(id, &[Status::Succeeded], "dispute")?;
+        let amount = payment.captured - payment.refunded;
+        let dispute = Dispute {
+            id: self.id("du"),
+            amount,
+            status,
+            moved: vec![],
+        };
+        let payment = self.payment(id);
+        payment.disputes.push(dispute);
+        let told = payment.tell_dispute()?;
+        self.announce("charge.dispute.created", told.clone());
+        Ok(told)
+    }
+
+    fn withdraw(&mut self, id: &str) -> Answer {
+        let told = self.move_disputed(id, Kind::Disputed)?;
+        self.announce("charge.dispute.funds_withdrawn", told.clone());
+        Ok(told)
+    }
+
+    /// The last dispute gets another status.
+    fn turn(&mut self, id: &str, status: &'static str) -> Answer {
+        self.at(id, &[Status::Succeeded], "dispute")?;
+        let payment = self.payment(id);
+        if let Some(dispute) = payment.disputes.last_mut() {
+            dispute.status = status;
+        }
+        payment.tell_dispute()
+    }
+
+    /// The money of the last dispute moves.
+    fn move_disputed(&mut self, id: &str, kind: Kind) -> Answer {
+        let payment = self.payment(id);
+        let Some(dispute) = payment.disputes.last_mut() else {
+            return payment.tell_dispute();
+        };
+        let amount = dispute.amount;
+        dispute.moved.push(kind.sign() * amount);
+        let told = payment.tell_dispute();
+        self.book(id, kind, amount);
+        told
     }
 
     fn authorise(&mut self, id: &str) -> Value {
@@ -511,7 +627,7 @@ impl Payment {
             "captured": self.captured > 0,
             "created": self.created,
             "currency": self.currency,
-            "disputed": self.dispute.is_some(),
+            "disputed": !self.disputes.is_empty(),
             "metadata": self.metadata,
             "payment_intent": self.id,
             "refunded": is_released || self.captured > 0 && self.refunded == self.captured,
@@ -519,20 +635,71 @@ impl Payment {
         })
     }
 
-    fn tell_dispute(&self, status: &str, amount: i64) -> Value {
-        json!({
-            "id": self.dispute,
+    /// The last dispute.
+    fn tell_dispute(&self) -> Answer {
+        let dispute = self.disputes.last();
+        let dispute = dispute.ok_or_else(|| invalid("resource_missing", "dispute"))?;
+        let moved = dispute.moved.iter();
+        let moved =
+            moved.map(|amount| json!({ "object": "balance_transaction", "amount": amount, "type": "adjustment" }));
+        Ok(json!({
+            "id": dispute.id,
             "object": "dispute",
-            "amount": amount,
+            "amount": dispute.amount,
+            "balance_transactions": moved.collect::<Vec<_>>(),
             "charge": self.charge,
             "currency": self.currency,
+            "is_charge_refundable": !dispute.bars_refunds(),
+            "livemode": false,
             "metadata": {},
             "payment_intent": self.id,
             "reason": "fraudulent",
-            "status": status,
+            "status": dispute.status,
+        }))
+    }
+}
+
+impl Dispute {
+    /// An inquiry, and a dispute that was won, do not.
+    fn bars_refunds(&self) -> bool {
+        !self.status.starts_with("warning_") && self.status != "won"
+    }
+}
+
+impl Refund {
+    fn tell(&self) -> Value {
+        let is_failed = self.status == RefundStatus::Failed;
+        json!({
+            "id": self.id,
+            "object": "refund",
+            "amount": self.amount,
+            "charge": self.charge,
+            "created": self.created,
+            "currency": self.currency,
+            "failure_reason": is_failed.then_some("expired_or_canceled_card"),
+            "metadata": {},
+            "payment_intent": self.payment,
+            "pending_reason": (self.status == RefundStatus::Pending).then_some("processing"),
+            "reason": null,
+            "status": self.status.as_str(),
         })
     }
 }
+
+impl RefundStatus {
+    fn as_str(self) -> &'static str {
+        match self {
+            RefundStatus::Pending => "pending",
+            RefundStatus::Succeeded => "succeeded",
+            RefundStatus::Failed => "failed",
+        }
+    }
+}
+
+/// Test cards of Stripe (4000 0000 0000 7726 and 4000 0000 0000 5126) whose refunds are pending, and succeed or fail later; here they
+/// do so when [`Books::end_refund`] says so.
+const SLOW_REFUND: &str = "pm_card_pendingRefund";
+const FAILING_REFUND: &str = "pm_card_refundFail";
 
 /// A card of this simulator alone: it can be authorised but never captured, so that a developer can look at a checkout that
 /// stays under way.

@@ -30,7 +30,7 @@ use url::form_urlencoded;
 
 use super::process::lock;
 use books::{Answer, Books, Refused};
-pub use books::{Kind, Movement, Payment, Status};
+pub use books::{Kind, Movement, Payment, Refund, RefundStatus, Status};
 pub use webhooks::{Delivery, sign};
 
 /// The parameters of a refund.
@@ -298,6 +298,32 @@ impl Simulator {
     /// The provider cancels an authorisation that has expired.
     pub fn expire(&self, payment: &str) -> anyhow::Result<()> {
         self.by_hand(|books| books.cancel(payment))
+    }
+
+    /// The refunds of a payment, oldest first.
+    pub fn refunds_of(&self, payment: &str) -> Vec<Refund> {
+        let mut refunds = lock(&self.state.books).refunds.clone();
+        refunds.retain(|refund| refund.payment == payment);
+        refunds
+    }
+
+    /// A refund succeeds or fails, which may be days after it was asked for.
+    pub fn end_refund(&self, refund: &str, success: bool) -> anyhow::Result<()> {
+        self.by_hand(|books| books.end_refund(refund, success))
+    }
+
+    /// The customer's bank asks about a payment.
+    pub fn inquire(&self, payment: &str) -> anyhow::Result<()> {
+        self.by_hand(|books| books.inquire(payment))
+    }
+
+    /// The bank makes a dispute of its inquiry.
+    pub fn escalate(&self, payment: &str) -> anyhow::Result<()> {
+        self.by_hand(|books| books.escalate(payment))
+    }
+
+    pub fn close_inquiry(&self, payment: &str) -> anyhow::Result<()> {
+        self.by_hand(|books| books.close_inquiry(payment))
     }
 
     /// The customer's bank opens a dispute.

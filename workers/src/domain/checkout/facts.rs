@@ -1,16 +1,14 @@
 //! What follows from each fact about a checkout. docs/payments.md has it as a table.
 
-use holdfast_schemas::{
-    CheckoutFailure, CheckoutId, Credits, DeclineCode, DisputeId, DisputeStatus, PaymentId, PaymentMethod, Price,
-    UserOutcome, outcomes,
-};
+use holdfast_schemas::{CheckoutFailure, Credits, DeclineCode, PaymentId, PaymentMethod, UserOutcome, outcomes};
 use time::OffsetDateTime;
 
-use super::refunds::{credits_returned, disputed, refunded};
+use super::disputes::disputed;
+use super::refunds::{booked, credits_returned, refund_changed, refunded};
 use super::transition::{movement, row};
 use super::{
-    Checkout, CreditsChange, CustomerMail, Failure, MOST_ATTEMPTS, Next, Purchases, Seats, State, StuckReason,
-    Transition,
+    Checkout, CreditsChange, CustomerMail, Dispute, Failure, MOST_ATTEMPTS, Next, Purchases, Refund, Seats, State,
+    StuckReason, Transition,
 };
 use crate::domain::ledger::MovementKind;
 
@@ -46,8 +44,10 @@ pub enum Fact {
     GivenBack { captured: i64 },
     /// The credits are returned, within the transaction that writes this.
     CreditsReturned,
-    /// The provider has refunded so much in all, in minor units.
-    Refunded { in_all: i64 },
+    /// The provider has refunded so much in all, in minor units. `known`: the refunds of the checkout that are known one by one.
+    Refunded { in_all: i64, known: Vec<Refund> },
+    /// How a refund stands, as the provider reports it; and the refunds that are known, this one as it was.
+    RefundChanged { now: Refund, known: Vec<Refund> },
     /// The state of a dispute, as the provider reports it, and as it was known before.
     Disputed { now: Dispute, before: Option<Dispute> },
     /// The provider has authorised, captured or refunded another amount than was asked for, or in another currency.
@@ -76,15 +76,6 @@ pub enum PaymentStatus {
     Processing,
     Authorised,
     Captured,
-}
-
-/// A dispute of a checkout's payment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dispute {
-    pub id: DisputeId,
-    pub checkout: CheckoutId,
-    pub amount: Price,
-    pub status: DisputeStatus,
 }
 
 /// What follows from a fact. A fact that does not fit the checkout's state, as it comes late or twice, changes nothing.
@@ -117,7 +108,8 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
         },
         Fact::GivenBack { captured } => given_back(checkout, captured),
         Fact::CreditsReturned => credits_returned(checkout),
-        Fact::Refunded { in_all } => refunded(checkout, in_all),
+        Fact::Refunded { in_all, known } => refunded(checkout, in_all, &known),
+        Fact::RefundChanged { now, known } => refund_changed(checkout, now, &known),
         Fact::Disputed { now, before } => disputed(checkout, now, before),
         Fact::AmountDiffers => stuck(checkout, StuckReason::AmountDiffers),
         Fact::StepFailed { patience } => step_failed(checkout, patience, now),
@@ -266,7 +258,7 @@ fn captured(checkout: &Checkout) -> Transition {
         refunded: 0,
         ..moved(checkout, State::Completed)
     };
-    let refund = refunded(&completed, checkout.refunded);
+    let refund = booked(&completed, checkout.refunded);
     let told = UserOutcome::CheckoutCompleted(outcomes::CheckoutCompleted {
         checkout: checkout.id.clone(),
         total: checkout.total,

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use holdfast_schemas::{
-    CheckoutFailure, Credits, DeclineCode, DisputeId, DisputeStatus, OutcomeData, PaymentId, PaymentMethod,
+    CheckoutFailure, Credits, DeclineCode, DisputeFunds, DisputeId, DisputeStatus, OutcomeData, PaymentId,
+    PaymentMethod, RefundId, RefundStatus,
 };
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 
 use super::tests::{checkout, now, price};
 use super::{
-    Checkout, CreditsChange, CustomerMail, Dispute, Fact, PaymentStatus, Purchases, Seats, State, StuckReason,
+    Checkout, CreditsChange, CustomerMail, Dispute, Fact, PaymentStatus, Purchases, Refund, Seats, State, StuckReason,
     Transition, apply,
 };
 
@@ -75,10 +76,10 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("given back", Fact::GivenBack { captured: 0 }),
         ("given back", Fact::GivenBack { captured: due }),
         ("credits returned", Fact::CreditsReturned),
-        ("refunded in part", Fact::Refunded { in_all: due / 3 }),
-        ("refunded in part", Fact::Refunded { in_all: due / 2 }),
-        ("refunded in full", Fact::Refunded { in_all: due }),
-        ("refunded in full", Fact::Refunded { in_all: due + 1 }),
+        ("refunded in part", in_all(due / 3)),
+        ("refunded in part", in_all(due / 2)),
+        ("refunded in full", in_all(due)),
+        ("refunded in full", in_all(due + 1)),
         ("step failed", Fact::StepFailed { patience: PATIENCE }),
         ("given up", Fact::GivenUp(CheckoutFailure::Cancelled)),
         ("amount differs", Fact::AmountDiffers),
@@ -86,15 +87,56 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("heard", Fact::Heard),
         ("left stuck", Fact::LeftStuck),
     ];
-    let statuses = [DisputeStatus::Opened, DisputeStatus::Won, DisputeStatus::Lost];
-    for before in [None].into_iter().chain(statuses.map(Some)) {
-        for status in statuses {
+    for before in [None].into_iter().chain(DISPUTES.map(Some)) {
+        for told in DISPUTES {
             let before = before.map(dispute);
-            let now = dispute(status);
+            let now = dispute(told);
             facts.push(("disputed", Fact::Disputed { now, before }));
         }
     }
+    for (name, status) in REFUNDS {
+        for (id, amount) in [("re_1", due / 3), ("re_2", due)] {
+            let now = refund(id, amount, status);
+            let mut all_known = vec![vec![], vec![refund("re_3", due / 4, RefundStatus::Succeeded)]];
+            all_known.extend(REFUNDS.map(|(_, status)| vec![refund(id, amount, status)]));
+            for known in all_known {
+                let now = now.clone();
+                facts.push((name, Fact::RefundChanged { now, known }));
+            }
+        }
+    }
     facts
+}
+
+const REFUNDS: [(&str, RefundStatus); 3] = [
+    ("refund pending", RefundStatus::Pending),
+    ("refund succeeded", RefundStatus::Succeeded),
+    ("refund failed", RefundStatus::Failed),
+];
+
+/// How a dispute may stand, and what is told of its money.
+const DISPUTES: [(DisputeStatus, Option<DisputeFunds>); 7] = [
+    (DisputeStatus::Inquiry, None),
+    (DisputeStatus::Closed, None),
+    (DisputeStatus::Opened, None),
+    (DisputeStatus::Opened, Some(DisputeFunds::Withdrawn)),
+    (DisputeStatus::Won, Some(DisputeFunds::Reinstated)),
+    (DisputeStatus::Lost, None),
+    (DisputeStatus::Lost, Some(DisputeFunds::Withdrawn)),
+];
+
+fn in_all(in_all: i64) -> Fact {
+    let known = vec![];
+    Fact::Refunded { in_all, known }
+}
+
+fn refund(id: &str, amount: i64, status: RefundStatus) -> Refund {
+    Refund {
+        id: RefundId::parse(id).unwrap(),
+        checkout: checkout(State::Opened).id,
+        amount: price(amount),
+        status,
+    }
 }
 
 fn declined(code: Option<DeclineCode>, for_good: bool) -> Fact {
@@ -106,23 +148,33 @@ fn retried(attempt: i32) -> Fact {
     Fact::Retried { attempt, method }
 }
 
-fn dispute(status: DisputeStatus) -> Dispute {
+fn dispute((status, funds): (DisputeStatus, Option<DisputeFunds>)) -> Dispute {
     Dispute {
         id: DisputeId::parse("dp_1").unwrap(),
         checkout: checkout(State::Opened).id,
         amount: price(30),
         status,
+        funds,
     }
+}
+
+/// Of these refunds, the sum in that status.
+fn sum(refunds: &[Refund], status: RefundStatus) -> i64 {
+    let those = refunds.iter().filter(|refund| refund.status == status);
+    those.map(|refund| refund.amount.amount()).sum()
 }
 
 /// The cell of the table for a fact.
 fn cell(checkout: &Checkout, name: &str, fact: &Fact, now: OffsetDateTime) -> &'static str {
-    let cell = TABLE[name][checkout.state.name()];
-    let Some((yes, rest)) = cell.split_once(" if ") else {
-        return cell;
-    };
-    let (condition, no) = rest.split_once(" else ").unwrap();
-    if holds(condition, checkout, fact, now) { yes } else { no }
+    let mut cell = TABLE[name][checkout.state.name()];
+    while let Some((yes, rest)) = cell.split_once(" if ") {
+        let (condition, no) = rest.split_once(" else ").unwrap();
+        if holds(condition, checkout, fact, now) {
+            return yes;
+        }
+        cell = no;
+    }
+    cell
 }
 
 fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime) -> bool {
@@ -136,7 +188,22 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
         ("credits pay all", _) => due == 0,
         ("refunded before", _) => due > 0 && checkout.refunded >= due,
         ("owed", _) => owed,
-        ("more", Fact::Refunded { in_all }) => due.min(*in_all) > checkout.refunded,
+        ("more" | "the rest", _) => {
+            let in_all = told_in_all(fact);
+            let most = match checkout.state {
+                State::Failed(_) => checkout.refunded + checkout.undone,
+                _ => due,
+            };
+            match condition {
+                "more" => most.min(in_all) > checkout.refunded,
+                _ => due <= in_all && due > checkout.refunded,
+            }
+        }
+        ("booked", fact) => was_booked(checkout, fact) > 0,
+        ("news", Fact::RefundChanged { now, known }) => {
+            let before = known.iter().find(|before| before.id == now.id);
+            before.is_none_or(|before| before.status < now.status)
+        }
         ("news", Fact::Disputed { before: None, .. }) => true,
         (
             "news",
@@ -144,7 +211,10 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
                 now,
                 before: Some(before),
             },
-        ) => before.status == DisputeStatus::Opened && now.status != DisputeStatus::Opened,
+        ) => {
+            let is_decided = matches!(before.status, DisputeStatus::Won | DisputeStatus::Lost);
+            now.funds > before.funds || (now.status > before.status && !is_decided)
+        }
         ("to note", _) => {
             let is_new = checkout.unknown_since.is_none_or(|since| now - since > PATIENCE);
             checkout.stuck.is_none() && !is_done && is_new
@@ -157,12 +227,47 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
     }
 }
 
+/// So much is refunded in all, by a fact and what it says to be known.
+fn told_in_all(fact: &Fact) -> i64 {
+    match fact {
+        Fact::Refunded { in_all, known } => {
+            in_all - sum(known, RefundStatus::Pending) - sum(known, RefundStatus::Failed)
+        }
+        Fact::RefundChanged { now, known } => {
+            let is_news = known
+                .iter()
+                .all(|before| before.id != now.id || before.status < now.status);
+            let succeeded = sum(known, RefundStatus::Succeeded) + now.amount.amount();
+            if is_news && now.status == RefundStatus::Succeeded {
+                succeeded
+            } else {
+                0
+            }
+        }
+        _ => 0,
+    }
+}
+
+/// What was booked of a refund that fails now.
+fn was_booked(checkout: &Checkout, fact: &Fact) -> i64 {
+    let Fact::RefundChanged { now, known } = fact else {
+        return 0;
+    };
+    let (this, others): (Vec<_>, Vec<_>) = known.iter().cloned().partition(|known| known.id == now.id);
+    let rest = checkout.refunded - sum(&others, RefundStatus::Succeeded);
+    match this.first() {
+        Some(before) if before.status == RefundStatus::Failed => 0,
+        _ => now.amount.amount().min(rest.max(0)),
+    }
+}
+
 /// Checks a transition against its cell; returns the row afterwards.
 fn follows(checkout: &Checkout, name: &str, transition: &Transition, cell: &str) -> Result<Checkout, String> {
     let after = transition.next.clone().unwrap_or_else(|| checkout.clone());
     let ok = match cell {
         "-" => transition.is_nothing(),
         "told" => transition.next.is_none() && transition.outcomes.len() == 1,
+        "recorded" => !transition.is_nothing() && transition.next.is_none() && transition.outcomes.is_empty(),
         "noted" => transition.next.is_some() && after.state == checkout.state,
         // To wait on changes nothing, unless a step had failed.
         state => after.state.name() == state && (transition.next.is_some() || state == checkout.state.name()),
@@ -179,6 +284,10 @@ fn change(name: &str, before: &Checkout, after: &Checkout) -> &'static str {
     match (before.state.name(), after.state.name()) {
         (_, _) if name == "disputed" => "disputed",
         (_, _) if name == "credits returned" => "credits returned",
+        ("completed", _) if name == "refund failed" => "refund failed",
+        ("refunded" | "failed", _) if name == "refund failed" => "refund failed, seats gone",
+        ("refunded", "refunded") if after.refunded > before.refunded => "refunded again",
+        ("failed", "failed") if after.refunded > before.refunded => "failed, refunded again",
         (_, _) if ["step failed", "amount differs"].contains(&name) && after.stuck.is_some() => "stuck",
         ("completed", "completed") => "from completed to completed",
         ("completed", "refunded") => "from completed to refunded",
@@ -272,9 +381,20 @@ fn every_checkout() -> Vec<Checkout> {
     });
     vary(&mut all, &[None, PaymentId::parse("pi_1").ok()], |c, v| c.payment = v);
     vary(&mut all, &[false, true], |c, v| c.sold = v);
-    let marks = [None, Some(StuckReason::StepFails), Some(StuckReason::AmountDiffers)];
+    let marks = [
+        None,
+        Some(StuckReason::StepFails),
+        Some(StuckReason::AmountDiffers),
+        Some(StuckReason::RefundFailed),
+    ];
     vary(&mut all, &marks, |c, v| c.stuck = v);
-    vary(&mut all, &[0, 25, 60, 100], |c, v| c.refunded = v.min(c.due()));
+    vary(
+        &mut all,
+        &[(0, 0), (25, 0), (25, 75), (60, 0), (100, 0)],
+        |c, (refunded, undone)| {
+            (c.refunded, c.undone) = (refunded.min(c.due()), undone);
+        },
+    );
     vary(&mut all, &[now(), now() + Duration::MINUTE], |c, v| c.until = v);
     let long_ago = now() - Duration::HOUR;
     vary(&mut all, &[None, Some(now()), Some(long_ago)], |c, v| {
@@ -318,6 +438,8 @@ fn the_tables_on_the_page_are_what_the_rules_do() {
             "refunded before",
             "owed",
             "more",
+            "the rest",
+            "booked",
         ];
         let more = ["news", "to note", "stuck", "its step fails", "not stuck", "unmarked"];
         let conditions = [&conditions[..], &more].concat();
@@ -359,10 +481,18 @@ pub(super) struct Books {
     counted: i32,
     /// How often the user was told of an end, and by mail.
     ends: (usize, usize),
-    /// The dispute, as far as it was told.
-    dispute: Option<DisputeStatus>,
+    /// The table of disputes, which has at most this one.
+    dispute: Option<Dispute>,
+    /// The table of refunds.
+    refunds: Vec<Refund>,
+    /// Captured by the ledger.
+    captured: i64,
     /// Refunded by the ledger.
     refunded: i64,
+    /// The places of the mails about refunds.
+    mails: BTreeSet<i64>,
+    /// True once an operator was asked for because a refund has failed.
+    alarmed: bool,
 }
 
 impl Books {
@@ -371,8 +501,11 @@ impl Books {
             let (to, from) = movement.kind.accounts();
             *self.accounts.entry(to).or_default() += movement.amount;
             *self.accounts.entry(from).or_default() -= movement.amount;
-            if matches!(movement.kind.as_str(), "refund" | "partial_refund") {
-                self.refunded += movement.amount;
+            match movement.kind.as_str() {
+                "capture" => self.captured += movement.amount,
+                "refund" | "partial_refund" => self.refunded += movement.amount,
+                "refund_failed" => self.refunded -= movement.amount,
+                _ => {}
             }
         }
         match transition.credits {
@@ -392,9 +525,23 @@ impl Books {
             .iter()
             .filter(|mail| ["completed", "failed"].contains(mail))
             .count();
-        if let Some(dispute) = &transition.dispute {
-            self.dispute = Some(dispute.status);
+        for mail in &transition.mails {
+            if let CustomerMail::Refunded { so_far, .. } = mail {
+                assert!(self.mails.insert(*so_far), "two mails at one place: {transition:#?}");
+            }
         }
+        if let Some(refund) = &transition.refund {
+            self.refunds.retain(|known| known.id != refund.id);
+            self.refunds.push(refund.clone());
+        }
+        self.dispute = transition.dispute.clone().or(self.dispute.take());
+        let next = transition.next.as_ref();
+        self.alarmed |= next.is_some_and(|next| next.stuck == Some(StuckReason::RefundFailed));
+    }
+
+    /// The refunds that are known, as the store reads them.
+    pub(super) fn known(&self) -> Vec<Refund> {
+        self.refunds.clone()
     }
 
     fn of(&self, account: &str) -> i64 {
@@ -405,31 +552,29 @@ impl Books {
     pub(super) fn balance(&self, row: &Checkout) -> Result<(), String> {
         let spent = row.credits.map_or(0, Credits::amount);
         let is_paid = matches!(row.state, State::Completed | State::Refunded);
-        let (open, lost) = match self.dispute {
-            None | Some(DisputeStatus::Won) => (0, 0),
-            Some(DisputeStatus::Opened) => (30, 0),
-            Some(DisputeStatus::Lost) => (0, 30),
+        let dispute = self.dispute.as_ref().map(|dispute| (dispute.status, dispute.funds));
+        let (open, lost) = match dispute {
+            Some((DisputeStatus::Lost, Some(DisputeFunds::Withdrawn))) => (0, 30),
+            Some((_, Some(DisputeFunds::Withdrawn))) => (30, 0),
+            _ => (0, 0),
         };
-        let captured = if is_paid { row.due() } else { 0 };
-        let refunded = if is_paid { row.refunded } else { 0 };
         let kept = if row.sold { spent } else { 0 };
-        let rest = self.refunded
-            == if matches!(row.state, State::Failed(_)) {
-                row.refunded
-            } else {
-                refunded
-            };
+        let refunded = if row.state.has_ended() { row.refunded } else { 0 };
         let checks = [
             ("all accounts hold zero", self.accounts.values().sum::<i64>() == 0),
             (
                 "the provider has what was captured and not refunded",
-                self.of("provider") == captured - refunded - open - lost,
+                self.of("provider") == self.captured - self.refunded - open - lost,
+            ),
+            (
+                "what was captured is due",
+                matches!(row.state, State::Failed(_)) || self.captured == if is_paid { row.due() } else { 0 },
             ),
             (
                 "an open dispute holds its amount",
                 self.of("disputes") == open && self.of("losses") == lost,
             ),
-            ("the refunds are those of the row", rest),
+            ("the refunds are those of the row", self.refunded == refunded),
             (
                 "the credits that were spent are booked",
                 self.of("credits") == kept && self.credits == -kept,
@@ -444,10 +589,14 @@ impl Books {
                 row.state != State::Completed || self.seats,
             ),
             (
-                "no money is kept for a seat that was not given",
+                "no money is kept for a seat that was not given, unless an operator is asked for",
                 self.seats
                     || !row.state.has_ended()
-                    || (captured == refunded && (kept == 0 || row.owed_credits().is_some())),
+                    || ((self.captured == refunded || self.alarmed) && (kept == 0 || row.owed_credits().is_some())),
+            ),
+            (
+                "an operator is asked for as long as a refund has failed and no other has taken its place",
+                row.stuck != Some(StuckReason::RefundFailed) || self.captured > self.refunded,
             ),
             (
                 "an end is told once",
@@ -478,8 +627,11 @@ fn likely(row: &Checkout, choice: u8) -> usize {
         (State::Sold, 1) => &["refunded in part"],
         (State::Sold, _) => &["captured"],
         (State::Undoing(_), _) => &["given back"],
-        (State::Completed, 0 | 1) => &["refunded in part"],
+        (State::Completed, 0) => &["refunded in part"],
+        (State::Completed, 1) => &["refund succeeded"],
         (State::Completed, _) => &["refunded in full"],
+        (State::Refunded | State::Failed(_), 0) => &["refund failed"],
+        (State::Refunded | State::Failed(_), 1) => &["refund succeeded"],
         (State::Refunded | State::Failed(_), _) => &["credits returned"],
     };
     facts(row.due()).iter().position(|(name, _)| *name == names[0]).unwrap()
@@ -506,7 +658,15 @@ fn history(credits: u8, choices: &[(u8, u8)]) -> Result<(), String> {
             // What was known before is read from its row, under a lock.
             Fact::Disputed { now, .. } => Fact::Disputed {
                 now,
-                before: books.dispute.map(dispute),
+                before: books.dispute.clone(),
+            },
+            Fact::Refunded { in_all, .. } => Fact::Refunded {
+                in_all,
+                known: books.known(),
+            },
+            Fact::RefundChanged { now, .. } => Fact::RefundChanged {
+                now,
+                known: books.known(),
             },
             Fact::Retried { .. } if name == "retried" => retried(row.attempt + 1),
             Fact::Retried { .. } => retried(row.attempt),

@@ -6,6 +6,7 @@
 //! authorisation is cancelled without a charge (Stripe: "place a hold on a payment method"). docs/payments.md has the table of
 //! states and facts, which a test compares with [`apply`].
 
+mod disputes;
 mod facts;
 mod opening;
 mod refunds;
@@ -19,9 +20,11 @@ use holdfast_schemas::{
 };
 use time::{Duration, OffsetDateTime};
 
-pub use facts::{Dispute, Fact, PaymentStatus, apply};
+pub use disputes::Dispute;
+pub use facts::{Fact, PaymentStatus, apply};
 pub use opening::{Charges, MOST_TICKETS, SaleTerms, Stock, Wish, open};
-pub use reports::{Matter, ProviderReport, Reported};
+pub use refunds::Refund;
+pub use reports::{Known, Matter, ProviderReport, Reported};
 pub use seats::{lengthening, returning, sale};
 pub use transition::{CreditsChange, CustomerMail, Purchases, Seats, Transition};
 
@@ -59,8 +62,11 @@ pub struct Checkout {
     pub stuck: Option<StuckReason>,
     /// True once the seats are sold and the credits spent.
     pub sold: bool,
-    /// Refunded of the captured amount, in minor units.
+    /// Refunded of the captured amount, in minor units; what has failed is not counted.
     pub refunded: i64,
+    /// The refunds that were booked and have failed since, all of them together; of a failed checkout those that no other has taken the
+    /// place of.
+    pub undone: i64,
 }
 
 /// One ticket of a checkout, with the hold and the price at its opening.
@@ -121,6 +127,8 @@ pub enum StuckReason {
     StepFails,
     /// The provider's amount or currency is not what was asked for.
     AmountDiffers,
+    /// A refund has failed: money is kept for seats that are not given.
+    RefundFailed,
 }
 
 /// What is to be done about a checkout.
@@ -225,13 +233,14 @@ impl Checkout {
 }
 
 impl StuckReason {
-    pub const ALL: [Self; 2] = [Self::StepFails, Self::AmountDiffers];
+    pub const ALL: [Self; 3] = [Self::StepFails, Self::AmountDiffers, Self::RefundFailed];
 
     /// The name in rows.
     pub fn name(self) -> &'static str {
         match self {
             Self::StepFails => "step_fails",
             Self::AmountDiffers => "amount_differs",
+            Self::RefundFailed => "refund_failed",
         }
     }
 }

@@ -124,6 +124,7 @@ pub fn open(
         stuck: None,
         sold: false,
         refunded: 0,
+        undone: 0,
     };
     checkout.called_at = (checkout.due() > 0).then_some(now);
     if checkout.due() > 0 {

@@ -1,91 +1,169 @@
-//! What follows from refunds and disputes.
+//! What follows from refunds. A refund is booked when it has succeeded, and undone when it fails, which may be days later.
+//!
+//! The provider tells of each refund by its id, and of the total of all. Whoever tells the total alone counts what is on its way as
+//! refunded; of a refund that is known by its id that is not believed until it has succeeded.
 
-use holdfast_schemas::{DisputeStatus, Price, UserOutcome, outcomes};
+use holdfast_schemas::{CheckoutId, Price, RefundId, RefundStatus, UserOutcome, outcomes};
 
 use super::transition::{movement, row};
-use super::{Checkout, CreditsChange, CustomerMail, Dispute, Purchases, Seats, State, Transition};
+use super::{Checkout, CreditsChange, CustomerMail, Purchases, Seats, State, StuckReason, Transition};
 use crate::domain::ledger::MovementKind;
 
-/// The provider reports the total of refunds, so that a stale report changes nothing. A refund before the checkout is completed
-/// is kept in the row until then; that of a failed checkout was written when it failed.
-pub(super) fn refunded(checkout: &Checkout, in_all: i64) -> Transition {
-    let so_far = in_all.min(checkout.due());
-    if so_far <= checkout.refunded {
+/// A refund of a checkout's payment, by the provider's id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refund {
+    pub id: RefundId,
+    pub checkout: CheckoutId,
+    pub amount: Price,
+    pub status: RefundStatus,
+}
+
+/// The provider reports the total of refunds, so that a stale report changes nothing. What it may count of refunds that have not
+/// succeeded is taken off.
+pub(super) fn refunded(checkout: &Checkout, in_all: i64, known: &[Refund]) -> Transition {
+    booked(
+        checkout,
+        in_all - sum(known, RefundStatus::Pending) - sum(known, RefundStatus::Failed),
+    )
+}
+
+/// The provider reports a refund: it goes forward only, from pending over succeeded to failed.
+pub(super) fn refund_changed(checkout: &Checkout, now: Refund, known: &[Refund]) -> Transition {
+    let before = known.iter().find(|before| before.id == now.id);
+    if before.is_some_and(|before| before.status >= now.status) {
         return Transition::default();
     }
-    let full = so_far == checkout.due();
-    let state = match checkout.state {
-        State::Refunded | State::Failed(_) => return Transition::default(),
-        State::Completed if full => State::Refunded,
-        _ => checkout.state.clone(),
+    let refund = Refund {
+        amount: before.map_or(now.amount, |before| before.amount),
+        ..now
     };
+    let amount = refund.amount.amount();
+    let others = known.iter().filter(|other| other.id != refund.id);
+    let succeeded = sum(others, RefundStatus::Succeeded);
+    let transition = match refund.status {
+        RefundStatus::Pending => Transition::default(),
+        RefundStatus::Succeeded => booked(checkout, succeeded + amount),
+        // What was booked beyond the others that have succeeded is this one, whether it was told by its id or in a total.
+        RefundStatus::Failed => failed(checkout, &refund, amount.min((checkout.refunded - succeeded).max(0))),
+    };
+    Transition {
+        refund: Some(refund),
+        ..transition
+    }
+}
+
+fn sum<'r>(refunds: impl IntoIterator<Item = &'r Refund>, status: RefundStatus) -> i64 {
+    let those = refunds.into_iter().filter(|refund| refund.status == status);
+    those.map(|refund| refund.amount.amount()).sum()
+}
+
+/// So much is refunded in all. A refund before the checkout is completed is kept in the row until then; that of a failed checkout
+/// was written when it failed, and is written again only in place of one that has failed since.
+pub(super) fn booked(checkout: &Checkout, in_all: i64) -> Transition {
+    let most = match checkout.state {
+        State::Failed(_) => checkout.refunded + checkout.undone,
+        _ => checkout.due(),
+    };
+    let refunded = in_all.min(most);
+    if refunded <= checkout.refunded {
+        return Transition::default();
+    }
+    let is_mended = refunded == most && checkout.stuck == Some(StuckReason::RefundFailed);
     let next = Checkout {
-        refunded: so_far,
-        state,
+        refunded,
+        stuck: checkout.stuck.filter(|_| !is_mended),
         ..checkout.clone()
     };
-    if checkout.state != State::Completed {
-        return row(checkout, next);
+    let more = refunded - checkout.refunded;
+    match checkout.state {
+        State::Completed if refunded == checkout.due() => Transition {
+            movements: movement(MovementKind::Refund, more),
+            seats: Seats::Returned,
+            purchases: Purchases::TakenOff,
+            ..told(
+                checkout,
+                Checkout {
+                    state: State::Refunded,
+                    ..next
+                },
+            )
+        },
+        State::Completed | State::Refunded => Transition {
+            movements: movement(MovementKind::PartialRefund, more),
+            ..told(checkout, next)
+        },
+        // It came to nothing before: nobody is told that it does so again.
+        State::Failed(_) => Transition {
+            movements: movement(MovementKind::PartialRefund, more),
+            ..row(
+                checkout,
+                Checkout {
+                    undone: checkout.undone - more,
+                    ..next
+                },
+            )
+        },
+        _ => row(checkout, next),
     }
-    let more = so_far - checkout.refunded;
+}
+
+/// The transition to a row of which more is refunded, with the outcome and the mail.
+fn told(checkout: &Checkout, next: Checkout) -> Transition {
+    let (so_far, full) = (next.refunded + next.undone, next.refunded == next.due());
+    let more = next.refunded - checkout.refunded;
     let amount = Price::new(more, checkout.currency()).expect("a part of the total");
-    let freed = (Seats::Returned, Purchases::TakenOff);
-    let (seats, purchases) = if full { freed } else { Default::default() };
     Transition {
         outcomes: vec![UserOutcome::PaymentRefunded(outcomes::PaymentRefunded {
             checkout: checkout.id.clone(),
             amount,
             full,
         })],
-        movements: movement(
-            if full {
-                MovementKind::Refund
-            } else {
-                MovementKind::PartialRefund
-            },
-            more,
-        ),
         mails: vec![CustomerMail::Refunded { amount, so_far, full }],
-        seats,
-        purchases,
         ..row(checkout, next)
     }
 }
 
-/// A dispute is opened, then won or lost; a stale report changes nothing. The amount that was booked when it was opened stands.
-pub(super) fn disputed(checkout: &Checkout, now: Dispute, before: Option<Dispute>) -> Transition {
-    let is_news = match before.as_ref().map(|before| before.status) {
-        None => true,
-        Some(DisputeStatus::Opened) => now.status != DisputeStatus::Opened,
-        Some(DisputeStatus::Won | DisputeStatus::Lost) => false,
-    };
-    if !is_news {
+/// A refund has failed, of which so much was booked: that is undone. Where the seats are not the user's any more, the money that came
+/// back is kept for nothing, and an operator is asked for.
+fn failed(checkout: &Checkout, refund: &Refund, was_booked: i64) -> Transition {
+    let is_under_way = !checkout.state.has_ended();
+    let is_kept_for_nothing = !is_under_way && checkout.state != State::Completed;
+    if is_kept_for_nothing && was_booked == 0 {
         return Transition::default();
     }
-    let dispute = Dispute {
-        amount: before.as_ref().map_or(now.amount, |before| before.amount),
-        ..now
+    let mut next = Checkout {
+        refunded: checkout.refunded - was_booked,
+        ..checkout.clone()
     };
-    let amount = dispute.amount.amount();
-    let opened = match before {
-        None => movement(MovementKind::Dispute, amount),
-        Some(_) => vec![],
-    };
-    let decided = match dispute.status {
-        DisputeStatus::Opened => vec![],
-        DisputeStatus::Won => movement(MovementKind::DisputeWon, amount),
-        DisputeStatus::Lost => movement(MovementKind::DisputeLost, amount),
-    };
+    if is_under_way {
+        // Whoever gives the money back at this moment has to ask the provider anew: the row changes in any case.
+        next.version += 1;
+        return Transition {
+            next: Some(next),
+            ..Transition::default()
+        };
+    }
+    next.undone += was_booked;
+    let mut outcomes = vec![UserOutcome::PaymentRefundFailed(outcomes::PaymentRefundFailed {
+        checkout: checkout.id.clone(),
+        refund: refund.id.clone(),
+        amount: match was_booked {
+            0 => refund.amount,
+            part => Price::new(part, checkout.currency()).expect("a part of the total"),
+        },
+        undone: was_booked > 0,
+    })];
+    if is_kept_for_nothing {
+        next.stuck = Some(StuckReason::RefundFailed);
+        if checkout.stuck.is_none() {
+            let checkout = checkout.id.clone();
+            outcomes.push(UserOutcome::CheckoutStuck(outcomes::CheckoutStuck { checkout }));
+        }
+    }
     Transition {
-        outcomes: vec![UserOutcome::PaymentDisputed(outcomes::PaymentDisputed {
-            checkout: checkout.id.clone(),
-            dispute: dispute.id.clone(),
-            amount: dispute.amount,
-            status: dispute.status,
-        })],
-        movements: [opened, decided].concat(),
-        dispute: Some(dispute),
-        ..Transition::default()
+        outcomes,
+        movements: movement(MovementKind::RefundFailed, was_booked),
+        ..row(checkout, next)
     }
 }
 

@@ -1,8 +1,11 @@
 //! The events about checkouts: which they are, and what a report of the payment provider tells.
 
-use holdfast_schemas::{CheckoutId, DisputeId, DisputeStatus, PaymentId, Price, UserEvent, UserRefusalReason, events};
+use holdfast_schemas::{
+    CheckoutId, DisputeFunds, DisputeId, DisputeStatus, PaymentId, Price, RefundId, RefundStatus, UserEvent,
+    UserRefusalReason, events,
+};
 
-use super::{Checkout, Dispute, Fact, State};
+use super::{Checkout, Dispute, Fact, Refund, State};
 
 /// The matter of an event about a checkout.
 #[derive(Clone, Copy, Debug)]
@@ -32,11 +35,27 @@ pub enum Reported<'e> {
     Captured(Price),
     /// So much was refunded in all.
     Refunded(Price),
+    /// How one refund stands.
+    RefundChanged {
+        refund: &'e RefundId,
+        amount: Price,
+        status: RefundStatus,
+    },
     Disputed {
         dispute: &'e DisputeId,
         amount: Price,
         status: DisputeStatus,
+        funds: Option<DisputeFunds>,
     },
+}
+
+/// What is known of the refunds and disputes that a report may be about, read under the checkout's lock.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The refunds of the checkout, and the one that the report names.
+    pub refunds: Vec<Refund>,
+    /// The dispute that the report names, if it was heard of before.
+    pub dispute: Option<Dispute>,
 }
 
 impl<'e> Matter<'e> {
@@ -52,11 +71,20 @@ impl<'e> Matter<'e> {
             UserEvent::PaymentCaptured(told) => (&told.checkout, &told.payment, Reported::Captured(told.amount)),
             UserEvent::PaymentFailed(told) => (&told.checkout, &told.payment, Reported::Progress(None)),
             UserEvent::PaymentRefunded(told) => (&told.checkout, &told.payment, Reported::Refunded(told.refunded)),
+            UserEvent::PaymentRefundChanged(told) => {
+                let changed = Reported::RefundChanged {
+                    refund: &told.refund,
+                    amount: told.amount,
+                    status: told.status,
+                };
+                (&told.checkout, &told.payment, changed)
+            }
             UserEvent::PaymentDisputed(told) => {
                 let disputed = Reported::Disputed {
                     dispute: &told.dispute,
                     amount: told.amount,
                     status: told.status,
+                    funds: told.funds,
                 };
                 (&told.checkout, &told.payment, disputed)
             }
@@ -81,13 +109,16 @@ impl<'e> Matter<'e> {
 
 impl Checkout {
     /// The fact that a report brings. None about a payment under way: reports come late, twice and in any order, so they only
-    /// make the driver ask the provider, and compare. `known`: the dispute that the report names, if it was heard of before.
+    /// make the driver ask the provider, and compare.
     ///
     /// # Errors
-    /// The report is about another payment or another checkout's dispute, or in another currency. The payment is unknown here
-    /// while the provider's answer is on its way.
-    pub fn hear(&self, report: &ProviderReport<'_>, known: Option<Dispute>) -> Result<Option<Fact>, UserRefusalReason> {
-        let is_anothers = known.as_ref().is_some_and(|known| known.checkout != self.id);
+    /// The report is about another payment or another checkout's refund or dispute, or in another currency. The payment is unknown
+    /// here while the provider's answer is on its way.
+    pub fn hear(&self, report: &ProviderReport<'_>, known: Known) -> Result<Option<Fact>, UserRefusalReason> {
+        let Known { refunds, dispute } = known;
+        let owners = refunds.iter().map(|refund| &refund.checkout);
+        let mut owners = owners.chain(dispute.iter().map(|dispute| &dispute.checkout));
+        let is_anothers = owners.any(|owner| *owner != self.id);
         if is_anothers || self.payment.as_ref().is_some_and(|ours| ours != report.payment) {
             return Err(UserRefusalReason::PaymentDiffers);
         }
@@ -97,31 +128,59 @@ impl Checkout {
                 let differs = self.state == State::Completed && amount.amount() != self.due();
                 (Some(amount), differs.then_some(Fact::AmountDiffers))
             }
-            Reported::Refunded(refunded) if refunded.amount() > self.due() => {
-                let may_be = !matches!(self.state, State::Failed(_));
-                (Some(refunded), may_be.then_some(Fact::AmountDiffers))
-            }
-            Reported::Refunded(refunded) => {
-                let in_all = refunded.amount();
-                (Some(refunded), Some(Fact::Refunded { in_all }))
-            }
-            Reported::Disputed {
-                dispute,
-                amount,
-                status,
-            } => {
-                let now = Dispute {
-                    id: dispute.clone(),
+            Reported::Refunded(refunded) => (Some(refunded), self.hear_of_refunds(refunded, refunds)),
+            Reported::RefundChanged { refund, amount, status } => {
+                let now = Refund {
+                    id: refund.clone(),
                     checkout: self.id.clone(),
                     amount,
                     status,
                 };
-                (Some(amount), Some(Fact::Disputed { now, before: known }))
+                (Some(amount), self.hear_of_refund(now, refunds))
+            }
+            Reported::Disputed {
+                dispute: id,
+                amount,
+                status,
+                funds,
+            } => {
+                let now = Dispute {
+                    id: id.clone(),
+                    checkout: self.id.clone(),
+                    amount,
+                    status,
+                    funds,
+                };
+                (Some(amount), Some(Fact::Disputed { now, before: dispute }))
             }
         };
         match amount {
             Some(amount) if amount.currency() != self.currency() => Err(UserRefusalReason::WrongCurrency),
             _ => Ok(fact),
         }
+    }
+
+    fn hear_of_refunds(&self, refunded: Price, known: Vec<Refund>) -> Option<Fact> {
+        let in_all = refunded.amount();
+        match in_all > self.due() {
+            true => self.refunds_differ(),
+            false => Some(Fact::Refunded { in_all, known }),
+        }
+    }
+
+    fn hear_of_refund(&self, now: Refund, known: Vec<Refund>) -> Option<Fact> {
+        let others = known.iter().filter(|other| other.id != now.id);
+        let others = others.filter(|other| other.status == RefundStatus::Succeeded);
+        let in_all: i64 = others.map(|other| other.amount.amount()).sum::<i64>() + now.amount.amount();
+        match now.status == RefundStatus::Succeeded && in_all > self.due() {
+            true => self.refunds_differ(),
+            false => Some(Fact::RefundChanged { now, known }),
+        }
+    }
+
+    /// More was refunded than was paid. Of a checkout that has failed that may be so: a cancelled authorisation counts as refunded
+    /// where nothing was captured.
+    fn refunds_differ(&self) -> Option<Fact> {
+        (!matches!(self.state, State::Failed(_))).then_some(Fact::AmountDiffers)
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use holdfast_schemas::{
-    DisputeId, DisputeStatus, EventId, Source, UserEvent, UserOutcome, UserRefusalReason, events, outcomes,
+    DisputeFunds, DisputeId, DisputeStatus, EventId, RefundId, RefundStatus, Source, UserEvent, UserOutcome,
+    UserRefusalReason, events, outcomes,
 };
 
 use super::*;
@@ -79,6 +80,7 @@ pub(super) fn checkout(state: State) -> Checkout {
         stuck: None,
         sold: false,
         refunded: 0,
+        undone: 0,
     }
 }
 
@@ -182,12 +184,61 @@ fn completed(credits: Option<i64>) -> Checkout {
     }
 }
 
-fn dispute(amount: i64, status: DisputeStatus) -> Dispute {
+fn dispute(amount: i64, status: DisputeStatus, funds: Option<DisputeFunds>) -> Dispute {
     Dispute {
         id: DisputeId::parse("dp_1").unwrap(),
         checkout: checkout(State::Completed).id,
         amount: price(amount),
         status,
+        funds,
+    }
+}
+
+/// So much is refunded in all, of which nothing is known one by one.
+fn refunded(in_all: i64) -> Fact {
+    let known = vec![];
+    Fact::Refunded { in_all, known }
+}
+
+fn refund(id: &str, amount: i64, status: RefundStatus) -> Refund {
+    Refund {
+        id: RefundId::parse(id).unwrap(),
+        checkout: checkout(State::Completed).id,
+        amount: price(amount),
+        status,
+    }
+}
+
+/// A checkout with the table of its refunds.
+struct Refunds {
+    row: Checkout,
+    known: Vec<Refund>,
+}
+
+impl Refunds {
+    fn of(row: Checkout) -> Self {
+        let known = vec![];
+        Self { row, known }
+    }
+
+    fn hear(&mut self, id: &str, amount: i64, status: RefundStatus) -> Transition {
+        let (now, known) = (refund(id, amount, status), self.known.clone());
+        self.apply(Fact::RefundChanged { now, known })
+    }
+
+    fn hear_of_all(&mut self, in_all: i64) -> Transition {
+        let known = self.known.clone();
+        self.apply(Fact::Refunded { in_all, known })
+    }
+
+    fn apply(&mut self, fact: Fact) -> Transition {
+        let transition = after(&self.row, fact);
+        if let Some(refund) = &transition.refund {
+            self.known.retain(|known| known.id != refund.id);
+            self.known.push(refund.clone());
+        }
+        self.row = transition.next.clone().unwrap_or_else(|| self.row.clone());
+        transition
     }
 }
 
@@ -199,12 +250,12 @@ fn moved_by(transition: &Transition) -> Vec<(MovementKind, i64)> {
 #[test]
 fn a_refund_in_part_leaves_the_seats_sold_and_one_in_full_frees_them() {
     let paid = completed(Some(40));
-    let part = after(&paid, Fact::Refunded { in_all: 25 });
+    let part = after(&paid, refunded(25));
     let next = part.next.clone().unwrap();
     assert_eq!((&next.state, next.refunded), (&State::Completed, 25));
     assert_eq!(moved_by(&part), [(MovementKind::PartialRefund, 25)]);
     assert_eq!((part.seats, part.purchases, part.credits), Default::default());
-    let rest = after(&next, Fact::Refunded { in_all: 60 });
+    let rest = after(&next, refunded(60));
     let last = rest.next.clone().unwrap();
     assert_eq!((&last.state, last.refunded), (&State::Refunded, 60));
     assert_eq!(moved_by(&rest), [(MovementKind::Refund, 35)]);
@@ -226,17 +277,17 @@ fn a_refund_in_part_leaves_the_seats_sold_and_one_in_full_frees_them() {
 #[test]
 fn a_refund_is_told_once_and_never_more_than_was_paid() {
     let paid = completed(None);
-    let refunded = |checkout: &Checkout, in_all| after(checkout, Fact::Refunded { in_all }).next;
-    let part = refunded(&paid, 70).unwrap();
+    let next = |checkout: &Checkout, in_all| after(checkout, refunded(in_all)).next;
+    let part = next(&paid, 70).unwrap();
     for stale in [70, 25, 0] {
-        assert_eq!(refunded(&part, stale), None, "{stale}");
+        assert_eq!(next(&part, stale), None, "{stale}");
     }
-    let full = after(&part, Fact::Refunded { in_all: 1_000 });
+    let full = after(&part, refunded(1_000));
     assert_eq!(moved_by(&full), [(MovementKind::Refund, 30)]);
-    assert_eq!(refunded(&full.next.unwrap(), 1_000), None);
+    assert_eq!(next(&full.next.unwrap(), 1_000), None);
     let failed = State::Failed(CheckoutFailure::Declined.into());
     assert_eq!(
-        refunded(&checkout(failed), 100),
+        next(&checkout(failed), 100),
         None,
         "it was booked when the checkout failed"
     );
@@ -252,7 +303,7 @@ fn a_refund_before_the_capture_is_known_is_told_right_after_the_completion() {
             sold: true,
             ..checkout(State::Sold)
         };
-        let noted = after(&sold, Fact::Refunded { in_all });
+        let noted = after(&sold, refunded(in_all));
         assert!(noted.is_row_alone(), "{noted:?}");
         let noted = noted.next.unwrap();
         let done = after(&noted, Fact::Captured);
@@ -272,43 +323,202 @@ fn a_refund_before_the_capture_is_known_is_told_right_after_the_completion() {
 }
 
 #[test]
-fn a_dispute_is_booked_when_it_opens_and_when_it_is_decided_and_never_again() {
-    use DisputeStatus::{Lost, Opened, Won};
-    let paid = completed(None);
-    let told = |before: Option<DisputeStatus>, status| {
-        let before = before.map(|status| dispute(50, status));
-        // The report that decides it may name another amount.
-        let now = dispute(if before.is_some() { 30 } else { 50 }, status);
-        let transition = after(&paid, Fact::Disputed { now, before });
-        assert_eq!(transition.next, None, "the seats stay sold");
-        let outcomes = transition.outcomes.len();
-        (moved_by(&transition), outcomes)
+fn a_refund_is_booked_when_it_has_succeeded_and_undone_when_it_fails() {
+    use RefundStatus::{Failed, Pending, Succeeded};
+    let mut paid = Refunds::of(completed(None));
+    let asked = paid.hear("re_1", 25, Pending);
+    assert!(asked.next.is_none() && asked.outcomes.is_empty() && asked.movements.is_empty());
+    assert!(paid.hear("re_1", 25, Pending).is_nothing());
+    assert_eq!(
+        moved_by(&paid.hear("re_1", 25, Succeeded)),
+        [(MovementKind::PartialRefund, 25)]
+    );
+    let failed = paid.hear("re_1", 25, Failed);
+    assert_eq!(moved_by(&failed), [(MovementKind::RefundFailed, 25)]);
+    let [UserOutcome::PaymentRefundFailed(told)] = &failed.outcomes[..] else {
+        panic!("{:?}", failed.outcomes);
     };
-    assert_eq!(told(None, Opened), (vec![(MovementKind::Dispute, 50)], 1));
+    assert_eq!((told.amount, told.undone), (price(25), true));
     assert_eq!(
-        told(None, Won),
-        (vec![(MovementKind::Dispute, 50), (MovementKind::DisputeWon, 50)], 1)
+        (&paid.row.state, paid.row.refunded, paid.row.undone),
+        (&State::Completed, 0, 25)
     );
+    assert_eq!(paid.row.stuck, None, "the seats are the user's and paid");
+    for late in [Pending, Succeeded, Failed] {
+        assert!(paid.hear("re_1", 25, late).is_nothing(), "{late:?}");
+    }
+    // Another refund of the same amount is a refund of its own, with a mail of its own.
+    let again = paid.hear("re_2", 25, Succeeded);
+    let mail = CustomerMail::Refunded {
+        amount: price(25),
+        so_far: 50,
+        full: false,
+    };
     assert_eq!(
-        told(None, Lost),
-        (vec![(MovementKind::Dispute, 50), (MovementKind::DisputeLost, 50)], 1)
+        (moved_by(&again), again.mails),
+        (vec![(MovementKind::PartialRefund, 25)], vec![mail])
     );
-    assert_eq!(told(Some(Opened), Won), (vec![(MovementKind::DisputeWon, 50)], 1));
-    assert_eq!(told(Some(Opened), Lost), (vec![(MovementKind::DisputeLost, 50)], 1));
-    for stale in [
-        (Opened, Opened),
-        (Won, Opened),
-        (Won, Lost),
-        (Lost, Won),
-        (Lost, Opened),
-        (Lost, Lost),
-    ] {
-        assert_eq!(told(Some(stale.0), stale.1), (vec![], 0), "{stale:?}");
+    // One that fails before it has succeeded was never booked; that it has failed is told.
+    paid.hear("re_3", 10, Pending);
+    let failed = paid.hear("re_3", 10, Failed);
+    assert!(failed.next.is_none() && failed.movements.is_empty());
+    assert!(matches!(&failed.outcomes[..], [UserOutcome::PaymentRefundFailed(told)] if !told.undone));
+}
+
+#[test]
+fn a_refund_that_is_told_by_its_id_and_in_the_total_is_booked_once() {
+    use RefundStatus::{Failed, Pending, Succeeded};
+    let mut paid = Refunds::of(completed(None));
+    // The total counts what is on its way; it is believed of what is not known to be so.
+    paid.hear("re_1", 30, Pending);
+    assert!(paid.hear_of_all(30).is_nothing());
+    assert_eq!(moved_by(&paid.hear_of_all(50)), [(MovementKind::PartialRefund, 20)]);
+    assert!(paid.hear("re_2", 20, Succeeded).movements.is_empty());
+    assert_eq!(
+        moved_by(&paid.hear("re_1", 30, Succeeded)),
+        [(MovementKind::PartialRefund, 30)]
+    );
+    assert!(paid.hear_of_all(50).is_nothing());
+    assert_eq!(
+        moved_by(&paid.hear("re_2", 20, Failed)),
+        [(MovementKind::RefundFailed, 20)]
+    );
+    assert!(paid.hear_of_all(50).is_nothing(), "that total is stale");
+    assert_eq!((paid.row.refunded, paid.row.undone), (30, 20));
+    // A total came first, and its refund fails before anybody has heard of it.
+    let mut paid = Refunds::of(completed(None));
+    paid.hear_of_all(40);
+    assert_eq!(
+        moved_by(&paid.hear("re_1", 40, Failed)),
+        [(MovementKind::RefundFailed, 40)]
+    );
+    assert_eq!(paid.row.refunded, 0);
+}
+
+#[test]
+fn a_refund_that_fails_when_the_seats_are_gone_waits_for_an_operator_until_the_money_is_given_back() {
+    use RefundStatus::{Failed, Succeeded};
+    let mut paid = Refunds::of(completed(None));
+    paid.hear("re_1", 100, Succeeded);
+    assert_eq!(paid.row.state, State::Refunded);
+    // The checkout was undone, and what was captured was refunded.
+    let mut undone = Refunds::of(checkout(State::Undoing(CheckoutFailure::SeatsGone.into())));
+    undone.apply(Fact::GivenBack { captured: 100 });
+    assert!(undone.hear("re_1", 100, Succeeded).movements.is_empty(), "it is booked");
+    for refunds in [&mut paid, &mut undone] {
+        let state = refunds.row.state.clone();
+        let failed = refunds.hear("re_1", 100, Failed);
+        assert_eq!(moved_by(&failed), [(MovementKind::RefundFailed, 100)]);
+        assert!(matches!(
+            failed.outcomes[..],
+            [UserOutcome::PaymentRefundFailed(_), UserOutcome::CheckoutStuck(_)]
+        ));
+        assert_eq!(
+            (refunds.row.stuck, refunds.row.refunded),
+            (Some(StuckReason::RefundFailed), 0)
+        );
+        assert!(refunds.apply(Fact::Heard).is_nothing());
+        let again = refunds.hear("re_2", 100, Succeeded);
+        assert_eq!(moved_by(&again), [(MovementKind::PartialRefund, 100)]);
+        assert_eq!(again.seats, Seats::Kept, "they were freed before");
+        assert_eq!(
+            (&refunds.row.state, refunds.row.stuck, refunds.row.refunded),
+            (&state, None, 100)
+        );
     }
 }
 
 #[test]
-fn a_report_is_about_this_payment_this_dispute_and_this_currency() {
+fn a_cancelled_authorisation_that_is_told_as_refunded_moves_nothing() {
+    let mut failed = Refunds::of(checkout(State::Undoing(CheckoutFailure::SeatsGone.into())));
+    failed.apply(Fact::GivenBack { captured: 0 });
+    for status in [RefundStatus::Succeeded, RefundStatus::Failed] {
+        let told = failed.hear("re_1", 100, status);
+        assert!(told.next.is_none() && told.movements.is_empty() && told.outcomes.is_empty());
+    }
+    assert!(failed.hear_of_all(100).is_nothing());
+}
+
+#[test]
+fn a_refund_that_fails_while_the_money_is_given_back_has_the_provider_asked_anew() {
+    let mut undoing = Refunds::of(checkout(State::Undoing(CheckoutFailure::SeatsGone.into())));
+    let before = undoing.row.version;
+    undoing.hear("re_1", 100, RefundStatus::Pending);
+    assert_eq!(undoing.row.version, before);
+    undoing.hear("re_1", 100, RefundStatus::Failed);
+    assert_eq!(undoing.row.version, before + 1);
+}
+
+#[test]
+fn the_money_of_a_dispute_moves_when_the_provider_says_so_and_never_again() {
+    use DisputeFunds::{Reinstated, Withdrawn};
+    use DisputeStatus::{Closed, Inquiry, Lost, Opened, Won};
+    use MovementKind::{Dispute as Taken, DisputeLost, DisputeRegained, DisputeWon};
+    let paid = completed(None);
+    let lives: [(&[_], &[_]); 9] = [
+        // An inquiry takes no money, and may become a dispute even after it was closed.
+        (&[(Inquiry, None), (Closed, None)], &[]),
+        (&[(Inquiry, None), (Opened, None), (Opened, Some(Withdrawn))], &[Taken]),
+        (&[(Closed, None), (Opened, Some(Withdrawn)), (Inquiry, None)], &[Taken]),
+        (
+            &[(Opened, None), (Opened, Some(Withdrawn)), (Lost, None)],
+            &[Taken, DisputeLost],
+        ),
+        (
+            &[(Opened, Some(Withdrawn)), (Won, Some(Reinstated)), (Won, None)],
+            &[Taken, DisputeWon],
+        ),
+        // Backwards.
+        (
+            &[(Lost, None), (Opened, Some(Withdrawn)), (Opened, None)],
+            &[Taken, DisputeLost],
+        ),
+        (
+            &[(Won, None), (Won, Some(Reinstated)), (Opened, Some(Withdrawn))],
+            &[Taken, DisputeWon],
+        ),
+        // Lost without money that was taken; and what was lost comes back after all.
+        (&[(Opened, None), (Lost, None)], &[]),
+        (
+            &[(Lost, Some(Withdrawn)), (Won, Some(Reinstated))],
+            &[Taken, DisputeLost, DisputeRegained],
+        ),
+    ];
+    for (reports, booked) in lives {
+        let (mut before, mut moved): (Option<Dispute>, Vec<_>) = (None, vec![]);
+        for (place, (status, funds)) in reports.iter().enumerate() {
+            // The reports may name different amounts: the one at which the money was taken stands.
+            let taken = before.as_ref().is_some_and(|before| before.funds.is_some());
+            let now = dispute(if taken { 30 } else { 50 }, *status, *funds);
+            for is_repeat in [false, true] {
+                let (now, before_it) = (now.clone(), before.clone());
+                let told = after(&paid, Fact::Disputed { now, before: before_it });
+                assert_eq!(told.next, None, "the seats stay sold");
+                assert_eq!(
+                    told.outcomes.len(),
+                    usize::from(told.dispute.is_some()),
+                    "{reports:?} {place}"
+                );
+                assert!(!is_repeat || told.is_nothing(), "{reports:?} {place}");
+                moved.extend(moved_by(&told));
+                before = told.dispute.or(before);
+            }
+        }
+        let booked: Vec<_> = booked.iter().map(|kind| (*kind, 50)).collect();
+        assert_eq!(moved, booked, "{reports:?}");
+    }
+}
+
+fn report_of(refund: &Refund) -> Reported<'_> {
+    Reported::RefundChanged {
+        refund: &refund.id,
+        amount: refund.amount,
+        status: refund.status,
+    }
+}
+
+#[test]
+fn a_report_is_about_this_payment_this_refund_this_dispute_and_this_currency() {
     let ours = PaymentId::parse("pi_1").unwrap();
     let paid = Checkout {
         payment: Some(ours.clone()),
@@ -322,50 +532,76 @@ fn a_report_is_about_this_payment_this_dispute_and_this_currency() {
         };
         checkout.hear(&report, known)
     };
+    let nothing = Known::default;
     let other = PaymentId::parse("pi_2").unwrap();
     let dollars = Price::new(10, Currency::USD).unwrap();
-    assert_eq!(hear(&paid, &ours, Reported::Progress(None), None), Ok(None));
-    assert_eq!(hear(&paid, &ours, Reported::Progress(Some(price(100))), None), Ok(None));
-    let fact = hear(&paid, &ours, Reported::Refunded(price(10)), None);
-    assert_eq!(fact, Ok(Some(Fact::Refunded { in_all: 10 })));
+    assert_eq!(hear(&paid, &ours, Reported::Progress(None), nothing()), Ok(None));
+    assert_eq!(
+        hear(&paid, &ours, Reported::Progress(Some(price(100))), nothing()),
+        Ok(None)
+    );
+    let fact = hear(&paid, &ours, Reported::Refunded(price(10)), nothing());
+    assert_eq!(fact, Ok(Some(refunded(10))));
     let differs = Err(UserRefusalReason::PaymentDiffers);
-    assert_eq!(hear(&paid, &other, Reported::Refunded(price(10)), None), differs);
+    assert_eq!(hear(&paid, &other, Reported::Refunded(price(10)), nothing()), differs);
     // Another amount than was asked for, where no driver asks the provider any more.
     for what in [Reported::Captured(price(99)), Reported::Refunded(price(101))] {
         assert_eq!(
-            hear(&paid, &ours, what, None),
+            hear(&paid, &ours, what, nothing()),
             Ok(Some(Fact::AmountDiffers)),
             "{what:?}"
         );
     }
-    assert_eq!(hear(&paid, &ours, Reported::Captured(price(100)), None), Ok(None));
+    assert_eq!(hear(&paid, &ours, Reported::Captured(price(100)), nothing()), Ok(None));
     let sold = Checkout {
         state: State::Sold,
         ..paid.clone()
     };
-    assert_eq!(hear(&sold, &ours, Reported::Captured(price(99)), None), Ok(None));
+    assert_eq!(hear(&sold, &ours, Reported::Captured(price(99)), nothing()), Ok(None));
     let wrong = Err(UserRefusalReason::WrongCurrency);
-    assert_eq!(hear(&paid, &ours, Reported::Refunded(dollars), None), wrong);
-    assert_eq!(hear(&paid, &ours, Reported::Progress(Some(dollars)), None), wrong);
+    assert_eq!(hear(&paid, &ours, Reported::Refunded(dollars), nothing()), wrong);
+    assert_eq!(hear(&paid, &ours, Reported::Progress(Some(dollars)), nothing()), wrong);
     // The provider's answer is on its way: any payment may be ours.
     let unknown = checkout(State::Opened);
-    assert_eq!(hear(&unknown, &other, Reported::Progress(None), None), Ok(None));
+    assert_eq!(hear(&unknown, &other, Reported::Progress(None), nothing()), Ok(None));
     let id = DisputeId::parse("dp_1").unwrap();
     let disputed = Reported::Disputed {
         dispute: &id,
         amount: price(50),
         status: DisputeStatus::Opened,
+        funds: None,
     };
-    let anothers = Dispute {
-        checkout: CheckoutId::parse("c-2").unwrap(),
-        ..dispute(50, DisputeStatus::Opened)
+    let now = dispute(50, DisputeStatus::Opened, None);
+    let of_another = CheckoutId::parse("c-2").unwrap();
+    let anothers = Known {
+        dispute: Some(Dispute {
+            checkout: of_another.clone(),
+            ..now.clone()
+        }),
+        ..nothing()
     };
-    assert_eq!(hear(&paid, &ours, disputed, Some(anothers)), differs);
-    let now = dispute(50, DisputeStatus::Opened);
+    assert_eq!(hear(&paid, &ours, disputed, anothers), differs);
     assert_eq!(
-        hear(&paid, &ours, disputed, None),
+        hear(&paid, &ours, disputed, nothing()),
         Ok(Some(Fact::Disputed { now, before: None }))
     );
+    let ten = refund("re_1", 10, RefundStatus::Succeeded);
+    let anothers = |of: &CheckoutId| Known {
+        refunds: vec![Refund {
+            checkout: of.clone(),
+            ..ten.clone()
+        }],
+        ..nothing()
+    };
+    let (now, known) = (ten.clone(), vec![]);
+    let changed = Ok(Some(Fact::RefundChanged { now, known }));
+    let report = |known| hear(&paid, &ours, report_of(&ten), known);
+    assert_eq!(report(nothing()), changed);
+    assert_eq!(report(anothers(&of_another)), differs);
+    // More than was paid, with what had succeeded before.
+    let rest = refund("re_2", 91, RefundStatus::Succeeded);
+    let with_ten = hear(&paid, &ours, report_of(&rest), anothers(&paid.id));
+    assert_eq!(with_ten, Ok(Some(Fact::AmountDiffers)));
 }
 
 #[test]

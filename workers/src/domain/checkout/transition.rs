@@ -3,7 +3,7 @@
 use holdfast_schemas::{Credits, Price, UserOutcome};
 use time::OffsetDateTime;
 
-use super::{Checkout, Dispute};
+use super::{Checkout, Dispute, Refund};
 use crate::domain::ledger::{Movement, MovementKind};
 
 /// All that a fact changes: written together, against the version of the row that it was decided on, or not at all.
@@ -17,6 +17,8 @@ pub struct Transition {
     pub seats: Seats,
     pub purchases: Purchases,
     pub credits: Option<CreditsChange>,
+    /// The new state of a refund.
+    pub refund: Option<Refund>,
     /// The new state of a dispute.
     pub dispute: Option<Dispute>,
 }
@@ -54,7 +56,7 @@ pub enum CustomerMail {
     Failed,
     Refunded {
         amount: Price,
-        /// This one included, in minor units.
+        /// All that was told to the customer as refunded, this one included, in minor units: another sum for each mail.
         so_far: i64,
         full: bool,
     },

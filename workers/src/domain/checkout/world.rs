@@ -2,13 +2,13 @@
 //! drivers that are slow, die and overtake each other. However it goes, in the end money and seats are both given or neither,
 //! by the provider's own books too.
 
-use holdfast_schemas::{CheckoutFailure, Credits, PaymentId, PaymentMethod};
+use holdfast_schemas::{CheckoutFailure, Credits, PaymentId, PaymentMethod, RefundId, RefundStatus};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 
 use super::histories::Books;
-use super::tests::{checkout, now};
-use super::{Checkout, CreditsChange, Fact, Next, PaymentStatus, Seats, State, Step, StuckReason, apply};
+use super::tests::{checkout, now, price};
+use super::{Checkout, CreditsChange, Fact, Next, PaymentStatus, Refund, Seats, State, Step, StuckReason, apply};
 
 /// Histories of the test below.
 const HISTORIES: u32 = 60_000;
@@ -21,7 +21,9 @@ struct Charge {
     /// The attempt that it was confirmed by last.
     attempt: i32,
     captured: i64,
-    refunded: i64,
+    refunds: Vec<Refund>,
+    /// What the provider has told as refunded in all, each time that it told so.
+    totals: Vec<i64>,
     /// What the checkout asked for.
     due: i64,
 }
@@ -94,7 +96,7 @@ impl World {
     }
 
     fn happen(&mut self, kind: u8, choice: u8) -> Result<(), String> {
-        match kind % 16 {
+        match kind % 18 {
             0..=8 => return self.drive(usize::from(kind % 3), choice),
             9 => self.clock += Duration::seconds(i64::from(choice)),
             10 if choice < 8 => self.clock += Duration::hours(i64::from(choice) * 4),
@@ -102,7 +104,7 @@ impl World {
             12 => self.customer_answers(choice),
             13 if choice < 64 => self.drives[usize::from(choice) % 3] = None,
             14 => return self.someone_steps_in(choice),
-            15 => return self.money_is_refunded_by_hand(choice),
+            15.. => return self.refunds_go_on(choice),
             _ => {}
         }
         Ok(())
@@ -208,7 +210,8 @@ impl World {
                 declined: false,
                 attempt: seen.attempt,
                 captured: 0,
-                refunded: 0,
+                refunds: vec![],
+                totals: vec![],
                 due: seen.due(),
             });
         }
@@ -221,7 +224,7 @@ impl World {
         }
         let charge = self.charge.as_mut().expect("it was found");
         match charge.status {
-            PaymentStatus::Captured => charge.refunded = charge.captured,
+            PaymentStatus::Captured => charge.refund(charge.captured, self.clock.second() % 2 == 0),
             _ => charge.status = PaymentStatus::Canceled,
         }
         charge.captured
@@ -322,29 +325,61 @@ impl World {
         }
     }
 
-    /// An operator refunds at the provider; its report may be late.
-    fn money_is_refunded_by_hand(&mut self, choice: u8) -> Result<(), String> {
+    /// An operator refunds at the provider; a refund succeeds, or fails; the provider tells of one by its id, or of the total, and
+    /// perhaps what it told before.
+    fn refunds_go_on(&mut self, choice: u8) -> Result<(), String> {
         let Some(charge) = &mut self.charge else { return Ok(()) };
-        let before = charge.refunded;
-        if choice < 96 {
-            charge.refunded = (before + i64::from(choice)).min(charge.captured);
+        let (kind, place) = (choice % 8, usize::from(choice / 8));
+        match kind {
+            0 | 1 => charge.refund(i64::from(choice), kind == 0),
+            2 | 3 => charge.refund_goes_on(place, kind == 2),
+            4 | 5 if !charge.refunds.is_empty() => {
+                let mut now = charge.refunds[place % charge.refunds.len()].clone();
+                if kind == 5 {
+                    now.status = RefundStatus::Pending;
+                }
+                return self.tell(now);
+            }
+            6 | 7 if !charge.totals.is_empty() => {
+                let (in_all, known) = (charge.totals[place % charge.totals.len()], self.books.known());
+                return self.record(&self.row.clone(), Fact::Refunded { in_all, known });
+            }
+            _ => {}
         }
-        let in_all = if choice < 48 { before } else { charge.refunded };
-        self.record(&self.row.clone(), Fact::Refunded { in_all })
+        Ok(())
+    }
+
+    fn tell(&mut self, now: Refund) -> Result<(), String> {
+        let known = self.books.known();
+        self.record(&self.row.clone(), Fact::RefundChanged { now, known })
     }
 
     /// All servers answer, reports arrive, and an operator looks after what is stuck.
     fn come_to_the_end(&mut self) -> Result<(), String> {
         self.drives = [None, None, None];
         for _ in 0..40 {
-            if self.row.stuck == Some(StuckReason::AmountDiffers) {
-                self.record(&self.row.clone(), Fact::GivenUp(CheckoutFailure::Settled))?;
+            for place in 0..self.charge.as_ref().map_or(0, |charge| charge.refunds.len()) {
+                let charge = self.charge.as_mut().expect("it has refunds");
+                if charge.refunds[place].status == RefundStatus::Pending {
+                    charge.refund_goes_on(place, false);
+                }
+                let now = charge.refunds[place].clone();
+                self.tell(now)?;
+            }
+            match self.row.stuck {
+                Some(StuckReason::AmountDiffers) => {
+                    self.record(&self.row.clone(), Fact::GivenUp(CheckoutFailure::Settled))?;
+                }
+                Some(StuckReason::RefundFailed) => {
+                    let charge = self.charge.as_mut().expect("it has refunds");
+                    charge.refund(charge.captured, false);
+                    continue;
+                }
+                _ => {}
             }
             if self.row.stuck.is_some() {
                 self.record(&self.row.clone(), Fact::Resumed)?;
             }
-            let in_all = self.charge.as_ref().map_or(0, |charge| charge.refunded);
-            self.record(&self.row.clone(), Fact::Refunded { in_all })?;
             match self.row.next(self.clock) {
                 Next::End => return self.judge(),
                 Next::Wait(until) => self.clock = until,
@@ -361,7 +396,7 @@ impl World {
 
     fn judge(&self) -> Result<(), String> {
         let charge = self.charge.as_ref();
-        let kept = charge.map_or(0, |charge| charge.captured - charge.refunded);
+        let kept = charge.map_or(0, |charge| charge.captured - charge.refunded());
         let is_open = charge
             .is_some_and(|charge| matches!(charge.status, PaymentStatus::Authorised | PaymentStatus::ActionRequired));
         let spent = self.row.credits.map_or(0, Credits::amount);
@@ -381,6 +416,44 @@ impl World {
 }
 
 impl Charge {
+    fn refunded(&self) -> i64 {
+        let those = self
+            .refunds
+            .iter()
+            .filter(|refund| refund.status != RefundStatus::Failed);
+        those.map(|refund| refund.amount.amount()).sum()
+    }
+
+    /// Refunds so much, or all that is left.
+    fn refund(&mut self, most: i64, pending: bool) {
+        let amount = most.min(self.captured - self.refunded());
+        if amount == 0 {
+            return;
+        }
+        self.refunds.push(Refund {
+            id: RefundId::parse(&format!("re_{}", self.refunds.len())).expect("a visible word"),
+            checkout: checkout(State::Opened).id,
+            amount: price(amount),
+            status: if pending {
+                RefundStatus::Pending
+            } else {
+                RefundStatus::Succeeded
+            },
+        });
+        self.totals.push(self.refunded());
+    }
+
+    fn refund_goes_on(&mut self, place: usize, fails: bool) {
+        let count = self.refunds.len().max(1);
+        if let Some(refund) = self.refunds.get_mut(place % count) {
+            refund.status = match refund.status {
+                RefundStatus::Pending if !fails => RefundStatus::Succeeded,
+                RefundStatus::Pending | RefundStatus::Succeeded if fails => RefundStatus::Failed,
+                status => status,
+            };
+        }
+    }
+
     fn fact(&self) -> Fact {
         match self.status {
             PaymentStatus::Unconfirmed if self.declined => declined(),

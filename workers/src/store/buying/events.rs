@@ -10,12 +10,12 @@ use sqlx::PgConnection;
 use super::transition::tell;
 use super::{Buying, seats, transaction};
 use crate::domain::checkout::{
-    Checkout, Fact, Matter, ProviderReport, Reported, Seats, Stock, Transition, Wish, apply, open,
+    Checkout, Fact, Known, Matter, ProviderReport, Reported, Seats, Stock, Transition, Wish, apply, open,
 };
 use crate::domain::{State as TicketState, Ticket, User};
 use crate::error;
 use crate::store::commit::{Answer, Stored, Unit, Work};
-use crate::store::{Error, checkout_seats, checkouts, disputes, purchases};
+use crate::store::{Error, checkout_seats, checkouts, disputes, purchases, refunds};
 
 /// A piece of a user's work that is about a checkout.
 pub struct CheckoutWork<'w> {
@@ -171,10 +171,7 @@ impl Buying {
         let Some(checkout) = lock(main, report.checkout, unit).await? else {
             return self.refuse(main, unit, UserRefusalReason::UnknownCheckout).await;
         };
-        let known = match report.what {
-            Reported::Disputed { dispute, .. } => disputes::lock(main, dispute, checkout.currency()).await?,
-            Reported::Progress(_) | Reported::Captured(_) | Reported::Refunded(_) => None,
-        };
+        let known = known(main, &checkout, report).await?;
         let transition = match checkout.hear(report, known) {
             Ok(Some(fact)) => apply(&checkout, fact, (self.now)()),
             Ok(None) => Transition::default(),
@@ -228,6 +225,20 @@ impl Buying {
         let told = [outcomes::PaymentRefused { reason }.into()];
         Ok(Answered::alone(tell(main, unit, &told, self.retention).await?))
     }
+}
+
+/// What is known of the refunds or the dispute that a report is about.
+async fn known(main: &mut PgConnection, checkout: &Checkout, report: &ProviderReport<'_>) -> Result<Known, Error> {
+    let mut known = Known::default();
+    match report.what {
+        Reported::Progress(_) | Reported::Captured(_) => {}
+        Reported::Refunded(_) => known.refunds = refunds::known(main, checkout, None).await?,
+        Reported::RefundChanged { refund, .. } => known.refunds = refunds::known(main, checkout, Some(refund)).await?,
+        Reported::Disputed { dispute, .. } => {
+            known.dispute = disputes::lock(main, dispute, checkout.currency()).await?;
+        }
+    }
+    Ok(known)
 }
 
 /// Locks a checkout of the unit's user; none when the user has no such checkout.

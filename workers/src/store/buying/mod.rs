@@ -112,6 +112,7 @@ impl Buying {
                     let kind = if *full { "full" } else { "partial" };
                     self.metrics.refunds.with_label_values(&[kind]).inc();
                 }
+                UserOutcome::PaymentRefundFailed(_) => self.metrics.refunds.with_label_values(&["failed"]).inc(),
                 UserOutcome::PaymentDisputed(outcomes::PaymentDisputed { status, .. }) => {
                     let status = disputes::status_name(*status);
                     self.metrics.disputes.with_label_values(&[status]).inc();

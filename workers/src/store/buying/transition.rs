@@ -10,7 +10,7 @@ use super::{Buying, Written, id, seats, source, took_effect, transaction};
 use crate::domain::checkout::{Checkout, CreditsChange, Fact, Purchases, Seats, Transition, apply};
 use crate::domain::{User, user};
 use crate::store::commit::{self, Answer, Command, Unit, Work};
-use crate::store::{Error, checkouts, disputes, ledger, mails, on_session, purchases};
+use crate::store::{Error, checkouts, disputes, ledger, mails, on_session, purchases, refunds};
 
 /// The result of recording a fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +124,9 @@ impl Buying {
         ledger::write(main, self.new_id, from, &transition.movements, (self.now)()).await?;
         for mail in &transition.mails {
             mails::write(main, from, *mail, self.mails).await?;
+        }
+        if let Some(refund) = &transition.refund {
+            refunds::write(main, refund).await?;
         }
         if let Some(dispute) = &transition.dispute {
             disputes::write(main, dispute).await?;
