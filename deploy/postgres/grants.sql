@@ -4,7 +4,7 @@
 
 revoke all on
     _sqlx_migrations, checkout_seats, checkouts, disputes, example_keys, example_users, generations, idempotency_records, ledger,
-    ledger_entries, mails, oldest_reader, outbox, purchases, refunds, relay_state, settled_dead_letters, ticket_attributes,
+    ledger_entries, mails, oldest_reader, outbox, purchases, refunds, relay_state, repayments, settled_dead_letters, ticket_attributes,
     ticket_attributes_change_log, ticket_change_log, tickets, two_phase_attempts, user_change_log, users
 from public, :"app", :"verify", :"admin", :"books";
 revoke all on function check_rows(text, bigint, bigint) from public, :"app", :"verify", :"admin", :"books";
@@ -25,6 +25,7 @@ grant select, insert, update, delete on outbox to :"app";
 grant select, insert, update on purchases to :"app";
 grant select, insert, update on refunds to :"app";
 grant select, update on relay_state to :"app";
+grant select, insert, update on repayments to :"app";
 grant select, insert, update on ticket_attributes to :"app";
 grant select, insert on ticket_attributes_change_log to :"app";
 grant insert on ticket_change_log to :"app";
@@ -45,6 +46,7 @@ grant select on mails to :"verify";
 grant select on outbox to :"verify";
 grant select on purchases to :"verify";
 grant select on refunds to :"verify";
+grant select on repayments to :"verify";
 grant select on settled_dead_letters to :"verify";
 grant select on ticket_change_log to :"verify";
 grant select on tickets to :"verify";
@@ -62,7 +64,8 @@ grant select, insert on ledger to :"admin";
 grant insert on mails to :"admin";
 grant select, insert, update, delete on outbox to :"admin";
 grant select, insert, update on purchases to :"admin";
-grant select on refunds to :"admin";
+grant select, insert, update on refunds to :"admin";
+grant select, insert, update on repayments to :"admin";
 grant select on relay_state to :"admin";
 grant select, insert on settled_dead_letters to :"admin";
 grant select on ticket_attributes to :"admin";

@@ -17,7 +17,8 @@ use crate::version::Object;
 
 pub use tickets::v2::{RefusalReason, ReservationRefused};
 pub use tickets::{TicketOutcome, v1::*};
-pub use users::v2::{PaymentDisputed, PaymentRefused, UserRefusalReason};
+pub use users::v2::PaymentDisputed;
+pub use users::v3::{PaymentRefused, UserRefusalReason};
 pub use users::{UserOutcome, v1::*};
 
 /// One outcome, as on the outcome topic. Its `source` is always [`OUTCOME_SOURCE`].

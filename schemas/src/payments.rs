@@ -25,6 +25,7 @@ newest! {
         CheckoutRequested(v1::CheckoutRequested),
         CheckoutRetried(v1::CheckoutRetried),
         CheckoutCancelled(v1::CheckoutCancelled),
+        OrderReturned(v1::OrderReturned),
         PaymentAuthorized(v1::PaymentAuthorized),
         PaymentCaptured(v1::PaymentCaptured),
         PaymentFailed(v1::PaymentFailed),
@@ -52,6 +53,15 @@ impl ProfileValues {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// What a field that is absent says.
+pub(crate) fn yes() -> bool {
+    true
+}
+
+pub(crate) fn is_yes(says: &bool) -> bool {
+    *says
 }
 
 impl EventData for UserEvent {

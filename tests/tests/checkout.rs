@@ -1630,7 +1630,7 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
 
 /// A worker with a payment provider of its own, and one user.
 pub(crate) struct Shop<'a> {
-    kit: &'a Kit,
+    pub(crate) kit: &'a Kit,
     name: &'static str,
     pub(crate) user: String,
     pub(crate) simulator: &'a Simulator,
@@ -1696,7 +1696,7 @@ impl<'a> Shop<'a> {
 
     /// The worker dies at the point while it handles these events; its successor does the step before the point twice. The
     /// successor's log shows that, so each point may be used once by the same name.
-    async fn crash_and_repeat(
+    pub(crate) async fn crash_and_repeat(
         &mut self,
         launch: impl Fn(&Self) -> Launch<'a>,
         point: Point,
@@ -1956,6 +1956,14 @@ pub(crate) async fn sold(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
 pub(crate) async fn free(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     for ticket in tickets {
         reads_as(kit, ticket, "available").await?;
+    }
+    Ok(())
+}
+
+/// None of the tickets is for sale.
+pub(crate) async fn withdrawn(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+    for ticket in tickets {
+        reads_as(kit, ticket, "withdrawn").await?;
     }
     Ok(())
 }

@@ -45,6 +45,7 @@ mod privacy;
 mod provider;
 mod relay;
 mod repeats;
+mod returns;
 mod rotation;
 mod servers;
 mod stack;
@@ -84,6 +85,7 @@ const TOPICS: &[&[Test]] = &[
     relay::TESTS,
     intake::TESTS,
     repeats::TESTS,
+    returns::TESTS,
     operate::TESTS,
     doctor::TESTS,
     engine::TESTS,

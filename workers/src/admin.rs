@@ -4,6 +4,7 @@ mod checkout;
 mod history;
 mod orders;
 mod relay;
+mod returns;
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -85,6 +86,15 @@ async fn carry_out(
         // Done without a database.
         config::Admin::Mail(_) => Ok(()),
         config::Admin::Orders(wanted) => orders::list(&pool, wanted).await,
+        config::Admin::Show(config::ShowCommand::Cancel {
+            show,
+            no_refund,
+            dry_run,
+        }) => {
+            let refund = !no_refund;
+            let driver = checkout::driver(config, &pool, now, new_id)?;
+            returns::cancel_show(&driver, show, refund, *dry_run).await
+        }
         config::Admin::Sales(wanted) => orders::sales(&pool, wanted).await,
         config::Admin::Relay(command) => relay::accept(command, config, pool).await,
         config::Admin::Ticket(config::TicketCommand::Show { ticket, state }) => {

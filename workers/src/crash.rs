@@ -57,6 +57,10 @@ pub enum Point {
     CheckoutGivenBack,
     /// A checkout has failed and that is committed, its workflow does not know it.
     CheckoutFailed,
+    /// The payment provider has made the refund of an order that is returned, the checkout's row does not say so.
+    OrderRefunded,
+    /// A repayment of an order that is returned is settled and committed, its caller does not know it.
+    OrderRepaid,
     /// The mail server has accepted a mail, its row does not say so.
     MailAccepted,
     /// The row of a mail says that the mail server has accepted it.
@@ -69,7 +73,7 @@ pub enum Point {
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 30] = [
+    pub const ALL: [Point; 32] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -96,6 +100,8 @@ impl Point {
         Point::CheckoutCompleted,
         Point::CheckoutGivenBack,
         Point::CheckoutFailed,
+        Point::OrderRefunded,
+        Point::OrderRepaid,
         Point::MailAccepted,
         Point::MailNoted,
         Point::WebhookVerified,
@@ -131,6 +137,8 @@ impl Point {
             Point::CheckoutCompleted => "checkout.completed",
             Point::CheckoutGivenBack => "checkout.given_back",
             Point::CheckoutFailed => "checkout.failed",
+            Point::OrderRefunded => "order.refunded",
+            Point::OrderRepaid => "order.repaid",
             Point::MailAccepted => "mail.accepted",
             Point::MailNoted => "mail.noted",
             Point::WebhookVerified => "webhook.verified",

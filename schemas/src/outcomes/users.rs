@@ -2,6 +2,7 @@
 
 pub(crate) mod v1;
 pub(crate) mod v2;
+pub(crate) mod v3;
 
 use serde_json::Value;
 
@@ -23,12 +24,13 @@ newest! {
         CheckoutCompleted(v1::CheckoutCompleted),
         CheckoutFailed(v1::CheckoutFailed),
         CheckoutStuck(v1::CheckoutStuck),
+        OrderReturned(v1::OrderReturned),
         PaymentRefunded(v1::PaymentRefunded),
         PaymentRefundFailed(v1::PaymentRefundFailed),
         PaymentDisputed(v2::PaymentDisputed),
-        PaymentRefused(v2::PaymentRefused),
+        PaymentRefused(v3::PaymentRefused),
     }
-    earlier { v1::PaymentDisputed, v1::PaymentRefused }
+    earlier { v1::PaymentDisputed, v1::PaymentRefused, v2::PaymentRefused }
 }
 
 impl OutcomeData for UserOutcome {
@@ -46,7 +48,7 @@ impl OutcomeData for UserOutcome {
 
     fn refusal(&self) -> Option<&'static str> {
         match self {
-            Self::PaymentRefused(v2::PaymentRefused { reason }) => Some(reason.as_str()),
+            Self::PaymentRefused(v3::PaymentRefused { reason }) => Some(reason.as_str()),
             _ => None,
         }
     }

@@ -62,6 +62,20 @@ wire! { UserEvent;
     CheckoutCancelled "holdfast.checkout.cancelled.v1" {
         checkout: CheckoutId
     };
+    /// The shop takes seats of a completed order back, or gives some of its money back, or both.
+    OrderReturned "holdfast.order.returned.v1" {
+        checkout: CheckoutId,
+        /// The tickets that are the buyer's no more; without it, all that still are; none when the list is empty.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tickets: Option<List<TicketId>>,
+        /// So much is given back, of the money first and then of the credits; without it, what the tickets cost, as far as it was not
+        /// given back before. An amount of 0 gives nothing back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refund: Option<Price>,
+        /// Whether the tickets are for sale again; without it, they are.
+        #[serde(default = "crate::payments::yes", skip_serializing_if = "crate::payments::is_yes")]
+        resell: bool
+    };
     /// The money of a checkout is set aside at the payment provider.
     PaymentAuthorized "holdfast.payment.authorized.v1" {
         checkout: CheckoutId,

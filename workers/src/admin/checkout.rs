@@ -12,8 +12,9 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::checkout::{DriveResult, Driver};
+use super::returns;
 use crate::config::{CheckoutCommand, Config};
-use crate::domain::checkout::{Checkout, StuckReason};
+use crate::domain::checkout::{Checkout, Repaid, Repayment, StuckReason};
 use crate::metrics::Metrics;
 use crate::printable;
 use crate::store::credits::Loyalty;
@@ -31,8 +32,13 @@ pub(super) async fn run(
         CheckoutCommand::Show { checkout } => show(&pool, checkout).await?,
         CheckoutCommand::Settle { checkout, give_back } => {
             let id = find(&pool, checkout).await?.id;
-            settle(config, &pool, &id, *give_back, now, new_id).await?;
+            let driver = driver(config, &pool, now, new_id)?;
+            settle(&driver, &id, *give_back).await?;
             show(&pool, checkout).await?
+        }
+        CheckoutCommand::Return(wanted) => {
+            let driver = driver(config, &pool, now, new_id)?;
+            returns::return_order(&driver, wanted).await? + &show(&pool, &wanted.checkout).await?
         }
     };
     std::io::stdout().write_all(text.as_bytes()).context("cannot print")
@@ -48,27 +54,30 @@ async fn list(pool: &PgPool) -> anyhow::Result<String> {
     Ok(text)
 }
 
-async fn find(pool: &PgPool, checkout: &str) -> anyhow::Result<Checkout> {
+pub(super) async fn find(pool: &PgPool, checkout: &str) -> anyhow::Result<Checkout> {
     let id = CheckoutId::parse(checkout).with_context(|| format!("{checkout:?} is no checkout id"))?;
     let found = checkouts::get(pool, &id).await?;
     found.with_context(|| format!("{checkout:?} was never opened: check the id"))
 }
 
-/// Drives the checkout to its end, as its workflow would.
-async fn settle(
+/// A driver of checkouts, as the workflow has one.
+pub(super) fn driver(
     config: &Config,
     pool: &PgPool,
-    id: &CheckoutId,
-    give_back: bool,
     now: fn() -> OffsetDateTime,
     new_id: fn() -> Uuid,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Driver> {
     let database = &config.database;
     let other = database.loyalty_url.as_ref().map(|url| store::pool(url, database));
     let loyalty = other
         .transpose()?
         .map(|other| Loyalty::new(pool.clone(), other, database.idempotency_retention));
-    let driver = Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now, new_id)?;
+    Ok(Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now, new_id)?)
+}
+
+/// Drives the checkout to its end, as its workflow would.
+async fn settle(driver: &Driver, id: &CheckoutId, give_back: bool) -> anyhow::Result<()> {
+    let pool = &driver.buying.main;
     let was_stuck = find(pool, id.as_str()).await?.stuck.is_some();
     if give_back {
         driver.give_up(id, CheckoutFailure::Settled).await?;
@@ -145,12 +154,17 @@ async fn show(pool: &PgPool, checkout: &str) -> anyhow::Result<String> {
     }
     for line in &checkout.lines {
         let price = line.price.amount();
-        writeln!(
-            text,
-            "{:<10}{} {price}",
-            "ticket",
-            printable::line(line.ticket.as_str())
-        )?;
+        let ticket = printable::line(line.ticket.as_str());
+        let returned = if line.returned { " returned" } else { "" };
+        writeln!(text, "{:<10}{ticket} {price}{returned}", "ticket")?;
+    }
+    for (place, Repayment { what, settled }) in checkout.repayments.iter().enumerate() {
+        let what = match what {
+            Repaid::Money(amount) => format!("{amount}"),
+            Repaid::Credits(credits) => format!("{} credits", credits.amount()),
+        };
+        let settled = if *settled { "settled" } else { "open" };
+        writeln!(text, "{:<10}{} {what} {settled}", "repayment", place + 1)?;
     }
     for refund in refunds::of(pool, &checkout).await? {
         let (id, amount) = (printable::line(refund.id.as_str()), refund.amount.amount());

@@ -14,13 +14,13 @@ use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, Paym
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::{Config, FullRefund};
 use crate::crash::{self, Point};
 use crate::domain::checkout::{Charges, Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::provider::limits::{self, Uncharged};
-use crate::provider::{self, About, ClientSecret, Order, Payment, Provider};
+use crate::provider::{self, About, ClientSecret, Order, Payment, Provider, RefundOrder};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
 use crate::store::credits::Loyalty;
@@ -111,6 +111,7 @@ impl Driver {
             charges: provider.is_some().then_some(charges as Charges),
             credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
             show_limit: config.checkout.show_limit,
+            refund_frees_seats: config.checkout.full_refund == FullRefund::FreesSeats,
             hold: time::Duration::try_from(config.checkout.checkout_hold).unwrap_or(time::Duration::ZERO),
         };
         let buying = Buying {
@@ -293,10 +294,12 @@ impl Driver {
             Step::Authorise(payment) => self.authorise(checkout, payment).await?,
             Step::Look => self.look(checkout).await?,
             Step::Capture(payment) => self.capture(checkout, payment).await?,
-            Step::Complete => Fact::Captured,
+            Step::Complete => self.captured(),
             Step::GiveBack => self.give_back(checkout).await?,
             Step::Fail => Fact::GivenBack { captured: 0 },
             Step::ReturnCredits => Fact::CreditsReturned,
+            Step::Refund { number, amount } => return self.refund(checkout, *number, *amount).await.map(Taken::Recorded),
+            Step::RepayCredits(number) => Fact::CreditsRepaid(*number),
         };
         match checkout.with(&fact, (self.now)()) {
             Some(next) => Ok(Taken::Kept(Box::new(next))),
@@ -368,9 +371,58 @@ impl Driver {
         }
         match answer {
             Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
-            Ok(_) => Ok(Fact::Captured),
+            Ok(_) => Ok(self.captured()),
             Err(provider::Error::Conflict { .. } | provider::Error::Declined { .. }) => Ok(Fact::NotCaptured),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn captured(&self) -> Fact {
+        Fact::Captured {
+            frees_seats: self.buying.terms.refund_frees_seats,
+        }
+    }
+
+    /// Has the provider make the refund of a repayment, and records it.
+    async fn refund(&self, checkout: &Checkout, number: usize, amount: i64) -> Result<Recorded, Error> {
+        let mut made = self.refund_at_provider(checkout, number, amount).await;
+        crash::here(Point::OrderRefunded);
+        if crash::again(Point::OrderRefunded) {
+            made = self.refund_at_provider(checkout, number, amount).await;
+        }
+        Ok(self.buying.refund_made(checkout, number, made?).await?)
+    }
+
+    /// None when nothing is left to refund, as when an operator has refunded it all by hand, or the bank has taken it for the customer.
+    async fn refund_at_provider(
+        &self,
+        checkout: &Checkout,
+        number: usize,
+        amount: i64,
+    ) -> Result<Option<provider::Refund>, Error> {
+        let provider = self.provider()?;
+        let payment = checkout.payment.as_ref();
+        let payment = payment.ok_or_else(|| Error::NoProgress(checkout.id.to_string()))?;
+        let refund = RefundOrder {
+            checkout: &checkout.id,
+            number,
+            amount,
+        };
+        let refused = match provider.refund_part(payment, &refund).await {
+            Ok(made) => return Ok(Some(made)),
+            Err(refused @ provider::Error::Refused { .. }) => refused,
+            Err(error) => return Err(error.into()),
+        };
+        let now = provider.get(payment).await?;
+        let lost = self.buying.lost_by_disputes(checkout).await?;
+        let left = now.captured - now.refunded - lost;
+        match left {
+            ..=0 => Ok(None),
+            left if left < amount => {
+                let rest = RefundOrder { amount: left, ..refund };
+                Ok(Some(provider.refund_part(payment, &rest).await?))
+            }
+            _ => Err(refused.into()),
         }
     }
 
@@ -523,6 +575,7 @@ fn point(step: &Step) -> Option<Point> {
         Step::Sell => Some(Point::CheckoutSold),
         Step::Capture(_) | Step::Complete => Some(Point::CheckoutCompleted),
         Step::GiveBack | Step::Fail => Some(Point::CheckoutFailed),
+        Step::Refund { .. } | Step::RepayCredits(_) => Some(Point::OrderRepaid),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use holdfast_schemas::{Currency, Source};
 
 use super::Checks;
@@ -37,6 +37,9 @@ pub struct Checkout {
     /// Most tickets of one show that one user may buy, over all checkouts; without it there is no limit.
     #[arg(long, env = "HOLDFAST_SHOW_LIMIT", global = true)]
     pub show_limit: Option<i32>,
+    /// What becomes of the seats of an order whose whole payment is refunded by hand at the payment provider.
+    #[arg(long, env = "HOLDFAST_FULL_REFUND", value_enum, default_value_t = FullRefund::FreesSeats, global = true)]
+    pub full_refund: FullRefund,
     /// The currency that credits pay, one minor unit each.
     #[arg(long, env = "HOLDFAST_CREDITS_CURRENCY", default_value = "EUR", value_parser = currency, global = true)]
     pub credits_currency: Currency,
@@ -47,6 +50,15 @@ pub struct Checkout {
     /// Time without a step, and without a workflow in Restate, after which a checkout counts as abandoned and is undone.
     #[arg(long, env = "HOLDFAST_ABANDONED_AFTER", default_value = "1m", value_parser = humantime::parse_duration, global = true)]
     pub abandoned_after: Duration,
+}
+
+/// What a refund in full, made by hand at the payment provider, does to the seats.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FullRefund {
+    /// They are for sale again.
+    FreesSeats,
+    /// They stay the buyer's.
+    KeepsSeats,
 }
 
 impl Checkout {

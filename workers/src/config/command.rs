@@ -108,6 +108,9 @@ pub enum Admin {
     /// Mails to customers.
     #[command(subcommand)]
     Mail(MailCommand),
+    /// Shows.
+    #[command(subcommand)]
+    Show(ShowCommand),
     /// List the orders of a user, or those with seats of a show, the newest first.
     Orders(Orders),
     /// Show a show's tickets by status, and what its seats brought in.
@@ -167,6 +170,49 @@ pub enum CheckoutCommand {
         /// Give money and seats back, whatever could still come of it.
         #[arg(long)]
         give_back: bool,
+    },
+    /// Take tickets of a completed checkout back from their buyer, and give back what was paid for them.
+    Return(Return),
+}
+
+/// Which part of an order to return.
+#[derive(Args, Debug, Clone)]
+pub struct Return {
+    pub checkout: String,
+    /// Only these tickets, separated by commas; without it, all that are still the buyer's.
+    #[arg(long = "ticket", value_name = "TICKET", value_delimiter = ',', conflicts_with = "keep_seats")]
+    pub tickets: Vec<String>,
+    /// Leave every seat with the buyer, and give money back alone.
+    #[arg(long, requires = "refund")]
+    pub keep_seats: bool,
+    /// Give so much back, in minor units, of the money first and then of the credits; 0 gives nothing back. Without it, what the tickets
+    /// cost, as far as it was not given back before.
+    #[arg(long, value_name = "AMOUNT")]
+    pub refund: Option<i64>,
+    /// The tickets are not for sale again.
+    #[arg(long)]
+    pub off_sale: bool,
+    /// The id of this return: a repeat with the same one changes nothing. Without it, every run is a return of its own.
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Commands on shows.
+#[derive(Subcommand, Debug, Clone)]
+pub enum ShowCommand {
+    /// Take every ticket of a show off sale, give up the checkouts under way, and return the orders. Safe to repeat: a run goes on where
+    /// the one before it has stopped.
+    Cancel {
+        show: String,
+        /// Give nothing back.
+        #[arg(long)]
+        no_refund: bool,
+        /// Say what would be done, and do nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 

@@ -26,9 +26,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 pub use certificate::CertificateFiles;
-pub use checkout::Checkout;
+pub use checkout::{Checkout, FullRefund};
 pub use command::{
-    Admin, CheckoutCommand, DeadLetters, MailCommand, Orders, Outbox, PointInTime, RelayCommand, Retry, Role, RoleName,
+    Admin, CheckoutCommand, DeadLetters, MailCommand, Orders, Outbox, PointInTime, RelayCommand, Retry, Return, Role, RoleName, ShowCommand,
     Sales, TicketCommand, UserCommand,
 };
 pub use database::Database;

@@ -20,6 +20,8 @@ const TABLE: &str = "
     lengthen | -              | -              | lengthened if end fits else -        | -                       | -                             | -
     sell     | -              | -              | sold if hold fits else -             | -                       | done if checkout fits else -  | -
     return   | -              | -              | -                                    | -                       | returned if checkout fits else - | -
+    take back | -             | -              | -                                    | -                       | returned + withdrawn if checkout fits else - | -
+    call off | -              | withdrawn      | released + withdrawn                 | expired + withdrawn     | -                             | -
 ";
 
 /// The source that may say what a ticket costs.
@@ -42,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
     (
         prop::sample::select(vec![
             "list", "withdraw", "reserve", "reserve", "release", "expire", "lengthen", "lengthen", "sell", "return",
+            "take back", "call off",
         ]),
         0..2usize,
         any::<bool>(),
@@ -136,7 +139,12 @@ fn input(step: &Step, ticket: Option<&Ticket>, place: usize, now: OffsetDateTime
             until: now + Duration::seconds(step.hold_for.unwrap_or(900).clamp(0, 86_401)),
         },
         "sell" => Input::Sell { user, hold, checkout },
-        "return" => Input::Return { checkout },
+        "return" => Input::Return { checkout, resell: true },
+        "take back" => Input::Return {
+            checkout,
+            resell: false,
+        },
+        "call off" => Input::CallOff,
         other => unreachable!("{other}"),
     }
 }
@@ -187,7 +195,7 @@ fn fits(condition: &str, state: &State, input: &Input) -> bool {
             *hold == held.id && *until > held.until && !held.lengthened
         }
         ("id", State::Held(due), Input::Expire { hold }) => *hold == due.id,
-        ("checkout", State::Sold(sale), Input::Sell { checkout, .. } | Input::Return { checkout }) => {
+        ("checkout", State::Sold(sale), Input::Sell { checkout, .. } | Input::Return { checkout, .. }) => {
             *checkout == sale.checkout
         }
         other => unreachable!("{other:?}"),

@@ -124,10 +124,18 @@ pub enum Input {
         hold: HoldId,
         checkout: CheckoutId,
     },
-    /// Internal: a checkout returns the ticket that it sold.
+    /// Internal: a checkout returns the ticket that it sold. `resell`: it is for sale again.
     Return {
         checkout: CheckoutId,
+        #[serde(skip_serializing_if = "is_true")]
+        resell: bool,
     },
+    /// Internal: the ticket's show is cancelled. Unless it is sold, it is not for sale any more, and nobody's hold keeps it.
+    CallOff,
+}
+
+fn is_true(says: &bool) -> bool {
+    *says
 }
 
 impl Hold {
@@ -217,14 +225,20 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision<Ticket> {
             next: None,
             outcomes: vec![refusal(RefusalReason::UnknownTicket)],
         },
-        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. }
+        | Input::Lengthen { .. }
+        | Input::Sell { .. }
+        | Input::Return { .. }
+        | Input::CallOff => Decision::Nothing,
     }
 }
 
 fn decide_available(terms: &HoldTerms, ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
         Input::List { .. } => refuse(ticket, RefusalReason::AlreadyListed, now),
-        Input::Withdraw => tell(ticket, State::Withdrawn, vec![outcomes::TicketWithdrawn {}.into()], now),
+        Input::Withdraw | Input::CallOff => {
+            tell(ticket, State::Withdrawn, vec![outcomes::TicketWithdrawn {}.into()], now)
+        }
         Input::Reserve {
             user,
             hold_for,
@@ -259,6 +273,14 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
             now,
         ),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotYourHold, now),
+        Input::CallOff => {
+            let released = outcomes::TicketReleased {
+                user: held.user.clone(),
+                hold: held.id,
+            };
+            let outcomes = vec![released.into(), outcomes::TicketWithdrawn {}.into()];
+            tell(ticket, State::Withdrawn, outcomes, now)
+        }
         Input::Lengthen { hold, until } if held.may_last(hold, until) => lengthen(ticket, held, until, now),
         Input::Sell { user, hold, checkout } if user == held.user && hold == held.id => {
             let outcome = TicketOutcome::TicketSold(outcomes::TicketSold {
@@ -284,7 +306,7 @@ fn decide_due(terms: &HoldTerms, ticket: &Ticket, due: &Hold, input: Input, now:
             vec![expired, refusal(RefusalReason::AlreadyListed)],
             now,
         ),
-        Input::Withdraw => tell(
+        Input::Withdraw | Input::CallOff => tell(
             ticket,
             State::Withdrawn,
             vec![expired, TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {})],
@@ -319,16 +341,26 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
             refuse(ticket, RefusalReason::Sold, now)
         }
         Input::Sell { checkout, .. } if checkout == sale.checkout => Decision::AlreadyDone,
-        Input::Return { checkout } if checkout == sale.checkout => tell(
-            ticket,
-            State::Available,
-            vec![TicketOutcome::TicketReturned(outcomes::TicketReturned {
+        Input::Return { checkout, resell } if checkout == sale.checkout => {
+            let returned = TicketOutcome::TicketReturned(outcomes::TicketReturned {
                 user: sale.user.clone(),
                 checkout,
-            })],
-            now,
-        ),
-        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+            });
+            match resell {
+                true => tell(ticket, State::Available, vec![returned], now),
+                false => tell(
+                    ticket,
+                    State::Withdrawn,
+                    vec![returned, outcomes::TicketWithdrawn {}.into()],
+                    now,
+                ),
+            }
+        }
+        Input::Expire { .. }
+        | Input::Lengthen { .. }
+        | Input::Sell { .. }
+        | Input::Return { .. }
+        | Input::CallOff => Decision::Nothing,
     }
 }
 
@@ -350,7 +382,11 @@ fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decis
         }
         Input::Withdraw | Input::Reserve { .. } => refuse(ticket, RefusalReason::Withdrawn, now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
-        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
+        Input::Expire { .. }
+        | Input::Lengthen { .. }
+        | Input::Sell { .. }
+        | Input::Return { .. }
+        | Input::CallOff => Decision::Nothing,
     }
 }
 

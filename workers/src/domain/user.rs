@@ -84,6 +84,7 @@ impl Entity for User {
             UserEvent::CheckoutRequested(_)
             | UserEvent::CheckoutRetried(_)
             | UserEvent::CheckoutCancelled(_)
+            | UserEvent::OrderReturned(_)
             | UserEvent::PaymentAuthorized(_)
             | UserEvent::PaymentCaptured(_)
             | UserEvent::PaymentFailed(_)

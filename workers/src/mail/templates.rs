@@ -494,6 +494,7 @@ mod tests {
             show: "<i>gala</i>".parse().unwrap(),
             seat: Some("Stalls & \"Row\" 4".parse().unwrap()),
             price: Price::parse(4_500, "EUR").unwrap(),
+            returned: false,
         };
         Contents {
             checkout: Checkout {
@@ -514,6 +515,7 @@ mod tests {
                 sold: true,
                 refunded: 0,
                 undone: 0,
+                repayments: vec![],
             },
             user: User {
                 version: 1,

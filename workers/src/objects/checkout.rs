@@ -286,6 +286,9 @@ pub(super) struct View {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     stuck: bool,
     tickets: Vec<TicketId>,
+    /// Those of the tickets that were sold, and are the user's no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    returned: Vec<TicketId>,
     total: Price,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     credits: Option<Credits>,
@@ -307,6 +310,7 @@ impl View {
         Self {
             state: found.state.name().to_owned(),
             stuck: found.stuck.is_some(),
+            returned: found.lines.iter().filter(|line| line.returned).map(|line| line.ticket.clone()).collect(),
             tickets: found.lines.into_iter().map(|line| line.ticket).collect(),
             checkout: found.id,
             user: found.user,

@@ -258,6 +258,13 @@ impl User {
         self.ask(&ctx, "checkout", data).await
     }
 
+    /// Takes seats of the user's order back, or gives back some of what was paid: the shop's own wish, not the buyer's. The outcomes tell
+    /// what comes of it.
+    #[handler(name = "returnOrder")]
+    async fn return_order(&self, ctx: ObjectContext<'_>, body: Body<events::OrderReturned>) -> HandlerResult<Json<Reply>> {
+        self.ask(&ctx, "returnOrder", body.read()?).await
+    }
+
     /// The user as they are, without waiting for requests under way.
     #[handler]
     async fn get(&self, ctx: SharedObjectContext<'_>) -> HandlerResult<Json<View>> {
@@ -366,7 +373,7 @@ impl User {
         let checkout = work.matter.checkout();
         let workflow = ctx.workflow_client::<CheckoutClient>(checkout.as_str());
         match work.matter {
-            Matter::Reported(_) | Matter::Retried(_) | Matter::Cancelled(_) => {
+            Matter::Reported(_) | Matter::Retried(_) | Matter::Cancelled(_) | Matter::Returned(_) => {
                 workflow.hear().send();
                 return Ok(answer);
             }

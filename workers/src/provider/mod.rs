@@ -25,7 +25,7 @@ pub mod webhook;
 use std::fmt;
 use std::sync::Arc;
 
-use holdfast_schemas::{CheckoutId, Currency, PaymentId, ShowId, UserId};
+use holdfast_schemas::{CheckoutId, Currency, PaymentId, Price, RefundId, RefundStatus, ShowId, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
@@ -123,6 +123,12 @@ impl Provider {
         self.step(Call::Refund, payment, checkout).await
     }
 
+    /// Refunds a part of what was captured, or returns the refund that an earlier call has made for the same repayment. [`Error::Refused`]:
+    /// so much is not left, or the customer's bank has the money.
+    pub async fn refund_part(&self, payment: &PaymentId, order: &RefundOrder<'_>) -> Result<Refund, Error> {
+        self.count(Call::Refund, self.stripe.refund_part(payment, order).await)
+    }
+
     /// Retrieves the payment as it is now.
     pub async fn get(&self, payment: &PaymentId) -> Result<Payment, Error> {
         self.count(Call::Get, self.stripe.get(payment).await)
@@ -188,6 +194,24 @@ pub struct Order<'a> {
     /// The payment methods that were tried before this one.
     pub attempt: i32,
     pub about: About<'a>,
+}
+
+/// A refund to be made, for one repayment of a checkout.
+#[derive(Debug, Clone, Copy)]
+pub struct RefundOrder<'a> {
+    pub checkout: &'a CheckoutId,
+    /// The number of the repayment.
+    pub number: usize,
+    /// Minor units of the payment's currency, at least 1.
+    pub amount: i64,
+}
+
+/// A refund, as the provider reported it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refund {
+    pub id: RefundId,
+    pub amount: Price,
+    pub status: RefundStatus,
 }
 
 /// An attempt at a checkout's payment, by which its calls are told from those of the others.

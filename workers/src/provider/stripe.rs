@@ -26,6 +26,8 @@
 //!
 //! Sources: Stripe's documentation, "Supported currencies" (zero-decimal, three-decimal and special cases); its API reference, "Idempotent requests", "Errors", "The PaymentIntent object"; "Advanced error handling".
 
+pub(super) mod refunds;
+
 use std::sync::Arc;
 use std::time::Duration;
 

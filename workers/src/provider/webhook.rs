@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use sha2::Sha256;
 use time::{Duration, OffsetDateTime};
 
-use super::stripe::{Wrong, buyer};
+use super::stripe::{Wrong, buyer, refunds};
 use super::{CheckoutId, Currency, PaymentId, UserId};
 use crate::config::ProviderMode;
 
@@ -289,14 +289,9 @@ impl<'a> Object<'a> {
         DeclineCode::parse(&wrong.reason()).map_err(|_| Error::Incomplete("last_payment_error"))
     }
 
-    /// A status that this build does not know, and one that asks for something, leave a refund on its way.
     fn refund(&self) -> Result<RefundStatus, Error> {
-        match self.word("status") {
-            Some("succeeded") => Ok(RefundStatus::Succeeded),
-            Some("failed" | "canceled") => Ok(RefundStatus::Failed),
-            Some(_) => Ok(RefundStatus::Pending),
-            None => Err(Error::Incomplete("status")),
-        }
+        let status = self.word("status").ok_or(Error::Incomplete("status"))?;
+        Ok(refunds::status(status))
     }
 
     fn dispute(&self) -> Result<DisputeStatus, Error> {

@@ -7,7 +7,7 @@ use holdfast_schemas::{
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::Error;
+use super::{Error, repayments};
 use super::session::{InTime, on_session};
 use crate::domain::checkout::{Checkout, Failure, Line, State, StuckReason};
 
@@ -60,13 +60,13 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
     // One row for each ticket; the checkout's own columns are the same in all.
     let rows = sqlx::query!(
         "select c.version, c.user_id, c.hash, c.state, c.total_amount, c.total_currency, c.credits, c.payment_method, c.payment,
-                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded, c.refunds_undone, c.attempt,
-                s.ticket, s.hold, s.show, s.seat, s.price_amount
+                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded, c.refunds_undone, c.attempt, c.repayments,
+                s.ticket, s.hold, s.show, s.seat, s.price_amount, s.returned
          from checkouts c join checkout_seats s on s.checkout = c.checkout
          where c.checkout = $1 order by s.place",
         checkout.as_str()
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await
     .map_err(Error::Read)?;
     let lines = rows.iter().map(|row| {
@@ -76,6 +76,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
             show: ShowId::parse(&row.show)?,
             seat: row.seat.as_deref().map(Seat::parse).transpose()?,
             price: Price::parse(row.price_amount, &row.total_currency)?,
+            returned: row.returned,
         })
     });
     let lines = lines.collect::<Result<Vec<_>, _>>().map_err(|invalid| Error::Row {
@@ -151,6 +152,10 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
         sold: row.sold_at.is_some(),
         refunded: row.refunded,
         undone: row.refunds_undone,
+        repayments: match row.repayments {
+            0 => vec![],
+            _ => repayments::of(connection, checkout).await?,
+        },
     };
     Ok(Some(StoredCheckout {
         checkout,
@@ -225,6 +230,7 @@ pub(super) async fn insert(
 pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
     let failure = to.state.failure();
     let has_ended = to.state.has_ended();
+    let returned: Vec<_> = to.lines.iter().filter(|line| line.returned).map(|line| line.ticket.as_str()).collect();
     let updated = sqlx::query_scalar!(
         r#"with updated as (
         update checkouts set version = version + 1, state = $3, payment = $4, called_at = $5, unknown_since = $6,
@@ -232,13 +238,14 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
                 sold_at = case when $8 then coalesce(sold_at, clock_timestamp()) end,
                 failure = $9, failure_code = $10, refunded = $11, moved_at = clock_timestamp(),
                 ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end, stuck_reason = $13,
-                payment_method = $14, attempt = $15, refunds_undone = $16
+                payment_method = $14, attempt = $15, refunds_undone = $16, repayments = $17, owes = $18
          where checkout = $1 and version = $2
          returning 1
          ),
-         closed as (
-             -- Its holds may be bought by others.
-             update checkout_seats set open = false where $12 and checkout = $1 and open and exists (select from updated)
+         seats as (
+             -- The holds of a checkout that has ended may be bought by others.
+             update checkout_seats set open = open and not $12, returned = returned or ticket = any($19)
+             where checkout = $1 and ($12 and open or not returned and ticket = any($19)) and exists (select from updated)
          )
          select exists (select from updated) as "updated!""#,
         from.id.as_str(),
@@ -257,11 +264,14 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
         to.method.as_ref().map(PaymentMethod::as_str),
         to.attempt,
         to.undone,
+        i32::try_from(to.repayments.len()).unwrap_or(i32::MAX),
+        to.owes_repayments(),
+        &returned as &[&str],
     );
     updated.fetch_one(connection).await.map_err(Error::Write)
 }
 
-/// Checkouts that have not ended, or owe credits, are not stuck, and took their last step before a time by the database's clock;
+/// Checkouts that have not ended, or owe something, are not stuck, and took their last step before a time by the database's clock;
 /// the oldest first, 1,000 at most, without those whose id or user is in the lists of live invocations.
 ///
 /// # Errors
@@ -275,7 +285,7 @@ pub async fn unfinished(
     // The condition of the index checkouts_unfinished, and of verify.
     let rows = sqlx::query_scalar!(
         "select checkout from checkouts
-         where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
+         where (ended_at is null or owes or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
            and moved_at < $1
            and checkout <> all($2) and user_id <> all($3)
          order by moved_at limit 1000",
@@ -291,7 +301,7 @@ pub async fn unfinished(
 }
 
 /// The states that [`counts`] may name.
-pub const COUNTED: [&str; 10] = [
+pub const COUNTED: [&str; 11] = [
     "opened",
     "created",
     "waiting",
@@ -300,6 +310,7 @@ pub const COUNTED: [&str; 10] = [
     "authorised",
     "sold",
     "undoing",
+    "returning",
     "refunded",
     "stuck",
 ];
@@ -311,18 +322,18 @@ pub struct Count {
     pub oldest_seconds: f64,
 }
 
-/// Counts the checkouts that have not ended, by state; those that are stuck as `stuck`, whether or not they have ended, and those that
-/// were refunded and still owe credits as `refunded`.
+/// Counts the checkouts that have not ended, by state; those that are stuck as `stuck`, whether or not they have ended; those that
+/// were refunded and still owe credits as `refunded`; and those of which something is to be given back as `returning`.
 ///
 /// # Errors
 /// The database does not answer.
 pub async fn counts(pool: &PgPool) -> Result<Vec<Count>, Error> {
     sqlx::query_as!(
         Count,
-        r#"select case when stuck_at is null then state else 'stuck' end as "state!", count(*) as "checkouts!",
+        r#"select case when stuck_at is not null then 'stuck' when owes then 'returning' else state end as "state!", count(*) as "checkouts!",
                   extract(epoch from clock_timestamp() - min(moved_at))::float8 as "oldest_seconds!"
            from checkouts
-           where ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null) or stuck_at is not null
+           where ended_at is null or owes or (state = 'refunded' and sold_at is not null and credits is not null) or stuck_at is not null
            group by 1"#,
     )
     .fetch_all(pool)

@@ -27,6 +27,7 @@ pub mod outcome_log;
 pub mod progress;
 mod purchases;
 pub mod refunds;
+mod repayments;
 pub mod rotation;
 pub mod sales;
 mod session;

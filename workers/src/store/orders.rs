@@ -11,6 +11,22 @@ use time::OffsetDateTime;
 use super::Error;
 use super::session::InTime;
 
+/// The checkouts that have seats of a show and have not given them back, or owe something of a return, the oldest first.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn standing(pool: &PgPool, show: &ShowId) -> Result<Vec<CheckoutId>, Error> {
+    let rows = sqlx::query_scalar!(
+        "select c.checkout from checkouts c
+         where c.state not in ('failed', 'refunded')
+           and exists (select from checkout_seats s where s.checkout = c.checkout and s.show = $1 and (c.owes or not s.returned))
+         order by c.opened_at",
+        show.as_str()
+    );
+    let rows = rows.fetch_all(pool).in_time(pool).await.map_err(Error::Read)?;
+    Ok(rows.iter().filter_map(|id| CheckoutId::parse(id).ok()).collect())
+}
+
 /// Most orders of a page.
 pub const LONGEST_PAGE: u32 = 100;
 
@@ -54,6 +70,9 @@ pub struct OrderedSeat {
     pub show: String,
     pub seat: Option<String>,
     pub price: i64,
+    /// Whether it was sold, and is the buyer's no more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub returned: bool,
 }
 
 /// A part of the orders.

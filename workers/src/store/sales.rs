@@ -23,11 +23,11 @@ pub struct ShowSales {
 #[derive(Debug, Serialize)]
 pub struct CurrencySales {
     pub currency: String,
-    /// Seats of orders that stand.
+    /// Seats that are sold.
     pub seats: i64,
     /// The prices of these seats, whether money or credits paid them.
     pub revenue: i64,
-    /// Seats of orders that were refunded in full.
+    /// Seats that were sold, and given back.
     pub returned_seats: i64,
     /// The prices of those.
     pub returned: i64,

@@ -10,7 +10,6 @@ use super::Error;
 use super::change_log::{LoggedChange, Until, read_changes};
 use super::commit::{Current, KeyedRow, Stored, WriteSet};
 use super::session::InTime;
-use crate::domain::checkout::Line;
 use crate::domain::{Hold, Sale, State, Ticket};
 
 /// A row of the table, if there is one, beside the clock and the generation.
@@ -36,8 +35,7 @@ struct Row {
 
 /// Locks the rows of these tickets for the rest of the transaction, always in the same order, and reads them. The committer passes
 /// over locked rows.
-pub(super) async fn lock(connection: &mut PgConnection, lines: &[Line]) -> Result<Current<Ticket>, Error> {
-    let tickets: Vec<_> = lines.iter().map(|line| line.ticket.as_str()).collect();
+pub(super) async fn lock(connection: &mut PgConnection, tickets: &[&str]) -> Result<Current<Ticket>, Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"with locked as materialized (
@@ -52,7 +50,7 @@ pub(super) async fn lock(connection: &mut PgConnection, lines: &[Line]) -> Resul
            from (select clock_timestamp() as now, (select max(generation) from generations) as generation
                  from (select count(*) from locked) as waited) clock
            left join locked t on true"#,
-        &tickets as &[&str],
+        tickets as &[&str],
     );
     let rows = rows.fetch_all(connection).await.map_err(Error::Read)?;
     Current::of(rows, |row| (row.now, row.generation), parse)
@@ -106,6 +104,20 @@ pub async fn due(
         }
     }
     Ok((now, due))
+}
+
+/// The tickets of a show that are for sale or held.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn for_sale(pool: &PgPool, show: &ShowId) -> Result<Vec<TicketId>, Error> {
+    let rows = sqlx::query_scalar!(
+        "select ticket from tickets where show = $1 and status in ('available', 'held') order by ticket",
+        show.as_str()
+    );
+    let rows = rows.fetch_all(pool).in_time(pool).await.map_err(Error::Read)?;
+    let tickets = rows.iter().map(|ticket| parse_column(ticket, || TicketId::parse(ticket)));
+    tickets.collect()
 }
 
 /// The table's own columns, in a batch.

@@ -10,6 +10,15 @@ with sums as (
     from ledger
     group by checkout
 ),
+-- What returns have given back of the credits, and whether something is still to be given back.
+repaid as (
+    select
+        checkout,
+        coalesce(sum(amount) filter (where kind = 'credits' and settled_at is not null), 0) as credits,
+        count(*) filter (where settled_at is null) > 0                                     as open
+    from repayments
+    group by checkout
+),
 books as (
     select
         c.*,
@@ -18,9 +27,12 @@ books as (
         coalesce(s.sales, 0)          as sales_sum,
         coalesce(s.credits, 0)        as credits_sum,
         coalesce(s.refunds, 0)        as refunds_sum,
-        coalesce(s.captured, 0)       as captured_sum
+        coalesce(s.captured, 0)       as captured_sum,
+        coalesce(r.credits, 0)        as credits_repaid,
+        coalesce(r.open, false)       as repaying
     from checkouts c
     left join sums s using (checkout)
+    left join repaid r using (checkout)
 ),
 -- The disputes whose money is with the bank. Earlier releases wrote only the status: until it was won, the money was taken.
 contested as (
@@ -44,7 +56,7 @@ contested_sums as (
     group by checkout
 ),
 seats as (
-    select s.checkout, s.ticket, s.show, s.seat, c.user_id, c.state, c.sold_at is not null and c.state <> 'refunded' as bought
+    select s.checkout, s.ticket, s.show, s.seat, c.user_id, c.state, c.sold_at is not null and c.state <> 'refunded' and not s.returned as bought
     from checkout_seats s
     join checkouts c using (checkout)
 ),
@@ -77,8 +89,12 @@ union all
 select checkout, 'completed, but what was captured and spent is not what the holds cost'
 from books
 where state = 'completed'
-  and (sales_sum <> -total_amount or credits_sum <> spent or refunds_sum <> refunded
+  and (sales_sum <> credits_repaid - total_amount or credits_sum <> spent - credits_repaid or refunds_sum <> refunded
        or captured_sum + refunded <> total_amount - spent)
+union all
+select checkout, 'whether something is to be given back of its returns is not what its repayments say'
+from books
+where owes <> repaying
 union all
 select checkout, 'refunded wholly, but something of it was kept'
 from books
@@ -136,5 +152,5 @@ where coalesce(b.tickets, 0) <> coalesce(p.tickets, 0)
 union all
 select checkout, 'it has neither ended nor gone on for a day, and no operator is asked for'
 from checkouts
-where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
+where (ended_at is null or owes or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
   and greatest(moved_at, until) < clock_timestamp() - interval '1 day'

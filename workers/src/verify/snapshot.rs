@@ -194,7 +194,7 @@ async fn money(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
     look.report.stuck = u64::try_from(snapshot.server.answer(stuck.fetch_one(&mut *snapshot.sql)).await?)?;
     let unfinished = sqlx::query_scalar!(
         r#"select count(*) as "unfinished!" from checkouts
-           where (ended_at is null or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null"#
+           where (ended_at is null or owes or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null"#
     );
     look.report.unfinished = u64::try_from(snapshot.server.answer(unfinished.fetch_one(&mut *snapshot.sql)).await?)?;
     let mut rows = sqlx::query!(

@@ -62,12 +62,24 @@ wire! { UserOutcome;
     };
     /// Nobody knows what became of the payment: an operator is asked for.
     CheckoutStuck "holdfast.outcome.checkout.stuck.v1" { checkout: CheckoutId };
+    /// The shop took tickets of an order back, or gives some of what was paid back, or both.
+    OrderReturned "holdfast.outcome.order.returned.v1" {
+        checkout: CheckoutId,
+        /// The tickets that are the user's no more.
+        tickets: Vec<TicketId>,
+        /// So much of the money is given back; `payment.refunded` tells when it is.
+        refund: Price,
+        /// So many of the credits are given back.
+        #[serde(default, skip_serializing_if = "Option::is_none")] credits: Option<Credits>,
+        /// Whether the tickets are for sale again.
+        resell: bool
+    };
     /// Money of a completed checkout was given back; with all of it the tickets.
     PaymentRefunded "holdfast.outcome.payment.refunded.v1" {
         checkout: CheckoutId,
         /// So much this time.
         amount: Price,
-        /// Whether nothing is left: then the tickets are for sale again.
+        /// Whether nothing is left: then the tickets are for sale again, unless the shop has decided otherwise.
         full: bool
     };
     /// A refund has failed: the money is the shop's again, and is still owed to the customer.

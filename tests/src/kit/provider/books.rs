@@ -63,6 +63,8 @@ pub struct Refund {
     pub payment: String,
     pub amount: i64,
     pub status: RefundStatus,
+    /// The number of the repayment of Holdfast's that it is, as its metadata say.
+    pub repayment: Option<String>,
     currency: String,
     charge: Option<String>,
     created: i64,
@@ -302,8 +304,23 @@ impl Books {
         Ok(told)
     }
 
+    /// A refund by the fields of a request.
+    pub(super) fn refund_by(&mut self, id: &str, fields: &[(String, String)]) -> Answer {
+        let field = |name: &str| fields.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+        let amount = field("amount").map(str::parse).transpose();
+        let amount = amount.map_err(|_| invalid("parameter_invalid_integer", "amount"))?;
+        self.refund(id, amount, field("metadata[holdfast_repayment]"))
+    }
+
+    /// The refunds of a payment, the newest first.
+    pub(super) fn list_refunds(&self, id: &str) -> Answer {
+        let of_payment = self.refunds.iter().rev().filter(|refund| refund.payment == id);
+        let data: Vec<_> = of_payment.map(Refund::tell).collect();
+        Ok(json!({ "object": "list", "url": "/v1/refunds", "has_more": false, "data": data }))
+    }
+
     /// `amount`: `None` refunds all that is left.
-    pub(super) fn refund(&mut self, id: &str, amount: Option<i64>) -> Answer {
+    pub(super) fn refund(&mut self, id: &str, amount: Option<i64>, repayment: Option<&str>) -> Answer {
         let payment = self.find(id)?;
         if payment.status != Status::Succeeded {
             return Err(taken_up(json!({
@@ -334,6 +351,7 @@ impl Books {
             } else {
                 RefundStatus::Succeeded
             },
+            repayment: repayment.map(str::to_owned),
             currency: payment.currency.clone(),
             charge: payment.charge.clone(),
             created: now().unix_timestamp(),
@@ -677,7 +695,7 @@ impl Refund {
             "created": self.created,
             "currency": self.currency,
             "failure_reason": is_failed.then_some("expired_or_canceled_card"),
-            "metadata": {},
+            "metadata": self.repayment.as_ref().map_or_else(|| json!({}), |number| json!({ "holdfast_repayment": number })),
             "payment_intent": self.payment,
             "pending_reason": (self.status == RefundStatus::Pending).then_some("processing"),
             "reason": null,

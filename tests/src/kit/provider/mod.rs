@@ -34,7 +34,13 @@ pub use books::{Kind, Movement, Payment, Refund, RefundStatus, Status};
 pub use webhooks::{Delivery, sign};
 
 /// The parameters of a refund.
-const REFUND: &[&str] = &["payment_intent", "reverse_transfer", "refund_application_fee"];
+const REFUND: &[&str] = &[
+    "payment_intent",
+    "amount",
+    "metadata[holdfast_repayment]",
+    "reverse_transfer",
+    "refund_application_fee",
+];
 
 /// The secret key that requests must carry.
 pub const KEY: &str = "sk_test_simulator";
@@ -58,17 +64,19 @@ pub enum Call {
     Capture,
     Cancel,
     Refund,
+    ListRefunds,
     Retrieve,
     List,
 }
 
 impl Call {
-    pub const ALL: [Call; 7] = [
+    pub const ALL: [Call; 8] = [
         Call::Create,
         Call::Confirm,
         Call::Capture,
         Call::Cancel,
         Call::Refund,
+        Call::ListRefunds,
         Call::Retrieve,
         Call::List,
     ];
@@ -292,7 +300,7 @@ impl Simulator {
 
     /// An operator refunds a part at the provider, past Holdfast.
     pub fn refund(&self, payment: &str, amount: i64) -> anyhow::Result<()> {
-        self.by_hand(|books| books.refund(payment, Some(amount)))
+        self.by_hand(|books| books.refund(payment, Some(amount), None))
     }
 
     /// The provider cancels an authorisation that has expired.
@@ -467,7 +475,8 @@ impl State {
             },
             Call::Capture => books::only(&[], fields).and_then(|()| books.capture(id, None)),
             Call::Cancel => books::only(&[], fields).and_then(|()| books.cancel(id)),
-            Call::Refund => books::only(REFUND, fields).and_then(|()| books.refund(id, None)),
+            Call::Refund => books::only(REFUND, fields).and_then(|()| books.refund_by(id, fields)),
+            Call::ListRefunds => books.list_refunds(id),
             Call::Retrieve => books.retrieve(id),
             Call::List => books.list(fields),
         });
@@ -564,9 +573,10 @@ impl Parsed {
             ("POST", ["v1", "payment_intents", id, "confirm"]) => (Call::Confirm, *id),
             ("POST", ["v1", "payment_intents", id, "capture"]) => (Call::Capture, *id),
             ("POST", ["v1", "payment_intents", id, "cancel"]) => (Call::Cancel, *id),
-            ("POST", ["v1", "refunds"]) => {
+            (method, ["v1", "refunds"]) => {
                 let intent = fields.iter().find(|(name, _)| name == "payment_intent");
-                (Call::Refund, intent.map_or("", |(_, id)| id))
+                let call = if method == "POST" { Call::Refund } else { Call::ListRefunds };
+                (call, intent.map_or("", |(_, id)| id))
             }
             _ => return Err(refused(404, "Unrecognized request URL")),
         };

@@ -18,6 +18,13 @@ pub struct Dispute {
     pub funds: Option<DisputeFunds>,
 }
 
+impl Dispute {
+    /// True if the bank has taken the money, and decided for the customer.
+    pub fn has_lost_money(&self) -> bool {
+        (self.status, self.funds) == (DisputeStatus::Lost, Some(DisputeFunds::Withdrawn))
+    }
+}
+
 /// Reports come late, twice and in any order: status and money each go forward only. The amount at which the money was taken
 /// stands.
 pub(super) fn disputed(checkout: &Checkout, now: Dispute, before: Option<Dispute>) -> Transition {

@@ -5,9 +5,10 @@ use time::OffsetDateTime;
 
 use super::disputes::disputed;
 use super::refunds::{booked, credits_returned, refund_changed, refunded};
+use super::returns::{credits_repaid, order_returned, refund_made};
 use super::transition::{movement, row};
 use super::{
-    Checkout, CreditsChange, CustomerMail, Dispute, Failure, MOST_ATTEMPTS, Next, Purchases, Refund, Seats, State,
+    Checkout, CreditsChange, CustomerMail, Dispute, Failure, MOST_ATTEMPTS, Next, Refund, Returning, Seats, State,
     StuckReason, Transition,
 };
 use crate::domain::ledger::MovementKind;
@@ -36,8 +37,8 @@ pub enum Fact {
     LimitReached,
     /// The user has fewer credits than the checkout spends; no seat was sold.
     CreditsMissing,
-    /// All that is due was captured.
-    Captured,
+    /// All that is due was captured. `frees_seats`: a refund in full that came before frees the seats.
+    Captured { frees_seats: bool },
     /// The payment can be captured no more.
     NotCaptured,
     /// The provider holds nothing of the payment any more: it was cancelled, or this amount was captured and then refunded.
@@ -45,9 +46,17 @@ pub enum Fact {
     /// The credits are returned, within the transaction that writes this.
     CreditsReturned,
     /// The provider has refunded so much in all, in minor units. `known`: the refunds of the checkout that are known one by one.
-    Refunded { in_all: i64, known: Vec<Refund> },
+    /// `frees_seats`: a refund in full frees the seats.
+    Refunded { in_all: i64, known: Vec<Refund>, frees_seats: bool },
     /// How a refund stands, as the provider reports it; and the refunds that are known, this one as it was.
-    RefundChanged { now: Refund, known: Vec<Refund> },
+    RefundChanged { now: Refund, known: Vec<Refund>, frees_seats: bool },
+    /// The shop takes seats of the order back, or gives back some of what was paid.
+    OrderReturned(Returning),
+    /// The provider has made the refund of the repayment of this number; none where nothing was left to refund. With it, the refunds that
+    /// are known.
+    RefundMade { number: usize, made: Option<(Refund, Vec<Refund>)> },
+    /// The credits of the repayment of this number are returned, within the transaction that writes this.
+    CreditsRepaid(usize),
     /// The state of a dispute, as the provider reports it, and as it was known before.
     Disputed { now: Dispute, before: Option<Dispute> },
     /// The provider has authorised, captured or refunded another amount than was asked for, or in another currency.
@@ -101,15 +110,18 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
         Fact::SeatsGone => unsold(checkout, CheckoutFailure::SeatsGone),
         Fact::LimitReached => unsold(checkout, CheckoutFailure::ShowLimitReached),
         Fact::CreditsMissing => unsold(checkout, CheckoutFailure::CreditsMissing),
-        Fact::Captured => captured(checkout),
+        Fact::Captured { frees_seats } => captured(checkout, frees_seats),
         Fact::NotCaptured => match checkout.state {
             State::Sold => undo(checkout, CheckoutFailure::NotCaptured),
             _ => Transition::default(),
         },
         Fact::GivenBack { captured } => given_back(checkout, captured),
         Fact::CreditsReturned => credits_returned(checkout),
-        Fact::Refunded { in_all, known } => refunded(checkout, in_all, &known),
-        Fact::RefundChanged { now, known } => refund_changed(checkout, now, &known),
+        Fact::Refunded { in_all, known, frees_seats } => refunded(checkout, in_all, &known, frees_seats),
+        Fact::RefundChanged { now, known, frees_seats } => refund_changed(checkout, now, &known, frees_seats),
+        Fact::OrderReturned(asked) => order_returned(checkout, asked),
+        Fact::RefundMade { number, made } => refund_made(checkout, number, made),
+        Fact::CreditsRepaid(number) => credits_repaid(checkout, number),
         Fact::Disputed { now, before } => disputed(checkout, now, before),
         Fact::AmountDiffers => stuck(checkout, StuckReason::AmountDiffers),
         Fact::StepFailed { patience } => step_failed(checkout, patience, now),
@@ -250,7 +262,7 @@ fn is_to_sell(checkout: &Checkout) -> bool {
 }
 
 /// The checkout is completed. A refund that came before the capture was known is told now.
-fn captured(checkout: &Checkout) -> Transition {
+fn captured(checkout: &Checkout, frees_seats: bool) -> Transition {
     if checkout.state != State::Sold {
         return Transition::default();
     }
@@ -258,7 +270,7 @@ fn captured(checkout: &Checkout) -> Transition {
         refunded: 0,
         ..moved(checkout, State::Completed)
     };
-    let refund = booked(&completed, checkout.refunded);
+    let refund = booked(&completed, checkout.refunded, frees_seats);
     let told = UserOutcome::CheckoutCompleted(outcomes::CheckoutCompleted {
         checkout: checkout.id.clone(),
         total: checkout.total,
@@ -270,7 +282,7 @@ fn captured(checkout: &Checkout) -> Transition {
     transition.outcomes = [vec![told], refund.outcomes].concat();
     transition.movements = [movement(MovementKind::Capture, checkout.due()), refund.movements].concat();
     transition.mails = [vec![CustomerMail::Completed], refund.mails].concat();
-    (transition.seats, transition.purchases) = (refund.seats, refund.purchases);
+    transition.seats = refund.seats;
     transition
 }
 
@@ -283,12 +295,12 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
     let next = Checkout {
         sold: false,
         refunded: captured,
-        ..moved(checkout, State::Failed(failure.clone()))
+        ..moved(&checkout.without(|_| checkout.sold), State::Failed(failure.clone()))
     };
     let spent = checkout.credits.filter(|_| checkout.sold);
-    let (seats, purchases) = match checkout.sold {
-        true => (Seats::Returned, Purchases::TakenOff),
-        false => Default::default(),
+    let seats = match checkout.sold {
+        true => Seats::Returned { resell: true },
+        false => Seats::Kept,
     };
     let back = [
         movement(MovementKind::CreditBack, spent.map_or(0, Credits::amount)),
@@ -304,7 +316,6 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
         movements: back.concat(),
         mails: vec![CustomerMail::Failed],
         seats,
-        purchases,
         credits: spent.map(CreditsChange::Returned),
         ..row(checkout, next)
     }

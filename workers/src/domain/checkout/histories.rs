@@ -13,8 +13,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::tests::{checkout, now, price};
 use super::{
-    Checkout, CreditsChange, CustomerMail, Dispute, Fact, PaymentStatus, Purchases, Refund, Seats, State, StuckReason,
-    Transition, apply,
+    Checkout, CreditsChange, CustomerMail, Dispute, Fact, PaymentStatus, Refund, Repaid, Repayment, Returning, Seats,
+    State, Step, StuckReason, Transition, apply,
 };
 
 const PAGE: &str = include_str!("../../../../docs/payments.md");
@@ -71,7 +71,8 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("seats gone", Fact::SeatsGone),
         ("limit reached", Fact::LimitReached),
         ("credits missing", Fact::CreditsMissing),
-        ("captured", Fact::Captured),
+        ("captured", Fact::Captured { frees_seats: true }),
+        ("captured", Fact::Captured { frees_seats: false }),
         ("not captured", Fact::NotCaptured),
         ("given back", Fact::GivenBack { captured: 0 }),
         ("given back", Fact::GivenBack { captured: due }),
@@ -80,6 +81,15 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("refunded in part", in_all(due / 2)),
         ("refunded in full", in_all(due)),
         ("refunded in full", in_all(due + 1)),
+        ("refunded in full", told(due, false)),
+        ("order returned", returned(true, due / 2, 0)),
+        ("order returned", returned(true, 0, 0)),
+        ("order returned", returned(false, due, 10)),
+        ("refund made", refund_made(1, None)),
+        ("refund made", refund_made(1, Some(due / 2))),
+        ("refund made", refund_made(2, Some(due))),
+        ("credits repaid", Fact::CreditsRepaid(1)),
+        ("credits repaid", Fact::CreditsRepaid(2)),
         ("step failed", Fact::StepFailed { patience: PATIENCE }),
         ("given up", Fact::GivenUp(CheckoutFailure::Cancelled)),
         ("amount differs", Fact::AmountDiffers),
@@ -101,7 +111,8 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
             all_known.extend(REFUNDS.map(|(_, status)| vec![refund(id, amount, status)]));
             for known in all_known {
                 let now = now.clone();
-                facts.push((name, Fact::RefundChanged { now, known }));
+                let frees_seats = true;
+                facts.push((name, Fact::RefundChanged { now, known, frees_seats }));
             }
         }
     }
@@ -126,8 +137,32 @@ const DISPUTES: [(DisputeStatus, Option<DisputeFunds>); 7] = [
 ];
 
 fn in_all(in_all: i64) -> Fact {
+    told(in_all, true)
+}
+
+fn told(in_all: i64, frees_seats: bool) -> Fact {
     let known = vec![];
-    Fact::Refunded { in_all, known }
+    Fact::Refunded {
+        in_all,
+        known,
+        frees_seats,
+    }
+}
+
+/// The shop gives so much back, and takes the seat back or not.
+fn returned(takes_seat: bool, money: i64, credits: i64) -> Fact {
+    let tickets = checkout(State::Opened).lines.into_iter().map(|line| line.ticket);
+    Fact::OrderReturned(Returning {
+        tickets: tickets.filter(|_| takes_seat).collect(),
+        money,
+        credits,
+        resell: true,
+    })
+}
+
+fn refund_made(number: usize, amount: Option<i64>) -> Fact {
+    let made = amount.map(|amount| (refund("re_9", amount, RefundStatus::Succeeded), vec![]));
+    Fact::RefundMade { number, made }
 }
 
 fn refund(id: &str, amount: i64, status: RefundStatus) -> Refund {
@@ -179,14 +214,21 @@ fn cell(checkout: &Checkout, name: &str, fact: &Fact, now: OffsetDateTime) -> &'
 
 fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime) -> bool {
     let due = checkout.total.amount() - checkout.credits.map_or(0, |credits| credits.amount());
-    let owed = checkout.credits.is_some() && checkout.sold;
-    let is_done = checkout.state == State::Refunded && !owed;
+    let owed = checkout.sold && credits_left(checkout) > 0;
+    let is_open = |repayment: &&Repayment| !repayment.settled;
+    let is_done = match checkout.state {
+        State::Refunded if owed => false,
+        State::Completed | State::Refunded => !checkout.repayments.iter().any(|repayment| is_open(&repayment)),
+        _ => false,
+    };
+    let was_returned = !checkout.repayments.is_empty() || checkout.lines.iter().any(|line| line.returned);
+    let frees = !was_returned && !matches!(fact, Fact::Captured { frees_seats: false } | Fact::Refunded { frees_seats: false, .. });
     match (condition, fact) {
         ("missing", _) => checkout.called_at.is_some() && checkout.payment.is_none(),
         ("in time", _) => now < checkout.until,
         ("another is left", _) => now < checkout.until && checkout.attempt < 9,
         ("credits pay all", _) => due == 0,
-        ("refunded before", _) => due > 0 && checkout.refunded >= due,
+        ("refunded before", _) => frees && due > 0 && checkout.refunded >= due,
         ("owed", _) => owed,
         ("more" | "the rest", _) => {
             let in_all = told_in_all(fact);
@@ -196,11 +238,29 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
             };
             match condition {
                 "more" => most.min(in_all) > checkout.refunded,
-                _ => due <= in_all && due > checkout.refunded,
+                _ => frees && due <= in_all && due > checkout.refunded,
             }
         }
+        ("left", Fact::OrderReturned(asked)) => {
+            let is_given = checkout.state == State::Completed;
+            let seat = is_given && checkout.lines.iter().any(|line| !line.returned && asked.tickets.contains(&line.ticket));
+            let money = asked.money.min(due - checkout.refunded.max(money_repaid(checkout)));
+            let credits = asked.credits.min(if is_given { credits_left(checkout) } else { 0 });
+            seat || money > 0 || credits > 0
+        }
+        ("it is to be refunded", Fact::RefundMade { number, .. }) => {
+            let open = checkout.repayments.get(number - 1).filter(is_open);
+            open.is_some_and(|open| matches!(open.what, Repaid::Money(_)))
+        }
+        ("they are to be returned", Fact::CreditsRepaid(number)) => {
+            let open = checkout.repayments.get(number - 1).filter(is_open);
+            open.is_some_and(|open| matches!(open.what, Repaid::Credits(_)))
+        }
+        ("news, seats gone", fact) => {
+            checkout.lines.iter().any(|line| line.returned) && holds("news", checkout, fact, now)
+        }
         ("booked", fact) => was_booked(checkout, fact) > 0,
-        ("news", Fact::RefundChanged { now, known }) => {
+        ("news", Fact::RefundChanged { now, known, .. }) => {
             let before = known.iter().find(|before| before.id == now.id);
             before.is_none_or(|before| before.status < now.status)
         }
@@ -227,13 +287,29 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
     }
 }
 
+fn money_repaid(checkout: &Checkout) -> i64 {
+    let amounts = checkout.repayments.iter().map(|repayment| match repayment.what {
+        Repaid::Money(amount) => amount,
+        Repaid::Credits(_) => 0,
+    });
+    amounts.sum()
+}
+
+fn credits_left(checkout: &Checkout) -> i64 {
+    let amounts = checkout.repayments.iter().map(|repayment| match repayment.what {
+        Repaid::Credits(credits) => credits.amount(),
+        Repaid::Money(_) => 0,
+    });
+    checkout.credits.map_or(0, Credits::amount) - amounts.sum::<i64>()
+}
+
 /// So much is refunded in all, by a fact and what it says to be known.
 fn told_in_all(fact: &Fact) -> i64 {
     match fact {
-        Fact::Refunded { in_all, known } => {
+        Fact::Refunded { in_all, known, .. } => {
             in_all - sum(known, RefundStatus::Pending) - sum(known, RefundStatus::Failed)
         }
-        Fact::RefundChanged { now, known } => {
+        Fact::RefundChanged { now, known, .. } => {
             let is_news = known
                 .iter()
                 .all(|before| before.id != now.id || before.status < now.status);
@@ -250,7 +326,7 @@ fn told_in_all(fact: &Fact) -> i64 {
 
 /// What was booked of a refund that fails now.
 fn was_booked(checkout: &Checkout, fact: &Fact) -> i64 {
-    let Fact::RefundChanged { now, known } = fact else {
+    let Fact::RefundChanged { now, known, .. } = fact else {
         return 0;
     };
     let (this, others): (Vec<_>, Vec<_>) = known.iter().cloned().partition(|known| known.id == now.id);
@@ -280,12 +356,13 @@ fn follows(checkout: &Checkout, name: &str, transition: &Transition, cell: &str)
 }
 
 /// The row of the second table for a transition.
-fn change(name: &str, before: &Checkout, after: &Checkout) -> &'static str {
+fn change<'n>(name: &'n str, before: &Checkout, after: &Checkout) -> &'n str {
     match (before.state.name(), after.state.name()) {
         (_, _) if name == "disputed" => "disputed",
         (_, _) if name == "credits returned" => "credits returned",
-        ("completed", _) if name == "refund failed" => "refund failed",
-        ("refunded" | "failed", _) if name == "refund failed" => "refund failed, seats gone",
+        (_, _) if ["order returned", "refund made", "credits repaid"].contains(&name) => name,
+        ("completed", _) if name == "refund failed" && !before.lines.iter().any(|line| line.returned) => "refund failed",
+        ("completed" | "refunded" | "failed", _) if name == "refund failed" => "refund failed, seats gone",
         ("refunded", "refunded") if after.refunded > before.refunded => "refunded again",
         ("failed", "failed") if after.refunded > before.refunded => "failed, refunded again",
         (_, _) if ["step failed", "amount differs"].contains(&name) && after.stuck.is_some() => "stuck",
@@ -327,7 +404,7 @@ fn effects(transition: &Transition) -> [(&'static str, Vec<&'static str>); 5] {
         ("mail", mails.collect()),
         (
             "seats",
-            if transition.seats == Seats::Returned {
+            if matches!(transition.seats, Seats::Returned { .. }) {
                 vec!["returned"]
             } else {
                 vec![]
@@ -337,7 +414,7 @@ fn effects(transition: &Transition) -> [(&'static str, Vec<&'static str>); 5] {
             "credits",
             match transition.credits {
                 Some(CreditsChange::Spent(_)) => vec!["spent"],
-                Some(CreditsChange::Returned(_)) => vec!["returned"],
+                Some(CreditsChange::Returned(_) | CreditsChange::Repaid { .. }) => vec!["returned"],
                 None => vec![],
             },
         ),
@@ -400,6 +477,33 @@ fn every_checkout() -> Vec<Checkout> {
     vary(&mut all, &[None, Some(now()), Some(long_ago)], |c, v| {
         c.unknown_since = v
     });
+    let mut returned: Vec<Checkout> = [State::Completed, State::Refunded].map(checkout).into();
+    vary(
+        &mut returned,
+        &[None, Credits::new(40).ok(), Credits::new(100).ok()],
+        |c, v| c.credits = v,
+    );
+    vary(&mut returned, &[false, true], |c, v| c.sold = v);
+    vary(&mut returned, &marks, |c, v| c.stuck = v);
+    vary(&mut returned, &[0, 25, 60], |c, v| c.refunded = v.min(c.due()));
+    vary(&mut returned, &[false, true], |c, v| c.lines[0].returned = v);
+    let money = |settled| Repayment {
+        what: Repaid::Money(20),
+        settled,
+    };
+    let credits = |settled| Repayment {
+        what: Repaid::Credits(Credits::new(10).unwrap()),
+        settled,
+    };
+    let repayments = [
+        vec![],
+        vec![money(false)],
+        vec![money(true), credits(false)],
+        vec![credits(false), money(false)],
+        vec![credits(true), money(true)],
+    ];
+    vary(&mut returned, &repayments, |c, v| c.repayments = v);
+    all.extend(returned);
     all
 }
 
@@ -440,6 +544,10 @@ fn the_tables_on_the_page_are_what_the_rules_do() {
             "more",
             "the rest",
             "booked",
+            "left",
+            "it is to be refunded",
+            "they are to be returned",
+            "news, seats gone",
         ];
         let more = ["news", "to note", "stuck", "its step fails", "not stuck", "unmarked"];
         let conditions = [&conditions[..], &more].concat();
@@ -510,14 +618,17 @@ impl Books {
         }
         match transition.credits {
             Some(CreditsChange::Spent(credits)) => self.credits -= credits.amount(),
-            Some(CreditsChange::Returned(credits)) => self.credits += credits.amount(),
+            Some(CreditsChange::Returned(credits) | CreditsChange::Repaid { credits, .. }) => {
+                self.credits += credits.amount();
+            }
             None => {}
         }
         if *fact == Fact::SeatsSold && transition.next.is_some() {
             (self.seats, self.counted) = (true, self.counted + 1);
         }
-        self.seats &= transition.seats == Seats::Kept;
-        self.counted -= i32::from(transition.purchases == Purchases::TakenOff);
+        let takes_back = matches!(transition.seats, Seats::Returned { .. });
+        self.seats &= !takes_back;
+        self.counted -= i32::from(takes_back);
         let is_end = |told: &&&str| ["checkout.completed", "checkout.failed"].contains(told);
         let [(_, told), (_, _), (_, mails), ..] = effects(transition);
         self.ends.0 += told.iter().filter(is_end).count();
@@ -558,7 +669,13 @@ impl Books {
             Some((_, Some(DisputeFunds::Withdrawn))) => (30, 0),
             _ => (0, 0),
         };
-        let kept = if row.sold { spent } else { 0 };
+        let repaid = row.repayments.iter().filter(|repayment| repayment.settled);
+        let repaid = repaid.map(|repayment| match repayment.what {
+            Repaid::Credits(credits) => credits.amount(),
+            Repaid::Money(_) => 0,
+        });
+        let kept = if row.sold { spent - repaid.sum::<i64>() } else { 0 };
+        let is_returned = row.state == State::Completed && row.lines[0].returned;
         let refunded = if row.state.has_ended() { row.refunded } else { 0 };
         let checks = [
             ("all accounts hold zero", self.accounts.values().sum::<i64>() == 0),
@@ -581,16 +698,18 @@ impl Books {
             ),
             (
                 "the seats are the user's while they are paid",
-                self.seats == (row.sold && row.state != State::Refunded),
+                self.seats == (row.sold && row.state != State::Refunded && !is_returned),
             ),
             ("the purchases are those seats", self.counted == i32::from(self.seats)),
             (
                 "completed means paid and given",
-                row.state != State::Completed || self.seats,
+                row.state != State::Completed || self.seats || is_returned,
             ),
             (
                 "no money is kept for a seat that was not given, unless an operator is asked for",
                 self.seats
+                    // The shop has decided what it gives back.
+                    || is_returned
                     || !row.state.has_ended()
                     || ((self.captured == refunded || self.alarmed) && (kept == 0 || row.owed_credits().is_some())),
             ),
@@ -627,7 +746,12 @@ fn likely(row: &Checkout, choice: u8) -> usize {
         (State::Sold, 1) => &["refunded in part"],
         (State::Sold, _) => &["captured"],
         (State::Undoing(_), _) => &["given back"],
+        (State::Completed, _) if row.owes_repayments() => match row.repaying() {
+            Some(Step::Refund { .. }) => &["refund made"],
+            _ => &["credits repaid"],
+        },
         (State::Completed, 0) => &["refunded in part"],
+        (State::Completed, 3) => &["order returned"],
         (State::Completed, 1) => &["refund succeeded"],
         (State::Completed, _) => &["refunded in full"],
         (State::Refunded | State::Failed(_), 0) => &["refund failed"],
@@ -635,6 +759,16 @@ fn likely(row: &Checkout, choice: u8) -> usize {
         (State::Refunded | State::Failed(_), _) => &["credits returned"],
     };
     facts(row.due()).iter().position(|(name, _)| *name == names[0]).unwrap()
+}
+
+/// The provider makes the refund that is to be made now.
+fn refund_now(row: &Checkout, known: Vec<Refund>) -> Option<Fact> {
+    let Some(Step::Refund { number, amount }) = row.repaying() else {
+        return None;
+    };
+    let made = refund(&format!("re_{}", 10 + number), amount, RefundStatus::Succeeded);
+    let made = Some((made, known));
+    Some(Fact::RefundMade { number, made })
 }
 
 /// One history: each pair of bytes is a fact, of three kinds: one that is likely now, one that came before, or any.
@@ -660,14 +794,21 @@ fn history(credits: u8, choices: &[(u8, u8)]) -> Result<(), String> {
                 now,
                 before: books.dispute.clone(),
             },
-            Fact::Refunded { in_all, .. } => Fact::Refunded {
+            Fact::Refunded { in_all, frees_seats, .. } => Fact::Refunded {
                 in_all,
                 known: books.known(),
+                frees_seats,
             },
-            Fact::RefundChanged { now, .. } => Fact::RefundChanged {
+            Fact::RefundChanged { now, frees_seats, .. } => Fact::RefundChanged {
                 now,
                 known: books.known(),
+                frees_seats,
             },
+            Fact::RefundMade { .. } => refund_now(&row, books.known()).unwrap_or(fact),
+            Fact::CreditsRepaid(number) => Fact::CreditsRepaid(match row.repaying() {
+                Some(Step::RepayCredits(number)) => number,
+                _ => number,
+            }),
             Fact::Retried { .. } if name == "retried" => retried(row.attempt + 1),
             Fact::Retried { .. } => retried(row.attempt),
             fact => fact,

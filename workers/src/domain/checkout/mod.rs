@@ -11,6 +11,7 @@ mod facts;
 mod opening;
 mod refunds;
 mod reports;
+mod returns;
 mod seats;
 mod transition;
 
@@ -22,11 +23,12 @@ use time::{Duration, OffsetDateTime};
 
 pub use disputes::Dispute;
 pub use facts::{Fact, PaymentStatus, apply};
-pub use opening::{Charges, MOST_TICKETS, SaleTerms, Stock, Wish, open};
+pub use opening::{Charges, MOST_TICKETS, SaleTerms, Stock, Wish, open, shows};
 pub use refunds::Refund;
 pub use reports::{Known, Matter, ProviderReport, Reported};
+pub use returns::{Repaid, Repayment, Returning};
 pub use seats::{lengthening, returning, sale};
-pub use transition::{CreditsChange, CustomerMail, Purchases, Seats, Transition};
+pub use transition::{CreditsChange, CustomerMail, Seats, Transition};
 
 /// Time for which the creation of a payment is retried under its idempotency key: the provider keeps keys for 24 hours (Stripe).
 /// Later the payment is looked up, never made again.
@@ -67,6 +69,8 @@ pub struct Checkout {
     /// The refunds that were booked and have failed since, all of them together; of a failed checkout those that no other has taken the
     /// place of.
     pub undone: i64,
+    /// What the returns of its order give back, in order; the first has the number 1.
+    pub repayments: Vec<Repayment>,
 }
 
 /// One ticket of a checkout, with the hold and the price at its opening.
@@ -77,6 +81,8 @@ pub struct Line {
     pub show: ShowId,
     pub seat: Option<Seat>,
     pub price: Price,
+    /// True once it was sold by this checkout and is the user's no more.
+    pub returned: bool,
 }
 
 /// The progress of a checkout.
@@ -164,6 +170,10 @@ pub enum Step {
     Fail,
     /// Return the credits that paid for seats which a refund freed.
     ReturnCredits,
+    /// Refund so much of the payment, as the repayment of this number.
+    Refund { number: usize, amount: i64 },
+    /// Return the credits of the repayment of this number.
+    RepayCredits(usize),
 }
 
 impl Checkout {
@@ -198,7 +208,8 @@ impl Checkout {
     /// The credits that paid for seats which were freed since.
     fn owed_credits(&self) -> Option<Credits> {
         let owes = self.state == State::Refunded && self.sold;
-        self.credits.filter(|_| owes)
+        let left = self.credits_left();
+        Credits::new(left).ok().filter(|_| owes && left > 0)
     }
 
     /// What is to be done.
@@ -221,7 +232,10 @@ impl Checkout {
             (State::Undoing(_), _) if self.called_at.is_some() => Step::GiveBack,
             (State::Undoing(_), _) => Step::Fail,
             (State::Refunded, _) if self.owed_credits().is_some() => Step::ReturnCredits,
-            (State::Completed | State::Refunded | State::Failed(_), _) => return Next::End,
+            (State::Completed | State::Refunded | State::Failed(_), _) => match self.repaying() {
+                Some(step) => step,
+                None => return Next::End,
+            },
         };
         Next::Take(step)
     }
@@ -229,6 +243,15 @@ impl Checkout {
     /// Number of tickets of each show, in order.
     pub fn shows(&self) -> Vec<(&ShowId, i32)> {
         opening::shows(&self.lines)
+    }
+
+    /// The checkout with these of its tickets returned.
+    fn without(&self, is_returned: impl Fn(&Line) -> bool) -> Self {
+        let mut next = self.clone();
+        for line in &mut next.lines {
+            line.returned |= is_returned(line);
+        }
+        next
     }
 }
 

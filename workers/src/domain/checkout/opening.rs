@@ -50,6 +50,8 @@ pub struct SaleTerms {
     pub credits: Option<Currency>,
     /// The most tickets of one show that one user may have.
     pub show_limit: Option<i32>,
+    /// A refund in full, made by hand at the provider, frees the seats.
+    pub refund_frees_seats: bool,
     /// The time for which holds last at least when a checkout opens.
     pub hold: Duration,
 }
@@ -125,6 +127,7 @@ pub fn open(
         sold: false,
         refunded: 0,
         undone: 0,
+        repayments: vec![],
     };
     checkout.called_at = (checkout.due() > 0).then_some(now);
     if checkout.due() > 0 {
@@ -185,6 +188,7 @@ fn held<'s>(
             show: found.show.clone(),
             seat: found.seat.clone(),
             price: hold.price.unwrap_or(found.price),
+            returned: false,
         };
         Ok((line, hold))
     });
@@ -202,7 +206,7 @@ fn total(lines: &[Line]) -> Result<Price, UserRefusalReason> {
 }
 
 /// Number of tickets of each show, in order.
-pub(super) fn shows(lines: &[Line]) -> Vec<(&ShowId, i32)> {
+pub fn shows<'l>(lines: impl IntoIterator<Item = &'l Line>) -> Vec<(&'l ShowId, i32)> {
     let mut shows: Vec<(&ShowId, i32)> = Vec::new();
     for line in lines {
         match shows.iter_mut().find(|(show, _)| *show == &line.show) {

@@ -6,7 +6,7 @@
 use holdfast_schemas::{CheckoutId, Price, RefundId, RefundStatus, UserOutcome, outcomes};
 
 use super::transition::{movement, row};
-use super::{Checkout, CreditsChange, CustomerMail, Purchases, Seats, State, StuckReason, Transition};
+use super::{Checkout, CreditsChange, CustomerMail, Seats, State, StuckReason, Transition};
 use crate::domain::ledger::MovementKind;
 
 /// A refund of a checkout's payment, by the provider's id.
@@ -20,15 +20,13 @@ pub struct Refund {
 
 /// The provider reports the total of refunds, so that a stale report changes nothing. What it may count of refunds that have not
 /// succeeded is taken off.
-pub(super) fn refunded(checkout: &Checkout, in_all: i64, known: &[Refund]) -> Transition {
-    booked(
-        checkout,
-        in_all - sum(known, RefundStatus::Pending) - sum(known, RefundStatus::Failed),
-    )
+pub(super) fn refunded(checkout: &Checkout, in_all: i64, known: &[Refund], frees_seats: bool) -> Transition {
+    let in_all = in_all - sum(known, RefundStatus::Pending) - sum(known, RefundStatus::Failed);
+    booked(checkout, in_all, frees_seats)
 }
 
 /// The provider reports a refund: it goes forward only, from pending over succeeded to failed.
-pub(super) fn refund_changed(checkout: &Checkout, now: Refund, known: &[Refund]) -> Transition {
+pub(super) fn refund_changed(checkout: &Checkout, now: Refund, known: &[Refund], frees_seats: bool) -> Transition {
     let before = known.iter().find(|before| before.id == now.id);
     if before.is_some_and(|before| before.status >= now.status) {
         return Transition::default();
@@ -42,7 +40,7 @@ pub(super) fn refund_changed(checkout: &Checkout, now: Refund, known: &[Refund])
     let succeeded = sum(others, RefundStatus::Succeeded);
     let transition = match refund.status {
         RefundStatus::Pending => Transition::default(),
-        RefundStatus::Succeeded => booked(checkout, succeeded + amount),
+        RefundStatus::Succeeded => booked(checkout, succeeded + amount, frees_seats),
         // What was booked beyond the others that have succeeded is this one, whether it was told by its id or in a total.
         RefundStatus::Failed => failed(checkout, &refund, amount.min((checkout.refunded - succeeded).max(0))),
     };
@@ -58,8 +56,9 @@ fn sum<'r>(refunds: impl IntoIterator<Item = &'r Refund>, status: RefundStatus) 
 }
 
 /// So much is refunded in all. A refund before the checkout is completed is kept in the row until then; that of a failed checkout
-/// was written when it failed, and is written again only in place of one that has failed since.
-pub(super) fn booked(checkout: &Checkout, in_all: i64) -> Transition {
+/// was written when it failed, and is written again only in place of one that has failed since. One in full frees the seats, if it is to:
+/// but not those of an order of which the shop has returned a part, as it says itself which are free.
+pub(super) fn booked(checkout: &Checkout, in_all: i64, frees_seats: bool) -> Transition {
     let most = match checkout.state {
         State::Failed(_) => checkout.refunded + checkout.undone,
         _ => checkout.due(),
@@ -68,7 +67,11 @@ pub(super) fn booked(checkout: &Checkout, in_all: i64) -> Transition {
     if refunded <= checkout.refunded {
         return Transition::default();
     }
-    let is_mended = refunded == most && checkout.stuck == Some(StuckReason::RefundFailed);
+    let owed = match checkout.state {
+        State::Completed => checkout.repaid_money(),
+        _ => most,
+    };
+    let is_mended = refunded >= owed && checkout.stuck == Some(StuckReason::RefundFailed);
     let next = Checkout {
         refunded,
         stuck: checkout.stuck.filter(|_| !is_mended),
@@ -76,15 +79,14 @@ pub(super) fn booked(checkout: &Checkout, in_all: i64) -> Transition {
     };
     let more = refunded - checkout.refunded;
     match checkout.state {
-        State::Completed if refunded == checkout.due() => Transition {
+        State::Completed if refunded == checkout.due() && frees_seats && !checkout.was_returned() => Transition {
             movements: movement(MovementKind::Refund, more),
-            seats: Seats::Returned,
-            purchases: Purchases::TakenOff,
+            seats: Seats::Returned { resell: true },
             ..told(
                 checkout,
                 Checkout {
                     state: State::Refunded,
-                    ..next
+                    ..next.without(|_| true)
                 },
             )
         },
@@ -127,7 +129,8 @@ fn told(checkout: &Checkout, next: Checkout) -> Transition {
 /// back is kept for nothing, and an operator is asked for.
 fn failed(checkout: &Checkout, refund: &Refund, was_booked: i64) -> Transition {
     let is_under_way = !checkout.state.has_ended();
-    let is_kept_for_nothing = !is_under_way && checkout.state != State::Completed;
+    let is_given = checkout.state == State::Completed && !checkout.lines.iter().any(|line| line.returned);
+    let is_kept_for_nothing = !is_under_way && !is_given;
     if is_kept_for_nothing && was_booked == 0 {
         return Transition::default();
     }

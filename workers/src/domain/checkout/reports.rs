@@ -16,6 +16,8 @@ pub enum Matter<'e> {
     Retried(&'e events::CheckoutRetried),
     /// Its buyer gives it up.
     Cancelled(&'e events::CheckoutCancelled),
+    /// The shop returns the order.
+    Returned(&'e events::OrderReturned),
     Reported(ProviderReport<'e>),
 }
 
@@ -56,6 +58,8 @@ pub struct Known {
     pub refunds: Vec<Refund>,
     /// The dispute that the report names, if it was heard of before.
     pub dispute: Option<Dispute>,
+    /// The setting: a refund in full frees the seats.
+    pub frees_seats: bool,
 }
 
 impl<'e> Matter<'e> {
@@ -65,6 +69,7 @@ impl<'e> Matter<'e> {
             UserEvent::CheckoutRequested(requested) => return Some(Matter::Requested(requested)),
             UserEvent::CheckoutRetried(retried) => return Some(Matter::Retried(retried)),
             UserEvent::CheckoutCancelled(cancelled) => return Some(Matter::Cancelled(cancelled)),
+            UserEvent::OrderReturned(returned) => return Some(Matter::Returned(returned)),
             UserEvent::PaymentAuthorized(told) => {
                 (&told.checkout, &told.payment, Reported::Progress(Some(told.amount)))
             }
@@ -102,6 +107,7 @@ impl<'e> Matter<'e> {
             Matter::Requested(requested) => &requested.checkout,
             Matter::Retried(retried) => &retried.checkout,
             Matter::Cancelled(cancelled) => &cancelled.checkout,
+            Matter::Returned(returned) => &returned.checkout,
             Matter::Reported(report) => report.checkout,
         }
     }
@@ -115,7 +121,7 @@ impl Checkout {
     /// The report is about another payment or another checkout's refund or dispute, or in another currency. The payment is unknown
     /// here while the provider's answer is on its way.
     pub fn hear(&self, report: &ProviderReport<'_>, known: Known) -> Result<Option<Fact>, UserRefusalReason> {
-        let Known { refunds, dispute } = known;
+        let Known { refunds, dispute, frees_seats } = known;
         let owners = refunds.iter().map(|refund| &refund.checkout);
         let mut owners = owners.chain(dispute.iter().map(|dispute| &dispute.checkout));
         let is_anothers = owners.any(|owner| *owner != self.id);
@@ -128,7 +134,7 @@ impl Checkout {
                 let differs = self.state == State::Completed && amount.amount() != self.due();
                 (Some(amount), differs.then_some(Fact::AmountDiffers))
             }
-            Reported::Refunded(refunded) => (Some(refunded), self.hear_of_refunds(refunded, refunds)),
+            Reported::Refunded(refunded) => (Some(refunded), self.hear_of_refunds(refunded, refunds, frees_seats)),
             Reported::RefundChanged { refund, amount, status } => {
                 let now = Refund {
                     id: refund.clone(),
@@ -136,7 +142,7 @@ impl Checkout {
                     amount,
                     status,
                 };
-                (Some(amount), self.hear_of_refund(now, refunds))
+                (Some(amount), self.hear_of_refund(now, refunds, frees_seats))
             }
             Reported::Disputed {
                 dispute: id,
@@ -160,21 +166,21 @@ impl Checkout {
         }
     }
 
-    fn hear_of_refunds(&self, refunded: Price, known: Vec<Refund>) -> Option<Fact> {
+    fn hear_of_refunds(&self, refunded: Price, known: Vec<Refund>, frees_seats: bool) -> Option<Fact> {
         let in_all = refunded.amount();
         match in_all > self.due() {
             true => self.refunds_differ(),
-            false => Some(Fact::Refunded { in_all, known }),
+            false => Some(Fact::Refunded { in_all, known, frees_seats }),
         }
     }
 
-    fn hear_of_refund(&self, now: Refund, known: Vec<Refund>) -> Option<Fact> {
+    fn hear_of_refund(&self, now: Refund, known: Vec<Refund>, frees_seats: bool) -> Option<Fact> {
         let others = known.iter().filter(|other| other.id != now.id);
         let others = others.filter(|other| other.status == RefundStatus::Succeeded);
         let in_all: i64 = others.map(|other| other.amount.amount()).sum::<i64>() + now.amount.amount();
         match now.status == RefundStatus::Succeeded && in_all > self.due() {
             true => self.refunds_differ(),
-            false => Some(Fact::RefundChanged { now, known }),
+            false => Some(Fact::RefundChanged { now, known, frees_seats }),
         }
     }
 

@@ -49,11 +49,13 @@ pub fn lengthening(line: &Line, ticket: Option<&Ticket>, until: OffsetDateTime) 
     }
 }
 
-/// The input that returns one ticket of a checkout that has sold it. None when the ticket is no longer the checkout's.
-pub fn returning(checkout: &Checkout, ticket: Option<&Ticket>) -> Option<Input> {
+/// The input that returns one ticket of a checkout that has sold it; `resell`: it is for sale again. None when the ticket is no longer the
+/// checkout's.
+pub fn returning(checkout: &Checkout, ticket: Option<&Ticket>, resell: bool) -> Option<Input> {
     match &ticket?.state {
         TicketState::Sold(sale) if sale.checkout == checkout.id => Some(Input::Return {
             checkout: checkout.id.clone(),
+            resell,
         }),
         _ => None,
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use holdfast_schemas::{
-    DisputeFunds, DisputeId, DisputeStatus, EventId, RefundId, RefundStatus, Source, UserEvent, UserOutcome,
+    DisputeFunds, DisputeId, DisputeStatus, EventId, List, RefundId, RefundStatus, Source, UserEvent, UserOutcome,
     UserRefusalReason, events, outcomes,
 };
 
@@ -13,6 +13,8 @@ use crate::domain::ticket::{self, Input};
 use crate::domain::{Decision, State as TicketState, Ticket};
 
 const MINUTE: Duration = Duration::minutes(1);
+
+const CAPTURED: Fact = Fact::Captured { frees_seats: true };
 
 pub(super) fn now() -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH + Duration::days(20_000)
@@ -29,6 +31,7 @@ fn line() -> Line {
         show: ShowId::parse("gala").unwrap(),
         seat: None,
         price: price(100),
+        returned: false,
     }
 }
 
@@ -81,6 +84,7 @@ pub(super) fn checkout(state: State) -> Checkout {
         sold: false,
         refunded: 0,
         undone: 0,
+        repayments: vec![],
     }
 }
 
@@ -197,7 +201,11 @@ fn dispute(amount: i64, status: DisputeStatus, funds: Option<DisputeFunds>) -> D
 /// So much is refunded in all, of which nothing is known one by one.
 fn refunded(in_all: i64) -> Fact {
     let known = vec![];
-    Fact::Refunded { in_all, known }
+    Fact::Refunded {
+        in_all,
+        known,
+        frees_seats: true,
+    }
 }
 
 fn refund(id: &str, amount: i64, status: RefundStatus) -> Refund {
@@ -223,12 +231,20 @@ impl Refunds {
 
     fn hear(&mut self, id: &str, amount: i64, status: RefundStatus) -> Transition {
         let (now, known) = (refund(id, amount, status), self.known.clone());
-        self.apply(Fact::RefundChanged { now, known })
+        self.apply(Fact::RefundChanged {
+            now,
+            known,
+            frees_seats: true,
+        })
     }
 
     fn hear_of_all(&mut self, in_all: i64) -> Transition {
         let known = self.known.clone();
-        self.apply(Fact::Refunded { in_all, known })
+        self.apply(Fact::Refunded {
+        in_all,
+        known,
+        frees_seats: true,
+    })
     }
 
     fn apply(&mut self, fact: Fact) -> Transition {
@@ -254,12 +270,12 @@ fn a_refund_in_part_leaves_the_seats_sold_and_one_in_full_frees_them() {
     let next = part.next.clone().unwrap();
     assert_eq!((&next.state, next.refunded), (&State::Completed, 25));
     assert_eq!(moved_by(&part), [(MovementKind::PartialRefund, 25)]);
-    assert_eq!((part.seats, part.purchases, part.credits), Default::default());
+    assert_eq!((part.seats, part.credits), Default::default());
     let rest = after(&next, refunded(60));
     let last = rest.next.clone().unwrap();
     assert_eq!((&last.state, last.refunded), (&State::Refunded, 60));
     assert_eq!(moved_by(&rest), [(MovementKind::Refund, 35)]);
-    assert_eq!((rest.seats, rest.purchases), (Seats::Returned, Purchases::TakenOff));
+    assert_eq!(rest.seats, Seats::Returned { resell: true });
     let mail = CustomerMail::Refunded {
         amount: price(35),
         so_far: 60,
@@ -306,7 +322,7 @@ fn a_refund_before_the_capture_is_known_is_told_right_after_the_completion() {
         let noted = after(&sold, refunded(in_all));
         assert!(noted.is_row_alone(), "{noted:?}");
         let noted = noted.next.unwrap();
-        let done = after(&noted, Fact::Captured);
+        let done = after(&noted, CAPTURED);
         let next = done.next.clone().unwrap();
         assert_eq!(
             (next.state, next.refunded, next.version),
@@ -318,7 +334,7 @@ fn a_refund_before_the_capture_is_known_is_told_right_after_the_completion() {
         };
         assert_eq!((told.amount, told.full), (price(in_all), in_all == 100));
         assert_eq!(done.mails.len(), 2);
-        assert_eq!(done.seats == Seats::Returned, in_all == 100);
+        assert_eq!(done.seats == Seats::Returned { resell: true }, in_all == 100);
     }
 }
 
@@ -594,7 +610,11 @@ fn a_report_is_about_this_payment_this_refund_this_dispute_and_this_currency() {
         ..nothing()
     };
     let (now, known) = (ten.clone(), vec![]);
-    let changed = Ok(Some(Fact::RefundChanged { now, known }));
+    let changed = Ok(Some(Fact::RefundChanged {
+            now,
+            known,
+            frees_seats: true,
+        }));
     let report = |known| hear(&paid, &ours, report_of(&ten), known);
     assert_eq!(report(nothing()), changed);
     assert_eq!(report(anothers(&of_another)), differs);
@@ -780,7 +800,7 @@ fn what_was_spent_and_sold_goes_back_when_a_checkout_fails() {
     ];
     assert_eq!(moved_by(&failed), back);
     assert_eq!(failed.credits, Some(CreditsChange::Returned(Credits::new(40).unwrap())));
-    assert_eq!((failed.seats, failed.purchases), (Seats::Returned, Purchases::TakenOff));
+    assert_eq!(failed.seats, Seats::Returned { resell: true });
     let unsold = after(&Checkout { sold: false, ..spent }, Fact::GivenBack { captured: 0 });
     assert_eq!((moved_by(&unsold), unsold.credits), (vec![], None), "nothing was spent");
     assert_eq!((unsold.seats, unsold.purchases), Default::default(), "its holds go on");
@@ -817,6 +837,7 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
         charges: Some(any_amount),
         credits: Some(Currency::EUR),
         show_limit: Some(1),
+        refund_frees_seats: true,
         hold: Duration::ZERO,
     };
     let stock = |ticket: Ticket| Stock {
@@ -939,6 +960,7 @@ fn a_checkout_lengthens_each_hold_once_to_at_least_a_set_time() {
         charges: Some(any_amount),
         credits: None,
         show_limit: None,
+        refund_frees_seats: true,
         hold: 10 * MINUTE,
     };
     let lengthened = |mut ticket: Ticket| {
@@ -1010,4 +1032,156 @@ fn every_event_about_a_checkout_names_it() {
         assert_eq!(Matter::of(&event).unwrap().checkout(), &checkout);
     }
     assert!(Matter::of(&UserEvent::UserErased(events::UserErased {})).is_none());
+}
+
+/// A completed order of the seats A1 and A2 at 50 each, of which credits paid a part.
+fn order_of_two(credits: Option<i64>) -> Checkout {
+    let seat = |name: &str| Line {
+        ticket: TicketId::parse(name).unwrap(),
+        price: price(50),
+        ..line()
+    };
+    Checkout {
+        lines: vec![seat("A1"), seat("A2")],
+        ..completed(credits)
+    }
+}
+
+fn returned(tickets: Option<&[&str]>, refund: Option<i64>) -> events::OrderReturned {
+    let tickets = tickets.map(|tickets| tickets.iter().map(|ticket| TicketId::parse(ticket).unwrap()).collect());
+    events::OrderReturned {
+        checkout: checkout(State::Completed).id,
+        tickets: tickets.map(|tickets| List::new(tickets).unwrap()),
+        refund: refund.map(price),
+        resell: true,
+    }
+}
+
+fn take_back(order: &Checkout, asked: &events::OrderReturned) -> Transition {
+    after(order, order.hear_of_return(asked).unwrap())
+}
+
+fn repayments(order: &Checkout) -> Vec<Repaid> {
+    order.repayments.iter().map(|repayment| repayment.what).collect()
+}
+
+#[test]
+fn a_return_gives_back_what_its_tickets_cost_of_the_money_first_and_then_of_the_credits() {
+    let order = order_of_two(Some(40));
+    let first = take_back(&order, &returned(Some(&["A2"]), None));
+    assert_eq!(first.seats, Seats::Returned { resell: true });
+    let [UserOutcome::OrderReturned(told)] = &first.outcomes[..] else {
+        panic!("{:?}", first.outcomes);
+    };
+    assert_eq!((told.tickets.len(), told.refund, told.credits), (1, price(50), None));
+    let order = first.next.unwrap();
+    assert_eq!(repayments(&order), [Repaid::Money(50)]);
+    let refund_asked = Next::Take(Step::Refund { number: 1, amount: 50 });
+    assert_eq!((order.next(now()), &order.state), (refund_asked, &State::Completed));
+    let rest = take_back(&order, &returned(None, None)).next.unwrap();
+    let credits = Credits::new(40).unwrap();
+    assert_eq!(repayments(&rest), [50, 10].map(Repaid::Money).into_iter().chain([Repaid::Credits(credits)]).collect::<Vec<_>>());
+    assert!(rest.lines.iter().all(|line| line.returned));
+    let nothing = rest.hear_of_return(&returned(None, None));
+    assert_eq!(nothing, Err(UserRefusalReason::NothingToReturn));
+}
+
+#[test]
+fn a_return_names_its_amount_or_none_and_leaves_the_seats_where_it_names_none() {
+    let order = order_of_two(None);
+    let goodwill = take_back(&order, &returned(Some(&[]), Some(15)));
+    assert_eq!((goodwill.seats, repayments(&goodwill.next.unwrap())), (Seats::Kept, vec![Repaid::Money(15)]));
+    let free = take_back(&order, &returned(None, Some(0)));
+    assert_eq!((free.seats, repayments(&free.next.unwrap())), (Seats::Returned { resell: true }, vec![]));
+    let off_sale = events::OrderReturned {
+        resell: false,
+        ..returned(None, None)
+    };
+    assert_eq!(take_back(&order, &off_sale).seats, Seats::Returned { resell: false });
+}
+
+#[test]
+fn a_return_that_does_not_fit_the_order_is_refused() {
+    use UserRefusalReason as No;
+    let order = order_of_two(Some(40));
+    let refused = |order: &Checkout, asked| order.hear_of_return(&asked).unwrap_err();
+    assert_eq!(refused(&order, returned(Some(&["A3"]), None)), No::NotInOrder);
+    assert_eq!(refused(&order, returned(None, Some(101))), No::RefundTooHigh);
+    assert_eq!(refused(&order, returned(Some(&[]), Some(0))), No::NothingToReturn);
+    let dollars = events::OrderReturned {
+        refund: Some(Price::new(1, Currency::USD).unwrap()),
+        ..returned(None, None)
+    };
+    assert_eq!(refused(&order, dollars), No::WrongCurrency);
+    let once = take_back(&order, &returned(Some(&["A1"]), Some(70))).next.unwrap();
+    assert_eq!(refused(&once, returned(Some(&["A1"]), None)), No::NotInOrder, "it was returned before");
+    assert_eq!(refused(&once, returned(None, Some(31))), No::RefundTooHigh);
+    for state in [State::Authorised, State::Sold, State::Failed(CheckoutFailure::Cancelled.into())] {
+        assert_eq!(refused(&checkout(state), returned(None, None)), No::NotCompleted);
+    }
+}
+
+#[test]
+fn a_repayment_is_settled_once_and_its_refund_booked_once_whoever_tells_of_it_first() {
+    let order = take_back(&order_of_two(None), &returned(None, None)).next.unwrap();
+    let made = refund("re_1", 100, RefundStatus::Succeeded);
+    let answer = |known| Fact::RefundMade {
+        number: 1,
+        made: Some((made.clone(), known)),
+    };
+    let booked = after(&order, answer(vec![]));
+    let settled = booked.next.clone().unwrap();
+    assert_eq!(moved_by(&booked), [(MovementKind::PartialRefund, 100)]);
+    assert_eq!((settled.next(now()), &settled.state, settled.refunded), (Next::End, &State::Completed, 100));
+    assert!(after(&settled, answer(vec![made.clone()])).is_nothing(), "a repeat");
+    // The provider's own report came first.
+    let told = Fact::RefundChanged {
+        now: made.clone(),
+        known: vec![],
+        frees_seats: true,
+    };
+    let heard = after(&order, told).next.unwrap();
+    assert_eq!((&heard.state, heard.refunded), (&State::Completed, 100));
+    let late = after(&heard, answer(vec![made.clone()]));
+    assert!(late.is_row_alone() && late.next.unwrap().next(now()) == Next::End);
+}
+
+#[test]
+fn credits_are_repaid_once() {
+    let order = take_back(&order_of_two(Some(100)), &returned(Some(&["A1"]), None)).next.unwrap();
+    assert_eq!(order.next(now()), Next::Take(Step::RepayCredits(1)));
+    let repaid = after(&order, Fact::CreditsRepaid(1));
+    let credits = Credits::new(50).unwrap();
+    assert_eq!(repaid.credits, Some(CreditsChange::Repaid { number: 1, credits }));
+    assert_eq!(moved_by(&repaid), [(MovementKind::CreditBack, 50)]);
+    let settled = repaid.next.unwrap();
+    assert!(settled.next(now()) == Next::End && after(&settled, Fact::CreditsRepaid(1)).is_nothing());
+}
+
+#[test]
+fn a_refund_by_hand_frees_no_seats_where_the_setting_says_so_or_the_shop_has_returned_some() {
+    let by_hand = |order: &Checkout, frees_seats| {
+        let (in_all, known) = (100, vec![]);
+        let fact = Fact::Refunded { in_all, known, frees_seats };
+        let booked = after(order, fact);
+        (booked.seats, booked.next.unwrap().state)
+    };
+    let order = order_of_two(None);
+    assert_eq!(by_hand(&order, true), (Seats::Returned { resell: true }, State::Refunded));
+    assert_eq!(by_hand(&order, false), (Seats::Kept, State::Completed));
+    let part = take_back(&order, &returned(Some(&["A1"]), None)).next.unwrap();
+    assert_eq!(by_hand(&part, true), (Seats::Kept, State::Completed));
+}
+
+#[test]
+fn a_refund_for_a_seat_that_was_taken_back_asks_for_an_operator_when_it_fails() {
+    use RefundStatus::{Failed, Succeeded};
+    let order = take_back(&order_of_two(None), &returned(Some(&["A1"]), None)).next.unwrap();
+    let mut order = Refunds::of(order);
+    order.hear("re_1", 50, Succeeded);
+    let failed = order.hear("re_1", 50, Failed);
+    assert_eq!((order.row.stuck, order.row.refunded), (Some(StuckReason::RefundFailed), 0));
+    assert_eq!(failed.outcomes.len(), 2);
+    order.hear("re_2", 50, Succeeded);
+    assert_eq!((order.row.stuck, order.row.refunded), (None, 50));
 }

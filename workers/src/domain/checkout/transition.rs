@@ -15,7 +15,6 @@ pub struct Transition {
     pub movements: Vec<Movement>,
     pub mails: Vec<CustomerMail>,
     pub seats: Seats,
-    pub purchases: Purchases,
     pub credits: Option<CreditsChange>,
     /// The new state of a refund.
     pub refund: Option<Refund>,
@@ -30,16 +29,9 @@ pub enum Seats {
     Kept,
     /// Each hold that was not lengthened before lasts at least until then.
     HeldUntil(OffsetDateTime),
-    /// Those that the checkout has sold are for sale again.
-    Returned,
-}
-
-/// The effect on the counts of tickets that a user has bought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Purchases {
-    #[default]
-    Kept,
-    TakenOff,
+    /// Those that the row afterwards has as returned, and did not before, are the user's no more, and are taken off the count of those
+    /// that the user has bought. `resell`: they are for sale again.
+    Returned { resell: bool },
 }
 
 /// A change of the user's credits in the loyalty database. It stands if and only if the transition is committed.
@@ -47,6 +39,8 @@ pub enum Purchases {
 pub enum CreditsChange {
     Spent(Credits),
     Returned(Credits),
+    /// As the repayment of this number.
+    Repaid { number: usize, credits: Credits },
 }
 
 /// A mail to the customer.

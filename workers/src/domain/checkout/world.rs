@@ -2,7 +2,7 @@
 //! drivers that are slow, die and overtake each other. However it goes, in the end money and seats are both given or neither,
 //! by the provider's own books too.
 
-use holdfast_schemas::{CheckoutFailure, Credits, PaymentId, PaymentMethod, RefundId, RefundStatus};
+use holdfast_schemas::{CheckoutFailure, Credits, List, PaymentId, PaymentMethod, RefundId, RefundStatus, events};
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 
@@ -22,6 +22,8 @@ struct Charge {
     attempt: i32,
     captured: i64,
     refunds: Vec<Refund>,
+    /// The places of the refunds that were made for repayments, by their numbers.
+    repaid: Vec<(usize, usize)>,
     /// What the provider has told as refunded in all, each time that it told so.
     totals: Vec<i64>,
     /// What the checkout asked for.
@@ -153,7 +155,7 @@ impl World {
 
     /// Calls the provider; none when no answer tells anything.
     fn take(&mut self, seen: &Checkout, step: &Step, luck: Luck) -> Option<Fact> {
-        if luck == Luck::RequestLost && !matches!(step, Step::Complete | Step::Fail | Step::ReturnCredits) {
+        if luck == Luck::RequestLost && !matches!(step, Step::Complete | Step::Fail | Step::ReturnCredits | Step::RepayCredits(_)) {
             return None;
         }
         let fact = match step {
@@ -187,16 +189,23 @@ impl World {
                 }
                 match charge.status {
                     PaymentStatus::Captured if charge.captured != charge.due => Fact::AmountDiffers,
-                    PaymentStatus::Captured => Fact::Captured,
+                    PaymentStatus::Captured => Fact::Captured { frees_seats: true },
                     _ => Fact::NotCaptured,
                 }
             }
             Step::GiveBack => Fact::GivenBack {
                 captured: self.give_back(seen),
             },
-            Step::Complete => Fact::Captured,
+            Step::Complete => Fact::Captured { frees_seats: true },
             Step::Fail => Fact::GivenBack { captured: 0 },
             Step::ReturnCredits => Fact::CreditsReturned,
+            Step::Refund { number, amount } => {
+                let charge = self.charge.as_mut().expect("it was captured");
+                let made = charge.repay(*number, *amount, self.clock.second() % 2 == 0);
+                let made = made.map(|made| (made, self.books.known()));
+                Fact::RefundMade { number: *number, made }
+            }
+            Step::RepayCredits(number) => Fact::CreditsRepaid(*number),
             Step::Sell => unreachable!("sold in its own transaction"),
         };
         (luck != Luck::AnswerLost).then_some(fact)
@@ -211,6 +220,7 @@ impl World {
                 attempt: seen.attempt,
                 captured: 0,
                 refunds: vec![],
+                repaid: vec![],
                 totals: vec![],
                 due: seen.due(),
             });
@@ -254,7 +264,7 @@ impl World {
         }
         let transition = apply(seen, fact.clone(), self.clock);
         self.books.write(&fact, &transition);
-        if transition.seats == Seats::Returned {
+        if matches!(transition.seats, Seats::Returned { .. }) {
             // What it has not sold is not its to return: the hold goes on.
             if std::mem::replace(&mut self.seat, Seat::Free) != Seat::Ours {
                 return Err(format!("a seat is returned that was not sold: {self:#?}"));
@@ -262,7 +272,9 @@ impl World {
         }
         match transition.credits {
             Some(CreditsChange::Spent(credits)) => self.credits -= credits.amount(),
-            Some(CreditsChange::Returned(credits)) => self.credits += credits.amount(),
+            Some(CreditsChange::Returned(credits) | CreditsChange::Repaid { credits, .. }) => {
+                self.credits += credits.amount();
+            }
             None => {}
         }
         if let Some(next) = transition.next {
@@ -300,7 +312,7 @@ impl World {
             attempt: self.row.attempt + 1,
             method: PaymentMethod::parse("pm_2").expect("a visible word"),
         };
-        let fact = match choice % 12 {
+        let fact = match choice % 11 {
             0 => Fact::GivenUp(CheckoutFailure::Cancelled),
             1 => Fact::LeftStuck,
             2 | 3 => Fact::Resumed,
@@ -311,6 +323,10 @@ impl World {
             }
             6..=8 => retried,
             9 => Fact::Cancelled,
+            10 => match self.row.hear_of_return(&order_returned(choice)) {
+                Ok(fact) => fact,
+                Err(_) => return Ok(()),
+            },
             _ => return Ok(()),
         };
         self.record(&self.row.clone(), fact)
@@ -342,7 +358,7 @@ impl World {
             }
             6 | 7 if !charge.totals.is_empty() => {
                 let (in_all, known) = (charge.totals[place % charge.totals.len()], self.books.known());
-                return self.record(&self.row.clone(), Fact::Refunded { in_all, known });
+                return self.record(&self.row.clone(), Fact::Refunded { in_all, known, frees_seats: true });
             }
             _ => {}
         }
@@ -351,7 +367,7 @@ impl World {
 
     fn tell(&mut self, now: Refund) -> Result<(), String> {
         let known = self.books.known();
-        self.record(&self.row.clone(), Fact::RefundChanged { now, known })
+        self.record(&self.row.clone(), Fact::RefundChanged { now, known, frees_seats: true })
     }
 
     /// All servers answer, reports arrive, and an operator looks after what is stuck.
@@ -401,13 +417,14 @@ impl World {
             .is_some_and(|charge| matches!(charge.status, PaymentStatus::Authorised | PaymentStatus::ActionRequired));
         let spent = self.row.credits.map_or(0, Credits::amount);
         let (due, credits) = match self.row.state {
-            State::Completed => (self.row.due() - self.row.refunded, -spent),
+            State::Completed => (self.row.due() - self.row.refunded, -self.row.credits_left()),
             _ => (0, 0),
         };
         let is_given = self.seat == Seat::Ours;
+        let is_bought = self.row.state == State::Completed && !self.row.lines[0].returned;
         let changed = self.credits - if self.credits - credits == 30 { 30 } else { 1_000 };
         let is_right =
-            kept == due && !is_open && is_given == (self.row.state == State::Completed) && changed == credits;
+            kept == due && !is_open && is_given == is_bought && changed == credits;
         match is_right {
             true => Ok(()),
             false => Err(format!("money and seats do not agree: {self:#?}")),
@@ -443,6 +460,21 @@ impl Charge {
         self.totals.push(self.refunded());
     }
 
+    /// Makes the refund of a repayment once, as far as so much is left.
+    fn repay(&mut self, number: usize, amount: i64, pending: bool) -> Option<Refund> {
+        let place = match self.repaid.iter().find(|(made, _)| *made == number) {
+            Some((_, place)) => *place,
+            None => {
+                let place = self.refunds.len();
+                self.refund(amount, pending);
+                self.refunds.get(place)?;
+                self.repaid.push((number, place));
+                place
+            }
+        };
+        self.refunds.get(place).cloned()
+    }
+
     fn refund_goes_on(&mut self, place: usize, fails: bool) {
         let count = self.refunds.len().max(1);
         if let Some(refund) = self.refunds.get_mut(place % count) {
@@ -460,6 +492,16 @@ impl Charge {
             PaymentStatus::Captured if self.captured != self.due => Fact::AmountDiffers,
             status => Fact::Payment(status),
         }
+    }
+}
+
+/// The shop returns the order, with or without the seat, and gives back what it cost, a part of it, or nothing.
+fn order_returned(choice: u8) -> events::OrderReturned {
+    events::OrderReturned {
+        checkout: checkout(State::Opened).id,
+        tickets: (choice % 2 == 0).then(|| List::new(vec![]).expect("a short list")),
+        refund: [None, Some(price(20)), Some(price(0))][usize::from(choice / 64) % 3],
+        resell: true,
     }
 }
 

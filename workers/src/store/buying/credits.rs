@@ -36,8 +36,9 @@ impl Buying {
     ) -> Result<WithCredits, Error> {
         let loyalty = self.loyalty.as_ref().ok_or(Error::NoLoyalty)?;
         let (name, by) = match change {
-            CreditsChange::Spent(credits) => (SPEND, -credits.amount()),
-            CreditsChange::Returned(credits) => (RETURN, credits.amount()),
+            CreditsChange::Spent(credits) => (SPEND.to_owned(), -credits.amount()),
+            CreditsChange::Returned(credits) => (RETURN.to_owned(), credits.amount()),
+            CreditsChange::Repaid { number, credits } => (repayment(number), credits.amount()),
         };
         let mut written = None;
         let decide = async |main: &mut PgConnection| {
@@ -45,7 +46,7 @@ impl Buying {
             let stands = written.as_ref().and_then(|written| written.transition.credits) == Some(change);
             Ok(if stands { Fate::Committed } else { Fate::Aborted })
         };
-        let (transaction, attempt) = (transaction(checkout, name), (self.new_id)());
+        let (transaction, attempt) = (transaction(checkout, &name), (self.new_id)());
         let changed = loyalty
             .change(&transaction, attempt, &checkout.user, by, decide)
             .await?;
@@ -61,17 +62,22 @@ impl Buying {
     /// One of the databases does not answer.
     pub async fn settle_credits(&self, checkout: &Checkout) -> Result<(), Error> {
         if let (Some(_), Some(loyalty)) = (checkout.credits, &self.loyalty) {
-            for name in [SPEND, RETURN] {
-                loyalty.end_leftovers(&transaction(checkout, name)).await?;
+            let repayments = (1..=checkout.repayments.len()).map(repayment);
+            for name in [SPEND.to_owned(), RETURN.to_owned()].into_iter().chain(repayments) {
+                loyalty.end_leftovers(&transaction(checkout, &name)).await?;
             }
         }
         Ok(())
     }
 }
 
-/// The names of a checkout's two changes of credits.
+/// The names of a checkout's changes of credits.
 const SPEND: &str = "spend";
 const RETURN: &str = "return";
+
+fn repayment(number: usize) -> String {
+    format!("repay/{number}")
+}
 
 fn transaction(checkout: &Checkout, name: &str) -> TransactionId {
     TransactionId::parse(&format!("checkout/{}/{name}", uuid(&checkout.id))).expect("a short plain name")

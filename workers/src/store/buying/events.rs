@@ -69,6 +69,7 @@ impl Buying {
             Matter::Requested(requested) => self.open(main, work.event, (requested, credits), &unit, cart).await,
             Matter::Reported(report) => self.hear(main, report, &unit).await,
             Matter::Retried(_) | Matter::Cancelled(_) => self.ask(main, &work.matter, &unit).await,
+            Matter::Returned(returned) => self.take_back(main, returned, &unit).await,
         });
         let Answered { event, tickets, told } = committed.await?;
         self.count(std::slice::from_ref(&event), &told);
@@ -171,7 +172,10 @@ impl Buying {
         let Some(checkout) = lock(main, report.checkout, unit).await? else {
             return self.refuse(main, unit, UserRefusalReason::UnknownCheckout).await;
         };
-        let known = known(main, &checkout, report).await?;
+        let known = Known {
+            frees_seats: self.terms.refund_frees_seats,
+            ..known(main, &checkout, report).await?
+        };
         let transition = match checkout.hear(report, known) {
             Ok(Some(fact)) => apply(&checkout, fact, (self.now)()),
             Ok(None) => Transition::default(),
@@ -194,6 +198,25 @@ impl Buying {
         };
         let transition = apply(&checkout, fact, (self.now)());
         self.write_once(main, &checkout, transition, unit).await
+    }
+
+    /// Returns an order from the shop's side.
+    async fn take_back(
+        &self,
+        main: &mut PgConnection,
+        returned: &events::OrderReturned,
+        unit: &Unit<User>,
+    ) -> Result<Answered, Error> {
+        let Some(checkout) = lock(main, &returned.checkout, unit).await? else {
+            return self.refuse(main, unit, UserRefusalReason::UnknownCheckout).await;
+        };
+        match checkout.hear_of_return(returned) {
+            Ok(fact) => {
+                let transition = apply(&checkout, fact, (self.now)());
+                self.write_once(main, &checkout, transition, unit).await
+            }
+            Err(reason) => self.refuse(main, unit, reason).await,
+        }
     }
 
     /// Writes what follows from an event, unless the event has come before.

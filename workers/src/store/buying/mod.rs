@@ -13,7 +13,7 @@ mod transition;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{CheckoutId, EventId, HoldId, Source, TicketId, UserId, UserOutcome, outcomes};
+use holdfast_schemas::{CheckoutId, EventId, HoldId, ShowId, Source, TicketId, UserId, UserOutcome, outcomes};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -96,6 +96,28 @@ impl Buying {
             checkout_seats::live(main, holds).await
         })
         .await
+    }
+
+    /// Takes these tickets of a cancelled show off sale, in one transaction, whoever holds them; those that are sold stay so.
+    ///
+    /// # Errors
+    /// The database does not answer, or others change the same rows all the time.
+    pub async fn call_off(&self, show: &ShowId, tickets: &[TicketId]) -> Result<(), Error> {
+        let answers = transaction(&self.main, async |main: &mut PgConnection| {
+            seats::call_off(main, show, tickets).await
+        });
+        self.count(&answers.await?, &[]);
+        Ok(())
+    }
+
+    /// The part of a checkout's payment that the customer's bank has taken for good, in minor units.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn lost_by_disputes(&self, checkout: &Checkout) -> Result<i64, Error> {
+        let disputes = disputes::of(&self.main, checkout).await?;
+        let lost = disputes.iter().filter(|dispute| dispute.has_lost_money());
+        Ok(lost.map(|dispute| dispute.amount.amount()).sum())
     }
 
     /// Counts what was committed: the answers, and the outcomes that are new.

@@ -1,13 +1,13 @@
 //! The tickets of a checkout, which are sold, returned or held for longer within the transaction that records it.
 
-use holdfast_schemas::{TicketId, hold_id};
+use holdfast_schemas::{EventId, ShowId, Source, TicketId, hold_id};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{SOURCE, id, source, took_effect};
 use crate::domain::Ticket;
-use crate::domain::checkout::{self, Checkout, Fact};
+use crate::domain::checkout::{self, Checkout, Fact, Line};
 use crate::domain::ticket::{self, Input};
 use crate::store::commit::{self, Answer, Command, Unit, Work};
 use crate::store::{Error, purchases, tickets};
@@ -19,7 +19,7 @@ pub(super) async fn sell(
     checkout: &Checkout,
     limit: Option<i32>,
 ) -> Result<(Fact, Vec<Answer>), Error> {
-    let current = tickets::lock(main, &checkout.lines).await?;
+    let current = tickets::lock(main, &keys(&checkout.lines)).await?;
     let sales = checkout.lines.iter().map(|line| {
         let row = current.rows.get(line.ticket.as_str());
         let anew = hold_id(SOURCE, checkout.id.as_str(), line.ticket.as_str());
@@ -46,7 +46,7 @@ pub(super) async fn lengthen(
     checkout: &Checkout,
     until: OffsetDateTime,
 ) -> Result<Vec<Answer>, Error> {
-    let current = tickets::lock(main, &checkout.lines).await?;
+    let current = tickets::lock(main, &keys(&checkout.lines)).await?;
     let lengthened = checkout.lines.iter().filter_map(|line| {
         let row = current.rows.get(line.ticket.as_str());
         let input = checkout::lengthening(line, row, until)?;
@@ -61,16 +61,51 @@ pub(super) async fn lengthen(
     }
 }
 
-/// Puts the tickets that the checkout has sold on sale again; yields their answers.
-pub(super) async fn give_back(main: &mut PgConnection, checkout: &Checkout) -> Result<Vec<Answer>, Error> {
-    let current = tickets::lock(main, &checkout.lines).await?;
-    let returned = checkout.lines.iter().filter_map(|line| {
+/// Takes these tickets that the checkout has sold back, and puts them on sale again if they are to be resold; yields their answers.
+pub(super) async fn take_back(
+    main: &mut PgConnection,
+    checkout: &Checkout,
+    lines: &[Line],
+    resell: bool,
+) -> Result<Vec<Answer>, Error> {
+    let current = tickets::lock(main, &keys(lines)).await?;
+    let returned = lines.iter().filter_map(|line| {
         let row = current.rows.get(line.ticket.as_str());
-        let input = checkout::returning(checkout, row)?;
+        let input = checkout::returning(checkout, row, resell)?;
         Some(unit(checkout, line.ticket.clone(), vec![input]))
     });
     let units: Vec<_> = returned.collect();
     commit::on_locked(main, &ticket::decide, current, &units).await
+}
+
+/// Takes these tickets off sale, since their show is cancelled, whoever holds them; those that are sold stay so. Yields the answers.
+pub(super) async fn call_off(
+    main: &mut PgConnection,
+    show: &ShowId,
+    tickets: &[TicketId],
+) -> Result<Vec<Answer>, Error> {
+    let keys: Vec<_> = tickets.iter().map(TicketId::as_str).collect();
+    let current = tickets::lock(main, &keys).await?;
+    let units = tickets.iter().filter_map(|ticket| {
+        let row = current.rows.get(ticket.as_str()).filter(|row| row.show == *show)?;
+        let of = |text: &str| Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes());
+        let id = format!("{}/{}/{}", of(show.as_str()), of(ticket.as_str()), row.version);
+        let command = Command {
+            source: Source::parse("holdfast/Show").expect("a short name"),
+            id: EventId::parse(&id).expect("two UUIDs and a number are short"),
+            input: Input::CallOff,
+        };
+        Some(Unit {
+            key: ticket.clone(),
+            work: vec![Work::Command(command)],
+        })
+    });
+    let units: Vec<_> = units.collect();
+    commit::on_locked(main, &ticket::decide, current, &units).await
+}
+
+fn keys(lines: &[Line]) -> Vec<&str> {
+    lines.iter().map(|line| line.ticket.as_str()).collect()
 }
 
 /// Requests from a checkout to one of its tickets, each with an id of its own.

@@ -7,10 +7,10 @@ use sqlx::PgConnection;
 
 use super::credits::WithCredits;
 use super::{Buying, Written, id, seats, source, took_effect, transaction};
-use crate::domain::checkout::{Checkout, CreditsChange, Fact, Purchases, Seats, Transition, apply};
+use crate::domain::checkout::{Checkout, CreditsChange, Fact, Line, Refund, Seats, Transition, apply, shows};
 use crate::domain::{User, user};
 use crate::store::commit::{self, Answer, Command, Unit, Work};
-use crate::store::{Error, checkouts, disputes, ledger, mails, on_session, purchases, refunds};
+use crate::store::{Error, checkouts, disputes, ledger, mails, on_session, purchases, refunds, repayments};
 
 /// The result of recording a fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,37 @@ impl Buying {
         Ok(Some(written))
     }
 
+    /// Records that the provider has made a refund of a repayment; none where nothing was left to refund.
+    ///
+    /// # Errors
+    /// As [`Buying::record`].
+    pub async fn refund_made(
+        &self,
+        from: &Checkout,
+        number: usize,
+        made: Option<crate::provider::Refund>,
+    ) -> Result<Recorded, Error> {
+        let made = made.map(|made| Refund {
+            id: made.id,
+            checkout: from.id.clone(),
+            amount: made.amount,
+            status: made.status,
+        });
+        let write = async |main: &mut PgConnection| {
+            if !checkouts::lock_version(main, from).await? {
+                return Ok(None);
+            }
+            let made = match &made {
+                Some(refund) => Some((refund.clone(), refunds::known(main, from, Some(&refund.id)).await?)),
+                None => None,
+            };
+            let transition = apply(from, Fact::RefundMade { number, made }, (self.now)());
+            self.write_and_tell(main, from, transition).await
+        };
+        let written = transaction(&self.main, write).await?;
+        Ok(self.recorded(written))
+    }
+
     /// Writes a transition and tells its outcomes in the checkout's own name. None when another caller was first.
     async fn write_and_tell(
         &self,
@@ -107,20 +138,21 @@ impl Buying {
         from: &Checkout,
         transition: &Transition,
     ) -> Result<Option<Vec<Answer>>, Error> {
-        if let Some(next) = &transition.next
-            && !checkouts::update(main, from, next).await?
-        {
-            return Ok(None);
+        if let Some(next) = &transition.next {
+            if !checkouts::update(main, from, next).await? {
+                return Ok(None);
+            }
+            repayments::write(main, from, next).await?;
         }
         let answers = match transition.seats {
             Seats::Kept => vec![],
             Seats::HeldUntil(until) => seats::lengthen(main, from, until).await?,
-            Seats::Returned => seats::give_back(main, from).await?,
+            Seats::Returned { resell } => {
+                let lines = returned(from, transition);
+                purchases::take_off(main, &from.user, &shows(&lines)).await?;
+                seats::take_back(main, from, &lines, resell).await?
+            }
         };
-        match transition.purchases {
-            Purchases::Kept => {}
-            Purchases::TakenOff => purchases::take_off(main, &from.user, &from.shows()).await?,
-        }
         ledger::write(main, self.new_id, from, &transition.movements, (self.now)()).await?;
         for mail in &transition.mails {
             mails::write(main, from, *mail, self.mails).await?;
@@ -164,12 +196,20 @@ fn place(from: &Checkout, told: &UserOutcome) -> String {
     match told {
         UserOutcome::CheckoutCompleted(_) => "completed".to_owned(),
         UserOutcome::CheckoutFailed(_) => "failed".to_owned(),
+        UserOutcome::PaymentRefunded(_) => format!("refunded/{}", from.version),
         UserOutcome::CheckoutPaymentDeclined(_) => format!("declined/{}", from.version),
         // It may be asked for again after the bank has worked on it.
         UserOutcome::CheckoutActionRequired(_) => format!("action/{}", from.version),
         // It may get stuck again after an operator has resumed it.
         _ => format!("stuck/{}", from.version),
     }
+}
+
+/// The tickets that a transition returns.
+fn returned(from: &Checkout, transition: &Transition) -> Vec<Line> {
+    let next = transition.next.iter().flat_map(|next| &next.lines);
+    let lines = next.zip(&from.lines).filter(|(next, from)| next.returned && !from.returned);
+    lines.map(|(next, _)| next.clone()).collect()
 }
 
 fn first_answer(answers: Vec<Answer>) -> Answer {

@@ -11,7 +11,9 @@ from (
 ) c
 cross join lateral (
     select json_agg(
-        json_build_object('ticket', s.ticket, 'show', s.show, 'seat', s.seat, 'price', s.price_amount) order by s.place
+        json_build_object(
+            'ticket', s.ticket, 'show', s.show, 'seat', s.seat, 'price', s.price_amount, 'returned', s.returned or c.state = 'refunded'
+        ) order by s.place
     ) as seats
     from checkout_seats s
     where s.checkout = c.checkout
