@@ -80,6 +80,10 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("refunded in part", in_all(due / 2)),
         ("refunded in full", in_all(due)),
         ("refunded in full", in_all(due + 1)),
+        (
+            "refunded in full",
+            in_all_beside(due, refund("re_1", due / 3, RefundStatus::Pending)),
+        ),
         ("step failed", Fact::StepFailed { patience: PATIENCE }),
         ("given up", Fact::GivenUp(CheckoutFailure::Cancelled)),
         ("amount differs", Fact::AmountDiffers),
@@ -127,6 +131,11 @@ const DISPUTES: [(DisputeStatus, Option<DisputeFunds>); 7] = [
 
 fn in_all(in_all: i64) -> Fact {
     let known = vec![];
+    Fact::Refunded { in_all, known }
+}
+
+fn in_all_beside(in_all: i64, known: Refund) -> Fact {
+    let known = vec![known];
     Fact::Refunded { in_all, known }
 }
 
