@@ -2032,7 +2032,7 @@ pub(crate) async fn end_invocation(kit: &Kit, checkout: &str, how: &str) -> anyh
 }
 
 /// The engine forgets a checkout's workflow, once it has ended.
-async fn forget(kit: &Kit, checkout: &str) -> anyhow::Result<()> {
+pub(crate) async fn forget(kit: &Kit, checkout: &str) -> anyhow::Result<()> {
     let ended = async || workflow(kit, checkout, "= 'completed'").await;
     let id = until("the workflow has ended", DEADLINE, async || {
         ended().await?.context("it goes on")

@@ -17,8 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::checkout::{
-    CARD, CONFIRMED, PRICE, Shop, check_out, end_invocation, ends, fill, free, give_up, held, list, reaches, reads,
-    sold,
+    CARD, CONFIRMED, PRICE, Shop, check_out, end_invocation, ends, fill, forget, free, give_up, held, list, reaches,
+    reads, sold,
 };
 use crate::crashes::done_again;
 use crate::support::{DEADLINE, clean, clean_by, pay};
@@ -29,6 +29,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_customers_confirmation_comes_in_by_itself_and_completes_the_checkout,
     what_befalls_a_sale_at_the_provider_takes_effect_once_however_often_and_in_whatever_order_it_is_told,
     a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten,
+    a_dispute_that_is_told_before_the_capture_was_heard_of_is_booked_and_the_checkout_completes,
     a_refund_that_fails_later_is_undone_and_where_the_seats_are_gone_an_operator_is_asked_for,
     a_webhook_that_nobody_vouches_for_or_can_understand_is_refused_and_changes_nothing,
     while_kafka_is_away_no_webhook_is_acknowledged_and_none_is_lost,
@@ -147,18 +148,7 @@ fn a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten(kit:
         fill(kit, &shop.user, &tickets, Some(3_600)).await?;
         let orders = [("parted", 700), ("returned", PRICE)];
         for ((name, refund), ticket) in orders.iter().zip(&tickets) {
-            // The provider captures, but its answer is lost.
-            let id = shop.id(name);
-            shop.simulator.fail(Call::Capture, Some(&id), Fault::AnswerLost, 1);
-            shop.simulator.fail(Call::Capture, Some(&id), Fault::Unavailable, 1_000);
-            let body = json!({ "checkout": id, "tickets": [ticket], "payment_method": CARD });
-            check_out(kit, &shop.user, body).await?;
-            until("the money is taken", DEADLINE, async || {
-                let payments = shop.simulator.payments_of(&id);
-                ensure!(payments.iter().any(|payment| payment.captured == PRICE), "{payments:?}");
-                anyhow::Ok(())
-            })
-            .await?;
+            is_captured_unheard(kit, &shop, name, ticket).await?;
             shop.simulator.refund(&shop.payment(name)?, *refund)?;
         }
         shop.simulator.deliver(Delivery::InOrder).await?;
@@ -173,6 +163,42 @@ fn a_refund_that_is_told_before_its_checkout_has_completed_is_not_forgotten(kit:
         free(kit, &tickets[1..]).await?;
         shop.paid("parted", PRICE - 700)?;
         shop.paid("returned", 0)?;
+        role.stop().await?;
+        shop.close().await
+    })
+}
+
+fn a_dispute_that_is_told_before_the_capture_was_heard_of_is_booked_and_the_checkout_completes(
+    kit: &Kit,
+) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "webhook/hasty").await?;
+        let role = role(kit, &shop).await?;
+        let names = ["won", "lost"];
+        let tickets = shop.tickets(names.len()).await?;
+        fill(kit, &shop.user, &tickets, Some(3_600)).await?;
+        for (name, ticket) in names.iter().zip(&tickets) {
+            is_captured_unheard(kit, &shop, name, ticket).await?;
+            shop.simulator.dispute(&shop.payment(name)?)?;
+        }
+        // One is even decided.
+        shop.simulator.close_dispute(&shop.payment("lost")?, false)?;
+        shop.simulator.deliver(Delivery::InOrder).await?;
+        reads(kit, &shop.user, "disputed", 2 + 3).await?;
+        reads(kit, &shop.user, "completed", 0).await?;
+        shop.simulator.heal();
+        for name in names {
+            ends(kit, &shop.id(name), "completed").await?;
+        }
+        shop.simulator.close_dispute(&shop.payment("won")?, true)?;
+        shop.simulator.deliver(Delivery::Twice).await?;
+        reads(kit, &shop.user, "disputed", 3 + 3).await?;
+        sold(kit, &tickets).await?;
+        for (name, line) in [("won", "2500 won reinstated"), ("lost", "2500 lost withdrawn")] {
+            shop.paid(name, PRICE)?;
+            let shown = admin::done(kit, &["checkout", "show", &shop.id(name)]).await?;
+            ensure!(shown.contains(line), "{shown}");
+        }
         role.stop().await?;
         shop.close().await
     })
@@ -227,7 +253,8 @@ fn a_refund_that_fails_later_is_undone_and_where_the_seats_are_gone_an_operator_
         sold(kit, &tickets[..1]).await?;
         shop.is_clean().await?;
 
-        // Days later the others fail as well, when the seats are given up.
+        // Five days later the others fail as well, when the seats are given up.
+        five_days_pass(kit, &shop, &names).await?;
         end("returned", false)?;
         end("undone", false)?;
         shop.simulator.deliver(Delivery::Twice).await?;
@@ -445,7 +472,8 @@ fn a_dispute_is_heard_as_soon_as_the_provider_says_whose_payment_it_is(kit: &Kit
         ensure!(counted(&role, "unavailable").await? == 3.0, "not each try is counted");
         shop.simulator.deliver(Delivery::InOrder).await?;
         ensure!(shop.simulator.untold().is_empty(), "{:?}", shop.simulator.untold());
-        reads(kit, &shop.user, "disputed", 2).await?;
+        // The event that tells of the money came through first; it tells all that the other does.
+        reads(kit, &shop.user, "disputed", 1).await?;
         sold(kit, &tickets).await?;
 
         // A payment of another shop on the same account is looked up and ignored.
@@ -659,6 +687,33 @@ async fn role(kit: &Kit, shop: &Shop<'_>) -> anyhow::Result<Holdfast> {
         .env("HOLDFAST_WEBHOOK_SECRET", SECRET)
         .start()
         .await
+}
+
+/// The provider captures what this checkout pays, but its answer is lost, and it does not answer again until it is healed.
+async fn is_captured_unheard(kit: &Kit, shop: &Shop<'_>, name: &str, ticket: &str) -> anyhow::Result<()> {
+    let id = shop.id(name);
+    shop.simulator.fail(Call::Capture, Some(&id), Fault::AnswerLost, 1);
+    shop.simulator.fail(Call::Capture, Some(&id), Fault::Unavailable, 1_000);
+    let body = json!({ "checkout": id, "tickets": [ticket], "payment_method": CARD });
+    check_out(kit, &shop.user, body).await?;
+    until("the money is taken", DEADLINE, async || shop.paid(name, PRICE)).await
+}
+
+/// Five days pass: the holds have ended long ago, and the engine has forgotten the checkouts.
+async fn five_days_pass(kit: &Kit, shop: &Shop<'_>, names: &[&str]) -> anyhow::Result<()> {
+    let ids: Vec<_> = names.iter().map(|name| shop.id(name)).collect();
+    for id in &ids {
+        forget(kit, id).await?;
+    }
+    let pool = kit.stack.postgres.connect().await?;
+    let days = "update checkouts
+                set opened_at = opened_at - p, called_at = called_at - p, until = until - p, moved_at = moved_at - p,
+                    ended_at = ended_at - p
+                from (select interval '5 days' as p) passed where checkout = any($1)";
+    let aged = sqlx::query(days).bind(&ids).execute(&pool).await?;
+    pool.close().await;
+    ensure!(aged.rows_affected() == names.len() as u64, "{aged:?}");
+    Ok(())
 }
 
 /// Buys each ticket by a checkout of this name.

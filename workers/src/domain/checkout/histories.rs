@@ -90,6 +90,10 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
         ("refund made", refund_made(2, Some(due))),
         ("credits repaid", Fact::CreditsRepaid(1)),
         ("credits repaid", Fact::CreditsRepaid(2)),
+        (
+            "refunded in full",
+            in_all_beside(due, refund("re_1", due / 3, RefundStatus::Pending)),
+        ),
         ("step failed", Fact::StepFailed { patience: PATIENCE }),
         ("given up", Fact::GivenUp(CheckoutFailure::Cancelled)),
         ("amount differs", Fact::AmountDiffers),
@@ -163,6 +167,15 @@ fn returned(takes_seat: bool, money: i64, credits: i64) -> Fact {
 fn refund_made(number: usize, amount: Option<i64>) -> Fact {
     let made = amount.map(|amount| (refund("re_9", amount, RefundStatus::Succeeded), vec![]));
     Fact::RefundMade { number, made }
+}
+
+fn in_all_beside(in_all: i64, known: Refund) -> Fact {
+    let (known, frees_seats) = (vec![known], true);
+    Fact::Refunded {
+        in_all,
+        known,
+        frees_seats,
+    }
 }
 
 fn refund(id: &str, amount: i64, status: RefundStatus) -> Refund {
