@@ -49,7 +49,11 @@ pub struct Event {
 
 impl Event {
     pub fn listed(id: String, ticket: &str, seat: &str) -> Event {
-        let data = json!({ "show": "the-show", "seat": seat, "price": { "amount": 4_500, "currency": "EUR" } });
+        Event::listed_for(id, ticket, "the-show", seat)
+    }
+
+    pub fn listed_for(id: String, ticket: &str, show: &str, seat: &str) -> Event {
+        let data = json!({ "show": show, "seat": seat, "price": { "amount": 4_500, "currency": "EUR" } });
         Event::new(id, ticket, "holdfast.ticket.listed.v1", data)
     }
 
@@ -94,6 +98,12 @@ impl Event {
     pub fn checkout_cancelled(id: String, user: &str, checkout: &str) -> Event {
         let data = json!({ "checkout": checkout });
         Event::new(id, user, "holdfast.checkout.cancelled.v1", data)
+    }
+
+    /// The shop takes this ticket of an order back.
+    pub fn order_returned(id: String, user: &str, checkout: &str, ticket: &str) -> Event {
+        let data = json!({ "checkout": checkout, "tickets": [ticket] });
+        Event::new(id, user, "holdfast.order.returned.v1", data)
     }
 
     fn new(id: String, subject: &str, kind: &'static str, data: Value) -> Event {
@@ -300,6 +310,8 @@ pub struct OutcomeFields {
     pub credits: Option<i64>,
     /// The amount refunded.
     pub amount: Option<Money>,
+    /// The amount that a return gives back.
+    pub refund: Option<Money>,
     /// True when nothing is left to refund.
     pub full: Option<bool>,
 }

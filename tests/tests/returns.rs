@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use holdfast::crash::Point;
-use holdfast_schemas::UserOutcome;
+use holdfast_schemas::{OutcomeData, UserOutcome};
 use holdfast_tests::kit::provider::{Call, Fault, RefundStatus};
 use holdfast_tests::kit::{Kit, until};
 use serde_json::{Value, json};
@@ -51,16 +51,35 @@ fn an_order_is_returned_seat_by_seat_with_its_money_and_its_credits(kit: &Kit) -
         // Some of the money alone, by an operator; more than is left is refused, before anything is done.
         let order = shop.id("order");
         let more = most - PRICE + CREDITS + 1;
-        let too_much = ["checkout", "return", &order, "--keep-seats", "--refund", &more.to_string()];
+        let too_much = [
+            "checkout",
+            "return",
+            &order,
+            "--keep-seats",
+            "--refund",
+            &more.to_string(),
+        ];
         admin_refuses(&shop, &too_much, "More is to be given back than is left").await?;
-        let goodwill = ["checkout", "return", &order, "--keep-seats", "--refund", "300", "--id", "sorry"];
+        let goodwill = [
+            "checkout",
+            "return",
+            &order,
+            "--keep-seats",
+            "--refund",
+            "300",
+            "--id",
+            "sorry",
+        ];
         let dry = [&goodwill[..], &["--dry-run"]].concat();
         let said = admin_does(&shop, &dry).await?;
         ensure!(said.starts_with("would be done: 0 tickets"), "{said}");
         shop.keeps("order", most - PRICE).await?;
         for _ in 0..2 {
             let said = admin_does(&shop, &goodwill).await?;
-            ensure!(said.contains("300 EUR (minor units) and 0 credits given back"), "{said}");
+            ensure!(
+                said.contains("300 EUR (minor units) and 0 credits given back"),
+                "{said}"
+            );
         }
         shop.keeps("order", most - PRICE - 300).await?;
         sold(kit, &tickets[1..]).await?;
@@ -78,7 +97,10 @@ fn an_order_is_returned_seat_by_seat_with_its_money_and_its_credits(kit: &Kit) -
         withdrawn(kit, &tickets[1..]).await?;
         has_credits(kit, &shop.user, CREDITS).await?;
         let shown = look_at(kit, &order).await?;
-        ensure!(shown["state"] == "completed" && shown["returned"] == json!(tickets), "{shown}");
+        ensure!(
+            shown["state"] == "completed" && shown["returned"] == json!(tickets),
+            "{shown}"
+        );
 
         // An order that cost nothing, and one that credits paid.
         let gifts = shop.tickets_named("gift", 1).await?;
@@ -136,7 +158,9 @@ fn a_refund_that_fails_for_a_seat_that_was_taken_back_asks_for_an_operator(kit: 
         let payment = shop.payment("order")?;
         let pending = until("the refund is pending", DEADLINE, async || {
             let refund = shop.simulator.refunds_of(&payment).into_iter().next();
-            refund.filter(|refund| refund.status == RefundStatus::Pending).context("no refund")
+            refund
+                .filter(|refund| refund.status == RefundStatus::Pending)
+                .context("no refund")
         });
         let pending = pending.await?;
         ensure!(pending.repayment.as_deref() == Some("1"), "{pending:?}");
@@ -145,7 +169,10 @@ fn a_refund_that_fails_for_a_seat_that_was_taken_back_asks_for_an_operator(kit: 
         tell_refund(&shop, &pending.id, "failed").await?;
         reads(kit, &shop.user, "stuck", 1).await?;
         let listed = admin_does(&shop, &["checkout", "list"]).await?;
-        ensure!(listed.contains("refund_failed") && listed.contains(&shop.id("order")), "{listed}");
+        ensure!(
+            listed.contains("refund_failed") && listed.contains(&shop.id("order")),
+            "{listed}"
+        );
         // The operator refunds it again at the provider: the mark goes by itself.
         shop.simulator.refund(&payment, PRICE)?;
         let again = shop.simulator.refunds_of(&payment).pop().context("no refund")?;
@@ -166,7 +193,16 @@ fn a_cancelled_show_takes_back_every_ticket_wherever_it_is(kit: &Kit) -> anyhow:
     const SHOW: &str = "returns/gala";
     kit.block_on(async {
         let shop = Shop::open(kit, "returns/show").await?;
-        let names = ["available", "held", "declined", "waiting", "paid", "credits", "disputed", "refunded"];
+        let names = [
+            "available",
+            "held",
+            "declined",
+            "waiting",
+            "paid",
+            "credits",
+            "disputed",
+            "refunded",
+        ];
         let tickets = names.map(|name| shop.id(name));
         let price = json!({ "amount": PRICE, "currency": "EUR" });
         for ticket in &tickets {
@@ -177,7 +213,8 @@ fn a_cancelled_show_takes_back_every_ticket_wherever_it_is(kit: &Kit) -> anyhow:
         shop.has(CREDITS).await?;
         // Of an order with seats of two shows, the other show's stay the buyer's.
         shop.buy("paid", &[paid.clone(), other[0].clone()], CARD, 0).await?;
-        shop.buy("credits", std::slice::from_ref(credits), CARD, CREDITS).await?;
+        shop.buy("credits", std::slice::from_ref(credits), CARD, CREDITS)
+            .await?;
         shop.buy("disputed", std::slice::from_ref(disputed), CARD, 0).await?;
         shop.buy("refunded", std::slice::from_ref(refunded), CARD, 0).await?;
         for (name, ticket, method) in [("declined", declined, DECLINED), ("waiting", waiting, CONFIRMED)] {
@@ -200,7 +237,8 @@ fn a_cancelled_show_takes_back_every_ticket_wherever_it_is(kit: &Kit) -> anyhow:
         let said = admin_does(&shop, &[&cancel[..], &["--dry-run"]].concat()).await?;
         ensure!(said.contains("5 tickets taken off sale, 5 orders"), "{said}");
         // No refund is made while the provider is away, and none of what the bank has meanwhile: a later run goes on.
-        shop.simulator.fail(Call::Refund, Some(&shop.id("paid")), Fault::Unavailable, 1_000);
+        shop.simulator
+            .fail(Call::Refund, Some(&shop.id("paid")), Fault::Unavailable, 1_000);
         admin_refuses(&shop, &cancel, "2 orders are left").await?;
         withdrawn(kit, &tickets).await?;
         shop.keeps("paid", 2 * PRICE).await?;
@@ -211,15 +249,27 @@ fn a_cancelled_show_takes_back_every_ticket_wherever_it_is(kit: &Kit) -> anyhow:
         let said = admin_does(&shop, &cancel).await?;
         ensure!(said.contains("0 tickets taken off sale"), "{said}");
         let said = admin_does(&shop, &cancel).await?;
-        ensure!(said.contains("0 tickets taken off sale, 0 orders returned, 0 checkouts given up"), "{said}");
+        ensure!(
+            said.contains("0 tickets taken off sale, 0 orders returned, 0 checkouts given up"),
+            "{said}"
+        );
 
         withdrawn(kit, &tickets).await?;
         sold(kit, &other).await?;
-        for (name, kept) in [("paid", PRICE), ("credits", 0), ("declined", 0), ("waiting", 0), ("refunded", 0)] {
+        for (name, kept) in [
+            ("paid", PRICE),
+            ("credits", 0),
+            ("declined", 0),
+            ("waiting", 0),
+            ("refunded", 0),
+        ] {
             shop.keeps(name, kept).await?;
         }
         // The bank has given the money of the dispute to the customer: it is not given twice.
-        ensure!(shop.simulator.refunds_of(&shop.payment("disputed")?).is_empty(), "refunded what the bank has");
+        ensure!(
+            shop.simulator.refunds_of(&shop.payment("disputed")?).is_empty(),
+            "refunded what the bank has"
+        );
         for name in ["declined", "waiting"] {
             let ended = ends(kit, &shop.id(name), "failed").await?;
             ensure!(ended["reason"] == "settled", "{ended}");
@@ -239,7 +289,11 @@ fn a_return_happens_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow:
         let mut left = 0;
         for (round, point) in Point::ALL.into_iter().filter(ours).enumerate() {
             left += 2 * CREDITS;
-            pay(kit, &[added(&shop.id(&format!("credits-{round}")), &shop.user, 2 * CREDITS)]).await?;
+            pay(
+                kit,
+                &[added(&shop.id(&format!("credits-{round}")), &shop.user, 2 * CREDITS)],
+            )
+            .await?;
             has_credits(kit, &shop.user, left).await?;
             let tickets = shop.tickets_named(&round.to_string(), 4).await?;
             let order = |number: usize| format!("{round}-order-{number}");
@@ -249,7 +303,12 @@ fn a_return_happens_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow:
                 let seats = &tickets[2 * number..][..2];
                 shop.buy(&order(number), seats, CARD, CREDITS).await?;
                 let name = order(number);
-                asked.push(returned(&shop, &format!("{name}/1"), &name, json!({ "tickets": seats[..1] })));
+                asked.push(returned(
+                    &shop,
+                    &format!("{name}/1"),
+                    &name,
+                    json!({ "tickets": seats[..1] }),
+                ));
                 asked.push(returned(&shop, &format!("{name}/2"), &name, json!({ "resell": false })));
             }
             shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked)
@@ -257,8 +316,12 @@ fn a_return_happens_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow:
                 .with_context(|| point.name())?;
             for number in 0..2 {
                 shop.keeps(&order(number), 0).await.with_context(|| point.name())?;
-                free(kit, &tickets[2 * number..][..1]).await.with_context(|| point.name())?;
-                withdrawn(kit, &tickets[2 * number + 1..][..1]).await.with_context(|| point.name())?;
+                free(kit, &tickets[2 * number..][..1])
+                    .await
+                    .with_context(|| point.name())?;
+                withdrawn(kit, &tickets[2 * number + 1..][..1])
+                    .await
+                    .with_context(|| point.name())?;
                 let refunds = shop.simulator.refunds_of(&shop.payment(&order(number))?);
                 ensure!(refunds.len() == 2, "{}: {refunds:?}", point.name());
             }
@@ -291,7 +354,10 @@ impl Shop<'_> {
 
     /// Waits until the provider has this much money of an order.
     async fn keeps(&self, order: &str, money: i64) -> anyhow::Result<()> {
-        until("the money is where it belongs", DEADLINE, async || self.paid(order, money)).await
+        until("the money is where it belongs", DEADLINE, async || {
+            self.paid(order, money)
+        })
+        .await
     }
 }
 

@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::checkout::{DriveResult, Driver};
 use super::returns;
+use crate::checkout::{DriveResult, Driver};
 use crate::config::{CheckoutCommand, Config};
 use crate::domain::checkout::{Checkout, Repaid, Repayment, StuckReason};
 use crate::metrics::Metrics;
@@ -72,7 +72,14 @@ pub(super) fn driver(
     let loyalty = other
         .transpose()?
         .map(|other| Loyalty::new(pool.clone(), other, database.idempotency_retention));
-    Ok(Driver::new(config, pool, loyalty, &Arc::new(Metrics::new()?), now, new_id)?)
+    Ok(Driver::new(
+        config,
+        pool,
+        loyalty,
+        &Arc::new(Metrics::new()?),
+        now,
+        new_id,
+    )?)
 }
 
 /// Drives the checkout to its end, as its workflow would.

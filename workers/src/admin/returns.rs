@@ -30,9 +30,10 @@ const AT_ONCE: usize = 8;
 /// Returns an order, or a part of it; says what of it.
 pub(super) async fn return_order(driver: &Driver, wanted: &Return) -> anyhow::Result<String> {
     let checkout = find(&driver.buying.main, &wanted.checkout).await?;
-    let tickets = wanted.tickets.iter().map(|ticket| {
-        TicketId::parse(ticket).with_context(|| format!("{ticket:?} is no ticket id"))
-    });
+    let tickets = wanted
+        .tickets
+        .iter()
+        .map(|ticket| TicketId::parse(ticket).with_context(|| format!("{ticket:?} is no ticket id")));
     let tickets = tickets.collect::<anyhow::Result<Vec<_>>>()?;
     let refund = wanted.refund.map(|amount| Price::new(amount, checkout.currency()));
     let asked = events::OrderReturned {
@@ -53,22 +54,37 @@ pub(super) async fn return_order(driver: &Driver, wanted: &Return) -> anyhow::Re
         None => (driver.buying.new_id)().to_string(),
     };
     commit(driver, &checkout, asked, &format!("{}/{id}", checkout.id)).await?;
-    match driver.drive(&checkout.id, true).await.context("it is decided, and is carried out later")? {
-        DriveResult::Stuck => bail!("it is decided, but the checkout is stuck: `admin checkout settle` once that is mended"),
+    match driver
+        .drive(&checkout.id, true)
+        .await
+        .context("it is decided, and is carried out later")?
+    {
+        DriveResult::Stuck => {
+            bail!("it is decided, but the checkout is stuck: `admin checkout settle` once that is mended")
+        }
         DriveResult::Ended | DriveResult::Waits(_) => Ok(format!("done: {told}\n")),
     }
 }
 
 /// What a return comes to, in words.
 fn meaning(checkout: &Checkout, asked: &events::OrderReturned) -> anyhow::Result<String> {
-    let Fact::OrderReturned(Returning { tickets, money, credits, resell }) =
-        checkout.hear_of_return(asked).map_err(refusal)?
+    let Fact::OrderReturned(Returning {
+        tickets,
+        money,
+        credits,
+        resell,
+    }) = checkout.hear_of_return(asked).map_err(refusal)?
     else {
         bail!("a return brings no other fact");
     };
-    let (currency, again) = (checkout.currency().code(), if resell { "for sale again" } else { "off sale" });
+    let (currency, again) = (
+        checkout.currency().code(),
+        if resell { "for sale again" } else { "off sale" },
+    );
     let tickets = tickets.len();
-    Ok(format!("{tickets} tickets taken back and {again}, {money} {currency} (minor units) and {credits} credits given back"))
+    Ok(format!(
+        "{tickets} tickets taken back and {again}, {money} {currency} (minor units) and {credits} credits given back"
+    ))
 }
 
 fn refusal(reason: UserRefusalReason) -> anyhow::Error {
@@ -77,7 +93,10 @@ fn refusal(reason: UserRefusalReason) -> anyhow::Error {
 
 /// Commits the event of a return, as if it came from Kafka.
 async fn commit(driver: &Driver, checkout: &Checkout, asked: events::OrderReturned, id: &str) -> anyhow::Result<()> {
-    let (source, id) = (Source::parse(SOURCE)?, EventId::parse(id).context("the id of the return")?);
+    let (source, id) = (
+        Source::parse(SOURCE)?,
+        EventId::parse(id).context("the id of the return")?,
+    );
     let data = UserEvent::OrderReturned(asked);
     let event = Event::new(source, id, (driver.now)(), None, checkout.user.clone(), data);
     let work = Work::Request(event);
@@ -106,9 +125,15 @@ pub(super) async fn cancel_show(driver: &Driver, show: &str, refund: bool, dry_r
     let pool = &driver.buying.main;
     let mut out = std::io::stdout();
     if dry_run {
-        let (tickets, orders) = (tickets::for_sale(pool, &show).await?, orders::standing(pool, &show).await?);
+        let (tickets, orders) = (
+            tickets::for_sale(pool, &show).await?,
+            orders::standing(pool, &show).await?,
+        );
         let (tickets, orders) = (tickets.len(), orders.len());
-        return Ok(writeln!(out, "would be done: {tickets} tickets taken off sale, {orders} orders returned or given up")?);
+        return Ok(writeln!(
+            out,
+            "would be done: {tickets} tickets taken off sale, {orders} orders returned or given up"
+        )?);
     }
     let mut tally = Tally::default();
     loop {
@@ -166,7 +191,10 @@ async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool
             driven(driver, id).await?;
             continue;
         }
-        let of_show = checkout.lines.iter().filter(|line| line.show == *show && !line.returned);
+        let of_show = checkout
+            .lines
+            .iter()
+            .filter(|line| line.show == *show && !line.returned);
         let tickets: Vec<_> = of_show.map(|line| line.ticket.clone()).collect();
         if tickets.is_empty() {
             // Returned before, but not all of it is given back yet.
@@ -186,7 +214,15 @@ async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool
             // It has failed, or was refunded by hand meanwhile.
             Err(UserRefusalReason::NotCompleted | UserRefusalReason::NotInOrder) => return Ok(false),
             Err(reason) => return Err(refusal(reason)),
-            Ok(_) => commit(driver, &checkout, asked, &format!("{id}/cancelled/{}", checkout.version)).await?,
+            Ok(_) => {
+                commit(
+                    driver,
+                    &checkout,
+                    asked,
+                    &format!("{id}/cancelled/{}", checkout.version),
+                )
+                .await?
+            }
         }
         driven(driver, id).await?;
         return Ok(true);

@@ -298,7 +298,9 @@ impl Driver {
             Step::GiveBack => self.give_back(checkout).await?,
             Step::Fail => Fact::GivenBack { captured: 0 },
             Step::ReturnCredits => Fact::CreditsReturned,
-            Step::Refund { number, amount } => return self.refund(checkout, *number, *amount).await.map(Taken::Recorded),
+            Step::Refund { number, amount } => {
+                return self.refund(checkout, *number, *amount).await.map(Taken::Recorded);
+            }
             Step::RepayCredits(number) => Fact::CreditsRepaid(*number),
         };
         match checkout.with(&fact, (self.now)()) {

@@ -180,7 +180,12 @@ pub enum CheckoutCommand {
 pub struct Return {
     pub checkout: String,
     /// Only these tickets, separated by commas; without it, all that are still the buyer's.
-    #[arg(long = "ticket", value_name = "TICKET", value_delimiter = ',', conflicts_with = "keep_seats")]
+    #[arg(
+        long = "ticket",
+        value_name = "TICKET",
+        value_delimiter = ',',
+        conflicts_with = "keep_seats"
+    )]
     pub tickets: Vec<String>,
     /// Leave every seat with the buyer, and give money back alone.
     #[arg(long, requires = "refund")]

@@ -28,8 +28,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 pub use certificate::CertificateFiles;
 pub use checkout::{Checkout, FullRefund};
 pub use command::{
-    Admin, CheckoutCommand, DeadLetters, MailCommand, Orders, Outbox, PointInTime, RelayCommand, Retry, Return, Role, RoleName, ShowCommand,
-    Sales, TicketCommand, UserCommand,
+    Admin, CheckoutCommand, DeadLetters, MailCommand, Orders, Outbox, PointInTime, RelayCommand, Retry, Return, Role,
+    RoleName, Sales, ShowCommand, TicketCommand, UserCommand,
 };
 pub use database::Database;
 pub use gate::Gate;

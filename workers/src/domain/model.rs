@@ -43,8 +43,18 @@ struct Step {
 fn step() -> impl Strategy<Value = Step> {
     (
         prop::sample::select(vec![
-            "list", "withdraw", "reserve", "reserve", "release", "expire", "lengthen", "lengthen", "sell", "return",
-            "take back", "call off",
+            "list",
+            "withdraw",
+            "reserve",
+            "reserve",
+            "release",
+            "expire",
+            "lengthen",
+            "lengthen",
+            "sell",
+            "return",
+            "take back",
+            "call off",
         ]),
         0..2usize,
         any::<bool>(),

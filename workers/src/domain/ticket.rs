@@ -225,11 +225,9 @@ fn decide_unlisted(input: Input, now: OffsetDateTime) -> Decision<Ticket> {
             next: None,
             outcomes: vec![refusal(RefusalReason::UnknownTicket)],
         },
-        Input::Expire { .. }
-        | Input::Lengthen { .. }
-        | Input::Sell { .. }
-        | Input::Return { .. }
-        | Input::CallOff => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } | Input::CallOff => {
+            Decision::Nothing
+        }
     }
 }
 
@@ -356,11 +354,9 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
                 ),
             }
         }
-        Input::Expire { .. }
-        | Input::Lengthen { .. }
-        | Input::Sell { .. }
-        | Input::Return { .. }
-        | Input::CallOff => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } | Input::CallOff => {
+            Decision::Nothing
+        }
     }
 }
 
@@ -382,11 +378,9 @@ fn decide_withdrawn(ticket: &Ticket, input: Input, now: OffsetDateTime) -> Decis
         }
         Input::Withdraw | Input::Reserve { .. } => refuse(ticket, RefusalReason::Withdrawn, now),
         Input::Release { .. } => refuse(ticket, RefusalReason::NotHeld, now),
-        Input::Expire { .. }
-        | Input::Lengthen { .. }
-        | Input::Sell { .. }
-        | Input::Return { .. }
-        | Input::CallOff => Decision::Nothing,
+        Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } | Input::CallOff => {
+            Decision::Nothing
+        }
     }
 }
 

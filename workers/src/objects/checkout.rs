@@ -310,7 +310,12 @@ impl View {
         Self {
             state: found.state.name().to_owned(),
             stuck: found.stuck.is_some(),
-            returned: found.lines.iter().filter(|line| line.returned).map(|line| line.ticket.clone()).collect(),
+            returned: found
+                .lines
+                .iter()
+                .filter(|line| line.returned)
+                .map(|line| line.ticket.clone())
+                .collect(),
             tickets: found.lines.into_iter().map(|line| line.ticket).collect(),
             checkout: found.id,
             user: found.user,

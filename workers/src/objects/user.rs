@@ -261,7 +261,11 @@ impl User {
     /// Takes seats of the user's order back, or gives back some of what was paid: the shop's own wish, not the buyer's. The outcomes tell
     /// what comes of it.
     #[handler(name = "returnOrder")]
-    async fn return_order(&self, ctx: ObjectContext<'_>, body: Body<events::OrderReturned>) -> HandlerResult<Json<Reply>> {
+    async fn return_order(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::OrderReturned>,
+    ) -> HandlerResult<Json<Reply>> {
         self.ask(&ctx, "returnOrder", body.read()?).await
     }
 

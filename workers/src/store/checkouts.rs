@@ -7,8 +7,8 @@ use holdfast_schemas::{
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::{Error, repayments};
 use super::session::{InTime, on_session};
+use super::{Error, repayments};
 use crate::domain::checkout::{Checkout, Failure, Line, State, StuckReason};
 
 /// The checkout with this id.
@@ -230,7 +230,12 @@ pub(super) async fn insert(
 pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &Checkout) -> Result<bool, Error> {
     let failure = to.state.failure();
     let has_ended = to.state.has_ended();
-    let returned: Vec<_> = to.lines.iter().filter(|line| line.returned).map(|line| line.ticket.as_str()).collect();
+    let returned: Vec<_> = to
+        .lines
+        .iter()
+        .filter(|line| line.returned)
+        .map(|line| line.ticket.as_str())
+        .collect();
     let updated = sqlx::query_scalar!(
         r#"with updated as (
         update checkouts set version = version + 1, state = $3, payment = $4, called_at = $5, unknown_since = $6,

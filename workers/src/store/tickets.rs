@@ -116,7 +116,9 @@ pub async fn for_sale(pool: &PgPool, show: &ShowId) -> Result<Vec<TicketId>, Err
         show.as_str()
     );
     let rows = rows.fetch_all(pool).in_time(pool).await.map_err(Error::Read)?;
-    let tickets = rows.iter().map(|ticket| parse_column(ticket, || TicketId::parse(ticket)));
+    let tickets = rows
+        .iter()
+        .map(|ticket| parse_column(ticket, || TicketId::parse(ticket)));
     tickets.collect()
 }
 

@@ -41,10 +41,9 @@ impl Credit {
 pub(super) struct Spent(BTreeMap<String, String>);
 
 impl Spent {
-    /// Records that the ledger has entries of this kind, `credit` or `credit_back`, for a checkout.
-    pub(super) fn told(&mut self, checkout: String, kind: &str) {
+    /// Records that the books have this step of a checkout's: `spend`, `return`, or `repay/` and the number of a repayment.
+    pub(super) fn told(&mut self, checkout: String, step: &str) {
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_bytes());
-        let step = if kind == "credit" { "spend" } else { "return" };
         self.0.insert(format!("checkout/{id}/{step}"), checkout);
     }
 

@@ -166,10 +166,9 @@ async fn credits(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
 /// Compares the credits that checkouts spent or got back with the committed attempts.
 async fn spent(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
     let mut spent = Spent::default();
-    let mut rows = sqlx::query!("select distinct checkout, kind from ledger where kind in ('credit', 'credit_back')")
-        .fetch(&mut *snapshot.sql);
+    let mut rows = sqlx::query_file!("src/verify/spent.sql").fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
-        spent.told(row.checkout, &row.kind);
+        spent.told(row.checkout, &row.step);
     }
     drop(rows);
     let mut rows = sqlx::query!(

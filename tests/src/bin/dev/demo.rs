@@ -1,6 +1,6 @@
 //! An on-sale on real servers: many buyers and few seats, repeats and bad records mixed in. Then those who hold seats buy them
-//! from a payment provider that declines cards, loses answers and tells everything twice, and some regret it. A worker is killed in
-//! the middle of either. In the end every count must add up, the provider's books must say the same to the last cent, each customer
+//! from a payment provider that declines cards, asks for confirmations, loses answers and tells everything twice; some regret it, and
+//! one of two shows is cancelled. A worker is killed in the middle of either. In the end every count must add up, the provider's books must say the same to the last cent, each customer
 //! must have been written to, and `holdfast verify` must agree.
 
 mod books;
@@ -39,6 +39,8 @@ const BOUGHT_AGAIN: usize = 40;
 /// Checkouts that are refunded later; below, the amount of each partial refund, in cents.
 const REGRETS: usize = 12;
 const PART: i64 = 1_000;
+/// Orders of several seats of which the shop takes one back.
+const RETURNS: usize = 6;
 /// The same faults each time.
 const SEED: u64 = 7;
 const BEAT: Duration = Duration::from_millis(10);
@@ -60,7 +62,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let second = launch("second").arg("--no-migrate").arg("--no-register");
     let second = second.env("HOLDFAST_SERVE_LISTEN", &serve).start().await?;
 
-    let mut sale = Sale::open(&stack)?;
+    let mut sale = Sale::open(&stack, &provider)?;
     sale.register().await?;
     let half = sale.begin_fight();
     while sale.steps.len() > half {
@@ -79,13 +81,17 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let (first, down_again) = sale.go_on_without(first, launch("first").webhooks()).await?;
     sale.send_again(BOUGHT_AGAIN)?;
     sale.settle().await?;
-    sale.regret(&provider)?;
+    sale.regret()?;
+    sale.settle().await?;
+    sale.take_back()?;
+    sale.settle().await?;
+    sale.cancel_show(&stack).await?;
     sale.settle().await?;
     while !provider.has_told_all() {
         sale.go_on().await?;
     }
     provider.heal();
-    sale.hear_the_rest(&stack, &provider).await?;
+    sale.hear_the_rest(&stack).await?;
     sale.display.end(&sale.books);
 
     println!("\n{}", sale.books.table(down + down_again));
@@ -98,7 +104,8 @@ pub(crate) async fn run() -> anyhow::Result<()> {
 }
 
 /// The on-sale under way.
-struct Sale {
+struct Sale<'a> {
+    provider: &'a Simulator,
     steps: VecDeque<Step>,
     /// Events sent so far, for those that are sent again.
     sent: Vec<Step>,
@@ -112,14 +119,18 @@ struct Sale {
     pace: Beats,
     beat: Interval,
     last_news: Instant,
+    /// Checkouts whose customers have to confirm the payment.
+    confirmed: Vec<String>,
     /// Steps taken so far of the ones that [`Self::begin`] was given last.
     scripted: usize,
 }
 
-impl Sale {
-    fn open(stack: &Stack) -> anyhow::Result<Sale> {
+impl<'a> Sale<'a> {
+    fn open(stack: &Stack, provider: &'a Simulator) -> anyhow::Result<Self> {
         Ok(Sale {
+            provider,
             scripted: 0,
+            confirmed: Vec::new(),
             sent: Vec::new(),
             reservations: Producer::new(&stack.kafka, RESERVATIONS)?,
             payments: Producer::new(&stack.kafka, PAYMENTS)?,
@@ -179,24 +190,71 @@ impl Sale {
     }
 
     /// Refunds some checkouts at the provider, past Holdfast; the provider sends webhooks about it.
-    fn regret(&mut self, provider: &Simulator) -> anyhow::Result<()> {
+    fn regret(&mut self) -> anyhow::Result<()> {
         let regrets = self.books.money.regrets(REGRETS, PART);
         self.display.say(&format!(
             "{} regret it: all of it, or a part, is given back",
             regrets.len()
         ));
         for Regret { checkout, amount } in regrets {
-            let payments = provider.payments_of(&checkout);
+            let payments = self.provider.payments_of(&checkout);
             let payment = &payments.first().context("a paid checkout without a payment")?.id;
             self.books.money.regret(&checkout);
-            provider.refund(payment, amount)?;
+            self.provider.refund(payment, amount)?;
+        }
+        Ok(())
+    }
+
+    /// The shop takes single seats of some orders back.
+    fn take_back(&mut self) -> anyhow::Result<()> {
+        let several = self.books.money.several(RETURNS);
+        self.display.say(&format!(
+            "the shop takes back one seat of each of {} orders",
+            several.len()
+        ));
+        for (checkout, ticket) in several {
+            let user = checkout.replace("order-", "buyer-");
+            let event = Event::order_returned(format!("return-{checkout}"), &user, &checkout, &ticket);
+            self.send(Step::payment(event))?;
+        }
+        Ok(())
+    }
+
+    /// Cancels one of the shows, by the command of an operator.
+    async fn cancel_show(&mut self, stack: &Stack) -> anyhow::Result<()> {
+        let sold = self.books.sold_of_cancelled();
+        self.display.say(&format!(
+            "{} is cancelled: {sold} seats of it are sold",
+            script::CANCELLED
+        ));
+        let admin = stack.holdfast("admin", "admin").provider(self.provider);
+        let cancelled = admin.arg("show").arg("cancel").arg(script::CANCELLED).output().await?;
+        let said = String::from_utf8_lossy(&cancelled.stdout);
+        self.display.say(said.trim_end().lines().last().unwrap_or_default());
+        ensure!(
+            cancelled.status.success(),
+            "admin show cancel: {said}\n{}",
+            String::from_utf8_lossy(&cancelled.stderr)
+        );
+        while self.books.sold_of_cancelled() > 0 {
+            self.go_on().await?;
+        }
+        Ok(())
+    }
+
+    /// Customers confirm the payments of which their banks ask it.
+    fn confirm(&mut self) -> anyhow::Result<()> {
+        for checkout in std::mem::take(&mut self.confirmed) {
+            let payments = self.provider.payments_of(&checkout);
+            let payment = &payments.first().context("a confirmation without a payment")?.id;
+            self.provider.authenticate(payment, true)?;
         }
         Ok(())
     }
 
     /// Waits for what makes no outcome: webhooks that changed nothing, and mails.
-    async fn hear_the_rest(&mut self, stack: &Stack, provider: &Simulator) -> anyhow::Result<()> {
-        let verify = || stack.holdfast("verify", "verify").provider(provider).arg("--json");
+    async fn hear_the_rest(&mut self, stack: &Stack) -> anyhow::Result<()> {
+        let verify = || stack.holdfast("verify", "verify").provider(self.provider).arg("--json");
         until("every record is accounted for", SILENCE, async || {
             let counts: Value = serde_json::from_slice(&verify().output().await?.stdout)?;
             ensure!(counts["pending"] == 0, "{counts}");
@@ -258,6 +316,7 @@ impl Sale {
                 self.books.dead_letter(&arrival?.record)?;
             }
         }
+        self.confirm()?;
         self.display.show(&self.books);
         Ok(())
     }
@@ -300,6 +359,9 @@ impl Sale {
         self.last_news = Instant::now();
         let outcome = Outcome::read(&arrival.record)?;
         self.books.outcome(&outcome, arrival.at)?;
+        if outcome.verb() == "action_required" {
+            self.confirmed.extend(outcome.data.checkout.clone());
+        }
         match (outcome.verb(), &outcome.data.user, &outcome.data.hold) {
             ("held", Some(user), Some(hold)) => self.react(&outcome.subject, user, hold),
             ("payment_declined", ..) => {

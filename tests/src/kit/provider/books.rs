@@ -306,7 +306,12 @@ impl Books {
 
     /// A refund by the fields of a request.
     pub(super) fn refund_by(&mut self, id: &str, fields: &[(String, String)]) -> Answer {
-        let field = |name: &str| fields.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+        let field = |name: &str| {
+            fields
+                .iter()
+                .find(|(other, _)| other == name)
+                .map(|(_, value)| value.as_str())
+        };
         let amount = field("amount").map(str::parse).transpose();
         let amount = amount.map_err(|_| invalid("parameter_invalid_integer", "amount"))?;
         self.refund(id, amount, field("metadata[holdfast_repayment]"))

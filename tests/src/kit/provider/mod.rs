@@ -575,7 +575,11 @@ impl Parsed {
             ("POST", ["v1", "payment_intents", id, "cancel"]) => (Call::Cancel, *id),
             (method, ["v1", "refunds"]) => {
                 let intent = fields.iter().find(|(name, _)| name == "payment_intent");
-                let call = if method == "POST" { Call::Refund } else { Call::ListRefunds };
+                let call = if method == "POST" {
+                    Call::Refund
+                } else {
+                    Call::ListRefunds
+                };
                 (call, intent.map_or("", |(_, id)| id))
             }
             _ => return Err(refused(404, "Unrecognized request URL")),

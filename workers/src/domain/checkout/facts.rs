@@ -47,14 +47,25 @@ pub enum Fact {
     CreditsReturned,
     /// The provider has refunded so much in all, in minor units. `known`: the refunds of the checkout that are known one by one.
     /// `frees_seats`: a refund in full frees the seats.
-    Refunded { in_all: i64, known: Vec<Refund>, frees_seats: bool },
+    Refunded {
+        in_all: i64,
+        known: Vec<Refund>,
+        frees_seats: bool,
+    },
     /// How a refund stands, as the provider reports it; and the refunds that are known, this one as it was.
-    RefundChanged { now: Refund, known: Vec<Refund>, frees_seats: bool },
+    RefundChanged {
+        now: Refund,
+        known: Vec<Refund>,
+        frees_seats: bool,
+    },
     /// The shop takes seats of the order back, or gives back some of what was paid.
     OrderReturned(Returning),
     /// The provider has made the refund of the repayment of this number; none where nothing was left to refund. With it, the refunds that
     /// are known.
-    RefundMade { number: usize, made: Option<(Refund, Vec<Refund>)> },
+    RefundMade {
+        number: usize,
+        made: Option<(Refund, Vec<Refund>)>,
+    },
     /// The credits of the repayment of this number are returned, within the transaction that writes this.
     CreditsRepaid(usize),
     /// The state of a dispute, as the provider reports it, and as it was known before.
@@ -117,8 +128,16 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
         },
         Fact::GivenBack { captured } => given_back(checkout, captured),
         Fact::CreditsReturned => credits_returned(checkout),
-        Fact::Refunded { in_all, known, frees_seats } => refunded(checkout, in_all, &known, frees_seats),
-        Fact::RefundChanged { now, known, frees_seats } => refund_changed(checkout, now, &known, frees_seats),
+        Fact::Refunded {
+            in_all,
+            known,
+            frees_seats,
+        } => refunded(checkout, in_all, &known, frees_seats),
+        Fact::RefundChanged {
+            now,
+            known,
+            frees_seats,
+        } => refund_changed(checkout, now, &known, frees_seats),
         Fact::OrderReturned(asked) => order_returned(checkout, asked),
         Fact::RefundMade { number, made } => refund_made(checkout, number, made),
         Fact::CreditsRepaid(number) => credits_repaid(checkout, number),

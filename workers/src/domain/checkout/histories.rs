@@ -116,7 +116,14 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
             for known in all_known {
                 let now = now.clone();
                 let frees_seats = true;
-                facts.push((name, Fact::RefundChanged { now, known, frees_seats }));
+                facts.push((
+                    name,
+                    Fact::RefundChanged {
+                        now,
+                        known,
+                        frees_seats,
+                    },
+                ));
             }
         }
     }
@@ -235,7 +242,11 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
         _ => false,
     };
     let was_returned = !checkout.repayments.is_empty() || checkout.lines.iter().any(|line| line.returned);
-    let frees = !was_returned && !matches!(fact, Fact::Captured { frees_seats: false } | Fact::Refunded { frees_seats: false, .. });
+    let frees = !was_returned
+        && !matches!(
+            fact,
+            Fact::Captured { frees_seats: false } | Fact::Refunded { frees_seats: false, .. }
+        );
     match (condition, fact) {
         ("missing", _) => checkout.called_at.is_some() && checkout.payment.is_none(),
         ("in time", _) => now < checkout.until,
@@ -256,7 +267,11 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
         }
         ("left", Fact::OrderReturned(asked)) => {
             let is_given = checkout.state == State::Completed;
-            let seat = is_given && checkout.lines.iter().any(|line| !line.returned && asked.tickets.contains(&line.ticket));
+            let seat = is_given
+                && checkout
+                    .lines
+                    .iter()
+                    .any(|line| !line.returned && asked.tickets.contains(&line.ticket));
             let money = asked.money.min(due - checkout.refunded.max(money_repaid(checkout)));
             let credits = asked.credits.min(if is_given { credits_left(checkout) } else { 0 });
             seat || money > 0 || credits > 0
@@ -269,8 +284,16 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
             let open = checkout.repayments.get(number - 1).filter(is_open);
             open.is_some_and(|open| matches!(open.what, Repaid::Credits(_)))
         }
-        ("news, seats gone", fact) => {
-            checkout.lines.iter().any(|line| line.returned) && holds("news", checkout, fact, now)
+        ("news, still owed", fact) => {
+            let is_told = checkout.stuck == Some(StuckReason::RefundFailed);
+            let settled = checkout.repayments.iter().filter(|repayment| repayment.settled);
+            let settled: Vec<_> = settled.copied().collect();
+            let asked = money_repaid(&Checkout {
+                repayments: settled,
+                ..checkout.clone()
+            });
+            let is_gone = checkout.lines.iter().any(|line| line.returned);
+            is_gone && !is_told && checkout.refunded < asked && holds("news", checkout, fact, now)
         }
         ("booked", fact) => was_booked(checkout, fact) > 0,
         ("news", Fact::RefundChanged { now, known, .. }) => {
@@ -374,7 +397,9 @@ fn change<'n>(name: &'n str, before: &Checkout, after: &Checkout) -> &'n str {
         (_, _) if name == "disputed" => "disputed",
         (_, _) if name == "credits returned" => "credits returned",
         (_, _) if ["order returned", "refund made", "credits repaid"].contains(&name) => name,
-        ("completed", _) if name == "refund failed" && !before.lines.iter().any(|line| line.returned) => "refund failed",
+        ("completed", _) if name == "refund failed" && !before.lines.iter().any(|line| line.returned) => {
+            "refund failed"
+        }
         ("completed" | "refunded" | "failed", _) if name == "refund failed" => "refund failed, seats gone",
         ("refunded", "refunded") if after.refunded > before.refunded => "refunded again",
         ("failed", "failed") if after.refunded > before.refunded => "failed, refunded again",
@@ -560,7 +585,7 @@ fn the_tables_on_the_page_are_what_the_rules_do() {
             "left",
             "it is to be refunded",
             "they are to be returned",
-            "news, seats gone",
+            "news, still owed",
         ];
         let more = ["news", "to note", "stuck", "its step fails", "not stuck", "unmarked"];
         let conditions = [&conditions[..], &more].concat();
@@ -807,7 +832,9 @@ fn history(credits: u8, choices: &[(u8, u8)]) -> Result<(), String> {
                 now,
                 before: books.dispute.clone(),
             },
-            Fact::Refunded { in_all, frees_seats, .. } => Fact::Refunded {
+            Fact::Refunded {
+                in_all, frees_seats, ..
+            } => Fact::Refunded {
                 in_all,
                 known: books.known(),
                 frees_seats,

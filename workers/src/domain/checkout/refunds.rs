@@ -129,9 +129,8 @@ fn told(checkout: &Checkout, next: Checkout) -> Transition {
 /// back is kept for nothing, and an operator is asked for.
 fn failed(checkout: &Checkout, refund: &Refund, was_booked: i64) -> Transition {
     let is_under_way = !checkout.state.has_ended();
-    let is_given = checkout.state == State::Completed && !checkout.lines.iter().any(|line| line.returned);
-    let is_kept_for_nothing = !is_under_way && !is_given;
-    if is_kept_for_nothing && was_booked == 0 {
+    let was_ended_without_seats = !is_under_way && checkout.state != State::Completed;
+    if was_ended_without_seats && was_booked == 0 {
         return Transition::default();
     }
     let mut next = Checkout {
@@ -156,7 +155,8 @@ fn failed(checkout: &Checkout, refund: &Refund, was_booked: i64) -> Transition {
         },
         undone: was_booked > 0,
     })];
-    if is_kept_for_nothing {
+    let is_owed = checkout.lines.iter().any(|line| line.returned) && next.refunded < checkout.settled_money();
+    if was_ended_without_seats || is_owed {
         next.stuck = Some(StuckReason::RefundFailed);
         if checkout.stuck.is_none() {
             let checkout = checkout.id.clone();

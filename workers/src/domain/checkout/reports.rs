@@ -121,7 +121,11 @@ impl Checkout {
     /// The report is about another payment or another checkout's refund or dispute, or in another currency. The payment is unknown
     /// here while the provider's answer is on its way.
     pub fn hear(&self, report: &ProviderReport<'_>, known: Known) -> Result<Option<Fact>, UserRefusalReason> {
-        let Known { refunds, dispute, frees_seats } = known;
+        let Known {
+            refunds,
+            dispute,
+            frees_seats,
+        } = known;
         let owners = refunds.iter().map(|refund| &refund.checkout);
         let mut owners = owners.chain(dispute.iter().map(|dispute| &dispute.checkout));
         let is_anothers = owners.any(|owner| *owner != self.id);
@@ -170,7 +174,11 @@ impl Checkout {
         let in_all = refunded.amount();
         match in_all > self.due() {
             true => self.refunds_differ(),
-            false => Some(Fact::Refunded { in_all, known, frees_seats }),
+            false => Some(Fact::Refunded {
+                in_all,
+                known,
+                frees_seats,
+            }),
         }
     }
 
@@ -180,7 +188,11 @@ impl Checkout {
         let in_all: i64 = others.map(|other| other.amount.amount()).sum::<i64>() + now.amount.amount();
         match now.status == RefundStatus::Succeeded && in_all > self.due() {
             true => self.refunds_differ(),
-            false => Some(Fact::RefundChanged { now, known, frees_seats }),
+            false => Some(Fact::RefundChanged {
+                now,
+                known,
+                frees_seats,
+            }),
         }
     }
 

@@ -96,6 +96,16 @@ impl Checkout {
         money.sum()
     }
 
+    /// The part of it that the provider was asked for.
+    pub(super) fn settled_money(&self) -> i64 {
+        let settled = self.repayments.iter().filter(|repayment| repayment.settled);
+        let money = settled.map(|repayment| match repayment.what {
+            Repaid::Money(amount) => amount,
+            Repaid::Credits(_) => 0,
+        });
+        money.sum()
+    }
+
     /// The credits that were spent, and that no return gives back.
     pub(super) fn credits_left(&self) -> i64 {
         let credits = self.repayments.iter().map(|repayment| match repayment.what {
@@ -117,7 +127,11 @@ impl Checkout {
 
     /// The step that makes the first repayment that is open.
     pub(super) fn repaying(&self) -> Option<Step> {
-        let (place, open) = self.repayments.iter().enumerate().find(|(_, repayment)| !repayment.settled)?;
+        let (place, open) = self
+            .repayments
+            .iter()
+            .enumerate()
+            .find(|(_, repayment)| !repayment.settled)?;
         let number = place + 1;
         Some(match open.what {
             Repaid::Money(amount) => Step::Refund { number, amount },
@@ -150,9 +164,13 @@ pub(super) fn order_returned(checkout: &Checkout, asked: Returning) -> Transitio
     let tickets: Vec<_> = given.filter(|ticket| asked.tickets.contains(ticket)).collect();
     let mut next = checkout.without(|line| tickets.contains(&line.ticket));
     let credits = Credits::new(credits).ok().filter(|credits| credits.amount() > 0);
-    let repaid = [(money > 0).then_some(Repaid::Money(money)), credits.map(Repaid::Credits)];
+    let repaid = [
+        (money > 0).then_some(Repaid::Money(money)),
+        credits.map(Repaid::Credits),
+    ];
     let repaid = repaid.into_iter().flatten();
-    next.repayments.extend(repaid.map(|what| Repayment { what, settled: false }));
+    next.repayments
+        .extend(repaid.map(|what| Repayment { what, settled: false }));
     let transition = row(checkout, next);
     if transition.is_nothing() {
         return transition;

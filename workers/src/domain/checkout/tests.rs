@@ -241,10 +241,10 @@ impl Refunds {
     fn hear_of_all(&mut self, in_all: i64) -> Transition {
         let known = self.known.clone();
         self.apply(Fact::Refunded {
-        in_all,
-        known,
-        frees_seats: true,
-    })
+            in_all,
+            known,
+            frees_seats: true,
+        })
     }
 
     fn apply(&mut self, fact: Fact) -> Transition {
@@ -548,7 +548,10 @@ fn a_report_is_about_this_payment_this_refund_this_dispute_and_this_currency() {
         };
         checkout.hear(&report, known)
     };
-    let nothing = Known::default;
+    let nothing = || Known {
+        frees_seats: true,
+        ..Known::default()
+    };
     let other = PaymentId::parse("pi_2").unwrap();
     let dollars = Price::new(10, Currency::USD).unwrap();
     assert_eq!(hear(&paid, &ours, Reported::Progress(None), nothing()), Ok(None));
@@ -611,10 +614,10 @@ fn a_report_is_about_this_payment_this_refund_this_dispute_and_this_currency() {
     };
     let (now, known) = (ten.clone(), vec![]);
     let changed = Ok(Some(Fact::RefundChanged {
-            now,
-            known,
-            frees_seats: true,
-        }));
+        now,
+        known,
+        frees_seats: true,
+    }));
     let report = |known| hear(&paid, &ours, report_of(&ten), known);
     assert_eq!(report(nothing()), changed);
     assert_eq!(report(anothers(&of_another)), differs);
@@ -803,7 +806,7 @@ fn what_was_spent_and_sold_goes_back_when_a_checkout_fails() {
     assert_eq!(failed.seats, Seats::Returned { resell: true });
     let unsold = after(&Checkout { sold: false, ..spent }, Fact::GivenBack { captured: 0 });
     assert_eq!((moved_by(&unsold), unsold.credits), (vec![], None), "nothing was spent");
-    assert_eq!((unsold.seats, unsold.purchases), Default::default(), "its holds go on");
+    assert_eq!(unsold.seats, Seats::Kept, "its holds go on");
 }
 
 fn any_amount(_: Price) -> Result<(), UserRefusalReason> {
@@ -1080,7 +1083,14 @@ fn a_return_gives_back_what_its_tickets_cost_of_the_money_first_and_then_of_the_
     assert_eq!((order.next(now()), &order.state), (refund_asked, &State::Completed));
     let rest = take_back(&order, &returned(None, None)).next.unwrap();
     let credits = Credits::new(40).unwrap();
-    assert_eq!(repayments(&rest), [50, 10].map(Repaid::Money).into_iter().chain([Repaid::Credits(credits)]).collect::<Vec<_>>());
+    assert_eq!(
+        repayments(&rest),
+        [50, 10]
+            .map(Repaid::Money)
+            .into_iter()
+            .chain([Repaid::Credits(credits)])
+            .collect::<Vec<_>>()
+    );
     assert!(rest.lines.iter().all(|line| line.returned));
     let nothing = rest.hear_of_return(&returned(None, None));
     assert_eq!(nothing, Err(UserRefusalReason::NothingToReturn));
@@ -1090,9 +1100,15 @@ fn a_return_gives_back_what_its_tickets_cost_of_the_money_first_and_then_of_the_
 fn a_return_names_its_amount_or_none_and_leaves_the_seats_where_it_names_none() {
     let order = order_of_two(None);
     let goodwill = take_back(&order, &returned(Some(&[]), Some(15)));
-    assert_eq!((goodwill.seats, repayments(&goodwill.next.unwrap())), (Seats::Kept, vec![Repaid::Money(15)]));
+    assert_eq!(
+        (goodwill.seats, repayments(&goodwill.next.unwrap())),
+        (Seats::Kept, vec![Repaid::Money(15)])
+    );
     let free = take_back(&order, &returned(None, Some(0)));
-    assert_eq!((free.seats, repayments(&free.next.unwrap())), (Seats::Returned { resell: true }, vec![]));
+    assert_eq!(
+        (free.seats, repayments(&free.next.unwrap())),
+        (Seats::Returned { resell: true }, vec![])
+    );
     let off_sale = events::OrderReturned {
         resell: false,
         ..returned(None, None)
@@ -1114,9 +1130,17 @@ fn a_return_that_does_not_fit_the_order_is_refused() {
     };
     assert_eq!(refused(&order, dollars), No::WrongCurrency);
     let once = take_back(&order, &returned(Some(&["A1"]), Some(70))).next.unwrap();
-    assert_eq!(refused(&once, returned(Some(&["A1"]), None)), No::NotInOrder, "it was returned before");
+    assert_eq!(
+        refused(&once, returned(Some(&["A1"]), None)),
+        No::NotInOrder,
+        "it was returned before"
+    );
     assert_eq!(refused(&once, returned(None, Some(31))), No::RefundTooHigh);
-    for state in [State::Authorised, State::Sold, State::Failed(CheckoutFailure::Cancelled.into())] {
+    for state in [
+        State::Authorised,
+        State::Sold,
+        State::Failed(CheckoutFailure::Cancelled.into()),
+    ] {
         assert_eq!(refused(&checkout(state), returned(None, None)), No::NotCompleted);
     }
 }
@@ -1132,7 +1156,10 @@ fn a_repayment_is_settled_once_and_its_refund_booked_once_whoever_tells_of_it_fi
     let booked = after(&order, answer(vec![]));
     let settled = booked.next.clone().unwrap();
     assert_eq!(moved_by(&booked), [(MovementKind::PartialRefund, 100)]);
-    assert_eq!((settled.next(now()), &settled.state, settled.refunded), (Next::End, &State::Completed, 100));
+    assert_eq!(
+        (settled.next(now()), &settled.state, settled.refunded),
+        (Next::End, &State::Completed, 100)
+    );
     assert!(after(&settled, answer(vec![made.clone()])).is_nothing(), "a repeat");
     // The provider's own report came first.
     let told = Fact::RefundChanged {
@@ -1148,7 +1175,9 @@ fn a_repayment_is_settled_once_and_its_refund_booked_once_whoever_tells_of_it_fi
 
 #[test]
 fn credits_are_repaid_once() {
-    let order = take_back(&order_of_two(Some(100)), &returned(Some(&["A1"]), None)).next.unwrap();
+    let order = take_back(&order_of_two(Some(100)), &returned(Some(&["A1"]), None))
+        .next
+        .unwrap();
     assert_eq!(order.next(now()), Next::Take(Step::RepayCredits(1)));
     let repaid = after(&order, Fact::CreditsRepaid(1));
     let credits = Credits::new(50).unwrap();
@@ -1162,12 +1191,19 @@ fn credits_are_repaid_once() {
 fn a_refund_by_hand_frees_no_seats_where_the_setting_says_so_or_the_shop_has_returned_some() {
     let by_hand = |order: &Checkout, frees_seats| {
         let (in_all, known) = (100, vec![]);
-        let fact = Fact::Refunded { in_all, known, frees_seats };
+        let fact = Fact::Refunded {
+            in_all,
+            known,
+            frees_seats,
+        };
         let booked = after(order, fact);
         (booked.seats, booked.next.unwrap().state)
     };
     let order = order_of_two(None);
-    assert_eq!(by_hand(&order, true), (Seats::Returned { resell: true }, State::Refunded));
+    assert_eq!(
+        by_hand(&order, true),
+        (Seats::Returned { resell: true }, State::Refunded)
+    );
     assert_eq!(by_hand(&order, false), (Seats::Kept, State::Completed));
     let part = take_back(&order, &returned(Some(&["A1"]), None)).next.unwrap();
     assert_eq!(by_hand(&part, true), (Seats::Kept, State::Completed));
@@ -1176,11 +1212,16 @@ fn a_refund_by_hand_frees_no_seats_where_the_setting_says_so_or_the_shop_has_ret
 #[test]
 fn a_refund_for_a_seat_that_was_taken_back_asks_for_an_operator_when_it_fails() {
     use RefundStatus::{Failed, Succeeded};
-    let order = take_back(&order_of_two(None), &returned(Some(&["A1"]), None)).next.unwrap();
+    let order = take_back(&order_of_two(None), &returned(Some(&["A1"]), None))
+        .next
+        .unwrap();
     let mut order = Refunds::of(order);
     order.hear("re_1", 50, Succeeded);
     let failed = order.hear("re_1", 50, Failed);
-    assert_eq!((order.row.stuck, order.row.refunded), (Some(StuckReason::RefundFailed), 0));
+    assert_eq!(
+        (order.row.stuck, order.row.refunded),
+        (Some(StuckReason::RefundFailed), 0)
+    );
     assert_eq!(failed.outcomes.len(), 2);
     order.hear("re_2", 50, Succeeded);
     assert_eq!((order.row.stuck, order.row.refunded), (None, 50));

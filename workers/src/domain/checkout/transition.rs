@@ -40,7 +40,10 @@ pub enum CreditsChange {
     Spent(Credits),
     Returned(Credits),
     /// As the repayment of this number.
-    Repaid { number: usize, credits: Credits },
+    Repaid {
+        number: usize,
+        credits: Credits,
+    },
 }
 
 /// A mail to the customer.

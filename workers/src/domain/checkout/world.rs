@@ -155,7 +155,12 @@ impl World {
 
     /// Calls the provider; none when no answer tells anything.
     fn take(&mut self, seen: &Checkout, step: &Step, luck: Luck) -> Option<Fact> {
-        if luck == Luck::RequestLost && !matches!(step, Step::Complete | Step::Fail | Step::ReturnCredits | Step::RepayCredits(_)) {
+        if luck == Luck::RequestLost
+            && !matches!(
+                step,
+                Step::Complete | Step::Fail | Step::ReturnCredits | Step::RepayCredits(_)
+            )
+        {
             return None;
         }
         let fact = match step {
@@ -358,7 +363,14 @@ impl World {
             }
             6 | 7 if !charge.totals.is_empty() => {
                 let (in_all, known) = (charge.totals[place % charge.totals.len()], self.books.known());
-                return self.record(&self.row.clone(), Fact::Refunded { in_all, known, frees_seats: true });
+                return self.record(
+                    &self.row.clone(),
+                    Fact::Refunded {
+                        in_all,
+                        known,
+                        frees_seats: true,
+                    },
+                );
             }
             _ => {}
         }
@@ -367,7 +379,14 @@ impl World {
 
     fn tell(&mut self, now: Refund) -> Result<(), String> {
         let known = self.books.known();
-        self.record(&self.row.clone(), Fact::RefundChanged { now, known, frees_seats: true })
+        self.record(
+            &self.row.clone(),
+            Fact::RefundChanged {
+                now,
+                known,
+                frees_seats: true,
+            },
+        )
     }
 
     /// All servers answer, reports arrive, and an operator looks after what is stuck.
@@ -415,7 +434,6 @@ impl World {
         let kept = charge.map_or(0, |charge| charge.captured - charge.refunded());
         let is_open = charge
             .is_some_and(|charge| matches!(charge.status, PaymentStatus::Authorised | PaymentStatus::ActionRequired));
-        let spent = self.row.credits.map_or(0, Credits::amount);
         let (due, credits) = match self.row.state {
             State::Completed => (self.row.due() - self.row.refunded, -self.row.credits_left()),
             _ => (0, 0),
@@ -423,8 +441,7 @@ impl World {
         let is_given = self.seat == Seat::Ours;
         let is_bought = self.row.state == State::Completed && !self.row.lines[0].returned;
         let changed = self.credits - if self.credits - credits == 30 { 30 } else { 1_000 };
-        let is_right =
-            kept == due && !is_open && is_given == is_bought && changed == credits;
+        let is_right = kept == due && !is_open && is_given == is_bought && changed == credits;
         match is_right {
             true => Ok(()),
             false => Err(format!("money and seats do not agree: {self:#?}")),

@@ -72,7 +72,10 @@ impl Stripe {
             let page: Page<Told> = read(call, &told.await?.said.done(call, Some(payment))?)?;
             let mut refunds = page.data;
             let is_it = |told: &Told| {
-                let named = told.metadata.as_ref().and_then(|metadata| metadata.get(REPAYMENT)?.as_str());
+                let named = told
+                    .metadata
+                    .as_ref()
+                    .and_then(|metadata| metadata.get(REPAYMENT)?.as_str());
                 named == Some(number)
             };
             if let Some(place) = refunds.iter().position(is_it) {

@@ -208,7 +208,9 @@ fn place(from: &Checkout, told: &UserOutcome) -> String {
 /// The tickets that a transition returns.
 fn returned(from: &Checkout, transition: &Transition) -> Vec<Line> {
     let next = transition.next.iter().flat_map(|next| &next.lines);
-    let lines = next.zip(&from.lines).filter(|(next, from)| next.returned && !from.returned);
+    let lines = next
+        .zip(&from.lines)
+        .filter(|(next, from)| next.returned && !from.returned);
     lines.map(|(next, _)| next.clone()).collect()
 }
 

@@ -226,6 +226,11 @@ impl Books {
             && self.sold.len() == self.money.seats().len()
     }
 
+    /// The seats of the cancelled show that are sold still.
+    pub(super) fn sold_of_cancelled(&self) -> usize {
+        self.sold.keys().filter(|ticket| script::is_cancelled(ticket)).count()
+    }
+
     pub(super) fn missing(&self) -> String {
         let unanswered: Vec<_> = self
             .sent

@@ -13,7 +13,9 @@ pub(super) struct Money {
     orders: BTreeMap<String, Order>,
     failed: Tally,
     declines: u64,
-    /// Checkouts that were refunded and have no outcome that says so yet.
+    /// Payments that their customers had to confirm.
+    confirmations: u64,
+    /// Checkouts that were refunded, or are to be, and have no outcome that says so yet.
     regretted: BTreeSet<String>,
     /// Outcomes that customers get a mail about.
     mails: usize,
@@ -24,6 +26,8 @@ pub(super) struct Money {
 /// One checkout, in cents.
 struct Order {
     tickets: Vec<String>,
+    /// Those that the shop has taken back.
+    returned: BTreeSet<String>,
     total: i64,
     credits: i64,
     refunded: i64,
@@ -54,6 +58,7 @@ impl Money {
         if outcome.verb() == "opened" {
             let order = Order {
                 tickets: told.tickets.clone(),
+                returned: BTreeSet::new(),
                 total: told.total.as_ref().context("a checkout without a price")?.amount,
                 credits: told.credits.unwrap_or_default(),
                 refunded: 0,
@@ -65,10 +70,28 @@ impl Money {
         }
         let order = self.orders.get_mut(checkout);
         let order = order.with_context(|| format!("{} of {checkout}, which was never opened", outcome.kind))?;
-        if outcome.verb() == "payment_declined" {
-            self.declines += 1;
-            return Ok(());
+        match outcome.verb() {
+            "payment_declined" => self.declines += 1,
+            "action_required" => self.confirmations += 1,
+            "returned" => {
+                order.returned.extend(told.tickets.iter().cloned());
+                if told.refund.as_ref().is_some_and(|refund| refund.amount > 0) {
+                    self.regretted.insert(checkout.clone());
+                }
+            }
+            _ => return self.moved(outcome, asked, at),
         }
+        Ok(())
+    }
+
+    /// Records an outcome that changes a checkout's fate or its money.
+    fn moved(&mut self, outcome: &Outcome, asked: Option<Instant>, at: Instant) -> anyhow::Result<()> {
+        let told = &outcome.data;
+        let checkout = told.checkout.as_ref().context("an outcome without a checkout")?;
+        let order = self
+            .orders
+            .get_mut(checkout)
+            .context("a checkout that was never opened")?;
         let (before, after) = match outcome.verb() {
             "completed" => (Fate::Open, Fate::Completed),
             "failed" => (Fate::Open, Fate::Failed),
@@ -125,7 +148,8 @@ impl Money {
     /// The seats that must be sold.
     pub(super) fn seats(&self) -> BTreeSet<&String> {
         let bought = self.orders.values().filter(|order| order.fate == Fate::Completed);
-        bought.flat_map(|order| &order.tickets).collect()
+        let kept = bought.flat_map(|order| order.tickets.iter().filter(|ticket| !order.returned.contains(*ticket)));
+        kept.collect()
     }
 
     /// Captured and not refunded, in cents.
@@ -141,6 +165,14 @@ impl Money {
             amount: if place % 2 == 0 { order.due() } else { part },
         });
         regretted.collect()
+    }
+
+    /// Orders of several seats of which nothing was given back, each with a seat.
+    pub(super) fn several(&self, count: usize) -> Vec<(String, String)> {
+        let bought = self.orders.iter().filter(|(_, order)| order.fate == Fate::Completed);
+        let several = bought.filter(|(_, order)| order.tickets.len() > 1 && order.refunded == 0);
+        let several = several.map(|(checkout, order)| (checkout.clone(), order.tickets[0].clone()));
+        several.take(count).collect()
     }
 
     pub(super) fn rows(&self) -> Vec<(&'static str, String, String)> {
@@ -171,6 +203,11 @@ impl Money {
                 self.declines.to_string(),
                 String::from("cards; their buyers gave another one, or gave up"),
             ),
+            (
+                "  confirmed",
+                self.confirmations.to_string(),
+                String::from("by their customers, as their banks asked (3-D Secure)"),
+            ),
             ("  failed", self.failed.total().to_string(), self.failed.to_string()),
             (
                 "  stuck",
@@ -180,7 +217,16 @@ impl Money {
             (
                 "refunds",
                 euros(sum(|order| order.refunded)),
-                format!("for {refunds} who regret it: all or a part"),
+                format!("in {refunds} orders: all or a part"),
+            ),
+            (
+                "seats returned",
+                self.orders
+                    .values()
+                    .map(|order| order.returned.len())
+                    .sum::<usize>()
+                    .to_string(),
+                String::from("taken back by the shop, those of the cancelled show among them"),
             ),
             (
                 "revenue",

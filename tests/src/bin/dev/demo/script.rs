@@ -28,6 +28,12 @@ pub(super) const FAULTS: &[(Fault, u32)] = &[
     (Fault::Decline("insufficient_funds"), 30),
 ];
 
+/// One in this many buyers has a bank that asks for a confirmation.
+const CONFIRMED_EVERY: usize = 13;
+/// The seats from this one on are those of another show, which is cancelled in the end.
+const CANCELLED_FROM: usize = 280;
+pub(super) const CANCELLED: &str = "the-matinee";
+
 const REPEAT_EVERY: usize = 20;
 const BAD_EVERY: usize = 40;
 /// Steps between the first sending of an event and its repeat.
@@ -125,9 +131,10 @@ pub(super) fn order(user: &str, tickets: &[String]) -> anyhow::Result<Step> {
     let number = user.strip_prefix("buyer-").context("a holder who is no buyer")?;
     let id = format!("order-{number}");
     let number: usize = number.parse()?;
-    let card = match number.is_multiple_of(DECLINED_EVERY) {
-        true => "pm_card_visa_chargeDeclinedExpiredCard",
-        false => "pm_card_visa",
+    let card = match number {
+        declined if declined.is_multiple_of(DECLINED_EVERY) => "pm_card_visa_chargeDeclinedExpiredCard",
+        confirmed if confirmed.is_multiple_of(CONFIRMED_EVERY) => "pm_card_authenticationRequired",
+        _ => "pm_card_visa",
     };
     let mut data = json!({ "checkout": id, "tickets": tickets, "payment_method": card });
     if number.is_multiple_of(CREDITED_EVERY) {
@@ -154,6 +161,12 @@ pub(super) fn after_decline(user: &str, checkout: &str, id: &str) -> anyhow::Res
     Ok(Step { kind, ..step })
 }
 
+/// True for a seat of the show that is cancelled.
+pub(super) fn is_cancelled(ticket: &str) -> bool {
+    let number = ticket.trim_start_matches("seat-").parse();
+    number.is_ok_and(|number: usize| number >= CANCELLED_FROM)
+}
+
 fn buyer(number: usize) -> String {
     format!("buyer-{number}")
 }
@@ -164,7 +177,8 @@ fn ticket(number: usize) -> String {
 
 fn list(number: usize) -> Event {
     let seat = format!("row {}, seat {}", number / 20 + 1, number % 20 + 1);
-    Event::listed(format!("list-{number}"), &ticket(number), &seat)
+    let show = if number < CANCELLED_FROM { "the-show" } else { CANCELLED };
+    Event::listed_for(format!("list-{number}"), &ticket(number), show, &seat)
 }
 
 fn request(number: usize) -> Event {
