@@ -15,6 +15,7 @@
 //! next one.
 
 mod admin;
+mod alerts;
 mod astray;
 mod attributes;
 mod change_log;
@@ -108,6 +109,7 @@ const TOPICS: &[&[Test]] = &[
     orders::TESTS,
     mail::TESTS,
     privacy::TESTS,
+    alerts::TESTS,
     webhook::TESTS,
     tour::TESTS,
     faults::TESTS,
