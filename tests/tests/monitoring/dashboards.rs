@@ -15,7 +15,16 @@ pub(crate) fn all() -> [(&'static str, Value); 3] {
 }
 
 fn business(metrics: &Descriptors) -> Value {
-    let seats = [
+    let mut dashboard = Dashboard::new("holdfast-business", "Holdfast: business");
+    seats(&mut dashboard, metrics);
+    money(&mut dashboard, metrics);
+    checkouts(&mut dashboard, metrics);
+    customers(&mut dashboard, metrics);
+    dashboard.json()
+}
+
+fn seats(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    let changes = [
         "ticket.listed",
         "ticket.held",
         "ticket.released",
@@ -24,21 +33,23 @@ fn business(metrics: &Descriptors) -> Value {
         "ticket.returned",
         "ticket.withdrawn",
     ];
-    let waits = ["waiting", "declined", "processing"];
-    let mut sales = Dashboard::new("holdfast-business", "Holdfast: business");
-    sales
+    dashboard
         .row("Seats")
         .panel("Seats of the show, by state", "short", [seats_of_the_show()])
         .panel(
             "What becomes of seats",
             "short",
-            [in_range(of(&metrics.outcomes).only("type", &seats), &["type"])],
+            [in_range(of(&metrics.outcomes).only("type", &changes), &["type"])],
         )
         .panel(
             "Refusals, by reason",
             "short",
             [in_range(of(&metrics.refusals), &["reason"])],
-        )
+        );
+}
+
+fn money(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Money")
         .panel(
             "Revenue, in minor units",
@@ -55,7 +66,12 @@ fn business(metrics: &Descriptors) -> Value {
             "Disputes, by status",
             "short",
             [in_range(of(&metrics.disputes), &["status"])],
-        )
+        );
+}
+
+fn checkouts(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    let waits = ["waiting", "declined", "processing"];
+    dashboard
         .row("Checkouts")
         .panel(
             "Under way, by state",
@@ -76,7 +92,11 @@ fn business(metrics: &Descriptors) -> Value {
             "That wait for a buyer or a bank",
             "short",
             [greatest(of(&metrics.checkouts).only("state", &waits), &["state"])],
-        )
+        );
+}
+
+fn customers(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Customers")
         .panel(
             "All outcomes, by type",
@@ -90,12 +110,23 @@ fn business(metrics: &Descriptors) -> Value {
             "s",
             [greatest(of(&metrics.mails_oldest_seconds), &[])],
         );
-    sales.json()
 }
 
 fn path(metrics: &Descriptors) -> Value {
-    let mut path = Dashboard::new("holdfast-path", "Holdfast: path");
-    path.row("Objectives")
+    let mut dashboard = Dashboard::new("holdfast-path", "Holdfast: path");
+    objectives(&mut dashboard, metrics);
+    rates(&mut dashboard, metrics);
+    latency(&mut dashboard, metrics);
+    lag(&mut dashboard, metrics);
+    engine_and_commit(&mut dashboard, metrics);
+    outbox_and_relay(&mut dashboard, metrics);
+    beside_the_path(&mut dashboard, metrics);
+    dashboard.json()
+}
+
+fn objectives(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
+        .row("Objectives")
         .panel(
             "Outcomes later than a second (objective: 1 %)",
             "percentunit",
@@ -121,7 +152,11 @@ fn path(metrics: &Descriptors) -> Value {
                 greatest(of(&metrics.gate_offsets_lost), &[]).called("records were lost"),
                 greatest(of(&metrics.relay_back_in_time), &[]).called("the database went back in time"),
             ],
-        )
+        );
+}
+
+fn rates(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Rates")
         .panel(
             "Records that gates read, by result",
@@ -148,7 +183,11 @@ fn path(metrics: &Descriptors) -> Value {
             "Given back to the engine, by cause",
             "ops",
             [rate(of(&metrics.quarantine_candidates), &["cause"])],
-        )
+        );
+}
+
+fn latency(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Latency")
         .panel(
             "Stages, 99th percentile",
@@ -185,7 +224,11 @@ fn path(metrics: &Descriptors) -> Value {
                 quantile(0.5, of(&metrics.relay_batch_seconds), &[]),
                 quantile(0.99, of(&metrics.relay_batch_seconds), &[]),
             ],
-        )
+        );
+}
+
+fn lag(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Lag")
         .panel(
             "Records not read yet, by topic",
@@ -202,7 +245,7 @@ fn path(metrics: &Descriptors) -> Value {
             )],
         )
         .panel(
-            "Gates that wait for the engine; partitions that stand still",
+            "Gates that wait for the engine, partitions that stand still",
             "short",
             [
                 sum(of(&metrics.gate_waiting), &[]).called("gates"),
@@ -226,7 +269,11 @@ fn path(metrics: &Descriptors) -> Value {
             "Commits of offsets that failed",
             "ops",
             [rate(of(&metrics.gate_commit_errors), &[])],
-        )
+        );
+}
+
+fn engine_and_commit(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Engine and commit")
         .panel(
             "Inbox: unfinished and paused invocations",
@@ -255,7 +302,11 @@ fn path(metrics: &Descriptors) -> Value {
             ],
         )
         .panel("Conflicts", "ops", [rate(of(&metrics.commit_conflicts), &[])])
-        .panel("Retries, by where", "ops", [rate(of(&metrics.retries), &["where"])])
+        .panel("Retries, by where", "ops", [rate(of(&metrics.retries), &["where"])]);
+}
+
+fn outbox_and_relay(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Outbox and relay")
         .panel(
             "Rows in the outbox",
@@ -280,7 +331,11 @@ fn path(metrics: &Descriptors) -> Value {
             ],
         )
         .panel("Relays that lead", "short", [sum(of(&metrics.relay_leader), &[])])
-        .panel("Sessions begun again", "ops", [rate(of(&metrics.relay_rebuilds), &[])])
+        .panel("Sessions begun again", "ops", [rate(of(&metrics.relay_rebuilds), &[])]);
+}
+
+fn beside_the_path(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
         .row("Beside the path")
         .panel(
             "Connections to Postgres, by state",
@@ -320,45 +375,158 @@ fn path(metrics: &Descriptors) -> Value {
             "short",
             [sum(of(&metrics.build_info), &["version"])],
         );
-    path.json()
 }
 
 /// What the servers' own exporters give. These names are checked on a live scrape alone.
 fn servers() -> Value {
+    let mut dashboard = Dashboard::new("holdfast-servers", "Holdfast: Kafka, Restate, Postgres");
+    all_servers(&mut dashboard);
+    kafka(&mut dashboard);
+    restate(&mut dashboard);
+    postgres(&mut dashboard);
+    dashboard.json()
+}
+
+fn all_servers(dashboard: &mut Dashboard) {
+    dashboard.row("All").panel(
+        "Answers the scrape, by job",
+        "short",
+        [plain("min by (job) (up)", "{{job}}")],
+    );
+}
+
+fn kafka(dashboard: &mut Dashboard) {
     let topics = r#"{topic!~"__consumer_offsets|__transaction_state|__cluster_metadata"}"#;
     let topics = |metric: &str| format!("sum by (topic) (rate({metric}{topics}[$__rate_interval]))");
-    let summed = |metric: &str, by: &str| format!("sum by ({by}) ({metric})");
-    let mut servers = Dashboard::new("holdfast-servers", "Holdfast: Kafka, Restate, Postgres");
-    servers
-        .row("All")
-        .panel("Answers the scrape, by job", "short", [plain("min by (job) (up)", "{{job}}")])
+    dashboard
         .row("Kafka")
-        .panel("Records in, by topic", "ops", [plain(&topics("kafka_topic_messagesin_total"), "{{topic}}")])
-        .panel("Bytes in, by topic", "Bps", [plain(&topics("kafka_topic_bytesin_total"), "{{topic}}")])
-        .panel("Bytes out, by topic", "Bps", [plain(&topics("kafka_topic_bytesout_total"), "{{topic}}")])
-        .panel("Requests, 99th percentile", "ms", [plain("max by (request) (kafka_network_p99_milliseconds)", "{{request}}")])
-        .panel("Handlers idle", "percentunit", [plain("min by (instance) (kafka_server_handlers_idle_ratio)", "{{instance}}")])
-        .panel("Partitions in trouble", "short", [plain("sum(kafka_server_underreplicatedpartitions)", "under-replicated"), plain("sum(kafka_server_underminisrpartitioncount)", "below min.insync.replicas"), plain("max(kafka_controller_offlinepartitionscount)", "offline")])
-        .panel("Active controllers", "short", [plain("sum(kafka_controller_activecontrollercount)", "controllers")])
-        .panel("Size, by topic", "bytes", [plain(&summed("kafka_log_size_bytes", "topic"), "{{topic}}")])
+        .panel(
+            "Records in, by topic",
+            "ops",
+            [plain(&topics("kafka_topic_messagesin_total"), "{{topic}}")],
+        )
+        .panel(
+            "Bytes in, by topic",
+            "Bps",
+            [plain(&topics("kafka_topic_bytesin_total"), "{{topic}}")],
+        )
+        .panel(
+            "Bytes out, by topic",
+            "Bps",
+            [plain(&topics("kafka_topic_bytesout_total"), "{{topic}}")],
+        )
+        .panel(
+            "Requests, 99th percentile",
+            "ms",
+            [plain(
+                "max by (request) (kafka_network_p99_milliseconds)",
+                "{{request}}",
+            )],
+        )
+        .panel(
+            "Handlers idle",
+            "percentunit",
+            [plain(
+                "min by (instance) (kafka_server_handlers_idle_ratio)",
+                "{{instance}}",
+            )],
+        )
+        .panel(
+            "Partitions in trouble",
+            "short",
+            [
+                plain("sum(kafka_server_underreplicatedpartitions)", "under-replicated"),
+                plain(
+                    "sum(kafka_server_underminisrpartitioncount)",
+                    "below min.insync.replicas",
+                ),
+                plain("max(kafka_controller_offlinepartitionscount)", "offline"),
+            ],
+        )
+        .panel(
+            "Active controllers",
+            "short",
+            [plain("sum(kafka_controller_activecontrollercount)", "controllers")],
+        )
+        .panel(
+            "Size, by topic",
+            "bytes",
+            [plain("sum by (topic) (kafka_log_size_bytes)", "{{topic}}")],
+        );
+}
+
+fn restate(dashboard: &mut Dashboard) {
+    dashboard
         .row("Restate")
-        .panel("Commands applied, by command", "ops", [plain("sum by (command) (rate(restate_partition_apply_command_duration_seconds_count[$__rate_interval]))", "{{command}}")])
-        .panel("Applying, 99th percentile", "s", [plain(r#"max by (command) (restate_partition_apply_command_duration_seconds{quantile="0.99"})"#, "{{command}}")])
-        .panel("Sync of the log to disk, 99th percentile", "s", [plain(r#"max by (db) (restate_rocksdb_wal_file_sync_seconds{quantile="0.99"})"#, "{{db}}")])
-        .panel("Invocations at work", "short", [plain("sum(restate_invoker_concurrency_slots_acquired) - sum(restate_invoker_concurrency_slots_released)", "at work"), plain("sum(restate_invoker_concurrency_limit)", "limit")])
-        .panel("Writes stopped by the disk", "short", [plain("max by (db) (restate_rocksdb_is_write_stopped)", "{{db}}")])
-        .panel("Data on disk", "bytes", [plain(&summed("restate_rocksdb_total_sst_files_size_bytes", "db"), "{{db}}")])
-        .panel("Memory", "bytes", [plain(&summed("restate_jemalloc_resident_bytes", "instance"), "{{instance}}")])
+        .panel(
+            "Commands applied, by command",
+            "ops",
+            [plain(
+                "sum by (command) (rate(restate_partition_apply_command_duration_seconds_count[$__rate_interval]))",
+                "{{command}}",
+            )],
+        )
+        .panel(
+            "Applying, 99th percentile",
+            "s",
+            [plain(
+                r#"max by (command) (restate_partition_apply_command_duration_seconds{quantile="0.99"})"#,
+                "{{command}}",
+            )],
+        )
+        .panel(
+            "Sync of the log to disk, 99th percentile",
+            "s",
+            [plain(
+                r#"max by (db) (restate_rocksdb_wal_file_sync_seconds{quantile="0.99"})"#,
+                "{{db}}",
+            )],
+        )
+        .panel(
+            "Invocations at work",
+            "short",
+            [
+                plain(
+                    "sum(restate_invoker_concurrency_slots_acquired) - sum(restate_invoker_concurrency_slots_released)",
+                    "at work",
+                ),
+                plain("sum(restate_invoker_concurrency_limit)", "limit"),
+            ],
+        )
+        .panel(
+            "Writes stopped by the disk",
+            "short",
+            [plain("max by (db) (restate_rocksdb_is_write_stopped)", "{{db}}")],
+        )
+        .panel(
+            "Data on disk",
+            "bytes",
+            [plain(
+                "sum by (db) (restate_rocksdb_total_sst_files_size_bytes)",
+                "{{db}}",
+            )],
+        )
+        .panel(
+            "Memory",
+            "bytes",
+            [plain(
+                "sum by (instance) (restate_jemalloc_resident_bytes)",
+                "{{instance}}",
+            )],
+        );
+}
+
+fn postgres(dashboard: &mut Dashboard) {
+    dashboard
         .row("Postgres")
         .panel("Reached by its exporter", "short", [plain("min by (instance) (pg_up)", "{{instance}}")])
-        .panel("Sessions, by state", "short", [plain(&summed("pg_stat_activity_count", "state"), "{{state}}"), plain("max(pg_settings_max_connections)", "limit")])
+        .panel("Sessions, by state", "short", [plain("sum by (state) (pg_stat_activity_count)", "{{state}}"), plain("max(pg_settings_max_connections)", "limit")])
         .panel("Transactions", "ops", [plain("sum by (datname) (rate(pg_stat_database_xact_commit[$__rate_interval]))", "{{datname}} committed"), plain("sum by (datname) (rate(pg_stat_database_xact_rollback[$__rate_interval]))", "{{datname}} rolled back")])
         .panel("The longest transaction", "s", [plain("max by (datname) (pg_stat_activity_max_tx_duration)", "{{datname}}")])
         .panel("Read from memory", "percentunit", [plain("sum(rate(pg_stat_database_blks_hit[$__rate_interval])) / (sum(rate(pg_stat_database_blks_hit[$__rate_interval])) + sum(rate(pg_stat_database_blks_read[$__rate_interval])))", "share")])
         .panel("Deadlocks", "ops", [plain("sum by (datname) (rate(pg_stat_database_deadlocks[$__rate_interval]))", "{{datname}}")])
-        .panel("Locks, by mode", "short", [plain(&summed("pg_locks_count", "mode"), "{{mode}}")])
-        .panel("Size", "bytes", [plain(&summed("pg_database_size_bytes", "datname"), "{{datname}}")]);
-    servers.json()
+        .panel("Locks, by mode", "short", [plain("sum by (mode) (pg_locks_count)", "{{mode}}")])
+        .panel("Size", "bytes", [plain("sum by (datname) (pg_database_size_bytes)", "{{datname}}")]);
 }
 
 /// Metrics have no label for a show, of which there may be any number: the database is asked for the one that is chosen above.
