@@ -23,7 +23,7 @@ test: tools check ## All tests, on real servers; TEST=word picks those of the pr
 	$(DEV) sqlx --check
 	$(CARGO) test --workspace --test main -- $(TEST)
 
-conformance: tools ## The payment provider's adapter against servers that others wrote; needs Go and Python
+conformance: tools ## The provider's adapter, the alerts' cases and the dashboards against programs that others wrote; needs Go and Python
 	@deploy/local/tools conformance
 	$(CARGO) test --workspace --test conformance
 
@@ -36,7 +36,7 @@ check: tools ## The quick one: format, clippy, dependencies, unit and property t
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	.dev/tools/cargo-deny/bin/cargo-deny --log-level error check bans licenses sources
-	$(CARGO) test --workspace --lib --test published --test structure --test decode --test properties
+	$(CARGO) test --workspace --lib --test published --test structure --test decode --test properties --test monitoring
 
 sbom: ## The bill of materials of the binary, as CycloneDX JSON: target/reports/holdfast.cdx.json
 	@deploy/local/tools cargo-cyclonedx

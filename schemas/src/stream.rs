@@ -37,6 +37,11 @@ pub trait OutcomeData: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Every version that can be read.
     const VERSIONS: &'static [Version<Self>];
 
+    /// The CloudEvents `type` of every outcome, in every version.
+    fn types() -> impl Iterator<Item = &'static str> {
+        Self::VERSIONS.iter().map(|version| version.name)
+    }
+
     /// The CloudEvents `type`, in the newest version.
     fn outcome_type(&self) -> &'static str;
 

@@ -1,12 +1,13 @@
-//! The payment provider's adapter against servers of third parties: `stripe-mock`, which checks every request against Stripe's
-//! published description, and `localstripe`, which keeps the states of payments. `make conformance` fetches and starts them.
+//! What others have to understand, against programs of theirs, which `make conformance` fetches. The payment provider's adapter:
+//! `stripe-mock` checks every request against Stripe's published description, `localstripe` keeps the states of payments. The rules:
+//! Prometheus' `promtool` runs each alert's cases. The dashboards: Grafana's own library reads them.
 
 #[path = "provider/conversation.rs"]
 mod conversation;
 #[path = "provider/receiver.rs"]
 mod receiver;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,10 @@ use holdfast::provider::{About, Provider};
 use holdfast_schemas::PaymentId;
 use holdfast_tests::kit::provider::{KEY, ReceivedRequest, Simulator};
 use holdfast_tests::kit::third_party::{LocalStripe, ThirdParties};
-use holdfast_tests::kit::{self, prepare_process, until};
+use holdfast_tests::kit::{self, fetch, prepare_process, process, until};
+use holdfast_tests::monitoring::{dashboards_folder, rules_folder};
 use tokio::runtime::Runtime;
+use tokio::task::spawn_blocking;
 use tracing::error;
 
 use conversation::{Buyer, Card, EXACT, Party, TALKS, hold, settings};
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> anyhow::Result<()> {
+    spawn_blocking(rules_and_dashboards).await??;
     let asked = every_request().await?;
     let others = ThirdParties::start().await?;
     described(&others.stripe_mock.url(), &asked)
@@ -82,6 +86,29 @@ async fn run() -> anyhow::Result<()> {
         "localstripe: {} talks went as expected, and its signed events are understood",
         TALKS.len()
     );
+    Ok(())
+}
+
+/// Each alert fires and does not fire as its cases say; no field of a dashboard is unknown to Grafana.
+fn rules_and_dashboards() -> anyhow::Result<()> {
+    let promtool = fetch::prometheus()?.join("usr/bin/promtool");
+    let checks: [&[&str]; 2] = [
+        &["check", "config", "prometheus.yml"],
+        &["test", "rules", "alerts.test.yml", "objectives.test.yml"],
+    ];
+    for arguments in checks {
+        let mut command = Command::new(&promtool);
+        command.args(arguments).current_dir(rules_folder());
+        process::output(command)?;
+    }
+    println!("promtool: the rules are well formed, and every case of every alert goes as expected");
+    let mut read_back = Command::new(fetch::grafana()?);
+    read_back.arg(fetch::manifests().join("grafana/read_back.py"));
+    for entry in std::fs::read_dir(dashboards_folder())? {
+        read_back.arg(entry?.path());
+    }
+    process::output(read_back)?;
+    println!("Grafana's library reads the dashboards, and loses nothing of them");
     Ok(())
 }
 

@@ -252,7 +252,7 @@ fn who_waited_for_the_provider_meanwhile_writes_nothing_over_what_an_operator_se
         ends(kit, &order, "failed").await?;
         let heard = r#"holdfast_provider_calls_total{answer="ok",call="authorise"}"#;
         let before = shop.worker.metric(heard).await?;
-        ensure!(before.is_none(), "the worker has heard before: {before:?}");
+        ensure!(before == Some(0.0), "the worker has heard before: {before:?}");
         until("the worker has heard", DEADLINE, async || {
             let heard = shop.worker.metric(heard).await?;
             ensure!(heard == Some(1.0), "{heard:?}");

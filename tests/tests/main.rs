@@ -15,6 +15,7 @@
 //! next one.
 
 mod admin;
+mod alerts;
 mod astray;
 mod attributes;
 mod change_log;
@@ -110,6 +111,7 @@ const TOPICS: &[&[Test]] = &[
     orders::TESTS,
     mail::TESTS,
     privacy::TESTS,
+    alerts::TESTS,
     webhook::TESTS,
     tour::TESTS,
     faults::TESTS,

@@ -1,13 +1,22 @@
 //! Every metric of Holdfast, with its meaning. Labels are bounded and their values listed; no other module makes a metric.
 
+use std::collections::BTreeSet;
+
+use holdfast_schemas::{
+    CheckoutFailure, DeadLetterReason, OutcomeData, Price, RefusalReason, TicketOutcome, UserOutcome, UserRefusalReason,
+};
+use prometheus::core::{MetricVec, MetricVecBuilder};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
-/// Declares the metrics struct: name on the wire, field, kind, help and, for kinds with labels, the label names.
+/// Declares every metric: help, field, kind, name on the wire and, for kinds with labels, the labels, each with all its values where
+/// these are known. Series of known values are there from the start, at zero: an alert on a series that appears only with the fault
+/// would miss its first increase.
 macro_rules! metrics {
-    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal $([$($label:literal),+])? $(in $buckets:expr)?;)+) => {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal
+        $([$($label:literal $(: $values:expr)?),+])? $(in $buckets:expr)?;)+) => {
         /// Handles to every metric of the process.
         #[derive(Clone)]
         pub struct Metrics {
@@ -15,33 +24,41 @@ macro_rules! metrics {
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
+        /// The description of every metric, by the names of the fields of [`Metrics`].
+        pub struct Descriptors {
+            $($(#[doc = $help])+ pub $field: Descriptor,)+
+        }
+
         impl Metrics {
             /// Registers every metric once.
             pub fn new() -> Result<Self, prometheus::Error> {
-                let registry = Registry::new();
+                let (registry, described) = (Registry::new(), Descriptors::default());
                 $(
-                    let help = concat!($($help, " "),+).trim();
-                    let $field = metrics!(@make $kind, $name, help, [$($($label),+)?], $($buckets)?);
+                    let $field = $kind::made(&described.$field)?;
                     registry.register(Box::new($field.clone()))?;
                 )+
                 Ok(Self { registry, $($field),+ })
             }
         }
-    };
-    (@make IntCounter, $name:literal, $help:ident, [], ) => { IntCounter::new($name, $help)? };
-    (@make IntGauge, $name:literal, $help:ident, [], ) => { IntGauge::new($name, $help)? };
-    (@make Gauge, $name:literal, $help:ident, [], ) => { Gauge::new($name, $help)? };
-    (@make IntCounterVec, $name:literal, $help:ident, [$($label:literal),+], ) => {
-        IntCounterVec::new(Opts::new($name, $help), &[$($label),+])?
-    };
-    (@make IntGaugeVec, $name:literal, $help:ident, [$($label:literal),+], ) => {
-        IntGaugeVec::new(Opts::new($name, $help), &[$($label),+])?
-    };
-    (@make Histogram, $name:literal, $help:ident, [], $buckets:expr) => {
-        Histogram::with_opts(HistogramOpts::new($name, $help).buckets($buckets))?
-    };
-    (@make HistogramVec, $name:literal, $help:ident, [$($label:literal),+], $buckets:expr) => {
-        HistogramVec::new(HistogramOpts::new($name, $help).buckets($buckets), &[$($label),+])?
+
+        impl Default for Descriptors {
+            fn default() -> Self {
+                Self {
+                    $($field: Descriptor {
+                        name: $name,
+                        help: concat!($($help, " "),+).trim(),
+                        labels: vec![$($(Label { name: $label, values: <[Vec<_>]>::concat(&[$(Vec::from_iter($values))?]) }),+)?],
+                        buckets: <[Vec<_>]>::concat(&[$($buckets)?]),
+                    },)+
+                }
+            }
+        }
+
+        impl Descriptors {
+            pub fn all(&self) -> Vec<&Descriptor> {
+                vec![$(&self.$field),+]
+            }
+        }
     };
 }
 
@@ -52,19 +69,19 @@ metrics! {
     /// Seconds in each stage of the path: read (from the broker's time of a public record until the gate has it), admitted (until
     /// the gate sends it on), taken (until a handler has the delivery), decided (until its write begins), written (until the
     /// relay has the outcome), relayed (until Kafka has it for good). Each by the clocks of the machines it lies between.
-    stage_seconds: HistogramVec = "holdfast_stage_seconds" ["stage"] in seconds();
+    stage_seconds: HistogramVec = "holdfast_stage_seconds" ["stage": Stage::ALL.map(Stage::as_str)] in seconds();
 
     /// Records that the gate read, by result: admitted, dead_letter.
-    gate_records: IntCounterVec = "holdfast_gate_records_total" ["result"];
+    gate_records: IntCounterVec = "holdfast_gate_records_total" ["result": ["admitted", "dead_letter"]];
     /// Records that the gate refused, by reason (the dead-letter reasons of the catalogue).
-    gate_dead_letters: IntCounterVec = "holdfast_gate_dead_letters_total" ["reason"];
+    gate_dead_letters: IntCounterVec = "holdfast_gate_dead_letters_total" ["reason": dead_letter_reasons()];
     /// Records in one window of the gate.
     gate_window_records: Histogram = "holdfast_gate_window_records" in sizes();
     /// Seconds from a gathered window to its acknowledgement by Kafka.
     gate_window_seconds: Histogram = "holdfast_gate_window_seconds" in seconds();
     /// Windows given up and read again, by cause: rebalance, delivery, refused (Kafka will never take one of its records, which is
     /// looked for).
-    gate_windows_repeated: IntCounterVec = "holdfast_gate_windows_repeated_total" ["cause"];
+    gate_windows_repeated: IntCounterVec = "holdfast_gate_windows_repeated_total" ["cause": ["rebalance", "delivery", "refused"]];
     /// Commits of the gate's offsets that Kafka refused; the records are read again after a restart.
     gate_commit_errors: IntCounter = "holdfast_gate_commit_errors_total";
     /// Records on the public topics that the gate has not read yet, by topic.
@@ -84,57 +101,66 @@ metrics! {
     engine_answers: IntGauge = "holdfast_engine_answers";
 
     /// Events decided, by answer: applied, refused, repeat, dead_letter, nothing.
-    events: IntCounterVec = "holdfast_events_total" ["answer"];
+    events: IntCounterVec = "holdfast_events_total" ["answer": ["applied", "refused", "repeat", "dead_letter", "nothing"]];
+    /// Outcomes that were written, by type without prefix and version (the outcomes of the catalogue).
+    outcomes: IntCounterVec = "holdfast_outcomes_total" ["type": outcome_types()];
+    /// Seconds of an event on its way, by part: decided (from the broker's time of its public record until the decision is written, of
+    /// events that a committer decides), told (from then until Kafka has the outcome for good).
+    outcome_seconds: HistogramVec = "holdfast_outcome_seconds" ["part": ["decided", "told"]] in seconds();
     /// Events refused by a rule, by reason (the refusal reasons of the catalogue).
-    refusals: IntCounterVec = "holdfast_refusals_total" ["reason"];
+    refusals: IntCounterVec = "holdfast_refusals_total" ["reason": refusal_reasons()];
     /// Events that serve dead-lettered, by reason (the dead-letter reasons of the catalogue).
-    serve_dead_letters: IntCounterVec = "holdfast_serve_dead_letters_total" ["reason"];
+    serve_dead_letters: IntCounterVec = "holdfast_serve_dead_letters_total" ["reason": dead_letter_reasons()];
     /// Work given back to its invocation, which tries again later and shows why, by cause: panic, data, constraint (the work itself);
     /// setting (a setting, a grant or a table has to be mended first); unknown.
-    quarantine_candidates: IntCounterVec = "holdfast_quarantine_candidates_total" ["cause"];
+    quarantine_candidates: IntCounterVec = "holdfast_quarantine_candidates_total" ["cause": ["panic", "data", "constraint", "setting", "unknown"]];
     /// Units whose row was locked or had moved, and which went round again.
     commit_conflicts: IntCounter = "holdfast_commit_conflicts_total";
     /// Events in one batch of the committer.
     commit_batch_events: Histogram = "holdfast_commit_batch_events" in sizes();
     /// Seconds from a batch's select to its answer, by step: read, write.
-    commit_seconds: HistogramVec = "holdfast_commit_seconds" ["step"] in seconds();
+    commit_seconds: HistogramVec = "holdfast_commit_seconds" ["step": ["read", "write"]] in seconds();
     /// Units waiting for the committer.
     commit_waiting: IntGauge = "holdfast_commit_waiting_units";
     /// Attempts that infrastructure made fail and that are tried again, by where: connect, read, write.
-    retries: IntCounterVec = "holdfast_retries_total" ["where"];
+    retries: IntCounterVec = "holdfast_retries_total" ["where": ["connect", "read", "write"]];
     /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres, sweep, mail,
     /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, provider (calls to the
     /// payment provider), relay (lock), relay (session), relay (listen), relay (count). The task goes on trying; `/readyz` names those for which
     /// seats or money wait.
-    failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part"];
+    failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part": PARTS];
     /// Connections in the pool, by state: idle, used.
-    pool_connections: IntGaugeVec = "holdfast_pool_connections" ["state"];
+    pool_connections: IntGaugeVec = "holdfast_pool_connections" ["state": ["idle", "used"]];
     /// Idempotency records deleted because they were older than the retention.
     swept_records: IntCounter = "holdfast_swept_records_total";
     /// Holds that the Reaper found due and sent an expiration for.
     reaper_sent: IntCounter = "holdfast_reaper_expirations_total";
 
-    /// Checkouts that have not ended, by state: opened, created, waiting, authorised, sold, undoing, refunded (credits are still to
-    /// be given back), stuck.
-    checkouts: IntGaugeVec = "holdfast_checkouts" ["state"];
+    /// Checkouts that have not ended, by state: opened, created, waiting and declined (for the buyer), processing (for the bank),
+    /// authorised, sold, undoing, refunded (credits are still to be given back), stuck.
+    checkouts: IntGaugeVec = "holdfast_checkouts" ["state": CHECKOUT_STATES];
     /// Checkouts that have ended, by how: completed, or the reason of the failure (the failure reasons of the catalogue).
-    checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how"];
+    checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how": ends_of_checkouts()];
+    /// Totals of the checkouts that were completed, in minor units, by currency; credits that paid a part are in them.
+    revenue: IntCounterVec = "holdfast_revenue_minor_units_total" ["currency"];
+    /// Refunds that were booked, in minor units, by currency.
+    refunded: IntCounterVec = "holdfast_refunded_minor_units_total" ["currency"];
     /// Refunds that were booked, and such as have failed, by kind: partial, full, failed.
-    refunds: IntCounterVec = "holdfast_refunds_total" ["kind"];
+    refunds: IntCounterVec = "holdfast_refunds_total" ["kind": ["partial", "full", "failed"]];
     /// Changes of disputes, of their status or their money, by status: inquiry, closed, opened, won, lost.
-    disputes: IntCounterVec = "holdfast_disputes_total" ["status"];
+    disputes: IntCounterVec = "holdfast_disputes_total" ["status": ["inquiry", "closed", "opened", "won", "lost"]];
     /// Seconds since the checkout that has waited longest in a state was last taken a step further, by state.
-    checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state"];
+    checkout_oldest_seconds: IntGaugeVec = "holdfast_checkout_oldest_seconds" ["state": CHECKOUT_STATES];
     /// Calls to the payment provider, by call (create, authorise, get, find, list, capture, cancel, refund) and answer: ok, declined,
     /// unknown, refused (as it is), key_used, misconfigured (all are refused, as with a wrong key), not_found, conflict.
-    provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call", "answer"];
+    provider_calls: IntCounterVec = "holdfast_provider_calls_total" ["call": PROVIDER_CALLS, "answer": PROVIDER_ANSWERS];
     /// Requests to the payment provider that were held back, by kind (read, write) and why: rate (ours, `--provider-calls-per-second`),
     /// too_many (the provider answered 429 and is asked again).
-    provider_delays: IntCounterVec = "holdfast_provider_delays_total" ["kind", "why"];
+    provider_delays: IntCounterVec = "holdfast_provider_delays_total" ["kind": ["read", "write"], "why": ["rate", "too_many"]];
 
     /// Tries to send a mail, by result: sent, refused (for good), retried (later), limited (never: the user got as many mails about
     /// failures within the hour as one may), no_address (never: the user was erased).
-    mails: IntCounterVec = "holdfast_mails_total" ["result"];
+    mails: IntCounterVec = "holdfast_mails_total" ["result": ["sent", "refused", "retried", "limited", "no_address"]];
     /// Mails that are not sent yet.
     mails_waiting: IntGauge = "holdfast_mails_waiting";
     /// Seconds since the outcome that the oldest mail that waits is about; 0 when none waits.
@@ -142,7 +168,7 @@ metrics! {
     /// Webhooks of the payment provider, by what became of them: accepted (Kafka has the event), ignored (of no interest, or not
     /// Holdfast's payment), other_mode (test instead of live, or live instead of test), unsigned, forged, old, unreadable, too_large, unavailable (Kafka or the provider does not answer; it
     /// comes again).
-    webhook_requests: IntCounterVec = "holdfast_webhook_requests_total" ["result"];
+    webhook_requests: IntCounterVec = "holdfast_webhook_requests_total" ["result": WEBHOOK_RESULTS];
 
     /// Rows that the relay brought to Kafka.
     relay_rows: IntCounter = "holdfast_relay_rows_total";
@@ -156,6 +182,8 @@ metrics! {
     outbox_oldest_seconds: Gauge = "holdfast_outbox_oldest_seconds";
     /// Outbox rows that Kafka refused; their keys wait for an operator.
     outbox_refused: IntGauge = "holdfast_outbox_refused_rows";
+    /// Outbox rows that wait for nothing but the relay: no row of their key was refused.
+    outbox_movable: IntGauge = "holdfast_outbox_movable_rows";
     /// Producer sessions that the relay began again after an error.
     relay_rebuilds: IntCounter = "holdfast_relay_rebuilds_total";
     /// 1 while this process is the one relay.
@@ -166,6 +194,191 @@ metrics! {
 
 /// The content type of [`Metrics::render`]. A scraper that does not find its format named refuses the whole answer.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// One metric, as its readers see it: what dashboards and alerts may name.
+pub struct Descriptor {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub labels: Vec<Label>,
+    buckets: Vec<f64>,
+}
+
+/// A label of a metric.
+pub struct Label {
+    pub name: &'static str,
+    /// All its values; none when they are not known beforehand.
+    pub values: Vec<&'static str>,
+}
+
+impl Descriptor {
+    pub fn is_histogram(&self) -> bool {
+        !self.buckets.is_empty()
+    }
+
+    pub fn is_counter(&self) -> bool {
+        self.name.ends_with("_total")
+    }
+
+    fn options(&self) -> Opts {
+        Opts::new(self.name, self.help)
+    }
+
+    fn label_names(&self) -> Vec<&'static str> {
+        self.labels.iter().map(|label| label.name).collect()
+    }
+
+    /// A metric with labels, with a series for each combination of their known values.
+    fn with_series<T: MetricVecBuilder>(&self, metric: MetricVec<T>) -> Result<MetricVec<T>, prometheus::Error> {
+        let all = self.labels.iter().fold(vec![vec![]], |series: Vec<Vec<&str>>, label| {
+            let longer = |series: &Vec<&'static str>| {
+                let series = series.clone();
+                label.values.iter().map(move |value| [&series[..], &[*value]].concat())
+            };
+            series.iter().flat_map(longer).collect()
+        });
+        for values in all {
+            metric.get_metric_with_label_values(&values)?;
+        }
+        Ok(metric)
+    }
+}
+
+/// A kind of metric.
+trait Made: Sized {
+    fn made(of: &Descriptor) -> Result<Self, prometheus::Error>;
+}
+
+/// Without labels.
+macro_rules! made_plain {
+    ($($kind:ident)+) => {$(
+        impl Made for $kind {
+            fn made(of: &Descriptor) -> Result<Self, prometheus::Error> {
+                Self::with_opts(of.options())
+            }
+        }
+    )+};
+}
+made_plain! { IntCounter IntGauge Gauge }
+
+/// With labels.
+macro_rules! made_vec {
+    ($($kind:ident)+) => {$(
+        impl Made for $kind {
+            fn made(of: &Descriptor) -> Result<Self, prometheus::Error> {
+                of.with_series(Self::new(of.options(), &of.label_names())?)
+            }
+        }
+    )+};
+}
+made_vec! { IntCounterVec IntGaugeVec }
+
+impl Made for Histogram {
+    fn made(of: &Descriptor) -> Result<Self, prometheus::Error> {
+        Self::with_opts(HistogramOpts::from(of.options()).buckets(of.buckets.clone()))
+    }
+}
+
+impl Made for HistogramVec {
+    fn made(of: &Descriptor) -> Result<Self, prometheus::Error> {
+        let options = HistogramOpts::from(of.options()).buckets(of.buckets.clone());
+        of.with_series(Self::new(options, &of.label_names())?)
+    }
+}
+
+const PARTS: [&str; 17] = [
+    "postgres",
+    "sweep",
+    "mail",
+    "mail (count)",
+    "mail (contents)",
+    "mail (notes)",
+    "mail (server)",
+    "checkouts",
+    "checkouts (count)",
+    "reaper",
+    "loyalty",
+    "engine",
+    "provider",
+    "relay (lock)",
+    "relay (session)",
+    "relay (listen)",
+    "relay (count)",
+];
+
+const CHECKOUT_STATES: [&str; 10] = [
+    "opened",
+    "created",
+    "waiting",
+    "processing",
+    "declined",
+    "authorised",
+    "sold",
+    "undoing",
+    "refunded",
+    "stuck",
+];
+
+const PROVIDER_CALLS: [&str; 8] = [
+    "create",
+    "authorise",
+    "get",
+    "find",
+    "list",
+    "capture",
+    "cancel",
+    "refund",
+];
+
+const PROVIDER_ANSWERS: [&str; 8] = [
+    "ok",
+    "declined",
+    "unknown",
+    "refused",
+    "key_used",
+    "misconfigured",
+    "not_found",
+    "conflict",
+];
+
+const WEBHOOK_RESULTS: [&str; 9] = [
+    "accepted",
+    "ignored",
+    "other_mode",
+    "unsigned",
+    "forged",
+    "old",
+    "unreadable",
+    "too_large",
+    "unavailable",
+];
+
+fn dead_letter_reasons() -> Vec<&'static str> {
+    DeadLetterReason::ALL.iter().map(|reason| reason.as_str()).collect()
+}
+
+fn refusal_reasons() -> BTreeSet<&'static str> {
+    let tickets = RefusalReason::ALL.iter().map(|reason| reason.as_str());
+    let users = UserRefusalReason::ALL.iter().map(|reason| reason.as_str());
+    tickets.chain(users).collect()
+}
+
+fn ends_of_checkouts() -> Vec<&'static str> {
+    let failures = CheckoutFailure::ALL.iter().map(|reason| reason.as_str());
+    ["completed"].into_iter().chain(failures).collect()
+}
+
+fn outcome_types() -> BTreeSet<&'static str> {
+    TicketOutcome::types()
+        .chain(UserOutcome::types())
+        .map(outcome_label)
+        .collect()
+}
+
+/// The type of an outcome without what all have in common and without its version: `ticket.sold`.
+pub fn outcome_label(outcome_type: &str) -> &str {
+    let name = outcome_type.strip_prefix("holdfast.outcome.").unwrap_or(outcome_type);
+    name.rsplit_once('.').map_or(name, |(name, _version)| name)
+}
 
 /// A stage of the path; the stages of an event add up to the time from its public record to its outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,6 +392,15 @@ pub enum Stage {
 }
 
 impl Stage {
+    const ALL: [Self; 6] = [
+        Self::Read,
+        Self::Admitted,
+        Self::Taken,
+        Self::Decided,
+        Self::Written,
+        Self::Relayed,
+    ];
+
     fn as_str(self) -> &'static str {
         match self {
             Stage::Read => "read",
@@ -200,12 +422,29 @@ impl Metrics {
             .observe(seconds.max(0.0));
     }
 
+    /// Counts the total of a checkout that was completed.
+    pub fn paid(&self, total: &Price) {
+        add(&self.revenue, total);
+        // So that the first refund in the currency is an increase.
+        self.refunded.with_label_values(&[total.currency().code()]);
+    }
+
+    /// Counts a refund that was booked.
+    pub fn gave_back(&self, amount: &Price) {
+        add(&self.refunded, amount);
+    }
+
     /// The metrics in Prometheus' text format, named by [`CONTENT_TYPE`].
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+fn add(sums: &IntCounterVec, amount: &Price) {
+    let minor_units = u64::try_from(amount.amount()).unwrap_or(0);
+    sums.with_label_values(&[amount.currency().code()]).inc_by(minor_units);
 }
 
 /// Buckets for durations: 1 ms to 1 min.
@@ -226,13 +465,34 @@ fn sizes() -> Vec<f64> {
 mod tests {
     use super::*;
 
+    fn rendered() -> String {
+        String::from_utf8(Metrics::new().unwrap().render().unwrap()).unwrap()
+    }
+
     #[test]
     fn every_metric_is_registered_once_under_its_own_name() {
-        let metrics = Metrics::new().unwrap();
-        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        let text = rendered();
         assert!(
             text.contains("# HELP holdfast_gate_window_records Records in one window of the gate."),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn a_series_of_known_values_is_there_before_it_counts() {
+        let text = rendered();
+        for series in [
+            r#"holdfast_checkouts{state="stuck"} 0"#,
+            r#"holdfast_provider_calls_total{answer="misconfigured",call="capture"} 0"#,
+            r#"holdfast_outcomes_total{type="ticket.sold"} 0"#,
+            r#"holdfast_outcome_seconds_bucket{part="told",le="0.5"} 0"#,
+            r#"holdfast_refusals_total{reason="sold"} 0"#,
+        ] {
+            assert!(text.lines().any(|line| line == series), "no {series} in {text}");
+        }
+        assert!(
+            !text.contains("holdfast_gate_lag_records"),
+            "its topics are those that a gate reads"
         );
     }
 }

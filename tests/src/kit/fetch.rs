@@ -57,6 +57,23 @@ pub fn pgbouncer() -> anyhow::Result<PathBuf> {
     alone("pgbouncer", "packages", debian)
 }
 
+/// A folder with `usr/bin/prometheus`, `promtool` and `prometheus-postgres-exporter`.
+pub fn prometheus() -> anyhow::Result<PathBuf> {
+    alone("prometheus", "packages", debian)
+}
+
+/// The exporter that runs within a broker, as a Java agent.
+pub fn jmx_exporter() -> anyhow::Result<PathBuf> {
+    let folder = alone("jmx-exporter", "pom.xml", maven)?.join("lib");
+    let jar = fs::read_dir(&folder)?.next().context("no jar was fetched")??;
+    Ok(jar.path())
+}
+
+/// The Python that knows Grafana's dashboards.
+pub fn grafana() -> anyhow::Result<PathBuf> {
+    Ok(alone("grafana", "requirements.txt", pip)?.join("venv/bin/python"))
+}
+
 /// The binary of nginx.
 pub fn nginx() -> anyhow::Result<PathBuf> {
     Ok(alone("nginx", "packages", debian)?.join("usr/sbin/nginx"))

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
@@ -19,6 +20,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 use super::kafka_lock::{KIT, Lock, Security};
+use super::process::lock;
 use super::server::Kind;
 use super::{Server, Stack, checkout, process, until};
 
@@ -40,6 +42,14 @@ pub struct Kafka {
     /// True to have every record synced to disk before it is acknowledged. Kafka by default relies on replicas.
     pub(super) sync_records: bool,
     pub security: Security,
+    /// The exporter that it has from the next start on.
+    pub exporter: Mutex<Option<Exporter>>,
+}
+
+/// Runs within the broker and tells Prometheus of it.
+pub struct Exporter {
+    pub jar: PathBuf,
+    pub port: u16,
 }
 
 impl Kind for Kafka {
@@ -67,6 +77,11 @@ impl Kind for Kafka {
 
     fn command(&self) -> Command {
         let mut command = self.java("kafka.Kafka");
+        if let Some(Exporter { jar, port }) = &*lock(&self.exporter) {
+            let settings = checkout().join("deploy/prometheus/kafka-jmx.yml");
+            let agent = format!("-javaagent:{}=127.0.0.1:{port}:{}", jar.display(), settings.display());
+            command.env("JDK_JAVA_OPTIONS", agent);
+        }
         command.arg(self.properties());
         command
     }
@@ -123,6 +138,7 @@ impl Kafka {
             controller: ports.get("locked-kafka-controller")?,
             sync_records: false,
             security,
+            exporter: Mutex::default(),
         };
         Ok(Server::new(kafka, folder))
     }

@@ -268,6 +268,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         controller: ports.get("kafka-controller")?,
         sync_records: matches!(name, Name::Bench | Name::BenchLocked),
         security,
+        exporter: Mutex::default(),
     };
     let authority = Authority::new("Holdfast's kit")?;
     fs::create_dir_all(&certificates)?;

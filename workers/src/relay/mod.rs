@@ -135,6 +135,7 @@ async fn report(
         rounds.passed();
         metrics.outbox_rows.set(lag.rows);
         metrics.outbox_refused.set(lag.refused);
+        metrics.outbox_movable.set(lag.movable);
         metrics.outbox_oldest_seconds.set(lag.oldest_seconds);
         let moved = movement.still_for(&lag, Instant::now()) <= patience;
         match (moves, moved) {

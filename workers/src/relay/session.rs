@@ -109,9 +109,11 @@ impl<'a> ProducerSession<'a> {
         }
         let published = selected.elapsed();
         let marked = Instant::now() + published.min(LONGEST_MARKING);
+        let told = relay.metrics.outcome_seconds.with_label_values(&["told"]);
         for row in &rows {
             relay.metrics.took(Stage::Written, row.age);
             relay.metrics.took(Stage::Relayed, published.as_secs_f64());
+            told.observe((row.age + published.as_secs_f64()).max(0.0));
         }
         crash::here(Point::RelayCommitted);
         if crash::again(Point::RelayCommitted) {

@@ -126,11 +126,15 @@ impl Buying {
         let ended = &self.metrics.checkouts_ended;
         for told in told {
             match told {
-                UserOutcome::CheckoutCompleted(_) => ended.with_label_values(&["completed"]).inc(),
+                UserOutcome::CheckoutCompleted(outcomes::CheckoutCompleted { total, .. }) => {
+                    ended.with_label_values(&["completed"]).inc();
+                    self.metrics.paid(total);
+                }
                 UserOutcome::CheckoutFailed(outcomes::CheckoutFailed { reason, .. }) => {
                     ended.with_label_values(&[reason.as_str()]).inc();
                 }
-                UserOutcome::PaymentRefunded(outcomes::PaymentRefunded { full, .. }) => {
+                UserOutcome::PaymentRefunded(outcomes::PaymentRefunded { full, amount, .. }) => {
+                    self.metrics.gave_back(amount);
                     let kind = if *full { "full" } else { "partial" };
                     self.metrics.refunds.with_label_values(&[kind]).inc();
                 }

@@ -39,7 +39,7 @@ use crate::config;
 use crate::crash::{self, Point};
 use crate::domain::{Decision, Entity, KeyOf};
 use crate::error;
-use crate::metrics::{Metrics, Stage};
+use crate::metrics::{Metrics, Stage, outcome_label};
 use crate::transience::Fault;
 pub use draft::Current;
 use draft::Draft;
@@ -381,6 +381,7 @@ impl<E: Stored> Task<E> {
             Ok(known) => known,
             Err(error) => return Err((batch, error)),
         };
+        let read_at = Instant::now();
         self.metrics
             .commit_seconds
             .with_label_values(&["read"])
@@ -426,6 +427,7 @@ impl<E: Stored> Task<E> {
 
         for (place, (request, draft)) in decided.into_iter().enumerate() {
             if draft.writes_nothing() || passed.contains(&(place as i32)) {
+                self.time(&request, &draft, read_at.elapsed());
                 self.answer(request, draft);
             } else {
                 self.metrics.commit_conflicts.inc();
@@ -461,6 +463,25 @@ impl<E: Stored> Task<E> {
             Ok(passed)
         });
         ask.await
+    }
+
+    /// Notes how long ago the records of the events lay in Kafka that are decided now, `since` the clock was read.
+    fn time(&self, request: &Pending<E>, draft: &Draft<E>, since: Duration) {
+        let decided = self.metrics.outcome_seconds.with_label_values(&["decided"]);
+        let work = request.unit.work[request.answers.len()..].iter();
+        for (work, answer) in work.zip(&draft.answers) {
+            if let (
+                Work::Event(Event {
+                    origin: Some(origin), ..
+                }),
+                Answer::Fresh(_),
+            ) = (work, answer)
+            {
+                let before = (draft.decided_at - origin.time).as_seconds_f64();
+                // Clocks of two machines may differ.
+                decided.observe((before + since.as_secs_f64()).max(0.0));
+            }
+        }
     }
 
     fn answer(&mut self, mut request: Pending<E>, draft: Draft<E>) {
@@ -690,8 +711,12 @@ pub fn count(answers: &[Answer], metrics: &Metrics) {
     }
 }
 
-/// Counts a refusal by its reason; returns the label of the answer: refused, if the last outcome is a refusal.
+/// Counts the outcomes by their type, and a refusal by its reason; returns the label of the answer: refused, if the last outcome is a refusal.
 fn count_fresh(reply: &Reply, metrics: &Metrics) -> &'static str {
+    for outcome in &reply.outcomes {
+        let label = outcome_label(&outcome.outcome_type);
+        metrics.outcomes.with_label_values(&[label]).inc();
+    }
     match reply.refusal() {
         Some(reason) => {
             metrics.refusals.with_label_values(&[reason]).inc();
