@@ -1,6 +1,7 @@
 //! The commands of operators: dead letters, outbox rows that Kafka refused, checkouts, and the history of tickets and users.
 
 mod checkout;
+mod drive;
 mod history;
 mod orders;
 mod relay;
@@ -92,7 +93,7 @@ async fn carry_out(
             dry_run,
         }) => {
             let refund = !no_refund;
-            let driver = checkout::driver(config, &pool, now, new_id)?;
+            let driver = drive::driver(config, &pool, now, new_id)?;
             returns::cancel_show(&driver, show, refund, *dry_run).await
         }
         config::Admin::Sales(wanted) => orders::sales(&pool, wanted).await,

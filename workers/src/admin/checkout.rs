@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use holdfast_schemas::{CheckoutFailure, CheckoutId, Credits, PaymentId};
@@ -11,14 +10,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use super::drive::{driver, find};
 use super::returns;
 use crate::checkout::{DriveResult, Driver};
 use crate::config::{CheckoutCommand, Config};
-use crate::domain::checkout::{Checkout, Repaid, Repayment, StuckReason};
-use crate::metrics::Metrics;
+use crate::domain::checkout::{Repaid, Repayment, StuckReason};
 use crate::printable;
-use crate::store::credits::Loyalty;
-use crate::store::{self, checkouts, disputes, refunds};
+use crate::store::{checkouts, disputes, refunds};
 
 pub(super) async fn run(
     command: &CheckoutCommand,
@@ -52,34 +50,6 @@ async fn list(pool: &PgPool) -> anyhow::Result<String> {
     }
     writeln!(text, "{} stuck", stuck.len())?;
     Ok(text)
-}
-
-pub(super) async fn find(pool: &PgPool, checkout: &str) -> anyhow::Result<Checkout> {
-    let id = CheckoutId::parse(checkout).with_context(|| format!("{checkout:?} is no checkout id"))?;
-    let found = checkouts::get(pool, &id).await?;
-    found.with_context(|| format!("{checkout:?} was never opened: check the id"))
-}
-
-/// A driver of checkouts, as the workflow has one.
-pub(super) fn driver(
-    config: &Config,
-    pool: &PgPool,
-    now: fn() -> OffsetDateTime,
-    new_id: fn() -> Uuid,
-) -> anyhow::Result<Driver> {
-    let database = &config.database;
-    let other = database.loyalty_url.as_ref().map(|url| store::pool(url, database));
-    let loyalty = other
-        .transpose()?
-        .map(|other| Loyalty::new(pool.clone(), other, database.idempotency_retention));
-    Ok(Driver::new(
-        config,
-        pool,
-        loyalty,
-        &Arc::new(Metrics::new()?),
-        now,
-        new_id,
-    )?)
 }
 
 /// Drives the checkout to its end, as its workflow would.

@@ -9,7 +9,7 @@ use holdfast_schemas::{
     events,
 };
 
-use super::checkout::find;
+use super::drive::find;
 use crate::checkout::{DriveResult, Driver};
 use crate::config::Return;
 use crate::domain::checkout::{Checkout, Fact, Returning};

@@ -16,11 +16,11 @@ use uuid::Uuid;
 
 use crate::config::{Config, FullRefund};
 use crate::crash::{self, Point};
-use crate::domain::checkout::{Charges, Checkout, Fact, Next, PaymentStatus, SaleTerms, State, Step};
+use crate::domain::checkout::{Charges, Checkout, Fact, Next, PaymentStatus, Refund, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::provider::limits::{self, Uncharged};
-use crate::provider::{self, About, ClientSecret, Order, Payment, Provider, RefundOrder};
+use crate::provider::{self, About, ClientSecret, MadeRefund, Order, Payment, Provider, RefundOrder};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
 use crate::store::credits::Loyalty;
@@ -392,7 +392,13 @@ impl Driver {
         if crash::again(Point::OrderRefunded) {
             made = self.refund_at_provider(checkout, number, amount).await;
         }
-        Ok(self.buying.refund_made(checkout, number, made?).await?)
+        let made = made?.map(|made| Refund {
+            id: made.id,
+            checkout: checkout.id.clone(),
+            amount: made.amount,
+            status: made.status,
+        });
+        Ok(self.buying.refund_made(checkout, number, made).await?)
     }
 
     /// None when nothing is left to refund, as when an operator has refunded it all by hand, or the bank has taken it for the customer.
@@ -401,7 +407,7 @@ impl Driver {
         checkout: &Checkout,
         number: usize,
         amount: i64,
-    ) -> Result<Option<provider::Refund>, Error> {
+    ) -> Result<Option<MadeRefund>, Error> {
         let provider = self.provider()?;
         let payment = checkout.payment.as_ref();
         let payment = payment.ok_or_else(|| Error::NoProgress(checkout.id.to_string()))?;

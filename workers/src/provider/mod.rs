@@ -125,7 +125,7 @@ impl Provider {
 
     /// Refunds a part of what was captured, or returns the refund that an earlier call has made for the same repayment. [`Error::Refused`]:
     /// so much is not left, or the customer's bank has the money.
-    pub async fn refund_part(&self, payment: &PaymentId, order: &RefundOrder<'_>) -> Result<Refund, Error> {
+    pub async fn refund_part(&self, payment: &PaymentId, order: &RefundOrder<'_>) -> Result<MadeRefund, Error> {
         self.count(Call::Refund, self.stripe.refund_part(payment, order).await)
     }
 
@@ -208,7 +208,7 @@ pub struct RefundOrder<'a> {
 
 /// A refund, as the provider reported it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refund {
+pub struct MadeRefund {
     pub id: RefundId,
     pub amount: Price,
     pub status: RefundStatus,

@@ -155,7 +155,7 @@ fn failed(checkout: &Checkout, refund: &Refund, was_booked: i64) -> Transition {
         },
         undone: was_booked > 0,
     })];
-    let is_owed = checkout.lines.iter().any(|line| line.returned) && next.refunded < checkout.settled_money();
+    let is_owed = checkout.lines.iter().any(|line| line.returned) && next.refunded < checkout.repaid_money();
     if was_ended_without_seats || is_owed {
         next.stuck = Some(StuckReason::RefundFailed);
         if checkout.stuck.is_none() {

@@ -96,16 +96,6 @@ impl Checkout {
         money.sum()
     }
 
-    /// The part of it that the provider was asked for.
-    pub(super) fn settled_money(&self) -> i64 {
-        let settled = self.repayments.iter().filter(|repayment| repayment.settled);
-        let money = settled.map(|repayment| match repayment.what {
-            Repaid::Money(amount) => amount,
-            Repaid::Credits(_) => 0,
-        });
-        money.sum()
-    }
-
     /// The credits that were spent, and that no return gives back.
     pub(super) fn credits_left(&self) -> i64 {
         let credits = self.repayments.iter().map(|repayment| match repayment.what {

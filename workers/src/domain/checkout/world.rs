@@ -206,7 +206,7 @@ impl World {
             Step::ReturnCredits => Fact::CreditsReturned,
             Step::Refund { number, amount } => {
                 let charge = self.charge.as_mut().expect("it was captured");
-                let made = charge.repay(*number, *amount, self.clock.second() % 2 == 0);
+                let made = charge.repay(*number, *amount, self.clock.second().is_multiple_of(2));
                 let made = made.map(|made| (made, self.books.known()));
                 Fact::RefundMade { number: *number, made }
             }
@@ -239,7 +239,7 @@ impl World {
         }
         let charge = self.charge.as_mut().expect("it was found");
         match charge.status {
-            PaymentStatus::Captured => charge.refund(charge.captured, self.clock.second() % 2 == 0),
+            PaymentStatus::Captured => charge.refund(charge.captured, self.clock.second().is_multiple_of(2)),
             _ => charge.status = PaymentStatus::Canceled,
         }
         charge.captured
@@ -516,7 +516,9 @@ impl Charge {
 fn order_returned(choice: u8) -> events::OrderReturned {
     events::OrderReturned {
         checkout: checkout(State::Opened).id,
-        tickets: (choice % 2 == 0).then(|| List::new(vec![]).expect("a short list")),
+        tickets: choice
+            .is_multiple_of(2)
+            .then(|| List::new(vec![]).expect("a short list")),
         refund: [None, Some(price(20)), Some(price(0))][usize::from(choice / 64) % 3],
         resell: true,
     }

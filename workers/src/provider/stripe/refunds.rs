@@ -7,7 +7,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{Answered, IDEMPOTENCY, KEYS, Metadata, PAGE, Page, Routed, Said, Stripe, read, read_payment, unknown};
-use crate::provider::{Call, Currency, Error, PaymentId, Refund, RefundOrder, State};
+use crate::provider::{Call, Currency, Error, MadeRefund, PaymentId, RefundOrder, State};
 
 /// The name of a repayment's number in the metadata of its refund.
 const REPAYMENT: &str = "holdfast_repayment";
@@ -29,7 +29,7 @@ impl Stripe {
         &self,
         payment: &PaymentId,
         order: &RefundOrder<'_>,
-    ) -> Result<Refund, Error> {
+    ) -> Result<MadeRefund, Error> {
         let call = Call::Refund;
         let (number, amount) = (order.number.to_string(), order.amount.to_string());
         let body = self.fetch(call, payment).await?;
@@ -90,10 +90,10 @@ impl Stripe {
 }
 
 impl Told {
-    fn refund(self, call: Call) -> Result<Refund, Error> {
+    fn refund(self, call: Call) -> Result<MadeRefund, Error> {
         let currency = Currency::from_code(&self.currency.to_ascii_uppercase());
         let amount = currency.and_then(|currency| Price::new(self.amount, currency).ok());
-        Ok(Refund {
+        Ok(MadeRefund {
             id: self.id,
             amount: amount.ok_or_else(|| unknown(call, "the answer names no amount in a currency of ISO 4217"))?,
             status: status(&self.status),

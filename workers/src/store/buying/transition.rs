@@ -74,18 +74,7 @@ impl Buying {
     ///
     /// # Errors
     /// As [`Buying::record`].
-    pub async fn refund_made(
-        &self,
-        from: &Checkout,
-        number: usize,
-        made: Option<crate::provider::Refund>,
-    ) -> Result<Recorded, Error> {
-        let made = made.map(|made| Refund {
-            id: made.id,
-            checkout: from.id.clone(),
-            amount: made.amount,
-            status: made.status,
-        });
+    pub async fn refund_made(&self, from: &Checkout, number: usize, made: Option<Refund>) -> Result<Recorded, Error> {
         let write = async |main: &mut PgConnection| {
             if !checkouts::lock_version(main, from).await? {
                 return Ok(None);
