@@ -224,7 +224,7 @@ impl World {
         }
         let charge = self.charge.as_mut().expect("it was found");
         match charge.status {
-            PaymentStatus::Captured => charge.refund(charge.captured, self.clock.second() % 2 == 0),
+            PaymentStatus::Captured => charge.refund(charge.captured, self.clock.second().is_multiple_of(2)),
             _ => charge.status = PaymentStatus::Canceled,
         }
         charge.captured
