@@ -310,8 +310,8 @@ pub struct OutcomeFields {
     pub credits: Option<i64>,
     /// The amount refunded.
     pub amount: Option<Money>,
-    /// The amount that a return gives back.
-    pub refund: Option<Money>,
+    /// The amount that a return gives back, or the id of a refund that has failed.
+    pub refund: Option<Value>,
     /// True when nothing is left to refund.
     pub full: Option<bool>,
 }

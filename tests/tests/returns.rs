@@ -86,7 +86,7 @@ fn an_order_is_returned_seat_by_seat_with_its_money_and_its_credits(kit: &Kit) -
 
         // The rest, by request: what is left of the money, then the credits; these seats are not for sale again.
         let body = json!({ "checkout": order, "resell": false });
-        let (status, reply) = call(kit, &[], "User", &shop.user, "returnOrder", &body).await?;
+        let (status, reply) = call(kit, &[], "Account", &shop.user, "returnOrder", &body).await?;
         ensure!(status == 200, "{status}: {reply}");
         let told = &reply["outcomes"][0]["data"];
         ensure!(
@@ -121,7 +121,7 @@ fn an_order_is_returned_seat_by_seat_with_its_money_and_its_credits(kit: &Kit) -
         check_out(kit, &shop.user, body).await?;
         reaches(kit, &shop.id("last"), "declined").await?;
         let body = json!({ "checkout": shop.id("last") });
-        let (_, reply) = call(kit, &[], "User", &shop.user, "returnOrder", &body).await?;
+        let (_, reply) = call(kit, &[], "Account", &shop.user, "returnOrder", &body).await?;
         ensure!(reply["outcomes"][0]["data"]["reason"] == "not_completed", "{reply}");
         crate::checkout::give_up(kit, &shop.id("last")).await?;
         ends(kit, &shop.id("last"), "failed").await?;

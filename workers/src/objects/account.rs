@@ -1,4 +1,4 @@
-//! The Account object: a user's credits, orders and erasure, for the shop's back office; its key is the user's id. It is an object of its own, apart from
+//! The Account object: a user's credits, orders, returns and erasure, for the shop's back office; its key is the user's id. It is an object of its own, apart from
 //! the User object, so that a proxy can tell by the path who may ask. Both may work on one user at the same time: what they write is
 //! decided against the version that was read, and one of them is called again.
 
@@ -75,6 +75,19 @@ impl Account {
         let erase = ctx.object_client::<UserClient>(ctx.key()).erase(body);
         // So that a repeat is known there as one.
         Ok(erase.idempotency_key(ctx.invocation_id()).call().await?)
+    }
+
+    /// Takes seats of an order back, or gives back some of what was paid: the shop's own wish, not the buyer's. The outcomes tell what comes
+    /// of it.
+    #[handler(name = "returnOrder")]
+    async fn return_order(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::OrderReturned>,
+    ) -> HandlerResult<Json<Reply>> {
+        let returned = ctx.object_client::<UserClient>(ctx.key()).return_order(body);
+        // So that a repeat is known there as one.
+        Ok(returned.idempotency_key(ctx.invocation_id()).call().await?)
     }
 
     /// The user's orders, the newest first, without waiting for requests under way.

@@ -52,12 +52,13 @@ pub const REAPER: &str = "Reaper";
 /// The Reaper's only key, as long as one Reaper finds all holds that end.
 pub const REAPER_SHARD: &str = "0";
 /// The handlers that only the engine and other handlers may call, each with its service: by HTTP they would be believed.
-pub const PRIVATE: [(&str, &str); 8] = [
+pub const PRIVATE: [(&str, &str); 9] = [
     (TICKET, APPLY),
     (TICKET, "expire"),
     (USER, APPLY),
     (USER, "expireTicket"),
     (USER, "erase"),
+    (USER, "returnOrder"),
     ("Checkout", "run"),
     ("Checkout", "hear"),
     (REAPER, "turn"),

@@ -258,9 +258,8 @@ impl User {
         self.ask(&ctx, "checkout", data).await
     }
 
-    /// Takes seats of the user's order back, or gives back some of what was paid: the shop's own wish, not the buyer's. The outcomes tell
-    /// what comes of it.
-    #[handler(name = "returnOrder")]
+    /// Takes seats of the user's order back, or gives back some of what was paid: for the Account object.
+    #[handler(name = "returnOrder", ingress_private)]
     async fn return_order(
         &self,
         ctx: ObjectContext<'_>,

@@ -75,7 +75,7 @@ impl Money {
             "action_required" => self.confirmations += 1,
             "returned" => {
                 order.returned.extend(told.tickets.iter().cloned());
-                if told.refund.as_ref().is_some_and(|refund| refund.amount > 0) {
+                if told.refund.as_ref().is_some_and(|refund| refund["amount"] != 0) {
                     self.regretted.insert(checkout.clone());
                 }
             }
