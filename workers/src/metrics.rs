@@ -137,7 +137,7 @@ metrics! {
     reaper_sent: IntCounter = "holdfast_reaper_expirations_total";
 
     /// Checkouts that have not ended, by state: opened, created, waiting and declined (for the buyer), processing (for the bank),
-    /// authorised, sold, undoing, refunded (credits are still to be given back), stuck.
+    /// authorised, sold, undoing, returning (something is to be given back of a return), refunded (credits are still to be given back), stuck.
     checkouts: IntGaugeVec = "holdfast_checkouts" ["state": CHECKOUT_STATES];
     /// Checkouts that have ended, by how: completed, or the reason of the failure (the failure reasons of the catalogue).
     checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how": ends_of_checkouts()];
@@ -305,7 +305,8 @@ const PARTS: [&str; 17] = [
     "relay (count)",
 ];
 
-const CHECKOUT_STATES: [&str; 10] = [
+/// The states by which checkouts are counted that have not ended, or are not done with.
+pub const CHECKOUT_STATES: [&str; 11] = [
     "opened",
     "created",
     "waiting",
@@ -314,6 +315,7 @@ const CHECKOUT_STATES: [&str; 10] = [
     "authorised",
     "sold",
     "undoing",
+    "returning",
     "refunded",
     "stuck",
 ];

@@ -9,7 +9,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Driver, Error};
 use crate::error;
-use crate::metrics::Metrics;
+use crate::metrics::{CHECKOUT_STATES, Metrics};
 use crate::restate_admin::{Live, RestateAdmin};
 use crate::rounds::Rounds;
 use crate::store::{self, checkouts};
@@ -87,7 +87,7 @@ pub async fn keep_count(driver: Driver, metrics: Arc<Metrics>, rounds: Rounds) {
 
 async fn count(driver: &Driver, metrics: &Metrics) -> Result<(), store::Error> {
     let counts = checkouts::counts(&driver.buying.main).await?;
-    for state in checkouts::COUNTED {
+    for state in CHECKOUT_STATES {
         let found = counts.iter().find(|count| count.state == state);
         let (checkouts, oldest) = found.map_or((0, 0), |count| (count.checkouts, count.oldest_seconds as i64));
         metrics.checkouts.with_label_values(&[state]).set(checkouts);

@@ -305,21 +305,6 @@ pub async fn unfinished(
     Ok(rows.iter().filter_map(|id| CheckoutId::parse(id).ok()).collect())
 }
 
-/// The states that [`counts`] may name.
-pub const COUNTED: [&str; 11] = [
-    "opened",
-    "created",
-    "waiting",
-    "processing",
-    "declined",
-    "authorised",
-    "sold",
-    "undoing",
-    "returning",
-    "refunded",
-    "stuck",
-];
-
 /// The number of checkouts in a state, and the seconds since the last step of the oldest.
 pub struct Count {
     pub state: String,
