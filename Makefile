@@ -9,7 +9,7 @@ DEV = $(TARGET)/debug/dev
 export SQLX_OFFLINE = true
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test conformance dev check sbom bench sqlx tools
+.PHONY: help demo test conformance dev check sbom image pods bench sqlx tools
 
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -21,11 +21,13 @@ demo: tools ## An on-sale on real servers: seats fought for and paid, live progr
 test: tools check ## All tests, on real servers; TEST=word picks those of the proofs whose name holds the word
 	$(BUILD)
 	$(DEV) sqlx --check
+	$(DEV) previous
 	$(CARGO) test --workspace --test main -- $(TEST)
 
-conformance: tools ## The provider's adapter, the alerts' cases and the dashboards against programs that others wrote; needs Go and Python
+conformance: tools ## Adapter, alerts, dashboards, recipes, image and chart against what others wrote; TEST=word picks; needs Go, Python, a JDK
 	@deploy/local/tools conformance
-	$(CARGO) test --workspace --test conformance
+	$(BUILD) --examples
+	$(CARGO) test --workspace --test conformance -- $(TEST)
 
 dev: tools ## Hold the stack open with `holdfast run` and a payment provider on it; addresses in .dev/stack.json; LOCKED=1 shuts every door
 	$(BUILD)
@@ -45,6 +47,15 @@ sbom: ## The bill of materials of the binary, as CycloneDX JSON: target/reports/
 	    --target x86_64-unknown-linux-gnu --format json --spec-version 1.5
 	sed 's|file://$(CURDIR)/|file:///|g' workers/holdfast_bin.cdx.json > $(TARGET)/reports/holdfast.cdx.json
 	rm workers/holdfast_bin.cdx.json tests/dev_bin.cdx.json
+
+image: sbom ## The image holdfast:<version>, by buildah; BUILDER, BASE and BINARY as deploy/README.md has them
+	@deploy/local/tools image
+	BUILDER=$(BUILDER) BASE=$(BASE) BINARY=$(BINARY) deploy/image/build
+
+pods: tools ## The chart's pods on real servers by podman, restarted in the middle; wants the image (make image)
+	@deploy/local/tools pods
+	$(BUILD)
+	$(DEV) pods
 
 bench: tools ## Measure throughput, latency and cost; report in target/reports/bench.json
 	$(BUILD) --release

@@ -4,7 +4,8 @@
 
 revoke all on
     _sqlx_migrations, checkout_seats, checkouts, disputes, example_keys, example_users, generations, idempotency_records, ledger,
-    ledger_entries, mails, oldest_reader, outbox, purchases, refunds, relay_state, repayments, settled_dead_letters, ticket_attributes,
+    ledger_entries, mails, oldest_reader, operator_log, outbox, parked_events, purchases, quarantine_log, quarantined_keys, refunds, relay_state,
+    repayments, settled_dead_letters, ticket_attributes,
     ticket_attributes_change_log, ticket_change_log, tickets, two_phase_attempts, user_change_log, users
 from public, :"app", :"verify", :"admin", :"books";
 revoke all on function check_rows(text, bigint, bigint) from public, :"app", :"verify", :"admin", :"books";
@@ -22,7 +23,10 @@ grant insert on ledger to :"app";
 grant select, insert, update on mails to :"app";
 grant select on oldest_reader to :"app";
 grant select, insert, update, delete on outbox to :"app";
+grant select, insert, delete on parked_events to :"app";
 grant select, insert, update on purchases to :"app";
+grant insert on quarantine_log to :"app";
+grant select, insert, update, delete on quarantined_keys to :"app";
 grant select, insert, update on refunds to :"app";
 grant select, update on relay_state to :"app";
 grant select, insert, update on repayments to :"app";
@@ -44,6 +48,7 @@ grant select on idempotency_records to :"verify";
 grant select on ledger to :"verify";
 grant select on mails to :"verify";
 grant select on outbox to :"verify";
+grant select on parked_events to :"verify";
 grant select on purchases to :"verify";
 grant select on refunds to :"verify";
 grant select on repayments to :"verify";
@@ -55,15 +60,19 @@ grant select on user_change_log to :"verify";
 grant select on users to :"verify";
 
 -- admin: the commands of operators. `checkout settle` takes the steps of a checkout, as app does.
-grant select, update on checkout_seats to :"admin";
-grant select, update on checkouts to :"admin";
-grant select on disputes to :"admin";
-grant select on generations to :"admin";
+grant select, insert, update on checkout_seats to :"admin";
+grant select, insert, update on checkouts to :"admin";
+grant select, insert, update on disputes to :"admin";
+grant select, insert on generations to :"admin";
 grant select, insert on idempotency_records to :"admin";
 grant select, insert on ledger to :"admin";
-grant insert on mails to :"admin";
+grant select, insert, update on mails to :"admin";
+grant select, insert on operator_log to :"admin";
 grant select, insert, update, delete on outbox to :"admin";
+grant select, delete on parked_events to :"admin";
 grant select, insert, update on purchases to :"admin";
+grant select, insert on quarantine_log to :"admin";
+grant select, update, delete on quarantined_keys to :"admin";
 grant select, insert, update on refunds to :"admin";
 grant select, insert, update on repayments to :"admin";
 grant select on relay_state to :"admin";

@@ -57,7 +57,7 @@ impl<A: EventData> Event<A> {
         data: A,
     ) -> Self {
         let (event_type, wire) = data.newest();
-        let content = Content::new(event_type, &subject, wire);
+        let content = Content::new(event_type, &subject, wire).or_earlier(&data, &subject);
         Self::assemble(source, id, moment::clamp(time), traceparent, subject, data, content)
     }
 
@@ -91,6 +91,13 @@ impl<A: EventData> Event<A> {
     /// Equal for equal type, subject and data, however they were written.
     pub fn hash(&self) -> &RequestHash {
         &self.content.hash
+    }
+
+    /// Whether this is the event's hash. What did not come from Kafka has one in each version that can say it: its producer chose none,
+    /// and an earlier release wrote it in the newest version of its time.
+    pub fn has_hash(&self, hash: &[u8]) -> bool {
+        let mut hashes = std::iter::once(&self.content.hash).chain(&self.content.earlier);
+        hashes.any(|known| known.as_bytes() == hash)
     }
 
     /// Fails when the data take more than [`Self::MAX_DATA_BYTES`].
@@ -157,13 +164,34 @@ pub(crate) struct Content {
     /// In canonical JSON.
     data: Box<RawValue>,
     hash: RequestHash,
+    /// In earlier versions, where nobody chose this one.
+    earlier: Vec<RequestHash>,
 }
 
 impl Content {
     /// `data` must be canonical.
     pub(crate) fn new(event_type: &'static str, subject: &impl Key, data: Box<RawValue>) -> Self {
         let hash = RequestHash::of(event_type, subject, &data);
-        Self { event_type, data, hash }
+        Self {
+            event_type,
+            data,
+            hash,
+            earlier: Vec::new(),
+        }
+    }
+
+    /// With the hashes in the earlier versions that say the same.
+    fn or_earlier<A: EventData>(mut self, data: &A, subject: &A::Key) -> Self {
+        let kind = |event_type: &'static str| event_type.rsplit_once('.').map(|(kind, _version)| kind);
+        let others = A::VERSIONS
+            .iter()
+            .filter(|version| version.name != self.event_type && kind(version.name) == kind(self.event_type));
+        let same = others.filter_map(|version| {
+            let read = (version.read)(self.data.get()).ok()?;
+            (read.current == *data).then(|| RequestHash::of(version.name, subject, &read.canonical))
+        });
+        self.earlier = same.collect();
+        self
     }
 }
 
@@ -281,6 +309,32 @@ mod tests {
         assert_eq!(requested("ann").hash().as_bytes()[0], 1);
         assert_eq!(requested("ann").hash().as_bytes()[1..], expected[..]);
         assert_ne!(requested("ann").hash(), requested("bob").hash());
+    }
+
+    #[test]
+    fn a_request_has_a_hash_in_each_version_that_can_say_it() {
+        let asked = requested("ann");
+        let earlier = |user: &str| {
+            let data = json!({ "user": user, "hold_for": 60 });
+            RequestHash::of_request("holdfast.reservation.requested.v1", &asked.subject, &data)
+        };
+        assert!(asked.has_hash(asked.hash().as_bytes()));
+        assert!(asked.has_hash(earlier("ann").as_bytes()));
+        assert!(!asked.has_hash(earlier("bob").as_bytes()));
+
+        let TicketEvent::ReservationRequested(mut priced) = asked.data.clone() else {
+            panic!("{asked:?}");
+        };
+        priced.price = Some(serde_json::from_value(json!({ "amount": 1_000, "currency": "EUR" })).unwrap());
+        let priced = Event::new(
+            asked.source.clone(),
+            asked.id.clone(),
+            asked.time,
+            None,
+            asked.subject.clone(),
+            TicketEvent::ReservationRequested(priced),
+        );
+        assert!(!priced.has_hash(earlier("ann").as_bytes()), "version 1 has no price");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub use refusal::{DeadLetterReason, Refusal};
 pub use reservations::TicketEvent;
 pub use stream::{EventData, Key, OutcomeData};
 pub use text::{
-    CheckoutId, DeclineCode, DisputeId, Email, EventId, Invalid, Language, LedgerWord, Name, PaymentId, PaymentMethod,
-    RefundId, Seat, ShowId, Source, TicketId, UserId,
+    CheckoutId, CustomerId, DeclineCode, DisputeId, Email, EventId, Invalid, Language, LedgerWord, Name, PaymentId,
+    PaymentMethod, RefundId, Seat, ShowId, Source, TicketId, UserId,
 };
 pub use trace::Traceparent;

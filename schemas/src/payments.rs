@@ -21,6 +21,7 @@ newest! {
         UserRegistered(v1::UserRegistered),
         ProfileChanged(v2::ProfileChanged),
         UserErased(v1::UserErased),
+        CustomerLinked(v1::CustomerLinked),
         CreditsAdded(v1::CreditsAdded),
         CheckoutRequested(v1::CheckoutRequested),
         CheckoutRetried(v1::CheckoutRetried),

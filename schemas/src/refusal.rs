@@ -93,6 +93,9 @@ reasons! {
     NotAdmitted "not_admitted":
         "Kafka refuses what the gate made of the record, each time and by itself.",
         "Mend what the detail names (a limit of the admitted topic, say), then replay the record.";
+    Quarantined "quarantined":
+        "The event broke Holdfast itself, and an operator dropped it out of quarantine.",
+        "Replay the record once what broke is mended, if it still counts.";
     IdReused "id_reused":
         "Another event with other content has had the same `source` and `id`.",
         "Send it with an `id` of its own.";

@@ -113,6 +113,8 @@ text! {
     PaymentId, 255, is_visible, VISIBLE;
     /// How a user pays: a token of the payment provider, such as `pm_card_visa`. Never a card's number.
     PaymentMethod, 255, is_visible, VISIBLE;
+    /// Whom the payment provider takes a user for: the id of a customer there, which the provider gave.
+    CustomerId, 255, is_visible, VISIBLE;
     /// One refund of a payment, by the id that the payment provider gave.
     RefundId, 255, is_visible, VISIBLE;
     /// One dispute of a payment, by the id that the payment provider gave.
@@ -164,7 +166,7 @@ macro_rules! personal {
     )+};
 }
 
-personal! { Email, Name }
+personal! { Email, Name, CustomerId }
 
 /// How the sources begin under which Holdfast itself asks and tells.
 const RESERVED: [&str; 2] = ["holdfast", "restate:"];

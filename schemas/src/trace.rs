@@ -42,9 +42,45 @@ impl Traceparent {
         Self(trace + "-00")
     }
 
+    /// The same trace, as a span of ours hands it on.
+    pub fn handed_on(&self, span: [u8; 8], is_sampled: bool) -> Self {
+        let span = span.iter().fold(String::new(), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("a String takes everything");
+            text
+        });
+        let flags = if is_sampled { "01" } else { "00" };
+        Self(format!("00-{}-{span}-{flags}", &self.0[3..35]))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    pub fn trace_id(&self) -> [u8; 16] {
+        bytes(&self.0[3..35])
+    }
+
+    /// The span that sent it: the parent of whoever receives it.
+    pub fn span_id(&self) -> [u8; 8] {
+        bytes(&self.0[36..52])
+    }
+
+    /// Whether its sender records the trace.
+    pub fn is_sampled(&self) -> bool {
+        let [flags] = bytes(&self.0[53..55]);
+        flags & 1 == 1
+    }
+
+    /// The last 56 bits of the trace's id, which are random, and by which everybody who samples decides alike (W3C Trace Context,
+    /// level 2).
+    pub fn randomness(&self) -> u64 {
+        let bytes: [u8; 7] = bytes(&self.0[21..35]);
+        bytes.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte))
+    }
+}
+
+fn bytes<const N: usize>(hex: &str) -> [u8; N] {
+    std::array::from_fn(|place| u8::from_str_radix(&hex[2 * place..2 * place + 2], 16).unwrap_or(0))
 }
 
 impl fmt::Display for Traceparent {
@@ -78,6 +114,21 @@ mod tests {
         assert_eq!(Traceparent::parse(GIVEN).unwrap().as_str(), GIVEN);
         let later = GIVEN.replacen("00", "cc", 1) + "-what-the-future-brings";
         assert_eq!(Traceparent::parse(&later).unwrap().as_str(), GIVEN);
+    }
+
+    #[test]
+    fn a_traceparent_tells_its_parts_and_is_handed_on() {
+        let given = Traceparent::parse(GIVEN).unwrap();
+        assert_eq!(
+            given.trace_id(),
+            0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes()
+        );
+        assert_eq!(given.span_id(), 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes());
+        assert_eq!(given.randomness(), 0xce_929d_0e0e_4736);
+        assert!(given.is_sampled() && !Traceparent::derive("shop", "1").is_sampled());
+        let on = given.handed_on([0xab; 8], false);
+        assert_eq!(on.as_str(), "00-4bf92f3577b34da6a3ce929d0e0e4736-abababababababab-00");
+        assert_eq!(Traceparent::parse(on.as_str()), Ok(on));
     }
 
     #[test]

@@ -414,6 +414,8 @@ fn user_event() -> impl Strategy<Value = Value> {
             )
         }),
         Just(("holdfast.user.erased.v1", json!({}))),
+        proptest::option::of("[!-~]{1,60}")
+            .prop_map(|customer| ("holdfast.customer.linked.v1", json!({ "customer": customer }))),
         (
             0..=1_000_000_000_000_i64,
             select(&["pending", "succeeded", "failed"][..])

@@ -3,3 +3,4 @@
 pub mod kit;
 pub mod load;
 pub mod monitoring;
+pub mod on_call;

@@ -1,9 +1,9 @@
-//! What `deploy/prometheus` and `deploy/grafana` ask for, and the selectors in it: as much of PromQL as is used there.
+//! What `deploy/kubernetes/chart/prometheus` and `deploy/kubernetes/chart/grafana` ask for, and the selectors in it: as much of PromQL as is used there.
 
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use crate::kit::checkout;
@@ -26,11 +26,47 @@ pub struct Question {
 }
 
 pub fn rules_folder() -> PathBuf {
-    checkout().join("deploy/prometheus")
+    checkout().join("deploy/kubernetes/chart/prometheus")
 }
 
 pub fn dashboards_folder() -> PathBuf {
-    checkout().join("deploy/grafana")
+    checkout().join("deploy/kubernetes/chart/grafana")
+}
+
+/// What [`shortened`] puts for each time that the rules name: windows, waits, and ages of which an alert speaks. What is longer stays at
+/// least as long.
+const SHORT: [(&str, &str); 14] = [
+    ("[5m]", "[10s]"),
+    ("[10m]", "[15s]"),
+    ("[15m]", "[20s]"),
+    ("[30m]", "[20s]"),
+    ("[1h]", "[30s]"),
+    ("[2h]", "[30s]"),
+    ("[6h]", "[40s]"),
+    ("[1d]", "[40s]"),
+    ("[3d]", "[50s]"),
+    ("for: 1m", "for: 2s"),
+    ("for: 2m", "for: 3s"),
+    ("for: 5m", "for: 5s"),
+    ("> bool 120", "> bool 2"),
+    ("> 900", "> 15"),
+];
+
+/// The text of rules with times so short that each alert can be seen to come and to go; shares and counts stay.
+///
+/// # Errors
+/// The rules name a time for which there is no shorter one.
+pub fn shortened(rules: &str) -> anyhow::Result<String> {
+    let shorten = |text: String, (long, short): &(&str, &str)| text.replace(long, short);
+    let rules = SHORT.iter().fold(rules.to_owned(), shorten);
+    for line in rules.lines() {
+        let windows = line.split('[').skip(1).filter_map(|rest| rest.split_once(']'));
+        let waits = line.trim().strip_prefix("for: ");
+        let mut times = windows.map(|(window, _)| window).chain(waits);
+        let long = times.find(|time| !time.ends_with('s'));
+        ensure!(long.is_none(), "no shorter time is known for {long:?} in {line}");
+    }
+    Ok(rules)
 }
 
 /// Every rule, in the order of the files. Read as the files are written: an expression stands in lines of its own.
@@ -192,6 +228,18 @@ fn matchers(inside: &str) -> Vec<Matcher> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_time_of_the_rules_has_a_shorter_one_and_no_other_is_listed() {
+        let rules = ["objectives.yml", "alerts.yml"].map(|file| fs::read_to_string(rules_folder().join(file)).unwrap());
+        let rules = rules.concat();
+        let short = shortened(&rules).unwrap();
+        assert_eq!(short.lines().count(), rules.lines().count());
+        for (long, _) in SHORT {
+            assert!(rules.contains(long), "{long} is nowhere");
+        }
+        assert!(shortened("expr: a[4h] > 0").is_err() && shortened("        for: 7m").is_err());
+    }
 
     #[test]
     fn selectors_are_told_from_functions_labels_and_durations() {

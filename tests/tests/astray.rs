@@ -75,7 +75,7 @@ fn an_amount_at_the_provider_that_was_not_asked_for_is_stuck_and_never_completed
             ("currency", Some("--give-back"), "failed", None),
             ("told", None, "completed", None),
         ] {
-            let settle = shop.launch("admin").arg("checkout").arg("settle").arg(&id(name));
+            let settle = admin::by(shop.launch("admin").arg("checkout").arg("settle").arg(&id(name)));
             let output = more
                 .into_iter()
                 .fold(settle, |settle, more| settle.arg(more))

@@ -1230,7 +1230,7 @@ fn a_payment_of_unknown_fate_is_stuck_until_the_provider_or_an_operator_settles_
         ensure!(shown.contains("stuck     yes"), "{shown}");
 
         let settle = async |launch: Launch<'_>, name: &str, more: &[&str]| {
-            let settle = launch.arg("checkout").arg("settle").arg(&shop.id(name));
+            let settle = admin::by(launch.arg("checkout").arg("settle").arg(&shop.id(name)));
             let settle = more.iter().fold(settle, |settle, argument| settle.arg(argument));
             let output = settle.output().await?;
             let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -1556,7 +1556,7 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                     data,
                 ));
             }
-            shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked)
+            shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked, &[])
                 .await
                 .with_context(|| point.name())?;
             let mut kept = Vec::new();
@@ -1613,7 +1613,7 @@ fn checkouts_end_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow::Re
                 shop.simulator.expire(&shop.payment(name)?)?;
             }
             shop.simulator.heal();
-            shop.crash_and_repeat(|shop| shop.beside("serve"), point, &[])
+            shop.crash_and_repeat(|shop| shop.beside("serve"), point, &[], &[])
                 .await
                 .with_context(|| format!("{}: giving back", point.name()))?;
             for name in &expired {
@@ -1694,13 +1694,15 @@ impl<'a> Shop<'a> {
         format!("{}/{name}", self.name)
     }
 
-    /// The worker dies at the point while it handles these events; its successor does the step before the point twice. The
-    /// successor's log shows that, so each point may be used once by the same name.
+    /// The worker dies at the point while it handles these events; its successor does the step before the point twice, for what the
+    /// dead one has left or for events that come `later`. The successor's log shows that, so each point may be used once by the same
+    /// name.
     pub(crate) async fn crash_and_repeat(
         &mut self,
         launch: impl Fn(&Self) -> Launch<'a>,
         point: Point,
         events: &[Value],
+        later: &[Value],
     ) -> anyhow::Result<()> {
         self.worker.kill()?;
         pay(self.kit, events).await?;
@@ -1712,6 +1714,7 @@ impl<'a> Shop<'a> {
             self.worker.last_words()
         );
         self.worker = launch(self).env("HOLDFAST_REPEAT", point.name()).start().await?;
+        pay(self.kit, later).await?;
         done_again(&self.worker, point).await
     }
 

@@ -409,7 +409,7 @@ fn a_panic_ends_its_unit_alone(kit: &Kit) -> anyhow::Result<()> {
         let answers =
             join_all(units.map(|(ticket, user)| bench.commit(ticket, vec![Work::Event(reserve(user, ticket, user))])))
                 .await;
-        ensure!(matches!(answers[1], Err(store::Error::Panic)), "{answers:?}");
+        ensure!(matches!(answers[1], Err(store::Error::Panic { .. })), "{answers:?}");
         ensure!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
         ensure!(bench.told("B").await? == [("ticket.listed".to_owned(), 1)]);
         ensure!(bench.metrics.quarantine_candidates.with_label_values(&["panic"]).get() == 1);

@@ -1,11 +1,17 @@
 //! What others have to understand, against programs of theirs, which `make conformance` fetches. The payment provider's adapter:
 //! `stripe-mock` checks every request against Stripe's published description, `localstripe` keeps the states of payments. The rules:
-//! Prometheus' `promtool` runs each alert's cases. The dashboards: Grafana's own library reads them.
+//! Prometheus' `promtool` runs each alert's cases. The dashboards: Grafana's own library reads them. The recipes for those who send and
+//! read: each in its language, by the client and the CloudEvents SDK that others wrote. Image, chart and trial: see `deployment`.
+//!
+//! A word picks the parts whose name holds it: `make conformance TEST=recipes`.
 
 #[path = "provider/conversation.rs"]
 mod conversation;
+#[path = "conformance/deployment.rs"]
+mod deployment;
 #[path = "provider/receiver.rs"]
 mod receiver;
+mod recipes;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -42,7 +48,24 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> anyhow::Result<()> {
-    spawn_blocking(rules_and_dashboards).await??;
+    let word = std::env::args().nth(1).unwrap_or_default();
+    if "rules and dashboards".contains(&word) {
+        spawn_blocking(rules_and_dashboards).await??;
+    }
+    if "deployment".contains(&word) {
+        spawn_blocking(deployment::check).await??;
+    }
+    if "provider".contains(&word) {
+        provider_of_others().await?;
+    }
+    if "recipes".contains(&word) {
+        recipes::run().await.context("recipes")?;
+    }
+    Ok(())
+}
+
+/// The adapter, against servers that speak the provider's API.
+async fn provider_of_others() -> anyhow::Result<()> {
     let asked = every_request().await?;
     let others = ThirdParties::start().await?;
     described(&others.stripe_mock.url(), &asked)

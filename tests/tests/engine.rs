@@ -214,7 +214,7 @@ fn two_registers_at_once_leave_one_subscription_of_each_handler(kit: &Kit) -> an
     })
 }
 
-async fn subscriptions(kit: &Kit) -> anyhow::Result<Vec<Value>> {
+pub(crate) async fn subscriptions(kit: &Kit) -> anyhow::Result<Vec<Value>> {
     subscriptions_at(&kit.stack.restate.admin()).await
 }
 
@@ -224,7 +224,8 @@ async fn subscriptions_at(admin: &str) -> anyhow::Result<Vec<Value>> {
     Ok(found["subscriptions"].as_array().cloned().unwrap_or_default())
 }
 
-async fn one_of_each(kit: &Kit) -> anyhow::Result<()> {
+/// The engine has one subscription of each handler.
+pub(crate) async fn one_of_each(kit: &Kit) -> anyhow::Result<()> {
     let found = subscriptions(kit).await?;
     let mut sinks: Vec<_> = found.iter().filter_map(|found| found["sink"].as_str()).collect();
     sinks.sort_unstable();

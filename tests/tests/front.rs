@@ -9,13 +9,11 @@ use bytes::Bytes;
 use holdfast::objects::PRIVATE;
 use holdfast_tests::kit::certs::{Authority, Certificate};
 use holdfast_tests::kit::doors::TOKEN;
+use holdfast_tests::kit::http::serve;
 use holdfast_tests::kit::{Kit, Nginx, Server, checkout};
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -25,7 +23,6 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use crate::locked::on_the_locked_stack;
 use crate::support::clean;
 use crate::workers::Workers;
 use crate::{Test, tests};
@@ -35,46 +32,44 @@ pub(crate) const TESTS: &[Test] = tests![the_proxy_that_the_page_shows_lets_in_w
 /// A buyer, as the engine names the user.
 const BUYER: &str = "locked-front-ann";
 
-fn the_proxy_that_the_page_shows_lets_in_whom_its_table_names_and_nobody_else(_: &Kit) -> anyhow::Result<()> {
-    on_the_locked_stack(|kit| {
-        kit.block_on(async {
-            let workers = Workers::start(kit).await?;
-            let front = Front::start(kit).await?;
-            let (table, session) = (table(&front.page)?, session_of(BUYER));
-            for (number, (name, audience)) in table.iter().enumerate() {
-                let (service, handler) = name.split_once('/').context("no service")?;
-                let handler = handler.rsplit('/').next().unwrap_or_default();
-                let (path, me) = (
-                    format!("/{service}/locked-front-{number}/{handler}"),
-                    format!("/me/{handler}"),
+fn the_proxy_that_the_page_shows_lets_in_whom_its_table_names_and_nobody_else(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let workers = Workers::start(kit).await?;
+        let front = Front::start(kit).await?;
+        let (table, session) = (table(&front.page)?, session_of(BUYER));
+        for (number, (name, audience)) in table.iter().enumerate() {
+            let (service, handler) = name.split_once('/').context("no service")?;
+            let handler = handler.rsplit('/').next().unwrap_or_default();
+            let (path, me) = (
+                format!("/{service}/locked-front-{number}/{handler}"),
+                format!("/me/{handler}"),
+            );
+            let buyers = format!("User/{{user}}/{handler}");
+            let is_buyers = table
+                .iter()
+                .any(|(name, audience)| *name == buyers && audience == "buyer");
+            let (session, nobody) = (session.as_str(), "");
+            for (door, path, caller, may) in [
+                (&front.shop, &me, session, is_buyers),
+                (&front.shop, &me, nobody, false),
+                (&front.shop, &path, session, false),
+                (&front.office, &path, nobody, audience == "back office"),
+                (&front.office_without, &path, session, false),
+                (&front.office_stranger, &path, session, false),
+            ] {
+                let answer = door.post(path, caller).await?;
+                ensure!(
+                    answer.invoked == may && (may || answer.status >= 400),
+                    "{name} is for the {audience}; at port {} as {caller:?}: {answer:?}",
+                    door.port
                 );
-                let buyers = format!("User/{{user}}/{handler}");
-                let is_buyers = table
-                    .iter()
-                    .any(|(name, audience)| *name == buyers && audience == "buyer");
-                let (session, nobody) = (session.as_str(), "");
-                for (door, path, caller, may) in [
-                    (&front.shop, &me, session, is_buyers),
-                    (&front.shop, &me, nobody, false),
-                    (&front.shop, &path, session, false),
-                    (&front.office, &path, nobody, audience == "back office"),
-                    (&front.office_without, &path, session, false),
-                    (&front.office_stranger, &path, session, false),
-                ] {
-                    let answer = door.post(path, caller).await?;
-                    ensure!(
-                        answer.invoked == may && (may || answer.status >= 400),
-                        "{name} is for the {audience}; at port {} as {caller:?}: {answer:?}",
-                        door.port
-                    );
-                }
             }
-            nobody_gets_round_it(&front).await?;
-            is_who_the_session_says(kit, &front).await?;
-            clean(kit).await?;
-            front.nginx.stop().await?;
-            workers.stop().await
-        })
+        }
+        nobody_gets_round_it(&front).await?;
+        is_who_the_session_says(kit, &front).await?;
+        clean(kit).await?;
+        front.nginx.stop().await?;
+        workers.stop().await
     })
 }
 
@@ -208,7 +203,7 @@ impl Front {
             office: door(office, Some(&clerk))?,
             office_without: door(office, None)?,
             office_stranger: door(office, Some(&stranger))?,
-            sessions: tokio::spawn(know_the_buyers(listener)),
+            sessions: tokio::spawn(serve(listener, whose)),
         })
     }
 }
@@ -234,12 +229,6 @@ fn example(page: &str) -> anyhow::Result<String> {
 }
 
 /// In place of oauth2-proxy: says in a header whose session it is.
-async fn know_the_buyers(listener: TcpListener) {
-    while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(whose)));
-    }
-}
-
 async fn whose(request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
     let cookie = request.headers().get("cookie").and_then(|cookie| cookie.to_str().ok());
     let answer = match cookie.and_then(|cookie| cookie.strip_prefix("session=")) {

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use crate::admin::{admin, done};
+use crate::admin::{BY, admin, done};
 use crate::gate::{ENDS_WITHIN, PARTITIONS, Proof, ends, sent};
 use crate::support::{DEADLINE, event, listed, set_topic, structured};
 use crate::{Test, tests, workers};
@@ -66,12 +66,17 @@ fn a_record_that_kafka_refuses_for_good_is_put_aside_and_the_others_go_on(kit: &
     })
 }
 
+/// A record of `payments` that is too large to be copied into a dead letter, once it is unpacked.
+pub(crate) fn endless(key: &str) -> Sent {
+    let tickets: Vec<_> = (0..600_000).map(|_| "A-00001").collect();
+    let order = json!({ "checkout": key, "payment_method": "pm_1", "tickets": tickets });
+    structured(&event(key, key, "checkout.requested", order))
+}
+
 fn a_list_without_end_is_put_aside(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let gate = Proof::begin(kit).await?;
-        let tickets: Vec<_> = (0..600_000).map(|_| "A-00001").collect();
-        let order = json!({ "checkout": gate.run, "payment_method": "pm_1", "tickets": tickets });
-        let endless = structured(&event(&gate.run, &gate.run, "checkout.requested", order));
+        let endless = endless(&gate.run);
         let large = json!(vec!["\u{1}".repeat(255); 1_000]);
         let order = json!({ "checkout": gate.run, "payment_method": "pm_1", "tickets": large });
         let large = structured(&event(
@@ -224,8 +229,8 @@ async fn replay(kit: &Kit, partition: i32, offset: i64) -> anyhow::Result<Output
     };
     kit.stack.kafka.send(topics::DEAD_LETTERS, &[letter]).await?;
     let place = format!("{}/{partition}/{offset}", topics::PAYMENTS);
-    let replayed = admin(kit, &["dead-letters", "replay", &place]).await?;
-    done(kit, &["dead-letters", "drop", &place]).await?;
+    let replayed = admin(kit, &[&["dead-letters", "replay", &place][..], BY].concat()).await?;
+    done(kit, &[&["dead-letters", "drop", &place][..], BY].concat()).await?;
     Ok(replayed)
 }
 
@@ -369,8 +374,11 @@ async fn answer(mut client: TcpStream, unfinished: Arc<AtomicU64>) -> anyhow::Re
     if client.read(&mut request).await? == 0 {
         return Ok(());
     }
-    let rows =
-        json!({ "rows": [{ "status": "running", "invocations": unfinished.load(Ordering::Relaxed) }] }).to_string();
+    let waiting = unfinished.load(Ordering::Relaxed);
+    let row = json!({
+        "waiting": waiting, "counted": waiting, "heads": 0, "stuck_keys": 0, "stuck_waiting": 0, "stuck_counted": 0, "keys": 0,
+    });
+    let rows = json!({ "rows": [row] }).to_string();
     let answer = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{rows}",
         rows.len()

@@ -12,6 +12,7 @@ use holdfast_tests::kit::{Kit, until};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
 
+use crate::admin;
 use crate::checkout::{
     CARD, CONFIRMED, PRICE, REFUSED, Shop, check_out, end_invocation, ends, fill, free, has_ended, held, list_in,
     reaches, reason, sold, verbs,
@@ -247,7 +248,7 @@ fn who_waited_for_the_provider_meanwhile_writes_nothing_over_what_an_operator_se
             Ok(())
         })
         .await?;
-        let settle = shop.launch("admin").arg("checkout").arg("settle").arg(&order);
+        let settle = admin::by(shop.launch("admin").arg("checkout").arg("settle").arg(&order));
         done(settle.arg("--give-back")).await?;
         ends(kit, &order, "failed").await?;
         let heard = r#"holdfast_provider_calls_total{answer="ok",call="authorise"}"#;
@@ -488,6 +489,11 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         // The old handlers finish the invocations that they began.
         let pinned = pinned_to(kit, &before).await?;
         ensure!(pinned == 2, "{pinned} invocations are left to the old handlers");
+        // On a quick way back and forth nobody waits for that: these handlers are the registered ones.
+        done(shop.launch("register")).await?;
+        ensure!(deployment_of(kit, "Checkout").await? == before, "the way back");
+        done(new("register", "1s")).await?;
+        ensure!(deployment_of(kit, "Checkout").await? == after, "and forth");
         shop.simulator.heal();
         let confirm = async |name: &str| {
             shop.simulator.authenticate(&shop.payment(name)?, true)?;
@@ -514,9 +520,14 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
         .await?;
 
         // Then they can go.
+        let pruned = new("register", "1s").arg("--prune").output().await?;
+        let said = String::from_utf8_lossy(&pruned.stdout);
+        let gone = format!(
+            "removed    earlier handlers at http://127.0.0.1:{}",
+            kit.stack.ports.get("serve")?
+        );
+        ensure!(pruned.status.success() && said.contains(&gone), "{pruned:?}");
         shop.worker.stop().await?;
-        let gone = format!("{}/deployments/{before}?force=true", kit.stack.restate.admin());
-        reqwest::Client::new().delete(gone).send().await?.error_for_status()?;
         let (gate, relay) = tokio::try_join!(
             shop.launch_as("gate", "upgraded-gate").start(),
             shop.launch_as("relay", "upgraded-relay").start()
@@ -556,14 +567,14 @@ fn handlers_are_upgraded_while_checkouts_are_in_flight(kit: &Kit) -> anyhow::Res
 }
 
 /// The deployment to which Restate sends new invocations of a service.
-async fn deployment_of(kit: &Kit, service: &str) -> anyhow::Result<String> {
+pub(crate) async fn deployment_of(kit: &Kit, service: &str) -> anyhow::Result<String> {
     let url = format!("{}/services/{service}", kit.stack.restate.admin());
     let service: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
     Ok(service["deployment_id"].as_str().context("no deployment")?.to_owned())
 }
 
 /// The cart as the engine keeps it, with tickets whose holds have ended.
-async fn kept_cart(kit: &Kit, user: &str) -> anyhow::Result<String> {
+pub(crate) async fn kept_cart(kit: &Kit, user: &str) -> anyhow::Result<String> {
     let query =
         format!("select value_utf8 from state where service_name = 'User' and service_key = '{user}' and key = 'cart'");
     let rows = kit.stack.restate.sql(&query).await?;

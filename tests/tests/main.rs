@@ -1,4 +1,4 @@
-//! The proofs: one binary, two stacks of real servers, and on each one test after another.
+//! The proofs: one binary, two stacks of real servers and a locked one, and on each one test after another.
 //!
 //! A topic is a module beside this file. It lists its tests, plain functions named by the promise they keep:
 //!
@@ -22,6 +22,7 @@ mod change_log;
 mod checkout;
 mod commit;
 mod crashes;
+mod debits;
 mod direct;
 mod doctor;
 mod engine;
@@ -39,13 +40,17 @@ mod locked_postgres;
 mod mail;
 mod mechanisms;
 mod migrations;
+mod on_call;
 mod operate;
 mod orders;
 mod pool;
 mod privacy;
 mod provider;
+mod quarantine;
+mod recovery;
 mod relay;
 mod repeats;
+mod reprocess;
 mod returns;
 mod rotation;
 mod servers;
@@ -53,10 +58,13 @@ mod stack;
 mod support;
 mod sweep;
 mod tour;
+mod traces;
 mod traffic;
 mod two_phase;
+mod upgrades;
 mod users;
 mod verify;
+mod watch;
 mod webhook;
 mod workers;
 mod zombies;
@@ -64,14 +72,35 @@ mod zombies;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use holdfast_tests::kit::process::lock;
 use holdfast_tests::kit::{self, Kit, Name};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 
-const TOPICS: &[&[Test]] = &[
+/// Tests that take turns on the same stacks, beside those of the other lanes: most of them wait for servers most of the time.
+struct Lane {
+    topics: &'static [&'static [Test]],
+    stacks: usize,
+    name: fn(usize) -> Name,
+}
+
+const LANES: [Lane; 2] = [
+    Lane {
+        topics: SHARED,
+        stacks: 2,
+        name: Name::Test,
+    },
+    Lane {
+        topics: APART,
+        stacks: 1,
+        name: |_| Name::Locked,
+    },
+];
+
+const SHARED: &[&[Test]] = &[
     stack::TESTS,
     provider::TESTS,
     commit::TESTS,
@@ -87,19 +116,20 @@ const TOPICS: &[&[Test]] = &[
     intake::TESTS,
     repeats::TESTS,
     returns::TESTS,
+    quarantine::TESTS,
     operate::TESTS,
     doctor::TESTS,
     engine::TESTS,
     grants::TESTS,
     locked_postgres::TESTS,
     locked_doors::TESTS,
-    locked::TESTS,
     rotation::TESTS,
-    front::TESTS,
     admin::TESTS,
+    reprocess::TESTS,
     crashes::TESTS,
     servers::TESTS,
     zombies::TESTS,
+    recovery::TESTS,
     mechanisms::TESTS,
     change_log::TESTS,
     attributes::TESTS,
@@ -113,10 +143,23 @@ const TOPICS: &[&[Test]] = &[
     privacy::TESTS,
     alerts::TESTS,
     webhook::TESTS,
+    debits::TESTS,
     tour::TESTS,
+    traces::TESTS,
     faults::TESTS,
+    watch::TESTS,
     // Its last test leaves a doubled outcome on the topic.
     verify::TESTS,
+    watch::LAST,
+];
+
+/// Behind locked doors, or on stacks of their own.
+const APART: &[&[Test]] = &[
+    locked::TESTS,
+    rotation::LOCKED,
+    front::TESTS,
+    upgrades::TESTS,
+    on_call::TESTS,
 ];
 
 pub(crate) struct Test {
@@ -133,8 +176,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(KITS);
+    let arguments = Arguments::from_args();
     kit::prepare_process();
     match kit::run_to_end(move || run(&arguments)) {
         Ok(Some(Ok(code))) => code,
@@ -147,27 +189,58 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let chosen: Vec<&'static Test> = TOPICS.iter().copied().flatten().collect();
     if arguments.list {
-        let trials = chosen.iter().map(|test| Trial::test(test.name, || Ok(()))).collect();
+        let tests = LANES.iter().flat_map(|lane| lane.topics).copied().flatten();
+        let trials = tests.map(|test| Trial::test(test.name, || Ok(()))).collect();
         return Ok(libtest_mimic::run(arguments, trials).exit_code());
     }
-    let kits = Arc::new(Kits::default());
-    let trials = chosen.into_iter().map(|test| trial(test, &kits)).collect();
-    let conclusion = libtest_mimic::run(arguments, trials);
-    print_slowest(&lock(&kits.times));
-    Ok(conclusion.exit_code())
+    let said = Arc::new(Said::default());
+    let lanes = LANES.map(|lane| {
+        let (arguments, said) = (arguments.clone(), said.clone());
+        thread::spawn(move || lane.run(arguments, said))
+    });
+    // Of a lane that panics nothing else is known.
+    let has_failed = lanes.map(|lane| lane.join().map_or(true, |ended| ended.has_failed()));
+    print_slowest(&lock(&said.times));
+    print_failures(&lock(&said.failures));
+    Ok(match has_failed.contains(&true) {
+        true => ExitCode::from(101),
+        false => ExitCode::SUCCESS,
+    })
 }
 
-/// As many stacks as tests run at once; most of them wait for servers most of the time.
-const KITS: usize = 2;
-
-/// The stacks, each started when it is first needed.
+/// What is said when all is over.
 #[derive(Default)]
+struct Said {
+    times: Mutex<Vec<(Duration, &'static str)>>,
+    failures: Mutex<Vec<(&'static str, String)>>,
+}
+
+impl Lane {
+    fn run(self, mut arguments: Arguments, said: Arc<Said>) -> Conclusion {
+        // By a single thread, the library would begin a line that another lane's would break.
+        arguments.test_threads.get_or_insert(self.stacks.max(2));
+        let tests = self.topics.iter().copied().flatten();
+        let kits = Arc::new(Kits {
+            lane: self,
+            started: AtomicUsize::default(),
+            idle: Mutex::default(),
+            turn: Mutex::default(),
+            said,
+        });
+        let trials = tests.map(|test| trial(test, &kits)).collect();
+        libtest_mimic::run(&arguments, trials)
+    }
+}
+
+/// The stacks of a lane, each started when it is first needed.
 struct Kits {
+    lane: Lane,
     started: AtomicUsize,
     idle: Mutex<Vec<Kit>>,
-    times: Mutex<Vec<(Duration, &'static str)>>,
+    /// Held by the test that has the only stack.
+    turn: Mutex<()>,
+    said: Arc<Said>,
 }
 
 impl Kits {
@@ -175,15 +248,16 @@ impl Kits {
         if let Some(idle) = lock(&self.idle).pop() {
             return Ok(idle);
         }
-        Kit::start(Name::Test(self.started.fetch_add(1, Ordering::Relaxed) + 1))
+        Kit::start((self.lane.name)(self.started.fetch_add(1, Ordering::Relaxed) + 1))
     }
 
     fn run(&self, test: &Test) -> anyhow::Result<()> {
+        let _turn = (self.lane.stacks == 1).then(|| lock(&self.turn));
         let kit = self.take().context("the servers do not start")?;
         kit.block_on(kit.stack.heal()).context("before the test")?;
         let start = Instant::now();
         let result = (test.run)(&kit);
-        lock(&self.times).push((start.elapsed(), test.name));
+        lock(&self.said.times).push((start.elapsed(), test.name));
         lock(&self.idle).push(kit);
         result
     }
@@ -192,7 +266,12 @@ impl Kits {
 fn trial(test: &'static Test, kits: &Arc<Kits>) -> Trial {
     let kits = Arc::clone(kits);
     Trial::test(test.name, move || {
-        kits.run(test).map_err(|error| Failed::from(format!("{error:#}")))
+        kits.run(test).map_err(|error| {
+            let error = format!("{error:#}");
+            tracing::error!("{}: {error}", test.name); // a run that is ended has no last page
+            lock(&kits.said.failures).push((test.name, error.clone()));
+            Failed::from(error)
+        })
     })
 }
 
@@ -200,7 +279,15 @@ fn print_slowest(times: &[(Duration, &str)]) {
     let mut times = times.to_vec();
     times.sort_by(|one, other| other.cmp(one));
     println!("slowest:");
-    for (time, name) in times.iter().take(10) {
+    for (time, name) in times.iter().take(20) {
         println!("{:8.1} s  {name}", time.as_secs_f64());
+    }
+}
+
+/// The beginnings of all failures once more, since what they say in full may be long: whoever sees only the end of a log has them.
+fn print_failures(failures: &[(&str, String)]) {
+    const SHOWN: usize = 1_500;
+    for (name, error) in failures {
+        println!("\n{name}: {}", error.chars().take(SHOWN).collect::<String>());
     }
 }

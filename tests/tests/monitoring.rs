@@ -11,6 +11,7 @@ use std::fs;
 use holdfast::metrics::{Descriptor, Descriptors};
 use holdfast_tests::kit::checkout;
 use holdfast_tests::monitoring::{self, Rule, Selector, selectors};
+use holdfast_tests::on_call;
 
 /// More would not be looked at.
 const MOST_ALERTS: usize = 20;
@@ -109,6 +110,23 @@ fn every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() {
     }
     for number in ["severity: ", "summary: "] {
         assert_eq!(alerts.matches(number).count(), names.len(), "{number}");
+    }
+}
+
+#[test]
+fn every_alert_has_its_section_in_the_night_on_call_and_every_section_its_alert() {
+    let chapters = on_call::page().unwrap();
+    let sections: Vec<_> = chapters.iter().flat_map(|chapter| &chapter.sections).collect();
+    let with_section: Vec<_> = sections.iter().map(|section| section.alert.clone()).collect();
+    let once: BTreeSet<_> = with_section.iter().cloned().collect();
+    assert_eq!(with_section.len(), once.len(), "{with_section:?}");
+    let names = names(&monitoring::rules().unwrap());
+    assert_eq!(names, once, "left: alerts; right: sections of the page");
+    for on_call::Section { alert, text } in sections {
+        let entry = format!("**Find it** ([runbook](runbook.md#{}))", alert.to_lowercase());
+        for part in ["**Break it**", &format!("\nfires {alert}\n"), &entry, "**Mend it**"] {
+            assert!(text.contains(part), "the section of {alert} lacks {part:?}");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
 
+use crate::doctor::{doctor, wrong};
 use crate::support::{DEADLINE, clean, event, listed, outcomes, requested, send, set_topic, told, verdicts};
 use crate::{Test, tests};
 
@@ -161,6 +162,16 @@ fn a_missing_server_is_named_with_its_address_and_no_password(kit: &Kit) -> anyh
             let (ready, waiting) = get(&format!("{}/readyz", worker.http)).await?;
             ensure!(live == 200 && ready == 503, "alive: {live}, ready: {ready}: {waiting}");
             ensure!(waiting.contains("waiting for: "), "{waiting}");
+            let ask = |what: &[&str]| {
+                let ask = kit.stack.holdfast("run", &instance).instead("health");
+                what.iter().fold(ask, |ask, argument| ask.arg(argument)).output()
+            };
+            let (lives, is_ready) = (ask(&[]).await?, ask(&["--ready"]).await?);
+            let said = String::from_utf8_lossy(&is_ready.stderr).into_owned();
+            ensure!(
+                lives.status.success() && is_ready.status.code() == Some(1) && said.contains("waiting for: "),
+                "health: {lives:?}, {said}"
+            );
             let code = terminate(&worker).await?;
             ensure!(code == Some(0), "it waited for {server} and ended with {code:?}");
             let log = log()?;
@@ -661,6 +672,17 @@ fn offsets_that_were_lost_stop_the_gate_and_are_told_by_register(kit: &Kit) -> a
             "{code:?}: {words}"
         );
         ensure!(words.contains("runbook"), "{words}");
+        let looks = [
+            ("HOLDFAST_GATE_GROUP", GROUP),
+            ("", "--role"),
+            ("", "gate"),
+            ("", "--only"),
+            ("", "kafka"),
+        ];
+        let (_, report) = doctor(kit, &looks).await?;
+        let lost = format!("{}/{partition} has 1 to ", topics::RESERVATIONS);
+        let is_lost = |check: &Value| check["how"].as_str().is_some_and(|how| how.contains(&lost));
+        ensure!(wrong(&report).iter().any(is_lost), "{report:#}");
         // A group that is new, or that Kafka has forgotten: nobody knows whether it had read them.
         let (status, said) = register(kit, &["--gate-group", "operate.forgotten"]).await?;
         // Beside it stand the partitions of which another proof has deleted records.

@@ -133,12 +133,14 @@ fn an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought(kit: &Kit) -> an
         let user = shop.user.clone();
         let profile = json!({ "email": format!("{PERSONAL}@example.org"), "name": PERSONAL, "language": "de" });
         let change = json!({ "to": { "name": format!("{PERSONAL} the Second") } });
+        let customer = json!({ "customer": format!("cus_{PERSONAL}") });
         let events = [
             event(&shop.id("1"), &user, "user.registered", profile),
             event(&shop.id("2"), &user, "profile.changed", change),
+            event(&shop.id("customer"), &user, "customer.linked", customer),
         ];
         pay(kit, &events).await?;
-        told_of::<UserOutcome>(kit, &user, 2).await?;
+        told_of::<UserOutcome>(kit, &user, 3).await?;
         ensure!(!mentions(&main, PERSONAL).await?.is_empty(), "the search finds nothing");
         let tickets = shop.tickets(2).await?;
         buy(kit, &shop, "before", &tickets[0], CARD).await?;
@@ -185,7 +187,7 @@ fn an_erased_user_is_left_by_id_alone_and_keeps_what_was_bought(kit: &Kit) -> an
             );
         }
         pay(kit, &[registered(&shop.id("3"), &user)]).await?;
-        let told = told_of::<UserOutcome>(kit, &user, 8).await?;
+        let told = told_of::<UserOutcome>(kit, &user, 9).await?;
         let last = told.last().map(|told| told.data.clone());
         let refused = outcomes::PaymentRefused {
             reason: holdfast_schemas::UserRefusalReason::AlreadyRegistered,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use holdfast::store::outbox::Choice;
+use holdfast::store::operator_log::Operator;
 use holdfast_schemas::topics;
 use holdfast_tests::kit::proxy::Proxy;
 use holdfast_tests::kit::{Holdfast, Kit, until};
@@ -151,12 +151,12 @@ fn a_row_that_kafka_refuses_stops_only_its_key(kit: &Kit) -> anyhow::Result<()> 
             .bind(too_large)
             .execute(&proof.pool)
             .await?;
-        let choice = Choice {
-            id: Some(too_large),
-            ..Choice::default()
+        let operator = Operator {
+            who: "proofs",
+            why: "mended",
         };
-        holdfast::store::outbox::retry(&proof.pool, choice).await?;
-        holdfast::store::outbox::discard(&proof.pool, nowhere).await?;
+        holdfast::store::outbox::retry(&proof.pool, &[too_large], operator).await?;
+        holdfast::store::outbox::discard(&proof.pool, &[nowhere], operator).await?;
         proof.emptied().await?;
         relay.stop().await?;
         proof.check().await

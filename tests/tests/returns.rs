@@ -1,22 +1,24 @@
 //! Orders are returned from the shop's side: seats, money and credits go where the shop says, once, whatever fails meanwhile.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use holdfast::crash::Point;
-use holdfast_schemas::{OutcomeData, UserOutcome};
+use holdfast_schemas::{OutcomeData, TicketOutcome, UserOutcome};
 use holdfast_tests::kit::provider::{Call, Fault, RefundStatus};
 use holdfast_tests::kit::{Kit, until};
 use serde_json::{Value, json};
 
+use crate::admin::by;
 use crate::checkout::{
     CARD, CONFIRMED, DECLINED, PRICE, Shop, check_out, ends, fill, free, list, list_in, look, reaches, reads, sold,
     withdrawn,
 };
-use crate::support::{DEADLINE, event, outcomes_of, pay};
-use crate::users::{added, call, has_credits};
+use crate::support::{DEADLINE, event, outcomes_of, pay, send, told, verdicts};
+use crate::users::{added, call, has_credits, view};
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     an_order_is_returned_seat_by_seat_with_its_money_and_its_credits,
+    a_sold_ticket_that_was_withdrawn_is_not_for_sale_again_however_it_is_returned,
     a_refund_by_hand_leaves_the_seats_where_the_setting_says_so,
     a_refund_that_fails_for_a_seat_that_was_taken_back_asks_for_an_operator,
     a_cancelled_show_takes_back_every_ticket_wherever_it_is,
@@ -83,6 +85,12 @@ fn an_order_is_returned_seat_by_seat_with_its_money_and_its_credits(kit: &Kit) -
         }
         shop.keeps("order", most - PRICE - 300).await?;
         sold(kit, &tickets[1..]).await?;
+        let shown = crate::admin::parsed(kit, &["checkout", "show", &order, "--json"]).await?;
+        let acts = shown["acts"].as_array().map_or(0, Vec::len);
+        ensure!(
+            acts == 2 && shown["acts"][0]["who"] == "proofs" && shown["refunded"] == PRICE + 300,
+            "{shown}"
+        );
 
         // The rest, by request: what is left of the money, then the credits; these seats are not for sale again.
         let body = json!({ "checkout": order, "resell": false });
@@ -129,6 +137,90 @@ fn an_order_is_returned_seat_by_seat_with_its_money_and_its_credits(kit: &Kit) -
     })
 }
 
+fn a_sold_ticket_that_was_withdrawn_is_not_for_sale_again_however_it_is_returned(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "returns/withdrawn").await?;
+        let tickets = shop.tickets(4).await?;
+        let [returned_one, other, refunded, kept] = &tickets[..] else {
+            bail!("not four tickets: {tickets:?}");
+        };
+        shop.buy("order", &[returned_one.clone(), other.clone()], CARD, 0)
+            .await?;
+        shop.buy("refunded", std::slice::from_ref(refunded), CARD, 0).await?;
+        shop.buy("kept", std::slice::from_ref(kept), CARD, 0).await?;
+
+        // Each event twice: the second is a repeat. Another event finds the ticket withdrawn.
+        let withdraws = |id: &str, ticket: &str| {
+            event(
+                &shop.id(&format!("withdraw/{id}")),
+                ticket,
+                "ticket.withdrawn",
+                json!({}),
+            )
+        };
+        let asked = [
+            withdraws("returned", returned_one),
+            withdraws("refunded", refunded),
+            withdraws("kept", kept),
+        ];
+        send(kit, &[&asked[..], &asked].concat()).await?;
+        send(kit, &[withdraws("again", returned_one)]).await?;
+        let mut history = vec!["listed", "held", "sold", "off_sale", "withdrawn"];
+        for (ticket, history) in [
+            (returned_one, &history[..]),
+            (refunded, &history[..4]),
+            (kept, &history[..4]),
+        ] {
+            let told = told(kit, ticket, history.len()).await?;
+            ensure!(verdicts(&told) == history, "{ticket}: {told:?}");
+            let of_sale = told[3].data.data();
+            ensure!(of_sale["user"] == *shop.user, "{of_sale}");
+        }
+        let told_again = told(kit, returned_one, history.len()).await?;
+        ensure!(told_again[4].data.refusal() == Some("withdrawn"), "{told_again:?}");
+        // It is its buyer's as before.
+        sold(kit, &tickets).await?;
+        for (ticket, is_off_sale) in [(returned_one, true), (other, false)] {
+            let (_, view) = view(kit, "Ticket", ticket).await?;
+            ensure!(view["off_sale"] == is_off_sale && view["user"] == *shop.user, "{view}");
+        }
+        let shown = crate::admin::done(kit, &["ticket", "show", returned_one]).await?;
+        ensure!(shown.contains("not for sale again"), "{shown}");
+        let terms = json!({ "show": "proofs", "price": { "amount": PRICE, "currency": "EUR" } });
+        let (status, reply) = call(kit, &[], "Ticket", returned_one, "list", &terms).await?;
+        ensure!(
+            status == 200 && reply["outcomes"][0]["data"]["reason"] == "sold",
+            "{status}: {reply}"
+        );
+
+        // Both are to be resold, and the one that was withdrawn is not; nor is one that a refund by hand frees.
+        pay(kit, &[returned(&shop, "back", "order", json!({ "resell": true }))]).await?;
+        free(kit, std::slice::from_ref(other)).await?;
+        shop.simulator.refund(&shop.payment("refunded")?, PRICE)?;
+        let money = json!({ "refunded": { "amount": PRICE, "currency": "EUR" } });
+        let refund = shop.tell("refunded", "refunded", money).await?;
+        shop.took(&refund).await?;
+        withdrawn(kit, &[returned_one.clone(), refunded.clone()]).await?;
+        history.extend(["sold", "returned", "withdrawn"]);
+        let told = told(kit, returned_one, history.len()).await?;
+        ensure!(verdicts(&told) == history, "{told:?}");
+        ensure!(
+            matches!(told[7].data, TicketOutcome::TicketWithdrawn(_)),
+            "a refusal: {told:?}"
+        );
+
+        // Listed again, it is as new: the next sale is another one.
+        list(kit, std::slice::from_ref(returned_one), PRICE).await?;
+        shop.buy("anew", std::slice::from_ref(returned_one), CARD, 0).await?;
+        pay(kit, &[returned(&shop, "anew", "anew", json!({}))]).await?;
+        free(kit, std::slice::from_ref(returned_one)).await?;
+        for (order, money) in [("order", 0), ("refunded", 0), ("kept", PRICE), ("anew", 0)] {
+            shop.keeps(order, money).await?;
+        }
+        shop.close().await
+    })
+}
+
 fn a_refund_by_hand_leaves_the_seats_where_the_setting_says_so(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let shop = Shop::open_with(kit, "returns/kept", &[("HOLDFAST_FULL_REFUND", "keeps-seats")]).await?;
@@ -168,7 +260,7 @@ fn a_refund_that_fails_for_a_seat_that_was_taken_back_asks_for_an_operator(kit: 
         shop.simulator.end_refund(&pending.id, false)?;
         tell_refund(&shop, &pending.id, "failed").await?;
         reads(kit, &shop.user, "stuck", 1).await?;
-        let listed = admin_does(&shop, &["checkout", "list"]).await?;
+        let listed = crate::admin::done(kit, &["checkout", "list"]).await?;
         ensure!(
             listed.contains("refund_failed") && listed.contains(&shop.id("order")),
             "{listed}"
@@ -297,9 +389,9 @@ fn a_return_happens_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow:
             has_credits(kit, &shop.user, left).await?;
             let tickets = shop.tickets_named(&round.to_string(), 4).await?;
             let order = |number: usize| format!("{round}-order-{number}");
-            let mut asked = Vec::new();
-            // Of two orders, one meets the crash and the other one the repeat.
-            for number in 0..2 {
+            // One order meets the crash; the other one comes after it, and meets the repeat.
+            let mut asked = [const { Vec::new() }; 2];
+            for (number, asked) in asked.iter_mut().enumerate() {
                 let seats = &tickets[2 * number..][..2];
                 shop.buy(&order(number), seats, CARD, CREDITS).await?;
                 let name = order(number);
@@ -311,7 +403,7 @@ fn a_return_happens_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow:
                 ));
                 asked.push(returned(&shop, &format!("{name}/2"), &name, json!({ "resell": false })));
             }
-            shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked)
+            shop.crash_and_repeat(|shop| shop.launch("run"), point, &asked[0], &asked[1])
                 .await
                 .with_context(|| point.name())?;
             for number in 0..2 {
@@ -333,7 +425,7 @@ fn a_return_happens_once_whatever_step_dies_or_is_repeated(kit: &Kit) -> anyhow:
 
 impl Shop<'_> {
     /// Gives the user so many credits.
-    async fn has(&self, credits: i64) -> anyhow::Result<()> {
+    pub(crate) async fn has(&self, credits: i64) -> anyhow::Result<()> {
         pay(self.kit, &[added(&self.id("credits"), &self.user, credits)]).await?;
         has_credits(self.kit, &self.user, credits).await
     }
@@ -380,7 +472,7 @@ async fn look_at(kit: &Kit, checkout: &str) -> anyhow::Result<Value> {
     Ok(shown)
 }
 
-async fn admin_does(shop: &Shop<'_>, command: &[&str]) -> anyhow::Result<String> {
+pub(crate) async fn admin_does(shop: &Shop<'_>, command: &[&str]) -> anyhow::Result<String> {
     let (done, said) = admin_says(shop, command).await?;
     ensure!(done, "{command:?}: {said}");
     Ok(said)
@@ -394,8 +486,10 @@ async fn admin_refuses(shop: &Shop<'_>, command: &[&str], why: &str) -> anyhow::
 
 /// Runs a command of an operator with the shop's settings.
 async fn admin_says(shop: &Shop<'_>, command: &[&str]) -> anyhow::Result<(bool, String)> {
-    let admin = shop.beside("admin");
-    let admin = command.iter().fold(admin, |admin, argument| admin.arg(argument));
+    let admin = command
+        .iter()
+        .fold(shop.beside("admin"), |admin, argument| admin.arg(argument));
+    let admin = by(admin);
     let output = admin.output().await?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Ok((output.status.success(), said))

@@ -25,7 +25,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::checkout::{CARD, CONFIRMED, PRICE, REFUSED, Shop, ends, reaches};
-use crate::locked::on_the_locked_stack;
 use crate::locked_doors::calls;
 use crate::mail::{becomes, buy, of, open_with};
 use crate::support::{DEADLINE, clean, clean_by};
@@ -33,9 +32,13 @@ use crate::traffic::Traffic;
 use crate::workers::Workers;
 use crate::{Test, tests};
 
-pub(crate) const TESTS: &[Test] = tests![
+/// On the locked stack.
+pub(crate) const LOCKED: &[Test] = tests![
     what_postgres_asks_for_is_replaced_while_events_flow,
     what_kafka_asks_for_is_replaced_while_events_flow,
+];
+
+pub(crate) const TESTS: &[Test] = tests![
     the_engines_key_is_replaced_while_events_flow,
     the_mail_servers_password_is_replaced_without_a_restart,
     neither_too_many_calls_nor_a_providers_key_that_is_replaced_amid_an_on_sale_cost_an_order,
@@ -56,33 +59,31 @@ async fn while_events_flow<T>(
 }
 
 /// The server's certificate, the workers' own, and their password in both databases, none by a restart.
-fn what_postgres_asks_for_is_replaced_while_events_flow(_: &Kit) -> anyhow::Result<()> {
-    on_the_locked_stack(|kit| {
-        kit.block_on(async {
-            let files = Files::new(kit)?;
-            files.write(&password(APP))?;
-            let mut workers = Workers::start(kit).await?;
-            workers.serve.stop().await?;
-            workers.serve = files.launch("serve").start().await?;
-            workers.relay.stop().await?;
-            workers.relay = files.launch("relay").start().await?;
-            let mut traffic = Traffic::new(kit, "rotation-postgres")?;
-            let superuser = kit.stack.postgres.connect().await?;
-            let rotated = rotate(&files, &workers, &mut traffic, &superuser).await;
-            // Others need it as it was.
-            kit.stack.postgres.admit_by(&[])?;
-            let password = password(APP);
-            run(
-                &superuser,
-                &format!("alter role {APP} password '{password}'; select pg_reload_conf()"),
-            )
-            .await?;
-            files.write(&password)?;
-            rotated?;
-            traffic.settled().await?;
-            superuser.close().await;
-            workers.stop().await
-        })
+fn what_postgres_asks_for_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let files = Files::new(kit)?;
+        files.write(&password(APP))?;
+        let mut workers = Workers::start(kit).await?;
+        workers.serve.stop().await?;
+        workers.serve = files.launch("serve").start().await?;
+        workers.relay.stop().await?;
+        workers.relay = files.launch("relay").start().await?;
+        let mut traffic = Traffic::new(kit, "rotation-postgres")?;
+        let superuser = kit.stack.postgres.connect().await?;
+        let rotated = rotate(&files, &workers, &mut traffic, &superuser).await;
+        // Others need it as it was.
+        kit.stack.postgres.admit_by(&[])?;
+        let password = password(APP);
+        run(
+            &superuser,
+            &format!("alter role {APP} password '{password}'; select pg_reload_conf()"),
+        )
+        .await?;
+        files.write(&password)?;
+        rotated?;
+        traffic.settled().await?;
+        superuser.close().await;
+        workers.stop().await
     })
 }
 
@@ -209,60 +210,58 @@ async fn serials(superuser: &PgPool) -> anyhow::Result<Vec<Option<String>>> {
 
 /// The broker's certificate, which a running broker loads, and with which another start shows everybody a new one; and a password, by a
 /// second way in and workers that are replaced one after the other, as the page on security says.
-fn what_kafka_asks_for_is_replaced_while_events_flow(_: &Kit) -> anyhow::Result<()> {
+fn what_kafka_asks_for_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Result<()> {
     const USER: &str = "gate";
     const OLD: &str = "SCRAM-SHA-512";
     const NEW: &str = "SCRAM-SHA-256";
-    on_the_locked_stack(|kit| {
-        kit.block_on(async {
-            let (kafka, authority) = (&kit.stack.kafka, &kit.stack.kafka.lock()?.authority);
-            let mut workers = Workers::start(kit).await?;
-            let mut traffic = Traffic::new(kit, "rotation-kafka")?;
-            let shown = async || shown_by(authority, TcpStream::connect(kafka.bootstrap()).await?).await;
-            let before = shown().await?;
-            while_events_flow(&mut traffic, "the broker's certificate", async {
-                kafka.renew_certificate().await?;
-                until("the renewed certificate is shown", DEADLINE, async || {
-                    ensure!(shown().await? != before, "the old one is shown");
-                    Ok(())
-                })
-                .await?;
-                kafka.restart().await
+    kit.block_on(async {
+        let (kafka, authority) = (&kit.stack.kafka, &kit.stack.kafka.lock()?.authority);
+        let mut workers = Workers::start(kit).await?;
+        let mut traffic = Traffic::new(kit, "rotation-kafka")?;
+        let shown = async || shown_by(authority, TcpStream::connect(kafka.bootstrap()).await?).await;
+        let before = shown().await?;
+        while_events_flow(&mut traffic, "the broker's certificate", async {
+            kafka.renew_certificate().await?;
+            until("the renewed certificate is shown", DEADLINE, async || {
+                ensure!(shown().await? != before, "the old one is shown");
+                Ok(())
             })
             .await?;
-
-            let file = kit.stack.certificates().join("kafka-password");
-            fs::write(&file, format!("{NEXT}\n"))?;
-            let next = kit.stack.holdfast(USER, "gate-next").without("HOLDFAST_KAFKA_PASSWORD");
-            let next = next
-                .env("HOLDFAST_KAFKA_SASL_MECHANISM", NEW)
-                .env("HOLDFAST_KAFKA_PASSWORD_FILE", &file.display().to_string());
-            let replaced = while_events_flow(&mut traffic, "the password", async {
-                kafka.set_password(USER, NEW, Some(NEXT)).await?;
-                let next = next.start().await?;
-                workers.gate.stop().await?;
-                workers.gate = next;
-                kafka.set_password(USER, OLD, None).await?;
-                let old = kit.stack.holdfast(USER, "gate-old").spawn()?;
-                until("the old password opens nothing", DEADLINE, async || {
-                    let (status, said) = old.readyz().await?;
-                    ensure!(
-                        status == 503 && said.contains("uthentication failed"),
-                        "{status} {said}"
-                    );
-                    Ok(())
-                })
-                .await
-            });
-            let replaced = replaced.await;
-            // Others need it as it was.
-            for mechanism in [OLD, NEW] {
-                kafka.set_password(USER, mechanism, Some(PASSWORD)).await?;
-            }
-            replaced?;
-            traffic.settled().await?;
-            workers.stop().await
+            kafka.restart().await
         })
+        .await?;
+
+        let file = kit.stack.certificates().join("kafka-password");
+        fs::write(&file, format!("{NEXT}\n"))?;
+        let next = kit.stack.holdfast(USER, "gate-next").without("HOLDFAST_KAFKA_PASSWORD");
+        let next = next
+            .env("HOLDFAST_KAFKA_SASL_MECHANISM", NEW)
+            .env("HOLDFAST_KAFKA_PASSWORD_FILE", &file.display().to_string());
+        let replaced = while_events_flow(&mut traffic, "the password", async {
+            kafka.set_password(USER, NEW, Some(NEXT)).await?;
+            let next = next.start().await?;
+            workers.gate.stop().await?;
+            workers.gate = next;
+            kafka.set_password(USER, OLD, None).await?;
+            let old = kit.stack.holdfast(USER, "gate-old").spawn()?;
+            until("the old password opens nothing", DEADLINE, async || {
+                let (status, said) = old.readyz().await?;
+                ensure!(
+                    status == 503 && said.contains("uthentication failed"),
+                    "{status} {said}"
+                );
+                Ok(())
+            })
+            .await
+        });
+        let replaced = replaced.await;
+        // Others need it as it was.
+        for mechanism in [OLD, NEW] {
+            kafka.set_password(USER, mechanism, Some(PASSWORD)).await?;
+        }
+        replaced?;
+        traffic.settled().await?;
+        workers.stop().await
     })
 }
 

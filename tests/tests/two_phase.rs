@@ -18,6 +18,7 @@ use crate::{Test, mechanisms, tests};
 pub(crate) const TESTS: &[Test] = tests![
     both_databases_change_once_whatever_step_ends_early,
     a_try_that_wakes_up_late_changes_nothing,
+    whoever_ends_one_transaction_at_once_with_others_passes,
     a_slow_try_that_was_swept_changes_nothing_and_the_next_one_does,
     what_was_prepared_outlives_a_kill_and_is_settled_by_its_row,
     the_other_database_may_be_away_at_any_step,
@@ -180,6 +181,22 @@ fn a_try_that_wakes_up_late_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
         ensure!(fate == Fate::Aborted, "{fate:?}");
         two_phase::settle(&databases.loyalty, &transaction, late, fate).await?;
         databases.expect(1, 1).await
+    })
+}
+
+/// One session finds the transaction, others find it busy or gone.
+fn whoever_ends_one_transaction_at_once_with_others_passes(kit: &Kit) -> anyhow::Result<()> {
+    const ROUNDS: i64 = 100;
+    kit.block_on(async {
+        let databases = Databases::new(kit).await?;
+        for number in 0..ROUNDS {
+            let (transaction, attempt) = (id(number)?, Uuid::new_v4());
+            databases.prepare(&transaction, attempt).await?;
+            let fate = databases.decide(&transaction, attempt, number).await?;
+            let settle = || two_phase::settle(&databases.loyalty, &transaction, attempt, fate);
+            tokio::try_join!(settle(), settle(), settle(), settle())?;
+        }
+        databases.expect(ROUNDS, ROUNDS).await
     })
 }
 

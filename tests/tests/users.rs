@@ -880,7 +880,7 @@ pub(crate) fn registered(id: &str, user: &str) -> Value {
     event(id, user, "user.registered", json!({ "email": "ann@example.org" }))
 }
 
-fn changed(id: &str, user: &str, data: Value) -> Value {
+pub(crate) fn changed(id: &str, user: &str, data: Value) -> Value {
     event(id, user, "profile.changed", data)
 }
 

@@ -1,6 +1,6 @@
 //! `holdfast verify` itself: it finds kept promises kept, and notices each corruption of a copy of the data.
 //!
-//! The last module of all: its last test leaves things on the topics that do not belong there.
+//! Its last test leaves things on the topics that do not belong there.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -202,6 +202,7 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         calls_per_second: None,
         mode: None,
         shows: None,
+        receipts: false,
         methods: vec!["card".to_owned()],
     };
     let adapter = Provider::new(&settings, Arc::new(Metrics::new()?))?.context("no provider")?;
@@ -212,6 +213,8 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         currency: Currency::from_code("EUR").context("no euro")?,
         method: "pm_card_visa",
         attempt: 0,
+        customer: None,
+        receipt: None,
         about: About::default(),
     };
     let payment = adapter.create(&order).await?;
@@ -410,7 +413,7 @@ fn mail_corruptions(checkout: &str) -> Vec<(&'static str, String)> {
 }
 
 /// Corruptions of a completed checkout's money: name and statements.
-fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
+pub(crate) fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
     let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_bytes());
     let of = format!("where checkout = '{checkout}'");
     let copied = format!(
@@ -536,7 +539,7 @@ fn money_corruptions(checkout: &str) -> Vec<(&'static str, Vec<String>)> {
 }
 
 /// Corruptions: name, broken promise, and statements.
-fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
+pub(crate) fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
     let version = |version| format!("update tickets set version = {version} where ticket = '{ticket}'");
     let log = |version: i64, outcome: Uuid, told: &str, data: Value, source: &str, id: &str| {
         format!(
@@ -662,7 +665,7 @@ fn corruptions(ticket: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
     ]
 }
 
-async fn corrupt(copy: &PgPool, statements: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn corrupt(copy: &PgPool, statements: &[String]) -> anyhow::Result<()> {
     for statement in statements {
         let done = sqlx::query(AssertSqlSafe(statement.clone())).execute(copy).await?;
         ensure!(done.rows_affected() > 0, "changed nothing: {statement}");
@@ -671,7 +674,7 @@ async fn corrupt(copy: &PgPool, statements: &[String]) -> anyhow::Result<()> {
 }
 
 /// Lists tickets; ann holds each, bob is refused, ann releases it, bob holds it. Nothing runs any more when it returns.
-async fn sell(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn sell(kit: &Kit, tickets: &[String]) -> anyhow::Result<()> {
     let worker = kit.stack.holdfast("run", "verify").start().await?;
     let mut records = Vec::new();
     for ticket in tickets {
@@ -753,7 +756,7 @@ fn event(id: &str, ticket: &str, data: TicketEvent) -> anyhow::Result<Event<Tick
     ))
 }
 
-fn sent(ticket: &str, value: Vec<u8>) -> Sent {
+pub(crate) fn sent(ticket: &str, value: Vec<u8>) -> Sent {
     Sent {
         key: Some(ticket.as_bytes().to_vec()),
         value: Some(value),

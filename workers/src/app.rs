@@ -21,16 +21,19 @@ use crate::listener::{Port, Protocol};
 use crate::mail::{Mailer, Templates};
 use crate::metrics::Metrics;
 use crate::provider::Provider;
+use crate::register::Earlier;
 use crate::restate_admin::RestateAdmin;
 use crate::rounds::Rounds;
 use crate::store::credits::Loyalty;
 use crate::store::mechanisms::Error::CannotPrepare;
 use crate::store::progress::Progress;
+use crate::store::quarantine::Quarantine;
 use crate::store::rotation::{AddressFile, Look};
 use crate::sweep::Sweeper;
 use crate::transience::Fault;
 use crate::{
-    admin, doctor, domain, gate, logs, objects, printable, register, relay, restate_admin, store, verify, webhook,
+    admin, doctor, domain, error, gate, logs, objects, printable, register, relay, restate_admin, store, traces,
+    verify, webhook,
 };
 
 /// Interval of the sweep of prepared transactions that a try left behind in the loyalty database.
@@ -54,6 +57,7 @@ pub fn main(mut cli: Cli) -> ExitCode {
         }
     };
     logs::start(&cli.config.process);
+    error::note_panics();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("cannot start: {error}"), 1),
@@ -66,8 +70,8 @@ pub fn main(mut cli: Cli) -> ExitCode {
 
 /// The templates of mails. Whoever has the shipped ones written out may have none of their own yet.
 fn templates(cli: &Cli) -> Result<Templates, Vec<config::Invalid>> {
-    match cli.command {
-        Role::Admin(config::Admin::Mail(_)) => Templates::load(None),
+    match &cli.command {
+        Role::Admin(command) if matches!(command.what, config::Admin::Mail(_)) => Templates::load(None),
         _ => Templates::load(cli.config.mail.templates.as_deref()),
     }
 }
@@ -96,7 +100,12 @@ fn is_setting(cause: &(dyn std::error::Error + 'static)) -> bool {
 async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
     let Cli { config, command, .. } = cli;
     match command {
-        Role::Gate | Role::Serve | Role::Relay | Role::Webhook | Role::Run { .. } => {
+        Role::Gate
+        | Role::Serve
+        | Role::Relay
+        | Role::Webhook
+        | Role::Run { .. }
+        | Role::Verify { watch: true, .. } => {
             work(config, command, templates).await?;
         }
         Role::Migrate {
@@ -122,8 +131,9 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
                 ))?;
             }
         }
-        Role::Register { direct } => {
-            let report = register::run(&config, path(direct), Some(REGISTER_PATIENCE), clock).await?;
+        Role::Register { direct, prune } => {
+            let earlier = if prune { Earlier::Prune } else { Earlier::Keep };
+            let report = register::run(&config, path(direct), earlier, Some(REGISTER_PATIENCE), clock).await?;
             say(&report.to_string())?;
             return Ok(if report.differs() {
                 ExitCode::FAILURE
@@ -131,7 +141,7 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
                 ExitCode::SUCCESS
             });
         }
-        Role::Verify { json } => {
+        Role::Verify { json, .. } => {
             let provider = Provider::new(&config.provider, Arc::new(Metrics::new()?))?;
             let report = verify::run(&config.kafka, &config.database, &config.verify, provider.as_ref()).await?;
             say(&if json {
@@ -145,8 +155,20 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Role::Doctor { roles, direct, json } => {
-            let report = doctor::run(&config, &roles, path(direct), clock).await;
+        Role::Doctor {
+            roles,
+            only,
+            long_open,
+            direct,
+            json,
+        } => {
+            let scope = doctor::Scope {
+                roles,
+                only,
+                long_open,
+                path: path(direct),
+            };
+            let report = doctor::run(&config, &scope, clock).await;
             say(&if json {
                 serde_json::to_string(&report)?
             } else {
@@ -158,7 +180,11 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
-        Role::Admin(command) => admin::run(&command, &config, clock, new_id).await?,
+        Role::Health { ready } => {
+            let answer = lifecycle::ask(&config.process, if ready { "/readyz" } else { "/livez" }).await?;
+            say(answer.trim_end())?;
+        }
+        Role::Admin(command) => admin::run(&command, config, clock, new_id).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -179,6 +205,7 @@ async fn work(config: Config, role: Role, templates: Templates) -> anyhow::Resul
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1);
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    let exporter = traces::start(&config.traces, &config.process.instance, &metrics, clock)?;
     let lifecycle = Lifecycle::new();
     let drain_timeout = config.process.drain_timeout;
     let worker = Worker {
@@ -190,7 +217,11 @@ async fn work(config: Config, role: Role, templates: Templates) -> anyhow::Resul
     };
     worker.spawn_http();
     lifecycle.spawner().spawn("start", worker.start(role));
-    lifecycle.run(drain_timeout).await
+    let ended = lifecycle.run(drain_timeout).await;
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
+    ended
 }
 
 /// The long-lived parts of one process and what they share.
@@ -218,6 +249,7 @@ impl Worker {
                 }
                 Role::Relay => self.spawn_relay(self.connect().await?),
                 Role::Webhook => self.spawn_webhook().await?,
+                Role::Verify { .. } => self.spawn_watch()?,
                 _ => self.start_all(&role).await?,
             }
             anyhow::Ok(())
@@ -249,7 +281,7 @@ impl Worker {
         if no_register {
             self.spawn_arming();
         } else {
-            let report = register::run(&self.config, register::Path::Gate, None, clock).await?;
+            let report = register::run(&self.config, register::Path::Gate, Earlier::Keep, None, clock).await?;
             tracing::info!(%report, "registered");
         }
         self.spawn_gate(self.watch_engine()?);
@@ -272,7 +304,7 @@ impl Worker {
     fn watch_address(&self, part: &'static str, pool: &PgPool, file: Option<&Path>, url: &SecretString) {
         let Some(file) = file else { return };
         let mut file = AddressFile::new(file, pool.clone(), &self.config.database, url);
-        let (rounds, shutdown) = (Rounds::beside(part, &self.metrics), self.spawner.shutdown());
+        let rounds = Rounds::beside(part, &self.metrics);
         let watch = async move {
             let mut ticks = tokio::time::interval(PING_EVERY);
             loop {
@@ -287,19 +319,13 @@ impl Worker {
                 }
             }
         };
-        self.spawner.spawn(part, async move {
-            tokio::select! {
-                () = watch => {}
-                () = shutdown.cancelled() => {}
-            }
-            Ok(())
-        });
+        self.spawner.spawn_until_shutdown(part, watch);
     }
 
     /// Pings the database for readiness, and counts the pool's connections.
     fn watch_postgres(&self, pool: PgPool) {
         let (metrics, readiness) = (self.metrics.clone(), self.readiness.clone());
-        let (rounds, shutdown) = (self.rounds("postgres"), self.spawner.shutdown());
+        let rounds = self.rounds("postgres");
         let watch = async move {
             let mut ticks = tokio::time::interval(PING_EVERY);
             loop {
@@ -319,18 +345,12 @@ impl Worker {
                     .set(i64::from(pool.size()) - idle);
             }
         };
-        self.spawner.spawn("postgres", async move {
-            tokio::select! {
-                () = watch => {}
-                () = shutdown.cancelled() => {}
-            }
-            Ok(())
-        });
+        self.spawner.spawn_until_shutdown("postgres", watch);
     }
 
     /// Says whether what is handed over to the committers is committed, whatever else the database answers.
     fn watch_progress(&self, parts: [(&'static str, Progress); 2]) {
-        let (readiness, shutdown) = (self.readiness.clone(), self.spawner.shutdown());
+        let readiness = self.readiness.clone();
         let watch = async move {
             let mut ticks = tokio::time::interval(PING_EVERY);
             loop {
@@ -340,13 +360,7 @@ impl Worker {
                 }
             }
         };
-        self.spawner.spawn("progress", async move {
-            tokio::select! {
-                () = watch => {}
-                () = shutdown.cancelled() => {}
-            }
-            Ok(())
-        });
+        self.spawner.spawn_until_shutdown("progress", watch);
     }
 
     fn spawn_http(&self) {
@@ -398,6 +412,7 @@ impl Worker {
         let tools = objects::Tools {
             tickets,
             users,
+            quarantine: Quarantine::new(pool.clone(), retention, self.metrics.clone()),
             pool: pool.clone(),
             attributes,
             loyalty,
@@ -412,7 +427,17 @@ impl Worker {
             objects::serve(port, endpoint, shutdown).await;
             Ok(())
         });
+        self.spawn_count_of_quarantine(pool.clone());
         self.spawn_sweep(pool)
+    }
+
+    /// Counts what is in quarantine.
+    fn spawn_count_of_quarantine(&self, pool: PgPool) {
+        let metrics = self.metrics.clone();
+        let rounds = Rounds::beside("quarantine (count)", &self.metrics);
+        self.spawner.spawn_until_shutdown("count quarantine", async move {
+            store::quarantine::keep_count(&pool, &metrics, &rounds).await
+        });
     }
 
     fn spawn_sweep(&self, pool: PgPool) -> anyhow::Result<()> {
@@ -423,14 +448,8 @@ impl Worker {
             metrics: self.metrics.clone(),
             rounds: Rounds::beside("sweep", &self.metrics),
         };
-        let shutdown = self.spawner.shutdown();
-        self.spawner.spawn("sweep", async move {
-            tokio::select! {
-                () = sweeper.run() => {}
-                () = shutdown.cancelled() => {}
-            }
-            Ok(())
-        });
+        self.spawner
+            .spawn_until_shutdown("sweep", async move { sweeper.run().await });
         Ok(())
     }
 
@@ -490,15 +509,9 @@ impl Worker {
         let Some(mailer) = mailer else {
             return Ok(());
         };
-        let (counting, shutdown) = (mailer.clone().count(), self.spawner.shutdown());
+        let counting = mailer.clone().count();
         self.spawner.spawn("mail", mailer.run(self.spawner.shutdown()));
-        self.spawner.spawn("count mails", async move {
-            tokio::select! {
-                () = counting => {}
-                () = shutdown.cancelled() => {}
-            }
-            Ok(())
-        });
+        self.spawner.spawn_until_shutdown("count mails", counting);
         Ok(())
     }
 
@@ -519,14 +532,7 @@ impl Worker {
     fn spawn_reaper_watch(&self, pool: &PgPool) -> anyhow::Result<()> {
         let admin = RestateAdmin::new(&self.config.restate)?;
         let watch = register::keep_armed(self.config.clone(), admin, pool.clone(), self.rounds("reaper"));
-        let shutdown = self.spawner.shutdown();
-        self.spawner.spawn("reaper", async move {
-            tokio::select! {
-                () = watch => {}
-                () = shutdown.cancelled() => {}
-            }
-            Ok(())
-        });
+        self.spawner.spawn_until_shutdown("reaper", watch);
         Ok(())
     }
 
@@ -563,6 +569,20 @@ impl Worker {
         self.spawn_role(relay::PART, |metrics, shutdown| {
             relay::run(settings, pool, metrics, readiness, shutdown)
         });
+    }
+
+    fn spawn_watch(&self) -> anyhow::Result<()> {
+        let Config {
+            kafka,
+            database,
+            verify,
+            ..
+        } = self.config.clone();
+        let rounds = self.rounds("verify");
+        let watch = verify::Watch::new(kafka, database, verify, self.metrics.clone(), rounds)?;
+        self.spawner
+            .spawn_until_shutdown("verify", async move { watch.run().await });
+        Ok(())
     }
 
     /// Starts the receiver of webhooks, if the webhook secret and the provider are set; [`Cli::check`] demands both together.
@@ -612,8 +632,27 @@ impl Worker {
     {
         self.readiness.set(name, true);
         let running = run(self.metrics.clone(), self.spawner.shutdown());
-        self.spawner
-            .spawn(name, async move { running.await.map_err(Into::into) });
+        let worker = self.clone();
+        self.spawner.spawn(name, async move {
+            let ended = running.await.map_err(Into::into);
+            if ended.is_err() && worker.metrics.tell_of_the_end() {
+                worker.readiness.set(name, false);
+                worker.stay_for_a_scrape().await;
+            }
+            ended
+        });
+    }
+
+    /// A process that is gone tells no Prometheus why: it waits until somebody has asked, or for as long as it may.
+    async fn stay_for_a_scrape(&self) {
+        let patience = self.config.process.last_scrape_within;
+        tracing::error!("the process ends once /metrics was read, or after {patience:?}");
+        let shutdown = self.spawner.shutdown();
+        tokio::select! {
+            () = self.metrics.scraped() => {}
+            () = tokio::time::sleep(patience) => {}
+            () = shutdown.cancelled() => {}
+        }
     }
 }
 

@@ -19,6 +19,14 @@ pub enum Point {
     ServeDecided,
     /// A batch is written and committed, its handlers have no answers.
     ServeWritten,
+    /// A breaker is found and parked in a transaction that is not committed.
+    QuarantineWritten,
+    /// Events are parked and that is committed, their handler has no answer.
+    QuarantineParked,
+    /// Parked events are decided again, the transaction that takes them out of quarantine is not committed.
+    QuarantineReplaying,
+    /// Events were replayed and that is committed, the handler does not know it.
+    QuarantineReplayed,
     /// Outbox rows are selected, no Kafka transaction begun.
     RelaySelected,
     /// The batch's records are produced and acknowledged inside the Kafka transaction.
@@ -73,7 +81,7 @@ pub enum Point {
 
 impl Point {
     /// All points, in the order of the path of an event.
-    pub const ALL: [Point; 32] = [
+    pub const ALL: [Point; 36] = [
         Point::GateGathered,
         Point::GateSent,
         Point::GateAcknowledged,
@@ -81,6 +89,10 @@ impl Point {
         Point::ServeRead,
         Point::ServeDecided,
         Point::ServeWritten,
+        Point::QuarantineWritten,
+        Point::QuarantineParked,
+        Point::QuarantineReplaying,
+        Point::QuarantineReplayed,
         Point::RelaySelected,
         Point::RelayProduced,
         Point::RelayCommitted,
@@ -118,6 +130,10 @@ impl Point {
             Point::ServeRead => "serve.read",
             Point::ServeDecided => "serve.decided",
             Point::ServeWritten => "serve.written",
+            Point::QuarantineWritten => "quarantine.written",
+            Point::QuarantineParked => "quarantine.parked",
+            Point::QuarantineReplaying => "quarantine.replaying",
+            Point::QuarantineReplayed => "quarantine.replayed",
             Point::RelaySelected => "relay.selected",
             Point::RelayProduced => "relay.produced",
             Point::RelayCommitted => "relay.committed",

@@ -7,22 +7,42 @@ mod postgres;
 mod report;
 mod restate;
 mod rights;
+mod standing;
+
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use crate::config::Config;
+pub use crate::config::Part;
 use crate::config::RoleName::{self, Admin, Gate, Register, Relay, Run, Serve, Verify, Webhook};
 use crate::register::Path;
 use crate::store::grants::Grantee;
-pub use report::{Check, Diagnosis, DoctorReport, Part};
+pub use report::{Check, Diagnosis, DoctorReport};
 
-/// Looks at everything that these roles speak to, part by part, where events come by this path.
-pub async fn run(config: &Config, roles: &[RoleName], path: Path, clock: fn() -> OffsetDateTime) -> DoctorReport {
-    let roles = parts(roles, config);
+/// What to look at.
+pub struct Scope {
+    /// Everything that these roles speak to.
+    pub roles: Vec<RoleName>,
+    /// Of that, only these; all when it names none.
+    pub only: Vec<Part>,
+    /// A transaction that is open in Postgres for longer is named.
+    pub long_open: Duration,
+    /// The path by which events come.
+    pub path: Path,
+}
+
+/// Looks at it part by part.
+pub async fn run(config: &Config, scope: &Scope, clock: fn() -> OffsetDateTime) -> DoctorReport {
+    let roles = parts(&scope.roles, config);
     let any = |those: &[RoleName]| roles.iter().any(|role| those.contains(role));
+    let asked = |part| scope.only.is_empty() || scope.only.contains(&part);
     let mut report = DoctorReport::default();
-    if any(&[Gate, Relay, Webhook, Register, Verify, Admin]) {
-        report.extend(kafka::check(config, &roles, path, clock).await);
+    if asked(Part::Kafka) && any(&[Gate, Relay, Webhook, Register, Verify, Admin]) {
+        report.extend(kafka::check(config, &roles, scope.path, clock).await);
+        if roles.contains(&Relay) {
+            report.extend(vec![standing::relay(config).await]);
+        }
     }
     let grantees = [
         (any(&[Serve, Relay]), Grantee::App),
@@ -33,19 +53,19 @@ pub async fn run(config: &Config, roles: &[RoleName], path: Path, clock: fn() ->
         .into_iter()
         .filter_map(|(is_one, grantee)| is_one.then_some(grantee))
         .collect();
-    if !grantees.is_empty() {
-        report.extend(postgres::check(&config.database, &grantees, clock).await);
+    if asked(Part::Postgres) && !grantees.is_empty() {
+        report.extend(postgres::check(&config.database, &grantees, scope.long_open, clock).await);
     }
-    if any(&[Serve, Admin]) {
+    if asked(Part::Loyalty) && any(&[Serve, Admin]) {
         report.extend(postgres::check_loyalty(&config.database, clock).await);
     }
-    if any(&[Gate, Serve, Register]) {
-        report.extend(restate::check(config, any(&[Register]), path, clock).await);
+    if asked(Part::Restate) && any(&[Gate, Serve, Register]) {
+        report.extend(restate::check(config, any(&[Register]), scope.path, clock).await);
     }
-    if any(&[Serve, Webhook, Verify, Admin]) {
+    if asked(Part::Provider) && any(&[Serve, Webhook, Verify, Admin]) {
         report.extend(vec![others::provider(&config.provider).await]);
     }
-    if any(&[Serve, Admin]) {
+    if asked(Part::Mail) && any(&[Serve, Admin]) {
         report.extend(vec![others::mail_server(&config.mail).await]);
     }
     report

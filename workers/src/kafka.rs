@@ -5,6 +5,7 @@
 //! whole milliseconds: asked to wait for less, it spins, which took a tenth of the machine from the path.
 
 pub mod dead_letters;
+pub mod group;
 pub mod packed;
 pub mod publisher;
 pub mod reader;
@@ -22,6 +23,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Headers, Message};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
 
 pub use self::remarks::{Heard, Remarks};
 use crate::config;
@@ -86,6 +88,31 @@ pub fn replicas(consumer: &BaseConsumer<Remarks>, topic: &str, patience: Duratio
     }
     let partitions = found.into_iter().flat_map(|found| found.partitions());
     Ok(partitions.map(|partition| partition.replicas().len()).collect())
+}
+
+/// The offset that the consumer's group has committed in each of so many partitions of a topic, if it has one.
+///
+/// # Errors
+/// What Kafka answers.
+pub fn committed(
+    consumer: &BaseConsumer<Remarks>,
+    topic: &str,
+    partitions: usize,
+    patience: Duration,
+) -> KafkaResult<Vec<(i32, Option<i64>)>> {
+    let mut asked = TopicPartitionList::new();
+    for partition in (0..).take(partitions) {
+        asked.add_partition(topic, partition);
+    }
+    let answered = consumer.committed_offsets(asked, patience)?;
+    let committed = answered
+        .elements()
+        .into_iter()
+        .map(|partition| match partition.offset() {
+            Offset::Offset(offset) => (partition.partition(), Some(offset)),
+            _none => (partition.partition(), None),
+        });
+    Ok(committed.collect())
 }
 
 /// The settings of a topic.
@@ -385,5 +412,8 @@ mod tests {
         let config = cli.config.kafka;
         let made: Result<Producer, _> = producer(&config).create_with_context(Deliveries::new(&config));
         assert!(made.is_ok());
+        if let Err(error) = reader::Reader::new(&config) {
+            panic!("{}", crate::error::chain(&error));
+        }
     }
 }

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod crash;
 pub mod error;
+pub mod http;
 pub mod lifecycle;
 pub mod listener;
 pub mod logs;
@@ -12,6 +13,7 @@ pub mod postgres;
 pub mod printable;
 pub mod rounds;
 pub mod tls;
+pub mod traces;
 pub mod transience;
 
 pub mod gate;

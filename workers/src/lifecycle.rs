@@ -2,6 +2,7 @@
 //! any task that ends by itself ends the process with its name and cause. Also the HTTP port for operators.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -23,6 +26,9 @@ use crate::config::Process;
 use crate::listener::{self, Port, Protocol};
 use crate::metrics::{self, Metrics};
 use crate::printable;
+
+/// Longest wait for an answer about a process's health.
+const ASK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The tasks of one process.
 pub struct Lifecycle {
@@ -47,6 +53,18 @@ impl Spawner {
         if self.tasks.send((name, task.boxed())).is_err() {
             tracing::debug!(name, "not started: the process is ending");
         }
+    }
+
+    /// Starts work that has nothing in hand when it ends: it is dropped at shutdown.
+    pub fn spawn_until_shutdown(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.shutdown();
+        self.spawn(name, async move {
+            tokio::select! {
+                () = work => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        });
     }
 
     /// Cancelled by the first signal; each task then finishes what it has in hand and returns.
@@ -215,6 +233,38 @@ pub async fn serve_http(
         listener::serve_router(port, scrapes, shutdown)
     );
     Ok(())
+}
+
+/// Asks the process with these settings on this machine at a path of its health, by HTTP/1.0: its answer.
+///
+/// # Errors
+/// It does not answer, or says no; then the error says what it waits for.
+pub async fn ask(settings: &Process, path: &str) -> anyhow::Result<String> {
+    let mut address = settings.health_listen.unwrap_or(settings.http_listen);
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    };
+    let answer = tokio::time::timeout(ASK_PATIENCE, asked).await;
+    let answer = answer
+        .map_err(anyhow::Error::from)
+        .and_then(|answer| Ok(answer?))
+        .with_context(|| format!("no answer from {address}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    match head.split(' ').nth(1) {
+        Some("200") => Ok(body.to_owned()),
+        _ => bail!("{}", printable::line(body.trim_end().replace('\n', "; "))),
+    }
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {

@@ -1,15 +1,18 @@
 //! Every metric of Holdfast, with its meaning. Labels are bounded and their values listed; no other module makes a metric.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use holdfast_schemas::{
-    CheckoutFailure, DeadLetterReason, OutcomeData, Price, RefusalReason, TicketOutcome, UserOutcome, UserRefusalReason,
+    CheckoutFailure, DeadLetterReason, OutcomeData, Price, RefusalReason, TicketOutcome, UserOutcome,
+    UserRefusalReason, topics,
 };
 use prometheus::core::{MetricVec, MetricVecBuilder};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use tokio::sync::Notify;
 
 /// Declares every metric: help, field, kind, name on the wire and, for kinds with labels, the labels, each with all its values where
 /// these are known. Series of known values are there from the start, at zero: an alert on a series that appears only with the fault
@@ -21,6 +24,8 @@ macro_rules! metrics {
         #[derive(Clone)]
         pub struct Metrics {
             registry: Registry,
+            /// Notified of each scrape.
+            scrapes: Arc<Notify>,
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
@@ -37,7 +42,7 @@ macro_rules! metrics {
                     let $field = $kind::made(&described.$field)?;
                     registry.register(Box::new($field.clone()))?;
                 )+
-                Ok(Self { registry, $($field),+ })
+                Ok(Self { registry, scrapes: Arc::default(), $($field),+ })
             }
         }
 
@@ -97,6 +102,8 @@ metrics! {
     engine_unfinished: IntGauge = "holdfast_engine_unfinished_invocations";
     /// Paused invocations of Holdfast's objects: their keys wait for an operator.
     engine_paused: IntGauge = "holdfast_engine_paused_invocations";
+    /// Keys whose first invocation fails again and again; what waits for them does not count for the gate, unless they are many.
+    engine_stuck: IntGauge = "holdfast_engine_stuck_keys";
     /// 1 when the engine's admin API answered the last question.
     engine_answers: IntGauge = "holdfast_engine_answers";
 
@@ -111,9 +118,20 @@ metrics! {
     refusals: IntCounterVec = "holdfast_refusals_total" ["reason": refusal_reasons()];
     /// Events that serve dead-lettered, by reason (the dead-letter reasons of the catalogue).
     serve_dead_letters: IntCounterVec = "holdfast_serve_dead_letters_total" ["reason": dead_letter_reasons()];
-    /// Work given back to its invocation, which tries again later and shows why, by cause: panic, data, constraint (the work itself);
-    /// setting (a setting, a grant or a table has to be mended first); unknown.
+    /// Work that could not be committed, by cause: panic, data, constraint (the work itself: it is parked, or its caller is told);
+    /// setting (a setting, a grant or a table has to be mended first) and unknown (its invocation tries again later, and shows why).
     quarantine_candidates: IntCounterVec = "holdfast_quarantine_candidates_total" ["cause": ["panic", "data", "constraint", "setting", "unknown"]];
+    /// Keys that were put in quarantine, by cause: panic, data, constraint.
+    quarantined: IntCounterVec = "holdfast_quarantined_total" ["cause": ["panic", "data", "constraint"]];
+    /// Times that a key was not put in quarantine, as too many broke within a minute: that is a bad release or a new constraint, and
+    /// all are retried.
+    quarantine_floods: IntCounter = "holdfast_quarantine_floods_total";
+    /// Keys in quarantine now, by the public topic of their events.
+    quarantined_keys: IntGaugeVec = "holdfast_quarantined_keys" ["topic": [topics::RESERVATIONS, topics::PAYMENTS]];
+    /// Events parked now, by their public topic.
+    parked_events: IntGaugeVec = "holdfast_parked_events" ["topic": [topics::RESERVATIONS, topics::PAYMENTS]];
+    /// Seconds since the key that has waited longest in quarantine broke, by topic; 0 when none waits.
+    quarantine_oldest_seconds: IntGaugeVec = "holdfast_quarantine_oldest_seconds" ["topic": [topics::RESERVATIONS, topics::PAYMENTS]];
     /// Units whose row was locked or had moved, and which went round again.
     commit_conflicts: IntCounter = "holdfast_commit_conflicts_total";
     /// Events in one batch of the committer.
@@ -126,8 +144,8 @@ metrics! {
     retries: IntCounterVec = "holdfast_retries_total" ["where": ["connect", "read", "write"]];
     /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres, sweep, mail,
     /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, provider (calls to the
-    /// payment provider), relay (lock), relay (session), relay (listen), relay (count). The task goes on trying; `/readyz` names those for which
-    /// seats or money wait.
+    /// payment provider), quarantine (count), relay (lock), relay (session), relay (listen), relay (count), traces, verify (the watch). The
+    /// task goes on trying; `/readyz` names those for which seats or money wait.
     failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part": PARTS];
     /// Connections in the pool, by state: idle, used.
     pool_connections: IntGaugeVec = "holdfast_pool_connections" ["state": ["idle", "used"]];
@@ -136,8 +154,8 @@ metrics! {
     /// Holds that the Reaper found due and sent an expiration for.
     reaper_sent: IntCounter = "holdfast_reaper_expirations_total";
 
-    /// Checkouts that have not ended, by state: opened, created, waiting and declined (for the buyer), processing (for the bank),
-    /// authorised, sold, undoing, returning (something is to be given back of a return), refunded (credits are still to be given back), stuck.
+    /// Checkouts that have not ended, by state: opened, created, waiting and declined (for the buyer), processing (for the bank, also
+    /// once the seats are sold), authorised, sold, undoing, returning (something is to be given back of a return), refunded (credits are still to be given back), stuck.
     checkouts: IntGaugeVec = "holdfast_checkouts" ["state": CHECKOUT_STATES];
     /// Checkouts that have ended, by how: completed, or the reason of the failure (the failure reasons of the catalogue).
     checkouts_ended: IntCounterVec = "holdfast_checkouts_ended_total" ["how": ends_of_checkouts()];
@@ -190,6 +208,25 @@ metrics! {
     relay_leader: IntGauge = "holdfast_relay_leader";
     /// 1 once the database and Kafka disagree about the last batch: the database went back in time, and the relay stops.
     relay_back_in_time: IntGauge = "holdfast_relay_back_in_time";
+
+    /// Keys against which a promise is broken, by promise, as `verify --watch` has found: each twice in a row. A key is not counted any
+    /// more once a whole pass has not found it; more than 1,000 by promise are not told apart.
+    verify_broken: IntGaugeVec = "holdfast_verify_broken_promises" ["promise": PROMISES];
+    /// Records on the public topics, by what has become of them, as the last whole pass of `verify --watch` has counted.
+    verify_records: IntGaugeVec = "holdfast_verify_records" ["state": RECORD_STATES];
+    /// Looks of `verify --watch`, by what they look at: new (what is new), closer (a key in which something looked wrong, and its
+    /// neighbours), books (money, credits and mails, by whole tables), keys (a portion of all keys).
+    verify_looks: IntCounterVec = "holdfast_verify_looks_total" ["at": ["new", "closer", "books", "keys"]];
+    /// Passes of `verify --watch` over everything.
+    verify_passes: IntCounter = "holdfast_verify_passes_total";
+    /// When `verify --watch` last looked at what is new, in seconds since 1970.
+    verify_looked_at: IntGauge = "holdfast_verify_looked_at_seconds";
+    /// The most facts that a look of `verify --watch` has held.
+    verify_facts: IntGauge = "holdfast_verify_most_facts";
+
+    /// Spans of traces, by what became of them: sent (the collector has them), dropped (the queue was full as the collector was away or
+    /// slow, or it refused them).
+    trace_spans: IntCounterVec = "holdfast_trace_spans_total" ["result": ["sent", "dropped"]];
 }
 
 /// The content type of [`Metrics::render`]. A scraper that does not find its format named refuses the whole answer.
@@ -285,7 +322,7 @@ impl Made for HistogramVec {
     }
 }
 
-const PARTS: [&str; 17] = [
+const PARTS: [&str; 20] = [
     "postgres",
     "sweep",
     "mail",
@@ -299,10 +336,35 @@ const PARTS: [&str; 17] = [
     "loyalty",
     "engine",
     "provider",
+    "quarantine (count)",
     "relay (lock)",
     "relay (session)",
     "relay (listen)",
     "relay (count)",
+    "traces",
+    "verify",
+];
+
+/// The promises that `verify` proves.
+const PROMISES: [&str; 7] = [
+    "lost",
+    "doubled",
+    "out_of_order",
+    "oversold",
+    "money_mismatch",
+    "open_authorisations",
+    "mail_missing",
+];
+
+/// What becomes of a record on a public topic.
+const RECORD_STATES: [&str; 7] = [
+    "applied",
+    "refused",
+    "repeats",
+    "dead_letters",
+    "parked",
+    "pending",
+    "out_of_scope",
 ];
 
 /// The states by which checkouts are counted that have not ended, or are not done with.
@@ -436,8 +498,20 @@ impl Metrics {
         add(&self.refunded, amount);
     }
 
+    /// True once the process ends because of a fault that an alert tells of by its metrics.
+    pub fn tell_of_the_end(&self) -> bool {
+        self.gate_offsets_lost.get() == 1 || self.relay_back_in_time.get() == 1
+    }
+
+    /// Waits for the next scrape.
+    pub async fn scraped(&self) {
+        self.scrapes.notified().await;
+    }
+
     /// The metrics in Prometheus' text format, named by [`CONTENT_TYPE`].
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        // Before they are gathered: whoever is woken finds in the answer what was counted before.
+        self.scrapes.notify_waiters();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
@@ -477,6 +551,26 @@ mod tests {
         assert!(
             text.contains("# HELP holdfast_gate_window_records Records in one window of the gate."),
             "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_fault_that_ends_the_process_is_seen_by_the_next_scrape() {
+        let metrics = Metrics::new().unwrap();
+        assert!(!metrics.tell_of_the_end());
+        metrics.gate_offsets_lost.set(1);
+        assert!(metrics.tell_of_the_end());
+        let (text, ()) = tokio::join!(
+            async {
+                tokio::task::yield_now().await;
+                metrics.render().unwrap()
+            },
+            metrics.scraped()
+        );
+        assert!(
+            String::from_utf8(text)
+                .unwrap()
+                .contains("holdfast_gate_offsets_lost 1")
         );
     }
 

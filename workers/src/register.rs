@@ -3,21 +3,27 @@
 
 mod cluster;
 mod engine;
+mod prune;
 mod reaper;
 mod report;
+#[cfg(test)]
+mod strimzi;
 mod topics;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use reqwest::StatusCode;
 use time::OffsetDateTime;
 
-use crate::config::Config;
-use crate::kafka::{Heard, ThreadError};
+use crate::config::{Config, PublicTopic};
+use crate::kafka::{Heard, ThreadError, group};
 use crate::restate_admin;
 use crate::store;
 use crate::transience::{self, Fault};
+pub use engine::EngineReading;
+use engine::EngineSetup;
 pub use reaper::keep_armed;
 pub use report::{Finding, PartReport, RegisterReport};
 
@@ -28,6 +34,13 @@ pub enum Path {
     Gate,
     /// From the public topic itself: producers keep the contract.
     Direct,
+}
+
+/// What becomes of the handlers of earlier releases that nothing needs any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    Keep,
+    Prune,
 }
 
 /// The reason why Kafka and Restate could not be made ready.
@@ -63,6 +76,15 @@ pub enum Error {
         handler: String,
         invocations: u64,
     },
+    #[error(
+        "Restate has {count} subscriptions of {sink} to {source_topic}, and not one: `holdfast register` mends that; --direct is for \
+         an engine that reads the public topics itself"
+    )]
+    Subscriptions {
+        count: usize,
+        source_topic: String,
+        sink: String,
+    },
     #[error("Restate's ingress at {address} does not answer{mend}")]
     Ingress {
         address: String,
@@ -89,6 +111,23 @@ pub enum Error {
     Thread(#[from] ThreadError),
 }
 
+impl From<group::Error> for Error {
+    fn from(error: group::Error) -> Self {
+        let group::Error {
+            address,
+            what,
+            heard,
+            source,
+        } = error;
+        Self::Kafka {
+            address,
+            what,
+            heard,
+            source,
+        }
+    }
+}
+
 impl Error {
     /// The fault, for a task that looks after the engine for ever.
     fn fault(&self) -> Fault {
@@ -112,7 +151,11 @@ impl Error {
             Error::TopicRefused { code, .. } => transience::kafka(*code).is_transient(),
             Error::Admin(error) => error.fault().is_transient(),
             Error::Arm { status, .. } => transience::restate_ingress(status.as_u16()).is_transient(),
-            Error::Holds(_) | Error::Thread(_) | Error::File { .. } | Error::Ingress { .. } => false,
+            Error::Holds(_)
+            | Error::Thread(_)
+            | Error::File { .. }
+            | Error::Ingress { .. }
+            | Error::Subscriptions { .. } => false,
         }
     }
 }
@@ -124,6 +167,7 @@ impl Error {
 pub async fn run(
     config: &Config,
     path: Path,
+    earlier: Earlier,
     patience: Option<Duration>,
     now: fn() -> OffsetDateTime,
 ) -> Result<RegisterReport, Error> {
@@ -131,8 +175,11 @@ pub async fn run(
     let mut report = RegisterReport::default();
     let created = patience.insist(|| topics::create(config, path)).await?;
     report.extend(patience.insist(|| topics::compare(config, path, &created)).await?);
-    let engine = engine::EngineSetup::new(config, path, now)?;
+    let engine = EngineSetup::new(config, path, now)?;
     report.extend(patience.insist(|| engine.settle(&created)).await?);
+    if earlier == Earlier::Prune {
+        report.extend(patience.insist(|| engine.prune()).await?);
+    }
     Ok(report)
 }
 
@@ -153,7 +200,36 @@ pub async fn inspect_engine(
     path: Path,
     now: fn() -> OffsetDateTime,
 ) -> Result<Vec<PartReport>, Error> {
-    engine::EngineSetup::new(config, path, now)?.inspect().await
+    EngineSetup::new(config, path, now)?.inspect().await
+}
+
+/// How the engine reads a stream now.
+///
+/// # Errors
+/// Restate does not answer, or does not read the stream by this path.
+pub async fn engine_reading(
+    config: &Config,
+    path: Path,
+    stream: PublicTopic,
+    now: fn() -> OffsetDateTime,
+) -> Result<EngineReading, Error> {
+    EngineSetup::new(config, path, now)?.reading(stream).await
+}
+
+/// Has the engine read a stream again from these offsets, by partition; every partition must have one. Answers the consumer group in
+/// which it does so.
+///
+/// # Errors
+/// As [`engine_reading`], and Kafka did not take the offsets. If the engine has no subscription then, `register` makes one that reads
+/// again what may not have been decided.
+pub async fn engine_reads_again(
+    config: &Config,
+    path: Path,
+    stream: PublicTopic,
+    offsets: BTreeMap<i32, i64>,
+    now: fn() -> OffsetDateTime,
+) -> Result<String, Error> {
+    EngineSetup::new(config, path, now)?.read_again(stream, offsets).await
 }
 
 /// Begins the Reaper's turns anew. Waits for Restate for ever.

@@ -1,9 +1,11 @@
 //! Restate's admin API, typed: deployments, Kafka clusters, subscriptions, and SQL queries about invocations. Here too: the
 //! poller that reports Restate's unfinished invocations to the gate.
 
+mod inbox;
+
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -19,8 +21,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+pub use self::inbox::{ObjectQueues, Queue, QueueChoice, StuckInvocation};
 use crate::config;
-use crate::gate;
+use crate::gate::{self, MOST_OF_KEY, Unfinished};
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
 use crate::tls;
@@ -107,6 +110,13 @@ pub struct Deployment {
     pub id: String,
     /// Absent for deployments that are no HTTP addresses.
     pub uri: Option<String>,
+    pub services: Vec<ServedService>,
+}
+
+/// A service that a deployment serves, whether invocations that are sent now reach it there or elsewhere.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ServedService {
+    pub name: String,
 }
 
 /// A service and its handlers as Restate knows them. Values that Restate sets by itself (revision, deployment) are left out of
@@ -195,6 +205,9 @@ pub struct Pinned {
     #[serde(rename = "target_handler_name")]
     pub handler: String,
     pub invocations: u64,
+    /// Since when the first of them is there.
+    #[serde(with = "time::serde::rfc3339")]
+    pub oldest: OffsetDateTime,
 }
 
 impl RestateAdmin {
@@ -255,12 +268,32 @@ impl RestateAdmin {
         Ok(self.get::<Answer>("services").await?.services)
     }
 
-    /// Invocations that are pinned to the deployment `id`, by handler.
+    /// The services of the deployment `id`, as it was registered.
+    pub async fn services_of(&self, id: &str) -> Result<Vec<Service>, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            services: Vec<Service>,
+        }
+        Ok(self.get::<Answer>(&format!("deployments/{id}")).await?.services)
+    }
+
+    /// Removes a deployment, or finds that it is gone. Invocations that are pinned to it could never go on.
+    pub async fn remove_deployment(&self, id: &str) -> Result<(), Error> {
+        // Restate removes none without `force`.
+        self.delete(&format!("deployments/{id}?force=true")).await
+    }
+
+    /// Invocations that are pinned to the deployment `id`, by handler. What runs there for the first time will be: Restate notes
+    /// that with the first step of the handler.
     pub async fn pinned(&self, id: &str) -> Result<Vec<Pinned>, Error> {
         let id = id.replace('\'', "''");
         self.query(&format!(
-            "select target_service_name, target_handler_name, count(*) as invocations from sys_invocation_status \
-             where pinned_deployment_id = '{id}' and status <> 'completed' group by 1, 2"
+            "select i.target_service_name, i.target_handler_name, count(*) as invocations, min(i.created_at) as oldest \
+             from sys_invocation_status i left join sys_invocation_state s on s.id = i.id \
+             where i.status <> 'completed' and (i.pinned_deployment_id = '{id}' \
+                 or (i.pinned_deployment_id is null and s.in_flight and s.last_attempt_deployment_id = '{id}')) \
+             group by i.target_service_name, i.target_handler_name \
+             order by i.target_service_name, i.target_handler_name"
         ))
         .await
     }
@@ -311,8 +344,12 @@ impl RestateAdmin {
 
     /// Ends a subscription, or finds that it has ended. One made anew delivers records again that this one had delivered.
     pub async fn delete_subscription(&self, id: &str) -> Result<(), Error> {
-        let path = format!("subscriptions/{id}");
-        match self.ask(Method::DELETE, &path, None).await {
+        self.delete(&format!("subscriptions/{id}")).await
+    }
+
+    /// What is gone need not be deleted.
+    async fn delete(&self, path: &str) -> Result<(), Error> {
+        match self.ask(Method::DELETE, path, None).await {
             Ok(_)
             | Err(Error::Refused {
                 status: StatusCode::NOT_FOUND,
@@ -322,24 +359,71 @@ impl RestateAdmin {
         }
     }
 
-    /// Counts the unfinished invocations of Holdfast's objects: those that hold the lock of their key, and those that wait for it.
-    /// The tables have no rows of completed invocations, so the query costs what is unfinished.
-    pub async fn unfinished(&self) -> Result<u64, Error> {
-        self.count(&format!(
-            "select (select count(*) from sys_inbox where service_name in ({KEYED_SERVICES})) \
-             + (select count(*) from sys_keyed_service_status where service_name in ({KEYED_SERVICES})) as invocations"
-        ))
-        .await
+    /// Counts the unfinished invocations of Holdfast's objects: those that hold the lock of their key, and those that wait for it. The
+    /// keys of which the former fails again and again are stuck. The tables have no rows of completed invocations, so the query costs
+    /// what is unfinished.
+    pub async fn unfinished(&self) -> Result<Unfinished, Error> {
+        #[derive(Deserialize)]
+        struct Row {
+            waiting: u64,
+            counted: u64,
+            heads: u64,
+            stuck_keys: u64,
+            stuck_waiting: u64,
+            stuck_counted: u64,
+        }
+        let rows = self
+            .query::<Row>(&format!(
+                "select coalesce(sum(w.waiting), 0) as waiting, coalesce(sum(least(w.waiting, {MOST_OF_KEY})), 0) as counted, \
+                     count(h.invocation_id) as heads, count(s.id) as stuck_keys, \
+                     coalesce(sum(case when s.id is not null then w.waiting end), 0) as stuck_waiting, \
+                     coalesce(sum(case when s.id is not null then least(w.waiting, {MOST_OF_KEY}) end), 0) as stuck_counted \
+                 from (select service_name, service_key, count(*) as waiting from sys_inbox \
+                       where service_name in ({KEYED_SERVICES}) group by service_name, service_key) w \
+                 full outer join (select service_name, service_key, invocation_id from sys_keyed_service_status \
+                                  where service_name in ({KEYED_SERVICES})) h \
+                     on h.service_name = w.service_name and h.service_key = w.service_key \
+                 left join (select id from sys_invocation_state where retry_count > 1 and last_failure is not null) s \
+                     on s.id = h.invocation_id"
+            ))
+            .await?;
+        let all = rows.into_iter().next();
+        Ok(all.map_or(Unfinished::default(), |row| Unfinished {
+            invocations: row.waiting + row.heads,
+            counted: row.counted + row.heads,
+            stuck_keys: row.stuck_keys,
+            stuck_invocations: row.stuck_waiting + row.stuck_keys,
+            stuck_counted: row.stuck_counted + row.stuck_keys,
+        }))
     }
 
-    /// Counts the paused ones among them, which wait for an operator; each holds up its key. The query reads every invocation that
-    /// Restate retains.
-    pub async fn paused(&self) -> Result<u64, Error> {
-        self.count(&format!(
-            "select count(*) as invocations from sys_invocation_status \
-             where status = 'paused' and target_service_name in ({KEYED_SERVICES})"
-        ))
-        .await
+    /// Counts the paused ones among them, which wait for an operator: each holds up its key, which is stuck. The query reads every
+    /// invocation that Restate retains.
+    pub async fn paused(&self) -> Result<Unfinished, Error> {
+        #[derive(Deserialize)]
+        struct Row {
+            keys: u64,
+            waiting: u64,
+            counted: u64,
+        }
+        let rows = self
+            .query::<Row>(&format!(
+                "select count(*) as keys, coalesce(sum(w.waiting), 0) as waiting, \
+                     coalesce(sum(least(w.waiting, {MOST_OF_KEY})), 0) as counted \
+                 from (select target_service_name as service_name, target_service_key as service_key from sys_invocation_status \
+                       where status = 'paused' and target_service_name in ({KEYED_SERVICES})) p \
+                 left join (select service_name, service_key, count(*) as waiting from sys_inbox \
+                            where service_name in ({KEYED_SERVICES}) group by service_name, service_key) w \
+                     on w.service_name = p.service_name and w.service_key = p.service_key"
+            ))
+            .await?;
+        let all = rows.into_iter().next();
+        Ok(all.map_or(Unfinished::default(), |row| Unfinished {
+            stuck_keys: row.keys,
+            stuck_invocations: row.waiting + row.keys,
+            stuck_counted: row.counted + row.keys,
+            ..Unfinished::default()
+        }))
     }
 
     /// Whether a turn of the Reaper is scheduled or runs.
@@ -546,11 +630,36 @@ pub async fn ingress_answers(restate: &config::Restate) -> Result<(), Error> {
     ingress.ask(Method::GET, "restate/health", None).await.map(drop)
 }
 
-/// The address of `path` below `base`.
+/// Calls a handler of an object through the ingress, one-way: the engine has it once it has answered.
+///
+/// # Errors
+/// The ingress does not answer, or refuses the call.
+pub async fn send(restate: &config::Restate, object: &str, key: &str, handler: &str) -> Result<(), Error> {
+    let ingress = RestateAdmin {
+        http: http_client(&restate.ingress)?,
+        server: "ingress",
+        base: restate.ingress.clone(),
+        token: restate.token.clone(),
+    };
+    // One segment, whatever is in the key.
+    let mut segment = restate.ingress.clone();
+    if let Ok(mut segments) = segment.path_segments_mut() {
+        segments.clear().push(key);
+    }
+    let path = format!("{object}{}/{handler}/send", segment.path());
+    ingress.ask(Method::POST, &path, None).await.map(drop)
+}
+
+/// The address of `path` below `base`; after a `?` follows the query.
 pub fn below(base: &Url, path: &str) -> Url {
+    let (path, query) = match path.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (path, None),
+    };
     let mut url = base.clone();
     let prefix = url.path().trim_end_matches('/').to_owned();
     url.set_path(&format!("{prefix}/{path}"));
+    url.set_query(query);
     url
 }
 
@@ -602,21 +711,32 @@ pub async fn watch_engine(
     rounds: Rounds,
     shutdown: CancellationToken,
 ) {
+    let paused = Mutex::default();
     tokio::select! {
-        () = tell_engine(&admin, &metrics, &engine, &rounds) => {}
-        () = count_paused(&admin, &metrics) => {}
+        () = tell_engine(&admin, &metrics, &engine, &rounds, &paused) => {}
+        () = count_paused(&admin, &metrics, &paused) => {}
         () = shutdown.cancelled() => {}
     }
 }
 
-async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Sender<gate::Backlog>, rounds: &Rounds) {
-    let tell = |unfinished: u64| {
-        engine.send_modify(|engine| {
-            engine.unfinished = unfinished;
-            engine.reading += 1;
-        });
+async fn tell_engine(
+    admin: &RestateAdmin,
+    metrics: &Metrics,
+    engine: &watch::Sender<gate::Backlog>,
+    rounds: &Rounds,
+    paused: &Mutex<Unfinished>,
+) {
+    let tell = |last: Unfinished| {
+        let paused = *paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = Unfinished {
+            stuck_keys: last.stuck_keys + paused.stuck_keys,
+            stuck_invocations: last.stuck_invocations + paused.stuck_invocations,
+            stuck_counted: last.stuck_counted + paused.stuck_counted,
+            ..last
+        };
+        engine.send_modify(|engine| *engine = all.backlog(engine.reading));
     };
-    let mut last = 0;
+    let mut last = Unfinished::default();
     loop {
         let asked = Instant::now();
         let mut question = pin!(admin.unfinished());
@@ -634,22 +754,26 @@ async fn tell_engine(admin: &RestateAdmin, metrics: &Metrics, engine: &watch::Se
             Err(error) => rounds.failed(error.fault(), error),
         }
         last = answer.unwrap_or(last);
-        metrics.engine_unfinished.set(signed(last));
+        metrics.engine_unfinished.set(signed(last.invocations));
+        metrics.engine_stuck.set(signed(last.stuck_keys));
         tell(last);
         tokio::time::sleep(pause).await;
     }
 }
 
 /// Counts the paused invocations, for ever. Each holds its key, so without a backlog there is none and no query.
-async fn count_paused(admin: &RestateAdmin, metrics: &Metrics) {
+async fn count_paused(admin: &RestateAdmin, metrics: &Metrics, paused: &Mutex<Unfinished>) {
     loop {
         let asked = Instant::now();
         let answer = match metrics.engine_unfinished.get() {
-            0 => Ok(0),
+            0 => Ok(Unfinished::default()),
             _ => admin.paused().await,
         };
         match answer {
-            Ok(paused) => metrics.engine_paused.set(signed(paused)),
+            Ok(found) => {
+                metrics.engine_paused.set(signed(found.stuck_keys));
+                *paused.lock().unwrap_or_else(PoisonError::into_inner) = found;
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::debug!(error, "what is paused is counted later");
@@ -659,9 +783,9 @@ async fn count_paused(admin: &RestateAdmin, metrics: &Metrics) {
     }
 }
 
-fn pause_after(answer: &Result<u64, Error>, took: Duration) -> Duration {
+fn pause_after(answer: &Result<Unfinished, Error>, took: Duration) -> Duration {
     match answer {
-        Ok(0) => IDLE_PAUSE.max(took * PAUSE_PER_ANSWER),
+        Ok(Unfinished { invocations: 0, .. }) => IDLE_PAUSE.max(took * PAUSE_PER_ANSWER),
         Ok(_) => BUSY_PAUSE.max(took * PAUSE_PER_ANSWER),
         Err(_) => IDLE_PAUSE,
     }
@@ -677,8 +801,13 @@ mod tests {
 
     #[test]
     fn asking_takes_at_most_a_twentieth_of_the_time() {
-        let busy = Ok(7);
-        let idle = Ok(0);
+        let unfinished = |invocations| {
+            Ok(Unfinished {
+                invocations,
+                ..Unfinished::default()
+            })
+        };
+        let (busy, idle) = (unfinished(7), unfinished(0));
         let ms = Duration::from_millis;
         assert_eq!(pause_after(&busy, ms(3)), ms(250));
         assert_eq!(pause_after(&busy, ms(100)), ms(2_000));
@@ -689,5 +818,7 @@ mod tests {
     fn an_address_with_a_path_is_kept() {
         let base = "http://proxy:80/restate/".parse().unwrap();
         assert_eq!(below(&base, "query").as_str(), "http://proxy/restate/query");
+        let removed = below(&base, "deployments/dp_1?force=true");
+        assert_eq!(removed.as_str(), "http://proxy/restate/deployments/dp_1?force=true");
     }
 }

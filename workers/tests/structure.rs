@@ -46,14 +46,25 @@ const HOMES: &[(&str, &[&str])] = &[
     ("axum::", &["lifecycle.rs", "listener/", "webhook.rs"]),
     ("reqwest::", &["restate_admin.rs", "register", "objects/"]),
     // The SDK's endpoint as a service of hyper's is at home in `objects`.
-    ("hyper::", &["provider/", "listener/", "objects/mod.rs"]),
+    (
+        "hyper::",
+        &[
+            "provider/",
+            "http.rs",
+            "listener/",
+            "objects/mod.rs",
+            "objects/engine.rs",
+            "traces/",
+        ],
+    ),
     ("lettre::", &["mail/", "config/mail.rs"]),
     ("minijinja::", &["mail/"]),
     (
         "rustls::",
-        &["provider/", "listener/", "restate_admin.rs", "tls.rs", "transience.rs"],
+        &["http.rs", "listener/", "restate_admin.rs", "tls.rs", "transience.rs"],
     ),
     ("prometheus::", &["metrics.rs"]),
+    ("prost::", &["traces/"]),
     // What is printed or logged goes through `printable`, as the log does in `logs.rs`.
     ("tracing_subscriber::fmt", &["logs.rs"]),
     ("std::io::stdout", &["admin", "app.rs"]),
@@ -61,8 +72,11 @@ const HOMES: &[(&str, &[&str])] = &[
     // A Kafka client is made with a context of ours: the library's own calls the end of a partition an error.
     ("config.create()", &[]),
     ("DefaultClientContext", &[]),
-    // The tests of secrets put them into files.
-    ("std::env::", &["crash.rs", "config/secret.rs"]),
+    // The tests of secrets put them into files; two tests can write what they compare.
+    (
+        "std::env::",
+        &["crash.rs", "config/secret.rs", "config/chart.rs", "register/strimzi.rs"],
+    ),
     ("TerminalError::", &["objects/caller.rs"]),
 ];
 

@@ -21,6 +21,7 @@ newest! {
         TicketReleased(v1::TicketReleased),
         TicketExpired(v1::TicketExpired),
         TicketSold(v1::TicketSold),
+        TicketOffSale(v1::TicketOffSale),
         TicketReturned(v1::TicketReturned),
         TicketWithdrawn(v1::TicketWithdrawn),
         ReservationRefused(v2::ReservationRefused),

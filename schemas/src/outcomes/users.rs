@@ -17,6 +17,7 @@ newest! {
         UserRegistered(v1::UserRegistered),
         ProfileChanged(v1::ProfileChanged),
         UserErased(v1::UserErased),
+        CustomerLinked(v1::CustomerLinked),
         CreditsChanged(v1::CreditsChanged),
         CheckoutOpened(v1::CheckoutOpened),
         CheckoutActionRequired(v1::CheckoutActionRequired),

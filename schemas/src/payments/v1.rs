@@ -7,7 +7,7 @@ use super::ProfileValues;
 use crate::list::List;
 use crate::money::{Credits, Price};
 use crate::text::{
-    CheckoutId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, RefundId, TicketId,
+    CheckoutId, CustomerId, DeclineCode, DisputeId, Email, Language, Name, PaymentId, PaymentMethod, RefundId, TicketId,
 };
 use crate::version::{object, wire};
 
@@ -35,6 +35,13 @@ wire! { UserEvent;
     };
     /// A user's address, name and language are to be forgotten; their id, tickets and money stay.
     UserErased "holdfast.user.erased.v1" {};
+    /// A user is a customer at the payment provider, where payment methods may be kept: payments from now on are made for that
+    /// customer.
+    CustomerLinked "holdfast.customer.linked.v1" {
+        /// Without it, the user is none any more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        customer: Option<CustomerId>
+    };
     /// A user gets credits.
     CreditsAdded "holdfast.credits.added.v1" {
         amount: Credits

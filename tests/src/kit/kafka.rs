@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -78,7 +78,7 @@ impl Kind for Kafka {
     fn command(&self) -> Command {
         let mut command = self.java("kafka.Kafka");
         if let Some(Exporter { jar, port }) = &*lock(&self.exporter) {
-            let settings = checkout().join("deploy/prometheus/kafka-jmx.yml");
+            let settings = checkout().join("deploy/kubernetes/chart/prometheus/kafka-jmx.yml");
             let agent = format!("-javaagent:{}=127.0.0.1:{port}:{}", jar.display(), settings.display());
             command.env("JDK_JAVA_OPTIONS", agent);
         }
@@ -287,11 +287,16 @@ impl Kafka {
         spawn_blocking(move || read_to_end(&consumer, &topic)).await?
     }
 
-    /// How many records of a topic a consumer group has not committed.
-    pub async fn unread(&self, group: &str, topic: &str) -> anyhow::Result<i64> {
+    /// A consumer that asks and commits for a group, and never joins it.
+    fn of_group(&self, group: &str) -> anyhow::Result<BaseConsumer> {
         let mut config = self.config();
         config.set("group.id", group).set("enable.auto.commit", "false");
-        let consumer: BaseConsumer = config.create()?;
+        Ok(config.create()?)
+    }
+
+    /// How many records of a topic a consumer group has not committed.
+    pub async fn unread(&self, group: &str, topic: &str) -> anyhow::Result<i64> {
+        let consumer = self.of_group(group)?;
         let topic = String::from(topic);
         spawn_blocking(move || {
             let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE)?;
@@ -311,6 +316,42 @@ impl Kafka {
             Ok(unread)
         })
         .await?
+    }
+
+    /// Has a group without a member read again what was written to this topic since a moment, in milliseconds since 1970.
+    pub async fn rewind(&self, group: &str, topic: &str, since: i64) -> anyhow::Result<()> {
+        let consumer = self.of_group(group)?;
+        let topic = String::from(topic);
+        spawn_blocking(move || {
+            let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE)?;
+            let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+            let mut asked = TopicPartitionList::new();
+            for partition in partitions {
+                asked.add_partition_offset(&topic, partition.id(), Offset::Offset(since))?;
+            }
+            let mut first = TopicPartitionList::new();
+            for found in consumer.offsets_for_times(asked, PATIENCE)?.elements() {
+                let (_, end) = consumer.fetch_watermarks(&topic, found.partition(), PATIENCE)?;
+                let offset = match found.offset() {
+                    Offset::Offset(offset) => offset,
+                    _nothing_since => end,
+                };
+                first.add_partition_offset(&topic, found.partition(), Offset::Offset(offset))?;
+            }
+            Ok(consumer.commit(&first, CommitMode::Sync)?)
+        })
+        .await?
+    }
+
+    /// Deletes a group with its offsets, if it has any. It must have no member.
+    pub async fn delete_group(&self, group: &str) -> anyhow::Result<()> {
+        for result in self.admin()?.delete_groups(&[group], &AdminOptions::new()).await? {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}
+                Err((name, code)) => return Err(anyhow!("delete group {name}: {code}")),
+            }
+        }
+        Ok(())
     }
 
     fn java(&self, main: &str) -> Command {

@@ -17,9 +17,12 @@
 //! and Linux kills what a killed kit leaves behind.
 
 pub mod certs;
+pub mod collector;
 pub mod doors;
 pub mod fetch;
+pub mod http;
 pub mod identity;
+pub mod installation;
 pub mod kafka;
 pub mod kafka_lock;
 pub mod maildev;
@@ -27,6 +30,7 @@ pub mod nginx;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
+pub mod previous;
 pub mod process;
 pub mod prometheus;
 pub mod provider;
@@ -55,6 +59,8 @@ use tracing_subscriber::EnvFilter;
 
 use provider::Simulator;
 
+pub use collector::Collector;
+pub use installation::Installation;
 pub use kafka::Kafka;
 pub use maildev::Maildev;
 pub use nginx::Nginx;

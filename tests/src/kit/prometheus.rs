@@ -1,27 +1,44 @@
-//! Prometheus with the rules of `deploy/prometheus`, and the exporters of the servers.
+//! Prometheus with the rules of `deploy/kubernetes/chart/prometheus`, and the exporters of the servers.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::server::{Kind, Server};
 use super::{Holdfast, Stack, fetch, process};
-use crate::monitoring::rules_folder;
+use crate::monitoring::{rules_folder, shortened};
 
-/// The addresses in `deploy/prometheus/prometheus.yml`: of Holdfast, Restate, the broker's exporter, Postgres' exporter.
-const EXAMPLES: [&str; 4] = ["127.0.0.1:9464", "127.0.0.1:5122", "127.0.0.1:9404", "127.0.0.1:9187"];
+/// The addresses in `deploy/kubernetes/chart/prometheus/prometheus.yml`: of Restate, the broker's exporter, Postgres' exporter.
+const EXAMPLES: [&str; 3] = ["127.0.0.1:5122", "127.0.0.1:9404", "127.0.0.1:9187"];
+
+/// Holdfast's processes in that file. The kit names them in files, so that others can be added while Prometheus runs.
+const TARGETS: &str = r#"static_configs:
+      - targets: ["127.0.0.1:9464"]"#;
+
+const RULES: [&str; 2] = ["objectives.yml", "alerts.yml"];
 
 pub struct Prometheus {
     binary: PathBuf,
     settings: String,
+    times: RuleTimes,
+    /// The processes of Holdfast that it watches.
+    watched: Vec<String>,
     data: PathBuf,
     port: u16,
+}
+
+/// The length of the windows and waits of the rules.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum RuleTimes {
+    AsShipped,
+    /// Minutes are seconds ([`shortened`]).
+    Shortened,
 }
 
 /// Tells of a Postgres.
@@ -32,8 +49,8 @@ pub struct PostgresExporter {
 }
 
 impl Prometheus {
-    /// As an operator starts it with our files, but it looks every second. It watches the stack's servers and this process.
-    pub async fn start(stack: &Stack, holdfast: &Holdfast) -> anyhow::Result<Server<Prometheus>> {
+    /// As an operator starts it with our files, but it looks every second. It watches the stack's servers and these processes.
+    pub async fn start(stack: &Stack, watched: &[&Holdfast], times: RuleTimes) -> anyhow::Result<Server<Prometheus>> {
         let example = rules_folder().join("prometheus.yml");
         let example = fs::read_to_string(&example).with_context(|| example.display().to_string())?;
         let address = |url: &str| {
@@ -43,7 +60,6 @@ impl Prometheus {
         };
         let local = |name: &str| anyhow::Ok(format!("127.0.0.1:{}", stack.ports.get(name)?));
         let ours = [
-            address(&holdfast.http),
             address(&stack.restate.metrics()),
             local("kafka-exporter")?,
             local(PostgresExporter::NAME)?,
@@ -53,19 +69,33 @@ impl Prometheus {
             ensure!(settings.contains(example), "prometheus.yml has no {example}");
             settings = settings.replace(example, &ours);
         }
-        for rules in ["objectives.yml", "alerts.yml"] {
-            let path = rules_folder().join(rules);
-            settings = settings.replace(&format!("- {rules}"), &format!("- {}", path.display()));
-        }
+        let data = stack.folder().join("prometheus");
+        ensure!(settings.contains(TARGETS), "prometheus.yml has no {TARGETS}");
+        let files = format!(
+            "file_sd_configs:\n      - files: [\"{}/*.json\"]\n        refresh_interval: 1s",
+            targets(&data).display()
+        );
+        settings = settings.replace(TARGETS, &files);
         let prometheus = Prometheus {
             binary: spawn_blocking(fetch::prometheus).await??.join("usr/bin/prometheus"),
             settings,
-            data: stack.folder().join("prometheus"),
+            times,
+            watched: watched.iter().map(|holdfast| address(&holdfast.http)).collect(),
+            data,
             port: stack.ports.get(Prometheus::NAME)?,
         };
         let server = Server::new(prometheus, stack.folder().to_owned());
         server.start().await?;
         Ok(server)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The folder with the files that name processes of Holdfast.
+    pub fn targets(&self) -> PathBuf {
+        targets(&self.data)
     }
 
     /// What an instant query answers: each series with its value.
@@ -87,7 +117,7 @@ impl Prometheus {
     }
 
     async fn ask(&self, what: &str, parameters: &[(&str, &str)]) -> anyhow::Result<Value> {
-        let url = url::Url::parse_with_params(&format!("http://127.0.0.1:{}/api/v1/{what}", self.port), parameters)?;
+        let url = url::Url::parse_with_params(&format!("{}/api/v1/{what}", self.url()), parameters)?;
         let mut answer: Value = reqwest::get(url).await?.json().await?;
         ensure!(answer["status"] == "success", "{answer}");
         Ok(answer["data"].take())
@@ -98,8 +128,23 @@ impl Kind for Prometheus {
     const NAME: &'static str = "prometheus";
     const STOP: Signal = Signal::SIGTERM;
 
+    /// It begins with no history, and with no target that somebody added to the one before.
     fn prepare(&self) -> anyhow::Result<()> {
-        fs::create_dir_all(&self.data)?;
+        if self.data.exists() {
+            fs::remove_dir_all(&self.data)?;
+        }
+        fs::create_dir_all(self.targets())?;
+        for name in RULES {
+            let path = rules_folder().join(name);
+            let rules = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            let rules = match self.times {
+                RuleTimes::AsShipped => rules,
+                RuleTimes::Shortened => shortened(&rules)?,
+            };
+            fs::write(self.data.join(name), rules)?;
+        }
+        let watched = json!([{ "targets": self.watched }]);
+        fs::write(self.targets().join("kit.json"), watched.to_string())?;
         fs::write(self.data.join("prometheus.yml"), &self.settings)?;
         Ok(())
     }
@@ -115,7 +160,7 @@ impl Kind for Prometheus {
     }
 
     async fn answers(&self) -> anyhow::Result<()> {
-        let ready = reqwest::get(format!("http://127.0.0.1:{}/-/ready", self.port)).await?;
+        let ready = reqwest::get(format!("{}/-/ready", self.url())).await?;
         Ok(ready.error_for_status().map(drop)?)
     }
 }
@@ -162,4 +207,8 @@ impl Kind for PostgresExporter {
         );
         Ok(())
     }
+}
+
+fn targets(data: &Path) -> PathBuf {
+    data.join("targets")
 }

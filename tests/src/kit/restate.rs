@@ -32,6 +32,8 @@ pub struct Restate {
     pub(super) place: Option<Place>,
     /// Most attempts of an invocation from the next start on, in place of the setting.
     pub attempts: Mutex<Option<u32>>,
+    /// Where it sends its own spans from the next start on: a collector's address for OTLP over HTTP.
+    pub tracing: Mutex<Option<String>>,
     /// With it the server has no port: it listens at sockets in its folder, and what stands there is the only way to it.
     pub(super) door: Option<Door>,
 }
@@ -223,6 +225,8 @@ impl Restate {
         environment.extend(self.place.iter().flat_map(Place::environment));
         let attempts = lock(&self.attempts).map(|attempts| attempts.to_string());
         environment.extend(attempts.map(|attempts| ("RESTATE_DEFAULT_RETRY_POLICY__MAX_ATTEMPTS", attempts)));
+        let tracing = lock(&self.tracing).as_ref().map(|endpoint| format!("otlp+{endpoint}"));
+        environment.extend(tracing.map(|endpoint| ("RESTATE_TRACING_ENDPOINT", endpoint)));
         environment
     }
 }

@@ -28,8 +28,16 @@ pub enum Name {
     /// The proofs have several, by number.
     Test(usize),
     Demo,
+    /// Its workers run in pods.
+    Pods,
     /// Syncs to disk everywhere, in Kafka too.
     Bench,
+    /// On which `make conformance` runs the recipes.
+    Recipes,
+    /// On which a proof walks `docs/on-call.md`.
+    OnCall,
+    /// Begun by the previous release.
+    Upgrades,
     /// Only its PostgreSQL is started, to check statements against.
     Sqlx,
     /// Every wire is encrypted, every party has a name, and each may do what it must. Held open by `make dev LOCKED=1`; the proofs
@@ -45,7 +53,11 @@ impl Name {
             Name::Dev => "dev".to_owned(),
             Name::Test(number) => format!("test-{number}"),
             Name::Demo => "demo".to_owned(),
+            Name::Pods => "pods".to_owned(),
             Name::Bench => "bench".to_owned(),
+            Name::Recipes => "recipes".to_owned(),
+            Name::OnCall => "on-call".to_owned(),
+            Name::Upgrades => "upgrades".to_owned(),
             Name::Sqlx => "sqlx".to_owned(),
             Name::Locked => "locked".to_owned(),
             Name::BenchLocked => "bench-locked".to_owned(),
@@ -70,7 +82,7 @@ pub struct Stack {
     pub kafka: Server<Kafka>,
     pub restate: Server<Restate>,
     pub postgres: Server<Postgres>,
-    /// `None` on the bench's stacks, whose figures mail would disturb.
+    /// `None` on the bench's stacks, whose figures mail would disturb, and where no proof is about mails.
     pub maildev: Option<Server<Maildev>>,
     pub ports: Ports,
     /// Signs the certificates of this stack's servers; the engine trusts it.
@@ -135,6 +147,19 @@ impl Stack {
         Ok(())
     }
 
+    /// Stops all servers, paused ones too; they keep their data.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        if let Some(doors) = &self.doors {
+            doors.nginx.stop().await?;
+        }
+        if let Some(maildev) = &self.maildev {
+            maildev.stop().await?;
+        }
+        self.restate.stop().await?;
+        self.kafka.stop().await?;
+        self.postgres.stop().await
+    }
+
     /// Brings all servers back to answering.
     pub async fn heal(&self) -> anyhow::Result<()> {
         let mail = async {
@@ -180,6 +205,7 @@ impl Stack {
                 identity: self.restate.identity.clone(),
                 trusted: self.restate.trusted.clone(),
                 attempts: Mutex::default(),
+                tracing: Mutex::default(),
                 door: None,
                 place: Some(Place {
                     number,
@@ -293,6 +319,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         client: reqwest::Client::new(),
         place: None,
         attempts: Mutex::default(),
+        tracing: Mutex::default(),
         door: doors.as_ref().map(|doors| doors.engine.clone()),
         identity,
         trusted,
@@ -300,7 +327,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
     let make_postgres = if locked { Postgres::locked } else { Postgres::new };
     let postgres = make_postgres(servers.postgres, &folder, ports.get("postgres")?)?;
     let maildev = match name {
-        Name::Dev | Name::Test(_) | Name::Demo | Name::Locked => Some(Maildev {
+        Name::Dev | Name::Test(_) | Name::Demo | Name::OnCall | Name::Locked => Some(Maildev {
             script: servers.maildev,
             data: folder.join("maildev"),
             smtp: ports.get("smtp")?,
@@ -311,7 +338,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
             },
             lock: doors.as_ref().map(Doors::mail_server),
         }),
-        Name::Bench | Name::BenchLocked | Name::Sqlx => None,
+        Name::Pods | Name::Recipes | Name::Upgrades | Name::Bench | Name::BenchLocked | Name::Sqlx => None,
     };
     Ok(Stack {
         kafka: Server::new(kafka, folder.clone()),

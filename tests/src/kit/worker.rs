@@ -1,5 +1,6 @@
 //! The product's own binary, run on a stack.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Output, Stdio};
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 
 use super::process::{self, Plan, Process};
 use super::provider::{Simulator, WEBHOOK_SECRET};
-use super::{Stack, until};
+use super::{Collector, Stack, until};
 
 /// Waiting for servers that are just starting is part of getting ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -28,6 +29,8 @@ pub struct Launch<'a> {
     stack: &'a Stack,
     subcommand: String,
     instead: Option<&'a str>,
+    /// Absent for the current one.
+    binary: Option<PathBuf>,
     instance: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -48,6 +51,7 @@ impl<'a> Launch<'a> {
             stack,
             subcommand: String::from(subcommand),
             instead: None,
+            binary: None,
             instance: String::from(instance),
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -58,6 +62,12 @@ impl<'a> Launch<'a> {
     /// Runs another subcommand by the name and the rights of this one.
     pub fn instead(mut self, subcommand: &'a str) -> Self {
         self.instead = Some(subcommand);
+        self
+    }
+
+    /// Runs the binary of another release.
+    pub fn binary(mut self, binary: PathBuf) -> Self {
+        self.binary = Some(binary);
         self
     }
 
@@ -90,6 +100,20 @@ impl<'a> Launch<'a> {
         self.env("HOLDFAST_WEBHOOK_SECRET", WEBHOOK_SECRET)
     }
 
+    /// Has it send this share of all traces to this collector.
+    pub fn traces(self, collector: &Collector, share: f64) -> Self {
+        self.env("HOLDFAST_TRACES_ENDPOINT", &collector.endpoint())
+            .env("HOLDFAST_TRACES_SAMPLE", &share.to_string())
+    }
+
+    /// The variables that it is started with.
+    pub fn settings(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut command = Command::new("holdfast");
+        self.set(&mut command)?;
+        let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        set.map(|(name, value)| Ok((text(name)?, text(value)?))).collect()
+    }
+
     /// Starts it and waits until it is ready.
     pub async fn start(self) -> anyhow::Result<Holdfast> {
         let holdfast = self.spawn()?;
@@ -99,7 +123,7 @@ impl<'a> Launch<'a> {
 
     /// Starts it and returns at once, for one that is meant to end before it gets ready.
     pub fn spawn(self) -> anyhow::Result<Holdfast> {
-        let program = binary()?;
+        let program = self.program()?;
         let port = self.stack.ports.get(&format!("holdfast-{}", self.instance))?;
         let (http, client) = match self.stack.doors {
             Some(_) => (
@@ -122,13 +146,17 @@ impl<'a> Launch<'a> {
 
     /// Runs a subcommand that ends by itself.
     pub async fn output(self) -> anyhow::Result<Output> {
-        let program = binary()?;
+        let program = self.program()?;
         let mut command = process::command(&program, None);
         self.set(&mut command)?;
         command.stdin(Stdio::null());
         tokio::task::spawn_blocking(move || command.output())
             .await?
             .with_context(|| program.display().to_string())
+    }
+
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        self.binary.clone().map_or_else(binary, Ok)
     }
 
     /// All instances share one address for Restate to call, so that an invocation finds the successor of a worker that
@@ -164,6 +192,7 @@ impl<'a> Launch<'a> {
             .env("HOLDFAST_SERVE_URL", format!("http://{serve}"))
             .env("HOLDFAST_WEBHOOK_LISTEN", self.stack.webhook()?)
             .env("HOLDFAST_HTTP_LISTEN", http)
+            .env("HOLDFAST_LAST_SCRAPE_WITHIN", "0s")
             .env("HOLDFAST_INSTANCE", &self.instance);
         if let Some(doors) = doors {
             command
@@ -200,11 +229,16 @@ impl Holdfast {
         Ok((answer.status().as_u16(), answer.text().await?))
     }
 
+    /// All its metrics, as printed.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let request = self.client.get(format!("{}/metrics", self.http));
+        Ok(request.send().await?.error_for_status()?.text().await?)
+    }
+
     /// One sample of its metrics, named with its labels as printed: `holdfast_events_total{reason="held"}`. Nothing if
     /// there is no such line.
     pub async fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
-        let request = self.client.get(format!("{}/metrics", self.http));
-        let text = request.send().await?.error_for_status()?.text().await?;
+        let text = self.metrics().await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.map(str::parse).transpose()?)
     }
@@ -260,7 +294,7 @@ impl Drop for Holdfast {
 }
 
 /// Built into the same folder as what is running now (tests run from `deps` inside of it).
-fn binary() -> anyhow::Result<PathBuf> {
+pub(super) fn binary() -> anyhow::Result<PathBuf> {
     let me = std::env::current_exe()?;
     let beside = me
         .ancestors()
@@ -276,6 +310,13 @@ fn binary() -> anyhow::Result<PathBuf> {
     };
     ensure!(binary.is_absolute(), "{} is not absolute", binary.display());
     Ok(binary)
+}
+
+fn text(value: &OsStr) -> anyhow::Result<String> {
+    let text = value.to_str();
+    Ok(text
+        .with_context(|| format!("{} is not UTF-8", value.display()))?
+        .to_owned())
 }
 
 fn is_ours(variable: &OsStr) -> bool {

@@ -119,8 +119,10 @@ fn path(metrics: &Descriptors) -> Value {
     latency(&mut dashboard, metrics);
     lag(&mut dashboard, metrics);
     engine_and_commit(&mut dashboard, metrics);
+    quarantine(&mut dashboard, metrics);
     outbox_and_relay(&mut dashboard, metrics);
     beside_the_path(&mut dashboard, metrics);
+    proof(&mut dashboard, metrics);
     dashboard.json()
 }
 
@@ -178,11 +180,6 @@ fn rates(dashboard: &mut Dashboard, metrics: &Descriptors) {
             "Dead letters of serve, by reason",
             "ops",
             [rate(of(&metrics.serve_dead_letters), &["reason"])],
-        )
-        .panel(
-            "Given back to the engine, by cause",
-            "ops",
-            [rate(of(&metrics.quarantine_candidates), &["cause"])],
         );
 }
 
@@ -305,6 +302,44 @@ fn engine_and_commit(dashboard: &mut Dashboard, metrics: &Descriptors) {
         .panel("Retries, by where", "ops", [rate(of(&metrics.retries), &["where"])]);
 }
 
+fn quarantine(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
+        .row("Quarantine")
+        .panel(
+            "Tickets and users in quarantine, by topic",
+            "short",
+            [greatest(of(&metrics.quarantined_keys), &["topic"])],
+        )
+        .panel(
+            "Parked events, by topic",
+            "short",
+            [greatest(of(&metrics.parked_events), &["topic"])],
+        )
+        .panel(
+            "The longest in quarantine, by topic",
+            "s",
+            [greatest(of(&metrics.quarantine_oldest_seconds), &["topic"])],
+        )
+        .panel(
+            "What broke, and what was put in quarantine, by cause",
+            "short",
+            [
+                in_range(of(&metrics.quarantine_candidates), &["cause"]).called("broke: {{cause}}"),
+                in_range(of(&metrics.quarantined), &["cause"]).called("put in quarantine: {{cause}}"),
+            ],
+        )
+        .panel(
+            "Times that too many broke to be put in quarantine",
+            "short",
+            [in_range(of(&metrics.quarantine_floods), &[])],
+        )
+        .panel(
+            "Keys whose first invocation fails again and again",
+            "short",
+            [greatest(of(&metrics.engine_stuck), &[])],
+        );
+}
+
 fn outbox_and_relay(dashboard: &mut Dashboard, metrics: &Descriptors) {
     dashboard
         .row("Outbox and relay")
@@ -371,9 +406,49 @@ fn beside_the_path(dashboard: &mut Dashboard, metrics: &Descriptors) {
             [rate(of(&metrics.webhook_requests), &["result"])],
         )
         .panel(
+            "Spans of traces, by result",
+            "ops",
+            [rate(of(&metrics.trace_spans), &["result"])],
+        )
+        .panel(
             "Processes, by version",
             "short",
             [sum(of(&metrics.build_info), &["version"])],
+        );
+}
+
+fn proof(dashboard: &mut Dashboard, metrics: &Descriptors) {
+    dashboard
+        .row("Proof, by verify --watch")
+        .panel(
+            "Keys with a broken promise",
+            "short",
+            [greatest(of(&metrics.verify_broken), &["promise"])],
+        )
+        .panel(
+            "Records of the last pass, by what became of them",
+            "short",
+            [greatest(of(&metrics.verify_records), &["state"])],
+        )
+        .panel(
+            "Looks, by what at",
+            "ops",
+            [
+                rate(of(&metrics.verify_looks), &["at"]),
+                rate(of(&metrics.verify_passes), &[]).called("whole passes"),
+            ],
+        )
+        .panel(
+            "Seconds since the last look at what is new",
+            "s",
+            [of(&metrics.verify_looked_at)
+                .gauge()
+                .query("", &[], |series| format!("time() - max({series} > 0)"))],
+        )
+        .panel(
+            "The most facts of a look",
+            "short",
+            [greatest(of(&metrics.verify_facts), &[])],
         );
 }
 

@@ -278,6 +278,8 @@ impl Buyer {
             currency: Currency::EUR,
             method: &self.method,
             attempt: 0,
+            customer: None,
+            receipt: None,
             about: About::default(),
         }
     }
@@ -306,6 +308,7 @@ pub(crate) fn settings(url: &str, key: &str, timeout: Duration) -> anyhow::Resul
         calls_per_second: Some(100_000),
         mode: None,
         shows: None,
+        receipts: false,
         methods: vec!["card".to_owned()],
     })
 }

@@ -7,13 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use holdfast::config::ProviderMode;
 use holdfast::provider::webhook::{self, Event, Notification};
 use holdfast_schemas::{CheckoutId, UserId};
+use holdfast_tests::kit::http::serve;
 use holdfast_tests::load::now;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -48,13 +46,7 @@ impl Receiver {
         let (address, state) = (listener.local_addr()?.to_string(), Arc::new(State::default()));
         state.refuse.store(refuse, Ordering::SeqCst);
         let taking = state.clone();
-        let accepting = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let state = taking.clone();
-                let service = service_fn(move |request| take(request, state.clone()));
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-            }
-        });
+        let accepting = tokio::spawn(serve(listener, move |request| take(request, taking.clone())));
         Ok(Receiver {
             address,
             state,

@@ -5,23 +5,17 @@ use std::sync::Arc;
 use anyhow::Context;
 use holdfast_schemas::CheckoutId;
 use sqlx::PgPool;
-use time::OffsetDateTime;
-use uuid::Uuid;
 
+use super::Desk;
 use crate::checkout::Driver;
-use crate::config::Config;
 use crate::domain::checkout::Checkout;
 use crate::metrics::Metrics;
 use crate::store::credits::Loyalty;
 use crate::store::{self, checkouts};
 
 /// A driver of checkouts, as the workflow has one.
-pub(super) fn driver(
-    config: &Config,
-    pool: &PgPool,
-    now: fn() -> OffsetDateTime,
-    new_id: fn() -> Uuid,
-) -> anyhow::Result<Driver> {
+pub(super) fn driver(desk: &Desk<'_>) -> anyhow::Result<Driver> {
+    let Desk { config, pool, .. } = desk;
     let database = &config.database;
     let other = database.loyalty_url.as_ref().map(|url| store::pool(url, database));
     let loyalty = other
@@ -32,8 +26,8 @@ pub(super) fn driver(
         pool,
         loyalty,
         &Arc::new(Metrics::new()?),
-        now,
-        new_id,
+        desk.now,
+        desk.new_id,
     )?)
 }
 

@@ -1,13 +1,13 @@
 //! Orders and sales for an operator: those of a user, or of a show.
 
 use std::fmt::Write as _;
-use std::io::Write;
 
 use anyhow::{Context, bail};
 use holdfast_schemas::{CheckoutId, ShowId, UserId};
 use sqlx::PgPool;
 use time::format_description::well_known::Rfc3339;
 
+use super::output::{print, print_json};
 use crate::config::{Orders, Sales};
 use crate::printable;
 use crate::store::orders::{self, ListedOrder, OrderPage, PageRequest};
@@ -27,20 +27,20 @@ pub(super) async fn list(pool: &PgPool, wanted: &Orders) -> anyhow::Result<()> {
         (None, Some(show)) => orders::of_show(pool, show, page).await?,
         (None, None) => bail!("whose orders? Give --user or --show"),
     };
-    print(&match wanted.json {
-        true => serde_json::to_string(&page)? + "\n",
-        false => order_table(&page)?,
-    })
+    match wanted.json {
+        true => print_json(&page),
+        false => print(&order_table(&page)?),
+    }
 }
 
 /// Prints the sales of a show.
 pub(super) async fn sales(pool: &PgPool, wanted: &Sales) -> anyhow::Result<()> {
     let show = ShowId::parse(&wanted.show).with_context(|| format!("{:?} is no show's id", wanted.show))?;
     let sales = sales::of(pool, &show).await?;
-    print(&match wanted.json {
-        true => serde_json::to_string(&sales)? + "\n",
-        false => sales_table(&sales)?,
-    })
+    match wanted.json {
+        true => print_json(&sales),
+        false => print(&sales_table(&sales)?),
+    }
 }
 
 fn id<T, E>(text: Option<&str>, parse: fn(&str) -> Result<T, E>, what: &str) -> anyhow::Result<Option<T>>
@@ -126,8 +126,4 @@ fn sales_table(sales: &ShowSales) -> anyhow::Result<String> {
     }
     writeln!(text, "amounts in minor units")?;
     Ok(text)
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot print")
 }

@@ -1,32 +1,59 @@
 //! What an operator does when Kafka and the database disagree about the last batch of outcomes.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
-use sqlx::PgPool;
+use anyhow::bail;
+use serde_json::{Value, json};
 
-use crate::config::{self, Config};
+use super::Desk;
+use super::output::{print, print_json};
+use super::settling::operator;
+use crate::config;
 use crate::metrics::Metrics;
 use crate::printable;
 use crate::relay::Settings;
 use crate::relay::acceptance::{self, Consent, Reconciliation};
+use crate::store::operator_log;
 use crate::store::outcome_log::LoggedOutcome;
 
 /// How many of each kind are printed.
 const MOST: usize = 20;
 
 /// Compares, prints what was found, and has Kafka agree with the database if that is safe or wished.
-pub(super) async fn accept(command: &config::RelayCommand, config: &Config, pool: PgPool) -> anyhow::Result<()> {
-    let config::RelayCommand::Accept { drop_told, anyway } = *command;
-    let settings = Settings::new(config);
-    let consent = Consent { drop_told, anyway };
-    let reconciliation = acceptance::run(settings, pool, Arc::new(Metrics::new()?), consent).await?;
-    std::io::stdout()
-        .write_all(text(&reconciliation)?.as_bytes())
-        .context("cannot print")?;
-    if !reconciliation.accepted {
+pub(super) async fn accept(command: &config::RelayCommand, desk: &Desk<'_>) -> anyhow::Result<()> {
+    let config::RelayCommand::Accept {
+        drop_told,
+        anyway,
+        settle,
+    } = command;
+    let consent = Consent {
+        drop_told: *drop_told,
+        anyway: *anyway,
+        dry_run: settle.dry_run,
+    };
+    if !settle.dry_run {
+        let flags = [("--drop-told", *drop_told), ("--anyway", *anyway)];
+        let given: Vec<_> = flags
+            .iter()
+            .filter(|(_, given)| *given)
+            .map(|(flag, _)| *flag)
+            .collect();
+        let how = (!given.is_empty()).then(|| given.join(" "));
+        operator_log::note(&desk.pool, "relay accept", "relay", operator(settle), how.as_deref()).await?;
+    }
+    let settings = Settings::new(desk.config);
+    let metrics = Arc::new(Metrics::new()?);
+    let reconciliation = acceptance::run(settings, desk.pool.clone(), metrics, consent).await?;
+    match settle.json {
+        true => print_json(&json(&reconciliation))?,
+        false => {
+            let mut text = String::new();
+            write(&mut text, &reconciliation)?;
+            print(&text)?;
+        }
+    }
+    if !reconciliation.accepted && !settle.dry_run {
         bail!(
             "nothing was accepted: see docs/runbook.md#the-database-went-back-in-time, then repeat it with --drop-told \
              or --anyway"
@@ -35,8 +62,30 @@ pub(super) async fn accept(command: &config::RelayCommand, config: &Config, pool
     Ok(())
 }
 
-fn text(reconciliation: &Reconciliation) -> anyhow::Result<String> {
-    let mut text = String::new();
+pub(super) fn json(reconciliation: &Reconciliation) -> Value {
+    let outcomes = |outcomes: &[LoggedOutcome]| {
+        let outcomes = outcomes
+            .iter()
+            .map(|told| json!({ "key": told.key, "version": told.version, "outcome": told.outcome.to_string() }));
+        outcomes.collect::<Value>()
+    };
+    let told = reconciliation.told_already.iter();
+    let told =
+        told.map(|row| json!({ "id": row.id, "topic": row.topic, "key": row.key, "message": row.message.to_string() }));
+    json!({
+        "database": reconciliation.database,
+        "kafka": reconciliation.kafka,
+        "read": reconciliation.read,
+        "told_already": told.collect::<Value>(),
+        "dropped": reconciliation.dropped,
+        "unknown": outcomes(&reconciliation.unknown),
+        "untold": outcomes(&reconciliation.untold),
+        "consistent": reconciliation.is_consistent(),
+        "accepted": reconciliation.accepted,
+    })
+}
+
+pub(super) fn write(text: &mut String, reconciliation: &Reconciliation) -> anyhow::Result<()> {
     let kafka = reconciliation
         .kafka
         .map_or("none".to_owned(), |batch| batch.to_string());
@@ -65,9 +114,9 @@ fn text(reconciliation: &Reconciliation) -> anyhow::Result<String> {
         let key = printable::line(&row.key);
         writeln!(text, "  row {} for {key} on {}: {}", row.id, row.topic, row.message)?;
     }
-    list(&mut text, "told, and unknown to the database", &reconciliation.unknown)?;
+    list(text, "told, and unknown to the database", &reconciliation.unknown)?;
     list(
-        &mut text,
+        text,
         "decided, and neither told nor in the outbox: would never be told",
         &reconciliation.untold,
     )?;
@@ -78,7 +127,7 @@ fn text(reconciliation: &Reconciliation) -> anyhow::Result<String> {
             reconciliation.database
         )?;
     }
-    Ok(text)
+    Ok(())
 }
 
 fn list(text: &mut String, what: &str, outcomes: &[LoggedOutcome]) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Returns from the shop's side, by an operator: of one order, or of all orders of a show that is cancelled.
 
-use std::io::Write;
+use std::fmt::Write as _;
 
 use anyhow::{Context, bail};
 use futures::StreamExt;
@@ -9,14 +9,20 @@ use holdfast_schemas::{
     events,
 };
 
-use super::drive::find;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Desk;
+use super::drive::{driver, find};
+use super::output::{print, print_json};
+use super::settling::operator;
 use crate::checkout::{DriveResult, Driver};
-use crate::config::Return;
+use crate::config::{Return, Settle};
 use crate::domain::checkout::{Checkout, Fact, Returning};
 use crate::error;
 use crate::printable;
 use crate::store::buying::CheckoutWork;
-use crate::store::{Answer, Work, orders, tickets};
+use crate::store::{Answer, Work, operator_log, orders, tickets};
 
 /// The `source` of an operator's events.
 const SOURCE: &str = "holdfast/admin";
@@ -27,9 +33,42 @@ const PAGE: usize = 200;
 /// Orders that are returned at a time.
 const AT_ONCE: usize = 8;
 
+/// What a return comes to.
+#[derive(Serialize)]
+pub(super) struct Returned {
+    dry_run: bool,
+    tickets: usize,
+    /// Minor units of the currency.
+    money: i64,
+    currency: String,
+    credits: i64,
+    resell: bool,
+}
+
+impl Returned {
+    pub(super) fn text(&self) -> String {
+        let Self {
+            tickets,
+            money,
+            currency,
+            credits,
+            ..
+        } = self;
+        let done = if self.dry_run { "would be done" } else { "done" };
+        let again = if self.resell {
+            "for sale again unless withdrawn"
+        } else {
+            "off sale"
+        };
+        format!(
+            "{done}: {tickets} tickets taken back and {again}, {money} {currency} (minor units) and {credits} credits given back\n"
+        )
+    }
+}
+
 /// Returns an order, or a part of it; says what of it.
-pub(super) async fn return_order(driver: &Driver, wanted: &Return) -> anyhow::Result<String> {
-    let checkout = find(&driver.buying.main, &wanted.checkout).await?;
+pub(super) async fn return_order(desk: &Desk<'_>, wanted: &Return) -> anyhow::Result<Returned> {
+    let checkout = find(&desk.pool, &wanted.checkout).await?;
     let tickets = wanted
         .tickets
         .iter()
@@ -45,15 +84,26 @@ pub(super) async fn return_order(driver: &Driver, wanted: &Return) -> anyhow::Re
         refund: refund.transpose().context("--refund")?,
         resell: !wanted.off_sale,
     };
-    let told = meaning(&checkout, &asked)?;
-    if wanted.dry_run {
-        return Ok(format!("would be done: {told}\n"));
+    let returned = meaning(&checkout, &asked, wanted.settle.dry_run)?;
+    if wanted.settle.dry_run {
+        return Ok(returned);
     }
+    let driver = driver(desk)?;
     let id = match &wanted.id {
         Some(id) => id.clone(),
-        None => (driver.buying.new_id)().to_string(),
+        None => (desk.new_id)().to_string(),
     };
-    commit(driver, &checkout, asked, &format!("{}/{id}", checkout.id)).await?;
+    let operator = operator(&wanted.settle);
+    let details = format!("the return {id}; {}", returned.text().trim_end());
+    operator_log::note(
+        &desk.pool,
+        "checkout return",
+        checkout.id.as_str(),
+        operator,
+        Some(&details),
+    )
+    .await?;
+    commit(&driver, &checkout, asked, &format!("{}/{id}", checkout.id)).await?;
     match driver
         .drive(&checkout.id, true)
         .await
@@ -62,12 +112,12 @@ pub(super) async fn return_order(driver: &Driver, wanted: &Return) -> anyhow::Re
         DriveResult::Stuck => {
             bail!("it is decided, but the checkout is stuck: `admin checkout settle` once that is mended")
         }
-        DriveResult::Ended | DriveResult::Waits(_) => Ok(format!("done: {told}\n")),
+        DriveResult::Ended | DriveResult::Waits(_) => Ok(returned),
     }
 }
 
-/// What a return comes to, in words.
-fn meaning(checkout: &Checkout, asked: &events::OrderReturned) -> anyhow::Result<String> {
+/// What a return would come to.
+fn meaning(checkout: &Checkout, asked: &events::OrderReturned, dry_run: bool) -> anyhow::Result<Returned> {
     let Fact::OrderReturned(Returning {
         tickets,
         money,
@@ -77,14 +127,14 @@ fn meaning(checkout: &Checkout, asked: &events::OrderReturned) -> anyhow::Result
     else {
         bail!("a return brings no other fact");
     };
-    let (currency, again) = (
-        checkout.currency().code(),
-        if resell { "for sale again" } else { "off sale" },
-    );
-    let tickets = tickets.len();
-    Ok(format!(
-        "{tickets} tickets taken back and {again}, {money} {currency} (minor units) and {credits} credits given back"
-    ))
+    Ok(Returned {
+        dry_run,
+        tickets: tickets.len(),
+        money,
+        currency: checkout.currency().code().to_owned(),
+        credits,
+        resell,
+    })
 }
 
 fn refusal(reason: UserRefusalReason) -> anyhow::Error {
@@ -111,70 +161,53 @@ async fn commit(driver: &Driver, checkout: &Checkout, asked: events::OrderReturn
 }
 
 /// What a run over the orders of a show came to.
-#[derive(Default)]
+#[derive(Default, Serialize)]
 struct Tally {
+    show: String,
     tickets: usize,
     returned: usize,
     given_up: usize,
-    left: Vec<(CheckoutId, String)>,
+    at_the_bank: Vec<CheckoutId>,
+    left: Vec<LeftOrder>,
+}
+
+/// An order that was not returned, and why.
+#[derive(Serialize)]
+struct LeftOrder {
+    checkout: CheckoutId,
+    why: String,
 }
 
 /// Cancels a show: no ticket of it is sold any more, and what was sold is taken back.
-pub(super) async fn cancel_show(driver: &Driver, show: &str, refund: bool, dry_run: bool) -> anyhow::Result<()> {
+pub(super) async fn cancel_show(desk: &Desk<'_>, show: &str, refund: bool, settle: &Settle) -> anyhow::Result<()> {
     let show = ShowId::parse(show).with_context(|| format!("{show:?} is no show's id"))?;
-    let pool = &driver.buying.main;
-    let mut out = std::io::stdout();
-    if dry_run {
+    let pool = &desk.pool;
+    if settle.dry_run {
         let (tickets, orders) = (
             tickets::for_sale(pool, &show).await?,
             orders::standing(pool, &show).await?,
         );
         let (tickets, orders) = (tickets.len(), orders.len());
-        return Ok(writeln!(
-            out,
-            "would be done: {tickets} tickets taken off sale, {orders} orders returned or given up"
-        )?);
-    }
-    let mut tally = Tally::default();
-    loop {
-        // First the tickets, so that no order comes to those that are to be returned. A refund by hand may free others meanwhile.
-        let for_sale = tickets::for_sale(pool, &show).await?;
-        for page in for_sale.chunks(PAGE) {
-            driver.buying.call_off(&show, page).await?;
-            tally.tickets += page.len();
-            writeln!(out, "{} tickets taken off sale", tally.tickets)?;
-        }
-        let mut orders = orders::standing(pool, &show).await?;
-        orders.retain(|id| !tally.left.iter().any(|(left, _)| left == id));
-        if for_sale.is_empty() && orders.is_empty() {
-            break;
-        }
-        let all = orders.len();
-        let orders = futures::stream::iter(orders).map(async |id| {
-            let ended = take_back(driver, &show, &id, refund).await;
-            (id, ended)
-        });
-        let mut orders = orders.buffer_unordered(AT_ONCE);
-        let mut done = 0;
-        while let Some((id, ended)) = orders.next().await {
-            done += 1;
-            match ended {
-                Ok(true) => tally.returned += 1,
-                Ok(false) => tally.given_up += 1,
-                Err(error) => tally.left.push((id, error::chain(error.as_ref()).to_string())),
+        return match settle.json {
+            true => {
+                print_json(&json!({ "dry_run": true, "show": show.as_str(), "tickets": tickets, "orders": orders }))
             }
-            if done % 100 == 0 || done == all {
-                writeln!(out, "{done} of {all} orders")?;
-            }
-        }
+            false => print(&format!(
+                "would be done: {tickets} tickets taken off sale, {orders} orders returned or given up\n"
+            )),
+        };
     }
-    writeln!(
-        out,
-        "{show}: {} tickets taken off sale, {} orders returned, {} checkouts given up",
-        tally.tickets, tally.returned, tally.given_up
-    )?;
-    for (id, why) in &tally.left {
-        writeln!(out, "left: {} {}", printable::line(id.as_str()), printable::line(why))?;
+    let driver = driver(desk)?;
+    let how = (!refund).then_some("--no-refund");
+    operator_log::note(pool, "show cancel", show.as_str(), operator(settle), how).await?;
+    let mut tally = Tally {
+        show: show.to_string(),
+        ..Tally::default()
+    };
+    while go_on(&driver, &show, refund, settle.json, &mut tally).await? {}
+    match settle.json {
+        true => print_json(&tally)?,
+        false => print(&tally.text()?)?,
     }
     match tally.left.len() {
         0 => Ok(()),
@@ -182,14 +215,94 @@ pub(super) async fn cancel_show(driver: &Driver, show: &str, refund: bool, dry_r
     }
 }
 
-/// Returns the tickets of the show of an order, or gives up a checkout under way. True if there was an order to return.
-async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool) -> anyhow::Result<bool> {
+/// Takes off sale and back what there is at this moment. False once nothing is left but what waits for the bank or could not be taken back.
+async fn go_on(
+    driver: &Driver,
+    show: &ShowId,
+    refund: bool,
+    is_quiet: bool,
+    tally: &mut Tally,
+) -> anyhow::Result<bool> {
+    let say = |text: String| if is_quiet { Ok(()) } else { print(&text) };
+    let pool = &driver.buying.main;
+    // First the tickets, so that no order comes to those that are to be returned. A refund by hand may free others meanwhile.
+    let for_sale = tickets::for_sale(pool, show).await?;
+    for page in for_sale.chunks(PAGE) {
+        driver.buying.call_off(show, page).await?;
+        tally.tickets += page.len();
+        say(format!("{} tickets taken off sale\n", tally.tickets))?;
+    }
+    let mut orders = orders::standing(pool, show).await?;
+    orders.retain(|id| !tally.at_the_bank.contains(id) && !tally.left.iter().any(|left| left.checkout == *id));
+    if for_sale.is_empty() && orders.is_empty() {
+        return Ok(false);
+    }
+    let all = orders.len();
+    let orders = futures::stream::iter(orders).map(async |id| {
+        let ended = take_back(driver, show, &id, refund).await;
+        (id, ended)
+    });
+    let mut orders = orders.buffer_unordered(AT_ONCE);
+    let mut done = 0;
+    while let Some((checkout, ended)) = orders.next().await {
+        done += 1;
+        match ended {
+            Ok(TakenBack::Returned) => tally.returned += 1,
+            Ok(TakenBack::GivenUp) => tally.given_up += 1,
+            Ok(TakenBack::AtTheBank) => tally.at_the_bank.push(checkout),
+            Err(error) => {
+                let why = error::chain(error.as_ref()).to_string();
+                tally.left.push(LeftOrder { checkout, why });
+            }
+        }
+        if done % 100 == 0 || done == all {
+            say(format!("{done} of {all} orders\n"))?;
+        }
+    }
+    Ok(true)
+}
+
+impl Tally {
+    fn text(&self) -> anyhow::Result<String> {
+        let mut text = String::new();
+        writeln!(
+            text,
+            "{}: {} tickets taken off sale, {} orders returned, {} checkouts given up",
+            printable::line(&self.show),
+            self.tickets,
+            self.returned,
+            self.given_up + self.at_the_bank.len()
+        )?;
+        for checkout in &self.at_the_bank {
+            let checkout = printable::line(checkout.as_str());
+            writeln!(text, "given back once the bank has decided, if it pays: {checkout}")?;
+        }
+        for LeftOrder { checkout, why } in &self.left {
+            let (checkout, why) = (printable::line(checkout.as_str()), printable::line(why));
+            writeln!(text, "left: {checkout} {why}")?;
+        }
+        Ok(text)
+    }
+}
+
+/// What the cancellation of a show came to for an order.
+enum TakenBack {
+    Returned,
+    GivenUp,
+    /// Given up, and its seats are free; the bank is still working on its payment.
+    AtTheBank,
+}
+
+/// Returns the tickets of the show of an order, or gives up a checkout under way.
+async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool) -> anyhow::Result<TakenBack> {
     loop {
         let checkout = find(&driver.buying.main, id.as_str()).await?;
         if !checkout.state.has_ended() {
             driver.give_up(id, CheckoutFailure::Settled).await?;
-            driven(driver, id).await?;
-            continue;
+            match driven(driver, id).await? {
+                DriveResult::Waits(_) => return Ok(TakenBack::AtTheBank),
+                _ => continue,
+            }
         }
         let of_show = checkout
             .lines
@@ -199,7 +312,7 @@ async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool
         if tickets.is_empty() {
             // Returned before, but not all of it is given back yet.
             driven(driver, id).await?;
-            return Ok(true);
+            return Ok(TakenBack::Returned);
         }
         let asked = events::OrderReturned {
             checkout: id.clone(),
@@ -212,7 +325,7 @@ async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool
         };
         match checkout.hear_of_return(&asked) {
             // It has failed, or was refunded by hand meanwhile.
-            Err(UserRefusalReason::NotCompleted | UserRefusalReason::NotInOrder) => return Ok(false),
+            Err(UserRefusalReason::NotCompleted | UserRefusalReason::NotInOrder) => return Ok(TakenBack::GivenUp),
             Err(reason) => return Err(refusal(reason)),
             Ok(_) => {
                 commit(
@@ -225,14 +338,13 @@ async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool
             }
         }
         driven(driver, id).await?;
-        return Ok(true);
+        return Ok(TakenBack::Returned);
     }
 }
 
-async fn driven(driver: &Driver, id: &CheckoutId) -> anyhow::Result<()> {
+async fn driven(driver: &Driver, id: &CheckoutId) -> anyhow::Result<DriveResult> {
     match driver.drive(id, true).await? {
-        DriveResult::Ended => Ok(()),
-        DriveResult::Waits(_) => bail!("it waits for the customer"),
         DriveResult::Stuck => bail!("it is stuck: look at it (admin checkout show)"),
+        driven => Ok(driven),
     }
 }

@@ -10,12 +10,15 @@ pub mod reconciler;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{CheckoutFailure, CheckoutId, DeclineCode, PaymentId, PaymentMethod, Price, UserRefusalReason};
+use holdfast_schemas::{
+    CheckoutFailure, CheckoutId, CustomerId, DeclineCode, Email, PaymentId, PaymentMethod, Price, UserRefusalReason,
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::config::{Config, FullRefund};
 use crate::crash::{self, Point};
+use crate::domain::User;
 use crate::domain::checkout::{Charges, Checkout, Fact, Next, PaymentStatus, Refund, SaleTerms, State, Step};
 use crate::error;
 use crate::metrics::Metrics;
@@ -23,8 +26,10 @@ use crate::provider::limits::{self, Uncharged};
 use crate::provider::{self, About, ClientSecret, MadeRefund, Order, Payment, Provider, RefundOrder};
 use crate::restate_admin;
 use crate::store::buying::{Buying, Recorded};
+use crate::store::commit::Admission;
 use crate::store::credits::Loyalty;
 use crate::store::{self, PgPool, checkouts};
+use crate::traces;
 use crate::transience::Fault;
 
 /// Takes the next steps of checkouts.
@@ -35,6 +40,13 @@ pub struct Driver {
     /// After this long without a step that comes through, a checkout is marked as stuck, for an operator.
     pub stuck_after: Duration,
     pub now: fn() -> OffsetDateTime,
+}
+
+/// Who pays.
+#[derive(Default)]
+struct Payer {
+    customer: Option<CustomerId>,
+    receipt: Option<Email>,
 }
 
 /// What a step came to.
@@ -120,7 +132,9 @@ impl Driver {
             terms,
             shows: config.provider.shows.clone().unwrap_or_default(),
             mails: config.mail.smtp_url.is_some(),
-            retention: config.database.idempotency_retention,
+            admission: Admission::Live {
+                retention: config.database.idempotency_retention,
+            },
             metrics: metrics.clone(),
             now,
             new_id,
@@ -134,7 +148,7 @@ impl Driver {
     }
 
     /// Takes steps of a checkout until it has ended or must wait; a stuck one is left as it is. `heard`: the provider has sent an
-    /// event, so the driver asks for the state of a payment that waits.
+    /// event, so the driver takes the step for which the checkout waits.
     ///
     /// # Errors
     /// A server does not answer, or the provider does not tell the payment's state.
@@ -148,9 +162,8 @@ impl Driver {
             self.settle_credits(&checkout, &next).await;
             let step = match next {
                 Next::End => return Ok(DriveResult::Ended),
-                Next::Wait(until) if !heard => return Ok(DriveResult::Waits(until)),
-                Next::Wait(_) => Step::Look,
-                Next::Take(step) => step,
+                Next::Wait { until, .. } if !heard => return Ok(DriveResult::Waits(until)),
+                Next::Wait { step, .. } | Next::Take(step) => step,
             };
             heard = false;
             let taken = match self.take_at_crash_point(&checkout, &step).await {
@@ -183,14 +196,19 @@ impl Driver {
     }
 
     async fn take_at_crash_point(&self, checkout: &Checkout, step: &Step) -> Result<Taken, Error> {
-        let taken = self.take(checkout, step).await?;
+        let taken = self.take_traced(checkout, step).await?;
         if let Some(point) = point(step) {
             crash::here(point);
             if crash::again(point) {
-                self.take(checkout, step).await?;
+                self.take_traced(checkout, step).await?;
             }
         }
         Ok(taken)
+    }
+
+    async fn take_traced(&self, checkout: &Checkout, step: &Step) -> Result<Taken, Error> {
+        let taking = self.take(checkout, step);
+        traces::step(name(step), &checkout.id, checkout.trace.as_ref(), taking).await
     }
 
     /// Records that a step fails; when it fails for too long, the checkout is stuck.
@@ -311,7 +329,8 @@ impl Driver {
 
     async fn create(&self, checkout: &Checkout) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout, about(provider, checkout)?);
+        let payer = self.payer(provider, checkout).await?;
+        let order = order(checkout, &payer, about(provider, checkout)?);
         let mut answer = provider.create(&order).await;
         crash::here(Point::CheckoutCreated);
         if crash::again(Point::CheckoutCreated) {
@@ -343,7 +362,9 @@ impl Driver {
 
     async fn authorise(&self, checkout: &Checkout, payment: &PaymentId) -> Result<Fact, Error> {
         let provider = self.provider()?;
-        let order = order(checkout, About::default());
+        // Of these the payment was told when it was made.
+        let payer = Payer::default();
+        let order = order(checkout, &payer, About::default());
         let mut answer = provider.authorise(payment, &order).await;
         crash::here(Point::CheckoutAuthorised);
         if crash::again(Point::CheckoutAuthorised) {
@@ -374,7 +395,15 @@ impl Driver {
         match answer {
             Ok(payment) if differs(checkout, &payment) => Ok(Fact::AmountDiffers),
             Ok(_) => Ok(self.captured()),
-            Err(provider::Error::Conflict { .. } | provider::Error::Declined { .. }) => Ok(Fact::NotCaptured),
+            Err(provider::Error::Conflict { state, .. }) => match state {
+                provider::State::Processing => Ok(Fact::Payment(PaymentStatus::Processing)),
+                provider::State::Unconfirmed => {
+                    let code = provider.get(payment).await?.failure;
+                    Ok(Fact::DebitFailed(code.and_then(|code| DeclineCode::parse(&code).ok())))
+                }
+                _ => Ok(Fact::NotCaptured),
+            },
+            Err(provider::Error::Declined { .. }) => Ok(Fact::NotCaptured),
             Err(error) => Err(error.into()),
         }
     }
@@ -440,7 +469,13 @@ impl Driver {
         if crash::again(Point::CheckoutGivenBack) {
             captured = self.cancel_or_refund(checkout).await;
         }
-        Ok(Fact::GivenBack { captured: captured? })
+        match captured {
+            Err(Error::Provider(provider::Error::Conflict {
+                state: provider::State::Processing,
+                ..
+            })) => Ok(Fact::Payment(PaymentStatus::Processing)),
+            captured => Ok(Fact::GivenBack { captured: captured? }),
+        }
     }
 
     /// Cancels or refunds the whole payment; returns the amount that had been captured.
@@ -471,8 +506,9 @@ impl Driver {
             return search(provider, checkout, called_at).await;
         }
         // The idempotency key makes it the same payment; and no late call makes another after it.
+        let payer = self.payer(provider, checkout).await?;
         let made = match about(provider, checkout) {
-            Ok(about) => provider.create(&order(checkout, about)).await,
+            Ok(about) => provider.create(&order(checkout, &payer, about)).await,
             Err(error) => Err(error),
         };
         match made {
@@ -484,6 +520,18 @@ impl Driver {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The payer, as far as the provider is told of them, as they are now. As what the payment is [`about`], it may differ between
+    /// two calls.
+    async fn payer(&self, provider: &Provider, checkout: &Checkout) -> Result<Payer, Error> {
+        let Some(user) = store::get::<User>(&self.buying.main, &checkout.user).await? else {
+            return Ok(Payer::default());
+        };
+        Ok(Payer {
+            customer: user.customer,
+            receipt: user.email.filter(|_| provider.receipts),
+        })
     }
 
     fn provider(&self) -> Result<&Provider, Error> {
@@ -565,7 +613,7 @@ fn about<'a>(provider: &'a Provider, checkout: &'a Checkout) -> Result<About<'a>
 }
 
 /// The order of a checkout's payment, the same at each call of an attempt, as the idempotency key demands.
-fn order<'a>(checkout: &'a Checkout, about: About<'a>) -> Order<'a> {
+fn order<'a>(checkout: &'a Checkout, payer: &'a Payer, about: About<'a>) -> Order<'a> {
     Order {
         checkout: &checkout.id,
         user: &checkout.user,
@@ -573,7 +621,27 @@ fn order<'a>(checkout: &'a Checkout, about: About<'a>) -> Order<'a> {
         currency: checkout.currency(),
         method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
         attempt: checkout.attempt,
+        customer: payer.customer.as_ref(),
+        receipt: payer.receipt.as_ref(),
         about,
+    }
+}
+
+/// The name of a step in traces.
+fn name(step: &Step) -> &'static str {
+    match step {
+        Step::Create => "create",
+        Step::Find => "find",
+        Step::Authorise(_) => "authorise",
+        Step::Look => "look",
+        Step::Sell => "sell",
+        Step::Capture(_) => "capture",
+        Step::Complete => "complete",
+        Step::GiveBack => "give back",
+        Step::Fail => "fail",
+        Step::ReturnCredits => "return credits",
+        Step::Refund { .. } => "refund",
+        Step::RepayCredits(_) => "repay credits",
     }
 }
 

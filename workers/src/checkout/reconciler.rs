@@ -21,8 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Most abandoned checkouts that are driven at a time.
 const AT_ONCE: usize = 8;
 
-/// The reconciler, which runs for ever: it sets each abandoned checkout to be undone, unless it is being undone or only owes
-/// credits, and drives it to its end. A checkout is abandoned when no step was taken for `idle` and Restate has no live
+/// The reconciler, which runs for ever: it sets each abandoned checkout to be undone, unless it is being undone, waits for the
+/// bank or only owes credits, and drives it to its end. A checkout is abandoned when no step was taken for `idle` and Restate has no live
 /// invocation for it.
 pub async fn look_after(driver: Driver, admin: RestateAdmin, idle: Duration, rounds: Rounds) {
     // Not at once: workflows that waited for this process to come back go on by themselves.
@@ -50,7 +50,6 @@ async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration, rounds
     let abandoned = checkouts::unfinished(main, last_moved, &live, &users).await?;
     let mut ended = futures::stream::iter(abandoned)
         .map(async |id| {
-            tracing::warn!(checkout = %id, "nobody takes this checkout further: it is given up");
             let abandoned = abandon(driver, &id).await;
             abandoned.inspect_err(|error| {
                 tracing::warn!(checkout = %id, error = error::chain(error), "the checkout is looked after later");
@@ -68,8 +67,12 @@ async fn look_once(driver: &Driver, admin: &RestateAdmin, idle: Duration, rounds
     to_mend.map_or(Ok(()), Err)
 }
 
+/// A checkout that waits for the bank's decision is not given up: what was begun at the bank goes on in any case.
 async fn abandon(driver: &Driver, id: &CheckoutId) -> Result<(), Error> {
-    driver.give_up(id, CheckoutFailure::Abandoned).await?;
+    if driver.find(id).await?.ask_at.is_none() {
+        tracing::warn!(checkout = %id, "nobody takes this checkout further: it is given up");
+        driver.give_up(id, CheckoutFailure::Abandoned).await?;
+    }
     driver.drive(id, false).await.map(drop)
 }
 

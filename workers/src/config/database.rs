@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::insecure::is_loopback;
-use super::secret::Secrets;
+use super::secret::{ReplaceableSecret, Secrets};
 use super::{Checks, Wire};
 
 const DEFAULT: &str = "postgres://postgres@127.0.0.1:5432/holdfast";
@@ -79,6 +79,11 @@ impl Database {
     pub(super) fn read_secrets(&mut self, secrets: &mut Secrets) {
         secrets.replace("database-url", &mut self.url, DEFAULT, self.url_file.as_deref());
         secrets.read("loyalty-url", &mut self.loyalty_url, self.loyalty_url_file.as_deref());
+    }
+
+    /// The address of the database, which may get another password while the process runs.
+    pub fn replaceable_url(&self) -> ReplaceableSecret {
+        ReplaceableSecret::new(self.url.clone(), self.url_file.clone(), |url| !url.is_empty())
     }
 
     pub(super) fn check(&self, checks: &mut Checks) {

@@ -14,6 +14,7 @@ pub enum Wire {
     Restate,
     Provider,
     Smtp,
+    Traces,
 }
 
 /// True for an address that no other machine can reach.

@@ -1,8 +1,12 @@
 //! Every setting, from flags and environment, checked before any socket opens: a file for each section, which checks itself.
 //! No other module reads the environment.
 
+mod admin;
 mod certificate;
+#[cfg(test)]
+mod chart;
 mod checkout;
+mod choice;
 mod command;
 mod database;
 mod gate;
@@ -13,24 +17,29 @@ mod mail;
 mod process;
 mod provider;
 mod relay;
+mod reprocess;
 mod restate;
 mod restate_kafka;
 mod roles;
 mod secret;
 mod serve;
 mod shows;
+mod traces;
 mod verify;
 mod webhook;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use admin::{
+    ActFilters, Admin, AdminCommand, CheckoutCommand, ChosenMails, DeadLetters, Inbox, MailCommand, MailFilters,
+    Orders, Outbox, QuarantineCommand, RecoverCommand, RelayCommand, Return, Sales, ShowCommand, TicketCommand,
+    UserCommand,
+};
 pub use certificate::CertificateFiles;
 pub use checkout::{Checkout, FullRefund};
-pub use command::{
-    Admin, CheckoutCommand, DeadLetters, MailCommand, Orders, Outbox, PointInTime, RelayCommand, Retry, Return, Role,
-    RoleName, Sales, ShowCommand, TicketCommand, UserCommand,
-};
+pub use choice::{Chosen, Filters, OneKey, PointInTime, Quarantined, Settle};
+pub use command::{Part, Role, RoleName};
 pub use database::Database;
 pub use gate::Gate;
 pub use insecure::Wire;
@@ -38,14 +47,16 @@ pub use kafka::Kafka;
 pub use kafka_security::{KafkaProperty, KafkaSecurity, SaslMechanism, SecurityProtocol};
 pub use mail::{Mail, MailLogin, MailSecurity, MailServer, deliverable};
 pub use process::{LogFormat, Process};
-pub use provider::{Provider, ProviderMode};
+pub use provider::{Provider, ProviderMode, is_captured_at_once};
 pub use relay::Relay;
+pub use reprocess::{Beginning, PartitionOffset, PublicTopic, Reprocess};
 pub use restate::Restate;
 pub use restate_kafka::RestateKafka;
 pub use roles::{Granted, Roles};
 pub use secret::ReplaceableSecret;
 pub use serve::Serve;
 pub use shows::{ApplicationFee, ProviderShows, ShowPayments};
+pub use traces::{Traces, parse_headers};
 pub use verify::Verify;
 pub use webhook::Webhook;
 
@@ -107,7 +118,12 @@ impl Cli {
         );
         let lives_long = !matches!(
             self.command,
-            Role::Migrate { .. } | Role::Register { .. } | Role::Verify { .. } | Role::Doctor { .. } | Role::Admin(_)
+            Role::Migrate { .. }
+                | Role::Register { .. }
+                | Role::Verify { watch: false, .. }
+                | Role::Doctor { .. }
+                | Role::Health { .. }
+                | Role::Admin(_)
         );
         for flag in self.shown.iter().filter(|_| lives_long) {
             let variable = variable(flag);
@@ -122,6 +138,16 @@ impl Cli {
             !takes_webhooks || provider.url.is_some(),
             "provider-url",
             "give it, with --provider-key: a dispute names no checkout, its payment has to be looked up",
+        );
+        let Process {
+            health_listen,
+            http_certificate,
+            ..
+        } = &self.config.process;
+        checks.require(
+            !matches!(self.command, Role::Health { .. }) || health_listen.is_some() || http_certificate.is_none(),
+            "health-listen",
+            "give it to the process and to this command, which asks without TLS",
         );
         if let Role::Migrate { roles, .. } = &self.command {
             roles.check(&mut checks);
@@ -188,6 +214,8 @@ pub struct Config {
     #[command(flatten)]
     pub verify: Verify,
     #[command(flatten)]
+    pub traces: Traces,
+    #[command(flatten)]
     pub process: Process,
 }
 
@@ -204,6 +232,7 @@ impl Config {
         self.provider.read_secrets(&mut secrets);
         self.mail.read_secrets(&mut secrets);
         self.webhook.read_secrets(&mut secrets);
+        self.traces.read_secrets(&mut secrets);
         secrets.finish()
     }
 
@@ -231,6 +260,7 @@ impl Config {
         self.mail.check(&mut checks);
         self.webhook.check(&mut checks);
         self.verify.check(&mut checks);
+        self.traces.check(&mut checks);
         self.process.check(&mut checks);
         checks
     }
@@ -342,6 +372,36 @@ mod tests {
     }
 
     #[test]
+    fn traces_go_to_a_collector_on_this_machine_or_by_tls_and_are_a_share() {
+        let traces = |args: &[&str]| config(args).check().map_err(|wrong| wrong[0].flag);
+        let url = "--traces-endpoint";
+        for right in ["http://127.0.0.1:4318/v1/traces", "https://collector.example/v1/traces"] {
+            assert_eq!(traces(&[url, right]), Ok(()), "{right}");
+        }
+        for wrong in [
+            "grpc://127.0.0.1:4317",
+            "http://collector.example/v1/traces",
+            "https://a:b@collector.example",
+            "https://collector.example?token=1",
+        ] {
+            assert_eq!(traces(&[url, wrong]), Err("traces-endpoint"), "{wrong}");
+        }
+        assert_eq!(
+            traces(&[url, "http://collector.example/v1/traces", "--insecure", "traces"]),
+            Ok(())
+        );
+        for (share, expected) in [
+            ("0", Ok(())),
+            ("1", Ok(())),
+            ("1.1", Err("traces-sample")),
+            ("NaN", Err("traces-sample")),
+        ] {
+            assert_eq!(traces(&["--traces-sample", share]), expected, "{share}");
+        }
+        assert_eq!(traces(&["--traces-headers", "sesame"]), Err("traces-headers"));
+    }
+
+    #[test]
     fn test_mode_and_live_mode_are_never_given_together() {
         let modes = |mode: &[&str], key: &str| {
             let provider = ["--provider-url", "https://pay.example", "--provider-key", key];
@@ -362,7 +422,7 @@ mod tests {
         assert_eq!(modes(&test, "sk_live_1"), Err("provider-mode"));
         let methods = |names: &str| modes(&["--provider-methods", names], "sk_test_1").map(drop);
         assert_eq!(methods("card,klarna,paypal"), Ok(()));
-        for wrong in ["", "card,", "Card", "card,sepa_debit"] {
+        for wrong in ["", "card,", "Card", "card,multibanco"] {
             assert_eq!(methods(wrong), Err("provider-methods"), "{wrong}");
         }
         let calls = ["--provider-calls-per-second", "7"];

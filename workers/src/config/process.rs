@@ -8,6 +8,9 @@ use clap::{Args, ValueEnum};
 
 use super::{CertificateFiles, Checks, Wire};
 
+/// Nobody scrapes less often.
+const MOST_FOR_A_SCRAPE: Duration = Duration::from_secs(300);
+
 /// Settings of every process: its name, the HTTP port for operators, logs, the time to drain.
 #[derive(Args, Debug, Clone)]
 pub struct Process {
@@ -29,6 +32,10 @@ pub struct Process {
     /// Longest time that work under way may take to finish after the first signal.
     #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
     pub drain_timeout: Duration,
+    /// Longest time that a process which ends because records were lost, or a database went back in time, waits for one more scrape of
+    /// /metrics, so that an alert tells of it. Give at least the interval of the scrapes.
+    #[arg(long, env = "HOLDFAST_LAST_SCRAPE_WITHIN", default_value = "20s", value_parser = humantime::parse_duration, global = true)]
+    pub last_scrape_within: Duration,
     /// Form of the log lines.
     #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
     pub log_format: LogFormat,
@@ -67,6 +74,11 @@ impl Process {
             !self.instance.is_empty() && self.instance.len() <= 200,
             "instance",
             "give 1 to 200 characters",
+        );
+        checks.require(
+            self.last_scrape_within <= MOST_FOR_A_SCRAPE,
+            "last-scrape-within",
+            "give at most 5m",
         );
         checks.require(
             tracing_subscriber::EnvFilter::try_new(&self.log_filter).is_ok(),

@@ -14,7 +14,7 @@ use super::{Checks, ProviderShows, Wire, is_a_word};
 
 const MOST_CALLS: u32 = 100_000;
 
-/// Payment methods of Stripe that cannot be authorised without being captured, or not for days.
+/// Payment methods of Stripe that are captured as soon as the bank pays: at once, or, by debits, after days.
 const CAPTURED_AT_ONCE: &[&str] = &[
     "acss_debit",
     "alipay",
@@ -22,16 +22,11 @@ const CAPTURED_AT_ONCE: &[&str] = &[
     "bacs_debit",
     "bancontact",
     "blik",
-    "boleto",
-    "customer_balance",
     "eps",
     "fpx",
     "giropay",
     "grabpay",
     "ideal",
-    "konbini",
-    "multibanco",
-    "oxxo",
     "p24",
     "pix",
     "sepa_debit",
@@ -39,6 +34,14 @@ const CAPTURED_AT_ONCE: &[&str] = &[
     "us_bank_account",
     "wechat_pay",
 ];
+
+/// Payment methods of Stripe by which the customer pays somewhere else, some day: no hold lasts as long.
+const PAID_SOME_DAY: &[&str] = &["boleto", "customer_balance", "konbini", "multibanco", "oxxo"];
+
+/// True of a payment method that cannot be authorised without being captured.
+pub fn is_captured_at_once(method: &str) -> bool {
+    CAPTURED_AT_ONCE.contains(&method)
+}
 
 /// The payment provider, and the time-out of its answers.
 #[derive(Args, Debug, Clone)]
@@ -111,8 +114,8 @@ pub struct Provider {
         global = true
     )]
     pub shows: Option<ProviderShows>,
-    /// Kinds of payment methods that a payment may be made by, by the provider's names, separated by commas. Each must let money
-    /// be authorised first and captured later: card, klarna, paypal and so on.
+    /// Kinds of payment methods that a payment may be made by, by the provider's names, separated by commas: card, klarna, sepa_debit
+    /// and so on.
     #[arg(
         id = "provider-methods",
         long = "provider-methods",
@@ -122,6 +125,14 @@ pub struct Provider {
         global = true
     )]
     pub methods: Vec<String>,
+    /// Have the provider send receipts: it gets the address in the user's profile with each payment.
+    #[arg(
+        id = "provider-receipts",
+        long = "provider-receipts",
+        env = "HOLDFAST_PROVIDER_RECEIPTS",
+        global = true
+    )]
+    pub receipts: bool,
 }
 
 /// The mode of an account. What belongs to one is never seen by the other.
@@ -241,12 +252,12 @@ impl Provider {
                 && name
                     .bytes()
                     .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-                && !CAPTURED_AT_ONCE.contains(&name.as_str())
+                && !PAID_SOME_DAY.contains(&name.as_str())
         };
         checks.require(
             self.methods.iter().all(is_method),
             "provider-methods",
-            "give names such as card,klarna,paypal; none that is captured at once, as sepa_debit is: no seat could be sold between",
+            "give names such as card,klarna,sepa_debit; none by which the customer pays some day, as by multibanco: no hold lasts as long",
         );
         checks.require(
             (1..=MOST_CALLS).contains(&self.rate()),

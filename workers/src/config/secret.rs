@@ -26,6 +26,7 @@ pub(super) const SECRETS: &[&str] = &[
     "provider-key",
     "smtp-url",
     "webhook-secret",
+    "traces-headers",
 ];
 
 /// Reads the files of secrets, and notes what is wrong with them.
@@ -222,6 +223,7 @@ mod tests {
             ("provider-key", "sk_sesame"),
             ("smtp-url", "smtps://a:sesame@mail.example"),
             ("webhook-secret", "whsec_sesame"),
+            ("traces-headers", "authorization=sesame"),
         ] {
             let held = Held::new(flag, &format!("{text}\r\n"));
             let (file, by_file) = (held.0.to_str().unwrap(), format!("--{flag}-file"));
@@ -238,6 +240,7 @@ mod tests {
                 cli.config.provider.key.as_ref(),
                 cli.config.mail.smtp_url.as_ref(),
                 cli.config.webhook.secret.as_ref(),
+                cli.config.traces.headers.as_ref(),
             ];
             let mut secrets = secrets.into_iter().flatten().map(ExposeSecret::expose_secret);
             assert!(secrets.any(|secret| secret == text), "{flag}");

@@ -11,9 +11,9 @@ use rdkafka::producer::{BaseRecord, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use time::OffsetDateTime;
 
-use super::report::{Check, Part};
+use super::report::Check;
 use super::rights::{self, Resource, Right};
-use crate::config::{self, Config, RoleName};
+use crate::config::{self, Config, Part, RoleName};
 use crate::error;
 use crate::kafka::{self, Deliveries, Drained, Producer, Remarks, on_thread};
 use crate::register::{self, Path};
@@ -61,8 +61,14 @@ pub(super) async fn check(
         });
     }
     let rights = rights::of(roles, config, path);
-    match on_thread("doctor", move || visit.rights(&rights, clock)).await {
-        Ok(rights) => checks.extend(rights),
+    let reads = (roles.contains(&RoleName::Gate) && path == Path::Gate).then(|| config.gate.group.clone());
+    let look = move || {
+        let mut checks = visit.rights(&rights, clock);
+        checks.extend(reads.map(|group| visit.unread(&group)));
+        checks
+    };
+    match on_thread("doctor", look).await {
+        Ok(found) => checks.extend(found),
         Err(error) => checks.push(Check::unknown(Part::Kafka, "the rights", error::chain(&error))),
     }
     checks
@@ -183,6 +189,39 @@ impl Visit {
                 ),
                 None => self.refused(what, &error, &right),
             },
+        }
+    }
+
+    /// How much the gates have not read yet, and whether retention took any of it.
+    fn unread(&self, group: &str) -> Check {
+        let what = "what the gates have not read";
+        let mut settings = kafka::client(&self.config);
+        settings.set("group.id", group).set("enable.auto.commit", "false");
+        let counted = kafka::looker(&settings, Remarks::new(&self.config)).and_then(|consumer| {
+            let (mut unread, mut lost) = (0, Vec::new());
+            for topic in [topics::RESERVATIONS, topics::PAYMENTS] {
+                let partitions = kafka::replicas(&consumer, topic, ANSWER)?.len();
+                for (partition, next) in kafka::committed(&consumer, topic, partitions, ANSWER)? {
+                    let Some(next) = next else { continue };
+                    let (first, end) = consumer.fetch_watermarks(topic, partition, ANSWER)?;
+                    unread += (end - next.max(first)).max(0);
+                    if next < first || next > end {
+                        lost.push(format!("{topic}/{partition} has {first} to {end}, and {next} is next"));
+                    }
+                }
+            }
+            Ok((unread, lost))
+        });
+        match counted {
+            Ok((unread, lost)) if lost.is_empty() => Check::sound(Part::Kafka, what, format!("{unread} records")),
+            Ok((_, lost)) => Check::wrong(
+                Part::Kafka,
+                what,
+                format!("records are lost: {}", lost.join("; ")),
+                "have their producers send them again, and move the group's offsets",
+            )
+            .page("the-gates-offsets-were-lost"),
+            Err(error) => Check::unknown(Part::Kafka, what, error::chain(&error)),
         }
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use holdfast_schemas::PaymentId;
 
-use super::report::{Check, Part};
-use crate::config;
+use super::report::Check;
+use crate::config::{self, Part};
 use crate::error;
 use crate::metrics::Metrics;
 use crate::provider::{Error, Provider};

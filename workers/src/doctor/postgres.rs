@@ -5,8 +5,9 @@ use std::time::Duration;
 use secrecy::SecretString;
 use time::OffsetDateTime;
 
-use super::report::{Check, Diagnosis, Part};
-use crate::config;
+use super::report::{Check, Diagnosis};
+use super::standing;
+use crate::config::{self, Part};
 use crate::error;
 use crate::store::grants::{self, Grantee};
 use crate::store::{self, inspection};
@@ -15,6 +16,9 @@ use crate::transience::{self, Fault};
 /// Clocks that differ by more make events look older or newer than they are.
 const MOST_APART: Duration = Duration::from_secs(5);
 
+/// Vacuum begins to freeze at 200 million transactions (`autovacuum_freeze_max_age`), and hurries at 1,600 million.
+const MOST_UNFROZEN: i64 = 1_000_000_000;
+
 /// The oldest version of PostgreSQL whose SQL the statements use.
 const OLDEST: i32 = 150_000;
 
@@ -22,6 +26,7 @@ const OLDEST: i32 = 150_000;
 pub(super) async fn check(
     database: &config::Database,
     grantees: &[Grantee],
+    long_open: Duration,
     clock: fn() -> OffsetDateTime,
 ) -> Vec<Check> {
     let setting = "--database-url (HOLDFAST_DATABASE_URL)";
@@ -40,6 +45,9 @@ pub(super) async fn check(
     for grantee in grantees.iter().filter(|_| are_there) {
         let file = "have the tables' owner run `holdfast migrate --grants`";
         checks.push(rights(Part::Postgres, &pool, *grantee, file).await);
+    }
+    if are_there && grantees.contains(&Grantee::App) {
+        checks.extend(standing::database(&pool, long_open).await);
     }
     checks
 }
@@ -102,6 +110,7 @@ async fn reach(
     let checks = vec![
         Check::sound(part, what, format!("reached as {} {}", facts.user, encrypted(&facts))),
         version(part, &facts),
+        frozen(part, &facts),
         apart(part, facts.now, before, clock()),
     ];
     Ok((pool, facts, checks))
@@ -134,6 +143,18 @@ fn version(part: Part, facts: &inspection::Facts) -> Check {
             format!("PostgreSQL {number}"),
             format!("upgrade the server: {} is the oldest that works", OLDEST / 10_000),
         ),
+    }
+}
+
+/// Whether vacuum keeps up: the server takes no more writes once no number is left for a transaction.
+fn frozen(part: Part, facts: &inspection::Facts) -> Check {
+    let how = format!("the oldest row was written {} transactions ago", facts.frozen_age);
+    match facts.frozen_age < MOST_UNFROZEN {
+        true => Check::sound(part, "vacuum", how),
+        false => {
+            let mend = "end transactions that are open for long, and run `vacuum (freeze)` as the tables' owner: at 2000000000 the server stops";
+            Check::wrong(part, "vacuum", how, mend).page("a-transaction-is-open-for-long")
+        }
     }
 }
 
@@ -236,6 +257,7 @@ mod tests {
                 user: String::new(),
                 encryption: None,
                 max_prepared_transactions: 0,
+                frozen_age: number.into(),
             };
             version(Part::Postgres, &facts).diagnosis
         };

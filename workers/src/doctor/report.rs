@@ -3,7 +3,10 @@
 use std::fmt;
 
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use crate::config::Part;
 use crate::printable;
 use crate::register;
 
@@ -20,18 +23,12 @@ pub struct Check {
     pub what: String,
     #[serde(flatten)]
     pub diagnosis: Diagnosis,
-}
-
-/// A dependency.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Part {
-    Kafka,
-    Postgres,
-    Loyalty,
-    Restate,
-    Provider,
-    Mail,
+    /// Since when it is wrong, where that is known.
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub since: Option<OffsetDateTime>,
+    /// The section of the runbook about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub page: Option<&'static str>,
 }
 
 /// The finding about one thing.
@@ -83,29 +80,57 @@ impl Check {
     pub(super) fn of(part: Part, line: &register::PartReport) -> Self {
         match &line.finding {
             register::Finding::Differs { how, mend } => Self::wrong(part, &line.what, how, mend),
-            register::Finding::AsWanted | register::Finding::Created | register::Finding::Changed { .. } => {
-                Self::sound(part, &line.what, "as wanted")
-            }
+            register::Finding::AsWanted
+            | register::Finding::Created
+            | register::Finding::Changed { .. }
+            | register::Finding::Removed
+            | register::Finding::Kept { .. } => Self::sound(part, &line.what, "as wanted"),
         }
     }
 
     fn new(part: Part, what: impl Into<String>, diagnosis: Diagnosis) -> Self {
-        let what = what.into();
-        Self { part, what, diagnosis }
+        Self {
+            part,
+            what: what.into(),
+            diagnosis,
+            since: None,
+            page: None,
+        }
+    }
+
+    pub(super) fn since(self, since: Option<OffsetDateTime>) -> Self {
+        Self { since, ..self }
+    }
+
+    /// The name of the section, as a link has it.
+    pub(super) fn page(self, page: &'static str) -> Self {
+        Self {
+            page: Some(page),
+            ..self
+        }
     }
 }
 
 impl fmt::Display for DoctorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Check { part, what, diagnosis } in &self.checks {
-            let what = printable::line(what);
+        for check in &self.checks {
+            let (part, what) = (check.part, printable::line(&check.what));
             let mut say = |verdict, text: &str| writeln!(f, "{verdict:<8} {part:<9} {what}: {}", printable::line(text));
-            match diagnosis {
+            match &check.diagnosis {
                 Diagnosis::Sound { is } => say("sound", is)?,
                 Diagnosis::Unknown { why } => say("unknown", why)?,
                 Diagnosis::Wrong { how, mend } => {
-                    say("WRONG", how)?;
+                    let since = check
+                        .since
+                        .and_then(|since| since.replace_nanosecond(0).ok()?.format(&Rfc3339).ok());
+                    say(
+                        "WRONG",
+                        &since.map_or(how.clone(), |since| format!("{how}, since {since}")),
+                    )?;
                     writeln!(f, "{:<18} -> {}", "", printable::line(mend))?;
+                    if let Some(page) = check.page {
+                        writeln!(f, "{:<18}    docs/runbook.md#{page}", "")?;
+                    }
                 }
             }
         }
@@ -139,13 +164,17 @@ mod tests {
         assert!(report.is_sound());
         report.extend(vec![Check::unknown(Part::Restate, "the handlers", "not reached")]);
         assert!(report.is_sound());
-        report.extend(vec![Check::wrong(Part::Mail, "the server", "it\nis away", "start it")]);
+        let away = Check::wrong(Part::Mail, "the server", "it\nis away", "start it");
+        report.extend(vec![
+            away.since(Some(OffsetDateTime::UNIX_EPOCH)).page("mails-do-not-go-out"),
+        ]);
         assert!(!report.is_sound());
         assert_eq!(
             report.to_string(),
             "sound    kafka     the brokers: 1 answers\n\
              unknown  restate   the handlers: not reached\n\
-             WRONG    mail      the server: it\\nis away\n                   -> start it\n\
+             WRONG    mail      the server: it\\nis away, since 1970-01-01T00:00:00Z\n                   -> start it\n\
+             \x20                     docs/runbook.md#mails-do-not-go-out\n\
              3 looked at, 1 wrong"
         );
         let json = serde_json::to_value(&report).unwrap();

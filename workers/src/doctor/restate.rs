@@ -2,8 +2,9 @@
 
 use time::OffsetDateTime;
 
-use super::report::{Check, Part};
-use crate::config::Config;
+use super::report::Check;
+use super::standing;
+use crate::config::{Config, Part};
 use crate::register::{self, Path};
 use crate::restate_admin::{self, RestateAdmin};
 use crate::{error, transience::Fault};
@@ -14,16 +15,17 @@ const OLDEST: (u64, u64) = (1, 7);
 /// What `register` left there is looked at where `registers`: that asks Kafka about Restate's groups, with the rights of `register`.
 pub(super) async fn check(config: &Config, registers: bool, path: Path, clock: fn() -> OffsetDateTime) -> Vec<Check> {
     let ingress = ingress(config).await;
-    let (admin, answers) = admin(config).await;
-    let mut checks = vec![admin, ingress];
-    if !answers {
+    let (check, admin) = admin(config).await;
+    let mut checks = vec![check, ingress];
+    let Some(admin) = admin else {
         checks.push(Check::unknown(
             Part::Restate,
-            "cluster, handlers, subscriptions",
+            "cluster, handlers, subscriptions, invocations",
             "the admin API was not reached",
         ));
         return checks;
-    }
+    };
+    checks.push(standing::invocations(&admin).await);
     if !registers {
         return checks;
     }
@@ -49,17 +51,19 @@ fn mend_of_calls(said: &str) -> &'static str {
     }
 }
 
-async fn admin(config: &Config) -> (Check, bool) {
+/// The admin API, if it answers.
+async fn admin(config: &Config) -> (Check, Option<RestateAdmin>) {
     let what = format!("the admin API at {}", config.restate.admin);
-    let asked = match RestateAdmin::new(&config.restate) {
-        Ok(admin) => admin.version().await,
-        Err(error) => Err(error),
+    let asked = async {
+        let admin = RestateAdmin::new(&config.restate)?;
+        Ok((admin.version().await?, admin))
     };
-    let version = match asked {
-        Ok(version) => version,
+    let (version, admin) = match asked.await {
+        Ok(answer) => answer,
         Err(error) => {
+            let error: restate_admin::Error = error;
             let mend = mend(error.fault(), "--restate-admin (HOLDFAST_RESTATE_ADMIN)");
-            return (Check::wrong(Part::Restate, what, error::chain(&error), mend), false);
+            return (Check::wrong(Part::Restate, what, error::chain(&error), mend), None);
         }
     };
     let check = match is_new_enough(&version) {
@@ -74,7 +78,7 @@ async fn admin(config: &Config) -> (Check, bool) {
             ),
         ),
     };
-    (check, true)
+    (check, Some(admin))
 }
 
 async fn ingress(config: &Config) -> Check {

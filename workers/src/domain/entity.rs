@@ -21,6 +21,11 @@ pub trait Entity: Clone + Send + Sync + 'static {
 
     /// The input that the event `(source, id)` makes.
     fn input(asked: Self::Data, source: &Source, id: &EventId, key: &KeyOf<Self>) -> Self::Input;
+
+    /// True for a request of the product's own that is done although the key is in quarantine.
+    fn passes_quarantine(_: &Self::Input) -> bool {
+        false
+    }
 }
 
 /// The key of an entity.

@@ -81,7 +81,14 @@ fn state_after(told: TicketOutcome, state: State) -> Option<State> {
             hold: hold.id,
             user,
             checkout,
+            off_sale: false,
         }),
+        (TicketOutcome::TicketOffSale(outcomes::TicketOffSale { user, checkout }), State::Sold(sale))
+            if sale.user == user && sale.checkout == checkout =>
+        {
+            let off_sale = true;
+            State::Sold(Sale { off_sale, ..sale })
+        }
         (TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {}), _) => State::Withdrawn,
         (TicketOutcome::ReservationRefused(_), state) => state,
         _ => return None,

@@ -4,6 +4,8 @@ pub mod checkout;
 mod entity;
 mod history;
 pub mod ledger;
+pub mod quarantine;
+mod recovery;
 pub mod ticket;
 pub mod user;
 
@@ -12,5 +14,6 @@ mod model;
 
 pub use entity::{Decision, Entity, KeyOf, OutcomeOf};
 pub use history::{History, ReplayedUser};
+pub use recovery::{Recoverable, Unrecoverable};
 pub use ticket::{Hold, Sale, State, Ticket};
 pub use user::User;

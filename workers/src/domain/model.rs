@@ -11,17 +11,17 @@ use super::{Decision, History, State, Ticket};
 /// The answer of a ticket in a state (column) to an input (row). `+` joins two outcomes of one event, `-` is no outcome,
 /// `a if c else b` depends on whether user, hold or checkout fit.
 const TABLE: &str = "
-    input    | no row         | available      | held                                 | due                     | sold                          | withdrawn
-    list     | listed         | already_listed | held!                                | expired + already_listed | sold!                        | listed
-    withdraw | unknown_ticket | withdrawn      | held!                                | expired + withdrawn     | sold!                         | withdrawn!
-    reserve  | unknown_ticket | held           | already_yours if user fits else held! | expired + held         | sold!                         | withdrawn!
-    release  | unknown_ticket | not_held       | released if hold fits else not_your_hold | expired             | sold!                         | not_held
-    expire   | -              | -              | -                                    | expired if id fits else - | -                           | -
-    lengthen | -              | -              | lengthened if end fits else -        | -                       | -                             | -
-    sell     | -              | -              | sold if hold fits else -             | -                       | done if checkout fits else -  | -
-    return   | -              | -              | -                                    | -                       | returned if checkout fits else - | -
-    take back | -             | -              | -                                    | -                       | returned + withdrawn if checkout fits else - | -
-    call off | -              | withdrawn      | released + withdrawn                 | expired + withdrawn     | -                             | -
+    input     | no row         | available      | held                                     | due                       | sold                                         | sold, off sale                               | withdrawn
+    list      | listed         | already_listed | held!                                    | expired + already_listed  | sold!                                        | sold!                                        | listed
+    withdraw  | unknown_ticket | withdrawn      | held!                                    | expired + withdrawn       | off_sale                                     | withdrawn!                                   | withdrawn!
+    reserve   | unknown_ticket | held           | already_yours if user fits else held!    | expired + held            | sold!                                        | sold!                                        | withdrawn!
+    release   | unknown_ticket | not_held       | released if hold fits else not_your_hold | expired                   | sold!                                        | sold!                                        | not_held
+    expire    | -              | -              | -                                        | expired if id fits else - | -                                            | -                                            | -
+    lengthen  | -              | -              | lengthened if end fits else -            | -                         | -                                            | -                                            | -
+    sell      | -              | -              | sold if hold fits else -                 | -                         | done if checkout fits else -                 | done if checkout fits else -                 | -
+    return    | -              | -              | -                                        | -                         | returned if checkout fits else -             | returned + withdrawn if checkout fits else - | -
+    take back | -              | -              | -                                        | -                         | returned + withdrawn if checkout fits else - | returned + withdrawn if checkout fits else - | -
+    call off  | -              | withdrawn      | released + withdrawn                     | expired + withdrawn       | -                                            | -                                            | -
 ";
 
 /// The source that may say what a ticket costs.
@@ -166,8 +166,9 @@ fn expected(ticket: Option<&Ticket>, step: &Step, input: &Input, now: OffsetDate
         Some(State::Available) => 2,
         Some(State::Held(hold)) if hold.until > now => 3,
         Some(State::Held(_)) => 4,
-        Some(State::Sold(_)) => 5,
-        Some(State::Withdrawn) => 6,
+        Some(State::Sold(sale)) if !sale.off_sale => 5,
+        Some(State::Sold(_)) => 6,
+        Some(State::Withdrawn) => 7,
     };
     let row = TABLE.lines().find(|line| line.trim().starts_with(step.row)).unwrap();
     let cell = row.split('|').nth(column).unwrap().trim();
@@ -222,6 +223,7 @@ fn name(told: &TicketOutcome) -> &'static str {
         TicketOutcome::TicketReleased(_) => "released",
         TicketOutcome::TicketExpired(_) => "expired",
         TicketOutcome::TicketSold(_) => "sold",
+        TicketOutcome::TicketOffSale(_) => "off_sale",
         TicketOutcome::TicketReturned(_) => "returned",
         TicketOutcome::TicketWithdrawn(outcomes::TicketWithdrawn {}) => "withdrawn",
         // A `!` tells a refusal from the outcome of the same name.

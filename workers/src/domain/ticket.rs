@@ -75,6 +75,8 @@ pub struct Sale {
     pub hold: HoldId,
     pub user: UserId,
     pub checkout: CheckoutId,
+    /// True once the ticket was withdrawn: it is not for sale again when it is returned.
+    pub off_sale: bool,
 }
 
 /// A price that comes with a reservation, and the source of the event.
@@ -124,7 +126,7 @@ pub enum Input {
         hold: HoldId,
         checkout: CheckoutId,
     },
-    /// Internal: a checkout returns the ticket that it sold. `resell`: it is for sale again.
+    /// Internal: a checkout returns the ticket that it sold. `resell`: it is for sale again, unless it was withdrawn before.
     Return {
         checkout: CheckoutId,
         #[serde(skip_serializing_if = "is_true")]
@@ -285,7 +287,13 @@ fn decide_held(ticket: &Ticket, held: &Hold, input: Input, now: OffsetDateTime) 
                 user: user.clone(),
                 checkout: checkout.clone(),
             });
-            tell(ticket, State::Sold(Sale { hold, user, checkout }), vec![outcome], now)
+            let sale = Sale {
+                hold,
+                user,
+                checkout,
+                off_sale: false,
+            };
+            tell(ticket, State::Sold(sale), vec![outcome], now)
         }
         Input::Expire { .. } | Input::Lengthen { .. } | Input::Sell { .. } | Input::Return { .. } => Decision::Nothing,
     }
@@ -335,8 +343,18 @@ fn decide_due(terms: &HoldTerms, ticket: &Ticket, due: &Hold, input: Input, now:
 
 fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
     match input {
-        Input::List { .. } | Input::Withdraw | Input::Reserve { .. } | Input::Release { .. } => {
-            refuse(ticket, RefusalReason::Sold, now)
+        Input::List { .. } | Input::Reserve { .. } | Input::Release { .. } => refuse(ticket, RefusalReason::Sold, now),
+        Input::Withdraw if sale.off_sale => refuse(ticket, RefusalReason::Withdrawn, now),
+        Input::Withdraw => {
+            let outcome = outcomes::TicketOffSale {
+                user: sale.user.clone(),
+                checkout: sale.checkout.clone(),
+            };
+            let sale = Sale {
+                off_sale: true,
+                ..sale.clone()
+            };
+            tell(ticket, State::Sold(sale), vec![outcome.into()], now)
         }
         Input::Sell { checkout, .. } if checkout == sale.checkout => Decision::AlreadyDone,
         Input::Return { checkout, resell } if checkout == sale.checkout => {
@@ -344,7 +362,7 @@ fn decide_sold(ticket: &Ticket, sale: &Sale, input: Input, now: OffsetDateTime) 
                 user: sale.user.clone(),
                 checkout,
             });
-            match resell {
+            match resell && !sale.off_sale {
                 true => tell(ticket, State::Available, vec![returned], now),
                 false => tell(
                     ticket,

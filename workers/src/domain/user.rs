@@ -9,8 +9,8 @@
 //! the shop asks for it after it asked to erase the old one. To erase a user without a profile changes nothing and is not told.
 
 use holdfast_schemas::{
-    Credits, Email, Emptied, EventId, Language, Name, OutcomeData, ProfileValues, Source, UserEvent, UserId,
-    UserOutcome, UserRefusalReason, events, outcomes,
+    Credits, CustomerId, Email, Emptied, EventId, Language, Name, OutcomeData, ProfileValues, Source, UserEvent,
+    UserId, UserOutcome, UserRefusalReason, events, outcomes,
 };
 use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
@@ -26,6 +26,8 @@ pub struct User {
     pub email: Option<Email>,
     pub name: Option<Name>,
     pub language: Option<Language>,
+    /// The customer at the payment provider, if the shop has named one.
+    pub customer: Option<CustomerId>,
     /// Moment of the last change; no decision is taken at an earlier one.
     pub changed_at: OffsetDateTime,
 }
@@ -46,6 +48,9 @@ pub enum Input {
         was: ProfileValues,
     },
     Erase,
+    LinkCustomer {
+        customer: Option<CustomerId>,
+    },
     /// The credits are prepared in the loyalty database; they are committed there if this input has its outcome.
     AddCredits {
         amount: Credits,
@@ -80,6 +85,7 @@ impl Entity for User {
                 Input::Change { to, emptied, was }
             }
             UserEvent::UserErased(events::UserErased {}) => Input::Erase,
+            UserEvent::CustomerLinked(events::CustomerLinked { customer }) => Input::LinkCustomer { customer },
             UserEvent::CreditsAdded(events::CreditsAdded { amount }) => Input::AddCredits { amount },
             UserEvent::CheckoutRequested(_)
             | UserEvent::CheckoutRetried(_)
@@ -93,6 +99,11 @@ impl Entity for User {
             | UserEvent::PaymentDisputed(_) => Input::Tell(vec![]),
         }
     }
+
+    /// A checkout's own outcomes: the money has moved, whatever waits for the user.
+    fn passes_quarantine(input: &Input) -> bool {
+        matches!(input, Input::Tell(_))
+    }
 }
 
 /// Decides one input. `now` is the moment of the decision and never earlier than the user's last change.
@@ -104,6 +115,7 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
                 email: Some(email),
                 name,
                 language,
+                customer: None,
                 changed_at: now,
             };
             Decision::Transition {
@@ -111,15 +123,21 @@ pub fn decide(user: Option<&User>, input: Input, now: OffsetDateTime) -> Decisio
                 outcomes: vec![outcomes::UserRegistered {}.into()],
             }
         }
-        (None, Input::Change { .. } | Input::Erase | Input::AddCredits { .. } | Input::Tell(_)) => {
-            Decision::Transition {
-                next: None,
-                outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
-            }
-        }
+        (
+            None,
+            Input::Change { .. }
+            | Input::Erase
+            | Input::LinkCustomer { .. }
+            | Input::AddCredits { .. }
+            | Input::Tell(_),
+        ) => Decision::Transition {
+            next: None,
+            outcomes: vec![refusal(UserRefusalReason::UnknownUser)],
+        },
         (Some(user), Input::Register { .. }) => refuse(user, UserRefusalReason::AlreadyRegistered, now),
         (Some(user), Input::Change { to, emptied, was }) => change(user, to, emptied, was, now),
         (Some(user), Input::Erase) => erase(user, now),
+        (Some(user), Input::LinkCustomer { customer }) => link(user, customer, now),
         (Some(user), Input::AddCredits { amount }) => tell(
             user.clone(),
             vec![UserOutcome::CreditsChanged(outcomes::CreditsChanged { added: amount })],
@@ -197,15 +215,29 @@ fn change(user: &User, to: ProfileValues, emptied: Emptied, was: ProfileValues, 
     tell(next, told, now)
 }
 
+fn link(user: &User, customer: Option<CustomerId>, now: OffsetDateTime) -> Decision<User> {
+    let linked = customer.is_some();
+    let told = match customer == user.customer {
+        true => vec![],
+        false => vec![outcomes::CustomerLinked { linked }.into()],
+    };
+    let next = User {
+        customer,
+        ..user.clone()
+    };
+    tell(next, told, now)
+}
+
 fn erase(user: &User, now: OffsetDateTime) -> Decision<User> {
     let has_profile = user.email.is_some() || user.name.is_some() || user.language.is_some();
-    if !has_profile {
+    if !has_profile && user.customer.is_none() {
         return tell(user.clone(), vec![], now);
     }
     let next = User {
         email: None,
         name: None,
         language: None,
+        customer: None,
         ..user.clone()
     };
     tell(next, vec![UserOutcome::UserErased(outcomes::UserErased {})], now)
@@ -251,7 +283,12 @@ mod tests {
             was: Fields,
         },
         Erase,
+        Link(Option<u8>),
         Credits(i64),
+    }
+
+    fn customer(number: u8) -> CustomerId {
+        CustomerId::parse(&format!("cus_{number}")).unwrap()
     }
 
     fn values([email, name, language]: Fields) -> ProfileValues {
@@ -275,29 +312,39 @@ mod tests {
             fields().prop_map(Step::Register),
             (fields(), any::<[bool; 2]>(), fields()).prop_map(|(to, emptied, was)| Step::Change { to, emptied, was }),
             Just(Step::Erase),
+            prop::option::of(0..2_u8).prop_map(Step::Link),
             (1..100_i64).prop_map(Step::Credits),
         ]
     }
 
-    /// The expected outcomes of a step, and the profile after it.
-    fn expected(profile: Option<Fields>, step: &Step) -> (Option<Fields>, Vec<&'static str>) {
-        match (profile, step) {
-            (None, Step::Register([email, name, language])) => {
-                (Some([email.or(Some(0)), *name, *language]), vec!["registered"])
-            }
-            (None, _) => (None, vec!["unknown_user"]),
-            (Some(_), Step::Register(_)) => (profile, vec!["already_registered"]),
-            (Some([None, None, None]), Step::Erase) => (profile, vec![]),
-            (Some(_), Step::Erase) => (Some([None; 3]), vec!["erased"]),
-            (Some(_), Step::Credits(_)) => (profile, vec!["credits"]),
-            (Some(now), Step::Change { to, emptied, was }) => {
+    /// What the model has of a user: the profile, and the customer.
+    type Kept = (Fields, Option<u8>);
+
+    /// The expected outcomes of a step, and the user after it.
+    fn expected(user: Option<Kept>, step: &Step) -> (Option<Kept>, Vec<&'static str>) {
+        let Some((now, customer)) = user else {
+            return match step {
+                Step::Register([email, name, language]) => {
+                    (Some(([email.or(Some(0)), *name, *language], None)), vec!["registered"])
+                }
+                _ => (None, vec!["unknown_user"]),
+            };
+        };
+        match step {
+            Step::Register(_) => (user, vec!["already_registered"]),
+            Step::Erase if (now, customer) == ([None; 3], None) => (user, vec![]),
+            Step::Erase => (Some(([None; 3], None)), vec!["erased"]),
+            Step::Link(other) if *other == customer => (user, vec![]),
+            Step::Link(other) => (Some((now, *other)), vec!["linked"]),
+            Step::Credits(_) => (user, vec!["credits"]),
+            Step::Change { to, emptied, was } => {
                 if (0..3).any(|place| was[place].is_some() && was[place] != now[place]) {
-                    return (profile, vec!["profile_differs"]);
+                    return (user, vec!["profile_differs"]);
                 }
                 let kept = [now[0], now[1].filter(|_| !emptied[0]), now[2].filter(|_| !emptied[1])];
                 let next = [0, 1, 2].map(|place| to[place].or(kept[place]));
                 let outcomes = if next == now { vec![] } else { vec!["changed"] };
-                (Some(next), outcomes)
+                (Some((next, customer)), outcomes)
             }
         }
     }
@@ -307,6 +354,7 @@ mod tests {
             UserOutcome::UserRegistered(outcomes::UserRegistered {}) => "registered",
             UserOutcome::ProfileChanged(_) => "changed",
             UserOutcome::UserErased(outcomes::UserErased {}) => "erased",
+            UserOutcome::CustomerLinked(_) => "linked",
             UserOutcome::CreditsChanged(_) => "credits",
             UserOutcome::PaymentRefused(outcomes::PaymentRefused { reason }) => reason.as_str(),
             _ => "told elsewhere",
@@ -335,6 +383,7 @@ mod tests {
                         was: values(*was),
                     },
                     Step::Erase => Input::Erase,
+                    Step::Link(number) => Input::LinkCustomer { customer: number.map(customer) },
                     Step::Credits(amount) => Input::AddCredits { amount: Credits::new(*amount).unwrap() },
                 };
                 let (after, outcomes) = expected(profile, &step);
@@ -356,7 +405,8 @@ mod tests {
                         name: next.name.clone(),
                         language: next.language.clone(),
                     };
-                    prop_assert_eq!(Some(has), after.map(values));
+                    let expected = after.map(|(profile, number)| (values(profile), number.map(customer)));
+                    prop_assert_eq!(Some((has, next.customer.clone())), expected);
                 }
                 (user, profile) = (next, after);
             }

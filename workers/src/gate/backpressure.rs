@@ -12,10 +12,44 @@ use super::window::TopicKey;
 /// A reading of Restate's backlog.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Invocations that are not completed.
+    /// Invocations that are not completed, and go on.
     pub unfinished: u64,
+    /// As far as they count: of each key a few.
+    pub counted: u64,
     /// Number of the reading. A new one with the old value lets the gate go on as before while Restate does not answer.
     pub reading: u64,
+}
+
+/// What waits for one key counts at most so often, beside what it has under way: a hot key slows no other.
+pub const MOST_OF_KEY: u64 = 10;
+
+/// Keys that do not get on, as their first invocation fails again and again or is paused, do not count at all, as long as they are so
+/// few. More of them are no fault of the keys: a server is away, and the gate must not fill the engine's disk meanwhile.
+const FEW_STUCK: u64 = 100;
+
+/// What Restate has of the objects' invocations: of all keys, and of those that do not get on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unfinished {
+    pub invocations: u64,
+    /// At most [`MOST_OF_KEY`] that wait for each key.
+    pub counted: u64,
+    pub stuck_keys: u64,
+    pub stuck_invocations: u64,
+    /// As `counted`.
+    pub stuck_counted: u64,
+}
+
+impl Unfinished {
+    /// What counts of it, as the reading after that of this number.
+    pub fn backlog(self, reading: u64) -> Backlog {
+        let is_few = self.stuck_keys <= FEW_STUCK;
+        let without = |all: u64, stuck: u64| if is_few { all.saturating_sub(stuck) } else { all };
+        Backlog {
+            unfinished: without(self.invocations, self.stuck_invocations),
+            counted: without(self.counted, self.stuck_counted),
+            reading: reading + 1,
+        }
+    }
 }
 
 /// Additional gathering time of a window for each unfinished invocation. Each invocation of a hot key costs Restate a few disk
@@ -87,7 +121,7 @@ impl UnderWay {
 }
 
 fn room(limit: u64, backlog: Backlog) -> i64 {
-    i64::try_from(limit.saturating_sub(backlog.unfinished)).unwrap_or(i64::MAX)
+    i64::try_from(limit.saturating_sub(backlog.counted)).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -96,7 +130,11 @@ mod tests {
 
     #[test]
     fn a_window_may_overdraw_and_then_the_next_reading_counts() {
-        let backlog = |unfinished, reading| Backlog { unfinished, reading };
+        let backlog = |counted, reading| Backlog {
+            counted,
+            reading,
+            ..Backlog::default()
+        };
         let mut backpressure = Backpressure::new(100, backlog(0, 0));
         assert!(backpressure.is_open(backlog(0, 0)));
         backpressure.spend(150);
@@ -109,7 +147,13 @@ mod tests {
 
     #[test]
     fn a_window_waits_for_a_busy_engine_only() {
-        let pace = |unfinished| Backpressure::new(10_000, Backlog { unfinished, reading: 0 }).pace();
+        let pace = |unfinished| {
+            let backlog = Backlog {
+                unfinished,
+                ..Backlog::default()
+            };
+            Backpressure::new(10_000, backlog).pace()
+        };
         assert_eq!(pace(0), Duration::ZERO);
         assert_eq!(pace(5), Duration::from_millis(10));
         assert_eq!(pace(1_000_000), LONGEST_PACE);
@@ -127,12 +171,31 @@ mod tests {
     }
 
     #[test]
+    fn a_few_keys_that_do_not_get_on_count_for_nothing_and_many_as_all_others() {
+        let reading = |stuck_keys| Unfinished {
+            invocations: 100_200,
+            counted: 111,
+            stuck_keys,
+            stuck_invocations: 100_001,
+            stuck_counted: 11,
+        };
+        let backlog = |unfinished, counted| Backlog {
+            unfinished,
+            counted,
+            reading: 8,
+        };
+        assert_eq!(reading(FEW_STUCK).backlog(7), backlog(199, 100));
+        assert_eq!(reading(FEW_STUCK + 1).backlog(7), backlog(100_200, 111));
+    }
+
+    #[test]
     fn a_silent_engine_gets_as_much_again_with_each_reading() {
         let mut backpressure = Backpressure::new(100, Backlog::default());
         for reading in 0..5 {
             let backlog = Backlog {
-                unfinished: 90,
+                counted: 90,
                 reading,
+                ..Backlog::default()
             };
             assert!(backpressure.is_open(backlog));
             backpressure.spend(100);

@@ -8,6 +8,7 @@
 
 mod backpressure;
 mod membership;
+mod record;
 mod search;
 mod watcher;
 mod window;
@@ -15,9 +16,7 @@ mod window;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_schemas::{
-    DeadLetter, DeadLetterReason, EventData, Origin, Record, Refusal, TicketEvent, UserEvent, topics,
-};
+use holdfast_schemas::{DeadLetter, DeadLetterReason, EventData, Refusal, TicketEvent, UserEvent, topics};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseRecord, Producer as _};
@@ -26,9 +25,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::backpressure::Backlog;
+pub use self::backpressure::{Backlog, MOST_OF_KEY, Unfinished};
 use self::backpressure::{Backpressure, UnderWay};
 use self::membership::Membership;
+pub use self::record::{admit, origin};
 use self::search::{RefusedRecord, Search};
 use self::window::{Bounds, Spans, Verdict, Window};
 use crate::config;
@@ -36,6 +36,7 @@ use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, Producer};
 use crate::lifecycle::Ready;
 use crate::metrics::{Metrics, Stage};
+use crate::traces::{self, AdmittedRecord};
 
 /// The route of a public topic: its admitted topic, and the decoder of its records.
 #[derive(Debug)]
@@ -158,6 +159,8 @@ struct InFlight {
     records: usize,
     refused: Vec<DeadLetterReason>,
     sent_at: Instant,
+    /// Its records with events whose traces are recorded.
+    traced: Vec<AdmittedRecord>,
 }
 
 impl Gate {
@@ -284,6 +287,7 @@ impl Gate {
         for read_at in &gathered.read_at {
             self.metrics.took(Stage::Admitted, read_at.elapsed().as_secs_f64());
         }
+        let sent_at = traces::now();
         let mut sent = self.send_records(&gathered);
         if crash::again(Point::GateSent) {
             sent = sent.and_then(|()| self.send_records(&gathered));
@@ -301,6 +305,7 @@ impl Gate {
                 .map(|rejected| rejected.letter.reason)
                 .collect(),
             sent_at: Instant::now(),
+            traced: gathered.window.into_traced(sent_at),
         });
         sent.or_else(|error| match error.rdkafka_error_code() {
             Some(code) if search::refuses_record(code) => self.refused(code),
@@ -376,6 +381,9 @@ impl Gate {
         crash::here(Point::GateCommitted);
         self.membership.goes_on();
         self.count(in_flight);
+        for record in &in_flight.traced {
+            record.acknowledged(&self.settings.gate.group);
+        }
         self.search
             .passed(in_flight.records, &in_flight.spans, self.settings.gate.window_records);
         self.failures = 0;
@@ -576,30 +584,13 @@ impl Gathered {
             self.begun = read_at;
         }
         self.read_at.push(read_at);
-        let origin = Origin {
-            topic: route.public.to_owned(),
-            partition: message.partition(),
-            offset: message.offset(),
-            time: broker_time(message).unwrap_or(now),
-        };
+        let origin = record::origin(route.public, message, now);
         metrics.took(Stage::Read, (now - origin.time).as_seconds_f64());
         let found = search.found((route.public, origin.partition, origin.offset));
         let bytes = size(message).unwrap_or(settings.kafka.public_record_bytes);
-        let record = kafka::headers(message)
-            .ok_or_else(|| {
-                Refusal::new(
-                    DeadLetterReason::InvalidAttribute,
-                    "headers: a name is not UTF-8; write header names in UTF-8",
-                )
-            })
-            .map(|headers| Record {
-                key: message.key(),
-                value: message.payload(),
-                headers,
-            });
         let record = match found.and_then(RefusedRecord::refusal) {
             Some(refusal) => Err(refusal),
-            None => record,
+            None => record::readable(message),
         };
         if let Verdict::Rejected(letter) = self.window.take(route, origin, bytes, record, now) {
             tracing::debug!(
@@ -641,11 +632,6 @@ fn merge(spans: &mut Spans, others: &Spans) {
         span.first = span.first.min(other.first);
         span.next = span.next.max(other.next);
     }
-}
-
-fn broker_time(message: &impl Message) -> Option<OffsetDateTime> {
-    let millis = message.timestamp().to_millis()?;
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
 /// Bytes of key, value and headers; of each header's name and length a little more than it takes. None when the headers cannot

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use holdfast_schemas::{DeadLetter, DeadLetterReason, EventData, Key, Origin, Record, Refusal, decode};
+use holdfast_schemas::{DeadLetter, DeadLetterReason, Event, EventData, Key, Origin, Record, Refusal, decode};
 use time::OffsetDateTime;
 
 use super::Route;
+use crate::traces::{self, AdmittedRecord, ReadEvent, Traced};
 
 /// Bounds of one window; each may be passed by one record.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +62,8 @@ pub(super) struct Admitted {
     pub key: String,
     pub value: Vec<u8>,
     pub events: usize,
+    /// Those of its events whose traces are recorded.
+    pub traced: Vec<ReadEvent>,
 }
 
 /// A decoder of records: it gives the event in its normalised form.
@@ -71,6 +74,7 @@ pub(super) type Decoder = fn(&Record<'_>, &Origin, OffsetDateTime, Duration) -> 
 pub(super) struct Clean {
     key: String,
     json: Vec<u8>,
+    traced: Option<ReadEvent>,
 }
 
 /// The decision about one record.
@@ -127,6 +131,19 @@ impl Window {
         &self.admitted
     }
 
+    /// The records that have events whose traces are recorded, once they were sent.
+    pub(super) fn into_traced(self, sent_at: u64) -> Vec<AdmittedRecord> {
+        let traced = self.admitted.into_iter().filter(|record| !record.traced.is_empty());
+        let traced = traced.map(|record| AdmittedRecord {
+            topic: record.topic,
+            key: record.key,
+            events: record.events,
+            traced: record.traced,
+            sent_at,
+        });
+        traced.collect()
+    }
+
     /// The offsets covered.
     pub(super) fn spans(&self) -> &Spans {
         &self.spans
@@ -156,14 +173,17 @@ impl Window {
         span.next = offset + 1;
     }
 
-    fn admit(&mut self, topic: &'static str, Clean { key, json }: Clean) {
+    fn admit(&mut self, topic: &'static str, Clean { key, json, traced }: Clean) {
         let key = (topic, key);
         if let Some(place) = self.open.get(&key)
             && self.admitted[*place].append(&json)
         {
+            self.admitted[*place].traced.extend(traced);
             return;
         }
-        self.admitted.push(Admitted::new(topic, key.1.clone(), &json));
+        let mut admitted = Admitted::new(topic, key.1.clone(), &json);
+        admitted.traced.extend(traced);
+        self.admitted.push(admitted);
         self.open.insert(key, self.admitted.len() - 1);
     }
 }
@@ -179,6 +199,7 @@ impl Admitted {
             key,
             value,
             events: 1,
+            traced: Vec::new(),
         }
     }
 
@@ -196,14 +217,35 @@ impl Admitted {
     }
 }
 
-/// Decodes a record as what `A` asks, and refuses an event whose repeats are no longer recognised, or would be for ever. Its age
-/// counts from the earlier of its own time and the broker's: a producer that repeats an id keeps its time.
+/// Decodes a record as what `A` asks, as [`check`] lets it pass.
 pub(super) fn read<A: EventData>(
     record: &Record<'_>,
     origin: &Origin,
     now: OffsetDateTime,
     retention: Duration,
 ) -> Result<Clean, Refusal> {
+    let event = check::<A>(record, origin, now, retention)?;
+    let traced = Traced::of(&event.traceparent, event.source.as_str(), event.id.as_str());
+    Ok(Clean {
+        key: event.subject.as_str().to_owned(),
+        json: event.to_json(),
+        traced: traced.map(|traced| ReadEvent {
+            traced,
+            event_type: event.event_type(),
+            origin: origin.clone(),
+            read_at: traces::now(),
+        }),
+    })
+}
+
+/// Decodes a record, and refuses an event whose repeats are no longer recognised, or would be for ever. Its age
+/// counts from the earlier of its own time and the broker's: a producer that repeats an id keeps its time.
+pub(super) fn check<A: EventData>(
+    record: &Record<'_>,
+    origin: &Origin,
+    now: OffsetDateTime,
+    retention: Duration,
+) -> Result<Event<A>, Refusal> {
     let mut event = decode::<A>(record)?;
     let aged_from = event.time.min(origin.time);
     if now - aged_from > retention {
@@ -218,10 +260,7 @@ pub(super) fn read<A: EventData>(
     }
     event.check_time(origin.time)?;
     event.origin = Some(origin.clone());
-    Ok(Clean {
-        key: event.subject.as_str().to_owned(),
-        json: event.to_json(),
-    })
+    Ok(event)
 }
 
 #[cfg(test)]

@@ -15,9 +15,9 @@ use super::packed::{self, is_packed};
 use super::{Heard, Remarks, client, heard, is_of_the_group, is_setting, looker, replicas, topic_settings};
 use crate::config;
 
-/// Longest time for which Kafka may not answer, or keep a transaction open.
+/// Longest time for which Kafka may not answer, or keep a transaction open, unless another is given.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest time for one request.
+/// Longest time for one request, likewise.
 const REQUEST: Duration = Duration::from_secs(10);
 
 /// Two clients: one that reads committed records, and one that reads all.
@@ -29,6 +29,8 @@ pub struct Reader {
     admin: AdminClient<Remarks>,
     /// The settings of the client that reads committed records.
     settings: ClientConfig,
+    /// How long Kafka may not answer, or keep a transaction open.
+    patience: Duration,
 }
 
 /// The readable offsets of one topic, by partition: from the earliest up to, not with, the end.
@@ -47,6 +49,14 @@ impl Reader {
     /// # Errors
     /// [`Error::Client`]
     pub fn new(config: &config::Kafka) -> Result<Self, Error> {
+        Self::within(PATIENCE, config)
+    }
+
+    /// A reader that waits no longer than this for an answer.
+    ///
+    /// # Errors
+    /// [`Error::Client`]
+    pub fn within(patience: Duration, config: &config::Kafka) -> Result<Self, Error> {
         let settings = |isolation| {
             let mut settings = client(config);
             settings
@@ -56,7 +66,12 @@ impl Reader {
                 .set("enable.partition.eof", "true")
                 .set("auto.offset.reset", "earliest")
                 .set("isolation.level", isolation)
-                .set("queued.max.messages.kbytes", "16384");
+                // What is fetched at once may be many times as large unpacked, and lies in memory until it is handed over.
+                .set("fetch.max.bytes", "1048576")
+                .set("max.partition.fetch.bytes", "65536")
+                .set("queued.max.messages.kbytes", "4096")
+                // A full queue is emptied at once.
+                .set("fetch.queue.backoff.ms", "10");
             settings
         };
         let remarks = || Remarks::without_group(config);
@@ -68,6 +83,7 @@ impl Reader {
             written: consumer(&settings("read_uncommitted"))?,
             admin: client(config).create_with_context(remarks()).map_err(Error::Client)?,
             settings: committed,
+            patience,
         })
     }
 
@@ -76,7 +92,7 @@ impl Reader {
     /// # Errors
     /// [`Error::Ask`], [`Error::Retention`]
     pub fn keeps(&self, topic: &str) -> Result<Keeps, Error> {
-        let options = AdminOptions::new().request_timeout(Some(REQUEST));
+        let options = AdminOptions::new().request_timeout(Some(self.request()));
         let described = topic_settings(&self.admin, topic, &options);
         let described = described.map_err(self.unanswered(topic, Heard::default()))?;
         let limit = |name: &'static str| {
@@ -108,12 +124,15 @@ impl Reader {
     /// [`Error::Ask`], [`Error::NoTopic`], [`Error::Transaction`]
     pub fn written(&self, topic: &str) -> Result<Extent, Error> {
         let extent = self.extent(&self.written, topic)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         for (partition, (_, end)) in &extent {
             while self.ends(&self.committed, topic, *partition)?.1 < *end {
                 if Instant::now() > deadline {
-                    let (topic, partition) = (topic.to_owned(), *partition);
-                    return Err(Error::Transaction { topic, partition });
+                    return Err(Error::Transaction {
+                        topic: topic.to_owned(),
+                        partition: *partition,
+                        patience: self.patience,
+                    });
                 }
             }
         }
@@ -152,6 +171,10 @@ impl Reader {
                     let Some((next, end)) = open.get_mut(&message.partition()) else {
                         continue;
                     };
+                    // Of one that was given up before its end.
+                    if message.topic() != topic {
+                        continue;
+                    }
                     if message.offset() < *end {
                         take(&message)?;
                     }
@@ -174,13 +197,17 @@ impl Reader {
                 }
                 Some(Err(error)) if is_of_the_group(&error) => {}
                 // A right, for example, which only an operator mends.
-                Some(Err(source)) if heard.elapsed() > PATIENCE || is_setting(&source) => {
+                Some(Err(source)) if heard.elapsed() > self.patience || is_setting(&source) => {
                     return Err(failed(source).into());
                 }
                 Some(Err(error)) => tracing::warn!(%error, topic, "reading {topic} goes on"),
-                None if heard.elapsed() > PATIENCE => {
-                    let (address, topic) = (self.address.clone(), topic.to_owned());
-                    return Err(Error::Silent { address, topic }.into());
+                None if heard.elapsed() > self.patience => {
+                    let silent = Error::Silent {
+                        address: self.address.clone(),
+                        topic: topic.to_owned(),
+                        patience: self.patience,
+                    };
+                    return Err(silent.into());
                 }
                 None => {}
             }
@@ -190,7 +217,7 @@ impl Reader {
     }
 
     fn extent(&self, client: &BaseConsumer<Remarks>, topic: &str) -> Result<Extent, Error> {
-        let replicas = replicas(client, topic, REQUEST);
+        let replicas = replicas(client, topic, self.request());
         let count = replicas
             .map_err(|error| self.unanswered(topic, heard(client))(error))?
             .len();
@@ -206,8 +233,13 @@ impl Reader {
     /// The earliest offset, and the one behind the last record.
     fn ends(&self, client: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
         client
-            .fetch_watermarks(topic, partition, REQUEST)
+            .fetch_watermarks(topic, partition, self.request())
             .map_err(|error| self.unanswered(topic, heard(client))(error))
+    }
+
+    /// Longest time for one request.
+    fn request(&self) -> Duration {
+        REQUEST.min(self.patience)
     }
 
     fn unanswered(&self, topic: &str, heard: Heard) -> impl Fn(KafkaError) -> Error {
@@ -237,8 +269,12 @@ pub enum Error {
     Retention { topic: String, name: &'static str },
     #[error("there is no topic {0}: `holdfast register` creates it")]
     NoTopic(String),
-    #[error("a transaction on {topic}/{partition} has been open for {PATIENCE:?}: try again when it has ended")]
-    Transaction { topic: String, partition: i32 },
+    #[error("a transaction on {topic}/{partition} has been open for {patience:?}: try again when it has ended")]
+    Transaction {
+        topic: String,
+        partition: i32,
+        patience: Duration,
+    },
     #[error("cannot read {topic} from Kafka at {address}")]
     Read {
         address: Arc<str>,
@@ -250,6 +286,10 @@ pub enum Error {
          is decided, delete the records up to it: docs/runbook.md#a-batch-cannot-be-unpacked"
     )]
     Packed { code: RDKafkaErrorCode, batches: String },
-    #[error("nothing came of {topic} for {PATIENCE:?}: is Kafka at {address} there?")]
-    Silent { address: Arc<str>, topic: String },
+    #[error("nothing came of {topic} for {patience:?}: is Kafka at {address} there?")]
+    Silent {
+        address: Arc<str>,
+        topic: String,
+        patience: Duration,
+    },
 }

@@ -24,7 +24,7 @@ mod templates;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::CheckoutId;
+use holdfast_schemas::{CheckoutId, Traceparent};
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart};
 use lettre::{Address, Message};
@@ -40,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::rounds::Rounds;
 use crate::store::mails::{self, Kind, LeasedMail, Unsendable};
 use crate::store::{self, PgPool};
+use crate::traces::MailSpan;
 use crate::transience::Fault;
 use smtp::Server;
 use templates::RenderedMail;
@@ -264,10 +265,10 @@ impl Mailer {
         if mail.kind == Kind::Failed && self.is_over_limit(&mail).await {
             return;
         }
-        let message = match self.prolonging(&mail, self.write(&mail)).await {
-            Ok(message) => {
+        let (message, trace) = match self.prolonging(&mail, self.write(&mail)).await {
+            Ok(written) => {
                 self.rounds.contents.passed();
-                message
+                written
             }
             Err(Unwritten::Store(error)) => {
                 tracing::warn!(checkout = %mail.checkout, error = error::chain(&error), "a mail is written later");
@@ -290,7 +291,18 @@ impl Mailer {
             return;
         }
         let (envelope, bytes) = (message.envelope(), message.formatted());
-        let deliver = async || self.prolonging(&mail, self.server.deliver(envelope, &bytes)).await;
+        let deliver = async || {
+            let span = MailSpan::begin(&mail.checkout, trace.as_ref());
+            let delivered = self.prolonging(&mail, self.server.deliver(envelope, &bytes)).await;
+            if let Some(span) = span {
+                let code = match &delivered {
+                    Ok(accepted) => Some(accepted.code),
+                    Err(error) => error.code(),
+                };
+                span.end(&mail.place, code, delivered.is_ok());
+            }
+            delivered
+        };
         let mut delivered = deliver().await;
         if delivered.is_ok() {
             crash::here(Point::MailAccepted);
@@ -385,14 +397,16 @@ impl Mailer {
         self.note(mail, Fate::Later(code)).await;
     }
 
-    async fn write(&self, mail: &LeasedMail) -> Result<Message, Unwritten> {
+    /// The mail, and the trace of its checkout.
+    async fn write(&self, mail: &LeasedMail) -> Result<(Message, Option<Traceparent>), Unwritten> {
         let contents = mails::contents(&self.pool, mail).await?.ok_or(Unwritten::Gone)?;
         let email = contents.user.email.as_ref().ok_or(Unwritten::NoAddress)?;
         let to = config::deliverable(email.as_str()).ok_or(Unwritten::Address)?;
         let rendered = self.templates.render(mail.kind, mail.amount, &contents)?;
         let id = message_id(&mail.checkout, &mail.place, self.from.domain());
         let from = Mailbox::new(self.templates.sender().map(str::to_owned), self.from.clone());
-        compose(from, to, id, rendered).map_err(Unwritten::Mail)
+        let message = compose(from, to, id, rendered).map_err(Unwritten::Mail)?;
+        Ok((message, contents.checkout.trace))
     }
 
     /// Writes the result of a mail, and retries until that succeeds: a mail that was sent without a note is sent again.

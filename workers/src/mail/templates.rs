@@ -478,7 +478,7 @@ impl Mistake {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_schemas::{CheckoutId, Credits, HoldId, Price, UserId};
+    use holdfast_schemas::{CheckoutId, Credits, HoldId, Price};
     use time::macros::datetime;
     use uuid::Uuid;
 
@@ -496,32 +496,22 @@ mod tests {
             price: Price::parse(4_500, "EUR").unwrap(),
             returned: false,
         };
+        let (id, user) = ("order<1>".parse().unwrap(), "ann".parse().unwrap());
+        let total = Price::parse(4_500, "EUR").unwrap();
         Contents {
             checkout: Checkout {
-                id: CheckoutId::parse("order<1>").unwrap(),
                 version: 9,
-                user: UserId::parse("ann").unwrap(),
-                lines: vec![line],
-                total: Price::parse(4_500, "EUR").unwrap(),
                 credits: Some(Credits::new(500).unwrap()),
-                method: None,
-                attempt: 0,
                 state,
-                until: noon,
-                called_at: None,
-                payment: None,
-                unknown_since: None,
-                stuck: None,
                 sold: true,
-                refunded: 0,
-                undone: 0,
-                repayments: vec![],
+                ..Checkout::new(&id, &user, vec![line], total, noon)
             },
             user: User {
                 version: 1,
                 email: Some("ann@example.org".parse().unwrap()),
                 name: Some(name.parse().unwrap()),
                 language: language.map(|language| language.parse().unwrap()),
+                customer: None,
                 changed_at: noon,
             },
         }

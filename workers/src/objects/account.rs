@@ -1,6 +1,6 @@
-//! The Account object: a user's credits, orders, returns and erasure, for the shop's back office; its key is the user's id. It is an object of its own, apart from
-//! the User object, so that a proxy can tell by the path who may ask. Both may work on one user at the same time: what they write is
-//! decided against the version that was read, and one of them is called again.
+//! The Account object: a user's credits, customer at the payment provider, orders, returns and erasure, for the shop's back office; its
+//! key is the user's id. It is an object of its own, apart from the User object, so that a proxy can tell by the path who may ask. Both
+//! may work on one user at the same time: what they write is decided against the version that was read, and one of them is called again.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::body::Body;
-use super::caller::{answer_caller, failed, retryable};
+use super::caller::{answer_caller, failed, told_or_failed, told_or_retried};
 use super::intake;
 use super::user::{UserClient, add_credits};
 use crate::domain;
 use crate::metrics::Metrics;
 use crate::store::credits::{Addition, Loyalty};
 use crate::store::orders::{self, LONGEST_PAGE, OrderPage, PageRequest};
-use crate::store::{Committer, PgPool};
+use crate::store::{Answer, Committer, PgPool, Unit};
 
 /// The handlers of one user's account, which Restate runs one after the other.
 pub(super) struct Account {
@@ -59,14 +59,31 @@ impl Account {
     ) -> HandlerResult<Json<Reply>> {
         let asked = (super::ACCOUNT, "addCredits");
         let unit = intake::asked(&ctx, asked, body.read()?.into(), (self.now)())?;
+        let handling = intake::handling(&ctx, asked, &unit);
         let answer = match (&self.loyalty, Addition::of(&unit.work[0])) {
-            (Some(loyalty), Some(addition)) => add_credits(loyalty, &addition, (self.new_id)(), &self.metrics).await?,
-            _ => {
-                let answers = self.committer.commit(unit).await.map_err(retryable)?;
-                answers.into_iter().next().expect("every piece of work is answered")
+            (Some(loyalty), Some(addition)) => {
+                let added = add_credits(loyalty, &addition, (self.new_id)(), &self.metrics).await;
+                added.map_err(told_or_failed(&self.metrics))
             }
+            _ => self.commit(unit).await,
         };
-        intake::answered(answer)
+        intake::handled(handling, answer.is_err());
+        intake::answered(answer?)
+    }
+
+    /// Says which customer the user is at the payment provider, for whom payments are made from then on; without `customer`, none.
+    #[handler(name = "linkCustomer")]
+    async fn link_customer(
+        &self,
+        ctx: ObjectContext<'_>,
+        body: Body<events::CustomerLinked>,
+    ) -> HandlerResult<Json<Reply>> {
+        let asked = (super::ACCOUNT, "linkCustomer");
+        let unit = intake::asked(&ctx, asked, body.read()?.into(), (self.now)())?;
+        let handling = intake::handling(&ctx, asked, &unit);
+        let answer = self.commit(unit).await;
+        intake::handled(handling, answer.is_err());
+        intake::answered(answer?)
     }
 
     /// Erases the user's profile, and empties the cart. The User object does it, whose cart it is.
@@ -105,5 +122,13 @@ impl Account {
         };
         let page = orders::of_user(&self.pool, &user, None, page).await;
         Ok(Json(page.map_err(failed(&self.metrics))?))
+    }
+}
+
+impl Account {
+    async fn commit(&self, unit: Unit<domain::User>) -> HandlerResult<Answer> {
+        let answers = self.committer.commit(unit).await.map_err(told_or_retried)?;
+        let answer = answers.into_iter().next();
+        Ok(answer.expect("every piece of work is answered"))
     }
 }

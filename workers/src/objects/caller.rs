@@ -12,6 +12,46 @@ pub(super) fn retryable(error: store::Error) -> HandlerError {
     error::chain(&error).into()
 }
 
+/// As [`retryable`], for an HTTP request: a caller whose request breaks us, or is about a key in quarantine, is told at once, and
+/// nobody waits behind them.
+pub(super) fn told_or_retried(error: store::Error) -> HandlerError {
+    match told(&error) {
+        Some(answer) => answer,
+        None => retryable(error),
+    }
+}
+
+/// As [`told_or_retried`], for what did not pass the committer.
+pub(super) fn told_or_failed(metrics: &Metrics) -> impl Fn(store::Error) -> HandlerError {
+    move |error| {
+        let given_back = failed(metrics);
+        match told(&error) {
+            Some(answer) => {
+                if let Some(cause) = error.breaker() {
+                    metrics.quarantine_candidates.with_label_values(&[cause.as_str()]).inc();
+                    tracing::error!(
+                        error = error::chain(&error),
+                        "a request breaks the worker: its caller is told"
+                    );
+                }
+                answer
+            }
+            None => given_back(error),
+        }
+    }
+}
+
+fn told(error: &store::Error) -> Option<HandlerError> {
+    if let store::Error::Quarantined { .. } = error {
+        return Some(answer_caller(409, error.to_string()));
+    }
+    error.breaker().map(|_| {
+        let kind = error.kind();
+        let what = format!("the request breaks Holdfast itself ({kind}), and changed nothing: tell its operator");
+        answer_caller(500, what)
+    })
+}
+
 /// As [`retryable`], for what did not pass the committer: logged and counted here, unless it passes by itself.
 pub(super) fn failed(metrics: &Metrics) -> impl Fn(store::Error) -> HandlerError {
     move |error| given_back(metrics, &error, error.fault(), error.cause())

@@ -23,6 +23,7 @@ use super::caller::answer_caller;
 use crate::domain::{Entity, KeyOf};
 use crate::metrics::{Metrics, Stage};
 use crate::store::{Answer, Unit, Work};
+use crate::traces::{self, HandledEvent, Handling, Traced};
 
 /// The header that every call by the ingress has, and no delivery from Kafka.
 const INGRESS: &str = "x-restate-ingress-path";
@@ -46,14 +47,26 @@ pub(super) fn delivered<E: Entity>(
             "this handler takes what the engine read from Kafka, and nothing else",
         ));
     }
-    let origin = delivered_from(ctx.headers());
-    if let Some(origin) = &origin {
+    if let Some(origin) = delivered_from(ctx.headers()) {
         metrics.took(Stage::Taken, (now - origin.time).as_seconds_f64());
     }
+    delivered_again(ctx, raw)
+}
+
+/// The work in a delivery whose handler has taken it before, and handed it over.
+///
+/// # Errors
+/// As [`delivered`].
+pub(super) fn delivered_again<E: Entity>(ctx: &ObjectContext<'_>, raw: &[u8]) -> HandlerResult<Unit<E>> {
+    let origin = delivered_from(ctx.headers());
     decode_for(ctx.key(), raw, origin).map_err(|refusal| answer_caller(400, refusal.to_string()))
 }
 
-fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Result<Unit<E>, Refusal> {
+/// The work in what a subscription has read, by its key.
+///
+/// # Errors
+/// It is refused as a whole, and no origin is given that a dead letter could name.
+pub fn decode_for<E: Entity>(key: &str, raw: &[u8], origin: Option<Origin>) -> Result<Unit<E>, Refusal> {
     let decoded = KeyOf::<E>::parse(key)
         .map_err(|invalid| Refusal::new(key_reason(key), format!("key: {invalid}")))
         .and_then(|key| Ok((key, decode_delivery::<E::Data>(raw)?)));
@@ -149,6 +162,33 @@ fn delivered_from(headers: &HeaderMap) -> Option<Origin> {
         offset: text("kafka.offset")?.parse().ok()?,
         time: OffsetDateTime::from_unix_timestamp_nanos(milliseconds * 1_000_000).ok()?,
     })
+}
+
+/// Begins the spans of a unit's events, if their traces are recorded.
+pub(super) fn handling<E: Entity>(ctx: &ObjectContext<'_>, handler: (&str, &str), unit: &Unit<E>) -> Option<Handling> {
+    if !traces::are_on() {
+        return None;
+    }
+    let delivery = delivered_from(ctx.headers());
+    let traced = unit.work.iter().filter_map(|work| match work {
+        Work::Event(event) | Work::Request(event) => Some(HandledEvent {
+            traced: Traced::of(&event.traceparent, event.source.as_str(), event.id.as_str())?,
+            event_type: event.event_type(),
+            // Without a gate it lay where its delivery did.
+            by_gate: event.origin.is_some() && event.origin != delivery,
+        }),
+        Work::Rejected { .. } | Work::Command(_) => None,
+    });
+    let traced: Vec<_> = traced.collect();
+    let begins = !traced.is_empty();
+    begins.then(|| Handling::begin(handler, unit.key.as_str(), delivery, unit.work.len(), traced))
+}
+
+/// Records these spans, once the unit has been handled.
+pub(super) fn handled(handling: Option<Handling>, has_failed: bool) {
+    if let Some(handling) = handling {
+        handling.end(has_failed);
+    }
 }
 
 /// An HTTP request to a handler, named with its object, as an event.

@@ -7,6 +7,7 @@ mod body;
 mod caller;
 mod cart;
 mod checkout;
+mod engine;
 mod examples;
 mod intake;
 mod reaper;
@@ -28,10 +29,13 @@ use crate::listener::{self, Port};
 use crate::metrics::Metrics;
 use crate::store::Committer;
 use crate::store::credits::Loyalty;
+use crate::store::quarantine::Quarantine;
 use crate::store::ticket_attributes::Access;
-use crate::{config, domain};
+use crate::{config, domain, traces};
 use account::Account;
 use checkout::Checkout;
+use engine::TracedEndpoint;
+pub use intake::decode_for;
 use reaper::Reaper;
 use ticket::Ticket;
 pub(crate) use user::STEPWISE;
@@ -45,8 +49,22 @@ pub const USER: &str = "User";
 pub const ACCOUNT: &str = "Account";
 /// The objects of a ticket or a user. Each of their invocations is a write that may be repeated, and none is ever given up.
 pub const KEYED: [&str; 3] = [TICKET, USER, ACCOUNT];
+/// Every service that this release or an earlier one serves; those in small letters are the examples.
+pub const SERVICES: [&str; 9] = [
+    TICKET,
+    USER,
+    ACCOUNT,
+    "Checkout",
+    REAPER,
+    "simple",
+    "keyed",
+    "idempotency",
+    "twoPhaseCommit",
+];
 /// The handler of Ticket and User that receives Restate's deliveries from Kafka.
 pub const APPLY: &str = "apply";
+/// The handler of Ticket and User that replays what is parked, as far as an operator has asked for it.
+pub const REPLAY: &str = "replay";
 /// The Reaper object's name.
 pub const REAPER: &str = "Reaper";
 /// The Reaper's only key, as long as one Reaper finds all holds that end.
@@ -70,6 +88,7 @@ pub const ARM: &str = "arm";
 pub struct Tools {
     pub tickets: Committer<domain::Ticket>,
     pub users: Committer<domain::User>,
+    pub quarantine: Quarantine,
     pub pool: PgPool,
     pub attributes: Access,
     /// Absent: credits are refused.
@@ -89,6 +108,7 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Result<Endpoint, Identit
     let Tools {
         tickets,
         users,
+        quarantine,
         pool,
         attributes,
         loyalty,
@@ -108,17 +128,19 @@ pub fn endpoint(tools: Tools, serve: &config::Serve) -> Result<Endpoint, Identit
     };
     let user = User {
         committer: users,
+        quarantine: quarantine.clone(),
         pool: pool.clone(),
         loyalty,
         driver: driver.clone(),
         settings,
         metrics: metrics.clone(),
         now,
+        replays: false,
     };
     let mut endpoint = Endpoint::builder()
         .bind(retried(
             serve,
-            Ticket::new(tickets, pool.clone(), attributes, metrics.clone(), now),
+            Ticket::new(tickets, quarantine, pool.clone(), attributes, metrics.clone(), now),
         ))
         .bind(retried(serve, user))
         .bind(retried(serve, account))
@@ -154,5 +176,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Serves Restate (HTTP/2) until `shutdown`; then accepts no new connections and gives the invocations under way 10 s to
 /// finish. Restate retries the others elsewhere, or later.
 pub async fn serve(port: Port, endpoint: Endpoint, shutdown: CancellationToken) {
-    listener::serve_calls(port, HyperEndpoint::new(endpoint), shutdown).await;
+    let endpoint = HyperEndpoint::new(endpoint);
+    if traces::are_on() {
+        listener::serve_calls(port, TracedEndpoint(endpoint), shutdown).await;
+    } else {
+        listener::serve_calls(port, endpoint, shutdown).await;
+    }
 }

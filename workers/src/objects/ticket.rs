@@ -14,17 +14,20 @@ use time::OffsetDateTime;
 
 use super::attributes::{self, Attributes, Describe, Described, Tag};
 use super::body::Body;
-use super::caller::{answer_caller, failed, retryable};
+use super::caller::{answer_caller, failed, retryable, told_or_retried};
 use super::intake;
+use crate::crash::{self, Point};
 use crate::domain::ticket::Input;
 use crate::domain::{self, State};
 use crate::metrics::Metrics;
+use crate::store::quarantine::{Quarantine, Replayed};
 use crate::store::ticket_attributes::Access;
 use crate::store::{self, Answer, Command, Committer, Unit, Work};
 
 /// The handlers of one ticket, which Restate runs one after the other.
 pub(super) struct Ticket {
     committer: Committer<domain::Ticket>,
+    quarantine: Quarantine,
     pool: PgPool,
     attributes: Access,
     metrics: Arc<Metrics>,
@@ -34,6 +37,7 @@ pub(super) struct Ticket {
 impl Ticket {
     pub(super) fn new(
         committer: Committer<domain::Ticket>,
+        quarantine: Quarantine,
         pool: PgPool,
         attributes: Access,
         metrics: Arc<Metrics>,
@@ -41,6 +45,7 @@ impl Ticket {
     ) -> Self {
         Self {
             committer,
+            quarantine,
             pool,
             attributes,
             metrics,
@@ -63,7 +68,23 @@ impl Ticket {
     #[handler(ingress_private)]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw, (self.now)(), &self.metrics)?;
-        self.committer.commit(unit).await.map(drop).map_err(retryable)
+        let handling = intake::handling(&ctx, (super::TICKET, super::APPLY), &unit);
+        let handled = self.commit_or_park(&ctx, &raw, unit).await;
+        intake::handled(handling, handled.is_err());
+        handled
+    }
+
+    /// Replays what is parked for the ticket, if an operator has asked for that (`holdfast admin quarantine replay`).
+    #[handler]
+    async fn replay(&self, ctx: ObjectContext<'_>) -> HandlerResult<()> {
+        let ticket = intake::key::<TicketId>(ctx.key())?;
+        // Journalled: the next call depends on it.
+        let replayed = ctx.run(|| self.replay_page(&ticket)).name("replayed").await?;
+        if replayed.into_inner() == Replayed::More {
+            // A live event that comes between the two is parked behind the others.
+            ctx.object_client::<TicketClient>(ctx.key()).replay().send();
+        }
+        Ok(())
     }
 
     /// Puts the ticket on sale, or on sale again.
@@ -72,7 +93,7 @@ impl Ticket {
         self.ask(&ctx, "list", body.read()?).await
     }
 
-    /// Takes the ticket off sale.
+    /// Takes the ticket off sale. One that is sold stays its buyer's, and is not for sale again once it is returned.
     #[handler]
     async fn withdraw(
         &self,
@@ -156,6 +177,7 @@ impl Ticket {
             source: Source::parse(REAPER).expect("a short name"),
             id: text(format!("{hold}/expire")),
             input: Input::Expire { hold },
+            trace: None,
         };
         let unit = Unit {
             key: intake::key(ctx.key())?,
@@ -174,11 +196,38 @@ impl Ticket {
         data: impl Into<TicketEvent>,
     ) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, (super::TICKET, handler), data.into(), (self.now)())?;
-        intake::answered(self.commit_one(unit).await?)
+        let handling = intake::handling(ctx, (super::TICKET, handler), &unit);
+        let committed = self.commit_one(unit).await;
+        intake::handled(handling, committed.is_err());
+        intake::answered(committed?)
+    }
+
+    async fn commit_or_park(
+        &self,
+        ctx: &ObjectContext<'_>,
+        raw: &[u8],
+        unit: Unit<domain::Ticket>,
+    ) -> HandlerResult<()> {
+        let Err(error) = self.committer.commit(unit).await else {
+            return Ok(());
+        };
+        let unit: Unit<domain::Ticket> = intake::delivered_again(ctx, raw)?;
+        let rules = self.committer.rules();
+        let parked = self.quarantine.park(&unit, unit.work.len(), rules, error).await;
+        parked.map_err(retryable)
+    }
+
+    async fn replay_page(&self, ticket: &TicketId) -> HandlerResult<Json<Replayed>> {
+        let (quarantine, rules) = (&self.quarantine, self.committer.rules());
+        let mut replayed = quarantine.replay::<domain::Ticket>(ticket, rules).await;
+        if crash::again(Point::QuarantineReplaying) || crash::again(Point::QuarantineReplayed) {
+            replayed = quarantine.replay::<domain::Ticket>(ticket, rules).await;
+        }
+        replayed.map(Json).map_err(failed(&self.metrics))
     }
 
     async fn commit_one(&self, unit: Unit<domain::Ticket>) -> HandlerResult<Answer> {
-        let answers = self.committer.commit(unit).await.map_err(retryable)?;
+        let answers = self.committer.commit(unit).await.map_err(told_or_retried)?;
         let answer = answers.into_iter().next();
         Ok(answer.expect("the committer answers every piece of work"))
     }
@@ -219,6 +268,8 @@ enum Status {
     Sold {
         user: UserId,
         checkout: CheckoutId,
+        /// True if the ticket is not for sale again once it is returned.
+        off_sale: bool,
     },
     Withdrawn,
 }
@@ -242,6 +293,7 @@ impl View {
                 State::Sold(sale) => Status::Sold {
                     user: sale.user,
                     checkout: sale.checkout,
+                    off_sale: sale.off_sale,
                 },
                 State::Withdrawn => Status::Withdrawn,
             },

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::body::Body;
-use super::caller::{answer_caller, failed, retryable};
+use super::caller::{answer_caller, failed, retryable, told_or_failed};
 use super::cart::{self, AddTicket, Added, CART, CheckOut, Entries, Entry, ExpireTicket, RemoveTicket};
 use super::checkout::CheckoutClient;
 use super::intake;
@@ -30,20 +30,25 @@ use crate::domain::checkout::Matter;
 use crate::domain::ticket::{self, Input};
 use crate::metrics::Metrics;
 use crate::store::buying::{CheckoutWork, LiveHold};
+use crate::store::commit::Admission;
 use crate::store::credits::{Addition, Loyalty};
 use crate::store::mechanisms::idempotency::Once;
+use crate::store::quarantine::{Break, ParkedEvent, ParkedPage, Quarantine, Replayed};
 use crate::store::together::{self, Together};
 use crate::store::{self, Answer, Committer, PgPool, Unit, Work, checkouts, idempotency};
 
 /// The handlers of one user, which Restate runs one after the other.
 pub(super) struct User {
     pub(super) committer: Committer<domain::User>,
+    pub(super) quarantine: Quarantine,
     pub(super) pool: PgPool,
     pub(super) loyalty: Option<Loyalty>,
     pub(super) driver: Driver,
     pub(super) settings: config::Checkout,
     pub(super) metrics: Arc<Metrics>,
     pub(super) now: fn() -> OffsetDateTime,
+    /// What it commits comes out of quarantine.
+    pub(super) replays: bool,
 }
 
 /// Handlers that wait for answers of other objects: an invocation that one build began cannot be resumed by another.
@@ -51,6 +56,9 @@ pub(crate) const STEPWISE: [&str; 2] = ["addTicket", "removeTicket"];
 
 /// Most tickets of one `holdTogether`.
 const TOGETHER: usize = 100;
+
+/// Parked events that one invocation replays at most.
+const REPLAYED: i64 = 100;
 
 /// Holds several tickets for the user, all or none.
 #[derive(Deserialize, JsonSchema)]
@@ -97,7 +105,30 @@ impl User {
     #[handler(ingress_private)]
     async fn apply(&self, ctx: ObjectContext<'_>, raw: Bytes) -> HandlerResult<()> {
         let unit = intake::delivered(&ctx, &raw, (self.now)(), &self.metrics)?;
-        self.commit(&ctx, unit).await.map(drop)
+        let handling = intake::handling(&ctx, (super::USER, super::APPLY), &unit);
+        let handled = self.commit_or_park(&ctx, &raw, unit).await;
+        intake::handled(handling, handled.is_err());
+        handled
+    }
+
+    /// Replays what is parked for the user, if an operator has asked for that (`holdfast admin quarantine replay`).
+    #[handler]
+    async fn replay(&self, ctx: ObjectContext<'_>) -> HandlerResult<()> {
+        let user = intake::key::<UserId>(ctx.key())?;
+        // Journalled, and so is what it came to: what is done in between is the same with each try.
+        let page = ctx.run(|| self.parked(&user)).name("parked").await?.into_inner();
+        if page.is_empty() {
+            return Ok(());
+        }
+        let page = ParkedPage::<domain::User>::read(&user, &page);
+        let (done, broke) = self.replay_page(&ctx, &page).await?;
+        let ids = &page.ids[..done];
+        let replayed = ctx.run(|| self.take(&user, ids, broke.as_ref())).name("replayed");
+        if replayed.await?.into_inner() == Replayed::More {
+            // A live event that comes between the two is parked behind the others.
+            ctx.object_client::<UserClient>(ctx.key()).replay().send();
+        }
+        Ok(())
     }
 
     /// Registers the user.
@@ -133,7 +164,7 @@ impl User {
         let request = holds(&ctx, &tickets, hold_for)?;
         let rules = ticket::holding_by(self.settings.hold_terms());
         let answered = together::commit_all(&self.pool, &rules, &request, &self.metrics).await;
-        match answered.map_err(failed(&self.metrics))? {
+        match answered.map_err(told_or_failed(&self.metrics))? {
             Once::Fresh(together) | Once::Repeat(together) => HeldTogether::of(tickets.into(), together).map(Json),
             Once::Reused => Err(intake::id_reused()),
         }
@@ -291,35 +322,147 @@ impl User {
         data: impl Into<UserEvent>,
     ) -> HandlerResult<Json<Reply>> {
         let unit = intake::asked(ctx, (super::USER, handler), data.into(), (self.now)())?;
-        let answer = self.commit(ctx, unit).await?.into_iter().next();
+        let handling = intake::handling(ctx, (super::USER, handler), &unit);
+        let committed = self.commit(ctx, unit).await;
+        intake::handled(handling, committed.is_err());
+        let answers = committed.map_err(|stop| match stop.why {
+            Uncommitted::Store(error) => told_or_failed(&self.metrics)(error),
+            Uncommitted::Handler(error) => error,
+        })?;
+        let answer = answers.into_iter().next();
         intake::answered(answer.expect("every piece of work is answered"))
     }
 
+    async fn commit_or_park(&self, ctx: &ObjectContext<'_>, raw: &[u8], unit: Unit<domain::User>) -> HandlerResult<()> {
+        let stop = match self.commit(ctx, unit).await {
+            Ok(_) => return Ok(()),
+            Err(stop) => stop,
+        };
+        let error = match stop.why {
+            Uncommitted::Store(error) => error,
+            Uncommitted::Handler(error) => return Err(error),
+        };
+        let mut unit: Unit<domain::User> = intake::delivered_again(ctx, raw)?;
+        unit.work.drain(..stop.done);
+        let plain = unit.work.iter().take_while(|work| self.is_plain(work)).count();
+        let parked = self.quarantine.park(&unit, plain, self.committer.rules(), error).await;
+        parked.map_err(|error| match plain {
+            0 => failed(&self.metrics)(error),
+            // The committer has logged it.
+            _ => retryable(error),
+        })?;
+        // What was good before the breaker has erased the user.
+        if stop.erases_anew && !self.erases_anew(ctx, &unit.work[..plain]).await? {
+            ctx.clear(CART);
+        }
+        Ok(())
+    }
+
     /// Commits work in order: each piece that adds credits or is about a checkout by itself, the others in one unit.
-    async fn commit(&self, ctx: &ObjectContext<'_>, unit: Unit<domain::User>) -> HandlerResult<Vec<Answer>> {
+    async fn commit(&self, ctx: &ObjectContext<'_>, unit: Unit<domain::User>) -> Result<Vec<Answer>, Stop> {
         let Unit { key, work } = unit;
         let mut answers = Vec::with_capacity(work.len());
         for work in work.chunk_by(|one, next| self.is_plain(one) && self.is_plain(next)) {
-            match self.way_of(&work[0]) {
-                Way::Checkout(work) => answers.push(self.buy(ctx, &key, &work).await?),
-                Way::Credits(loyalty, addition) => {
-                    let attempt = (self.driver.buying.new_id)();
-                    answers.push(add_credits(loyalty, &addition, attempt, &self.metrics).await?);
-                }
-                Way::Plain => {
-                    let erases_anew = self.erases_anew(ctx, work).await?;
-                    let unit = Unit {
-                        key: key.clone(),
-                        work: work.to_vec(),
-                    };
-                    answers.extend(self.committer.commit(unit).await.map_err(retryable)?);
-                    if erases_anew {
-                        ctx.clear(CART);
-                    }
-                }
-            }
+            let done = answers.len();
+            let committed = self.commit_alike(ctx, &key, work).await;
+            answers.extend(committed.map_err(|stop| Stop {
+                done: done + stop.done,
+                ..stop
+            })?);
         }
         Ok(answers)
+    }
+
+    /// Commits work in one way: one piece, or several plain ones.
+    async fn commit_alike(
+        &self,
+        ctx: &ObjectContext<'_>,
+        key: &UserId,
+        work: &[Work<domain::User>],
+    ) -> Result<Vec<Answer>, Stop> {
+        match self.way_of(&work[0]) {
+            Way::Checkout(work) => Ok(vec![self.buy(ctx, key, &work).await?]),
+            Way::Credits(loyalty, addition) => {
+                let attempt = (self.driver.buying.new_id)();
+                Ok(vec![add_credits(loyalty, &addition, attempt, &self.metrics).await?])
+            }
+            Way::Plain => {
+                let erases_anew = self.erases_anew(ctx, work).await?;
+                let unit = Unit {
+                    key: key.clone(),
+                    work: work.to_vec(),
+                };
+                let committed = match self.replays {
+                    false => self.committer.commit(unit).await.map_err(Stop::from),
+                    true => self.recommit(unit).await,
+                };
+                let answers = committed.map_err(|stop| Stop { erases_anew, ..stop })?;
+                if erases_anew {
+                    ctx.clear(CART);
+                }
+                Ok(answers)
+            }
+        }
+    }
+
+    /// Commits plain work out of quarantine, up to a piece that breaks.
+    async fn recommit(&self, unit: Unit<domain::User>) -> Result<Vec<Answer>, Stop> {
+        let committed = self.quarantine.commit(&unit, self.committer.rules()).await?;
+        match committed.broke {
+            None => Ok(committed.answers),
+            Some((done, error)) => Err(Stop {
+                done,
+                ..Stop::from(error)
+            }),
+        }
+    }
+
+    /// Commits parked events in order. How many were, and what broke behind them.
+    async fn replay_page(
+        &self,
+        ctx: &ObjectContext<'_>,
+        page: &ParkedPage<domain::User>,
+    ) -> HandlerResult<(usize, Option<Break>)> {
+        let mut driver = self.driver.clone();
+        driver.buying.admission = Admission::Replayed;
+        let replaying = Self {
+            committer: self.committer.clone(),
+            quarantine: self.quarantine.clone(),
+            pool: self.pool.clone(),
+            loyalty: self
+                .loyalty
+                .clone()
+                .map(|loyalty| loyalty.admitting(Admission::Replayed)),
+            driver,
+            settings: self.settings.clone(),
+            metrics: self.metrics.clone(),
+            now: self.now,
+            replays: true,
+        };
+        let Err(Stop { done, why, erases_anew }) = replaying.commit(ctx, page.unit.clone()).await else {
+            return Ok((page.ids.len(), page.unreadable().cloned()));
+        };
+        if erases_anew && page.unit.work[..done].iter().any(|work| erasure(work).is_some()) {
+            ctx.clear(CART);
+        }
+        match why {
+            Uncommitted::Store(error) if error.breaker().is_some() => Ok((done, Some(Break::of(done, &error)))),
+            Uncommitted::Store(error) => Err(failed(&self.metrics)(error)),
+            Uncommitted::Handler(error) => Err(error),
+        }
+    }
+
+    async fn parked(&self, user: &UserId) -> HandlerResult<Json<Vec<ParkedEvent>>> {
+        let parked = self.quarantine.asked::<domain::User>(user, REPLAYED).await;
+        parked.map(Json).map_err(failed(&self.metrics))
+    }
+
+    async fn take(&self, user: &UserId, ids: &[i64], broke: Option<&Break>) -> HandlerResult<Json<Replayed>> {
+        let mut taken = self.quarantine.take::<domain::User>(user, ids, broke).await;
+        if crash::again(Point::QuarantineReplaying) || crash::again(Point::QuarantineReplayed) {
+            taken = self.quarantine.take::<domain::User>(user, ids, broke).await;
+        }
+        taken.map(Json).map_err(failed(&self.metrics))
     }
 
     /// Whether the user is to be erased by an event that had not come before. The journal remembers it: a try that died between the
@@ -353,15 +496,14 @@ impl User {
     }
 
     /// Commits work about a checkout, and starts or notifies its workflow: sent again with each repeat, that takes effect once.
-    async fn buy(&self, ctx: &ObjectContext<'_>, user: &UserId, work: &CheckoutWork<'_>) -> HandlerResult<Answer> {
+    async fn buy(&self, ctx: &ObjectContext<'_>, user: &UserId, work: &CheckoutWork<'_>) -> Result<Answer, Stop> {
         let mut cart = cart(ctx).await?;
         let buying = &self.driver.buying;
         let tickets = match work.matter {
             Matter::Requested(_) => self.present(&cart).await?.tickets(),
             _ => vec![],
         };
-        let committed = buying.commit(user, work, &tickets).await;
-        let answer = committed.map_err(failed(&self.metrics))?;
+        let answer = buying.commit(user, work, &tickets).await?;
         crash::here(Point::CheckoutOpened);
         if crash::again(Point::CheckoutOpened) {
             let repeated = buying.commit(user, work, &tickets).await;
@@ -401,6 +543,8 @@ impl User {
         ticket: &TicketId,
         cart: &[TicketId],
     ) -> HandlerResult<Json<Option<String>>> {
+        let free = self.quarantine.check::<domain::User>(user).await;
+        free.map_err(told_or_failed(&self.metrics))?;
         let others = cart.iter().filter(|other| *other != ticket).count();
         let reason = if others >= self.settings.cart_limit {
             Some(UserRefusalReason::CartFull)
@@ -470,6 +614,42 @@ impl User {
             until: held.until,
         };
         Ok(Json(is_theirs.then(|| (added, left.unsigned_abs()))))
+    }
+}
+
+/// Work that was committed up to some piece.
+struct Stop {
+    done: usize,
+    why: Uncommitted,
+    /// Among what was not committed as a whole is the erasure of the user, which had not come before.
+    erases_anew: bool,
+}
+
+/// Why a piece of work was not committed.
+enum Uncommitted {
+    /// Neither logged nor counted, unless the committer has met it.
+    Store(store::Error),
+    /// For the engine, as it is.
+    Handler(HandlerError),
+}
+
+impl From<store::Error> for Stop {
+    fn from(error: store::Error) -> Self {
+        Self {
+            done: 0,
+            why: Uncommitted::Store(error),
+            erases_anew: false,
+        }
+    }
+}
+
+impl From<HandlerError> for Stop {
+    fn from(error: HandlerError) -> Self {
+        Self {
+            done: 0,
+            why: Uncommitted::Handler(error),
+            erases_anew: false,
+        }
     }
 }
 
@@ -548,8 +728,8 @@ pub(super) async fn add_credits(
     addition: &Addition<'_>,
     attempt: Uuid,
     metrics: &Metrics,
-) -> HandlerResult<Answer> {
-    let answer = loyalty.commit(addition, attempt).await.map_err(failed(metrics))?;
+) -> Result<Answer, store::Error> {
+    let answer = loyalty.commit(addition, attempt).await?;
     store::commit::count(std::slice::from_ref(&answer), metrics);
     Ok(answer)
 }

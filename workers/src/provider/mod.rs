@@ -16,7 +16,6 @@
 //! | [`Error::Unknown`] | nothing at all: retry the call, or look with [`Provider::get`] or [`Provider::find`] |
 
 mod about;
-mod http;
 pub mod limits;
 mod rate;
 mod stripe;
@@ -25,7 +24,9 @@ pub mod webhook;
 use std::fmt;
 use std::sync::Arc;
 
-use holdfast_schemas::{CheckoutId, Currency, PaymentId, Price, RefundId, RefundStatus, ShowId, UserId};
+use holdfast_schemas::{
+    CheckoutId, Currency, CustomerId, Email, PaymentId, Price, RefundId, RefundStatus, ShowId, UserId,
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
@@ -34,6 +35,7 @@ use url::Url;
 use crate::config::{self, ProviderShows};
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
+use crate::traces;
 use crate::transience::Fault;
 use stripe::Stripe;
 
@@ -45,6 +47,8 @@ pub struct Provider {
     stripe: Arc<Stripe>,
     /// Where the bank sends the customer back to, if there is such a page.
     return_url: Option<Url>,
+    /// True if the provider is to send receipts to customers.
+    pub receipts: bool,
     shows: ProviderShows,
     /// Tells for how long every call is refused.
     rounds: Arc<Rounds>,
@@ -71,6 +75,7 @@ impl Provider {
         Ok(Some(Self {
             stripe: Arc::new(stripe),
             return_url: settings.return_url.clone(),
+            receipts: settings.receipts,
             shows: settings.shows.clone().unwrap_or_default(),
             rounds: Arc::new(Rounds::beside("provider", &metrics)),
             metrics,
@@ -87,7 +92,7 @@ impl Provider {
 
     /// Creates the payment, or returns the one that an earlier call for this checkout created within 24 hours. No money moves.
     pub async fn create(&self, order: &Order<'_>) -> Result<Payment, Error> {
-        self.count(Call::Create, self.stripe.create(order).await)
+        self.count(Call::Create, self.stripe.create(order)).await
     }
 
     /// Authorises the amount with the customer's bank. `Ok` is also [`State::ActionRequired`], [`State::Processing`] and, when
@@ -104,8 +109,8 @@ impl Provider {
             fields.push(("payment_method", order.method));
         }
         let attempt = Attempt::of(order);
-        let authorised = self.stripe.step(Call::Authorise, payment, attempt, &fields).await;
-        self.count(Call::Authorise, authorised)
+        let authorising = self.stripe.step(Call::Authorise, payment, attempt, &fields);
+        self.count(Call::Authorise, authorising).await
     }
 
     /// Captures the whole authorised amount; `Ok` too when it was captured before.
@@ -113,7 +118,8 @@ impl Provider {
         self.step(Call::Capture, payment, checkout).await
     }
 
-    /// Cancels a payment that was not captured; `Ok` too when it was cancelled before.
+    /// Cancels a payment that was not captured; `Ok` too when it was cancelled before. While the bank is working on it that is, as a
+    /// rule, not possible: [`Error::Conflict`].
     pub async fn cancel(&self, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
         self.step(Call::Cancel, payment, checkout).await
     }
@@ -126,29 +132,29 @@ impl Provider {
     /// Refunds a part of what was captured, or returns the refund that an earlier call has made for the same repayment. [`Error::Refused`]:
     /// so much is not left, or the customer's bank has the money.
     pub async fn refund_part(&self, payment: &PaymentId, order: &RefundOrder<'_>) -> Result<MadeRefund, Error> {
-        self.count(Call::Refund, self.stripe.refund_part(payment, order).await)
+        self.count(Call::Refund, self.stripe.refund_part(payment, order)).await
     }
 
     /// Retrieves the payment as it is now.
     pub async fn get(&self, payment: &PaymentId) -> Result<Payment, Error> {
-        self.count(Call::Get, self.stripe.get(payment).await)
+        self.count(Call::Get, self.stripe.get(payment)).await
     }
 
     /// Fetches the secret by which the customer's page has the payment confirmed; none when the customer has nothing to confirm.
     pub async fn client_secret(&self, payment: &PaymentId) -> Result<Option<ClientSecret>, Error> {
-        self.count(Call::Get, self.stripe.client_secret(payment).await)
+        self.count(Call::Get, self.stripe.client_secret(payment)).await
     }
 
     /// Looks up for whom the payment was made; none when Holdfast did not make it. Nothing else of the payment is read.
     pub async fn buyer(&self, payment: &PaymentId) -> Result<Option<(CheckoutId, UserId)>, Error> {
-        self.count(Call::Get, self.stripe.buyer(payment).await)
+        self.count(Call::Get, self.stripe.buyer(payment)).await
     }
 
     /// Finds the payment that [`Provider::create`] made for this checkout since then, if it made one; for when an answer was lost
     /// and a retry could make another. Of several, the one that has got furthest. Slow: it lists all payments of the account
     /// since then.
     pub async fn find(&self, checkout: &CheckoutId, since: OffsetDateTime) -> Result<Option<Payment>, Error> {
-        self.count(Call::Find, self.stripe.find(checkout, since).await)
+        self.count(Call::Find, self.stripe.find(checkout, since)).await
     }
 
     /// Calls `see` with every payment that was made for a checkout since then, once. Made for many payments: it reads them in windows, and
@@ -159,15 +165,16 @@ impl Provider {
         now: OffsetDateTime,
         see: &mut (dyn FnMut(&Payment) + Send),
     ) -> Result<(), Error> {
-        self.count(Call::List, self.stripe.each(since, now, see).await)
+        self.count(Call::List, self.stripe.each(since, now, see)).await
     }
 
     async fn step(&self, call: Call, payment: &PaymentId, checkout: &CheckoutId) -> Result<Payment, Error> {
         let only = Attempt { checkout, number: 0 };
-        self.count(call, self.stripe.step(call, payment, only, &[]).await)
+        self.count(call, self.stripe.step(call, payment, only, &[])).await
     }
 
-    fn count<T>(&self, call: Call, answer: Result<T, Error>) -> Result<T, Error> {
+    async fn count<T>(&self, call: Call, calling: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let answer = traces::call(call.as_str(), Error::label, calling).await;
         let label = answer.as_ref().map_or_else(Error::label, |_| "ok");
         let calls = &self.metrics.provider_calls;
         calls.with_label_values(&[call.as_str(), label]).inc();
@@ -193,6 +200,10 @@ pub struct Order<'a> {
     pub method: &'a str,
     /// The payment methods that were tried before this one.
     pub attempt: i32,
+    /// The customer there, whose payment methods the provider keeps.
+    pub customer: Option<&'a CustomerId>,
+    /// The address to which the provider sends a receipt.
+    pub receipt: Option<&'a Email>,
     pub about: About<'a>,
 }
 
@@ -278,7 +289,7 @@ pub enum State {
     Canceled,
     /// The customer has to authenticate with the bank (3-D Secure).
     ActionRequired,
-    /// The bank has not answered yet.
+    /// The bank has not answered yet, which takes days for debits.
     Processing,
     /// The amount is authorised; the provider cancels the authorisation by itself after some days.
     Authorized,

@@ -1,12 +1,14 @@
-//! Stripe's PaymentIntents: every request of ours, and every answer of theirs. Payments are made with manual capture; of each
-//! payment only its latest charge is expanded, for the refunds.
+//! Stripe's PaymentIntents: every request of ours, and every answer of theirs. Payments are made with manual capture, except by
+//! methods that cannot be authorised before: those are captured as soon as the bank pays. Of each payment only its latest charge is
+//! expanded, for the refunds.
 //!
 //! | HTTP answer | meaning |
 //! | --- | --- |
 //! | 2xx | done |
 //! | 402, other errors about a card | declined, by `decline_code` or else `code` |
-//! | 400, 404 about the payment method, or `amount_too_small`, `amount_too_large` | declined, by `code` |
+//! | 400, 404 about the payment method or the customer, or `amount_too_small`, `amount_too_large` | declined, by `code` |
 //! | 404 `resource_missing` | not found |
+//! | 400 about `receipt_email` | the payment is made without a receipt |
 //! | 400 `idempotency_error` to a step | the next key is used: a setting that the call names has changed |
 //! | 400 `idempotency_error` to a creation | key used |
 //! | other 400 of Stripe to a step | the payment's state decides: done before, conflict, or refused |
@@ -44,10 +46,10 @@ use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 use uuid::{Uuid, uuid};
 
-use super::http::{Cause, Http, Silence};
 use super::rate::{Kind, Rate, Turn};
 use super::{Attempt, Call, CheckoutId, ClientSecret, Currency, Error, Order, Payment, PaymentId, State, UserId};
 use crate::config::{self, ProviderMode, ReplaceableSecret};
+use crate::http::{BoxError, Http, Silence};
 use crate::metrics::Metrics;
 use crate::transience;
 
@@ -88,6 +90,8 @@ const STRIPE_VERSION: HeaderName = HeaderName::from_static("stripe-version");
 /// Parameter of each call that returns a payment.
 const EXPAND: (&str, &str) = ("expand[]", "latest_charge");
 
+const RECEIPT: &str = "receipt_email";
+
 /// Parameter of each list of payments.
 const EXPAND_LISTED: (&str, &str) = ("expand[]", "data.latest_charge");
 
@@ -127,7 +131,7 @@ impl Stripe {
     }
 
     /// The key as it is now: it may be replaced while the process runs.
-    fn authorization(&self) -> Result<HeaderValue, Cause> {
+    fn authorization(&self) -> Result<HeaderValue, BoxError> {
         let key = self.key.now();
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))?;
         authorization.set_sensitive(true);
@@ -142,10 +146,11 @@ impl Stripe {
         }
         let amount = order.amount.to_string();
         let currency = order.currency.code().to_ascii_lowercase();
+        let is_mixed = self.methods.iter().any(|method| config::is_captured_at_once(method));
         let mut fields = vec![
             ("amount", amount.as_str()),
             ("currency", &currency),
-            ("capture_method", "manual"),
+            ("capture_method", if is_mixed { "automatic" } else { "manual" }),
             ("payment_method", order.method),
             ("metadata[holdfast_checkout]", order.checkout.as_str()),
             ("metadata[holdfast_user]", order.user.as_str()),
@@ -153,13 +158,26 @@ impl Stripe {
         ];
         let methods = self.methods.iter();
         fields.extend(methods.map(|method| ("payment_method_types[]", method.as_str())));
+        let later = if is_mixed {
+            captured_later(&self.methods)
+        } else {
+            vec![]
+        };
+        fields.extend(later.iter().map(|option| (option.as_str(), "manual")));
+        fields.extend(order.customer.map(|customer| ("customer", customer.as_str())));
+        fields.extend(order.receipt.map(|receipt| (RECEIPT, receipt.as_str())));
         let about = order.about.fields();
         fields.extend(about.iter().map(|(name, value)| (*name, value.as_str())));
         for attempt in 0..KEYS {
             let key = idempotency_key(Attempt::of(order), call, attempt);
             let Answered { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
-            if replayed && matches!(said, Said::Unknown(_)) {
-                continue;
+            match said {
+                Said::NoReceipt(_) => {
+                    fields.retain(|(name, _)| *name != RECEIPT);
+                    continue;
+                }
+                Said::Unknown(_) if replayed => continue,
+                _ => {}
             }
             let payment = said.payment(call, None)?;
             return match replayed {
@@ -354,7 +372,7 @@ impl Stripe {
         path: &[&str],
         fields: &[(&str, &str)],
         key: Option<Uuid>,
-    ) -> Result<Request<Full<Bytes>>, Cause> {
+    ) -> Result<Request<Full<Bytes>>, BoxError> {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v1").extend(path);
@@ -383,7 +401,7 @@ impl Stripe {
     }
 
     /// Sends the request when its turn has come, again after each 429, as long as that takes less than the longest wait.
-    async fn send(&self, call: Call, request: Result<Request<Full<Bytes>>, Cause>) -> Result<Answered, Error> {
+    async fn send(&self, call: Call, request: Result<Request<Full<Bytes>>, BoxError>) -> Result<Answered, Error> {
         let request = request.map_err(Error::Client)?;
         let kind = Kind::of(request.method());
         let deadline = Instant::now() + if call == Call::List { LISTS_WAIT } else { self.patience };
@@ -438,6 +456,14 @@ impl Stripe {
             _ => said,
         }
     }
+}
+
+/// Where some payment methods are captured at once: the parameters by which the others are not.
+fn captured_later(methods: &[String]) -> Vec<String> {
+    let later = methods.iter().filter(|method| !config::is_captured_at_once(method));
+    later
+        .map(|method| format!("payment_method_options[{method}][capture_method]"))
+        .collect()
 }
 
 /// True if an amount means the same to Stripe. It counts MGA without decimals and ISK and UGX with two, against ISO 4217, and
@@ -517,6 +543,8 @@ enum Said {
     Declined(String),
     /// The step is refused, now or for ever: the payment's state decides.
     Refused(String),
+    /// As refused: no receipt can be sent to that address.
+    NoReceipt(String),
     /// The key belongs to a request with other parameters.
     KeyUsed(String),
     Absent(String),
@@ -558,6 +586,7 @@ fn said(answer: Response<Bytes>) -> Said {
         StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND if wrong.is_about_account() => Said::Misconfigured(message),
         StatusCode::NOT_FOUND if wrong.is("resource_missing") => Said::Absent(message),
         StatusCode::BAD_REQUEST if wrong.kind.as_deref() == Some("idempotency_error") => Said::KeyUsed(message),
+        StatusCode::BAD_REQUEST if wrong.param.as_deref() == Some(RECEIPT) => Said::NoReceipt(message),
         StatusCode::BAD_REQUEST if is_stripes => Said::Refused(message),
         status if transience::provider(status.as_u16()).is_transient() => Said::Unknown(message),
         _ => Said::Misconfigured(message),
@@ -575,7 +604,9 @@ impl Said {
                 payment: payment.clone(),
             },
             (Said::KeyUsed(_), _) => Error::KeyUsed { call },
-            (Said::Absent(message) | Said::Refused(message), _) => Error::Refused { call, message },
+            (Said::Absent(message) | Said::Refused(message) | Said::NoReceipt(message), _) => {
+                Error::Refused { call, message }
+            }
             (Said::Misconfigured(message), _) => Error::Misconfigured { call, message },
         })
     }
@@ -643,18 +674,18 @@ impl Wrong {
         ABOUT_ACCOUNT.iter().any(|code| self.is(code))
     }
 
-    /// True for errors about the card, the payment method or the amount: another payment may pass.
+    /// True for errors about the card, the payment method, the customer or the amount: another payment may pass.
     fn is_about_payment(&self) -> bool {
         let param = self.param.as_deref().unwrap_or_default();
         // Not `payment_method_types`, which are the account's.
-        let about_method = ["payment_method", "payment_method_data"].contains(&param)
+        let about_payer = ["payment_method", "payment_method_data", "customer"].contains(&param)
             || ["payment_method[", "payment_method_data["]
                 .iter()
                 .any(|of| param.starts_with(of));
         let is_used = self.message.as_deref().is_some_and(|said| said.contains(USED_METHOD));
         let about_amount = self.is("amount_too_small") || self.is("amount_too_large");
         let about_card = self.kind.as_deref() == Some("card_error");
-        !self.is_about_account() && (about_method || is_used || about_amount || about_card)
+        !self.is_about_account() && (about_payer || is_used || about_amount || about_card)
     }
 
     /// An answer that is not Stripe's. Servers say in words of their own that they want TLS: nginx "The plain HTTP request was sent to
@@ -680,7 +711,7 @@ impl Wrong {
         code.map_or("unspecified", String::as_str).to_owned()
     }
 
-    /// The message for an operator, with the request's id in Stripe's own log.
+    /// The message for an operator, with the request's id in Stripe's own log, without an address or a customer that it quotes.
     fn message(&self, status: StatusCode, request: &str) -> String {
         let mut message = self.message.clone().unwrap_or_default();
         message.truncate(message.floor_char_boundary(300));
@@ -689,9 +720,14 @@ impl Wrong {
             self.code.as_deref().unwrap_or_default()
         )
         .split_whitespace()
+        .map(|word| if is_personal(word) { "[personal]" } else { word })
         .collect::<Vec<_>>()
         .join(" ")
     }
+}
+
+fn is_personal(word: &str) -> bool {
+    word.contains('@') || word.contains("cus_")
 }
 
 /// An object or a page of them, for the mode that it belongs to.
@@ -989,6 +1025,31 @@ mod tests {
         let used = json!({ "type": "idempotency_error", "message": "Keys for idempotent requests" });
         assert!(matches!(wrong(400, used), Said::KeyUsed(_)));
         assert!(matches!(answer(200, "{}"), Said::Done(_)));
+    }
+
+    #[test]
+    fn what_the_provider_quotes_of_a_person_is_not_repeated() {
+        let error = |param: &str, message: &str| json!({ "type": "invalid_request_error", "code": "resource_missing", "param": param, "message": message });
+        let Said::Refused(message) = wrong(400, error("mandate", "It is not of 'cus_123'; look")) else {
+            panic!("it is not refused");
+        };
+        assert_eq!(
+            message,
+            "400 Bad Request resource_missing It is not of [personal] look req_1"
+        );
+        let missing = error("customer", "No such customer: 'cus_123'");
+        assert_eq!(wrong(400, missing), Said::Declined("resource_missing".to_owned()));
+        let Said::NoReceipt(message) = wrong(400, error("receipt_email", "Invalid: ann@example.org")) else {
+            panic!("it is not about the receipt");
+        };
+        assert!(!message.contains("ann"), "{message}");
+    }
+
+    #[test]
+    fn cards_are_captured_later_beside_whatever_is_captured_at_once() {
+        let methods = ["card", "sepa_debit", "klarna", "ideal"].map(str::to_owned);
+        let later = ["card", "klarna"].map(|method| format!("payment_method_options[{method}][capture_method]"));
+        assert_eq!(captured_later(&methods), later);
     }
 
     #[test]

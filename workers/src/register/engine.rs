@@ -13,8 +13,8 @@ use time::format_description::well_known::Rfc3339;
 use url::Url;
 
 use super::report::{Finding, PartReport};
-use super::{Error, Path, cluster, reaper, topics};
-use crate::config::Config;
+use super::{Error, Path, cluster, prune, reaper, topics};
+use crate::config::{Config, PublicTopic};
 use crate::objects::{APPLY, KEYED, PRIVATE, STEPWISE, TICKET, USER};
 use crate::restate_admin::{Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
@@ -60,10 +60,17 @@ impl Route {
     }
 }
 
-const ROUTES: [Route; 2] = [
-    Route::of::<TicketEvent>(TICKET, "holdfast.ticket"),
-    Route::of::<UserEvent>(USER, "holdfast.user"),
-];
+const TICKETS: Route = Route::of::<TicketEvent>(TICKET, "holdfast.ticket");
+const USERS: Route = Route::of::<UserEvent>(USER, "holdfast.user");
+const ROUTES: [Route; 2] = [TICKETS, USERS];
+
+/// How the engine reads a stream.
+#[derive(Debug, Clone)]
+pub struct EngineReading {
+    pub topic: &'static str,
+    /// The consumer group of its subscription.
+    pub group: String,
+}
 
 pub(super) struct EngineSetup {
     config: Config,
@@ -96,6 +103,11 @@ impl EngineSetup {
         }
         lines.push(reaper::arm(&self.config).await?);
         Ok(lines)
+    }
+
+    /// Removes the handlers of earlier releases that nothing needs any more.
+    pub(super) async fn prune(&self) -> Result<Vec<PartReport>, Error> {
+        prune::prune(&self.admin).await
     }
 
     /// Compares everything with the wanted state, and changes nothing.
@@ -147,6 +159,49 @@ impl EngineSetup {
 
     fn source(&self, route: &Route) -> String {
         format!("kafka://{CLUSTER}/{}", route.source(self.path))
+    }
+
+    /// How the engine reads a stream now.
+    pub(super) async fn reading(&self, stream: PublicTopic) -> Result<EngineReading, Error> {
+        let (route, known) = self.subscribed(stream).await?;
+        Ok(EngineReading {
+            topic: route.source(self.path),
+            group: Options(known.options).get("group.id").to_owned(),
+        })
+    }
+
+    /// Has a new subscription take the place of the stream's, in a group of its own that begins at these offsets. Answers the group.
+    ///
+    /// Under the former subscription the engine would drop what it has seen: it knows each by its offset.
+    pub(super) async fn read_again(&self, stream: PublicTopic, offsets: BTreeMap<i32, i64>) -> Result<String, Error> {
+        let (route, known) = self.subscribed(stream).await?;
+        let member = known.options.contains_key("group.instance.id").then_some(MEMBER);
+        let mut wanted = Options::new(&route.group(self.path), member);
+        wanted.suffix("group.id", &(self.now)().unix_timestamp().to_string());
+        let group = wanted.get("group.id").to_owned();
+        topics::begin_at(&self.config, &group, route.source(self.path), offsets).await?;
+        let (source, sink) = (self.source(route), sink(route));
+        self.replace(&[known], &source, &sink, &wanted).await?;
+        Ok(group)
+    }
+
+    /// The one subscription to the topic of a stream's route.
+    async fn subscribed(&self, stream: PublicTopic) -> Result<(&'static Route, Subscription), Error> {
+        let route = match stream {
+            PublicTopic::Reservations => &TICKETS,
+            PublicTopic::Payments => &USERS,
+        };
+        let (source, sink) = (self.source(route), sink(route));
+        let mut ours = self.admin.subscriptions().await?;
+        ours.retain(|known| known.sink == sink && known.source == source);
+        match (ours.pop(), ours.len()) {
+            (Some(known), 0) => Ok((route, known)),
+            (known, others) => Err(Error::Subscriptions {
+                count: others + usize::from(known.is_some()),
+                source_topic: source,
+                sink,
+            }),
+        }
     }
 
     async fn inspect_cluster(&self) -> Result<PartReport, Error> {
@@ -241,8 +296,13 @@ impl EngineSetup {
     }
 
     /// Checks that new handlers may finish the invocations of the old ones: not if an invocation keeps a journal that the new
-    /// ones may not fit, or calls a handler that is gone.
+    /// ones may not fit, or calls a handler that is gone. On the way back to handlers that are still registered there are no
+    /// new ones.
     async fn may_replace(&self, deployment: &str, served: &Registered) -> Result<(), Error> {
+        let registered = self.admin.services_of(deployment).await?;
+        if changed(served, &registered, deployment).is_empty() {
+            return Ok(());
+        }
         let fits = |pinned: &Pinned| {
             let service = served.services.iter().find(|service| service.name == pinned.service);
             let exists = service.is_some_and(|service| service.handlers().contains(&pinned.handler.as_str()));
@@ -292,18 +352,22 @@ impl EngineSetup {
                 Finding::Changed { before }
             }
             (Some(finding), _) => {
-                // An event that is delivered twice meets its idempotency record.
-                for known in &ours {
-                    self.admin.delete_subscription(&known.id).await?;
-                }
-                self.admin.create_subscription(&source, &sink, &wanted.0).await?;
-                self.leave_one(&source, &sink).await?;
+                self.replace(&ours, &source, &sink, &wanted).await?;
                 finding
             }
         };
         let mut lines = vec![PartReport::new(format!("subscription of {sink} to {source}"), finding)];
         lines.extend(others.into_iter().map(another));
         Ok(lines)
+    }
+
+    /// Makes a subscription in the place of these. An event that is delivered twice meets its idempotency record.
+    async fn replace(&self, former: &[Subscription], source: &str, sink: &str, wanted: &Options) -> Result<(), Error> {
+        for known in former {
+            self.admin.delete_subscription(&known.id).await?;
+        }
+        self.admin.create_subscription(source, sink, &wanted.0).await?;
+        self.leave_one(source, sink).await
     }
 
     /// Deletes all subscriptions of the handler to the topic but one: another `register` may have made one at the same time, and two

@@ -29,6 +29,12 @@ pub enum Finding {
         how: String,
         mend: String,
     },
+    /// It is of an earlier release, and nothing needed it.
+    Removed,
+    /// It is of an earlier release, and something still needs it.
+    Kept {
+        why: String,
+    },
 }
 
 impl PartReport {
@@ -75,6 +81,8 @@ impl fmt::Display for RegisterReport {
                 Finding::Created => writeln!(f, "created    {what}")?,
                 Finding::Changed { before } => writeln!(f, "changed    {what}: {before}")?,
                 Finding::Differs { how, mend } => writeln!(f, "DIFFERS    {what}: {how}\n           {mend}")?,
+                Finding::Removed => writeln!(f, "removed    {what}")?,
+                Finding::Kept { why } => writeln!(f, "kept       {what}: {why}")?,
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! The topics, and the gate's first offsets.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::executor::block_on;
@@ -9,16 +10,15 @@ use holdfast_schemas::topics::{
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
 use time::OffsetDateTime;
 
 use super::report::{Finding, PartReport};
 use super::{Error, Path};
 use crate::config::Config;
+use crate::kafka::group::Group;
 use crate::kafka::{self, Heard, Remarks, on_thread};
-use crate::transience::{self, Fault};
 
 /// Longest wait for one answer of Kafka.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ pub(super) async fn is_read(config: &Config, group: &str, topic: &'static str) -
     let kafka = Kafka::new(config);
     let group = group.to_owned();
     on_thread("register", move || {
-        let committed = kafka.committed(&kafka.consumer(&group)?, &group, topic)?;
+        let committed = kafka.group(&group)?.committed(topic)?;
         Ok(committed.iter().any(|(_, committed)| committed.is_some()))
     })
     .await?
@@ -99,21 +99,43 @@ pub(super) async fn begin(
 ) -> Result<(), Error> {
     let kafka = Kafka::new(config);
     let group = group.to_owned();
-    on_thread("register", move || kafka.begin(&group, topic, since)).await?
+    on_thread("register", move || {
+        let group = kafka.group(&group)?;
+        let first = group.since(topic, since)?.into_iter();
+        Ok(group.commit(first.map(|(partition, offset)| (topic, partition, offset)))?)
+    })
+    .await?
+}
+
+/// Has a group that nobody reads in begin at these offsets, by partition.
+pub(super) async fn begin_at(
+    config: &Config,
+    group: &str,
+    topic: &'static str,
+    offsets: BTreeMap<i32, i64>,
+) -> Result<(), Error> {
+    let kafka = Kafka::new(config);
+    let group = group.to_owned();
+    on_thread("register", move || {
+        let first = offsets.into_iter();
+        let first = first.map(|(partition, offset)| (topic, partition, offset));
+        Ok(kafka.group(&group)?.commit(first)?)
+    })
+    .await?
 }
 
 /// The wanted state of a topic.
-struct Wanted {
-    name: &'static str,
-    partitions: i32,
+pub(super) struct Wanted {
+    pub(super) name: &'static str,
+    pub(super) partitions: i32,
     /// What to do about more partitions than that.
     fewer: &'static str,
-    settings: Vec<(&'static str, String)>,
+    pub(super) settings: Vec<(&'static str, String)>,
     /// Why it is never given more partitions here, and what to do first for who wants more.
     stays: &'static str,
 }
 
-fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
+pub(super) fn wanted(config: &Config, path: Path) -> Vec<Wanted> {
     let kafka = &config.kafka;
     let topic = |name, record_bytes: usize, stays| Wanted {
         name,
@@ -227,10 +249,10 @@ impl Kafka {
 
     /// The partitions of the public topics that the gate's group has no offset for.
     fn without_offset(&self) -> Result<Vec<(&'static str, i32)>, Error> {
-        let consumer = self.consumer(&self.config.gate.group)?;
+        let group = self.group(&self.config.gate.group)?;
         let mut without = Vec::new();
         for topic in [RESERVATIONS, PAYMENTS] {
-            let committed = self.committed(&consumer, &self.config.gate.group, topic)?.into_iter();
+            let committed = group.committed(topic)?.into_iter();
             without.extend(
                 committed
                     .filter(|(_, committed)| committed.is_none())
@@ -344,35 +366,36 @@ impl Kafka {
     /// Commits the first offset of every partition before the first gate starts: a gate that finds no offset for a partition
     /// stops, because retention may have removed records that no gate has read.
     fn settle_offsets(&self) -> Result<PartReport, Error> {
-        let group = &self.config.gate.group;
-        let consumer = self.consumer(group)?;
-        let mut first = TopicPartitionList::new();
-        let mut partitions = Vec::new();
+        let name = &self.config.gate.group;
+        let group = self.group(name)?;
+        let mut first = Vec::new();
         // So the gates see it too: what has no offset in a group that has some, and lost no record, was added to its topic.
         let mut group_reads = false;
         // What retention had taken before: nobody can say any more whether the group had read it.
         let mut passed_over = Vec::new();
         for topic in [RESERVATIONS, PAYMENTS] {
-            for (partition, committed) in self.committed(&consumer, group, topic)? {
+            for (partition, committed) in group.committed(topic)? {
                 if committed.is_some() {
                     group_reads = true;
                     continue;
                 }
-                let (low, _) = self.bounds(&consumer, topic, partition)?;
-                first
-                    .add_partition_offset(topic, partition, Offset::Offset(low))
-                    .map_err(self.failed_to("list offsets"))?;
+                let (low, _) = group.bounds(topic, partition)?;
+                first.push((topic, partition, low));
                 if low > 0 {
                     passed_over.push(format!("{topic}/{partition} begins at {low}"));
                 }
-                partitions.push(format!("{topic}/{partition}"));
             }
         }
-        let what = format!("offsets of the group {group}");
-        if partitions.is_empty() {
+        let partitions = || {
+            let partitions = first.iter();
+            let partitions = partitions.map(|(topic, partition, _)| format!("{topic}/{partition}"));
+            partitions.collect::<Vec<_>>().join(", ")
+        };
+        let what = format!("offsets of the group {name}");
+        if first.is_empty() {
             return Ok(PartReport::new(what, Finding::AsWanted));
         }
-        match consumer.commit(&first, CommitMode::Sync) {
+        match group.commit(first.iter().copied()) {
             Ok(()) if passed_over.is_empty() => Ok(PartReport::new(what, Finding::Created)),
             Ok(()) => {
                 let before = format!(
@@ -380,109 +403,42 @@ impl Kafka {
                      offsets Kafka has forgotten: docs/runbook.md#the-gates-offsets-were-lost",
                     passed_over.join(", ")
                 );
-                tracing::warn!(group, "{before}");
+                tracing::warn!(group = name, "{before}");
                 Ok(PartReport::new(what, Finding::Changed { before }))
             }
-            Err(error) if is_busy(&error) && group_reads && passed_over.is_empty() => {
-                let partitions = partitions.join(", ");
-                let before = format!("{partitions} were added: the gates that run begin them at their oldest record");
+            Err(error) if error.is_busy() && group_reads && passed_over.is_empty() => {
+                let before = format!(
+                    "{} were added: the gates that run begin them at their oldest record",
+                    partitions()
+                );
                 Ok(PartReport::new(what, Finding::Changed { before }))
             }
-            Err(error) if is_busy(&error) => Err(Error::GroupActive {
-                group: group.clone(),
-                partitions: partitions.join(", "),
+            Err(error) if error.is_busy() => Err(Error::GroupActive {
+                group: name.clone(),
+                partitions: partitions(),
             }),
-            Err(error) => Err(self
-                .failed_to(&format!("commit the first offsets of the group {group}"))(
-                error
-            )),
+            Err(error) => Err(error.into()),
         }
     }
 
     fn fits(&self, group: &str, topic: &str) -> Result<bool, Error> {
-        let consumer = self.consumer(group)?;
-        let committed = self.committed(&consumer, group, topic)?.into_iter();
+        let group = self.group(group)?;
+        let committed = group.committed(topic)?.into_iter();
         let partitions = committed.map(|(partition, committed)| {
-            let (low, high) = self.bounds(&consumer, topic, partition)?;
+            let (low, high) = group.bounds(topic, partition)?;
             Ok(Partition { committed, low, high })
         });
         Ok(fit(&partitions.collect::<Result<Vec<_>, Error>>()?))
     }
 
-    fn begin(&self, group: &str, topic: &str, since: OffsetDateTime) -> Result<(), Error> {
-        let consumer = self.consumer(group)?;
-        let what = &format!("tell where a moment lies in {topic}");
-        let mut ends = Vec::new();
-        let mut asked = TopicPartitionList::new();
-        for (partition, _) in self.committed(&consumer, group, topic)? {
-            // Known before it is asked: what is written meanwhile lies behind it.
-            ends.push((partition, self.bounds(&consumer, topic, partition)?.1));
-            let since = Offset::Offset(since.unix_timestamp() * 1_000);
-            asked
-                .add_partition_offset(topic, partition, since)
-                .map_err(self.failed_to(what))?;
-        }
-        let found = consumer
-            .offsets_for_times(asked, ANSWER)
-            .map_err(self.failed_to(what))?;
-        let mut first = TopicPartitionList::new();
-        for (partition, end) in ends {
-            let found = found.find_partition(topic, partition).map(|found| found.offset());
-            let offset = match found {
-                Some(Offset::Offset(offset)) => offset,
-                _nothing_since => end,
-            };
-            first
-                .add_partition_offset(topic, partition, Offset::Offset(offset))
-                .map_err(self.failed_to(what))?;
-        }
-        consumer
-            .commit(&first, CommitMode::Sync)
-            .map_err(self.failed_to(&format!("commit the first offsets of the group {group}")))
-    }
-
-    fn consumer(&self, group: &str) -> Result<BaseConsumer<Remarks>, Error> {
-        let mut settings = self.client.clone();
-        settings.set("group.id", group).set("enable.auto.commit", "false");
-        let made = kafka::looker(&settings, Remarks::new(&self.config.kafka));
-        made.map_err(self.failed_to("make a client"))
+    fn group(&self, name: &str) -> Result<Group, Error> {
+        Ok(Group::new(&self.config.kafka, name, ANSWER)?)
     }
 
     /// A client that only asks about topics.
     fn looker(&self) -> Result<BaseConsumer<Remarks>, Error> {
         let made = kafka::looker(&self.client, Remarks::new(&self.config.kafka));
         made.map_err(self.failed_to("make a client"))
-    }
-
-    fn bounds(&self, consumer: &BaseConsumer<Remarks>, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
-        consumer
-            .fetch_watermarks(topic, partition, ANSWER)
-            .map_err(self.failed_to(&format!("tell where {topic}/{partition} begins and ends")))
-    }
-
-    /// The committed offset of `group`, the consumer's, in each partition, if it has one.
-    fn committed(
-        &self,
-        consumer: &BaseConsumer<Remarks>,
-        group: &str,
-        topic: &str,
-    ) -> Result<Vec<(i32, Option<i64>)>, Error> {
-        let count = self.replicas(consumer, topic)?.len();
-        let mut asked = TopicPartitionList::new();
-        for partition in (0..).take(count) {
-            asked.add_partition(topic, partition);
-        }
-        let answered = consumer
-            .committed_offsets(asked, ANSWER)
-            .map_err(self.failed_by(consumer, &format!("tell the offsets of the group {group}")))?;
-        let committed = answered
-            .elements()
-            .into_iter()
-            .map(|partition| match partition.offset() {
-                Offset::Offset(offset) => (partition.partition(), Some(offset)),
-                _none => (partition.partition(), None),
-            });
-        Ok(committed.collect())
     }
 
     fn failed_to(&self, what: &str) -> impl Fn(KafkaError) -> Error {
@@ -546,11 +502,6 @@ fn options() -> AdminOptions {
     AdminOptions::new()
         .operation_timeout(Some(ANSWER))
         .request_timeout(Some(ANSWER))
-}
-
-/// True for Kafka's error that the group has members, so that only they may commit.
-fn is_busy(error: &KafkaError) -> bool {
-    error.rdkafka_error_code().map(transience::kafka) == Some(Fault::Rival)
 }
 
 #[cfg(test)]

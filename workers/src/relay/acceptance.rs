@@ -14,15 +14,16 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::batch::Mark;
 use super::session::{ProducerSession, Trouble};
 use super::{Relay, Settings};
 use crate::kafka::reader::{self, Extent, Reader};
 use crate::kafka::{ThreadError, on_thread};
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
-use crate::store::PgPool;
 use crate::store::outbox::{self, Candidate, Election, Leadership, WaitingRow};
 use crate::store::outcome_log::{self, Log, LoggedOutcome};
+use crate::store::{self, PgPool};
 
 /// What the operator has decided already.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +32,8 @@ pub struct Consent {
     pub drop_told: bool,
     /// The state is accepted whatever is found.
     pub anyway: bool,
+    /// Nothing is changed, only compared.
+    pub dry_run: bool,
 }
 
 /// What was found, and what was done.
@@ -64,8 +67,14 @@ pub async fn run(
     metrics: Arc<Metrics>,
     consent: Consent,
 ) -> Result<Reconciliation, Error> {
+    let relay = relay(settings, pool, metrics);
+    on_thread("relay", move || accept(&relay, consent)).await?
+}
+
+/// One that does not run, for what an operator does in its place.
+pub(super) fn relay(settings: Settings, pool: PgPool, metrics: Arc<Metrics>) -> Relay {
     let rounds = |part| Rounds::beside(part, &metrics);
-    let relay = Relay {
+    Relay {
         standing: rounds("relay (lock)"),
         sessions: rounds("relay (session)"),
         limit: settings.relay.batch,
@@ -76,8 +85,7 @@ pub async fn run(
         shutdown: CancellationToken::new(),
         runtime: Handle::current(),
         given_up: None,
-    };
-    on_thread("relay", move || accept(&relay, consent)).await?
+    }
 }
 
 /// The longest that one comparison may take in the database.
@@ -90,17 +98,11 @@ const SKEW: Duration = Duration::from_secs(60);
 fn accept(relay: &Relay, consent: Consent) -> Result<Reconciliation, Error> {
     let mut leadership = relay.runtime.block_on(lead(&relay.pool))?;
     let (mut session, mark) = ProducerSession::begin_with(relay, &mut leadership)?;
-    let mut reconciliation = Reconciliation {
-        database: session.batch(),
-        kafka: mark.map(|mark| mark.batch),
-        read: 0,
-        told_already: Vec::new(),
-        dropped: false,
-        unknown: Vec::new(),
-        untold: Vec::new(),
-        accepted: false,
-    };
+    let mut reconciliation = Reconciliation::of(session.batch(), mark.as_ref());
     compare(relay, session.leadership(), &mut reconciliation)?;
+    if consent.dry_run {
+        return Ok(reconciliation);
+    }
     if consent.drop_told && !reconciliation.told_already.is_empty() {
         let ids: Vec<i64> = reconciliation.told_already.iter().map(|row| row.id).collect();
         let drop = session
@@ -117,13 +119,27 @@ fn accept(relay: &Relay, consent: Consent) -> Result<Reconciliation, Error> {
 }
 
 impl Reconciliation {
+    /// Of the last batch by the database and by Kafka; nothing was compared yet.
+    pub(super) fn of(database: i64, mark: Option<&Mark>) -> Self {
+        Self {
+            database,
+            kafka: mark.map(|mark| mark.batch),
+            read: 0,
+            told_already: Vec::new(),
+            dropped: false,
+            unknown: Vec::new(),
+            untold: Vec::new(),
+            accepted: false,
+        }
+    }
+
     /// Whether nothing would be told twice, nothing never, and nothing was told that the database does not know.
-    fn is_consistent(&self) -> bool {
+    pub fn is_consistent(&self) -> bool {
         (self.dropped || self.told_already.is_empty()) && self.unknown.is_empty() && self.untold.is_empty()
     }
 }
 
-async fn lead(pool: &PgPool) -> Result<Leadership, Error> {
+pub(super) async fn lead(pool: &PgPool) -> Result<Leadership, Error> {
     match Candidate::connect(pool, PATIENCE, None).await?.stand().await? {
         Election::Won(mut leadership) => {
             leadership.take_time().await?;
@@ -133,7 +149,11 @@ async fn lead(pool: &PgPool) -> Result<Leadership, Error> {
     }
 }
 
-fn compare(relay: &Relay, leadership: &mut Leadership, reconciliation: &mut Reconciliation) -> Result<(), Error> {
+pub(super) fn compare(
+    relay: &Relay,
+    leadership: &mut Leadership,
+    reconciliation: &mut Reconciliation,
+) -> Result<(), Error> {
     let ask = |leadership: &mut Leadership| {
         let waiting = leadership.ask(async |connection| outbox::waiting(connection).await);
         relay.runtime.block_on(waiting)
@@ -227,14 +247,14 @@ fn entry(message: &BorrowedMessage<'_>) -> Result<LoggedOutcome, Error> {
     })
 }
 
-fn unreadable(message: &BorrowedMessage<'_>, invalid: &Invalid) -> Error {
+pub(super) fn unreadable(message: &BorrowedMessage<'_>, invalid: &Invalid) -> Error {
     Error::Outcome {
         record: format!("{}/{}/{}", message.topic(), message.partition(), message.offset()),
         what: invalid.to_string(),
     }
 }
 
-fn time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
+pub(super) fn time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
     let milliseconds = message.timestamp().to_millis().unwrap_or_default();
     OffsetDateTime::UNIX_EPOCH + Duration::from_millis(milliseconds.unsigned_abs())
 }
@@ -250,6 +270,8 @@ pub enum Error {
     Session(#[from] Trouble),
     #[error(transparent)]
     Outbox(#[from] outbox::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
     #[error(transparent)]
     Reader(#[from] reader::Error),
     #[error(transparent)]

@@ -22,6 +22,7 @@ pub mod acceptance;
 mod batch;
 mod mark;
 mod movement;
+pub mod recovery;
 mod refusal;
 mod session;
 
@@ -75,6 +76,36 @@ const MARGIN: Duration = Duration::from_secs(5);
 
 /// The name under which `/readyz` speaks of the relay.
 pub const PART: &str = "relay";
+
+/// What Kafka and the database say of the last batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agreement {
+    Agree { batch: i64 },
+    NoMark { database: i64 },
+    Disagree { database: i64, kafka: i64 },
+}
+
+/// Compares Kafka's mark with the database, beside a relay that may be at work.
+///
+/// # Errors
+/// One of them does not answer, or the topic of the mark is missing.
+pub async fn agreement(settings: &config::Kafka, pool: &PgPool) -> Result<Agreement, Trouble> {
+    let before = outbox::batch(pool).await?;
+    let settings = settings.clone();
+    let read = kafka::on_thread("doctor", move || mark::committed(&settings, MARGIN));
+    let mark = read.await.map_err(Error::from)??;
+    let after = outbox::batch(pool).await?;
+    Ok(match mark {
+        None if after == 0 => Agreement::Agree { batch: 0 },
+        None => Agreement::NoMark { database: after },
+        // Kafka is one ahead while a batch leaves the outbox.
+        Some(mark) if (before..=after + 1).contains(&mark.batch) => Agreement::Agree { batch: mark.batch },
+        Some(mark) => Agreement::Disagree {
+            database: after,
+            kafka: mark.batch,
+        },
+    })
+}
 
 /// Runs until `shutdown`, then finishes the batch under way. Waits for Kafka and Postgres for as long as they are away.
 ///

@@ -15,6 +15,7 @@ use crate::crash::{self, Point};
 use crate::kafka::{self, Deliveries, Drained, FailedDelivery, Heard, Producer};
 use crate::metrics::Stage;
 use crate::store::outbox::{self, Leadership, Row};
+use crate::traces;
 use crate::transience::{self, Fault};
 
 /// The transactional id that all relays share.
@@ -103,7 +104,7 @@ impl<'a> ProducerSession<'a> {
             return Ok(Step::Idle);
         }
         crash::here(Point::RelaySelected);
-        let selected = Instant::now();
+        let (selected, begun) = (Instant::now(), traces::now());
         if let Some(refusal) = self.publish(relay, &rows)? {
             return self.refuse(relay, &rows, &refusal);
         }
@@ -114,6 +115,7 @@ impl<'a> ProducerSession<'a> {
             relay.metrics.took(Stage::Written, row.age);
             relay.metrics.took(Stage::Relayed, published.as_secs_f64());
             told.observe((row.age + published.as_secs_f64()).max(0.0));
+            traces::told(&row.topic, &row.key, &row.value, row.age, rows.len(), begun);
         }
         crash::here(Point::RelayCommitted);
         if crash::again(Point::RelayCommitted) {

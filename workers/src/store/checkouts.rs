@@ -2,7 +2,7 @@
 
 use holdfast_schemas::{
     CheckoutFailure, CheckoutId, Credits, DeclineCode, HoldId, Invalid, PaymentId, PaymentMethod, Price, RequestHash,
-    Seat, ShowId, TicketId, UserId,
+    Seat, ShowId, TicketId, Traceparent, UserId,
 };
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -60,7 +60,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
     // One row for each ticket; the checkout's own columns are the same in all.
     let rows = sqlx::query!(
         "select c.version, c.user_id, c.hash, c.state, c.total_amount, c.total_currency, c.credits, c.payment_method, c.payment,
-                c.until, c.called_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded, c.refunds_undone, c.attempt, c.repayments,
+                c.until, c.called_at, c.ask_at, c.unknown_since, c.stuck_at, c.stuck_reason, c.sold_at, c.failure, c.failure_code, c.refunded, c.refunds_undone, c.attempt, c.repayments, c.traceparent,
                 s.ticket, s.hold, s.show, s.seat, s.price_amount, s.returned
          from checkouts c join checkout_seats s on s.checkout = c.checkout
          where c.checkout = $1 order by s.place",
@@ -143,6 +143,7 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
             .map(|payment| read(payment, PaymentId::parse))
             .transpose()
             .map_err(wrong)?,
+        ask_at: row.ask_at,
         unknown_since: row.unknown_since,
         stuck: row
             .stuck_at
@@ -156,6 +157,12 @@ async fn find(connection: &mut PgConnection, checkout: &CheckoutId) -> Result<Op
             0 => vec![],
             _ => repayments::of(connection, checkout).await?,
         },
+        trace: row
+            .traceparent
+            .as_deref()
+            .map(|trace| read(trace, Traceparent::parse))
+            .transpose()
+            .map_err(wrong)?,
     };
     Ok(Some(StoredCheckout {
         checkout,
@@ -192,8 +199,9 @@ pub(super) async fn insert(
     let inserted = sqlx::query_scalar!(
         r#"with opened as (
                insert into checkouts
-                   (checkout, user_id, hash, state, total_amount, total_currency, credits, payment_method, until, called_at)
-               values ($1, $2, $3, 'opened', $4, $5, $6, $7, $8, $9)
+                   (checkout, user_id, hash, state, total_amount, total_currency, credits, payment_method, until, called_at,
+                    traceparent)
+               values ($1, $2, $3, 'opened', $4, $5, $6, $7, $8, $9, $15)
                on conflict (checkout) do nothing
                returning checkout
            ),
@@ -220,6 +228,7 @@ pub(super) async fn insert(
         &shows as &[&str],
         &seats as &[Option<&str>],
         &prices,
+        checkout.trace.as_ref().map(Traceparent::as_str),
     );
     let inserted = inserted.fetch_one(connection).await.map_err(Error::Write)?;
     Ok(usize::try_from(inserted) == Ok(lines.len()))
@@ -243,7 +252,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
                 sold_at = case when $8 then coalesce(sold_at, clock_timestamp()) end,
                 failure = $9, failure_code = $10, refunded = $11, moved_at = clock_timestamp(),
                 ended_at = case when $12 then coalesce(ended_at, clock_timestamp()) end, stuck_reason = $13,
-                payment_method = $14, attempt = $15, refunds_undone = $16, repayments = $17, owes = $18
+                payment_method = $14, attempt = $15, refunds_undone = $16, repayments = $17, owes = $18, ask_at = $20
          where checkout = $1 and version = $2
          returning 1
          ),
@@ -272,6 +281,7 @@ pub(super) async fn update(connection: &mut PgConnection, from: &Checkout, to: &
         i32::try_from(to.repayments.len()).unwrap_or(i32::MAX),
         to.owes_repayments(),
         &returned as &[&str],
+        to.ask_at,
     );
     updated.fetch_one(connection).await.map_err(Error::Write)
 }
@@ -291,7 +301,7 @@ pub async fn unfinished(
     let rows = sqlx::query_scalar!(
         "select checkout from checkouts
          where (ended_at is null or owes or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null
-           and moved_at < $1
+           and moved_at < $1 and (ask_at is null or ask_at < $1)
            and checkout <> all($2) and user_id <> all($3)
          order by moved_at limit 1000",
         last_moved,
@@ -313,15 +323,19 @@ pub struct Count {
 }
 
 /// Counts the checkouts that have not ended, by state; those that are stuck as `stuck`, whether or not they have ended; those that
-/// were refunded and still owe credits as `refunded`; and those of which something is to be given back as `returning`.
+/// were refunded and still owe credits as `refunded`; those of which something is to be given back as `returning`; and those whose step
+/// waits for the bank as `processing`.
 ///
 /// # Errors
 /// The database does not answer.
 pub async fn counts(pool: &PgPool) -> Result<Vec<Count>, Error> {
     sqlx::query_as!(
         Count,
-        r#"select case when stuck_at is not null then 'stuck' when owes then 'returning' else state end as "state!", count(*) as "checkouts!",
-                  extract(epoch from clock_timestamp() - min(moved_at))::float8 as "oldest_seconds!"
+        r#"select case when stuck_at is not null then 'stuck' when owes then 'returning' when ask_at > now() then 'processing'
+                       else state end as "state!",
+                  count(*) as "checkouts!",
+                  extract(epoch from clock_timestamp() - min(case when ask_at <= now() then ask_at else moved_at end))::float8
+                      as "oldest_seconds!"
            from checkouts
            where ended_at is null or owes or (state = 'refunded' and sold_at is not null and credits is not null) or stuck_at is not null
            group by 1"#,

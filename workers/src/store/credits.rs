@@ -9,11 +9,11 @@
 
 use std::time::Duration;
 
-use holdfast_schemas::{Credits, UserEvent, UserId, events, outcome_id};
+use holdfast_schemas::{Credits, OutcomeId, UserEvent, UserId, events, outcome_id};
 use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::commit::{self, Answer, Rules, Unit, Work};
+use super::commit::{self, Admission, Answer, Rules, Unit, Work};
 use super::mechanisms;
 use super::mechanisms::two_phase::{self, Fate, TransactionId};
 use super::session::InTime;
@@ -27,7 +27,7 @@ use crate::domain::user;
 pub struct Loyalty {
     main: PgPool,
     other: PgPool,
-    retention: Duration,
+    admission: Admission,
 }
 
 /// A piece of a user's work that adds credits.
@@ -53,7 +53,7 @@ impl<'w> Addition<'w> {
             work,
             user: &event.subject,
             amount,
-            transaction: TransactionId::parse(&format!("credits/{outcome}")).expect("a short plain name"),
+            transaction: addition(outcome),
         })
     }
 }
@@ -61,7 +61,16 @@ impl<'w> Addition<'w> {
 impl Loyalty {
     /// `retention`: that of idempotency records.
     pub fn new(main: PgPool, other: PgPool, retention: Duration) -> Self {
-        Self { main, other, retention }
+        Self {
+            main,
+            other,
+            admission: Admission::Live { retention },
+        }
+    }
+
+    /// The same, for events by this admission.
+    pub fn admitting(self, admission: Admission) -> Self {
+        Self { admission, ..self }
     }
 
     /// Commits one event that adds credits. `attempt` must be new for each try.
@@ -90,7 +99,14 @@ impl Loyalty {
             two_phase::done_before(&self.main, &self.other, transaction).await?;
             self.prepare(added, attempt).await?;
         }
-        let (fate, answer) = self.decide_prepared(unit, transaction, attempt).await?;
+        let decided = self.decide_prepared(unit, transaction, attempt).await;
+        if let Err(error) = &decided
+            && (error.breaker().is_some() || matches!(error, Error::Quarantined { .. }))
+        {
+            // No try follows that would end it.
+            self.end_leftovers(transaction).await?;
+        }
+        let (fate, answer) = decided?;
         crash::here(Point::CreditsDecided);
         two_phase::settle(&self.other, transaction, attempt, fate).await?;
         if crash::again(Point::CreditsDecided) || crash::again(Point::CreditsSettled) {
@@ -190,7 +206,7 @@ impl Loyalty {
     ) -> Result<(Fate, Option<Answer>), Error> {
         let mut answer = None;
         let here = async |main: &mut PgConnection| {
-            let found = first(commit::within(main, &user::decide, self.retention, std::slice::from_ref(unit)).await?);
+            let found = first(commit::within(main, &user::decide, self.admission, std::slice::from_ref(unit)).await?);
             let applied = matches!(&found, Answer::Fresh(reply) if reply.refusal().is_none());
             answer = Some(found);
             Ok::<_, Error>(if applied { Fate::Committed } else { Fate::Aborted })
@@ -203,7 +219,7 @@ impl Loyalty {
     async fn decide(&self, rules: &dyn Rules<User>, unit: &Unit<User>) -> Result<Answer, Error> {
         let answers = on_session(&self.main, Error::Write, async |main| {
             let mut main = main.begin().await.map_err(Error::Write)?;
-            let answers = commit::within(&mut main, rules, self.retention, std::slice::from_ref(unit)).await?;
+            let answers = commit::within(&mut main, rules, self.admission, std::slice::from_ref(unit)).await?;
             main.commit().await.map_err(Error::Write)?;
             Ok(answers)
         });
@@ -226,6 +242,11 @@ impl Loyalty {
     pub fn pool(&self) -> &PgPool {
         &self.other
     }
+}
+
+/// The transaction that adds the credits which this outcome tells of.
+pub(super) fn addition(outcome: OutcomeId) -> TransactionId {
+    TransactionId::parse(&format!("credits/{outcome}")).expect("a short plain name")
 }
 
 /// The result of a change of credits.

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use sqlx::postgres::PgDatabaseError;
+
 use super::{mechanisms, migrate};
 use crate::transience::{self, Fault};
 
@@ -41,7 +43,12 @@ pub enum Error {
     },
     /// The rules panicked on this unit; the panic's own message is in the log.
     #[error("the decision panicked")]
-    Panic,
+    Panic { at: Option<String> },
+    /// The key waits for an operator: nothing was done.
+    #[error(
+        "{key} is in quarantine ({kind}): it waits until an operator has what is parked for it replayed or dropped"
+    )]
+    Quarantined { key: String, kind: String },
     /// A row was locked, or changed since it was read: nothing was written.
     #[error("somebody else changes the same rows")]
     Moved,
@@ -106,8 +113,8 @@ impl Error {
             Error::Read(error) | Error::Write(error) => transience::sql(error),
             Error::Mechanism(error) => error.fault(),
             Error::Shared(error) => error.fault(),
-            Error::Row { .. } | Error::Panic => Fault::Content,
-            Error::Moved => Fault::Rival,
+            Error::Row { .. } | Error::Panic { .. } => Fault::Content,
+            Error::Moved | Error::Quarantined { .. } => Fault::Rival,
             Error::Ended | Error::Away { .. } => Fault::Server,
             Error::Url(_) | Error::Unfit { .. } | Error::Migrate(_) | Error::NoAccount { .. } | Error::NoLoyalty => {
                 Fault::Setting
@@ -118,7 +125,7 @@ impl Error {
     /// Why work that met it is given back undone; none when it only has to wait.
     pub fn cause(&self) -> Option<Cause> {
         match (self, self.fault()) {
-            (Error::Panic, _) => Some(Cause::Panic),
+            (Error::Panic { .. }, _) => Some(Cause::Panic),
             (_, Fault::Content) if self.sqlstate().is_some_and(|code| code.starts_with("23")) => {
                 Some(Cause::Constraint)
             }
@@ -126,11 +133,43 @@ impl Error {
         }
     }
 
-    fn sqlstate(&self) -> Option<String> {
-        let (Error::Read(error) | Error::Write(error)) = self else {
-            return None;
+    /// The cause, if it is the work itself that breaks us, so that no retry helps and its key is quarantined. A row that this release
+    /// cannot read waits: another one may.
+    pub fn breaker(&self) -> Option<Cause> {
+        match self {
+            Error::Row { .. } => None,
+            Error::Shared(error) => error.breaker(),
+            _ => self
+                .cause()
+                .filter(|cause| matches!(cause, Cause::Panic | Cause::Data | Cause::Constraint)),
+        }
+    }
+
+    /// Where it broke, without any value: what has the same kind has the same reason.
+    pub fn kind(&self) -> String {
+        if let Error::Panic { at } = self {
+            return format!("panic at {}", at.as_deref().unwrap_or("an unknown place"));
+        }
+        let Some(error) = self.sql().and_then(sqlx::Error::as_database_error) else {
+            return "a value that cannot be read or written".to_owned();
         };
-        Some(error.as_database_error()?.code()?.into_owned())
+        let error = error.downcast_ref::<PgDatabaseError>();
+        let place = error.constraint().or(error.routine()).unwrap_or("unknown");
+        let table = error.table().map(|table| format!(" of {table}"));
+        format!("{} {place}{}", error.code(), table.unwrap_or_default())
+    }
+
+    fn sqlstate(&self) -> Option<String> {
+        Some(self.sql()?.as_database_error()?.code()?.into_owned())
+    }
+
+    fn sql(&self) -> Option<&sqlx::Error> {
+        match self {
+            Error::Read(error) | Error::Write(error) => Some(error),
+            Error::Mechanism(mechanisms::Error::Forbidden { source, .. }) => Some(source),
+            Error::Shared(error) => error.sql(),
+            _ => None,
+        }
     }
 }
 

@@ -71,23 +71,37 @@ pub async fn are_known(pool: &PgPool, events: &[(&Source, &EventId)]) -> Result<
         .all(|(source, id)| known.contains_key(&identity(source, id))))
 }
 
-/// The answer to a request that is recorded as a whole; `None` when there is no record yet.
+/// The answer to a request that is recorded as a whole; `None` when there is no record yet. A new request of an entity in quarantine
+/// is an error.
 pub(super) async fn find<R: DeserializeOwned>(pool: &PgPool, request: &Whole<'_>) -> Result<Option<Once<R>>, Error> {
     let (source, id) = (request.source.as_str(), request.id.as_str());
     let known = sqlx::query!(
-        r#"select hash, reply::text as "reply!" from idempotency_records where source = $1 and id = $2"#,
+        r#"select r.hash as "hash?", r.reply::text as reply, q.kind as "quarantined?"
+           from (select) asked
+           left join idempotency_records r on r.source = $1 and r.id = $2
+           left join quarantined_keys q on q.topic = $3 and q.key = $4"#,
         source,
         id,
+        request.topic,
+        request.key,
     )
-    .fetch_optional(pool)
+    .fetch_one(pool)
     .in_time(pool)
     .await
     .map_err(Error::Read)?;
-    let Some(known) = known else { return Ok(None) };
-    if known.hash != request.hash.as_bytes() {
+    let (Some(hash), Some(reply)) = (known.hash, known.reply) else {
+        return match known.quarantined {
+            Some(kind) => Err(Error::Quarantined {
+                key: format!("{:?}", request.key),
+                kind,
+            }),
+            None => Ok(None),
+        };
+    };
+    if hash != request.hash.as_bytes() {
         return Ok(Some(Once::Reused));
     }
-    let kept: Kept<R> = serde_json::from_str(&known.reply).map_err(|error| Error::Row {
+    let kept: Kept<R> = serde_json::from_str(&reply).map_err(|error| Error::Row {
         table: "idempotency_records",
         key: format!("{source} {id}"),
         what: error.to_string(),

@@ -1,7 +1,9 @@
-//! What an operator asks of a database beside its rows: who is let in, what server it is, and whether the tables are whole.
-//! For `holdfast doctor`.
+//! What an operator asks of a database beside its rows: who is let in, what server it is, whether the tables are whole, and what stands
+//! still there. For `holdfast doctor`.
 
-use sqlx::PgPool;
+use std::time::Duration;
+
+use sqlx::{FromRow, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
@@ -18,15 +20,28 @@ pub struct Facts {
     /// The version of TLS; none without it.
     pub encryption: Option<String>,
     pub max_prepared_transactions: i32,
+    /// How many transactions ago the oldest row was written that is not frozen: PostgreSQL stops at two thousand million.
+    pub frozen_age: i64,
+}
+
+/// What stands still.
+#[derive(Debug, Clone, FromRow)]
+pub struct Standing {
+    pub kind: String,
+    pub count: i64,
+    pub since: Option<OffsetDateTime>,
+    /// Which they are, as far as that is short.
+    pub which: Option<String>,
 }
 
 /// # Errors
 /// It does not answer.
 pub async fn facts(pool: &PgPool) -> Result<Facts, Error> {
-    let (version, now, user, encryption, max_prepared_transactions) = sqlx::query_as(
+    let (version, now, user, encryption, max_prepared_transactions, frozen_age) = sqlx::query_as(
         "select current_setting('server_version_num')::int, clock_timestamp(), current_user::text,
                 (select version from pg_stat_ssl where pid = pg_backend_pid() and ssl),
-                current_setting('max_prepared_transactions')::int",
+                current_setting('max_prepared_transactions')::int,
+                (select greatest(age(datfrozenxid), mxid_age(datminmxid))::bigint from pg_database where datname = current_database())",
     )
     .fetch_one(pool)
     .in_time(pool)
@@ -38,6 +53,7 @@ pub async fn facts(pool: &PgPool) -> Result<Facts, Error> {
         user,
         encryption,
         max_prepared_transactions,
+        frozen_age,
     })
 }
 
@@ -78,4 +94,18 @@ pub async fn invalid_indexes(pool: &PgPool) -> Result<Vec<String>, Error> {
     .in_time(pool)
     .await
     .map_err(Error::Read)
+}
+
+/// What waits for an operator, or longer than it should, by kind, each with a count of 0 where nothing does. Of the
+/// transactions those that are open for longer than `long_open`.
+///
+/// # Errors
+/// The database does not answer, or a right is missing.
+pub async fn standing(pool: &PgPool, long_open: Duration) -> Result<Vec<Standing>, Error> {
+    sqlx::query_as(include_str!("inspection/standing.sql"))
+        .bind(long_open)
+        .fetch_all(pool)
+        .in_time(pool)
+        .await
+        .map_err(Error::Read)
 }

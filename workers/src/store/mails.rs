@@ -1,6 +1,8 @@
 //! The mails to customers, one row each. A row is written in the transaction of the outcome that the mail is about, so that it is
 //! neither lost nor doubled; the mailer takes a lease on the row first, and writes the mail server's answer afterwards.
 
+pub mod settle;
+
 use std::time::Duration;
 
 use holdfast_schemas::{CheckoutId, UserId};
@@ -180,7 +182,7 @@ pub async fn contents(pool: &PgPool, mail: &LeasedMail) -> Result<Option<Content
 pub async fn sent(pool: &PgPool, mail: &LeasedMail, code: u16) -> Result<bool, Error> {
     let updated = sqlx::query!(
         "update mails set state = 'sent', sent_at = clock_timestamp(), code = $3
-         where checkout = $1 and place = $2 and state in ('waiting', 'refused')",
+         where checkout = $1 and place = $2 and state in ('waiting', 'refused', 'dropped')",
         mail.checkout.as_str(),
         mail.place,
         number(code),

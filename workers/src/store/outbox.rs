@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, PgExecutor, PgPool};
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::operator_log::Operator;
 use super::session::InTime;
 use crate::rounds::Rounds;
 use crate::transience::{self, Fault};
@@ -189,34 +191,63 @@ pub async fn lag(db: impl PgExecutor<'_>) -> Result<Lag, Error> {
     .map_err(Error::Select)
 }
 
-/// A row that Kafka refused.
-#[derive(Debug, Clone)]
-pub struct Refused {
+/// A row as `holdfast admin outbox` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ListedRow {
     pub id: i64,
     pub topic: String,
     pub key: String,
     pub message: Uuid,
-    pub reason: String,
+    /// Why Kafka refused it; none for a row that only waits.
+    pub reason: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
     pub written_at: OffsetDateTime,
-    /// Later rows of the same topic and key, which wait for this one.
-    pub waiting: i64,
+    /// Later rows of the same topic and key.
+    pub behind: i64,
 }
 
-/// The rows that Kafka refused, oldest first.
+/// Which rows an operator means: those that fit all that is given.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RowChoice<'a> {
+    pub ids: Option<&'a [i64]>,
+    pub topic: Option<&'a str>,
+    pub key: Option<&'a str>,
+    /// A part of the reason, in upper or lower case.
+    pub reason: Option<&'a str>,
+    pub since: Option<OffsetDateTime>,
+    pub until: Option<OffsetDateTime>,
+    /// Only rows that Kafka refused.
+    pub refused: bool,
+}
+
+/// The rows that are meant, oldest first.
 ///
 /// # Errors
 /// [`Error::Select`]
-pub async fn refused(pool: &PgPool) -> Result<Vec<Refused>, Error> {
+pub async fn rows(pool: &PgPool, choice: RowChoice<'_>) -> Result<Vec<ListedRow>, Error> {
     sqlx::query_as!(
-        Refused,
-        r#"select id, topic, key, message, refused as "reason!", written_at,
+        ListedRow,
+        r#"select id, topic, key, message, refused as reason, written_at,
             (
                 select count(*) from outbox later
                 where later.topic = row.topic and later.key = row.key and later.id > row.id
-            ) as "waiting!"
+            ) as "behind!"
         from outbox row
-        where refused is not null
-        order by id"#
+        where ($1::bigint[] is null or id = any($1))
+            and ($2::text is null or topic = $2)
+            and ($3::text is null or key = $3)
+            and ($4::text is null or position(lower($4) in lower(refused)) > 0)
+            and ($5::timestamptz is null or written_at >= $5)
+            and ($6::timestamptz is null or written_at < $6)
+            and (refused is not null or not $7)
+        order by id"#,
+        choice.ids as Option<&[i64]>,
+        choice.topic,
+        choice.key,
+        choice.reason,
+        choice.since,
+        choice.until,
+        choice.refused,
     )
     .fetch_all(pool)
     .in_time(pool)
@@ -224,67 +255,78 @@ pub async fn refused(pool: &PgPool) -> Result<Vec<Refused>, Error> {
     .map_err(Error::Select)
 }
 
-/// The result of an operator's command for one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
-    Done,
-    /// No refused row has this id.
-    NotRefused,
+/// What a row brings to Kafka.
+#[derive(Debug, Clone)]
+pub struct RowContent {
+    pub headers: Json<BTreeMap<String, String>>,
+    pub value: Vec<u8>,
 }
 
-/// Which refused rows an operator means; whatever is not given does not matter.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Choice<'a> {
-    pub id: Option<i64>,
-    pub topic: Option<&'a str>,
-    /// A part of the reason, in upper or lower case.
-    pub reason: Option<&'a str>,
-}
-
-/// Lets the relay try the chosen refused rows again. Their ids, ascending.
+/// The content of a row, if it is still there.
 ///
 /// # Errors
-/// [`Error::Settle`]
-pub async fn retry(pool: &PgPool, choice: Choice<'_>) -> Result<Vec<i64>, Error> {
-    let freed = sqlx::query!(
-        r#"with freed as (
-            update outbox set refused = null
-            where refused is not null
-                and ($1::bigint is null or id = $1)
-                and ($2::text is null or topic = $2)
-                and ($3::text is null or position(lower($3) in lower(refused)) > 0)
-            returning id
-        )
-        select id, pg_notify('outbox', '') from freed"#,
-        choice.id,
-        choice.topic,
-        choice.reason,
-    )
-    .fetch_all(pool)
-    .in_time(pool)
-    .await
-    .map_err(Error::Settle)?;
-    let mut ids: Vec<i64> = freed.into_iter().map(|row| row.id).collect();
-    ids.sort_unstable();
-    Ok(ids)
-}
-
-/// Deletes a refused row for good: its record is never sent, and the later rows of its key go on.
-///
-/// # Errors
-/// [`Error::Settle`]
-pub async fn discard(pool: &PgPool, id: i64) -> Result<Settled, Error> {
-    let settled = sqlx::query!(
-        "with gone as (delete from outbox where id = $1 and refused is not null returning id)
-        select pg_notify('outbox', '') from gone",
+/// [`Error::Select`]
+pub async fn content(pool: &PgPool, id: i64) -> Result<Option<RowContent>, Error> {
+    sqlx::query_as!(
+        RowContent,
+        r#"select headers as "headers: Json<BTreeMap<String, String>>", value from outbox where id = $1"#,
         id
     )
     .fetch_optional(pool)
     .in_time(pool)
-    .await;
-    settled
-        .map(|row| row.map_or(Settled::NotRefused, |_| Settled::Done))
-        .map_err(Error::Settle)
+    .await
+    .map_err(Error::Select)
+}
+
+/// Lets the relay try refused rows again, and notes who wanted it. The ids of those that were still refused.
+///
+/// # Errors
+/// [`Error::Settle`]
+pub async fn retry(pool: &PgPool, ids: &[i64], operator: Operator<'_>) -> Result<Vec<i64>, Error> {
+    sqlx::query_scalar!(
+        r#"with settled as (
+            update outbox set refused = null where id = any($1) and refused is not null returning id, topic, key, message
+        ),
+        noted as (
+            insert into operator_log (command, subject, who, why, details)
+            select 'outbox retry', id::text, $2, $3, 'message ' || message || ' for ' || key || ' on ' || topic
+            from settled order by id
+        )
+        select id as "id!" from (select id, pg_notify('outbox', '') from settled) told"#,
+        ids,
+        operator.who,
+        operator.why,
+    )
+    .fetch_all(pool)
+    .in_time(pool)
+    .await
+    .map_err(Error::Settle)
+}
+
+/// Deletes refused rows for good: their records are never sent, and the later rows of their keys go on. Notes who wanted it. The ids of
+/// those that were still refused.
+///
+/// # Errors
+/// [`Error::Settle`]
+pub async fn discard(pool: &PgPool, ids: &[i64], operator: Operator<'_>) -> Result<Vec<i64>, Error> {
+    sqlx::query_scalar!(
+        r#"with settled as (
+            delete from outbox where id = any($1) and refused is not null returning id, topic, key, message
+        ),
+        noted as (
+            insert into operator_log (command, subject, who, why, details)
+            select 'outbox drop', id::text, $2, $3, 'message ' || message || ' for ' || key || ' on ' || topic
+            from settled order by id
+        )
+        select id as "id!" from (select id, pg_notify('outbox', '') from settled) told"#,
+        ids,
+        operator.who,
+        operator.why,
+    )
+    .fetch_all(pool)
+    .in_time(pool)
+    .await
+    .map_err(Error::Settle)
 }
 
 /// A relay that asks nothing for so long, being frozen or cut off, loses the lock to another one: longer than it waits for

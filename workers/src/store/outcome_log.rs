@@ -94,6 +94,25 @@ pub async fn unknown(db: &mut PgConnection, log: Log, told: &[LoggedOutcome]) ->
     unknown.map_err(Error::Told)
 }
 
+/// Those of these events, by source and id, that have no idempotency record.
+///
+/// # Errors
+/// [`Error::Told`]
+pub async fn unanswered(db: &mut PgConnection, events: &[(&str, &str)]) -> Result<Vec<(String, String)>, Error> {
+    let (sources, ids): (Vec<&str>, Vec<&str>) = events.iter().copied().unzip();
+    let rows = sqlx::query!(
+        r#"select told.source as "source!", told.id as "id!"
+        from unnest($1::text[], $2::text[]) as told (source, id)
+        where not exists (select from idempotency_records r where r.source = told.source and r.id = told.id)"#,
+        &sources as &[&str],
+        &ids as &[&str],
+    )
+    .fetch_all(db)
+    .await
+    .map_err(Error::Told)?;
+    Ok(rows.into_iter().map(|row| (row.source, row.id)).collect())
+}
+
 /// What the change log has of later than `since`, or all of it, without what waits in the outbox: it must have been told.
 ///
 /// # Errors

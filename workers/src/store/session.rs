@@ -398,11 +398,12 @@ impl KeptSession {
             drop(session.detach());
             return Err(failed(silent(limit)));
         };
-        match &done {
-            Err(error) if error.fault() == Fault::Session => drop(session.detach()),
+        match done.as_ref().map_err(Error::fault) {
+            Err(Fault::Session) => drop(session.detach()),
+            // The server tells of the failure before it lets go of the rows: another session would find them locked.
+            Ok(_) | Err(Fault::Content) => self.session = Some((session, Instant::now())),
             // Whatever it left open the pool ends.
             Err(_) => drop(session),
-            Ok(_) => self.session = Some((session, Instant::now())),
         }
         done
     }

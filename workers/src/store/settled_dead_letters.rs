@@ -6,6 +6,7 @@ use futures::TryStreamExt;
 use sqlx::PgPool;
 
 use super::Error;
+use super::operator_log::Operator;
 use super::session::InTime;
 
 /// The ways to settle a dead letter.
@@ -16,7 +17,7 @@ pub enum Settlement {
 }
 
 /// The position of the original record of a dead letter.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordPosition {
     pub topic: String,
     pub partition: i32,
@@ -36,6 +37,14 @@ impl Settlement {
         match self {
             Self::Replayed => "replayed",
             Self::Dropped => "dropped",
+        }
+    }
+
+    /// The operator's command.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Replayed => "dead-letters replay",
+            Self::Dropped => "dead-letters drop",
         }
     }
 }
@@ -73,18 +82,32 @@ pub async fn find(pool: &PgPool, place: &RecordPosition) -> Result<Option<String
     .map_err(Error::Read)
 }
 
-/// Writes the settlement of a dead letter.
+/// Writes the settlement of a dead letter, who wanted it, and what was done beyond it.
 ///
 /// # Errors
 /// [`Error::Write`]
-pub async fn note(pool: &PgPool, place: &RecordPosition, settlement: Settlement) -> Result<Noted, Error> {
+pub async fn note(
+    pool: &PgPool,
+    place: &RecordPosition,
+    settlement: Settlement,
+    operator: Operator<'_>,
+    details: Option<&str>,
+) -> Result<Noted, Error> {
     let written = sqlx::query!(
-        r#"insert into settled_dead_letters (topic, partition, "offset", settlement) values ($1, $2, $3, $4)
-        on conflict do nothing"#,
+        r#"with settled as (
+            insert into settled_dead_letters (topic, partition, "offset", settlement) values ($1, $2, $3, $4)
+            on conflict do nothing returning 1
+        )
+        insert into operator_log (command, subject, who, why, details) select $5, $6, $7, $8, $9 from settled"#,
         place.topic,
         place.partition,
         place.offset,
-        settlement.as_str()
+        settlement.as_str(),
+        settlement.command(),
+        place.to_string(),
+        operator.who,
+        operator.why,
+        details,
     )
     .execute(pool)
     .in_time(pool)

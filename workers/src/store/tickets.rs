@@ -1,21 +1,26 @@
 //! The tickets table.
 
+use std::collections::HashMap;
+
 use futures::future::BoxFuture;
 use holdfast_schemas::{CheckoutId, HoldId, Price, Seat, ShowId, TicketId, UserId};
+use serde::Serialize;
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Error;
 use super::change_log::{LoggedChange, Until, read_changes};
-use super::commit::{Current, KeyedRow, Stored, WriteSet};
+use super::commit::{Beside, Current, KeyedRow, Stored, WriteSet};
 use super::session::InTime;
 use crate::domain::{Hold, Sale, State, Ticket};
 
-/// A row of the table, if there is one, beside the clock and the generation.
+/// A row of the table, if there is one, beside the clock, the generation, and which of the keys are in quarantine.
 struct Row {
     now: OffsetDateTime,
     generation: i64,
+    quarantined: Option<Json<HashMap<String, String>>>,
     ticket: Option<String>,
     version: Option<i64>,
     show: Option<String>,
@@ -30,6 +35,7 @@ struct Row {
     lengthened: Option<Uuid>,
     priced: Option<Uuid>,
     hold_price: Option<i64>,
+    off_sale: Option<Uuid>,
     changed_at: Option<OffsetDateTime>,
 }
 
@@ -39,21 +45,24 @@ pub(super) async fn lock(connection: &mut PgConnection, tickets: &[&str]) -> Res
     let rows = sqlx::query_as!(
         Row,
         r#"with locked as materialized (
-               select ticket, version, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, changed_at
+               select ticket, version, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, off_sale, changed_at
                from tickets where ticket = any($1) order by ticket for no key update
            )
            -- The clock is read once they are locked.
            select clock.now as "now!", clock.generation as "generation!",
+                  clock.quarantined as "quarantined: Json<HashMap<String, String>>",
                   t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat,
                   t.price_amount as "price_amount?", t.price_currency as "price_currency?", t.status as "status?",
-                  t.hold, t.holder, t.held_until, t.checkout, t.lengthened, t.priced, t.hold_price, t.changed_at as "changed_at?"
-           from (select clock_timestamp() as now, (select max(generation) from generations) as generation
+                  t.hold, t.holder, t.held_until, t.checkout, t.lengthened, t.priced, t.hold_price, t.off_sale, t.changed_at as "changed_at?"
+           from (select clock_timestamp() as now, (select max(generation) from generations) as generation,
+                        (select json_object_agg(q.key, q.kind) from quarantined_keys q
+                         where q.topic = 'reservations' and q.key = any($1)) as quarantined
                  from (select count(*) from locked) as waited) clock
            left join locked t on true"#,
         tickets as &[&str],
     );
     let rows = rows.fetch_all(connection).await.map_err(Error::Read)?;
-    Current::of(rows, |row| (row.now, row.generation), parse)
+    Current::of(rows, beside, parse)
 }
 
 /// A hold that is due.
@@ -65,7 +74,8 @@ pub struct Due {
     pub until: OffsetDateTime,
 }
 
-/// The database's clock, and the holds that are due by it, oldest first, after the place `after` in that order.
+/// The database's clock, and the holds that are due by it, oldest first, after the place `after` in that order. Those of tickets in
+/// quarantine wait with them.
 pub async fn due(
     pool: &PgPool,
     after: Option<(OffsetDateTime, TicketId)>,
@@ -79,6 +89,7 @@ pub async fn due(
                select ticket, hold, held_until from tickets
                where status = 'held' and held_until <= clock.now
                  and ($1::timestamptz is null or (held_until, ticket) > ($1, $2))
+                 and not exists (select from quarantined_keys q where q.topic = 'reservations' and q.key = ticket)
                order by held_until, ticket
                limit $3
            ) due on true
@@ -104,6 +115,34 @@ pub async fn due(
         }
     }
     Ok((now, due))
+}
+
+/// A hold of a user, live or due.
+#[derive(Clone, Debug, Serialize)]
+pub struct UserHold {
+    pub ticket: String,
+    pub hold: Uuid,
+    #[serde(with = "time::serde::rfc3339")]
+    pub until: OffsetDateTime,
+    pub show: String,
+    pub seat: Option<String>,
+}
+
+/// The holds of a user, those that end first at the head.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn held_by(pool: &PgPool, user: &UserId) -> Result<Vec<UserHold>, Error> {
+    sqlx::query_as!(
+        UserHold,
+        r#"select ticket, hold as "hold!", held_until as "until!", show, seat from tickets
+           where status = 'held' and holder = $1 order by held_until, ticket"#,
+        user.as_str()
+    )
+    .fetch_all(pool)
+    .in_time(pool)
+    .await
+    .map_err(Error::Read)
 }
 
 /// The tickets of a show that are for sale or held.
@@ -137,6 +176,7 @@ pub struct TicketColumns<'a> {
     lengthened: Vec<Option<Uuid>>,
     priced: Vec<Option<Uuid>>,
     hold_price: Vec<Option<i64>>,
+    off_sale: Vec<Option<Uuid>>,
 }
 
 impl Stored for Ticket {
@@ -167,6 +207,11 @@ impl Stored for Ticket {
         columns.lengthened.push(id_if(held.is_some_and(|hold| hold.lengthened)));
         columns.priced.push(id_if(hold_price.is_some()));
         columns.hold_price.push(hold_price.map(|price| price.amount()));
+        let off_sale = row.and_then(|row| match &row.state {
+            State::Sold(sale) if sale.off_sale => Some(sale.hold.0),
+            _ => None,
+        });
+        columns.off_sale.push(off_sale);
     }
 
     fn read<'c>(
@@ -177,15 +222,18 @@ impl Stored for Ticket {
             let rows = sqlx::query_as!(
                 Row,
                 r#"select clock.now as "now!", clock.generation as "generation!",
+                          clock.quarantined as "quarantined: Json<HashMap<String, String>>",
                           t.ticket as "ticket?", t.version as "version?", t.show as "show?", t.seat,
                           t.price_amount as "price_amount?", t.price_currency as "price_currency?", t.status as "status?",
-                          t.hold, t.holder, t.held_until, t.checkout, t.lengthened, t.priced, t.hold_price, t.changed_at as "changed_at?"
-                   from (select clock_timestamp() as now, (select max(generation) from generations) as generation) clock
+                          t.hold, t.holder, t.held_until, t.checkout, t.lengthened, t.priced, t.hold_price, t.off_sale, t.changed_at as "changed_at?"
+                   from (select clock_timestamp() as now, (select max(generation) from generations) as generation,
+                                (select json_object_agg(q.key, q.kind) from quarantined_keys q
+                                 where q.topic = 'reservations' and q.key = any($1)) as quarantined) clock
                    left join tickets t on t.ticket = any($1)"#,
                 keys as _,
             );
             let rows = rows.fetch_all(connection).await.map_err(Error::Read)?;
-            Current::of(rows, |row| (row.now, row.generation), parse)
+            Current::of(rows, beside, parse)
         })
     }
 
@@ -236,6 +284,7 @@ impl Stored for Ticket {
                 &columns.lengthened as _,
                 &columns.priced as _,
                 &columns.hold_price as _,
+                &columns.off_sale as _,
             );
             let written = written.fetch_one(connection).await.map_err(Error::Write)?;
             Ok(written.passed)
@@ -248,6 +297,14 @@ impl Stored for Ticket {
         until: Until,
     ) -> BoxFuture<'c, Result<Vec<LoggedChange<Ticket>>, Error>> {
         Box::pin(async move { read_changes!(pool, key.as_str(), until, log "ticket_change_log", key "ticket") })
+    }
+}
+
+fn beside(row: &mut Row) -> Beside {
+    Beside {
+        now: row.now,
+        generation: row.generation,
+        quarantined: row.quarantined.take(),
     }
 }
 
@@ -290,6 +347,7 @@ fn parse(row: Row) -> Result<KeyedRow<Ticket>, Error> {
             hold: HoldId(hold),
             user: parse_column(&key, || UserId::try_from(user))?,
             checkout: parse_column(&key, || CheckoutId::try_from(checkout))?,
+            off_sale: row.off_sale == Some(hold),
         }),
         (status, ..) => {
             let what = format!("its columns do not fit the status {status:?}");

@@ -7,8 +7,6 @@
 //! of the parts would be read within the transaction, and SERIALIZABLE would see conflicts between requests whose records
 //! lie side by side.
 
-use std::time::Duration;
-
 use holdfast_schemas::{EventData, EventId, Key, Reply, RequestHash, Source};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -16,7 +14,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::Error;
-use super::commit::{self, Answer, Command, Drafts, Rules, Stored, Unit, Work};
+use super::commit::{self, Admission, Answer, Command, Drafts, Rules, Stored, Unit, Work};
 use super::idempotency::{self, Whole};
 use super::mechanisms::idempotency::Once;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
@@ -93,7 +91,7 @@ async fn commit<O: Entity, E: Stored>(
 ) -> Result<(Together, Vec<Answer>), Error> {
     let decisions = step(transaction, async |connection| {
         // No event among the parts that could be too old.
-        commit::decide(connection, rules, Duration::MAX, units).await
+        commit::decide(connection, rules, Admission::OF_ANY_AGE, units).await
     });
     let decisions: Drafts<E> = decisions.await?;
     let refusals: Vec<_> = decisions.answers().map(refusal).collect();
@@ -151,6 +149,7 @@ impl<O: Entity, E: Entity> Request<O, E> {
                 source: self.source.clone(),
                 id: part(&self.id, place),
                 input: input.clone(),
+                trace: None,
             })],
         });
         units.collect()

@@ -1,28 +1,33 @@
 //! The users table.
 
+use std::collections::HashMap;
+
 use futures::future::BoxFuture;
-use holdfast_schemas::{Email, Language, Name, UserId};
+use holdfast_schemas::{CustomerId, Email, Language, Name, UserId};
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
 use super::Error;
 use super::change_log::{LoggedChange, Until, read_changes};
-use super::commit::{Current, KeyedRow, Stored, WriteSet};
+use super::commit::{Beside, Current, KeyedRow, Stored, WriteSet};
 use crate::domain::User;
 
 /// The address of a user who was erased. A release before that could happen would take a null for a user who was never registered,
 /// and decide so; an address that it cannot read makes it wait.
 const NO_EMAIL: &str = "";
 
-/// A row of the table, if there is one, beside the clock and the generation.
+/// A row of the table, if there is one, beside the clock, the generation, and which of the keys are in quarantine.
 struct Row {
     now: OffsetDateTime,
     generation: i64,
+    quarantined: Option<Json<HashMap<String, String>>>,
     user_id: Option<String>,
     version: Option<i64>,
     email: Option<String>,
     name: Option<String>,
     language: Option<String>,
+    customer: Option<String>,
     changed_at: Option<OffsetDateTime>,
 }
 
@@ -32,6 +37,7 @@ pub struct UserColumns<'a> {
     email: Vec<Option<&'a str>>,
     name: Vec<Option<&'a str>>,
     language: Vec<Option<&'a str>>,
+    customer: Vec<Option<&'a str>>,
 }
 
 impl Stored for User {
@@ -44,6 +50,8 @@ impl Stored for User {
         columns.email.push(row.map(email));
         columns.name.push(name.map(Name::as_str));
         columns.language.push(language.map(Language::as_str));
+        let customer = row.and_then(|row| row.customer.as_ref());
+        columns.customer.push(customer.map(CustomerId::as_str));
     }
 
     fn read<'c>(connection: &'c mut PgConnection, keys: &'c [&'c str]) -> BoxFuture<'c, Result<Current<User>, Error>> {
@@ -51,14 +59,17 @@ impl Stored for User {
             let rows = sqlx::query_as!(
                 Row,
                 r#"select clock.now as "now!", clock.generation as "generation!",
-                          u.user_id as "user_id?", u.version as "version?", u.email as "email?", u.name, u.language,
+                          clock.quarantined as "quarantined: Json<HashMap<String, String>>",
+                          u.user_id as "user_id?", u.version as "version?", u.email as "email?", u.name, u.language, u.customer,
                           u.changed_at as "changed_at?"
-                   from (select clock_timestamp() as now, (select max(generation) from generations) as generation) clock
+                   from (select clock_timestamp() as now, (select max(generation) from generations) as generation,
+                                (select json_object_agg(q.key, q.kind) from quarantined_keys q
+                                 where q.topic = 'payments' and q.key = any($1)) as quarantined) clock
                    left join users u on u.user_id = any($1)"#,
                 keys as _,
             );
             let rows = rows.fetch_all(connection).await.map_err(Error::Read)?;
-            Current::of(rows, |row| (row.now, row.generation), parse)
+            Current::of(rows, beside, parse)
         })
     }
 
@@ -100,6 +111,7 @@ impl Stored for User {
                 &columns.email as _,
                 &columns.name as _,
                 &columns.language as _,
+                &columns.customer as _,
             );
             let written = written.fetch_one(connection).await.map_err(Error::Write)?;
             Ok(written.passed)
@@ -112,6 +124,14 @@ impl Stored for User {
         until: Until,
     ) -> BoxFuture<'c, Result<Vec<LoggedChange<User>>, Error>> {
         Box::pin(async move { read_changes!(pool, key.as_str(), until, log "user_change_log", key "user_id") })
+    }
+}
+
+fn beside(row: &mut Row) -> Beside {
+    Beside {
+        now: row.now,
+        generation: row.generation,
+        quarantined: row.quarantined.take(),
     }
 }
 
@@ -143,6 +163,11 @@ fn parse(row: Row) -> Result<KeyedRow<User>, Error> {
             .map(Language::try_from)
             .transpose()
             .map_err(|invalid| wrong(format!("language {invalid}")))?,
+        customer: row
+            .customer
+            .map(CustomerId::try_from)
+            .transpose()
+            .map_err(|invalid| wrong(format!("customer {invalid}")))?,
         changed_at,
     };
     Ok(Some((key, user)))

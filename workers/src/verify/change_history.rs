@@ -30,6 +30,8 @@ pub(super) struct ChangeHistory<H: History> {
     replay: Option<Replay<H>>,
     /// The newest generation. The outcomes of an older one may be missing in a database that was restored.
     generation: i64,
+    /// The time in milliseconds from which the changes are known, with some before; none when all are.
+    since: Option<i64>,
 }
 
 /// A key of a record, by number: the ledger has each name once.
@@ -102,7 +104,12 @@ struct Replay<H> {
     history: H,
     run: Option<Run>,
     row_at: Option<i64>,
+    /// True if the log goes on where it is not known.
+    resumes: bool,
 }
+
+/// More outcomes than any event has.
+const OUTCOMES_OF_ONE: u32 = 8;
 
 /// Consecutive outcomes of one event.
 #[derive(Clone, Copy)]
@@ -159,6 +166,20 @@ pub(super) struct RecordPosition {
     pub(super) before_snapshot: bool,
 }
 
+impl Record {
+    fn effect(&self, key: Key) -> Effect {
+        Effect {
+            key,
+            digest: Some(self.digest),
+            first: self.outcomes.first().map(|answered| answered.sequence),
+            refused: self.refused,
+            at: millis(self.written_at),
+            seen: Seen::Nowhere,
+            counted: false,
+        }
+    }
+}
+
 enum VersionLookup {
     Row(usize),
     /// A version that the log should have and has not; reported when the log was read.
@@ -177,11 +198,18 @@ impl Effect {
 }
 
 impl<H: History> ChangeHistory<H> {
-    pub(super) fn new(generation: i64) -> Self {
+    /// Of all changes, or of those `since` a time in milliseconds.
+    pub(super) fn new(generation: i64, since: Option<i64>) -> Self {
         Self {
             generation,
+            since,
             ..Self::default()
         }
+    }
+
+    /// The number of facts that it holds.
+    pub(super) fn facts(&self) -> usize {
+        self.names.len() + self.rows.len() + self.rowless.len() + self.effects.len()
     }
 
     /// Takes the next row, by key and version; [`Self::end_of_changes`] after the last.
@@ -193,7 +221,10 @@ impl<H: History> ChangeHistory<H> {
         {
             self.end_of_changes(report);
         }
-        let mut replay = self.replay.take().unwrap_or_else(|| self.begin(change.subject));
+        let mut replay = self
+            .replay
+            .take()
+            .unwrap_or_else(|| self.begin(change.subject, change.version));
         if let Some(entry) = change.entry {
             self.logged(&mut replay, change.version, entry, report);
             if let Some(Err(column)) = change.row.as_ref().map(|row| replay.history.fits(row)) {
@@ -225,15 +256,21 @@ impl<H: History> ChangeHistory<H> {
         }
     }
 
-    fn begin(&mut self, subject: String) -> Replay<H> {
+    fn begin(&mut self, subject: String, version: i64) -> Replay<H> {
         let key = self.key(subject.as_bytes());
-        self.timelines[key.0 as usize].first_row = self.rows.len();
+        let resumes = self.since.is_some() && version > 1;
+        let timeline = &mut self.timelines[key.0 as usize];
+        timeline.first_row = self.rows.len();
+        if resumes {
+            timeline.known = version - 1;
+        }
         Replay {
             subject,
             key,
-            history: H::default(),
+            history: if resumes { H::resumed() } else { H::default() },
             run: None,
             row_at: None,
+            resumes,
         }
     }
 
@@ -281,6 +318,12 @@ impl<H: History> ChangeHistory<H> {
                 place: run.place + 1,
                 ..run
             },
+            // The first row that is known may be a later outcome of its event.
+            _ if replay.run.is_none() && replay.resumes => {
+                let place = (0..OUTCOMES_OF_ONE).find(|place| entry.outcome == expected(*place));
+                let place = place.unwrap_or_default();
+                Run { cause, place }
+            }
             _ => Run { cause, place: 0 },
         };
         replay.run = Some(run);
@@ -289,7 +332,7 @@ impl<H: History> ChangeHistory<H> {
                 slot.insert(Effect {
                     key: replay.key,
                     digest: None,
-                    first: Some(version),
+                    first: Some(version - i64::from(run.place)),
                     refused,
                     at: millis(entry.changed_at),
                     seen: Seen::Nowhere,
@@ -343,7 +386,9 @@ impl<H: History> ChangeHistory<H> {
                         waiting: false,
                     },
                 );
-            } else if let Some(wrong) = self.wrong_answer(key, *answered, expected) {
+            } else if let Some(wrong) = self.wrong_answer(key, *answered, expected)
+                && !self.is_before(record.written_at)
+            {
                 report.broken(Promise::Lost, subject, || {
                     let sequence = answered.sequence;
                     format!("event {id:?} of {source:?} was answered with version {sequence}, {wrong}")
@@ -357,16 +402,31 @@ impl<H: History> ChangeHistory<H> {
                 format!("event {id:?} of {source:?} was answered with nothing, but the log gives it version {version}")
             });
         }
+        self.effects.insert(cause, record.effect(key));
+    }
+
+    /// Takes the idempotency record of an event that was repeated: it took effect before, or after the database was read.
+    pub(super) fn repeated(&mut self, record: &Record) {
+        let key = self.key(record.subject.as_bytes());
         let effect = Effect {
-            key,
-            digest: Some(record.digest),
-            first: record.outcomes.first().map(|answered| answered.sequence),
-            refused: record.refused,
-            at: millis(record.written_at),
-            seen: Seen::Nowhere,
-            counted: false,
+            // Its first record may lie where nobody looks.
+            seen: Seen::InSeveral,
+            ..record.effect(key)
         };
-        self.effects.insert(cause, effect);
+        let cause = Cause::of(&record.source, &record.id);
+        if !self.knows(cause) {
+            self.effects.insert(cause, effect);
+        }
+    }
+
+    /// True if the event's effect is known, with its content.
+    pub(super) fn knows(&self, cause: Cause) -> bool {
+        self.effects.get(&cause).is_some_and(|effect| effect.digest.is_some())
+    }
+
+    /// True if what was written then is not looked at.
+    fn is_before(&self, time: OffsetDateTime) -> bool {
+        self.since.is_some_and(|since| millis(time) < since)
     }
 
     /// What is wrong with an answer that is kept, by the change log.
@@ -387,6 +447,9 @@ impl<H: History> ChangeHistory<H> {
 
     /// Takes an outcome that stood in the outbox.
     pub(super) fn waiting(&mut self, outcome: &Outcome<OutcomeOf<H>>, report: &mut Report) {
+        if outcome.sequence > 0 && self.is_before(outcome.time) {
+            return;
+        }
         let key = self.key(outcome.subject.as_str().as_bytes());
         if outcome.sequence == 0 {
             let rowless = self.rowless(key, outcome);
@@ -446,6 +509,9 @@ impl<H: History> ChangeHistory<H> {
         outcome: &Outcome<OutcomeOf<H>>,
         report: &mut Report,
     ) {
+        if outcome.sequence > 0 && self.is_before(outcome.time) {
+            return;
+        }
         let subject = outcome.subject.as_str();
         let key = self.key(subject.as_bytes());
         if record_key != Some(subject.as_bytes()) {
@@ -529,15 +595,16 @@ impl<H: History> ChangeHistory<H> {
 
     /// Looks for what was never told. What lies before everything that is left of its key may be gone with the topic's beginning.
     pub(super) fn end_of_outcomes(&self, removed: &Removed, report: &mut Report) {
+        let since = self.since.unwrap_or(i64::MIN);
         for (key, timeline) in (0..).map(Key).zip(&self.timelines) {
             for row in &self.rows[timeline.first_row..][..timeline.rows] {
-                if !row.told {
+                if !row.told && row.at >= since {
                     self.untold(key, timeline, row, removed, report);
                 }
             }
         }
         for (id, rowless) in &self.rowless {
-            let is_known = rowless.told || rowless.waiting;
+            let is_known = rowless.told || rowless.waiting || rowless.at < since;
             if !is_known && !removed.may_have(Some(self.bytes(rowless.key)), rowless.at) {
                 report.broken(Promise::Lost, &self.name(rowless.key), || {
                     format!("outcome {id} (a refusal, sequence 0) is neither on the topic nor in the outbox")

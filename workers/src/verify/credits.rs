@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::report::{Promise, Report};
+use super::scope::Portion;
 
 /// The facts about one transaction that adds credits.
 pub(super) struct Credit {
@@ -36,29 +37,53 @@ impl Credit {
     }
 }
 
-/// The credits that checkouts have spent or got back, by the name of the transaction that must have bound them.
-#[derive(Default)]
-pub(super) struct Spent(BTreeMap<String, String>);
+/// The credits that a portion of the checkouts have spent or got back.
+pub(super) struct Spent {
+    portion: Portion,
+    /// By the name of the transaction that must have bound them.
+    transactions: BTreeMap<String, String>,
+}
 
 impl Spent {
+    pub(super) fn new(portion: Portion) -> Self {
+        Self {
+            portion,
+            transactions: BTreeMap::new(),
+        }
+    }
+
+    /// The number of facts that it holds.
+    pub(super) fn facts(&self) -> usize {
+        self.transactions.len()
+    }
+
     /// Records that the books have this step of a checkout's: `spend`, `return`, or `repay/` and the number of a repayment.
     pub(super) fn told(&mut self, checkout: String, step: &str) {
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, checkout.as_bytes());
-        self.0.insert(format!("checkout/{id}/{step}"), checkout);
+        let transaction = format!("checkout/{id}/{step}");
+        if self.has(&transaction) {
+            self.transactions.insert(transaction, checkout);
+        }
     }
 
     /// Records that an attempt at this transaction was committed.
     pub(super) fn bound(&mut self, transaction: &str, report: &mut Report) {
-        if self.0.remove(transaction).is_none() {
+        if self.has(transaction) && self.transactions.remove(transaction).is_none() {
             report.broken(Promise::MoneyMismatch, transaction, || {
                 "an attempt at it was committed, but no checkout has credits in the ledger for it".to_owned()
             });
         }
     }
 
+    /// True if the transaction is of a checkout of the portion: all of one checkout begin alike.
+    fn has(&self, transaction: &str) -> bool {
+        let of_checkout = transaction.split('/').nth(1);
+        self.portion.has(of_checkout.unwrap_or_default().as_bytes())
+    }
+
     /// Judges, once every attempt was recorded.
     pub(super) fn judge(self, report: &mut Report) {
-        for (transaction, checkout) in self.0 {
+        for (transaction, checkout) in self.transactions {
             report.broken(Promise::MoneyMismatch, &checkout, || {
                 format!("it has credits in the ledger, but no attempt at {transaction} was committed")
             });

@@ -45,6 +45,11 @@ pub(super) struct Movement {
 }
 
 impl Entries {
+    /// The number of facts that it holds.
+    pub(super) fn facts(&self) -> usize {
+        self.movements.len()
+    }
+
     pub(super) fn restored(&mut self, at: OffsetDateTime) {
         self.restored_at = Some(at);
     }

@@ -20,6 +20,9 @@ pub(super) trait History: Default {
     /// The promise that is broken when a step cannot follow the last one, or the row differs from the log.
     const BROKEN: Promise;
 
+    /// One whose steps so far are not known.
+    fn resumed() -> Self;
+
     /// Takes the next step, `at` by the database's clock.
     ///
     /// # Errors

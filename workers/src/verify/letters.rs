@@ -191,8 +191,8 @@ impl Claim {
                 Err(_) => Evidence::Follows,
                 Ok(()) => self.lies("its time is not ahead of the broker's"),
             },
-            // The broker's word, which the record does not show.
-            Reason::NotAdmitted => Evidence::Follows,
+            // The broker's word, or an operator's, which the record does not show.
+            Reason::NotAdmitted | Reason::Quarantined => Evidence::Follows,
             Reason::UnknownType | Reason::UnknownVersion => Evidence::IfUnknownThen(event.event_type()),
             Reason::KeyMissing
             | Reason::KeyEmpty

@@ -1,26 +1,32 @@
-//! What is known in the course of one look at the whole system.
+//! What is known in the course of one look.
 
 use holdfast_schemas::{DeadLetter, EventData, topics};
 
 use super::change_history::ChangeHistory;
 use super::entries::Entries;
 use super::history::{History, Ticket, User};
-use super::identity::TopicPartition;
+use super::identity::{Cause, Digest, TopicPartition};
 use super::letters::{Claim, Original};
 use super::payments::Payments;
 use super::records::Records;
 use super::report::Report;
 use super::retention::Removed;
 use super::reuse::Uses;
+use super::scope::{Limit, Scope, TooMany};
 use super::terms::Terms;
 
 pub(super) struct Look {
+    pub(super) scope: Scope,
+    /// How much each of its parts may hold.
+    pub(super) limit: Limit,
     pub(super) tickets: Book<Ticket>,
     pub(super) users: Book<User>,
     pub(super) payments: Payments,
     pub(super) entries: Entries,
     pub(super) report: Report,
     pub(super) terms: Terms,
+    /// What may be gone of the dead letters.
+    pub(super) letters: Removed,
 }
 
 /// The facts about one stream.
@@ -30,15 +36,31 @@ pub(super) struct Book<H: History> {
 }
 
 impl Look {
-    pub(super) fn new(generation: i64, terms: Terms) -> Self {
+    pub(super) fn new(scope: Scope, limit: Limit, generation: i64, terms: Terms) -> Self {
+        let since = scope.since().map(|mark| mark.at);
         Self {
-            tickets: Book::new(generation, terms),
-            users: Book::new(generation, terms),
+            scope,
+            limit,
+            tickets: Book::new(generation, terms, since),
+            users: Book::new(generation, terms, since),
             payments: Payments::default(),
             entries: Entries::default(),
             report: Report::default(),
             terms,
+            letters: Removed::default(),
         }
+    }
+
+    /// The number of facts that it holds.
+    pub(super) fn facts(&self) -> usize {
+        self.tickets.facts() + self.users.facts() + self.entries.facts() + self.report.facts()
+    }
+
+    /// # Errors
+    /// A part holds more than it may.
+    pub(super) fn check(&self) -> Result<(), TooMany> {
+        let facts = self.tickets.facts().max(self.users.facts()).max(self.entries.facts());
+        self.limit.admits(facts + self.report.facts())
     }
 
     /// Gives a dead letter to the stream on whose public topic its origin lies, if there is one. `record` is its own.
@@ -59,12 +81,31 @@ impl Look {
         }
     }
 
-    /// Accounts for every record. `letters` is what may be gone of the dead letters.
-    pub(super) fn judge(&mut self, letters: &Removed) {
+    /// Takes note of an event in quarantine, at this place, and of partition and offset of its record.
+    pub(super) fn parked(&mut self, topic: &str, event: (Cause, Digest), place: i64, record: Option<(i32, i64)>) {
+        let position = |topic| record.map(|(partition, offset)| ((topic, partition), offset));
+        match topic {
+            topics::RESERVATIONS => self
+                .tickets
+                .records
+                .parked(event, place, position(topics::RESERVATIONS)),
+            topics::PAYMENTS => self.users.records.parked(event, place, position(topics::PAYMENTS)),
+            _ => {}
+        }
+    }
+
+    /// Accounts for every record.
+    pub(super) fn judge(&mut self) {
         let Self {
-            tickets, users, report, ..
+            scope,
+            tickets,
+            users,
+            report,
+            letters,
+            ..
         } = self;
         let mut uses = Uses::default();
+        uses.beginning_is_unseen = !scope.sees_every_id();
         tickets.records.contested(&mut uses);
         users.records.contested(&mut uses);
         tickets.records.uses(&tickets.change_history, &mut uses);
@@ -75,11 +116,16 @@ impl Look {
 }
 
 impl<H: History> Book<H> {
-    pub(super) fn new(generation: i64, terms: Terms) -> Self {
+    /// Of everything, or of what was written `since` a time in milliseconds.
+    pub(super) fn new(generation: i64, terms: Terms, since: Option<i64>) -> Self {
         Self {
-            change_history: ChangeHistory::new(generation),
-            records: Records::new(terms),
+            change_history: ChangeHistory::new(generation, since),
+            records: Records::new(terms, since.is_some()),
         }
+    }
+
+    pub(super) fn facts(&self) -> usize {
+        self.change_history.facts() + self.records.facts()
     }
 
     pub(super) fn dead_letter(&mut self, letter: &DeadLetter, record: &Original<'_>) {

@@ -17,6 +17,9 @@
 //! ticket and user, [`credits`] whether those were given, spent and given back as told, [`payments`] whether the provider has
 //! the money that it should have, [`entries`] whether each movement of it was told, [`records`] what became of the records, [`letters`] and [`reuse`] whether a dead letter says
 //! what is so, [`retention`] what Kafka can have removed. Two read: [`snapshot`], on a [`session`], and [`topics`].
+//!
+//! A look has a [`scope`]: everything, or so little that it needs no more memory than it is given. [`watch`] takes one such look after
+//! another, for ever.
 
 mod change_history;
 mod credits;
@@ -30,10 +33,14 @@ mod records;
 mod report;
 mod retention;
 mod reuse;
+mod scope;
 mod session;
 mod snapshot;
 mod terms;
 mod topics;
+mod watch;
+
+use std::sync::Arc;
 
 use anyhow::Context;
 use time::OffsetDateTime;
@@ -41,11 +48,14 @@ use time::OffsetDateTime;
 use crate::config;
 use crate::kafka::on_thread;
 use crate::provider::Provider;
+use identity::millis;
 use look::Look;
 pub use report::{Offence, Promise, Report};
+use scope::{Ends, Limit, Mark, Scope};
 pub use session::Unfit;
 use terms::Terms;
 use topics::Topics;
+pub use watch::Watch;
 
 /// Verifies the whole system.
 ///
@@ -60,45 +70,111 @@ pub async fn run(
     settings: &config::Verify,
     provider: Option<&Provider>,
 ) -> anyhow::Result<Report> {
-    let first = look(kafka, database, settings, provider).await?;
-    if first.is_clean() {
-        return Ok(first);
-    }
-    tracing::info!("a promise looks broken: looking again");
-    Ok(look(kafka, database, settings, provider).await?.confirming(&first))
+    let judge = Judge {
+        topics: &Arc::new(Topics::connect(kafka)?),
+        kafka,
+        database,
+        settings,
+        provider,
+    };
+    Ok(judge.confirmed(&Scope::Whole, Limit::NONE).await?.report)
 }
 
-async fn look(
-    kafka: &config::Kafka,
-    database: &config::Database,
-    settings: &config::Verify,
-    provider: Option<&Provider>,
-) -> anyhow::Result<Report> {
-    let topics = Topics::connect(kafka)?;
-    let (topics, before) = on_thread("verify", move || {
-        let before = topics.before_snapshot();
-        before.map(|before| (topics, before))
-    })
-    .await??;
-    let terms = |now| {
-        Terms::new(
-            now,
-            database.idempotency_retention,
-            settings.lost_after,
-            kafka.admitted_record_bytes,
-        )
-    };
-    let mut look = snapshot::read(database, terms).await?;
-    if let Some(provider) = provider {
-        compare(provider, database, &mut look)
-            .await
-            .context("cannot read the payments at the provider (--provider-url)")?;
+/// Looks at a system, by settings.
+#[derive(Clone, Copy)]
+struct Judge<'a> {
+    topics: &'a Arc<Topics>,
+    kafka: &'a config::Kafka,
+    database: &'a config::Database,
+    settings: &'a config::Verify,
+    provider: Option<&'a Provider>,
+}
+
+/// What came of a look.
+struct Looked {
+    report: Report,
+    /// The moment at which it was taken.
+    mark: Mark,
+    /// The number of facts that it held.
+    facts: usize,
+}
+
+impl Judge<'_> {
+    /// Looks, and looks again when something is found: only what is found twice counts.
+    async fn confirmed(&self, scope: &Scope, limit: Limit) -> anyhow::Result<Looked> {
+        let first = self.look(scope.clone(), limit).await?;
+        if first.report.is_clean() {
+            return Ok(first);
+        }
+        tracing::info!("a promise looks broken: looking again");
+        let Looked { report, mark, facts } = self.look(scope.clone(), limit).await?;
+        Ok(Looked {
+            report: report.confirming(&first.report),
+            mark,
+            facts: facts.max(first.facts),
+        })
     }
-    on_thread("verify", move || {
-        topics.read(&before, &mut look)?;
-        Ok(look.report)
-    })
-    .await?
+
+    /// Looks once.
+    async fn look(&self, scope: Scope, limit: Limit) -> anyhow::Result<Looked> {
+        let terms = |now| {
+            Terms::new(
+                now,
+                self.database.idempotency_retention,
+                self.settings.lost_after,
+                self.kafka.admitted_record_bytes,
+            )
+        };
+        let has_keys = scope.has_keys();
+        let ends = self.ends().await?;
+        let mut look = snapshot::read(self.database, scope, limit, terms).await?;
+        if let Some(provider) = self.provider {
+            compare(provider, self.database, &mut look)
+                .await
+                .context("cannot read the payments at the provider (--provider-url)")?;
+        }
+        let mark = Mark {
+            // Nothing has that time yet that the snapshot lacks.
+            at: look.terms.now + 1,
+            ends: ends.clone(),
+        };
+        if has_keys {
+            let topics = Arc::clone(self.topics);
+            look = on_thread("verify", move || {
+                topics.read(&ends, &mut look)?;
+                anyhow::Ok(look)
+            })
+            .await??;
+            snapshot::repeated(self.database, &mut look)
+                .await
+                .context("cannot read the idempotency records of repeats")?;
+            look = on_thread("verify", move || {
+                look.judge();
+                look
+            })
+            .await?;
+        }
+        Ok(Looked {
+            facts: look.facts(),
+            report: look.report,
+            mark,
+        })
+    }
+
+    /// This moment.
+    async fn mark(&self) -> anyhow::Result<Mark> {
+        let ends = self.ends().await?;
+        let now = snapshot::now(self.database).await?;
+        Ok(Mark {
+            ends,
+            at: millis(now) + 1,
+        })
+    }
+
+    async fn ends(&self) -> anyhow::Result<Ends> {
+        let topics = Arc::clone(self.topics);
+        on_thread("verify", move || topics.ends()).await?
+    }
 }
 
 /// Hears what the provider has of each payment.

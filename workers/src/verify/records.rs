@@ -20,26 +20,43 @@ pub(super) struct Records {
     letters: BTreeMap<RecordPosition, Vec<Judged>>,
     /// The records whose dead letters an operator has replayed or dropped.
     settled: HashSet<RecordPosition>,
+    /// The events in quarantine.
+    parked: HashMap<(Cause, Digest), Parked>,
     /// Since when events of a type have taken effect, in milliseconds; only of types that are said to be unknown.
     known_since: HashMap<&'static str, i64>,
-    /// Partitions whose beginning is gone.
+    /// Partitions whose beginning is gone, or not looked at.
     removed: BTreeSet<TopicPartition>,
+    /// The number of records.
+    count: usize,
+    /// The names of events whose effect was not known when their records were read: it may have been before the look begins, or after
+    /// the snapshot. None when the look begins at the beginning.
+    unknown: Option<Vec<EventName>>,
 }
 
+/// Source and id of an event.
+pub(super) type EventName = (String, String);
+
 /// The partition and offset of a record.
-type RecordPosition = (TopicPartition, i64);
+pub(super) type RecordPosition = (TopicPartition, i64);
 
 struct Record {
     offset: i64,
     key: Option<Key>,
     /// None when it cannot be decoded.
     event: Option<(Cause, Digest)>,
-    /// The later of the event's time and the broker's, in milliseconds: by it an idempotency record is swept.
-    aged_from: i64,
+    /// The event's time, in milliseconds; the broker's when it cannot be decoded.
+    time: i64,
     /// The broker's time, in milliseconds.
     at: i64,
     /// True if it may have been applied without an outcome.
     may_be_untold: bool,
+}
+
+/// An event in quarantine: its place among those of its key, and the record that it came with, if that was told.
+#[derive(Clone, Copy)]
+struct Parked {
+    place: i64,
+    record: Option<RecordPosition>,
 }
 
 /// A dead letter, with what its record says about it; nothing while that was not read.
@@ -52,6 +69,7 @@ struct Judged {
 enum Standing {
     Decided(Cause),
     DeadLettered(DeadLetterReason),
+    Parked(Parked),
     /// Nothing but a dead letter that lies.
     Misjudged,
     Nothing,
@@ -69,6 +87,8 @@ struct KeyAudit {
     unaccounted: Vec<Unaccounted>,
     /// Offset and sequence of the last first record.
     last: Option<(i64, i64)>,
+    /// Offset of the last record whose event is in quarantine, and the event's place there.
+    parked: Option<(i64, i64)>,
 }
 
 struct Unaccounted {
@@ -79,15 +99,29 @@ struct Unaccounted {
 }
 
 impl Records {
-    pub(super) fn new(terms: Terms) -> Self {
+    /// `resumes`: what was before the look is not known.
+    pub(super) fn new(terms: Terms, resumes: bool) -> Self {
         Self {
             terms,
+            count: 0,
+            unknown: resumes.then(Vec::new),
             topic_partitions: BTreeMap::new(),
             letters: BTreeMap::new(),
             settled: HashSet::new(),
+            parked: HashMap::new(),
             known_since: HashMap::new(),
             removed: BTreeSet::new(),
         }
+    }
+
+    /// The number of facts that it holds.
+    pub(super) fn facts(&self) -> usize {
+        self.count + self.letters.len() + self.parked.len() + self.unknown.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Takes the names of the events whose effect is not known.
+    pub(super) fn take_unknown(&mut self) -> Vec<EventName> {
+        self.unknown.take().unwrap_or_default()
     }
 
     pub(super) fn dead_letter(&mut self, topic_partition: TopicPartition, offset: i64, claim: Claim) {
@@ -98,6 +132,11 @@ impl Records {
     /// Says that an operator has replayed or dropped the dead letters about a record.
     pub(super) fn settled(&mut self, topic_partition: TopicPartition, offset: i64) {
         self.settled.insert((topic_partition, offset));
+    }
+
+    /// Says that an event is in quarantine.
+    pub(super) fn parked(&mut self, event: (Cause, Digest), place: i64, record: Option<RecordPosition>) {
+        self.parked.insert(event, Parked { place, record });
     }
 
     /// Records that retention has removed the beginning of a partition.
@@ -127,13 +166,19 @@ impl Records {
             let since = self.known_since.entry(event.event_type()).or_insert(effect.at);
             *since = effect.at.min(*since);
         }
-        let time = record.at;
+        if let (Some(unknown), Some(event), Some((cause, _))) = (&mut self.unknown, &event, name)
+            && !change_history.knows(cause)
+        {
+            unknown.push((event.source.as_str().to_owned(), event.id.as_str().to_owned()));
+        }
+        self.count += 1;
+        let at = record.at;
         self.topic_partitions.entry(topic_partition).or_default().push(Record {
             offset,
             key: record.key.map(|key| change_history.key(key)),
             event: name,
-            aged_from: millis(event.as_ref().map_or(time, |event| event.time.max(time))),
-            at: millis(time),
+            time: millis(event.as_ref().map_or(at, |event| event.time)),
+            at: millis(at),
             may_be_untold: event.is_some_and(|event| H::may_go_untold(&event.data)),
         });
     }
@@ -145,7 +190,7 @@ impl Records {
                 uses.ask(cause);
             }
         }
-        uses.beginning_is_gone |= !self.removed.is_empty();
+        uses.beginning_is_unseen |= !self.removed.is_empty();
     }
 
     /// Answers it, as far as this stream knows.
@@ -163,7 +208,7 @@ impl Records {
         }
         for record in self.topic_partitions.values().flatten() {
             if let Some((cause, content)) = record.event {
-                let is_aged = record.aged_from <= self.terms.swept_up_to();
+                let is_aged = record.aged_from() <= self.terms.swept_up_to();
                 let at = record.at;
                 uses.note(cause, Use::Record { at, content, is_aged });
             }
@@ -245,7 +290,7 @@ impl Records {
         let decided = record.event.filter(|(cause, digest)| {
             change_history.effect(*cause).is_some_and(|effect| match effect.digest {
                 Some(decided) => decided == *digest,
-                None => record.aged_from <= self.terms.swept_up_to() && Some(effect.key) == record.key,
+                None => record.aged_from_with(effect) <= self.terms.swept_up_to() && Some(effect.key) == record.key,
             })
         });
         match (decided, self.verdict((topic_partition, record.offset))) {
@@ -254,8 +299,11 @@ impl Records {
                 Standing::Decided(cause)
             }
             (_, Some(Verdict::Follows(reason))) => Standing::DeadLettered(reason),
-            (None, Some(Verdict::Lies)) => Standing::Misjudged,
-            (None, None) => Standing::Nothing,
+            (None, verdict) => match (record.event.and_then(|event| self.parked.get(&event)), verdict) {
+                (Some(parked), _) => Standing::Parked(*parked),
+                (None, Some(Verdict::Lies)) => Standing::Misjudged,
+                (None, _) => Standing::Nothing,
+            },
         }
     }
 
@@ -304,6 +352,14 @@ impl Records {
                     report,
                 );
             }
+            Standing::Parked(Parked { place, record: first }) => {
+                report.parked += 1;
+                // Serve parks it when it has taken all before it; a repeat may lie behind what it has not taken yet.
+                if first == Some((topic_partition, record.offset)) {
+                    audit.passed(topic_partition, record, |_| true, change_history, report);
+                    audit.parked_in_order(topic_partition, record, place, change_history, report);
+                }
+            }
             Standing::Misjudged => {}
             Standing::Nothing if self.trace_may_be_gone(record, removed, change_history) => report.out_of_scope += 1,
             Standing::Nothing => audit.unaccounted.push(Unaccounted {
@@ -344,6 +400,7 @@ impl Records {
         if took_effect_here {
             audit.passed(topic_partition, record, |_| true, change_history, report);
             audit.in_order(topic_partition, record, first, change_history, report);
+            audit.overtakes_none(topic_partition, record, change_history, report);
         }
     }
 
@@ -357,16 +414,36 @@ impl Records {
     ) -> bool {
         // A dead letter is written after its record.
         let letter_is_gone = removed.may_have(record.key.map(|key| change_history.bytes(key)), record.at);
-        letter_is_gone || record.may_be_untold && record.aged_from <= self.terms.swept_up_to()
+        letter_is_gone
+            || record.may_be_untold
+                && (record.aged_from() <= self.terms.swept_up_to() || self.may_repeat_what_is_swept(record))
+    }
+
+    /// True if the idempotency record of an earlier record of the event may be swept by now, and the gate admitted this one while it was
+    /// not: it dead-letters an event whose time is further back.
+    fn may_repeat_what_is_swept(&self, record: &Record) -> bool {
+        record.time <= self.terms.swept_up_to() && record.at - record.time <= self.terms.idempotency_retention
     }
 
     /// True if the event took effect by this record, and not by an earlier one that is gone, or by one in another partition. Then
     /// all records before it must have been decided before.
     fn took_effect_here(&self, topic_partition: TopicPartition, record: &Record, effect: &Effect) -> bool {
         let taken_again = self.letters.contains_key(&(topic_partition, record.offset))
-            || record.aged_from <= self.terms.swept_up_to();
+            || record.aged_from() <= self.terms.swept_up_to();
         let earlier_is_gone = self.removed.contains(&topic_partition) && effect.at < record.at;
         effect.seen == Seen::In(topic_partition) && !taken_again && !earlier_is_gone
+    }
+}
+
+impl Record {
+    /// From when an idempotency record that was written for this record ages, in milliseconds.
+    fn aged_from(&self) -> i64 {
+        self.time.max(self.at)
+    }
+
+    /// As [`Self::aged_from`], where the event took effect by this record or, if it is a repeat, by one before it.
+    fn aged_from_with(&self, effect: &Effect) -> i64 {
+        self.time.max(self.at.min(effect.at))
     }
 }
 
@@ -440,6 +517,42 @@ impl KeyAudit {
             });
         }
         self.unaccounted.iter().filter(|waiting| !is_late(waiting)).count() as u64
+    }
+
+    /// `record` was parked at this place; the ones before it must have been parked before.
+    fn parked_in_order(
+        &mut self,
+        (topic, partition): TopicPartition,
+        record: &Record,
+        place: i64,
+        change_history: &ChangeHistory<impl History>,
+        report: &mut Report,
+    ) {
+        if let Some((offset, last)) = self.parked
+            && place < last
+        {
+            report.broken(Promise::OutOfOrder, &name(record.key, change_history), || {
+                let later = record.offset;
+                format!("record {topic}/{partition}/{later} is parked before record {offset}")
+            });
+        }
+        self.parked = Some((record.offset, place));
+    }
+
+    /// `record` took effect; nothing before it may be parked still.
+    fn overtakes_none(
+        &self,
+        (topic, partition): TopicPartition,
+        record: &Record,
+        change_history: &ChangeHistory<impl History>,
+        report: &mut Report,
+    ) {
+        if let Some((offset, _)) = self.parked {
+            report.broken(Promise::OutOfOrder, &name(record.key, change_history), || {
+                let later = record.offset;
+                format!("record {topic}/{partition}/{later} took effect although record {offset} before it is parked")
+            });
+        }
     }
 
     /// `record` took effect with the sequence `first`; the ones before it must have taken earlier ones. Several refusals of a

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::printable;
 
 /// The most offences against one promise that are listed.
-const MOST_NAMED: usize = 1_000;
+pub(super) const MOST_NAMED: usize = 1_000;
 /// The most of them that are printed.
 const MOST_PRINTED: usize = 20;
 
@@ -80,7 +80,7 @@ pub enum Promise {
 }
 
 impl Promise {
-    const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Lost,
         Self::Doubled,
         Self::OutOfOrder,
@@ -89,6 +89,19 @@ impl Promise {
         Self::OpenAuthorisations,
         Self::MailMissing,
     ];
+
+    /// The name of its count.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Promise::Lost => "lost",
+            Promise::Doubled => "doubled",
+            Promise::OutOfOrder => "out_of_order",
+            Promise::Oversold => "oversold",
+            Promise::MoneyMismatch => "money_mismatch",
+            Promise::OpenAuthorisations => "open_authorisations",
+            Promise::MailMissing => "mail_missing",
+        }
+    }
 }
 
 impl Report {
@@ -100,6 +113,36 @@ impl Report {
     /// The first offence against `promise`.
     pub fn offence(&self, promise: Promise) -> Option<&Offence> {
         self.offences.iter().find(|offence| offence.promise == promise)
+    }
+
+    /// The number of facts that it holds.
+    pub(super) fn facts(&self) -> usize {
+        self.offenders.len()
+    }
+
+    /// What became of the records, each counted once.
+    pub(super) fn states(&self) -> [(&'static str, u64); 7] {
+        [
+            ("applied", self.applied),
+            ("refused", self.refused),
+            ("repeats", self.repeats),
+            ("dead_letters", self.dead_letters),
+            ("parked", self.parked),
+            ("pending", self.pending),
+            ("out_of_scope", self.out_of_scope),
+        ]
+    }
+
+    /// Adds what became of other records.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.applied += other.applied;
+        self.refused += other.refused;
+        self.repeats += other.repeats;
+        self.dead_letters += other.dead_letters;
+        self.parked += other.parked;
+        self.pending += other.pending;
+        self.out_of_scope += other.out_of_scope;
     }
 
     /// Records the offsets from which `topic` was read.
@@ -220,15 +263,7 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Promise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Promise::Lost => "lost",
-            Promise::Doubled => "doubled",
-            Promise::OutOfOrder => "out of order",
-            Promise::Oversold => "oversold",
-            Promise::MoneyMismatch => "money mismatch",
-            Promise::OpenAuthorisations => "open authorisations",
-            Promise::MailMissing => "mail missing",
-        })
+        f.write_str(&self.name().replace('_', " "))
     }
 }
 

@@ -10,8 +10,8 @@ use super::terms::CLOCK_SKEW;
 #[derive(Debug, Default)]
 pub(super) struct Uses {
     of: HashMap<Cause, Vec<Use>>,
-    /// True if a public topic has lost a beginning, where the first record of an id may have lain.
-    pub(super) beginning_is_gone: bool,
+    /// True if the first record of an id may lie where nobody can look, as where a public topic has lost its beginning.
+    pub(super) beginning_is_unseen: bool,
 }
 
 /// A key, with the public topic of its stream.
@@ -84,13 +84,13 @@ impl Uses {
             took_effect = true;
             let another = match first {
                 Some(first) => *first != content,
-                None => *of != key || another_record(false) || self.beginning_is_gone,
+                None => *of != key || another_record(false) || self.beginning_is_unseen,
             };
             if another {
                 return true;
             }
         }
         // An effect without an outcome leaves no trace but its record, once its idempotency record was swept.
-        !took_effect && (another_record(true) || self.beginning_is_gone)
+        !took_effect && (another_record(true) || self.beginning_is_unseen)
     }
 }

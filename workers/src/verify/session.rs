@@ -32,15 +32,14 @@ pub(super) struct Server {
 
 /// Opens a session without the limits of a worker.
 pub(super) async fn connect(config: &config::Database) -> anyhow::Result<(PgConnection, Server)> {
-    let options: PgConnectOptions = config
-        .url
-        .expose_secret()
-        .parse()
-        .context("--database-url cannot be read")?;
+    let url = config.replaceable_url().now();
+    let options: PgConnectOptions = url.expose_secret().parse().context("--database-url cannot be read")?;
     let options = options
         .application_name("holdfast verify")
         .options([("statement_timeout", "0")])
-        .options(SERVER_KEEPALIVE);
+        .options(SERVER_KEEPALIVE)
+        // That one which reads a whole table takes its time is no news.
+        .disable_statement_logging();
     let address = postgres::address(&options);
     let patience = config.acquire_timeout;
     let opened = timeout(patience, async {

@@ -7,58 +7,44 @@ use futures::TryStreamExt;
 use holdfast_schemas::{CheckoutId, Currency, DeadLetter, Outcome, OutcomeData, OutcomeId, Reply, ledger, topics};
 use sqlx::{Connection, Postgres, Transaction};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::change_history::{Answered, Change, Entry, Record};
 use super::credits::{Credit, Spent};
 use super::entries::Movement;
 use super::history::{History, OutcomeOf, Ticket, TicketRow, User, UserRow};
-use super::identity::{Digest, Fingerprint, digest};
+use super::identity::{Cause, Fingerprint, digest};
 use super::letters::Original;
 use super::look::{Book, Look};
 use super::payments::{self, Disputes};
 use super::report::{Promise, Report};
+use super::scope::{Limit, Scope};
 use super::session::{self, Server};
 use super::terms::Terms;
 use crate::config;
 
+/// Names in one request for idempotency records.
+const PORTION: usize = 5_000;
+
 /// Reads everything that a look needs from the database. `terms` follow from the time of the snapshot.
 pub(super) async fn read(
     config: &config::Database,
+    scope: Scope,
+    limit: Limit,
     terms: impl FnOnce(OffsetDateTime) -> Terms,
 ) -> anyhow::Result<Look> {
     let (mut connection, server) = session::connect(config).await?;
     let begun = connection.begin_with("begin isolation level repeatable read, read only");
     let sql = server.answer(begun).await.context("cannot begin a snapshot")?;
     let mut snapshot = Snapshot { sql, server };
-    let mut look = begin(&mut snapshot, terms).await?;
-    tickets(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the tickets and their change log")?;
-    users(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the users and their change log")?;
-    credits(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the attempts at giving credits")?;
-    money(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the checkouts and the ledger")?;
-    spent(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the credits of checkouts")?;
-    entries(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the ledger")?;
-    mails(&mut snapshot, &mut look).await.context("cannot read the mails")?;
-    records(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the idempotency records")?;
-    outbox(&mut snapshot, &mut look)
-        .await
-        .context("cannot read the outbox")?;
-    settled(&mut snapshot, &mut look)
-        .await
-        .context("cannot read which dead letters are settled")?;
+    let start = begin(&mut snapshot).await?;
+    let mut look = Look::new(scope, limit, start.generation, terms(start.now));
+    if look.scope.has_keys() {
+        keys(&mut snapshot, &mut look).await?;
+    }
+    if look.scope.has_books() {
+        books(&mut snapshot, &mut look).await?;
+    }
     let Snapshot { sql, server } = snapshot;
     server.answer(sql.rollback()).await.context("cannot end the snapshot")?;
     look.users
@@ -67,27 +53,105 @@ pub(super) async fn read(
     Ok(look)
 }
 
+/// Reads what lies under keys, as far as the scope has them.
+async fn keys(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    tickets(snapshot, look)
+        .await
+        .context("cannot read the tickets and their change log")?;
+    users(snapshot, look)
+        .await
+        .context("cannot read the users and their change log")?;
+    if look.scope.has_ledger() {
+        spent(snapshot, look)
+            .await
+            .context("cannot read the credits of checkouts")?;
+        entries(snapshot, look).await.context("cannot read the ledger")?;
+    }
+    records(snapshot, look)
+        .await
+        .context("cannot read the idempotency records")?;
+    outbox(snapshot, look).await.context("cannot read the outbox")?;
+    settled(snapshot, look)
+        .await
+        .context("cannot read which dead letters are settled")?;
+    parked(snapshot, look)
+        .await
+        .context("cannot read what is in quarantine")
+}
+
+/// Has the database compare whole tables.
+async fn books(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    credits(snapshot, look)
+        .await
+        .context("cannot read the attempts at giving credits")?;
+    money(snapshot, look)
+        .await
+        .context("cannot read the checkouts and the ledger")?;
+    if matches!(look.scope, Scope::Whole) {
+        payments(snapshot, look)
+            .await
+            .context("cannot read the payments of checkouts")?;
+    }
+    mails(snapshot, look).await.context("cannot read the mails")
+}
+
+/// The time by the database's clock.
+pub(super) async fn now(config: &config::Database) -> anyhow::Result<OffsetDateTime> {
+    let (mut connection, server) = session::connect(config).await?;
+    let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#);
+    server.answer(now.fetch_one(&mut connection)).await
+}
+
 /// A snapshot, on a session that is given up when it dies.
 struct Snapshot<'c> {
     sql: Transaction<'c, Postgres>,
     server: Server,
 }
 
-async fn begin(snapshot: &mut Snapshot<'_>, terms: impl FnOnce(OffsetDateTime) -> Terms) -> anyhow::Result<Look> {
-    let start =
-        sqlx::query!(r#"select max(generation) as "generation!", transaction_timestamp() as "now!" from generations"#)
-            .fetch_one(&mut *snapshot.sql);
-    let start = snapshot
-        .server
-        .answer(start)
-        .await
-        .context("cannot read the generation: was the database migrated (holdfast migrate)?")?;
-    Ok(Look::new(start.generation, terms(start.now)))
+/// What a look begins with.
+struct Start {
+    generation: i64,
+    now: OffsetDateTime,
 }
 
-async fn tickets(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/ticket_changes.sql").fetch(&mut *snapshot.sql);
-    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
+async fn begin(snapshot: &mut Snapshot<'_>) -> anyhow::Result<Start> {
+    let start = sqlx::query_as!(
+        Start,
+        r#"select max(generation) as "generation!", transaction_timestamp() as "now!" from generations"#
+    );
+    snapshot
+        .server
+        .answer(start.fetch_one(&mut *snapshot.sql))
+        .await
+        .context("cannot read the generation: was the database migrated (holdfast migrate)?")
+}
+
+/// A row of the tickets' change log, or of the tickets, or both where they have the same version.
+struct TicketChange {
+    ticket: String,
+    version: i64,
+    outcome: Option<Uuid>,
+    r#type: Option<String>,
+    data: Option<String>,
+    cause_source: Option<String>,
+    cause_id: Option<String>,
+    changed_at: Option<OffsetDateTime>,
+    show: Option<String>,
+    seat: Option<String>,
+    price_amount: Option<i64>,
+    price_currency: Option<String>,
+    status: Option<String>,
+    hold: Option<Uuid>,
+    holder: Option<String>,
+    held_until: Option<OffsetDateTime>,
+    checkout: Option<String>,
+    hold_price: Option<i64>,
+    off_sale: bool,
+    row_changed_at: Option<OffsetDateTime>,
+}
+
+impl From<TicketChange> for Change<Ticket> {
+    fn from(row: TicketChange) -> Self {
         let entry = row.outcome.map(|outcome| Entry {
             outcome: OutcomeId(outcome),
             told: told(row.r#type.as_deref(), row.data.as_deref()),
@@ -106,23 +170,51 @@ async fn tickets(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
             held_until: row.held_until,
             checkout: row.checkout,
             hold_price: row.hold_price,
+            off_sale: row.off_sale,
             changed_at,
         });
-        let change = Change {
+        Change {
             subject: row.ticket,
             version: row.version,
             entry,
             row: ticket,
-        };
-        look.tickets.change_history.change(change, &mut look.report);
+        }
+    }
+}
+
+async fn tickets(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let (from, to) = look.scope.sql_portion();
+    let since = look.scope.sql_since();
+    let mut rows = match since {
+        None => sqlx::query_file_as!(TicketChange, "src/verify/ticket_changes.sql", from, to).fetch(&mut *snapshot.sql),
+        Some(since) => sqlx::query_file_as!(TicketChange, "src/verify/recent_ticket_changes.sql", from, to, since)
+            .fetch(&mut *snapshot.sql),
+    };
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
+        look.tickets.change_history.change(row.into(), &mut look.report);
+        look.check()?;
     }
     look.tickets.change_history.end_of_changes(&mut look.report);
     Ok(())
 }
 
-async fn users(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query_file!("src/verify/user_changes.sql").fetch(&mut *snapshot.sql);
-    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
+/// A row of the users' change log, or of the users, or both where they have the same version.
+struct UserChange {
+    user_id: String,
+    version: i64,
+    outcome: Option<Uuid>,
+    r#type: Option<String>,
+    data: Option<String>,
+    cause_source: Option<String>,
+    cause_id: Option<String>,
+    changed_at: Option<OffsetDateTime>,
+    row_changed_at: Option<OffsetDateTime>,
+    row_has_profile: Option<bool>,
+    row_has_customer: Option<bool>,
+}
+
+impl From<UserChange> for Change<User> {
+    fn from(row: UserChange) -> Self {
         let entry = row.outcome.map(|outcome| Entry {
             outcome: OutcomeId(outcome),
             told: told(row.r#type.as_deref(), row.data.as_deref()),
@@ -130,16 +222,30 @@ async fn users(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
             cause_id: row.cause_id.unwrap_or_default(),
             changed_at: row.changed_at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
         });
-        let change = Change {
+        Change {
             subject: row.user_id,
             version: row.version,
             entry,
             row: row.row_changed_at.map(|changed_at| UserRow {
                 changed_at,
                 has_profile: row.row_has_profile.unwrap_or_default(),
+                has_customer: row.row_has_customer.unwrap_or_default(),
             }),
-        };
-        look.users.change_history.change(change, &mut look.report);
+        }
+    }
+}
+
+async fn users(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let (from, to) = look.scope.sql_portion();
+    let since = look.scope.sql_since();
+    let mut rows = match since {
+        None => sqlx::query_file_as!(UserChange, "src/verify/user_changes.sql", from, to).fetch(&mut *snapshot.sql),
+        Some(since) => sqlx::query_file_as!(UserChange, "src/verify/recent_user_changes.sql", from, to, since)
+            .fetch(&mut *snapshot.sql),
+    };
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
+        look.users.change_history.change(row.into(), &mut look.report);
+        look.check()?;
     }
     look.users.change_history.end_of_changes(&mut look.report);
     Ok(())
@@ -159,16 +265,18 @@ async fn credits(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
             commits: row.commits,
         };
         credit.judge(&mut look.report);
+        look.check()?;
     }
     Ok(())
 }
 
 /// Compares the credits that checkouts spent or got back with the committed attempts.
 async fn spent(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
-    let mut spent = Spent::default();
+    let mut spent = Spent::new(look.scope.portion());
     let mut rows = sqlx::query_file!("src/verify/spent.sql").fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         spent.told(row.checkout, &row.step);
+        look.limit.admits(spent.facts())?;
     }
     drop(rows);
     let mut rows = sqlx::query!(
@@ -177,6 +285,7 @@ async fn spent(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
     .fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         spent.bound(&row.transaction, &mut look.report);
+        look.check()?;
     }
     spent.judge(&mut look.report);
     Ok(())
@@ -187,6 +296,7 @@ async fn money(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
     let mut rows = sqlx::query_file!("src/verify/money.sql").fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         look.report.broken(Promise::MoneyMismatch, &row.key, || row.what);
+        look.check()?;
     }
     drop(rows);
     let stuck = sqlx::query_scalar!(r#"select count(*) as "stuck!" from checkouts where stuck_at is not null"#);
@@ -196,6 +306,11 @@ async fn money(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
            where (ended_at is null or owes or (state = 'refunded' and sold_at is not null and credits is not null)) and stuck_at is null"#
     );
     look.report.unfinished = u64::try_from(snapshot.server.answer(unfinished.fetch_one(&mut *snapshot.sql)).await?)?;
+    Ok(())
+}
+
+/// What the payment provider must have.
+async fn payments(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query!(
         r#"select c.checkout, coalesce(c.called_at, c.opened_at) as "since!", c.total_currency, c.ended_at is not null as "ended!",
                   coalesce(sum(l.amount) filter (where l.kind in ('capture', 'refund', 'partial_refund', 'refund_failed')), 0)::bigint as "kept!",
@@ -234,14 +349,8 @@ async fn entries(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
     {
         look.entries.restored(at);
     }
-    let mut rows = sqlx::query!(
-        r#"select gets.movement, gets.checkout, gets.kind, gets.account as "to", gives.account as "from", gets.amount, gets.currency,
-                  gets.moved_at
-           from ledger gets
-           join ledger gives on gives.movement = gets.movement and gives.amount < 0
-           where gets.amount > 0 and gets.told"#
-    )
-    .fetch(&mut *snapshot.sql);
+    let (from, to) = look.scope.sql_portion();
+    let mut rows = sqlx::query_file!("src/verify/movements.sql", from, to).fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         look.entries.book(Movement {
             id: row.movement,
@@ -253,6 +362,7 @@ async fn entries(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
             currency: row.currency,
             at: row.moved_at,
         });
+        look.check()?;
     }
     Ok(())
 }
@@ -276,36 +386,43 @@ async fn mails(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<(
     let mut rows = sqlx::query_file!("src/verify/mails.sql").fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         look.report.broken(Promise::MailMissing, &row.key, || row.what);
+        look.check()?;
     }
     Ok(())
 }
 
 async fn records(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
-    let mut rows = sqlx::query!(
-        r#"select source, id, topic, key, hash, reply::text as "reply!", written_at from idempotency_records"#
-    )
-    .fetch(&mut *snapshot.sql);
-    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
-        let reply: Reply = serde_json::from_str(&row.reply)
-            .with_context(|| format!("the reply to event {:?} of {:?} cannot be read", row.id, row.source))?;
-        let digest = digest(&row.hash)
-            .with_context(|| format!("the hash of event {:?} of {:?} is too short", row.id, row.source))?;
-        let kept = Kept {
-            source: row.source,
-            id: row.id,
-            key: row.key,
-            digest,
-            reply,
-            written_at: row.written_at,
-        };
-        match row.topic.as_str() {
-            topics::RESERVATIONS => kept.give_to::<Ticket>(&mut look.tickets, &mut look.report),
-            topics::PAYMENTS => kept.give_to::<User>(&mut look.users, &mut look.report),
-            topic => bail!(
-                "event {:?} of {:?} has the topic {topic:?}, which is none of Holdfast's",
-                kept.id,
-                kept.source
-            ),
+    let (from, to) = look.scope.sql_portion();
+    let since = look.scope.sql_since();
+    let mut rows = sqlx::query_file_as!(Kept, "src/verify/answers.sql", from, to, since).fetch(&mut *snapshot.sql);
+    while let Some(kept) = snapshot.server.answer(rows.try_next()).await? {
+        kept.give_to(look, Taken::Within)?;
+        look.check()?;
+    }
+    Ok(())
+}
+
+/// Adds the idempotency records of events that may have been repeated: the look began after they took effect, or the snapshot was
+/// taken before.
+pub(super) async fn repeated(config: &config::Database, look: &mut Look) -> anyhow::Result<()> {
+    let mut names = look.tickets.records.take_unknown();
+    names.append(&mut look.users.records.take_unknown());
+    if names.is_empty() {
+        return Ok(());
+    }
+    let (mut connection, server) = session::connect(config).await?;
+    for names in names.chunks(PORTION) {
+        let (sources, ids): (Vec<_>, Vec<_>) = names.iter().cloned().unzip();
+        let rows = sqlx::query_as!(
+            Kept,
+            r#"select r.source, r.id, r.topic, r.key, r.hash, r.reply::text as "reply!", r.written_at
+               from unnest($1::text[], $2::text[]) as name (source, id)
+               join idempotency_records r on r.source = name.source and r.id = name.id"#,
+            &sources,
+            &ids
+        );
+        for kept in server.answer(rows.fetch_all(&mut connection)).await? {
+            kept.give_to(look, Taken::Before)?;
         }
     }
     Ok(())
@@ -315,15 +432,43 @@ async fn records(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
 struct Kept {
     source: String,
     id: String,
+    topic: String,
     key: String,
-    digest: Digest,
-    reply: Reply,
+    hash: Vec<u8>,
+    reply: String,
     written_at: OffsetDateTime,
 }
 
+/// Whether the snapshot has what an event changed.
+#[derive(Clone, Copy)]
+enum Taken {
+    Within,
+    Before,
+}
+
 impl Kept {
-    fn give_to<H: History>(self, book: &mut Book<H>, report: &mut Report) {
-        let answered = self.reply.outcomes.iter().map(|outcome| {
+    fn give_to(self, look: &mut Look, taken: Taken) -> anyhow::Result<()> {
+        let Look {
+            tickets, users, report, ..
+        } = look;
+        match self.topic.as_str() {
+            topics::RESERVATIONS => self.enter(tickets, taken, report),
+            topics::PAYMENTS => self.enter(users, taken, report),
+            topic => bail!(
+                "event {:?} of {:?} has the topic {topic:?}, which is none of Holdfast's",
+                self.id,
+                self.source
+            ),
+        }
+    }
+
+    fn enter<H: History>(self, book: &mut Book<H>, taken: Taken, report: &mut Report) -> anyhow::Result<()> {
+        let Self { source, id, .. } = &self;
+        let reply: Reply = serde_json::from_str(&self.reply)
+            .with_context(|| format!("the reply to event {id:?} of {source:?} cannot be read"))?;
+        let digest =
+            digest(&self.hash).with_context(|| format!("the hash of event {id:?} of {source:?} is too short"))?;
+        let answered = reply.outcomes.iter().map(|outcome| {
             let told = OutcomeOf::<H>::read(&outcome.outcome_type, &outcome.data.to_string());
             Answered {
                 sequence: outcome.sequence,
@@ -332,23 +477,36 @@ impl Kept {
         });
         let record = Record {
             outcomes: answered.collect(),
-            refused: self.reply.refusal().is_some(),
+            refused: reply.refusal().is_some(),
             source: self.source,
             id: self.id,
             subject: self.key,
-            digest: self.digest,
+            digest,
             written_at: self.written_at,
         };
-        book.change_history.record(record, report);
+        match taken {
+            Taken::Within => book.change_history.record(record, report),
+            Taken::Before => book.change_history.repeated(&record),
+        }
+        Ok(())
     }
 }
 
 async fn outbox(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
     let mut rows = sqlx::query!(
-        r#"select id, topic, key, headers::text as "headers!", value, written_at from outbox order by id"#
+        r#"select id, topic, key, headers::text as "headers!", value, written_at
+           from outbox
+           where $1::timestamptz is null or written_at >= $1
+           order by id"#,
+        look.scope.sql_since()
     )
     .fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
+        let of_ledger = row.topic == topics::LEDGER_ENTRIES;
+        if !look.scope.has(Some(row.key.as_bytes())) || of_ledger && !look.scope.has_ledger() {
+            continue;
+        }
+        look.check()?;
         let unreadable = || format!("outbox row {} cannot be read", row.id);
         match row.topic.as_str() {
             topics::DEAD_LETTERS => {
@@ -398,6 +556,24 @@ async fn settled(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result
         sqlx::query!(r#"select topic, partition, "offset" from settled_dead_letters"#).fetch(&mut *snapshot.sql);
     while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
         look.settled(&row.topic, row.partition, row.offset);
+    }
+    Ok(())
+}
+
+/// Events that wait for an operator.
+async fn parked(snapshot: &mut Snapshot<'_>, look: &mut Look) -> anyhow::Result<()> {
+    let (from, to) = look.scope.sql_portion();
+    let mut rows = sqlx::query_file!("src/verify/parked.sql", from, to).fetch(&mut *snapshot.sql);
+    while let Some(row) = snapshot.server.answer(rows.try_next()).await? {
+        let digest = digest(&row.hash).with_context(|| {
+            format!(
+                "the hash of parked event {:?} of {:?} is too short",
+                row.event, row.source
+            )
+        })?;
+        let event = (Cause::of(&row.source, &row.event), digest);
+        look.parked(&row.topic, event, row.id, row.partition.zip(row.offset));
+        look.check()?;
     }
     Ok(())
 }

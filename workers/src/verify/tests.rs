@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 use super::change_history::{Answered, Change, Entry, Record, RecordPosition};
 use super::credits::Credit;
 use super::history::{History, OutcomeOf, Ticket, TicketRow, User, UserRow};
-use super::identity::{Fingerprint, digest, millis};
+use super::identity::{Fingerprint, digest, millis, named};
 use super::letters::Original;
 use super::look::Book;
 use super::report::{Promise, Report};
@@ -44,9 +44,15 @@ struct World<H: History> {
     letters_have: Option<Copied>,
     /// Offsets whose dead letters an operator has settled.
     settled: Vec<i64>,
+    /// Offsets whose events are in quarantine, in their order there.
+    parked: Vec<i64>,
     letters_removed: Removed,
     beginning_is_gone: bool,
     outcomes_removed: Removed,
+    /// When the look begins, if it sees only what is new.
+    since: Option<OffsetDateTime>,
+    /// What was answered before.
+    before: Vec<Answer<H::Data>>,
 }
 
 /// What a dead letter has of its record, with the headers that the record came with.
@@ -137,6 +143,7 @@ fn users() -> World<User> {
     let row = UserRow {
         changed_at: NOON,
         has_profile: true,
+        has_customer: false,
     };
     world.rows.push(("ann", 4, row));
     world
@@ -151,6 +158,7 @@ fn erased() -> World<User> {
     let row = UserRow {
         changed_at: NOON,
         has_profile: false,
+        has_customer: false,
     };
     world.rows = vec![("ann", 5, row)];
     world
@@ -171,9 +179,12 @@ impl<H: History> Default for World<H> {
             letters_at: NOON,
             letters_have: None,
             settled: Vec::new(),
+            parked: Vec::new(),
             letters_removed: Removed::default(),
             beginning_is_gone: false,
             outcomes_removed: Removed::default(),
+            since: None,
+            before: Vec::new(),
         }
     }
 }
@@ -258,6 +269,17 @@ impl<H: History<Row: Clone>> World<H> {
         }
     }
 
+    /// And all was decided at this time, but for what the rows say.
+    fn age_with_decisions(&mut self, at: OffsetDateTime) {
+        self.age(at);
+        for logged in &mut self.log {
+            logged.at = at;
+        }
+        for told in &mut self.told {
+            told.time = at;
+        }
+    }
+
     fn verify(&self) -> Report {
         let mut report = Report::default();
         self.read(&mut report);
@@ -266,7 +288,7 @@ impl<H: History<Row: Clone>> World<H> {
 
     fn read(&self, report: &mut Report) -> Book<H> {
         let terms = Terms::new(NOON, RETENTION.unsigned_abs(), LOST_AFTER.unsigned_abs(), 4 << 20);
-        let mut book = Book::<H>::new(1, terms);
+        let mut book = Book::<H>::new(1, terms, self.since.map(millis));
         for (offset, reason) in &self.letters {
             self.put_aside(*offset, *reason, &mut book);
         }
@@ -294,12 +316,24 @@ impl<H: History<Row: Clone>> World<H> {
         for offset in &self.settled {
             records.settled(topic_partition, *offset);
         }
+        for (place, offset) in (0..).zip(&self.parked) {
+            let sent = self.sent.iter().find(|sent| sent.offset == *offset).unwrap();
+            let event = named(sent.event.as_ref().unwrap()).unwrap();
+            records.parked(event, place, Some((topic_partition, *offset)));
+        }
         if self.beginning_is_gone {
             records.beginning_is_gone(topic_partition);
         }
         for sent in &self.sent {
             let value = sent.value();
             records.record::<H>(topic_partition, sent.offset, &sent.original(&value), change_history);
+        }
+        let unknown = records.take_unknown();
+        for answer in &self.before {
+            let record = answer.as_record();
+            if unknown.contains(&(record.source.clone(), record.id.clone())) {
+                change_history.repeated(&record);
+            }
         }
         let mut uses = Uses::default();
         records.contested(&mut uses);
@@ -543,6 +577,7 @@ fn row(status: &str, holder: Option<(&str, &str)>) -> TicketRow {
         held_until: (status == "held").then_some(NOON + Duration::minutes(15)),
         checkout: None,
         hold_price: None,
+        off_sale: false,
         changed_at: NOON,
     }
 }
@@ -571,6 +606,56 @@ fn only(report: &Report, promise: Promise, key: &str) -> String {
     let offence = report.offence(promise).unwrap_or_else(|| panic!("{report}"));
     assert_eq!(offence.key, key, "{report}");
     offence.what.clone()
+}
+
+#[test]
+fn what_is_in_quarantine_is_accounted_for_and_keeps_its_order() {
+    let mut world = world();
+    for id in ["park-1", "park-2"] {
+        world.sends(id, "A-1", reserve("ann"));
+    }
+    let repeat = world.sent.last().unwrap().event.clone();
+    world.send("A-1", repeat);
+    let offset = world.sent.len() as i64 - 3;
+    world.parked = vec![offset, offset + 1];
+    let report = world.verify();
+    assert!(
+        report.is_clean() && report.pending == 0 && report.parked == 3,
+        "{report}"
+    );
+
+    let swapped = vec![offset + 1, offset];
+    let report = World {
+        parked: swapped,
+        ..world
+    }
+    .verify();
+    assert!(report.offence(Promise::OutOfOrder).is_some(), "{report}");
+}
+
+#[test]
+fn an_event_that_overtakes_one_in_quarantine_is_out_of_order() {
+    let mut world = world();
+    world.sends("parked", "A-1", reserve("ann"));
+    world.parked.push(world.sent.len() as i64 - 1);
+    world.happens("late", "A-1", reserve("cid"), &[refused(RefusalReason::Held)], 6);
+    world.rows[0].1 = 6;
+    let report = world.verify();
+    let offence = report.offence(Promise::OutOfOrder);
+    assert!(
+        offence.is_some_and(|offence| offence.what.contains("is parked")),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_record_that_is_not_parked_before_one_that_is_is_lost() {
+    let mut world = world();
+    world.sends("gone", "A-1", reserve("ann"));
+    world.sends("parked", "A-1", reserve("ann"));
+    world.parked.push(world.sent.len() as i64 - 1);
+    let report = world.verify();
+    assert!(report.lost == 1 && report.parked == 1, "{report}");
 }
 
 #[test]
@@ -749,6 +834,7 @@ fn a_dead_letter_about_another_record_that_lay_there_accounts_for_nothing() {
     let mut book = Book::<Ticket>::new(
         1,
         Terms::new(NOON, RETENTION.unsigned_abs(), LOST_AFTER.unsigned_abs(), 4 << 20),
+        None,
     );
     let earlier = World {
         sent: vec![before],
@@ -800,15 +886,9 @@ fn a_reused_id_whose_first_record_was_swept_is_known_by_what_lies_on_the_topic()
     let aged = NOON - RETENTION - Duration::hours(1);
     world.answers.clear();
     world.sends("ann", "A-1", reserve("eve"));
-    world.age(aged);
+    world.age_with_decisions(aged);
     world.letters.push((6, DeadLetterReason::IdReused));
     world.letters_at = aged + Duration::minutes(1);
-    for logged in &mut world.log {
-        logged.at = aged;
-    }
-    for told in &mut world.told {
-        told.time = aged;
-    }
     world.row().changed_at = aged;
     let report = world.verify();
     assert!(report.is_clean() && report.dead_letters == 1, "{report}");
@@ -1161,8 +1241,9 @@ fn a_log_without_a_row_is_oversold() {
 #[test]
 fn a_row_that_says_something_else_than_its_log_is_oversold() {
     type Edit = fn(&mut TicketRow);
-    let changes: [(&str, Edit); 6] = [
+    let changes: [(&str, Edit); 7] = [
         ("hold_price", |row| row.hold_price = Some(1)),
+        ("off_sale", |row| row.off_sale = true),
         ("status", |row| row.status = "available".into()),
         ("holder", |row| row.holder = Some("eve".into())),
         ("hold", |row| row.hold = Some(hold("ann").as_uuid())),
@@ -1270,6 +1351,46 @@ fn two_sales_are_oversold() {
 }
 
 #[test]
+fn a_sale_is_marked_as_not_for_sale_again_once() {
+    let off_sale = |by, checkout: &str| {
+        let checkout = checkout.parse().unwrap();
+        TicketOutcome::TicketOffSale(outcomes::TicketOffSale {
+            user: user(by),
+            checkout,
+        })
+    };
+    for (told, row_says, wrong) in [
+        (vec![off_sale("bob", "c-1")], true, None),
+        (vec![off_sale("bob", "c-1")], false, Some("off_sale")),
+        (vec![], true, Some("off_sale")),
+        (
+            vec![off_sale("bob", "c-1"), off_sale("bob", "c-1")],
+            true,
+            Some("twice"),
+        ),
+        (vec![off_sale("eve", "c-1")], true, Some("another sale")),
+        (vec![off_sale("bob", "c-2")], true, Some("another sale")),
+    ] {
+        let mut world = world();
+        world.tells(("checkout", "c-1/sell/A-1"), 0, "A-1", &sold("bob", "c-1"), 6);
+        for (id, told) in ["withdraw-1", "withdraw-2"].into_iter().zip(&told) {
+            let asked = TicketEvent::TicketWithdrawn(events::TicketWithdrawn {});
+            let version = world.log.last().unwrap().version + 1;
+            world.happens(id, "A-1", asked, std::slice::from_ref(told), version);
+        }
+        world.rows[0].1 = world.log.last().unwrap().version;
+        *world.row() = row("sold", Some(("bob", "bob-2")));
+        world.row().checkout = Some("c-1".into());
+        world.row().off_sale = row_says;
+        let report = world.verify();
+        match wrong {
+            None => assert!(report.is_clean(), "{report}"),
+            Some(wrong) => assert!(only(&report, Promise::Oversold, "A-1").contains(wrong), "{report}"),
+        }
+    }
+}
+
+#[test]
 fn a_sale_to_somebody_without_the_hold_is_oversold() {
     let mut world = world();
     world.tells(("checkout", "c-1/sell/A-1"), 0, "A-1", &sold("eve", "c-1"), 6);
@@ -1279,6 +1400,71 @@ fn a_sale_to_somebody_without_the_hold_is_oversold() {
     world.row().checkout = Some("c-1".into());
     let what = only(&world.verify(), Promise::Oversold, "A-1");
     assert!(what.contains("other than the holder"), "{what}");
+}
+
+/// As [`world`], of which only what follows version 2 is new.
+fn recent() -> World<Ticket> {
+    let (mut world, before) = (world(), NOON - Duration::hours(1));
+    world.since = Some(NOON);
+    world.log[0].at = before;
+    world.log[1].at = before;
+    // The last step before is known.
+    world.log.remove(0);
+    for told in &mut world.told[..3] {
+        told.time = before;
+    }
+    world.told.remove(0);
+    world.before = world.answers.drain(..3).collect();
+    // Ann's request was on its way when the look began.
+    world.sent.drain(..2);
+    world.beginning_is_gone = true;
+    world
+}
+
+#[test]
+fn what_is_new_keeps_the_promises_whatever_was_before() {
+    let report = recent().verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.applied, report.refused, report.pending), (3, 1, 0));
+    let mut world = recent();
+    world.before.clear();
+    only(&world.verify(), Promise::Lost, "A-1");
+}
+
+#[test]
+fn what_is_new_is_judged_beside_the_step_before() {
+    let mut world = recent();
+    world.row().holder = Some("eve".to_owned());
+    only(&world.verify(), Promise::Oversold, "A-1");
+    let mut world = recent();
+    world.told.push(world.told.last().unwrap().clone());
+    let report = world.verify();
+    assert_eq!(report.offence(Promise::Doubled).unwrap().key, "A-1");
+    let mut world = recent();
+    world.log.remove(1);
+    assert_eq!(world.verify().offence(Promise::Lost).unwrap().key, "A-1");
+    // Ann's hold was the step before.
+    let mut world = recent();
+    world.log[2].told = held("bob", "bob-2");
+    assert_eq!(world.verify().offence(Promise::Oversold).unwrap().key, "A-1");
+}
+
+#[test]
+fn what_is_new_begins_with_a_later_outcome_of_an_event() {
+    let mut world = World::<Ticket>::default();
+    let expired = TicketOutcome::TicketExpired(outcomes::TicketExpired {
+        user: user("ann"),
+        hold: hold("ann"),
+    });
+    world.happens("bob", "A-1", reserve("bob"), &[expired, held("bob", "bob")], 8);
+    world.rows.push(("A-1", 9, row("held", Some(("bob", "bob")))));
+    world.log.remove(0);
+    world.told.remove(0);
+    world.answers.clear();
+    world.sent.clear();
+    world.since = Some(NOON);
+    let report = world.verify();
+    assert!(report.is_clean(), "{report}");
 }
 
 #[test]
@@ -1317,6 +1503,30 @@ fn an_event_that_changed_nothing_leaves_no_trace_once_its_record_was_swept() {
     let report = world.verify();
     assert!(report.is_clean(), "{report}");
     assert_eq!((report.applied, report.refused, report.out_of_scope), (3, 2, 1));
+}
+
+#[test]
+fn a_repeat_is_known_when_the_idempotency_record_that_it_met_was_swept_since() {
+    let aged = NOON - RETENTION - Duration::hours(1);
+    let mut world = users();
+    world.answers.clear();
+    world.age_with_decisions(aged);
+    world.rows[0].2.changed_at = aged;
+    // One event that changed something, one that changed nothing.
+    for (id, data) in [("credits", add_credits()), ("again", change())] {
+        world.sends(id, "ann", data);
+        let repeat = world.sent.last_mut().unwrap();
+        repeat.event.as_mut().unwrap().time = aged;
+        repeat.at = NOON - Duration::hours(2);
+    }
+    let report = world.verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.applied, report.repeats, report.out_of_scope), (3, 1, 2));
+
+    // What was too old when it came was put aside, so that a dead letter accounts for it.
+    let late = world.sent.last_mut().unwrap();
+    late.event.as_mut().unwrap().time = late.at - RETENTION - Duration::seconds(1);
+    only(&world.verify(), Promise::Lost, "ann");
 }
 
 #[test]
@@ -1392,6 +1602,10 @@ fn nothing_is_left_of_the_profile_of_a_user_who_was_erased() {
     world.rows[0].2.has_profile = false;
     let what = only(&world.verify(), Promise::Lost, "ann");
     assert!(what.contains("was not erased"), "{what}");
+    let mut world = erased();
+    world.rows[0].2.has_customer = true;
+    let what = only(&world.verify(), Promise::Lost, "ann");
+    assert!(what.contains("a customer, or none"), "{what}");
     let mut world = erased();
     world.log[3].told = erasure();
     let report = world.verify();

@@ -45,6 +45,8 @@ wire! { TicketOutcome;
     TicketExpired "holdfast.outcome.ticket.expired.v1" { user: UserId, hold: HoldId };
     /// The ticket is the user's.
     TicketSold "holdfast.outcome.ticket.sold.v1" { user: UserId, checkout: CheckoutId };
+    /// The ticket stays the user's, and is not for sale again: once it is returned, `ticket.withdrawn` follows.
+    TicketOffSale "holdfast.outcome.ticket.off_sale.v1" { user: UserId, checkout: CheckoutId };
     /// The sale is undone; the ticket is for sale again.
     TicketReturned "holdfast.outcome.ticket.returned.v1" { user: UserId, checkout: CheckoutId };
     /// The ticket is no longer for sale.

@@ -17,6 +17,11 @@ wire! { UserOutcome;
     ProfileChanged "holdfast.outcome.profile.changed.v1" { fields: Vec<ProfileField> };
     /// Nothing is kept of the user's address, name and language but what the topics hold until their retention ends.
     UserErased "holdfast.outcome.user.erased.v1" {};
+    /// A user is another customer at the payment provider than before, or none.
+    CustomerLinked "holdfast.outcome.customer.linked.v1" {
+        /// Whether the user is one now.
+        linked: bool
+    };
     /// The user has so many credits more.
     CreditsChanged "holdfast.outcome.credits.changed.v1" { added: Credits };
     /// The user buys these tickets: their prices stand, and nobody else gets them meanwhile.

@@ -13,7 +13,9 @@ mod noop;
 mod rates;
 mod report;
 mod seeds;
+mod stuck;
 mod tls;
+mod watch;
 mod workload;
 
 use std::time::Duration;
@@ -25,6 +27,7 @@ use holdfast_tests::kit::{Holdfast, Name, Stack};
 use holdfast_tests::load::{Arrival, Event, OUTCOMES, PAYMENT_OUTCOMES, Pace, Producer, RESERVATIONS, follow};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout};
 use tracing::info;
@@ -36,6 +39,8 @@ use workload::Workload;
 
 /// After this long without an outcome the bench gives up.
 const SILENCE: Duration = Duration::from_secs(60);
+/// Of a workload of which only the path is measured.
+const ROUNDS: usize = 3;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -53,12 +58,16 @@ enum Measurement {
     Tls,
     /// As uniform, beside a handler that reads and writes in journalled steps, with an outbox and a relay; and its latency by rate
     Seeds,
+    /// As uniform, with a key that does not get on and has 100,000 events behind it
+    Stuck,
     /// Each event on a ticket of its own
     Distinct,
     /// Requested and released in turn over 2,000 tickets, and the memory meanwhile
     Uniform,
     /// As uniform, with 10 million idempotency records and changes in the tables, and while half of the records are swept
     Aged,
+    /// As uniform, with `verify --watch` beside it and one event in a hundred traced; then the watch's memory while 10 million come
+    Watch,
     /// Requested and released in turn on one ticket
     Hot,
     /// 500 events per second on one ticket
@@ -91,11 +100,17 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if wanted(Measurement::Aged) {
         run = bench.aged(run).await?;
     }
+    if wanted(Measurement::Watch) {
+        run = bench.watch(run).await?;
+    }
     if wanted(Measurement::Tls) {
         bench.tls(&run).await?;
     }
     if wanted(Measurement::Seeds) {
         bench.seeds(&run).await?;
+    }
+    if wanted(Measurement::Stuck) {
+        bench.stuck(&run).await?;
     }
     if wanted(Measurement::Distinct) {
         let workload = |name| Workload::new(name, scaled(20_000), scaled(20_000));
@@ -221,6 +236,23 @@ impl Bench {
         self.hear(workload.tickets).await.map(drop)
     }
 
+    /// Events per second of the uniform workload, round by round.
+    async fn rounds(&mut self, name: &str, run: &Holdfast) -> anyhow::Result<Vec<f64>> {
+        let mut rounds = Vec::with_capacity(ROUNDS);
+        for round in 1..=ROUNDS {
+            rounds.push(self.round(name, round, run).await?);
+        }
+        Ok(rounds)
+    }
+
+    /// Events per second of the uniform workload in one round.
+    async fn round(&mut self, name: &str, round: usize, run: &Holdfast) -> anyhow::Result<f64> {
+        let workload = Workload::new(format!("{name}-{round}"), self.scaled(2_000), self.scaled(100_000));
+        self.list(&workload).await?;
+        let (took, _) = self.drain(&workload, run, &[]).await?;
+        Ok(workload.events as f64 / took.as_secs_f64())
+    }
+
     /// The time from SIGCONT to `gate`, a process with a gate in it, to the last outcome, and the CPU time that each process
     /// in `watch` took meanwhile.
     async fn drain(
@@ -283,6 +315,13 @@ impl Bench {
     /// Waits for `count` outcomes of tickets; returns the arrival of the last.
     async fn hear(&mut self, count: usize) -> anyhow::Result<Instant> {
         self.tickets()?.hear(count).await
+    }
+
+    async fn sql(&self, statements: &str) -> anyhow::Result<()> {
+        let pool = self.stack.postgres.connect().await?;
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&pool).await?;
+        pool.close().await;
+        Ok(())
     }
 
     fn tickets(&mut self) -> anyhow::Result<&mut Outcomes> {

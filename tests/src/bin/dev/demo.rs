@@ -1,14 +1,16 @@
 //! An on-sale on real servers: many buyers and few seats, repeats and bad records mixed in. Then those who hold seats buy them
 //! from a payment provider that declines cards, asks for confirmations, loses answers and tells everything twice; some regret it, and
-//! one of two shows is cancelled. A worker is killed in the middle of either. In the end every count must add up, the provider's books must say the same to the last cent, each customer
-//! must have been written to, and `holdfast verify` must agree.
+//! one of two shows is cancelled. A worker is killed in the middle of either. The events of one seat break the workers, are parked, and are
+//! replayed once that is mended. In the end every count must add up, the provider's books must say the same to the last cent, each
+//! customer must have been written to, and `holdfast verify` must agree.
 
 mod books;
 mod display;
 mod money;
 mod script;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::fmt::Write as _;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -89,6 +91,8 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     sale.settle().await?;
     sale.cancel_show(&stack).await?;
     sale.settle().await?;
+    sale.break_workers(&stack).await?;
+    sale.settle().await?;
     while !provider.has_told_all() {
         sale.go_on().await?;
     }
@@ -100,7 +104,8 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let verified = verify(&stack, &provider).await?;
     sale.books.compare(&verified)?;
     sale.books.compare_sales(&sales(&stack).await?, &provider)?;
-    println!("every count adds up, and every cent");
+    println!("every count adds up, and every cent\n");
+    println!("{}", figures([&first, &second]).await?);
     first.stop().await?;
     second.stop().await
 }
@@ -232,7 +237,14 @@ impl<'a> Sale<'a> {
         // The provider fails for some orders: the command names them, and goes on with them when it is run again.
         for run in 1.. {
             let admin = stack.holdfast("admin", "admin").provider(self.provider);
-            let cancelled = admin.arg("show").arg("cancel").arg(script::CANCELLED).output().await?;
+            let cancel = admin.arg("show").arg("cancel").arg(script::CANCELLED);
+            let cancelled = cancel
+                .arg("--by")
+                .arg("demo")
+                .arg("--why")
+                .arg("cancelled")
+                .output()
+                .await?;
             let said = String::from_utf8_lossy(&cancelled.stdout);
             let told = said.lines().find(|line| line.starts_with(script::CANCELLED));
             self.display.say(told.unwrap_or_default());
@@ -248,6 +260,46 @@ impl<'a> Sale<'a> {
         while self.books.sold_of_cancelled() > 0 {
             self.go_on().await?;
         }
+        Ok(())
+    }
+
+    /// The events of one seat break every worker, and are parked. Once that is mended, an operator has them replayed, in their order.
+    async fn break_workers(&mut self, stack: &Stack) -> anyhow::Result<()> {
+        let pool = stack.postgres.connect().await?;
+        sqlx::raw_sql(script::BREAKING).execute(&pool).await?;
+        let steps = script::breaking();
+        let parked = steps.len() as i64 - 1;
+        steps.into_iter().try_for_each(|step| self.send(step))?;
+        let count = "select count(*) from parked_events";
+        while sqlx::query_scalar::<_, i64>(count).fetch_one(&pool).await? != parked {
+            self.go_on().await?;
+        }
+        self.display.say(&format!(
+            "a rule of the database that nobody thought of: {parked} events of one seat break every worker, and are parked"
+        ));
+        sqlx::raw_sql(script::MENDED).execute(&pool).await?;
+        let replay = stack
+            .holdfast("admin", "admin")
+            .arg("quarantine")
+            .arg("replay")
+            .arg("--all");
+        let replay = replay.arg("--by").arg("demo").arg("--why").arg("the rule is gone");
+        let replayed = replay.output().await?;
+        let said = String::from_utf8_lossy(&replayed.stdout);
+        let failed = String::from_utf8_lossy(&replayed.stderr);
+        ensure!(replayed.status.success(), "admin quarantine replay: {said}\n{failed}");
+        self.display.say(said.trim_end());
+        while !self.books.are_complete() {
+            self.go_on().await?;
+        }
+        let decided =
+            "select cause_id from ticket_change_log where ticket = $1 and cause_id like 'breaks-%' order by version";
+        let decided: Vec<String> = sqlx::query_scalar(decided)
+            .bind(script::BROKEN)
+            .fetch_all(&pool)
+            .await?;
+        ensure!(decided.is_sorted() && decided.len() as i64 == parked + 1, "{decided:?}");
+        pool.close().await;
         Ok(())
     }
 
@@ -417,6 +469,39 @@ async fn verify(stack: &Stack, provider: &Simulator) -> anyhow::Result<Value> {
     }
     let counts = verify().arg("--json").output().await?;
     serde_json::from_slice(&counts.stdout).context("the counts of verify")
+}
+
+/// What the dashboards show of the workers, since each was started last.
+async fn figures(workers: [&Holdfast; 2]) -> anyhow::Result<String> {
+    let panels = [
+        ("What becomes of seats", r#"holdfast_outcomes_total{type="ticket."#),
+        ("Refusals, by reason", r#"holdfast_refusals_total{reason=""#),
+        ("Checkouts ended, by how", r#"holdfast_checkouts_ended_total{how=""#),
+        (
+            "Revenue, in minor units",
+            r#"holdfast_revenue_minor_units_total{currency=""#,
+        ),
+        (
+            "Refunded, in minor units",
+            r#"holdfast_refunded_minor_units_total{currency=""#,
+        ),
+        ("Put in quarantine, by cause", r#"holdfast_quarantined_total{cause=""#),
+    ];
+    let metrics = [workers[0].metrics().await?, workers[1].metrics().await?];
+    let mut text = String::from("the dashboards' figures, of both workers since each was started last\n");
+    for (title, series) in panels {
+        let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+        for line in metrics.iter().flat_map(|metrics| metrics.lines()) {
+            let Some((value, count)) = line.strip_prefix(series).and_then(|rest| rest.split_once(r#""} "#)) else {
+                continue;
+            };
+            *sums.entry(value).or_default() += count.parse::<u64>()?;
+        }
+        let shown = sums.iter().filter(|(_, sum)| **sum > 0);
+        let shown: Vec<_> = shown.map(|(value, sum)| format!("{value} {sum}")).collect();
+        writeln!(text, "{title:<28}{}", shown.join(", "))?;
+    }
+    Ok(text)
 }
 
 /// The sales that the database has.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod pods;
 mod statements;
 mod up;
 
@@ -23,12 +24,16 @@ struct Arguments {
 enum Command {
     /// Fetch the pinned servers
     Fetch,
+    /// Build the previous release, from which the proofs upgrade
+    Previous,
     /// Hold the stack open with `holdfast run` on it, until Ctrl-C
     Up(up::Arguments),
     /// Run an on-sale on real servers, kill workers in the middle, and check that every count and every cent adds up
     Demo,
     /// Measure throughput, latency, CPU time and memory on real servers
     Bench(bench::Arguments),
+    /// Run the chart's pods by podman on real servers, restart them in the middle, and have `verify` judge
+    Pods,
     /// Refresh the committed descriptions of SQL statements
     Sqlx(statements::Arguments),
 }
@@ -36,9 +41,11 @@ enum Command {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fetch => tokio::task::spawn_blocking(kit::fetch::servers).await?.map(drop),
+        Command::Previous => tokio::task::spawn_blocking(kit::previous::binary).await?.map(drop),
         Command::Up(arguments) => up::run(arguments).await,
         Command::Demo => demo::run().await,
         Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Pods => pods::run().await,
         Command::Sqlx(arguments) => statements::run(arguments).await,
     }
 }

@@ -1,4 +1,4 @@
-//! The local stack held open, with a payment provider that moves no money.
+//! The local stack held open, with a payment provider that moves no money, and a Prometheus.
 //!
 //! The provider forgets its books when it ends, while the databases keep theirs: `holdfast verify` compares the two only if it
 //! is given the provider, and then only agrees about a stack whose data is as young as the provider.
@@ -10,13 +10,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use holdfast_tests::kit::doors;
-use holdfast_tests::kit::provider::{self, Delivery, WEBHOOK_SECRET};
-use holdfast_tests::kit::{Name, Stack, dev_folder};
+use holdfast_tests::kit::process::lock;
+use holdfast_tests::kit::{Collector, Installation, Name, Stack, dev_folder};
 use serde_json::json;
 use tracing::{info, warn};
-
-/// Short, so that a developer who kills a checkout sees the reconciler take it up soon.
-const ABANDONED_AFTER: &str = "10s";
 
 /// The one setting that `make dev` takes from the environment, for developers who want to see holds end soon.
 const HOLD_FOR: &str = "HOLDFAST_HOLD_FOR";
@@ -33,29 +30,22 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(Arguments { locked }: Arguments) -> anyhow::Result<()> {
     let stack = Stack::open(if locked { Name::Locked } else { Name::Dev }).await?;
+    let collector = Collector::start_at(stack.ports.get("otlp")?).await?;
+    *lock(&stack.restate.tracing) = Some(collector.endpoint());
     stack.start().await?;
     let provider = stack.provider().await?;
-    provider.webhooks_to(&stack.webhook_url()?, WEBHOOK_SECRET);
-    provider.deliver_always(Delivery::InOrder);
-    let holdfast = stack.holdfast("run", "dev").arg("--examples").provider(&provider);
-    let mut holdfast = holdfast.webhooks().env("HOLDFAST_ABANDONED_AFTER", ABANDONED_AFTER);
     let hold_for = std::env::var(HOLD_FOR).ok();
-    if let Some(hold_for) = &hold_for {
-        holdfast = holdfast.env(HOLD_FOR, hold_for);
-    }
-    let holdfast = holdfast.start().await?;
-    let mut addresses = json!({
-        "kafka": stack.kafka.bootstrap(),
-        "restate_ingress": stack.restate.ingress(),
-        "restate_admin": stack.restate.admin(),
-        "postgres": stack.postgres.url(),
-        "loyalty": stack.postgres.loyalty_url(),
-        "holdfast_http": holdfast.http,
-        "hold_for": hold_for,
-        "mail": stack.maildev.as_ref().map(|maildev| maildev.web()),
-        "provider": provider.url(),
-        "provider_key": provider::KEY,
-    });
+    let traces = collector.endpoint();
+    let traces = [
+        ("HOLDFAST_TRACES_ENDPOINT", traces.as_str()),
+        ("HOLDFAST_TRACES_SAMPLE", "1"),
+    ];
+    let hold_for_set = hold_for.iter().map(|hold_for| (HOLD_FOR, hold_for.as_str()));
+    let settings: Vec<_> = hold_for_set.chain(traces).collect();
+    let installation = Installation::start(&stack, &provider, "dev", &settings).await?;
+    let mut addresses = installation.addresses.clone();
+    addresses["hold_for"] = json!(hold_for);
+    addresses["traces"] = json!(collector.page());
     if locked {
         // A developer's own client takes part as the shop does.
         let login = |user: &str| {
@@ -72,6 +62,7 @@ pub(crate) async fn run(Arguments { locked }: Arguments) -> anyhow::Result<()> {
         "press Ctrl-C to stop everything; the data stays in {}",
         stack.folder().display()
     );
+    let holdfast = &installation.run;
     let status = holdfast.wait(Duration::MAX).await?;
     anyhow::bail!("holdfast ended: {status}\n{}", holdfast.last_words())
 }

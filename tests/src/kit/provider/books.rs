@@ -92,6 +92,7 @@ pub enum Status {
     RequiresPaymentMethod,
     RequiresConfirmation,
     RequiresAction,
+    Processing,
     RequiresCapture,
     Canceled,
     Succeeded,
@@ -138,6 +139,7 @@ impl Status {
             Status::RequiresPaymentMethod => "requires_payment_method",
             Status::RequiresConfirmation => "requires_confirmation",
             Status::RequiresAction => "requires_action",
+            Status::Processing => "processing",
             Status::RequiresCapture => "requires_capture",
             Status::Canceled => "canceled",
             Status::Succeeded => "succeeded",
@@ -162,6 +164,9 @@ impl Books {
             "capture_method",
             "payment_method",
             "payment_method_types[]",
+            "payment_method_options[card][capture_method]",
+            "customer",
+            "receipt_email",
             "on_behalf_of",
             "transfer_data[destination]",
             "application_fee_amount",
@@ -181,12 +186,20 @@ impl Books {
         if currency.len() != 3 {
             return Err(invalid("parameter_invalid", "currency"));
         }
-        if field(fields, "capture_method") != Some("manual") {
+        let method = field(fields, "payment_method").map(String::from);
+        if method.as_ref().is_some_and(|method| !is_known(method)) {
+            return Err(invalid("resource_missing", "payment_method"));
+        }
+        if !is_captured_as_it_must(fields, method.as_deref().unwrap_or_default()) {
             return Err(invalid("parameter_invalid", "capture_method"));
         }
-        let method = field(fields, "payment_method").map(String::from);
-        if method.as_ref().is_some_and(|method| !method.starts_with("pm_card_")) {
-            return Err(invalid("resource_missing", "payment_method"));
+        if field(fields, "customer").is_some_and(|customer| !customer.starts_with("cus_")) {
+            return Err(invalid("resource_missing", "customer"));
+        }
+        // Stripe takes fewer addresses than the standards allow.
+        let receipt = field(fields, "receipt_email").and_then(|address| address.rsplit_once('@'));
+        if receipt.is_some_and(|(_, domain)| !domain.contains('.')) {
+            return Err(invalid("email_invalid", "receipt_email"));
         }
         let metadata = fields.iter().filter_map(|(name, value)| {
             let name = name.strip_prefix("metadata[")?.strip_suffix(']')?;
@@ -231,7 +244,7 @@ impl Books {
             None => &[Status::RequiresConfirmation],
         };
         self.at(id, open, "confirm")?;
-        if other.as_ref().is_some_and(|method| !method.starts_with("pm_card_")) {
+        if other.as_ref().is_some_and(|method| !is_known(method)) {
             return Err(invalid("resource_missing", "payment_method"));
         }
         let payment = self.payment(id);
@@ -241,6 +254,9 @@ impl Books {
         let method = payment.method.clone().unwrap_or_default();
         match decline.or_else(|| declined_card(&method)) {
             Some(reason) => Err(self.decline(id, reason)),
+            None if is_debit(&method) => Ok(self.change(id, "payment_intent.processing", |payment| {
+                payment.status = Status::Processing;
+            })),
             None if method.contains("authenticationRequired") => {
                 Ok(self.change(id, "payment_intent.requires_action", |payment| {
                     payment.status = Status::RequiresAction;
@@ -257,6 +273,23 @@ impl Books {
             true => Ok(self.authorise(id)),
             false => Err(self.decline(id, "authentication_failed")),
         }
+    }
+
+    /// The bank pays a debit, or returns it, which takes days.
+    pub(super) fn end_debit(&mut self, id: &str, success: bool) -> Answer {
+        let amount = self.at(id, &[Status::Processing], "end")?.amount;
+        if !success {
+            // Nobody has asked, who could be told by the answer.
+            self.decline(id, "insufficient_funds");
+            return Ok(Value::Null);
+        }
+        let charge = self.id("py");
+        self.book(id, Kind::Captured, amount);
+        Ok(self.change(id, "payment_intent.succeeded", |payment| {
+            payment.status = Status::Succeeded;
+            payment.captured = amount;
+            payment.charge = Some(charge);
+        }))
     }
 
     pub(super) fn come_through(&mut self, id: &str) -> Answer {
@@ -610,7 +643,9 @@ impl Payment {
             "amount": self.amount,
             "amount_capturable": if self.status == Status::RequiresCapture { self.capturable() } else { 0 },
             "amount_received": self.captured,
-            "capture_method": "manual",
+            "capture_method": self.asked_for("capture_method"),
+            "customer": self.asked_for("customer"),
+            "receipt_email": self.asked_for("receipt_email"),
             "client_secret": self.client_secret(),
             "created": self.created,
             "currency": self.currency,
@@ -723,6 +758,25 @@ impl RefundStatus {
 /// do so when [`Books::end_refund`] says so.
 const SLOW_REFUND: &str = "pm_card_pendingRefund";
 const FAILING_REFUND: &str = "pm_card_refundFail";
+
+fn is_known(method: &str) -> bool {
+    method.starts_with("pm_card_") || is_debit(method)
+}
+
+/// True of Stripe's test accounts for SEPA debits, such as `pm_successDelayed_de`; here they end when [`Books::end_debit`] says so.
+fn is_debit(method: &str) -> bool {
+    method.starts_with("pm_success") || method.starts_with("pm_failed")
+}
+
+/// Cards are captured later, whatever else may be paid by; debits cannot be.
+fn is_captured_as_it_must(fields: &Fields, method: &str) -> bool {
+    let cards = field(fields, "payment_method_options[card][capture_method]");
+    match field(fields, "capture_method") {
+        Some("manual") => !is_debit(method),
+        Some("automatic") => cards == Some("manual"),
+        _ => false,
+    }
+}
 
 /// A card of this simulator alone: it can be authorised but never captured, so that a developer can look at a checkout that
 /// stays under way.

@@ -17,10 +17,7 @@ use anyhow::{Context, anyhow};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -28,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded;
 
+use super::http;
 use super::process::lock;
 use books::{Answer, Books, Refused};
 pub use books::{Kind, Movement, Payment, Refund, RefundStatus, Status};
@@ -169,7 +167,8 @@ impl Simulator {
             books: Mutex::new(Books::open()),
             ..State::default()
         });
-        let accepting = tokio::spawn(accept(listener, state.clone()));
+        let of = state.clone();
+        let accepting = tokio::spawn(http::serve(listener, move |request| answer(request, of.clone())));
         Ok(Simulator {
             url: format!("http://{address}"),
             state,
@@ -293,6 +292,11 @@ impl Simulator {
         alter(lock(&self.state.books).payment(payment));
     }
 
+    /// The bank pays a debit, or returns it, which takes days.
+    pub fn end_debit(&self, payment: &str, success: bool) -> anyhow::Result<()> {
+        self.by_hand(|books| books.end_debit(payment, success))
+    }
+
     /// A payment that was declined comes through after all, as when the customer gives another card on the provider's page.
     pub fn comes_through(&self, payment: &str) -> anyhow::Result<()> {
         self.by_hand(|books| books.come_through(payment))
@@ -360,21 +364,6 @@ impl Drop for Simulator {
         if let Some(delivering) = lock(&self.delivering).take() {
             delivering.abort();
         }
-    }
-}
-
-async fn accept(listener: TcpListener, state: Arc<State>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let state = state.clone();
-        let service = service_fn(move |request| answer(request, state.clone()));
-        tokio::spawn(async move {
-            // A connection that a fault cuts ends with that error.
-            drop(
-                http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await,
-            );
-        });
     }
 }
 

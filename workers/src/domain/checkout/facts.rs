@@ -8,8 +8,8 @@ use super::refunds::{booked, credits_returned, refund_changed, refunded};
 use super::returns::{credits_repaid, order_returned, refund_made};
 use super::transition::{movement, row};
 use super::{
-    Checkout, CreditsChange, CustomerMail, Dispute, Failure, MOST_ATTEMPTS, Next, Refund, Returning, Seats, State,
-    StuckReason, Transition,
+    ASK_AGAIN, Checkout, CreditsChange, CustomerMail, Dispute, Failure, MOST_ATTEMPTS, Next, Refund, Returning, Seats,
+    State, StuckReason, Transition,
 };
 use crate::domain::ledger::MovementKind;
 
@@ -41,6 +41,8 @@ pub enum Fact {
     Captured { frees_seats: bool },
     /// The payment can be captured no more.
     NotCaptured,
+    /// The bank was still working on the payment when the seats were sold, and has declined it since, with the provider's code.
+    DebitFailed(Option<DeclineCode>),
     /// The provider holds nothing of the payment any more: it was cancelled, or this amount was captured and then refunded.
     GivenBack { captured: i64 },
     /// The credits are returned, within the transaction that writes this.
@@ -126,6 +128,10 @@ pub fn apply(checkout: &Checkout, fact: Fact, now: OffsetDateTime) -> Transition
             State::Sold => undo(checkout, CheckoutFailure::NotCaptured),
             _ => Transition::default(),
         },
+        Fact::DebitFailed(code) => match checkout.state {
+            State::Sold => row(checkout, moved(checkout, State::Undoing(declined_with(code)))),
+            _ => Transition::default(),
+        },
         Fact::GivenBack { captured } => given_back(checkout, captured),
         Fact::CreditsReturned => credits_returned(checkout),
         Fact::Refunded {
@@ -168,21 +174,18 @@ fn made(checkout: &Checkout, payment: PaymentId) -> Transition {
 
 /// The payment's status decides whether the checkout goes on, waits, or is undone.
 fn stands(checkout: &Checkout, status: PaymentStatus, now: OffsetDateTime) -> Transition {
-    let is_open = matches!(
-        checkout.state,
-        State::Created | State::Waiting | State::Processing | State::Declined(_)
-    );
-    if !is_open {
-        return Transition::default();
+    match checkout.state {
+        State::Created | State::Waiting | State::Processing | State::Declined(_) => {}
+        State::Sold | State::Undoing(_) if status == PaymentStatus::Processing => return undecided(checkout, now),
+        _ => return Transition::default(),
     }
     let state = match status {
         PaymentStatus::Authorised | PaymentStatus::Captured => State::Authorised,
         PaymentStatus::ActionRequired if now < checkout.until => State::Waiting,
-        PaymentStatus::Processing if now < checkout.until => State::Processing,
-        PaymentStatus::ActionRequired
-        | PaymentStatus::Processing
-        | PaymentStatus::Unconfirmed
-        | PaymentStatus::Canceled => unpaid(checkout, now),
+        PaymentStatus::Processing if now < checkout.last_moment() => State::Processing,
+        // The seats are sold before their holds end, and the money captured once the bank has decided.
+        PaymentStatus::Processing => State::Authorised,
+        PaymentStatus::ActionRequired | PaymentStatus::Unconfirmed | PaymentStatus::Canceled => unpaid(checkout, now),
     };
     let begins = state == State::Waiting && checkout.state != State::Waiting;
     let asked = checkout.payment.clone().filter(|_| begins).map(|payment| {
@@ -195,6 +198,24 @@ fn stands(checkout: &Checkout, status: PaymentStatus, now: OffsetDateTime) -> Tr
     Transition {
         outcomes: asked.into_iter().collect(),
         ..row(checkout, moved(checkout, state))
+    }
+}
+
+/// While the bank is working on a payment, it can neither be captured nor cancelled. What else is to be undone does not wait for the
+/// bank. The row changes in any case: the step came through.
+fn undecided(checkout: &Checkout, now: OffsetDateTime) -> Transition {
+    let (after, back) = match checkout.state {
+        State::Undoing(_) => unsell(checkout),
+        _ => (checkout.clone(), Transition::default()),
+    };
+    let next = Checkout {
+        version: checkout.version + 1,
+        ask_at: Some(now + ASK_AGAIN),
+        ..moved(&after, checkout.state.clone())
+    };
+    Transition {
+        next: Some(next),
+        ..back
     }
 }
 
@@ -311,18 +332,13 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
     let State::Undoing(failure) = &checkout.state else {
         return Transition::default();
     };
+    let (after, back) = unsell(checkout);
     let next = Checkout {
-        sold: false,
         refunded: captured,
-        ..moved(&checkout.without(|_| checkout.sold), State::Failed(failure.clone()))
+        ..moved(&after, State::Failed(failure.clone()))
     };
-    let spent = checkout.credits.filter(|_| checkout.sold);
-    let seats = match checkout.sold {
-        true => Seats::Returned { resell: true },
-        false => Seats::Kept,
-    };
-    let back = [
-        movement(MovementKind::CreditBack, spent.map_or(0, Credits::amount)),
+    let movements = [
+        back.movements,
         movement(MovementKind::Capture, captured),
         movement(MovementKind::Refund, captured),
     ];
@@ -332,12 +348,30 @@ fn given_back(checkout: &Checkout, captured: i64) -> Transition {
             reason: failure.reason,
             code: failure.code.clone(),
         })],
-        movements: back.concat(),
+        movements: movements.concat(),
         mails: vec![CustomerMail::Failed],
-        seats,
-        credits: spent.map(CreditsChange::Returned),
+        seats: back.seats,
+        credits: back.credits,
         ..row(checkout, next)
     }
+}
+
+/// The seats go back on sale, and the credits to the user, if they were sold and spent. Yields the row with that, and what else it brings.
+fn unsell(checkout: &Checkout) -> (Checkout, Transition) {
+    if !checkout.sold {
+        return (checkout.clone(), Transition::default());
+    }
+    let after = Checkout {
+        sold: false,
+        ..checkout.without(|_| true)
+    };
+    let back = Transition {
+        movements: movement(MovementKind::CreditBack, checkout.credits.map_or(0, Credits::amount)),
+        seats: Seats::Returned { resell: true },
+        credits: checkout.credits.map(CreditsChange::Returned),
+        ..Transition::default()
+    };
+    (after, back)
 }
 
 /// Writes since when a step fails; a checkout whose step fails for too long is stuck, for an operator.
@@ -379,6 +413,7 @@ fn resumed(checkout: &Checkout) -> Transition {
     }
     let next = Checkout {
         stuck: None,
+        ask_at: None,
         unknown_since: None,
         ..checkout.clone()
     };
@@ -411,6 +446,7 @@ fn undo(checkout: &Checkout, reason: CheckoutFailure) -> Transition {
 fn moved(checkout: &Checkout, state: State) -> Checkout {
     Checkout {
         state,
+        ask_at: None,
         unknown_since: None,
         stuck: None,
         ..checkout.clone()

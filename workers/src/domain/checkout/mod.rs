@@ -9,6 +9,7 @@
 mod disputes;
 mod facts;
 mod opening;
+pub mod recovery;
 mod refunds;
 mod reports;
 mod returns;
@@ -17,7 +18,7 @@ mod transition;
 
 use holdfast_schemas::{
     CheckoutFailure, CheckoutId, Credits, Currency, DeclineCode, HoldId, PaymentId, PaymentMethod, Price, Seat, ShowId,
-    TicketId, UserId,
+    TicketId, Traceparent, UserId,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -33,6 +34,13 @@ pub use transition::{CreditsChange, CustomerMail, Seats, Transition};
 /// Time for which the creation of a payment is retried under its idempotency key: the provider keeps keys for 24 hours (Stripe).
 /// Later the payment is looked up, never made again.
 const KEY_LIVES: Duration = Duration::hours(23);
+
+/// Before the holds end by so much the seats are sold of a payment that the bank is still working on: later another buyer could have
+/// them.
+const LAST_MOMENT: Duration = Duration::seconds(30);
+
+/// Pause before the provider is asked again for a payment that the bank is working on; as a rule its event comes before.
+const ASK_AGAIN: Duration = Duration::HOUR;
 
 /// Most payment methods that are tried for one checkout: more would only try out cards.
 const MOST_ATTEMPTS: i32 = 10;
@@ -58,6 +66,8 @@ pub struct Checkout {
     /// From when on the payment provider may have been called: since the opening; none if there is nothing for it to charge.
     pub called_at: Option<OffsetDateTime>,
     pub payment: Option<PaymentId>,
+    /// When its next step is tried again, which the provider allows only once the bank has decided about the payment.
+    pub ask_at: Option<OffsetDateTime>,
     /// Since when its next step fails: the provider does not tell the payment's state, or a setting is missing.
     pub unknown_since: Option<OffsetDateTime>,
     /// Why it waits for an operator, while it does.
@@ -71,6 +81,8 @@ pub struct Checkout {
     pub undone: i64,
     /// What the returns of its order give back, in order; the first has the number 1.
     pub repayments: Vec<Repayment>,
+    /// The trace of the event that opened it; none of those that an earlier release opened, or that came back with a database.
+    pub trace: Option<Traceparent>,
 }
 
 /// One ticket of a checkout, with the hold and the price at its opening.
@@ -98,9 +110,9 @@ pub enum State {
     Processing,
     /// The payment was declined, with the provider's code; another payment method may be given.
     Declined(Option<DeclineCode>),
-    /// The money is authorised.
+    /// The money is authorised, or the bank is still working on it as the holds end.
     Authorised,
-    /// The seats are sold and the credits spent; the money is to be captured.
+    /// The seats are sold and the credits spent; the money is to be captured, or the bank is still working on it.
     Sold,
     /// All that was authorised, captured, sold or spent is to be given back.
     Undoing(Failure),
@@ -141,8 +153,11 @@ pub enum StuckReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     Take(Step),
-    /// Wait for an event of the provider or the buyer, at most until then.
-    Wait(OffsetDateTime),
+    /// Wait for an event of the provider or the buyer, at most until then. An event of the provider brings the step forward.
+    Wait {
+        until: OffsetDateTime,
+        step: Step,
+    },
     /// Nothing, ever.
     End,
 }
@@ -214,15 +229,37 @@ impl Checkout {
 
     /// What is to be done.
     pub fn next(&self, now: OffsetDateTime) -> Next {
+        match (self.step(now), self.waits_until()) {
+            (None, _) => Next::End,
+            (Some(step), Some(until)) if now < until => Next::Wait { until, step },
+            (Some(step), _) => Next::Take(step),
+        }
+    }
+
+    fn waits_until(&self) -> Option<OffsetDateTime> {
+        match self.state {
+            State::Waiting | State::Declined(_) => Some(self.until),
+            State::Processing => Some(self.last_moment()),
+            State::Sold | State::Undoing(_) => self.ask_at,
+            _ => None,
+        }
+    }
+
+    /// From then on the seats of a payment that the bank is working on are sold.
+    fn last_moment(&self) -> OffsetDateTime {
+        self.until - LAST_MOMENT
+    }
+
+    /// The next step; none where nothing is left to be done.
+    fn step(&self, now: OffsetDateTime) -> Option<Step> {
         let is_late = now >= self.until;
-        let step = match (&self.state, &self.payment) {
+        Some(match (&self.state, &self.payment) {
             (State::Opened, _) if self.due() == 0 => Step::Sell,
             (State::Opened, _) if self.key_lives(now) => Step::Create,
             (State::Opened, _) => Step::Find,
             // Too late to authorise; but an earlier call may have authorised the payment.
             (State::Created, _) if is_late => Step::Look,
             (State::Created, Some(payment)) => Step::Authorise(payment.clone()),
-            (State::Waiting | State::Processing | State::Declined(_), _) if !is_late => return Next::Wait(self.until),
             // A confirmation, or another card on the customer's page, may have come through.
             (State::Waiting | State::Processing | State::Declined(_), _) => Step::Look,
             (State::Authorised, _) => Step::Sell,
@@ -232,12 +269,8 @@ impl Checkout {
             (State::Undoing(_), _) if self.called_at.is_some() => Step::GiveBack,
             (State::Undoing(_), _) => Step::Fail,
             (State::Refunded, _) if self.owed_credits().is_some() => Step::ReturnCredits,
-            (State::Completed | State::Refunded | State::Failed(_), _) => match self.repaying() {
-                Some(step) => step,
-                None => return Next::End,
-            },
-        };
-        Next::Take(step)
+            (State::Completed | State::Refunded | State::Failed(_), _) => return self.repaying(),
+        })
     }
 
     /// Number of tickets of each show, in order.

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use holdfast_schemas::{
-    CheckoutId, Credits, Currency, PaymentMethod, Price, ShowId, TicketId, UserId, UserOutcome, UserRefusalReason,
-    outcomes,
+    CheckoutId, Credits, Currency, PaymentMethod, Price, ShowId, TicketId, Traceparent, UserId, UserOutcome,
+    UserRefusalReason, outcomes,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -23,6 +23,7 @@ pub struct Wish<'a> {
     pub cart: &'a [TicketId],
     pub credits: Option<Credits>,
     pub method: Option<&'a PaymentMethod>,
+    pub trace: Option<&'a Traceparent>,
 }
 
 impl Wish<'_> {
@@ -70,6 +71,34 @@ pub struct Stock {
     pub accounts_differ: bool,
 }
 
+impl Checkout {
+    /// The first state of a checkout for which nobody pays yet.
+    pub(crate) fn new(id: &CheckoutId, user: &UserId, lines: Vec<Line>, total: Price, until: OffsetDateTime) -> Self {
+        Self {
+            id: id.clone(),
+            version: 1,
+            user: user.clone(),
+            lines,
+            total,
+            credits: None,
+            method: None,
+            attempt: 0,
+            state: State::Opened,
+            until,
+            called_at: None,
+            payment: None,
+            ask_at: None,
+            unknown_since: None,
+            stuck: None,
+            sold: false,
+            refunded: 0,
+            undone: 0,
+            repayments: vec![],
+            trace: None,
+        }
+    }
+}
+
 /// Opens a checkout of tickets that the user holds, at the prices of the holds.
 ///
 /// # Errors
@@ -110,24 +139,10 @@ pub fn open(
         }
     }
     let mut checkout = Checkout {
-        id: wish.id.clone(),
-        version: 1,
-        user: wish.user.clone(),
-        lines,
-        total,
         credits: wish.credits,
         method: wish.method.cloned(),
-        attempt: 0,
-        state: State::Opened,
-        until,
-        called_at: None,
-        payment: None,
-        unknown_since: None,
-        stuck: None,
-        sold: false,
-        refunded: 0,
-        undone: 0,
-        repayments: vec![],
+        trace: wish.trace.cloned(),
+        ..Checkout::new(wish.id, wish.user, lines, total, until)
     };
     checkout.called_at = (checkout.due() > 0).then_some(now);
     if checkout.due() > 0 {

@@ -66,25 +66,10 @@ fn held(by: &str, number: &str, until: OffsetDateTime) -> Ticket {
 }
 
 pub(super) fn checkout(state: State) -> Checkout {
+    let id = CheckoutId::parse("c-1").unwrap();
     Checkout {
-        id: CheckoutId::parse("c-1").unwrap(),
-        version: 1,
-        user: user("ann"),
-        lines: vec![line()],
-        total: price(100),
-        credits: None,
-        method: None,
-        attempt: 0,
         state,
-        until: now() + MINUTE,
-        called_at: None,
-        payment: None,
-        unknown_since: None,
-        stuck: None,
-        sold: false,
-        refunded: 0,
-        undone: 0,
-        repayments: vec![],
+        ..Checkout::new(&id, &user("ann"), vec![line()], price(100), now() + MINUTE)
     }
 }
 
@@ -107,9 +92,94 @@ fn no_money_is_asked_for_once_a_hold_has_ended() {
     }
     // It was authorised in time: the seats are sold if they are free.
     assert_eq!(checkout(State::Authorised).next(late), Next::Take(Step::Sell));
-    for state in [State::Waiting, State::Processing, State::Declined(None)] {
-        assert_eq!(checkout(state).next(now()), Next::Wait(late));
+    for (state, until) in [
+        (State::Waiting, late),
+        (State::Declined(None), late),
+        (State::Processing, late - LAST_MOMENT),
+    ] {
+        let step = Step::Look;
+        assert_eq!(checkout(state).next(now()), Next::Wait { until, step });
     }
+}
+
+#[test]
+fn seats_are_sold_at_the_last_moment_while_the_bank_is_still_working_on_the_payment() {
+    let processing = || Fact::Payment(PaymentStatus::Processing);
+    let last = checkout(State::Opened).last_moment();
+    let just_before = last - Duration::SECOND;
+    for state in [State::Created, State::Waiting, State::Processing, State::Declined(None)] {
+        let checkout = checkout(state);
+        let stays = apply(&checkout, processing(), just_before).next;
+        assert_eq!(stays.as_ref().unwrap_or(&checkout).state, State::Processing);
+        let next = apply(&checkout, processing(), last).next.unwrap();
+        assert_eq!(next.state, State::Authorised);
+        assert_eq!(next.next(last), Next::Take(Step::Sell));
+    }
+}
+
+#[test]
+fn a_payment_that_the_bank_is_working_on_is_asked_for_again_and_by_an_event_at_once() {
+    let payment = PaymentId::parse("pi_1").unwrap();
+    let paid = |state| Checkout {
+        called_at: Some(now()),
+        payment: Some(payment.clone()),
+        ..checkout(state)
+    };
+    let undoing = State::Undoing(CheckoutFailure::SeatsGone.into());
+    for (state, step) in [(State::Sold, Step::Capture(payment.clone())), (undoing, Step::GiveBack)] {
+        assert_eq!(paid(state.clone()).next(now()), Next::Take(step.clone()));
+        let undecided = after(&paid(state.clone()), Fact::Payment(PaymentStatus::Processing));
+        assert!(undecided.is_row_alone());
+        let next = undecided.next.unwrap();
+        assert_eq!(next.state, state);
+        let until = now() + ASK_AGAIN;
+        let taken = Next::Take(step.clone());
+        assert_eq!(next.next(now()), Next::Wait { until, step });
+        assert_eq!(next.next(until), taken);
+    }
+}
+
+#[test]
+fn seats_and_credits_go_back_at_once_where_the_bank_is_still_working_on_a_payment_that_is_undone() {
+    let sold = Checkout {
+        called_at: Some(now()),
+        sold: true,
+        credits: Credits::new(40).ok(),
+        ..checkout(State::Undoing(CheckoutFailure::Settled.into()))
+    };
+    let undecided = after(&sold, Fact::Payment(PaymentStatus::Processing));
+    assert_eq!(undecided.seats, Seats::Returned { resell: true });
+    assert_eq!(undecided.credits, sold.credits.map(CreditsChange::Returned));
+    let next = undecided.next.unwrap();
+    assert!(!next.sold && next.lines.iter().all(|line| line.returned));
+    // They go back once.
+    assert!(after(&next, Fact::Payment(PaymentStatus::Processing)).is_row_alone());
+    let failed = after(&next, Fact::GivenBack { captured: next.due() });
+    assert_eq!((failed.seats, failed.credits), (Seats::Kept, None));
+}
+
+#[test]
+fn a_debit_that_fails_after_its_seats_were_sold_undoes_the_checkout() {
+    let sold = Checkout {
+        called_at: Some(now()),
+        sold: true,
+        ..checkout(State::Sold)
+    };
+    let code = DeclineCode::parse("insufficient_funds").ok();
+    let undoing = after(&sold, Fact::DebitFailed(code.clone())).next.unwrap();
+    assert_eq!(
+        undoing.state,
+        State::Undoing(Failure {
+            reason: CheckoutFailure::Declined,
+            code,
+        })
+    );
+    assert_eq!(undoing.next(now()), Next::Take(Step::GiveBack));
+    let failed = after(&undoing, Fact::GivenBack { captured: 0 });
+    assert_eq!(
+        (failed.seats, failed.movements),
+        (Seats::Returned { resell: true }, vec![])
+    );
 }
 
 #[test]
@@ -835,6 +905,7 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
         cart: &cart,
         credits: Credits::new(credits).ok(),
         method: Some(&method),
+        trace: None,
     };
     let terms = SaleTerms {
         charges: Some(any_amount),
@@ -958,6 +1029,7 @@ fn a_checkout_lengthens_each_hold_once_to_at_least_a_set_time() {
         cart: &cart,
         credits: None,
         method: Some(&method),
+        trace: None,
     };
     let terms = SaleTerms {
         charges: Some(any_amount),

@@ -30,7 +30,7 @@ pub enum Seats {
     /// Each hold that was not lengthened before lasts at least until then.
     HeldUntil(OffsetDateTime),
     /// Those that the row afterwards has as returned, and did not before, are the user's no more, and are taken off the count of those
-    /// that the user has bought. `resell`: they are for sale again.
+    /// that the user has bought. `resell`: they are for sale again, but for those that were withdrawn.
     Returned { resell: bool },
 }
 

@@ -146,7 +146,7 @@ impl World {
     fn go_on(&mut self, slot: usize, seen: Checkout, choice: u8) {
         let step = match seen.next(self.clock) {
             Next::Take(step) if seen.stuck.is_none() => step,
-            Next::Wait(_) if choice < 64 => Step::Look,
+            Next::Wait { step, .. } if choice < 64 => step,
             _ => return,
         };
         let learnt = None;
@@ -195,11 +195,14 @@ impl World {
                 match charge.status {
                     PaymentStatus::Captured if charge.captured != charge.due => Fact::AmountDiffers,
                     PaymentStatus::Captured => Fact::Captured { frees_seats: true },
+                    PaymentStatus::Processing => Fact::Payment(PaymentStatus::Processing),
+                    PaymentStatus::Unconfirmed if charge.declined => Fact::DebitFailed(None),
                     _ => Fact::NotCaptured,
                 }
             }
-            Step::GiveBack => Fact::GivenBack {
-                captured: self.give_back(seen),
+            Step::GiveBack => match self.give_back(seen) {
+                Some(captured) => Fact::GivenBack { captured },
+                None => Fact::Payment(PaymentStatus::Processing),
             },
             Step::Complete => Fact::Captured { frees_seats: true },
             Step::Fail => Fact::GivenBack { captured: 0 },
@@ -233,16 +236,18 @@ impl World {
         self.charge.is_some() && seen.called_at.is_some()
     }
 
-    fn give_back(&mut self, seen: &Checkout) -> i64 {
+    /// None while the bank is working on the payment.
+    fn give_back(&mut self, seen: &Checkout) -> Option<i64> {
         if !self.find(seen) {
-            return 0;
+            return Some(0);
         }
         let charge = self.charge.as_mut().expect("it was found");
         match charge.status {
             PaymentStatus::Captured => charge.refund(charge.captured, self.clock.second().is_multiple_of(2)),
+            PaymentStatus::Processing => return None,
             _ => charge.status = PaymentStatus::Canceled,
         }
-        charge.captured
+        Some(charge.captured)
     }
 
     /// The sale learns and records in one transaction, against the version that was read.
@@ -305,6 +310,7 @@ impl World {
             (PaymentStatus::Unconfirmed, 0) if charge.declined => PaymentStatus::Authorised,
             (PaymentStatus::ActionRequired, 0) => PaymentStatus::Unconfirmed,
             (PaymentStatus::ActionRequired, 1) => PaymentStatus::Processing,
+            (PaymentStatus::Processing, 0 | 1) => return charge.bank_decides(choice.is_multiple_of(4)),
             (PaymentStatus::ActionRequired | PaymentStatus::Processing, _) => PaymentStatus::Authorised,
             // An authorisation ends by itself after some days.
             (PaymentStatus::Authorised, 0) => PaymentStatus::Canceled,
@@ -320,6 +326,8 @@ impl World {
         let fact = match choice % 11 {
             0 => Fact::GivenUp(CheckoutFailure::Cancelled),
             1 => Fact::LeftStuck,
+            // That mark is taken off once the customer has the money in another way, of which these books know nothing.
+            2 | 3 if self.row.stuck == Some(StuckReason::RefundFailed) => return Ok(()),
             2 | 3 => Fact::Resumed,
             4 => Fact::Heard,
             5 => {
@@ -401,6 +409,11 @@ impl World {
                 let now = charge.refunds[place].clone();
                 self.tell(now)?;
             }
+            if let (State::Sold | State::Undoing(_), Some(charge)) = (&self.row.state, &mut self.charge)
+                && charge.status == PaymentStatus::Processing
+            {
+                charge.bank_decides(self.clock.minute().is_multiple_of(2));
+            }
             match self.row.stuck {
                 Some(StuckReason::AmountDiffers) => {
                     self.record(&self.row.clone(), Fact::GivenUp(CheckoutFailure::Settled))?;
@@ -417,7 +430,7 @@ impl World {
             }
             match self.row.next(self.clock) {
                 Next::End => return self.judge(),
-                Next::Wait(until) => self.clock = until,
+                Next::Wait { until, .. } => self.clock = until,
                 Next::Take(_) => {
                     for _ in 0..9 {
                         self.drive(0, 15)?;
@@ -432,8 +445,10 @@ impl World {
     fn judge(&self) -> Result<(), String> {
         let charge = self.charge.as_ref();
         let kept = charge.map_or(0, |charge| charge.captured - charge.refunded());
-        let is_open = charge
-            .is_some_and(|charge| matches!(charge.status, PaymentStatus::Authorised | PaymentStatus::ActionRequired));
+        let is_open = matches!(
+            charge.map(|charge| charge.status),
+            Some(PaymentStatus::Authorised | PaymentStatus::ActionRequired | PaymentStatus::Processing)
+        );
         let (due, credits) = match self.row.state {
             State::Completed => (self.row.due() - self.row.refunded, -self.row.credits_left()),
             _ => (0, 0),
@@ -475,6 +490,15 @@ impl Charge {
             },
         });
         self.totals.push(self.refunded());
+    }
+
+    /// A debit comes in, or fails: no money was ever set aside for it.
+    fn bank_decides(&mut self, comes_in: bool) {
+        if comes_in {
+            (self.status, self.captured) = (PaymentStatus::Captured, self.due);
+        } else {
+            (self.status, self.declined) = (PaymentStatus::Unconfirmed, true);
+        }
     }
 
     /// Makes the refund of a repayment once, as far as so much is left.

@@ -1,5 +1,6 @@
 //! The credits of a checkout: a two-phase commit around the transaction that records a fact.
 
+use holdfast_schemas::CheckoutId;
 use sqlx::PgConnection;
 
 use super::{Buying, Written, uuid};
@@ -46,7 +47,7 @@ impl Buying {
             let stands = written.as_ref().and_then(|written| written.transition.credits) == Some(change);
             Ok(if stands { Fate::Committed } else { Fate::Aborted })
         };
-        let (transaction, attempt) = (transaction(checkout, &name), (self.new_id)());
+        let (transaction, attempt) = (transaction(&checkout.id, &name), (self.new_id)());
         let changed = loyalty
             .change(&transaction, attempt, &checkout.user, by, decide)
             .await?;
@@ -64,7 +65,7 @@ impl Buying {
         if let (Some(_), Some(loyalty)) = (checkout.credits, &self.loyalty) {
             let repayments = (1..=checkout.repayments.len()).map(repayment);
             for name in [SPEND.to_owned(), RETURN.to_owned()].into_iter().chain(repayments) {
-                loyalty.end_leftovers(&transaction(checkout, &name)).await?;
+                loyalty.end_leftovers(&transaction(&checkout.id, &name)).await?;
             }
         }
         Ok(())
@@ -79,6 +80,16 @@ fn repayment(number: usize) -> String {
     format!("repay/{number}")
 }
 
-fn transaction(checkout: &Checkout, name: &str) -> TransactionId {
-    TransactionId::parse(&format!("checkout/{}/{name}", uuid(&checkout.id))).expect("a short plain name")
+fn transaction(checkout: &CheckoutId, name: &str) -> TransactionId {
+    TransactionId::parse(&format!("checkout/{}/{name}", uuid(checkout))).expect("a short plain name")
+}
+
+/// The transaction that changed the credits which an entry of the ledger tells of, by its kind; none when it tells of money. Of a checkout
+/// without repayments.
+pub(in crate::store) fn of_entry(checkout: &CheckoutId, kind: &str) -> Option<TransactionId> {
+    match kind {
+        "credit" => Some(transaction(checkout, SPEND)),
+        "credit_back" => Some(transaction(checkout, RETURN)),
+        _ => None,
+    }
 }

@@ -16,6 +16,7 @@ use crate::domain::{State as TicketState, Ticket, User};
 use crate::error;
 use crate::store::commit::{Answer, Stored, Unit, Work};
 use crate::store::{Error, checkout_seats, checkouts, disputes, purchases, refunds};
+use crate::traces;
 
 /// A piece of a user's work that is about a checkout.
 pub struct CheckoutWork<'w> {
@@ -95,6 +96,7 @@ impl Buying {
         unit: &Unit<User>,
         cart: &[TicketId],
     ) -> Result<Answered, Error> {
+        let trace = traces::checkout_context(&event.traceparent, &event.source, &event.id);
         let wish = Wish {
             id: &requested.checkout,
             user: &unit.key,
@@ -102,12 +104,11 @@ impl Buying {
             cart,
             credits: requested.credits,
             method: requested.payment_method.as_ref(),
+            trace: Some(&trace),
         };
         let opened = match checkouts::lock(main, wish.id).await? {
             // Another event with the same request has opened it already.
-            Some(found) if found.hash == event.hash().as_bytes() && wish.is_met_by(&found.checkout) => {
-                Ok(Transition::default())
-            }
+            Some(found) if event.has_hash(&found.hash) && wish.is_met_by(&found.checkout) => Ok(Transition::default()),
             Some(_) => Err(UserRefusalReason::CheckoutIdUsed),
             None => self.decide(main, &wish, credits).await?,
         };
@@ -115,7 +116,7 @@ impl Buying {
             Ok(opened) => opened,
             Err(reason) => return self.refuse(main, unit, reason).await,
         };
-        let answer = tell(main, unit, &opened.outcomes, self.retention).await?;
+        let answer = tell(main, unit, &opened.outcomes, self.admission).await?;
         let is_new = matches!(&answer, Answer::Fresh(reply) if reply.refusal().is_none());
         let (true, Some(checkout)) = (is_new, &opened.next) else {
             return Ok(Answered::alone(answer));
@@ -141,7 +142,9 @@ impl Buying {
         credits: Option<i64>,
     ) -> Result<Result<Transition, UserRefusalReason>, Error> {
         let keys: Vec<&str> = wish.tickets().iter().map(TicketId::as_str).collect();
-        let current = Ticket::read(main, &keys).await?;
+        let mut current = Ticket::read(main, &keys).await?;
+        // What waits in quarantine cannot be sold, so it is taken for no hold of this user.
+        current.rows.retain(|key, _| !current.quarantined.contains_key(key));
         let shows: Vec<_> = current.rows.values().map(|ticket| ticket.show.as_str()).collect();
         let bought: HashMap<_, _> = purchases::of(main, wish.user, &shows).await?.into_iter().collect();
         let holds = current.rows.values().filter_map(|ticket| match &ticket.state {
@@ -227,7 +230,7 @@ impl Buying {
         transition: Transition,
         unit: &Unit<User>,
     ) -> Result<Answered, Error> {
-        let answer = tell(main, unit, &transition.outcomes, self.retention).await?;
+        let answer = tell(main, unit, &transition.outcomes, self.admission).await?;
         if !matches!(answer, Answer::Fresh(_)) {
             return Ok(Answered::alone(answer));
         }
@@ -246,12 +249,16 @@ impl Buying {
         reason: UserRefusalReason,
     ) -> Result<Answered, Error> {
         let told = [outcomes::PaymentRefused { reason }.into()];
-        Ok(Answered::alone(tell(main, unit, &told, self.retention).await?))
+        Ok(Answered::alone(tell(main, unit, &told, self.admission).await?))
     }
 }
 
 /// What is known of the refunds or the dispute that a report is about.
-async fn known(main: &mut PgConnection, checkout: &Checkout, report: &ProviderReport<'_>) -> Result<Known, Error> {
+pub(in crate::store) async fn known(
+    main: &mut PgConnection,
+    checkout: &Checkout,
+    report: &ProviderReport<'_>,
+) -> Result<Known, Error> {
     let mut known = Known::default();
     match report.what {
         Reported::Progress(_) | Reported::Captured(_) => {}

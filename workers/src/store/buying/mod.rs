@@ -11,19 +11,20 @@ mod seats;
 mod transition;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use holdfast_schemas::{CheckoutId, EventId, HoldId, ShowId, Source, TicketId, UserId, UserOutcome, outcomes};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub(super) use credits::of_entry;
 pub use events::CheckoutWork;
+pub(super) use events::known;
 pub use transition::Recorded;
 
 pub use super::checkout_seats::LiveHold;
 
-use super::commit::{self, Answer, Stored};
+use super::commit::{self, Admission, Answer, Stored};
 use super::credits::Loyalty;
 use super::mechanisms::interactive::{self, Attempts, Transaction};
 use super::{Error, checkout_seats, disputes, on_session, purchases, together};
@@ -46,8 +47,8 @@ pub struct Buying {
     pub shows: ProviderShows,
     /// True if there is a mail server, so that customers get mails.
     pub mails: bool,
-    /// Retention of idempotency records.
-    pub retention: Duration,
+    /// Of events about checkouts.
+    pub admission: Admission,
     pub metrics: Arc<Metrics>,
     pub now: fn() -> OffsetDateTime,
     /// Draws an id that nobody has drawn before.
@@ -191,7 +192,7 @@ fn took_effect(answer: &Answer) -> bool {
 }
 
 /// The `source` of a checkout's requests to its tickets and its user.
-const SOURCE: &str = "holdfast/Checkout";
+pub(super) const SOURCE: &str = "holdfast/Checkout";
 
 fn source() -> Source {
     Source::parse(SOURCE).expect("a short name")

@@ -21,7 +21,8 @@ pub(super) async fn sell(
 ) -> Result<(Fact, Vec<Answer>), Error> {
     let current = tickets::lock(main, &keys(&checkout.lines)).await?;
     let sales = checkout.lines.iter().map(|line| {
-        let row = current.rows.get(line.ticket.as_str());
+        // A seat in quarantine is not sold: the checkout fails, and gives back what was authorised.
+        let row = current.free(line.ticket.as_str());
         let anew = hold_id(SOURCE, checkout.id.as_str(), line.ticket.as_str());
         let inputs = checkout::sale(checkout, line, row, anew, current.now)?;
         Some(unit(checkout, line.ticket.clone(), inputs))
@@ -61,7 +62,8 @@ pub(super) async fn lengthen(
     }
 }
 
-/// Takes these tickets that the checkout has sold back, and puts them on sale again if they are to be resold; yields their answers.
+/// Takes these tickets that the checkout has sold back, and puts them on sale again if they are to be resold and were not withdrawn; yields
+/// their answers.
 pub(super) async fn take_back(
     main: &mut PgConnection,
     checkout: &Checkout,
@@ -94,6 +96,7 @@ pub(super) async fn call_off(
             source: Source::parse("holdfast/Show").expect("a short name"),
             id: EventId::parse(&id).expect("two UUIDs and a number are short"),
             input: Input::CallOff,
+            trace: None,
         };
         Some(Unit {
             key: ticket.clone(),
@@ -122,6 +125,7 @@ fn unit(checkout: &Checkout, ticket: TicketId, inputs: Vec<Input>) -> Unit<Ticke
             source: source(),
             id: id(checkout, &format!("{what}/{of}/{}", checkout.version)),
             input,
+            trace: checkout.trace.clone(),
         })
     });
     Unit {

@@ -1,7 +1,5 @@
 //! What follows from a fact, written: in one transaction, against the version of the checkout that was read.
 
-use std::time::Duration;
-
 use holdfast_schemas::UserOutcome;
 use sqlx::PgConnection;
 
@@ -9,7 +7,7 @@ use super::credits::WithCredits;
 use super::{Buying, Written, id, seats, source, took_effect, transaction};
 use crate::domain::checkout::{Checkout, CreditsChange, Fact, Line, Refund, Seats, Transition, apply, shows};
 use crate::domain::{User, user};
-use crate::store::commit::{self, Answer, Command, Unit, Work};
+use crate::store::commit::{self, Admission, Answer, Command, Unit, Work};
 use crate::store::{Error, checkouts, disputes, ledger, mails, on_session, purchases, refunds, repayments};
 
 /// The result of recording a fact.
@@ -107,9 +105,10 @@ impl Buying {
                     source: source(),
                     id: id(from, &place(from, first)),
                     input: user::Input::Tell(transition.outcomes.clone()),
+                    trace: from.trace.clone(),
                 })],
             };
-            let answer = first_answer(commit::within(main, &user::decide, self.retention, &[unit]).await?);
+            let answer = first_answer(commit::within(main, &user::decide, self.admission, &[unit]).await?);
             if !took_effect(&answer) {
                 return Err(Error::Moved);
             }
@@ -173,10 +172,10 @@ pub(super) async fn tell(
     main: &mut PgConnection,
     unit: &Unit<User>,
     told: &[UserOutcome],
-    retention: Duration,
+    admission: Admission,
 ) -> Result<Answer, Error> {
     let rules = user::telling(told.to_vec());
-    let answers = commit::within(main, &rules, retention, std::slice::from_ref(unit)).await?;
+    let answers = commit::within(main, &rules, admission, std::slice::from_ref(unit)).await?;
     Ok(first_answer(answers))
 }
 

@@ -8,38 +8,61 @@ use holdfast_schemas::{
     DeadLetter, DeadLetterReason, Event, EventData, EventId, Key, Origin, Outcome, OutcomeData, Refusal, Reply,
     ReplyOutcome, RequestHash, Source, Traceparent, outcome_id, topics,
 };
+use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Answer, Command, Rules, Work, aged_from};
+use super::{Admission, Answer, Command, Rules, Work};
 use crate::domain::{Decision, Entity, KeyOf, OutcomeOf};
+use crate::error;
 use crate::store::Error;
 use crate::store::idempotency::{Identity, Known, identity};
+use crate::traces::TracedDecision;
 
 /// The current rows of a batch by key, with the clock and the generation to decide by.
 pub struct Current<E> {
     pub now: OffsetDateTime,
     pub generation: i64,
     pub rows: HashMap<String, E>,
+    /// Those of the keys that are in quarantine, with or without a row, and why.
+    pub quarantined: HashMap<String, String>,
+}
+
+/// What each row of the statement that reads a table has beside the table's own.
+pub(in crate::store) struct Beside {
+    pub(in crate::store) now: OffsetDateTime,
+    pub(in crate::store) generation: i64,
+    pub(in crate::store) quarantined: Option<Json<HashMap<String, String>>>,
 }
 
 /// One of the table's rows, by key; none in the row of a statement that found none.
 pub(in crate::store) type KeyedRow<E> = Option<(String, E)>;
 
 impl<E> Current<E> {
-    /// From a statement's rows: each has the clock and the generation, and one of the table's rows if there is any.
+    /// From a statement's rows, of which each has one of the table's rows if there is any.
     pub(in crate::store) fn of<R>(
-        rows: Vec<R>,
-        clock: fn(&R) -> (OffsetDateTime, i64),
+        mut rows: Vec<R>,
+        beside: fn(&mut R) -> Beside,
         parse: fn(R) -> Result<KeyedRow<E>, Error>,
     ) -> Result<Self, Error> {
-        let (now, generation) = rows.first().map_or((OffsetDateTime::UNIX_EPOCH, 0), clock);
+        let beside = rows.first_mut().map(beside);
         let rows = rows.into_iter().filter_map(|row| parse(row).transpose());
+        let rows = rows.collect::<Result<_, _>>()?;
+        let (now, generation, quarantined) = match beside {
+            Some(beside) => (beside.now, beside.generation, beside.quarantined),
+            None => (OffsetDateTime::UNIX_EPOCH, 0, None),
+        };
         Ok(Self {
             now,
             generation,
-            rows: rows.collect::<Result<_, _>>()?,
+            rows,
+            quarantined: quarantined.map(|Json(keys)| keys).unwrap_or_default(),
         })
+    }
+
+    /// The row, unless its key is in quarantine.
+    pub(in crate::store) fn free(&self, key: &str) -> Option<&E> {
+        self.rows.get(key).filter(|_| !self.quarantined.contains_key(key))
     }
 }
 
@@ -53,7 +76,7 @@ pub(super) struct ReadSet<E> {
 pub(super) struct Deciding<'r, E: Entity> {
     read: ReadSet<E>,
     rules: &'r dyn Rules<E>,
-    retention: Duration,
+    admission: Admission,
     /// Identities that earlier units of the batch record: a later unit that names one waits for the next round and meets the
     /// record, since the earlier unit may not pass.
     recorded: HashSet<Identity>,
@@ -64,14 +87,16 @@ pub(super) enum Decided<E: Entity> {
     Draft(Box<Draft<E>>),
     Later,
     Failed(Error),
+    /// Its key is in quarantine, by this error.
+    Quarantined(Error),
 }
 
 impl<'r, E: Entity> Deciding<'r, E> {
-    pub(super) fn new(read: ReadSet<E>, rules: &'r dyn Rules<E>, retention: Duration) -> Self {
+    pub(super) fn new(read: ReadSet<E>, rules: &'r dyn Rules<E>, admission: Admission) -> Self {
         Self {
             read,
             rules,
-            retention,
+            admission,
             recorded: HashSet::new(),
         }
     }
@@ -84,6 +109,12 @@ impl<'r, E: Entity> Deciding<'r, E> {
                 .any(|(source, id)| self.recorded.contains(&identity(source, id)));
         if waits {
             return Decided::Later;
+        }
+        if let Some(kind) = self.read.current.quarantined.get(key.as_str())
+            && !work.iter().all(|work| self.passes(work))
+        {
+            let (key, kind) = (format!("{} {:?}", KeyOf::<E>::NAMES, key.as_str()), kind.clone());
+            return Decided::Quarantined(Error::Quarantined { key, kind });
         }
         // A panic ends this unit, not the batch: the draft is dropped with everything it changed.
         let draft = catch_unwind(AssertUnwindSafe(|| {
@@ -100,7 +131,21 @@ impl<'r, E: Entity> Deciding<'r, E> {
                     .extend(draft.recorded.drain().map(|(identity, _)| identity));
                 Decided::Draft(Box::new(draft))
             }
-            Err(_) => Decided::Failed(Error::Panic),
+            Err(_) => Decided::Failed(Error::Panic {
+                at: error::take_panic(),
+            }),
+        }
+    }
+
+    /// Whether work on a key in quarantine is done: what was parked, what had its answer before, what decides nothing.
+    fn passes(&self, work: &Work<E>) -> bool {
+        match work {
+            Work::Event(event) | Work::Request(event) => {
+                let known = self.read.known.get(&identity(&event.source, &event.id));
+                self.admission == Admission::Replayed || known.is_some_and(|known| event.has_hash(&known.hash))
+            }
+            Work::Rejected { .. } => true,
+            Work::Command(request) => E::passes_quarantine(&request.input),
         }
     }
 }
@@ -119,6 +164,8 @@ pub(super) struct Draft<E: Entity> {
     pub(super) changes: Vec<Change>,
     pub(super) messages: Vec<Message>,
     pub(super) answers: Vec<Answer>,
+    /// Its decisions whose traces are recorded.
+    pub(super) traced: Vec<TracedDecision>,
 }
 
 /// A new idempotency record.
@@ -141,11 +188,26 @@ pub(super) struct Change {
 }
 
 /// A new row of the outbox.
-pub(super) struct Message {
-    pub(super) topic: &'static str,
-    pub(super) id: Uuid,
-    pub(super) headers: String,
-    pub(super) value: Vec<u8>,
+pub(in crate::store) struct Message {
+    pub(in crate::store) topic: &'static str,
+    pub(in crate::store) id: Uuid,
+    pub(in crate::store) headers: String,
+    pub(in crate::store) value: Vec<u8>,
+}
+
+/// A decision of before, about one event.
+pub(in crate::store) struct Retold<'a, E: Entity> {
+    pub(in crate::store) read_version: Option<i64>,
+    /// The row after it; absent when there was none.
+    pub(in crate::store) row: Option<E>,
+    /// The first of its outcomes that was told.
+    pub(in crate::store) first: &'a Outcome<OutcomeOf<E>>,
+    /// The others that were.
+    pub(in crate::store) others: Vec<&'a Outcome<OutcomeOf<E>>>,
+    /// Those that follow, and were not.
+    pub(in crate::store) untold: Vec<OutcomeOf<E>>,
+    /// The hash of the event, and from when on it ages, if it is to be known again.
+    pub(in crate::store) event: Option<(RequestHash, OffsetDateTime)>,
 }
 
 /// The event that caused a decision, for its outcomes.
@@ -153,6 +215,7 @@ struct Causation {
     source: Source,
     id: EventId,
     traceparent: Traceparent,
+    is_command: bool,
 }
 
 impl<E: Entity> Draft<E> {
@@ -161,18 +224,68 @@ impl<E: Entity> Draft<E> {
         let decided_at = row
             .as_ref()
             .map_or(read.current.now, |row| row.changed_at().max(read.current.now));
+        let read_version = row.as_ref().map(E::version);
+        Self::of_row(key.clone(), read_version, row, decided_at, read.current.generation)
+    }
+
+    /// Without a write or an answer.
+    fn of_row(
+        key: KeyOf<E>,
+        read_version: Option<i64>,
+        row: Option<E>,
+        decided_at: OffsetDateTime,
+        generation: i64,
+    ) -> Self {
         Self {
-            key: key.clone(),
-            read_version: row.as_ref().map(E::version),
+            key,
+            read_version,
             row,
             decided_at,
-            generation: read.current.generation,
+            generation,
             records: Vec::new(),
             recorded: HashMap::new(),
             changes: Vec::new(),
             messages: Vec::new(),
             answers: Vec::new(),
+            traced: Vec::new(),
         }
+    }
+
+    /// A decision of before: what was told of it is written, and not sent again. `generation`: that of what was not told.
+    pub(in crate::store) fn retold(decision: Retold<'_, E>, generation: i64) -> Self {
+        let Retold {
+            read_version,
+            row,
+            first,
+            others,
+            untold,
+            event,
+        } = decision;
+        let causation = Causation {
+            source: first.causation_source.clone(),
+            id: first.causation_id.clone(),
+            traceparent: first.traceparent.clone(),
+            is_command: false,
+        };
+        let mut draft = Self::of_row(first.subject.clone(), read_version, row, first.time, generation);
+        let told = [first]
+            .into_iter()
+            .chain(others)
+            .map(|told| (told.data.clone(), told.sequence));
+        let mut outcomes: Vec<_> = (0..)
+            .zip(told)
+            .map(|(place, (told, sequence))| draft.tell(told, sequence, place, &causation))
+            .collect();
+        draft.messages.clear();
+        for told in untold {
+            let place = outcomes.len();
+            let outcome = draft.tell(told, first.sequence + place as i64, place as u32, &causation);
+            outcomes.push(outcome);
+        }
+        if let Some((hash, aged_from)) = event {
+            draft.record(&causation, hash, Reply { outcomes }, aged_from);
+        }
+        draft
     }
 
     /// The version to write, when the row is new or has moved.
@@ -187,7 +300,7 @@ impl<E: Entity> Draft<E> {
     }
 
     fn add(&mut self, work: &Work<E>, deciding: &Deciding<'_, E>) -> Answer {
-        let Deciding { read, retention, .. } = deciding;
+        let Deciding { read, admission, .. } = deciding;
         match work {
             Work::Event(event) => {
                 if let Some(known) = self.known(read, event) {
@@ -196,8 +309,8 @@ impl<E: Entity> Draft<E> {
                         None => self.dead_letter(event, id_reused(event)),
                     };
                 }
-                if self.decided_at - aged_from(event) > *retention {
-                    return self.dead_letter(event, too_old(*retention));
+                if let Some(too_old) = admission.refuses(event, self.decided_at) {
+                    return self.dead_letter(event, too_old);
                 }
                 let arrived = event.origin.as_ref().map_or(self.decided_at, |origin| origin.time);
                 if let Err(too_early) = event.check_time(arrived) {
@@ -227,10 +340,10 @@ impl<E: Entity> Draft<E> {
         let identity = identity(&event.source, &event.id);
         if let Some(place) = self.recorded.get(&identity) {
             let record = &self.records[*place];
-            return Some((record.hash == *event.hash()).then(|| record.reply.clone()));
+            return Some(event.has_hash(record.hash.as_bytes()).then(|| record.reply.clone()));
         }
         let known = read.known.get(&identity)?;
-        Some((known.hash == event.hash().as_bytes()).then(|| known.reply.clone()))
+        Some(event.has_hash(&known.hash).then(|| known.reply.clone()))
     }
 
     fn apply(&mut self, event: &Event<E::Data>, aged_from: OffsetDateTime, rules: &dyn Rules<E>) -> Answer {
@@ -239,6 +352,7 @@ impl<E: Entity> Draft<E> {
             source: event.source.clone(),
             id: event.id.clone(),
             traceparent: event.traceparent.clone(),
+            is_command: false,
         };
         match self.decide(input, &causation, rules) {
             Ok(reply) => {
@@ -263,6 +377,13 @@ impl<E: Entity> Draft<E> {
 
     /// Calls the rules, and adds row, change log and outcomes of their decision to the draft.
     fn decide(&mut self, input: E::Input, causation: &Causation, rules: &dyn Rules<E>) -> Result<Reply, Answer> {
+        let Causation {
+            source,
+            id,
+            traceparent,
+            is_command,
+        } = causation;
+        let traced = TracedDecision::begin(traceparent, source, id, *is_command);
         let (next, outcomes) = match rules(self.row.as_ref(), input, self.decided_at) {
             Decision::Transition { next, outcomes } => (next, outcomes),
             Decision::Nothing => return Err(Answer::Nothing),
@@ -278,6 +399,7 @@ impl<E: Entity> Draft<E> {
             reply.outcomes.push(reply_outcome);
         }
         self.row = next;
+        self.traced.extend(traced.map(|traced| traced.decided(&reply)));
         Ok(reply)
     }
 
@@ -330,38 +452,42 @@ impl<E: Entity> Draft<E> {
 
     fn refuse(&mut self, origin: Option<&Origin>, refusal: Refusal, value: Vec<u8>) -> Answer {
         let reason = refusal.reason;
-        let mut headers: serde_json::Map<String, serde_json::Value> =
-            [("content-type".to_owned(), STRUCTURED.into())].into_iter().collect();
-        let place = match origin {
-            Some(origin) => {
-                let letter = DeadLetter {
-                    reason,
-                    detail: refusal.detail,
-                    origin: origin.clone(),
-                };
-                headers.extend(
-                    letter
-                        .headers()
-                        .into_iter()
-                        .map(|(name, value)| (name.to_owned(), value.into())),
-                );
-                format!("{}/{}/{}", origin.topic, origin.partition, origin.offset)
-            }
-            None => {
-                headers.insert(holdfast_schemas::dead_letter::REASON.to_owned(), reason.as_str().into());
-                headers.insert(holdfast_schemas::dead_letter::DETAIL.to_owned(), refusal.detail.into());
-                String::new()
-            }
-        };
-        let id = outcome_id(topics::DEAD_LETTERS, &place, self.key.as_str(), 0);
-        let headers = serde_json::Value::Object(headers).to_string();
-        self.messages.push(Message {
-            topic: topics::DEAD_LETTERS,
-            id: id.0,
-            headers,
-            value,
-        });
+        self.messages.push(letter(self.key.as_str(), origin, refusal, value));
         Answer::DeadLettered(reason)
+    }
+}
+
+/// The dead letter about a record of this key.
+pub(in crate::store) fn letter(key: &str, origin: Option<&Origin>, refusal: Refusal, value: Vec<u8>) -> Message {
+    let reason = refusal.reason;
+    let mut headers: serde_json::Map<String, serde_json::Value> =
+        [("content-type".to_owned(), STRUCTURED.into())].into_iter().collect();
+    let place = match origin {
+        Some(origin) => {
+            let letter = DeadLetter {
+                reason,
+                detail: refusal.detail,
+                origin: origin.clone(),
+            };
+            headers.extend(
+                letter
+                    .headers()
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value.into())),
+            );
+            format!("{}/{}/{}", origin.topic, origin.partition, origin.offset)
+        }
+        None => {
+            headers.insert(holdfast_schemas::dead_letter::REASON.to_owned(), reason.as_str().into());
+            headers.insert(holdfast_schemas::dead_letter::DETAIL.to_owned(), refusal.detail.into());
+            String::new()
+        }
+    };
+    Message {
+        topic: topics::DEAD_LETTERS,
+        id: outcome_id(topics::DEAD_LETTERS, &place, key, 0).0,
+        headers: serde_json::Value::Object(headers).to_string(),
+        value,
     }
 }
 
@@ -372,7 +498,9 @@ fn causation_of<E: Entity>(request: &Command<E>) -> Causation {
     Causation {
         source: request.source.clone(),
         id: request.id.clone(),
-        traceparent: Traceparent::derive(request.source.as_str(), request.id.as_str()),
+        traceparent: (request.trace.clone())
+            .unwrap_or_else(|| Traceparent::derive(request.source.as_str(), request.id.as_str())),
+        is_command: true,
     }
 }
 
@@ -387,7 +515,7 @@ fn id_reused<A: EventData>(event: &Event<A>) -> Refusal {
     }
 }
 
-fn too_old(retention: Duration) -> Refusal {
+pub(super) fn too_old(retention: Duration) -> Refusal {
     Refusal {
         reason: DeadLetterReason::TooOld,
         detail: format!(

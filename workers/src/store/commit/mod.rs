@@ -26,7 +26,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_schemas::{DeadLetterReason, Event, EventData, EventId, Key, Origin, Refusal, Reply, Source};
+use holdfast_schemas::{DeadLetterReason, Event, EventData, EventId, Key, Origin, Refusal, Reply, Source, Traceparent};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
@@ -44,7 +44,7 @@ use crate::transience::Fault;
 pub use draft::Current;
 use draft::Draft;
 pub(super) use draft::KeyedRow;
-pub(super) use draft::OUTCOME_HEADERS;
+pub(super) use draft::{Beside, OUTCOME_HEADERS, Retold, letter};
 use queue::{Offenders, Room, Share};
 pub use write::Stored;
 pub(super) use write::WriteSet;
@@ -80,6 +80,17 @@ pub struct Command<E: Entity> {
     pub source: Source,
     pub id: EventId,
     pub input: E::Input,
+    /// The trace that it belongs to; none where it begins one.
+    pub trace: Option<Traceparent>,
+}
+
+/// On which events decide, by their age and in spite of a quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// As they arrive: not those older than this, and none of a key in quarantine.
+    Live { retention: Duration },
+    /// Out of quarantine, where their age was looked at when they were parked.
+    Replayed,
 }
 
 /// The rules that decide, such as `domain::ticket::decide`, or a closure that knows other rows; in a proof a closure that breaks
@@ -108,6 +119,7 @@ pub struct Committer<E: Entity> {
     queue: mpsc::Sender<Pending<E>>,
     room: Room,
     progress: Progress,
+    rules: Arc<dyn Rules<E>>,
 }
 
 impl<E: Entity> Clone for Committer<E> {
@@ -116,6 +128,7 @@ impl<E: Entity> Clone for Committer<E> {
             queue: self.queue.clone(),
             room: self.room.clone(),
             progress: self.progress.clone(),
+            rules: self.rules.clone(),
         }
     }
 }
@@ -154,10 +167,11 @@ impl<E: Stored> Committer<E> {
     ) -> (Self, impl Future<Output = ()>) {
         let (queue, requests) = mpsc::channel(QUEUE);
         let progress = Progress::default();
+        let rules: Arc<dyn Rules<E>> = Arc::new(rules);
         let task = Task {
             session: KeptSession::new(pool.clone()),
             pool,
-            rules: Box::new(rules),
+            rules: rules.clone(),
             limits,
             retention,
             metrics,
@@ -168,8 +182,13 @@ impl<E: Stored> Committer<E> {
             progress: progress.clone(),
             pauses: None,
         };
-        let room = Room::new();
-        (Self { queue, room, progress }, task.run())
+        let committer = Self {
+            queue,
+            room: Room::new(),
+            progress,
+            rules,
+        };
+        (committer, task.run())
     }
 
     /// Whether what is handed over is committed or given back.
@@ -181,8 +200,8 @@ impl<E: Stored> Committer<E> {
     /// the unit out of the queue, or leaves a write in flight whose answer the next attempt finds.
     ///
     /// # Errors
-    /// The unit breaks the worker itself ([`Error::Panic`], [`Error::Row`], [`Error::Write`] with a data error or a violated
-    /// constraint), something has to be mended before anything is committed ([`Error::Shared`]), or the process is ending.
+    /// The unit breaks the worker itself ([`Error::breaker`]), its key is in quarantine ([`Error::Quarantined`]), something has to be
+    /// mended before anything is committed ([`Error::Shared`]), or the process is ending.
     pub async fn commit(&self, unit: Unit<E>) -> Result<Vec<Answer>, Error> {
         let room = self.room.take(&unit).await;
         let (reply, answer) = oneshot::channel();
@@ -199,12 +218,17 @@ impl<E: Stored> Committer<E> {
         self.queue.send(request).await.map_err(|_| Error::Ended)?;
         answer.await.map_err(|_| Error::Ended)?
     }
+
+    /// The rules by which it decides.
+    pub fn rules(&self) -> &dyn Rules<E> {
+        &*self.rules
+    }
 }
 
 struct Task<E: Stored> {
     pool: PgPool,
     session: KeptSession,
-    rules: Box<dyn Rules<E>>,
+    rules: Arc<dyn Rules<E>>,
     limits: config::Serve,
     retention: Duration,
     metrics: Arc<Metrics>,
@@ -390,13 +414,18 @@ impl<E: Stored> Task<E> {
 
         let mut decided = Vec::with_capacity(batch.len());
         let mut again = Vec::new();
-        let mut deciding = draft::Deciding::new(known, &*self.rules, self.retention);
+        let live = Admission::Live {
+            retention: self.retention,
+        };
+        let rules = self.rules.clone();
+        let mut deciding = draft::Deciding::new(known, &*rules, live);
         for request in batch {
             let work = request.next_work(&self.limits);
             match deciding.decide(&request.unit.key, work) {
                 draft::Decided::Draft(draft) => decided.push((request, *draft)),
                 draft::Decided::Later => again.push(request),
                 draft::Decided::Failed(error) => self.fail(request, error),
+                draft::Decided::Quarantined(error) => self.give_back(request, error),
             }
         }
         crash::here(Point::ServeDecided);
@@ -589,10 +618,10 @@ pub async fn get<E: Stored>(pool: &PgPool, key: &KeyOf<E>) -> Result<Option<E>, 
 pub async fn within<E: Stored>(
     connection: &mut PgConnection,
     rules: &dyn Rules<E>,
-    retention: Duration,
+    admission: Admission,
     units: &[Unit<E>],
 ) -> Result<Vec<Answer>, Error> {
-    let decisions = decide(connection, rules, retention, units).await?;
+    let decisions = decide(connection, rules, admission, units).await?;
     decisions.write(connection).await?;
     Ok(decisions.into_answers())
 }
@@ -604,11 +633,11 @@ pub async fn within<E: Stored>(
 pub async fn decide<E: Stored>(
     connection: &mut PgConnection,
     rules: &dyn Rules<E>,
-    retention: Duration,
+    admission: Admission,
     units: &[Unit<E>],
 ) -> Result<Drafts<E>, Error> {
     let read = read(connection, units.iter().map(|unit| (&unit.key, &unit.work[..]))).await?;
-    decide_on(read, rules, retention, units)
+    decide_on(read, rules, admission, units)
 }
 
 /// As [`within`], for commands on rows that the caller's transaction has locked.
@@ -622,7 +651,7 @@ pub(super) async fn on_locked<E: Stored>(
     units: &[Unit<E>],
 ) -> Result<Vec<Answer>, Error> {
     let known = HashMap::new();
-    let decisions = decide_on(draft::ReadSet { current, known }, rules, Duration::MAX, units)?;
+    let decisions = decide_on(draft::ReadSet { current, known }, rules, Admission::OF_ANY_AGE, units)?;
     decisions.write(connection).await?;
     Ok(decisions.into_answers())
 }
@@ -630,16 +659,16 @@ pub(super) async fn on_locked<E: Stored>(
 fn decide_on<E: Entity>(
     read: draft::ReadSet<E>,
     rules: &dyn Rules<E>,
-    retention: Duration,
+    admission: Admission,
     units: &[Unit<E>],
 ) -> Result<Drafts<E>, Error> {
-    let mut deciding = draft::Deciding::new(read, rules, retention);
+    let mut deciding = draft::Deciding::new(read, rules, admission);
     let mut drafts = Vec::with_capacity(units.len());
     for unit in units {
         match deciding.decide(&unit.key, &unit.work) {
             draft::Decided::Draft(draft) => drafts.push(*draft),
             draft::Decided::Later => return Err(Error::Moved),
-            draft::Decided::Failed(error) => return Err(error),
+            draft::Decided::Failed(error) | draft::Decided::Quarantined(error) => return Err(error),
         }
     }
     Ok(Drafts(drafts))
@@ -649,6 +678,12 @@ fn decide_on<E: Entity>(
 pub struct Drafts<E: Entity>(Vec<Draft<E>>);
 
 impl<E: Stored> Drafts<E> {
+    /// Decisions of before, at most one of each key. `generation`: that of what was not told of them.
+    pub(super) fn retold<'a>(decisions: impl IntoIterator<Item = Retold<'a, E>>, generation: i64) -> Self {
+        let drafts = decisions.into_iter();
+        Self(drafts.map(|decision| Draft::retold(decision, generation)).collect())
+    }
+
     /// Writes all of it on the connection on which it was decided.
     ///
     /// # Errors
@@ -759,6 +794,21 @@ impl<E: Entity> Work<E> {
             Work::Event(event) | Work::Request(event) => event.size(),
             Work::Rejected { value, .. } => value.len(),
             Work::Command(_) => 256,
+        }
+    }
+}
+
+impl Admission {
+    /// Of what has no age, such as requests of the product's own.
+    pub const OF_ANY_AGE: Self = Self::Live {
+        retention: Duration::MAX,
+    };
+
+    /// Why an event is not decided: it is too old for its repeats to be known.
+    pub(super) fn refuses<A: EventData>(self, event: &Event<A>, now: OffsetDateTime) -> Option<Refusal> {
+        match self {
+            Self::Live { retention } if now - aged_from(event) > retention => Some(draft::too_old(retention)),
+            Self::Live { .. } | Self::Replayed => None,
         }
     }
 }

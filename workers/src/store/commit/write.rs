@@ -12,6 +12,7 @@ use super::draft::{Current, Draft};
 use crate::domain::{Entity, KeyOf};
 use crate::store::Error;
 use crate::store::change_log::{LoggedChange, Until};
+use crate::traces::{self, TracedDecision};
 
 /// An entity with a table of its own.
 pub trait Stored: Entity {
@@ -46,6 +47,8 @@ pub trait Stored: Entity {
 pub(super) struct Statement<'a, E: Stored> {
     writes: WriteSet<'a>,
     columns: E::Columns<'a>,
+    /// The decisions whose traces are recorded, each with the ordinal of its unit.
+    traced: Vec<(i32, &'a TracedDecision)>,
 }
 
 /// The columns that are the same for every table: the units, which gate the writes, and records, changes and messages.
@@ -106,6 +109,7 @@ impl<'a, E: Stored> FromIterator<(i32, &'a Draft<E>)> for Statement<'a, E> {
         let mut statement = Self {
             writes: WriteSet::default(),
             columns: E::Columns::default(),
+            traced: Vec::new(),
         };
         for (ordinal, draft) in drafts.into_iter().filter(|(_, draft)| !draft.writes_nothing()) {
             let WriteSet {
@@ -120,6 +124,9 @@ impl<'a, E: Stored> FromIterator<(i32, &'a Draft<E>)> for Statement<'a, E> {
             message.push(ordinal, draft);
             let row = draft.row.as_ref().filter(|_| draft.version().is_some());
             E::push(&mut statement.columns, row);
+            statement
+                .traced
+                .extend(draft.traced.iter().map(|traced| (ordinal, traced)));
         }
         statement
     }
@@ -136,10 +143,15 @@ impl<E: Stored> Statement<'_, E> {
 
     /// Sends the statement. Returns the ordinals of the units that were written; the others met a locked or moved row.
     pub(super) async fn execute(&self, connection: &mut PgConnection) -> Result<HashSet<i32>, Error> {
-        Ok(E::write(connection, &self.writes, &self.columns)
+        let begun = traces::now();
+        let passed: HashSet<i32> = E::write(connection, &self.writes, &self.columns)
             .await?
             .into_iter()
-            .collect())
+            .collect();
+        let written = self.traced.iter().filter(|(ordinal, _)| passed.contains(ordinal));
+        let written = written.map(|(_, decision)| *decision);
+        traces::written(KeyOf::<E>::NAMES, self.units(), begun, written);
+        Ok(passed)
     }
 }
 
@@ -206,15 +218,15 @@ mod tests {
         ("ticket_change_log", "LOG"),
         ("tickets", "TABLE"),
         (
-            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price",
+            "show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, off_sale",
             "COLUMNS",
         ),
         (
-            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[]",
+            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[], $40::uuid[]",
             "PARAMETERS",
         ),
         (
-            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened, priced = u.priced, hold_price = u.hold_price",
+            "show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,\n            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened, priced = u.priced, hold_price = u.hold_price, off_sale = u.off_sale",
             "SETS",
         ),
         ("ticket", "KEY"),
@@ -223,9 +235,12 @@ mod tests {
     const USERS: Own = [
         ("user_change_log", "LOG"),
         ("users", "TABLE"),
-        ("email, name, language", "COLUMNS"),
-        ("$28::text[], $29::text[], $30::text[]", "PARAMETERS"),
-        ("email = u.email, name = u.name, language = u.language", "SETS"),
+        ("email, name, language, customer", "COLUMNS"),
+        ("$28::text[], $29::text[], $30::text[], $31::text[]", "PARAMETERS"),
+        (
+            "email = u.email, name = u.name, language = u.language, customer = u.customer",
+            "SETS",
+        ),
         ("user_id", "KEY"),
     ];
 

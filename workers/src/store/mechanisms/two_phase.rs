@@ -51,6 +51,8 @@
 
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -59,7 +61,7 @@ use super::table::sql;
 use crate::store::session::{InTime, patience, within};
 
 /// The name of a change that is to happen once. Statements without parameters contain it, so it has plain characters only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TransactionId(String);
 
 /// Prefix of the names of our prepared transactions; those of other programs are left alone.
@@ -222,7 +224,8 @@ async fn bind<E: From<Error>>(
 }
 
 /// The third step: ends the prepared transaction as its fate says. Safe to repeat: one that is gone was ended in the same way,
-/// because every try and every sweep goes by the row.
+/// because every try and every sweep goes by the row. So does the session that is ending a busy one at this moment; should it die
+/// before that is done, the sweep ends it.
 pub async fn settle(other: &PgPool, transaction: &TransactionId, attempt: Uuid, fate: Fate) -> Result<(), Error> {
     let verb = match fate {
         Fate::Committed => "commit",
@@ -232,6 +235,7 @@ pub async fn settle(other: &PgPool, transaction: &TransactionId, attempt: Uuid, 
     match sqlx::query(settle).execute(other).in_time(other).await {
         Ok(_) => Ok(()),
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_OBJECT) => Ok(()),
+        Err(sqlx::Error::Database(error)) if is_busy(&*error) => Ok(()),
         Err(error) => Err(Error::of(PREPARED)(error)),
     }
 }
@@ -243,6 +247,15 @@ const ATTEMPTS: &str = "two_phase_attempts";
 /// PostgreSQL's answer to a name that no prepared transaction has.
 const UNDEFINED_OBJECT: &str = "42704";
 
+/// True of PostgreSQL's answer to the end of a prepared transaction that another session is ending. A database that takes no connections
+/// answers with the same code.
+fn is_busy(error: &dyn DatabaseError) -> bool {
+    let routine = error
+        .try_downcast_ref::<PgDatabaseError>()
+        .and_then(PgDatabaseError::routine);
+    error.code().as_deref() == Some("55000") && routine == Some("LockGXact")
+}
+
 /// Ends prepared transactions older than `age` in the other database: an undecided attempt is aborted by a row in the main
 /// database first, and only then rolled back. So age is a hint, never a verdict: an attempt that is merely slow finds
 /// itself aborted and changes nothing. Returns the number of those ended.
@@ -251,6 +264,27 @@ pub async fn sweep(main: &PgPool, other: &PgPool, age: Duration) -> Result<usize
 }
 
 async fn sweep_named(main: &PgPool, other: &PgPool, age: Duration, named: String) -> Result<usize, Error> {
+    let prepared = prepared(other, age, named).await?;
+    let (mut ended, mut failed) = (0, None);
+    for (transaction, attempt) in prepared {
+        match end(main, other, &transaction, attempt).await {
+            Ok(()) => ended += 1,
+            // One that cannot be ended keeps the sweep from no other.
+            Err(error) => drop(failed.get_or_insert(error)),
+        }
+    }
+    failed.map_or(Ok(ended), Err)
+}
+
+/// The attempts that lie prepared in the other database, the oldest first.
+///
+/// # Errors
+/// It does not answer.
+pub async fn unsettled(other: &PgPool) -> Result<Vec<(TransactionId, Uuid)>, Error> {
+    prepared(other, Duration::ZERO, PREFIX.to_owned()).await
+}
+
+async fn prepared(other: &PgPool, age: Duration, named: String) -> Result<Vec<(TransactionId, Uuid)>, Error> {
     let names: Vec<String> = sqlx::query_scalar(
         "select gid from pg_prepared_xacts
          where database = current_database() and owner = current_user and prepared <= clock_timestamp() - make_interval(secs => $1)
@@ -263,15 +297,7 @@ async fn sweep_named(main: &PgPool, other: &PgPool, age: Duration, named: String
     .in_time(other)
     .await
     .map_err(Error::of(PREPARED))?;
-    let (mut ended, mut failed) = (0, None);
-    for (transaction, attempt) in names.iter().filter_map(|name| parse(name)) {
-        match end(main, other, &transaction, attempt).await {
-            Ok(()) => ended += 1,
-            // One that cannot be ended keeps the sweep from no other.
-            Err(error) => drop(failed.get_or_insert(error)),
-        }
-    }
-    failed.map_or(Ok(ended), Err)
+    Ok(names.iter().filter_map(|name| parse(name)).collect())
 }
 
 async fn end(main: &PgPool, other: &PgPool, transaction: &TransactionId, attempt: Uuid) -> Result<(), Error> {

@@ -3,8 +3,8 @@ with unit as materialized (
     from unnest(
         $1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
         $28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],
-            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[]
-    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price)
+            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[], $40::uuid[]
+    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, off_sale)
 ),
 locked as materialized (
     select u.ordinal, u.key, u.decided_at
@@ -13,8 +13,8 @@ locked as materialized (
     for no key update of t skip locked
 ),
 inserted as (
-    insert into tickets (ticket, version, changed_at, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price)
-    select key, version, decided_at, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price
+    insert into tickets (ticket, version, changed_at, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, off_sale)
+    select key, version, decided_at, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, off_sale
     from unit
     where read_version is null and version is not null
     order by key
@@ -31,7 +31,7 @@ passed as materialized (
 updated as (
     update tickets t
     set version = u.version, changed_at = u.decided_at, show = u.show, seat = u.seat, price_amount = u.price_amount, price_currency = u.price_currency,
-            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened, priced = u.priced, hold_price = u.hold_price
+            status = u.status, hold = u.hold, holder = u.holder, held_until = u.held_until, checkout = u.checkout, lengthened = u.lengthened, priced = u.priced, hold_price = u.hold_price, off_sale = u.off_sale
     from unit u join passed p on p.ordinal = u.ordinal
     where t.ticket = u.key and t.version = u.read_version and u.version is not null
     returning 1

@@ -2,8 +2,8 @@ with unit as materialized (
     select *
     from unnest(
         $1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
-        $28::text[], $29::text[], $30::text[]
-    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, email, name, language)
+        $28::text[], $29::text[], $30::text[], $31::text[]
+    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, email, name, language, customer)
 ),
 locked as materialized (
     select u.ordinal, u.key, u.decided_at
@@ -12,8 +12,8 @@ locked as materialized (
     for no key update of t skip locked
 ),
 inserted as (
-    insert into users (user_id, version, changed_at, email, name, language)
-    select key, version, decided_at, email, name, language
+    insert into users (user_id, version, changed_at, email, name, language, customer)
+    select key, version, decided_at, email, name, language, customer
     from unit
     where read_version is null and version is not null
     order by key
@@ -29,7 +29,7 @@ passed as materialized (
 ),
 updated as (
     update users t
-    set version = u.version, changed_at = u.decided_at, email = u.email, name = u.name, language = u.language
+    set version = u.version, changed_at = u.decided_at, email = u.email, name = u.name, language = u.language, customer = u.customer
     from unit u join passed p on p.ordinal = u.ordinal
     where t.user_id = u.key and t.version = u.read_version and u.version is not null
     returning 1

@@ -13,6 +13,8 @@ pub(in crate::verify) struct Ticket {
     listing: Option<Listing>,
     state: State,
     changed_at: Option<OffsetDateTime>,
+    /// True if its first steps are not known.
+    resumed: bool,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -27,6 +29,8 @@ struct Listing {
 enum State {
     #[default]
     Unlisted,
+    /// None of the steps that are known says.
+    Unknown,
     Available,
     Held {
         user: UserId,
@@ -38,9 +42,11 @@ enum State {
     },
     Sold {
         user: UserId,
-        /// None when the log sold a ticket without a hold.
+        /// None when the log sold a ticket without a hold, or the hold is not known.
         hold: Option<HoldId>,
         checkout: CheckoutId,
+        /// True once it is not for sale again when it is returned.
+        off_sale: bool,
     },
     Withdrawn,
 }
@@ -58,6 +64,7 @@ pub(in crate::verify) struct TicketRow {
     pub(in crate::verify) held_until: Option<OffsetDateTime>,
     pub(in crate::verify) checkout: Option<String>,
     pub(in crate::verify) hold_price: Option<i64>,
+    pub(in crate::verify) off_sale: bool,
     pub(in crate::verify) changed_at: OffsetDateTime,
 }
 
@@ -65,6 +72,14 @@ impl History for Ticket {
     type Data = TicketEvent;
     type Row = TicketRow;
     const BROKEN: Promise = Promise::Oversold;
+
+    fn resumed() -> Self {
+        Self {
+            state: State::Unknown,
+            resumed: true,
+            ..Self::default()
+        }
+    }
 
     fn apply(&mut self, told: TicketOutcome, at: OffsetDateTime) -> Result<(), &'static str> {
         self.changed_at = Some(at);
@@ -85,6 +100,7 @@ impl History for Ticket {
             TicketOutcome::TicketReleased(outcomes::TicketReleased { user, hold }) => self.released(&user, hold),
             TicketOutcome::TicketExpired(outcomes::TicketExpired { user, hold }) => self.expired(&user, hold, at),
             TicketOutcome::TicketSold(outcomes::TicketSold { user, checkout }) => self.sold(user, checkout, at),
+            TicketOutcome::TicketOffSale(outcomes::TicketOffSale { user, checkout }) => self.off_sale(&user, &checkout),
             TicketOutcome::TicketReturned(outcomes::TicketReturned { user, checkout }) => {
                 self.returned(&user, &checkout)
             }
@@ -104,27 +120,50 @@ impl History for Ticket {
             currency: row.price_currency.clone(),
         };
         let (status, hold, holder, held_until, checkout) = match &self.state {
+            State::Unknown => (
+                &*row.status,
+                row.hold,
+                row.holder.as_deref(),
+                row.held_until,
+                row.checkout.as_deref(),
+            ),
             State::Unlisted => ("unlisted", None, None, None, None),
             State::Available => ("available", None, None, None, None),
             State::Withdrawn => ("withdrawn", None, None, None, None),
-            State::Held { user, hold, until, .. } => ("held", Some(hold.as_uuid()), Some(user), Some(*until), None),
-            State::Sold { user, hold, checkout } => {
+            State::Held { user, hold, until, .. } => {
+                ("held", Some(hold.as_uuid()), Some(user.as_str()), Some(*until), None)
+            }
+            State::Sold {
+                user, hold, checkout, ..
+            } => {
                 let hold = hold.map(|hold| hold.as_uuid());
-                ("sold", hold, Some(user), None, Some(checkout))
+                let hold = if self.resumed { hold.or(row.hold) } else { hold };
+                ("sold", hold, Some(user.as_str()), None, Some(checkout.as_str()))
             }
         };
         let hold_price = match &self.state {
+            State::Unknown => row.hold_price,
             State::Held { price, .. } => *price,
             _ => None,
         };
+        let off_sale = match &self.state {
+            State::Unknown => row.off_sale,
+            State::Sold { off_sale, .. } => *off_sale,
+            _ => false,
+        };
+        let is_listed_so = match &self.listing {
+            None => self.resumed,
+            Some(known) => *known == listing,
+        };
         let same = [
             ("hold_price", row.hold_price == hold_price),
+            ("off_sale", row.off_sale == off_sale),
             ("status", row.status == status),
             ("hold", row.hold == hold),
-            ("holder", row.holder.as_deref() == holder.map(UserId::as_str)),
+            ("holder", row.holder.as_deref() == holder),
             ("held_until", row.held_until == held_until),
-            ("checkout", row.checkout.as_deref() == checkout.map(CheckoutId::as_str)),
-            ("show, seat or price", self.listing.as_ref() == Some(&listing)),
+            ("checkout", row.checkout.as_deref() == checkout),
+            ("show, seat or price", is_listed_so),
             ("changed_at", self.changed_at == Some(row.changed_at)),
         ];
         match same.iter().find(|(_, same)| !same) {
@@ -142,7 +181,7 @@ impl Ticket {
     fn listed(&mut self, show: &ShowId, seat: Option<&Seat>, price: &Price) -> Result<(), &'static str> {
         self.listing = Some(Listing::new(show, seat, price));
         match std::mem::replace(&mut self.state, State::Available) {
-            State::Unlisted | State::Withdrawn => Ok(()),
+            State::Unlisted | State::Withdrawn | State::Unknown => Ok(()),
             State::Available => Err("listed although it was for sale already"),
             State::Held { .. } => Err("listed although it was held"),
             State::Sold { .. } => Err("listed although it was sold and not returned"),
@@ -166,7 +205,7 @@ impl Ticket {
             price: None,
         };
         match std::mem::replace(&mut self.state, held) {
-            State::Available => Ok(()),
+            State::Available | State::Unknown => Ok(()),
             State::Held { .. } => Err("held although another hold was live: two live holds"),
             State::Sold { .. } => Err("held although it was sold and not returned"),
             State::Unlisted | State::Withdrawn => Err("held although it was not for sale"),
@@ -175,12 +214,12 @@ impl Ticket {
 
     fn priced(&mut self, of: &UserId, named: HoldId, to: &Price) -> Result<(), &'static str> {
         let State::Held { user, hold, price, .. } = &mut self.state else {
-            return Err("a hold priced although nobody held it");
+            return self.unknown_or("a hold priced although nobody held it");
         };
         let before = price.replace(to.amount());
         let listing = self.listing.as_ref();
         let is_within =
-            listing.is_some_and(|listing| listing.currency == to.currency().code() && to.amount() <= listing.amount);
+            listing.is_none_or(|listing| listing.currency == to.currency().code() && to.amount() <= listing.amount);
         match () {
             () if user != of || *hold != named => Err("priced, but another hold than the live one"),
             () if before.is_some() => Err("a hold priced twice"),
@@ -204,7 +243,7 @@ impl Ticket {
             ..
         } = &mut self.state
         else {
-            return Err("a hold lengthened although nobody held it");
+            return self.unknown_or("a hold lengthened although nobody held it");
         };
         let before = std::mem::replace(until, to);
         let again = std::mem::replace(lengthened, true);
@@ -221,6 +260,7 @@ impl Ticket {
         match std::mem::replace(&mut self.state, State::Available) {
             State::Held { user, hold, .. } if user == *by && hold == given_back => Ok(()),
             State::Held { .. } => Err("released, but by another user or hold than the live one"),
+            State::Unknown => Ok(()),
             _ => Err("released although nobody held it"),
         }
     }
@@ -235,6 +275,7 @@ impl Ticket {
                 }
             }
             State::Held { .. } => Err("expired, but another hold than the live one"),
+            State::Unknown => Ok(()),
             _ => Err("expired although nobody held it"),
         }
     }
@@ -253,6 +294,7 @@ impl Ticket {
                 )
             }
             State::Held { .. } => (None, Err("sold to somebody other than the holder")),
+            State::Unknown => (None, Ok(())),
             State::Sold { .. } => (None, Err("sold twice without a return")),
             _ => (None, Err("sold to somebody without a hold")),
         };
@@ -260,21 +302,48 @@ impl Ticket {
             user: to,
             hold,
             checkout,
+            off_sale: false,
         };
         verdict
+    }
+
+    /// That `withdrawn` follows the return is not judged: an earlier release does not know the mark, and puts the ticket on sale.
+    fn off_sale(&mut self, of: &UserId, named: &CheckoutId) -> Result<(), &'static str> {
+        let State::Sold {
+            user,
+            checkout,
+            off_sale,
+            ..
+        } = &mut self.state
+        else {
+            return self.unknown_or("marked as not for sale again although it was not sold");
+        };
+        let again = std::mem::replace(off_sale, true);
+        match () {
+            () if user != of || checkout != named => {
+                Err("marked as not for sale again, but in another sale than the one that stood")
+            }
+            () if again => Err("marked as not for sale again twice"),
+            () => Ok(()),
+        }
     }
 
     fn returned(&mut self, by: &UserId, undone: &CheckoutId) -> Result<(), &'static str> {
         match std::mem::replace(&mut self.state, State::Available) {
             State::Sold { user, checkout, .. } if user == *by && checkout == *undone => Ok(()),
             State::Sold { .. } => Err("returned, but from another sale than the one that stood"),
+            State::Unknown => Ok(()),
             _ => Err("returned although it was not sold"),
         }
     }
 
+    fn unknown_or(&self, why: &'static str) -> Result<(), &'static str> {
+        if self.state == State::Unknown { Ok(()) } else { Err(why) }
+    }
+
     fn withdrawn(&mut self) -> Result<(), &'static str> {
         match std::mem::replace(&mut self.state, State::Withdrawn) {
-            State::Available => Ok(()),
+            State::Available | State::Unknown => Ok(()),
             State::Held { .. } => Err("withdrawn although it was held"),
             State::Sold { .. } => Err("withdrawn although it was sold"),
             State::Unlisted | State::Withdrawn => Err("withdrawn although it was not for sale"),

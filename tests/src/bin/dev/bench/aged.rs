@@ -7,13 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use holdfast_tests::kit::{Holdfast, until};
 use serde_json::json;
-use sqlx::AssertSqlSafe;
 use tracing::info;
 
-use super::workload::Workload;
 use super::{Bench, median};
 
-const ROUNDS: usize = 3;
 const RECORDS: usize = 10_000_000;
 /// So many rows are made in one transaction.
 const PORTION: usize = 500_000;
@@ -59,23 +56,6 @@ impl Bench {
         self.stack.holdfast("run", "run").provider(&self.provider).start().await
     }
 
-    /// Events per second of the uniform workload, round by round.
-    async fn rounds(&mut self, name: &str, run: &Holdfast) -> anyhow::Result<Vec<f64>> {
-        let mut rounds = Vec::with_capacity(ROUNDS);
-        for round in 1..=ROUNDS {
-            rounds.push(self.round(name, round, run).await?);
-        }
-        Ok(rounds)
-    }
-
-    /// Events per second of the uniform workload in one round.
-    pub(super) async fn round(&mut self, name: &str, round: usize, run: &Holdfast) -> anyhow::Result<f64> {
-        let workload = Workload::new(format!("{name}-{round}"), self.scaled(2_000), self.scaled(100_000));
-        self.list(&workload).await?;
-        let (took, _) = self.drain(&workload, run, &[]).await?;
-        Ok(workload.events as f64 / took.as_secs_f64())
-    }
-
     async fn fill(&self, records: usize) -> anyhow::Result<()> {
         let statements = include_str!("fill.sql");
         for first in (0..records).step_by(PORTION) {
@@ -113,13 +93,6 @@ impl Bench {
         ] {
             self.sql(statement).await?;
         }
-        Ok(())
-    }
-
-    async fn sql(&self, statements: &str) -> anyhow::Result<()> {
-        let pool = self.stack.postgres.connect().await?;
-        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&pool).await?;
-        pool.close().await;
         Ok(())
     }
 }

@@ -13,9 +13,8 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{Apart, Bench, Used, median, microseconds_each};
+use super::{Apart, Bench, ROUNDS, Used, median, microseconds_each};
 
-const ROUNDS: usize = 3;
 /// Prefix of the keys of the figures, tickets in each checkout, and checkouts.
 const SIZES: [(&str, usize, usize); 2] = [("checkout", 1, 500), ("checkout4", 4, 250)];
 /// Checkouts per second in the measurement of latency.

@@ -28,11 +28,10 @@ use tracing::info;
 
 use super::engine::Engine;
 use super::workload::Workload;
-use super::{Bench, median};
+use super::{Bench, ROUNDS, median};
 use object::{HANDLER, Object};
 use relay::OUTCOMES;
 
-const ROUNDS: usize = 3;
 const RATES: [u32; 3] = [20, 200, 500];
 /// Events are sent for this long at each rate.
 const SENDING: usize = 10;

@@ -4,9 +4,7 @@ use holdfast_tests::kit::{Holdfast, Name, Stack};
 use holdfast_tests::load::{OUTCOMES, follow};
 use serde_json::json;
 
-use super::{Bench, Outcomes, median};
-
-const ROUNDS: usize = 3;
+use super::{Bench, Outcomes, ROUNDS, median};
 
 /// The stack that is not measured just now, and the outcomes of tickets there.
 struct Other {

@@ -1,8 +1,9 @@
 //! The script of the on-sale: its records in order, the same in each run.
 
 use anyhow::Context;
+use holdfast_schemas::hold_id;
 use holdfast_tests::kit::provider::Fault;
-use holdfast_tests::load::{Event, PAYMENTS, RESERVATIONS, Record, now, timestamp};
+use holdfast_tests::load::{Event, PAYMENTS, RESERVATIONS, Record, SOURCE, now, timestamp};
 use serde_json::{Value, json};
 use time::Duration;
 
@@ -33,6 +34,12 @@ const CONFIRMED_EVERY: usize = 13;
 /// The seats from this one on are those of another show, which is cancelled in the end.
 const CANCELLED_FROM: usize = 280;
 pub(super) const CANCELLED: &str = "the-matinee";
+
+/// A seat whose events break every worker, as long as the rule below is there.
+pub(super) const BROKEN: &str = "seat-that-breaks";
+pub(super) const BREAKING: &str =
+    "alter table tickets add constraint demo_breaks check (ticket <> 'seat-that-breaks' or version < 2) not valid";
+pub(super) const MENDED: &str = "alter table tickets drop constraint demo_breaks";
 
 const REPEAT_EVERY: usize = 20;
 const BAD_EVERY: usize = 40;
@@ -124,6 +131,21 @@ pub(super) fn fight() -> Vec<Step> {
         &ticket(SEATS - 1),
     )));
     steps
+}
+
+/// The seat that breaks the workers is listed, goes from one buyer to another, and is free in the end. All but the first event breaks.
+pub(super) fn breaking() -> Vec<Step> {
+    let id = |number: u32| format!("breaks-{number}");
+    let hold = |number| hold_id(SOURCE, &id(number), BROKEN).to_string();
+    let events = [
+        Event::listed(id(0), BROKEN, "Z-1"),
+        Event::requested(id(1), BROKEN, "buyer-1"),
+        Event::requested(id(2), BROKEN, "buyer-2"),
+        Event::released(id(3), BROKEN, "buyer-1", &hold(1)),
+        Event::requested(id(4), BROKEN, "buyer-2"),
+        Event::released(id(5), BROKEN, "buyer-2", &hold(4)),
+    ];
+    events.map(Step::event).into()
 }
 
 /// The user buys the seats that they hold: one checkout, with the id of its request.

@@ -1,0 +1,97 @@
+//! The path beside a key that does not get on, with 100,000 events behind it: once they wait in the engine for a first one that is
+//! retried, once they are parked. The rounds without such a key are taken before and after.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use holdfast_tests::kit::{Holdfast, until};
+use holdfast_tests::load::{Event, Pace, Producer, RESERVATIONS};
+use serde_json::json;
+use tracing::info;
+
+use super::{Bench, median};
+
+const BEHIND: usize = 100_000;
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A ticket with a row that no release can read: its first event is retried.
+const WAITS: &str = "stuck-waits";
+/// A ticket whose events break a constraint: they are parked.
+const PARKED: &str = "stuck-parked";
+
+impl Bench {
+    /// Throughput of all other keys with such a key and without.
+    pub(super) async fn stuck(&mut self, run: &Holdfast) -> anyhow::Result<()> {
+        let behind = self.scaled(BEHIND);
+        for ticket in [WAITS, PARKED] {
+            let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
+            let listing = Event::listed(format!("{ticket}-list"), ticket, "any");
+            producer.send_all([listing].into_iter(), Pace::FullSpeed).await?;
+        }
+        self.hear(2).await?;
+        self.sql(
+            "alter table tickets add constraint bench_stuck check (ticket <> 'stuck-parked' or version < 2) not valid",
+        )
+        .await?;
+
+        let mut without = self.rounds("stuck-before", run).await?;
+        self.sql("update tickets set price_currency = 'ZZZ' where ticket = 'stuck-waits'")
+            .await?;
+        self.request(WAITS, behind, run).await?;
+        let waiting = self.rounds("stuck-waiting", run).await?;
+        self.sql("update tickets set price_currency = 'EUR' where ticket = 'stuck-waits'")
+            .await?;
+        self.hear(behind).await?;
+
+        self.request(PARKED, behind, run).await?;
+        self.all_are_parked(behind).await?;
+        let parked = self.rounds("stuck-parked", run).await?;
+        self.sql("alter table tickets drop constraint bench_stuck").await?;
+        let replay = self.stack.holdfast("admin", "replay").arg("quarantine").arg("replay");
+        let replay = replay.arg("--all").arg("--by").arg("bench").arg("--why").arg("mended");
+        let replayed = replay.arg("--wait").arg("5m").output().await?;
+        ensure!(
+            replayed.status.success(),
+            "{}",
+            String::from_utf8_lossy(&replayed.stderr)
+        );
+        self.hear(behind).await?;
+        without.extend(self.rounds("stuck-after", run).await?);
+
+        let all = |rounds: &[f64]| rounds.iter().map(|eps| eps.round()).collect::<Vec<_>>();
+        let rounds = json!({ "without": all(&without), "waiting": all(&waiting), "parked": all(&parked) });
+        self.report.detail("stuck_rounds_eps", rounds);
+        let without = median(without);
+        for (key, with) in [("stuck_ratio", median(waiting)), ("quarantine_ratio", median(parked))] {
+            self.report.at_least(key, with / without, 0.95, "with / without");
+        }
+        Ok(())
+    }
+
+    /// Requests for one ticket, until the gate has read them all.
+    async fn request(&self, ticket: &str, count: usize, run: &Holdfast) -> anyhow::Result<()> {
+        info!("stuck: {count} events for {ticket}");
+        let requests = (0..count).map(|number| Event::requested(format!("{ticket}-{number}"), ticket, "ann"));
+        let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
+        producer.send_all(requests, Pace::FullSpeed).await?;
+        until("the gate has read them", PATIENCE, async || {
+            let lag = run.metric(r#"holdfast_gate_lag_records{topic="reservations"}"#).await?;
+            ensure!(lag == Some(0.0), "{lag:?} records to read");
+            anyhow::Ok(())
+        })
+        .await
+    }
+
+    async fn all_are_parked(&self, count: usize) -> anyhow::Result<()> {
+        let pool = self.stack.postgres.connect().await?;
+        until("all are parked", PATIENCE, async || {
+            let parked: i64 = sqlx::query_scalar("select count(*) from parked_events")
+                .fetch_one(&pool)
+                .await?;
+            ensure!(parked == count as i64, "{parked} of {count}");
+            anyhow::Ok(())
+        })
+        .await?;
+        pool.close().await;
+        Ok(())
+    }
+}

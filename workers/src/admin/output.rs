@@ -1,0 +1,111 @@
+//! How commands print: fields and tables, every cell on one line, or one JSON object.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use anyhow::Context;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::printable;
+
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print")
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&(printable::json(&serde_json::to_string(value)?) + "\n"))
+}
+
+/// Writes fields, one a line, their values from the column `width` on.
+pub(super) fn write_fields<'a>(
+    text: &mut String,
+    width: usize,
+    fields: impl IntoIterator<Item = (&'a str, String)>,
+) -> std::fmt::Result {
+    for (name, value) in fields {
+        writeln!(text, "{name:<width$}{}", printable::line(value))?;
+    }
+    Ok(())
+}
+
+/// A moment to the second.
+pub(super) fn moment(at: OffsetDateTime) -> anyhow::Result<String> {
+    Ok(at.replace_nanosecond(0)?.format(&Rfc3339)?)
+}
+
+/// The value, or a dash for none.
+pub(super) fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// Rows of cells. A column is as wide as its longest cell; numbers end at its right.
+pub(super) struct Table {
+    indent: &'static str,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(super) fn new<const N: usize>(heads: [&str; N]) -> Self {
+        Self {
+            indent: "",
+            rows: vec![heads.map(str::to_owned).into()],
+        }
+    }
+
+    /// A table without heads, below a line of its own.
+    pub(super) fn indented() -> Self {
+        Self {
+            indent: "  ",
+            rows: Vec::new(),
+        }
+    }
+
+    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.map(printable::line).into());
+    }
+
+    pub(super) fn write(&self, text: &mut String) -> std::fmt::Result {
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let widths: Vec<_> = (0..columns).map(|column| self.width(column)).collect();
+        for row in &self.rows {
+            let mut line = self.indent.to_owned();
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths[column];
+                match self.is_number(column) {
+                    true => write!(line, "{cell:>width$} ")?,
+                    false => write!(line, "{cell:<width$} ")?,
+                }
+            }
+            writeln!(text, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    fn width(&self, column: usize) -> usize {
+        let cells = self.rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or_default()
+    }
+
+    fn is_number(&self, column: usize) -> bool {
+        let heads = usize::from(self.indent.is_empty());
+        let mut cells = self.rows.iter().skip(heads).map(|row| &row[column]);
+        self.rows.len() > heads && cells.all(|cell| !cell.is_empty() && cell.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_is_as_wide_as_its_longest_cell_and_a_cell_is_one_line() {
+        let mut table = Table::new(["ID", "KEY", "REASON"]);
+        table.row(["7".into(), "A\n1".into(), "-".into()]);
+        table.row(["12".into(), "B".into(), "late".into()]);
+        let mut text = String::new();
+        table.write(&mut text).unwrap();
+        assert_eq!(text, "ID KEY  REASON\n 7 A\\n1 -\n12 B    late\n");
+    }
+}
