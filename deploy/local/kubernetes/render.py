@@ -152,7 +152,7 @@ def keep(manifests, where, upgrade):
             if pod["terminationGracePeriodSeconds"] < int(drain.rstrip("s")) + pause + 5:
                 fail(f"{name} may be killed while it drains")
         for file, text in manifest.get("data", {}).items():
-            if text != next(DEPLOY.glob(f"[pg]*/{file}")).read_text():
+            if text != next(CHART.glob(f"[pg]*/{file}")).read_text():
                 fail(f"{name} is not {file}")
 
 
