@@ -9,7 +9,7 @@ DEV = $(TARGET)/debug/dev
 export SQLX_OFFLINE = true
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test conformance dev check sbom image pods bench sqlx tools
+.PHONY: help demo test conformance apiserver dev check sbom image pods cluster bench capacity sqlx tools
 
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -28,6 +28,10 @@ conformance: tools ## Adapter, alerts, dashboards, recipes, image and chart agai
 	@deploy/local/tools conformance
 	$(BUILD) --examples
 	$(CARGO) test --workspace --test conformance -- $(TEST)
+
+apiserver: tools ## Chart and operators' examples judged by a real kube-apiserver, built first (15 min); CRDS=folder: more definitions; needs Go, Python
+	@deploy/local/tools apiserver
+	CRDS=$(abspath $(CRDS)) $(CARGO) test --workspace --test conformance -- apiserver
 
 dev: tools ## Hold the stack open with `holdfast run` and a payment provider on it; addresses in .dev/stack.json; LOCKED=1 shuts every door
 	$(BUILD)
@@ -52,6 +56,10 @@ image: sbom ## The image holdfast:<version>, by buildah; BUILDER, BASE and BINAR
 	@deploy/local/tools image
 	BUILDER=$(BUILDER) BASE=$(BASE) BINARY=$(BINARY) deploy/image/build
 
+cluster: tools ## Three of each server, two of each worker: lose each in turn, and print how long answers stay away; ONLY=text picks rows
+	$(BUILD)
+	$(DEV) cluster $(if $(ONLY),--only "$(ONLY)")
+
 pods: tools ## The chart's pods on real servers by podman, restarted in the middle; wants the image (make image)
 	@deploy/local/tools pods
 	$(BUILD)
@@ -61,6 +69,14 @@ bench: tools ## Measure throughput, latency and cost; report in target/reports/b
 	$(BUILD) --release
 	$(TARGET)/release/dev bench
 	$(CARGO) bench --workspace --bench mechanisms
+
+capacity: tools ## Measure the costs anew that `holdfast plan` works with, and have docs/capacity.md show what it prints
+	$(BUILD) --release
+	$(TARGET)/release/dev bench --only disk,cpu,relay,checkout,scale
+	$(TARGET)/release/holdfast plan --costs $(TARGET)/reports/bench.json --json > $(TARGET)/reports/plan.json
+	python3 -c 'import json; costs = json.load(open("$(TARGET)/reports/plan.json"))["costs"]; \
+	    open("workers/src/plan/measured.json", "w").write(json.dumps(costs, indent=2) + "\n")'
+	UPDATE=1 $(CARGO) test --workspace --lib capacity
 
 sqlx: tools ## Refresh .sqlx after a change of a statement or a migration
 	$(CARGO) build --workspace --bin dev

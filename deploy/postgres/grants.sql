@@ -76,7 +76,7 @@ grant select, update, delete on quarantined_keys to :"admin";
 grant select, insert, update on refunds to :"admin";
 grant select, insert, update on repayments to :"admin";
 grant select on relay_state to :"admin";
-grant select, insert on settled_dead_letters to :"admin";
+grant select, insert, update on settled_dead_letters to :"admin";
 grant select on ticket_attributes to :"admin";
 grant select on ticket_attributes_change_log to :"admin";
 grant select, insert on ticket_change_log to :"admin";

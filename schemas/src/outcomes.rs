@@ -76,11 +76,25 @@ impl<T: OutcomeData> Outcome<T> {
     /// As [`Self::to_json`], for a caller who has the data's JSON already.
     pub fn to_json_with(&self, data: &Value) -> Vec<u8> {
         let data = serde_json::value::to_raw_value(data).expect("JSON can be written");
+        self.enveloped(self.data.outcome_type(), data)
+    }
+
+    /// As [`Self::to_json`], with type and data as they were told once, perhaps by an earlier release in an earlier version.
+    ///
+    /// # Errors
+    /// The data is no JSON.
+    pub fn to_json_as_told(&self, outcome_type: &str, data: &str) -> Result<Vec<u8>, Invalid> {
+        let data = RawValue::from_string(data.to_owned());
+        let data = data.map_err(|error| Invalid::new(format!("is no JSON: {error}")))?;
+        Ok(self.enveloped(outcome_type, data))
+    }
+
+    fn enveloped(&self, outcome_type: &str, data: Box<RawValue>) -> Vec<u8> {
         let envelope = Envelope {
             specversion: "1.0".to_owned(),
             id: self.id,
             source: OUTCOME_SOURCE.to_owned(),
-            outcome_type: self.data.outcome_type().to_owned(),
+            outcome_type: outcome_type.to_owned(),
             subject: self.subject.clone(),
             time: self.time,
             sequence: self.sequence,
@@ -160,6 +174,10 @@ mod tests {
                 until: time,
             }),
         };
+        let data = outcome.data.data().to_string();
+        let again = outcome.to_json_as_told("holdfast.outcome.ticket.held.v1", &data);
+        assert_eq!(again, Ok(outcome.to_json()));
+        assert!(outcome.to_json_as_told("holdfast.outcome.ticket.held.v1", "{").is_err());
         assert_eq!(Outcome::from_json(&outcome.to_json()), Ok(outcome));
     }
 

@@ -4,3 +4,4 @@ pub mod kit;
 pub mod load;
 pub mod monitoring;
 pub mod on_call;
+pub mod traffic;

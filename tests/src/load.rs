@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::kit::Kafka;
-use crate::kit::kafka::ReadRecord;
+use crate::kit::kafka::{GIVEN_UP_AFTER, ReadRecord};
 
 pub const RESERVATIONS: &str = "reservations";
 pub const OUTCOMES: &str = "reservations.outcomes";
@@ -252,6 +252,7 @@ pub fn follow(kafka: &Kafka, topic: &str) -> anyhow::Result<mpsc::UnboundedRecei
     config
         .set("group.id", "holdfast.tests.load")
         .set("enable.auto.commit", "false")
+        .set("socket.timeout.ms", GIVEN_UP_AFTER)
         .set("isolation.level", "read_committed");
     let consumer: BaseConsumer = config.create()?;
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;

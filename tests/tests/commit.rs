@@ -1,8 +1,8 @@
 //! The committer against a real Postgres: each of its rules, with what breaks it.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -16,6 +16,7 @@ use holdfast::store::commit::Rules;
 use holdfast::store::idempotency::Sweep;
 use holdfast::store::{self, Answer, Committer, Unit, Work};
 use holdfast_schemas::{DeadLetterReason, Event, Price, TicketEvent, TicketId, UserId, events};
+use holdfast_tests::kit::process::lock;
 use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::now;
@@ -221,6 +222,8 @@ fn an_id_used_again_for_another_ticket_is_dead_lettered(kit: &Kit) -> anyhow::Re
 
 static OVERTAKE_DECIDED: AtomicBool = AtomicBool::new(false);
 static OVERTAKE_GO: AtomicBool = AtomicBool::new(false);
+/// Held by the test that uses the slow decision: another stack's may run beside it.
+static OVERTAKING: Mutex<()> = Mutex::new(());
 
 /// Decides, and lets the test do something before the decision is written.
 fn decide_slowly(ticket: Option<&Ticket>, input: Input, now: OffsetDateTime) -> Decision<Ticket> {
@@ -243,6 +246,7 @@ async fn decided() -> anyhow::Result<()> {
 }
 
 fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::Result<()> {
+    let _alone = lock(&OVERTAKING);
     kit.block_on(async {
         let database = Bench::fresh(kit).await?;
         let quick = database.with(decide, 2_000).await?;
@@ -252,7 +256,7 @@ fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::R
             .await?;
         let hold = serde_json::from_value(reply(&held[0]).outcomes[0].data["hold"].clone())?;
 
-        reset_slow(false);
+        reset_slow();
         let slow = database.with(decide_slowly, 2_000).await?;
         let refused =
             tokio::spawn(async move { slow.commit("A", vec![Work::Event(reserve("r-bob", "A", "bob"))]).await });
@@ -273,12 +277,13 @@ fn a_refusal_overtaken_by_a_later_write_is_decided_again(kit: &Kit) -> anyhow::R
 }
 
 fn a_race_on_one_id_has_one_winner(kit: &Kit) -> anyhow::Result<()> {
+    let _alone = lock(&OVERTAKING);
     kit.block_on(async {
         // No row guards a ticket that was never listed: only the idempotency record's key does.
         let database = Bench::fresh(kit).await?;
         let quick = database.with(decide, 2_000).await?;
         for (again, ticket) in [("repeat", "nowhere"), ("other content", "elsewhere")] {
-            reset_slow(false);
+            reset_slow();
             let slow = database.with(decide_slowly, 2_000).await?;
             let id = format!("race-{again}");
             let (mine, theirs) = (reserve(&id, ticket, "ann"), reserve(&id, "nowhere", "ann"));
@@ -757,9 +762,9 @@ fn a_repeat_whose_answer_is_swept_while_it_is_read_takes_no_effect_again(kit: &K
     })
 }
 
-fn reset_slow(go: bool) {
+fn reset_slow() {
     OVERTAKE_DECIDED.store(false, Ordering::SeqCst);
-    OVERTAKE_GO.store(go, Ordering::SeqCst);
+    OVERTAKE_GO.store(false, Ordering::SeqCst);
 }
 
 fn unit(name: &str, work: Vec<Work<Ticket>>) -> Unit<Ticket> {

@@ -3,8 +3,11 @@
 //! Prometheus' `promtool` runs each alert's cases. The dashboards: Grafana's own library reads them. The recipes for those who send and
 //! read: each in its language, by the client and the CloudEvents SDK that others wrote. Image, chart and trial: see `deployment`.
 //!
-//! A word picks the parts whose name holds it: `make conformance TEST=recipes`.
+//! A word picks the parts whose name holds it: `make conformance TEST=recipes`. `apiserver` is a part by itself, which runs only when it is
+//! asked for (`make apiserver`).
 
+#[path = "conformance/apiserver.rs"]
+mod apiserver;
 #[path = "provider/conversation.rs"]
 mod conversation;
 #[path = "conformance/deployment.rs"]
@@ -49,6 +52,9 @@ fn main() -> ExitCode {
 
 async fn run() -> anyhow::Result<()> {
     let word = std::env::args().nth(1).unwrap_or_default();
+    if word == "apiserver" {
+        return apiserver::check().await.context("kube-apiserver");
+    }
     if "rules and dashboards".contains(&word) {
         spawn_blocking(rules_and_dashboards).await??;
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use holdfast::crash::Point;
 use holdfast_tests::kit::{Holdfast, Kit, until};
+use holdfast_tests::traffic::Traffic;
 use nix::sys::signal::Signal;
 
-use crate::traffic::Traffic;
 use crate::workers::Workers;
 use crate::{Test, tests};
 
@@ -42,7 +42,7 @@ fn every_event_is_accounted_for_whatever_step_the_reaper_dies_at_or_repeats(kit:
 /// The points whose names begin with `prefix`, in the process of `subcommand`.
 async fn every_point(kit: &Kit, prefix: &'static str, subcommand: &str) -> anyhow::Result<()> {
     let mut workers = Workers::start(kit).await?;
-    let mut traffic = Traffic::new(kit, prefix)?;
+    let mut traffic = Traffic::new(&kit.stack, prefix)?;
     for point in Point::ALL.into_iter().filter(|point| point.name().starts_with(prefix)) {
         let worker = workers.part(subcommand);
         let round = crash_and_repeat(kit, worker, subcommand, point);

@@ -236,7 +236,7 @@ pub(crate) async fn one_of_each(kit: &Kit) -> anyhow::Result<()> {
 fn the_nodes_of_a_cluster_share_a_subscription_and_no_name(kit: &Kit) -> anyhow::Result<()> {
     const NODES: usize = 3;
     kit.block_on(async {
-        let cluster = kit.stack.cluster(NODES).await?;
+        let cluster = kit.stack.engines(NODES).await?;
         let worker = kit.stack.holdfast("run", "engine").start().await?;
         let register = async |node: usize| {
             let register = kit.stack.holdfast("register", "engine-register");

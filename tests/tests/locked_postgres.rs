@@ -529,6 +529,7 @@ const NOT_THEIRS: &[(&str, &str)] = &[
     (APP, "where log.movement = told.outcome"),
     (APP, "movement not in (select message from outbox)"),
     (APP, "insert into generations"),
+    (APP, "as lost (checkout, movement, place)"),
     (APP, "sum((data ->> 'added')::bigint)"),
     (APP, "filter (where kind = 'refund' and amount > 0)"),
     // The relay's.

@@ -20,6 +20,7 @@ mod astray;
 mod attributes;
 mod change_log;
 mod checkout;
+mod cluster;
 mod commit;
 mod crashes;
 mod debits;
@@ -51,6 +52,7 @@ mod recovery;
 mod relay;
 mod repeats;
 mod reprocess;
+mod restore;
 mod returns;
 mod rotation;
 mod servers;
@@ -59,7 +61,6 @@ mod support;
 mod sweep;
 mod tour;
 mod traces;
-mod traffic;
 mod two_phase;
 mod upgrades;
 mod users;
@@ -159,6 +160,8 @@ const APART: &[&[Test]] = &[
     rotation::LOCKED,
     front::TESTS,
     upgrades::TESTS,
+    restore::TESTS,
+    cluster::TESTS,
     on_call::TESTS,
 ];
 

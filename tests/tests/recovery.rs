@@ -394,7 +394,7 @@ fn a_loyalty_database_that_was_put_back_gets_what_the_main_one_has_given(kit: &K
 }
 
 /// Waits until everything that was decided is told.
-async fn all_told(kit: &Kit) -> anyhow::Result<()> {
+pub(crate) async fn all_told(kit: &Kit) -> anyhow::Result<()> {
     until("everything is told", DEADLINE, async || {
         let rows = value(kit, "select count(*)::text from outbox", "").await?;
         ensure!(rows.as_deref() == Some("0"), "{rows:?} wait");
@@ -505,7 +505,7 @@ async fn decided(kit: &Kit, name: &str) -> anyhow::Result<()> {
 }
 
 /// One text of the database.
-async fn value(kit: &Kit, query: &'static str, about: &str) -> anyhow::Result<Option<String>> {
+pub(crate) async fn value(kit: &Kit, query: &'static str, about: &str) -> anyhow::Result<Option<String>> {
     let pool = kit.stack.postgres.connect().await?;
     let mut asked = sqlx::query_scalar::<_, Option<String>>(query);
     if query.contains("$1") {
@@ -517,7 +517,7 @@ async fn value(kit: &Kit, query: &'static str, about: &str) -> anyhow::Result<Op
 }
 
 /// Makes one database a copy of another, as a backup is taken or put back.
-async fn copy(kit: &Kit, of: &str, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn copy(kit: &Kit, of: &str, name: &str) -> anyhow::Result<()> {
     kit.stack.postgres.copy_database(of, name).await?.close().await;
     Ok(())
 }

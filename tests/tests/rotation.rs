@@ -15,6 +15,7 @@ use holdfast_tests::kit::smtp::Sink;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Kit, Postgres, until};
 use holdfast_tests::load::now;
+use holdfast_tests::traffic::Traffic;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -28,7 +29,6 @@ use crate::checkout::{CARD, CONFIRMED, PRICE, REFUSED, Shop, ends, reaches};
 use crate::locked_doors::calls;
 use crate::mail::{becomes, buy, of, open_with};
 use crate::support::{DEADLINE, clean, clean_by};
-use crate::traffic::Traffic;
 use crate::workers::Workers;
 use crate::{Test, tests};
 
@@ -68,7 +68,7 @@ fn what_postgres_asks_for_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Re
         workers.serve = files.launch("serve").start().await?;
         workers.relay.stop().await?;
         workers.relay = files.launch("relay").start().await?;
-        let mut traffic = Traffic::new(kit, "rotation-postgres")?;
+        let mut traffic = Traffic::new(&kit.stack, "rotation-postgres")?;
         let superuser = kit.stack.postgres.connect().await?;
         let rotated = rotate(&files, &workers, &mut traffic, &superuser).await;
         // Others need it as it was.
@@ -217,7 +217,7 @@ fn what_kafka_asks_for_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Resul
     kit.block_on(async {
         let (kafka, authority) = (&kit.stack.kafka, &kit.stack.kafka.lock()?.authority);
         let mut workers = Workers::start(kit).await?;
-        let mut traffic = Traffic::new(kit, "rotation-kafka")?;
+        let mut traffic = Traffic::new(&kit.stack, "rotation-kafka")?;
         let shown = async || shown_by(authority, TcpStream::connect(kafka.bootstrap()).await?).await;
         let before = shown().await?;
         while_events_flow(&mut traffic, "the broker's certificate", async {
@@ -277,7 +277,7 @@ fn the_engines_key_is_replaced_while_events_flow(kit: &Kit) -> anyhow::Result<()
         };
         workers.serve.stop().await?;
         workers.serve = serve(&keys[..1]).await?;
-        let mut traffic = Traffic::new(kit, "rotation-engine")?;
+        let mut traffic = Traffic::new(&kit.stack, "rotation-engine")?;
         let first = fs::read(&engine.file)?;
         let rotated = while_events_flow(&mut traffic, "the engine's key", async {
             workers.serve.stop().await?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use holdfast_tests::kit::server::Kind;
 use holdfast_tests::kit::{Kit, Server, until};
+use holdfast_tests::traffic::Traffic;
 
-use crate::traffic::Traffic;
 use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -32,7 +32,7 @@ fn a_killed_database_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
 
 async fn survives<K: Kind>(kit: &Kit, server: &Server<K>, name: &'static str, times: usize) -> anyhow::Result<()> {
     let worker = kit.stack.holdfast("run", "worker").start().await?;
-    let mut traffic = Traffic::new(kit, name)?;
+    let mut traffic = Traffic::new(&kit.stack, name)?;
     for _ in 0..times {
         traffic.burst(100)?;
         traffic
@@ -51,7 +51,7 @@ async fn survives<K: Kind>(kit: &Kit, server: &Server<K>, name: &'static str, ti
 fn a_database_killed_amid_a_write_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let worker = kit.stack.holdfast("run", "worker").start().await?;
-        let mut traffic = Traffic::new(kit, "killed-amid-a-write")?;
+        let mut traffic = Traffic::new(&kit.stack, "killed-amid-a-write")?;
         let postgres = &kit.stack.postgres;
         // The write waits inside the server, on a lock.
         traffic

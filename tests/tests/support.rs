@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use holdfast_schemas::{DeadLetter, Outcome, OutcomeData, TicketOutcome, dead_letter, topics};
 use holdfast_tests::kit::kafka::{ReadRecord, Sent};
-use holdfast_tests::kit::worker::Launch;
+pub(crate) use holdfast_tests::kit::worker::clean_by;
 use holdfast_tests::kit::{Kit, until};
 use holdfast_tests::load::{now, timestamp};
 use rdkafka::admin::{AdminOptions, AlterConfig, ConfigSource, ResourceSpecifier};
@@ -190,22 +190,6 @@ async fn dead_letters(kit: &Kit, topic: &str) -> anyhow::Result<BTreeMap<(i32, i
 /// Waits until every record is accounted for; then `verify` must find every promise kept. Returns its counts.
 pub(crate) async fn clean(kit: &Kit) -> anyhow::Result<Value> {
     clean_by(|| kit.stack.holdfast("verify", "verify")).await
-}
-
-/// As [`clean`], by this `verify`.
-pub(crate) async fn clean_by<'a>(verify: impl Fn() -> Launch<'a>) -> anyhow::Result<Value> {
-    let (kept, report) = until("every record is accounted for", DEADLINE, async || {
-        let verify = verify().arg("--json").output().await?;
-        let report: Value = serde_json::from_slice(&verify.stdout)
-            .with_context(|| String::from_utf8_lossy(&verify.stderr).into_owned())?;
-        ensure!(!verify.status.success() || report["pending"] == 0, "{report}");
-        anyhow::Ok((verify.status.success(), report))
-    })
-    .await?;
-    if !kept {
-        bail!("a promise is broken: {report}");
-    }
-    Ok(report)
 }
 
 /// Changes one setting of a topic, as any other client may, and leaves its other settings as they are.

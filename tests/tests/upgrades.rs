@@ -7,12 +7,12 @@ use anyhow::{Context, ensure};
 use holdfast_tests::kit::provider::{Call, Delivery, Fault, Kind, WEBHOOK_SECRET};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, Name, previous, until};
+use holdfast_tests::traffic::Traffic;
 use serde_json::{Value, json};
 
 use crate::checkout::{CARD, CONFIRMED, PRICE, check_out, ends, fill, free, list, reaches, sold};
 use crate::in_flight::{deployment_of, kept_cart};
 use crate::support::{DEADLINE, clean_by, pay};
-use crate::traffic::Traffic;
 use crate::users::{call, none_prepared, registered, view};
 use crate::workers::done;
 use crate::{Test, tests};
@@ -39,7 +39,7 @@ async fn there_and_back(kit: &Kit, binary: PathBuf) -> anyhow::Result<()> {
     let mut workers = Installed::new(&old).await?;
     kit.provider.webhooks_to(&kit.stack.webhook_url()?, WEBHOOK_SECRET);
     kit.provider.deliver_always(Delivery::InOrder);
-    let mut traffic = Traffic::new(kit, "upgrade")?;
+    let mut traffic = Traffic::new(&kit.stack, "upgrade")?;
     for (round, from, to) in [("there", &old, &new), ("back", &new, &old), ("again", &old, &new)] {
         let roll = async {
             let begun = InFlight::begin(kit, round).await?;

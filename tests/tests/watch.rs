@@ -11,11 +11,11 @@ use holdfast_tests::kit::kafka::send_with;
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, until};
 use holdfast_tests::load::{Arrival, Event, OUTCOMES, Pace, Producer, RESERVATIONS, follow};
+use holdfast_tests::traffic::Traffic;
 use tokio::time::timeout;
 
 use crate::checkout::Shop;
 use crate::gate_edges::endless;
-use crate::traffic::Traffic;
 use crate::verify::{corrupt, corruptions, money_corruptions, sell, sent};
 use crate::{Test, tests};
 
@@ -99,7 +99,7 @@ fn a_watch_finds_nothing_while_traffic_runs_and_everything_is_killed(kit: &Kit) 
         let start = async || kit.stack.holdfast("run", "worker").start().await;
         let mut worker = start().await?;
         let watch = watch(kit).start().await?;
-        let mut traffic = Traffic::new(kit, "watched")?;
+        let mut traffic = Traffic::new(&kit.stack, "watched")?;
         traffic.during(finds_nothing(&watch)).await?;
         for _ in 0..3 {
             traffic.burst(100)?;
@@ -140,7 +140,7 @@ fn a_watch_names_each_promise_that_is_broken_while_traffic_runs(kit: &Kit) -> an
         whole_pass(&watch).await?;
         let before = broken(&watch).await?;
 
-        let mut traffic = Traffic::new(kit, "watch-broken")?;
+        let mut traffic = Traffic::new(&kit.stack, "watch-broken")?;
         let planted = traffic
             .during(async {
                 let told_again = watch_told_again(kit).await?;

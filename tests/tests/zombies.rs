@@ -10,8 +10,8 @@ use anyhow::{Context, ensure};
 use holdfast_tests::kit::worker::Launch;
 use holdfast_tests::kit::{Holdfast, Kit, process, until};
 use holdfast_tests::load::OUTCOMES;
+use holdfast_tests::traffic::Traffic;
 
-use crate::traffic::Traffic;
 use crate::workers::{Workers, done};
 use crate::{Test, tests};
 
@@ -29,7 +29,7 @@ const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(40);
 fn a_gate_that_joins_dies_or_wakes_up_late_loses_and_reorders_nothing(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let workers = Workers::start(kit).await?;
-        let mut traffic = Traffic::new(kit, "gates")?;
+        let mut traffic = Traffic::new(&kit.stack, "gates")?;
         let second = traffic.during(join(kit)).await?;
         traffic.burst(100)?;
         second.kill()?;
@@ -81,7 +81,7 @@ fn assignments(gate: &Holdfast) -> anyhow::Result<usize> {
 pub(crate) fn a_relay_that_dies_or_wakes_up_late_loses_and_repeats_nothing(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let mut workers = Workers::start(kit).await?;
-        let mut traffic = Traffic::new(kit, "relays")?;
+        let mut traffic = Traffic::new(&kit.stack, "relays")?;
         traffic.during(leads(&workers.relay)).await?;
         let second = kit.stack.holdfast("relay", "relay-b").start().await?;
         traffic.burst(200)?;
@@ -122,7 +122,7 @@ async fn leads(relay: &Holdfast) -> anyhow::Result<()> {
 fn a_serve_that_wakes_up_late_finds_its_work_done(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(async {
         let workers = Workers::start(kit).await?;
-        let mut traffic = Traffic::new(kit, "serves")?;
+        let mut traffic = Traffic::new(&kit.stack, "serves")?;
         traffic.burst(200)?;
         traffic.answered().await?;
         traffic.burst(200)?;
@@ -170,7 +170,7 @@ fn a_database_that_is_put_back_stops_the_relay(kit: &Kit) -> anyhow::Result<()> 
             postgres.data().with_extension("later"),
         );
         let workers = Workers::start(kit).await?;
-        let mut traffic = Traffic::new(kit, "put-back")?;
+        let mut traffic = Traffic::new(&kit.stack, "put-back")?;
         traffic.burst(50)?;
         traffic.answered().await?;
         postgres.stop().await?;
@@ -212,7 +212,8 @@ fn a_database_that_is_put_back_stops_the_relay(kit: &Kit) -> anyhow::Result<()> 
     })
 }
 
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+/// Copies a folder, which must not be there yet, as a backup is taken of a server that is stopped.
+pub(crate) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     let mut copy = Command::new("cp");
     copy.arg("-a").arg(from).arg(to);
     process::output(copy)

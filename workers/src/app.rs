@@ -32,7 +32,7 @@ use crate::store::rotation::{AddressFile, Look};
 use crate::sweep::Sweeper;
 use crate::transience::Fault;
 use crate::{
-    admin, doctor, domain, error, gate, logs, objects, printable, register, relay, restate_admin, store, traces,
+    admin, doctor, domain, error, gate, logs, objects, plan, printable, register, relay, restate_admin, store, traces,
     verify, webhook,
 };
 
@@ -95,6 +95,7 @@ fn is_setting(cause: &(dyn std::error::Error + 'static)) -> bool {
         .downcast_ref::<store::migrate::Error>()
         .is_some_and(store::migrate::Error::is_setting)
         || cause.downcast_ref::<verify::Unfit>().is_some()
+        || cause.downcast_ref::<plan::WrongCosts>().is_some()
 }
 
 async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
@@ -183,6 +184,14 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
         Role::Health { ready } => {
             let answer = lifecycle::ask(&config.process, if ready { "/readyz" } else { "/livez" }).await?;
             say(answer.trim_end())?;
+        }
+        Role::Plan(load) => {
+            let report = plan::run(&load, &config)?;
+            say(&if load.json {
+                serde_json::to_string(&report)?
+            } else {
+                report.to_string()
+            })?;
         }
         Role::Admin(command) => admin::run(&command, config, clock, new_id).await?,
     }

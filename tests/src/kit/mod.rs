@@ -17,16 +17,21 @@
 //! and Linux kills what a killed kit leaves behind.
 
 pub mod certs;
+pub mod cluster;
 pub mod collector;
 pub mod doors;
 pub mod fetch;
+pub mod haproxy;
 pub mod http;
 pub mod identity;
 pub mod installation;
 pub mod kafka;
 pub mod kafka_lock;
+pub mod kubernetes;
 pub mod maildev;
+pub mod network;
 pub mod nginx;
+pub mod patroni;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
@@ -59,9 +64,11 @@ use tracing_subscriber::EnvFilter;
 
 use provider::Simulator;
 
+pub use cluster::Cluster;
 pub use collector::Collector;
 pub use installation::Installation;
 pub use kafka::Kafka;
+pub use kubernetes::Kubernetes;
 pub use maildev::Maildev;
 pub use nginx::Nginx;
 pub use pgbouncer::PgBouncer;

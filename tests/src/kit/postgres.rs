@@ -124,7 +124,11 @@ impl Postgres {
         } else {
             elsewhere(folder)
         };
-        let files = if here { installed } else { copied(&installed, &home)? };
+        let files = if here {
+            installed
+        } else {
+            copied(&installed, &home, "files")?
+        };
         fs::create_dir_all(&home)?;
         chown(&home, Some(user.uid), Some(user.gid))?;
         let record = serde_json::json!({ "user": user.name, "uid": user.uid.as_raw(), "home": home });
@@ -338,6 +342,15 @@ impl Postgres {
         (self.data.parent().unwrap_or(&self.data), self.user.as_ref())
     }
 
+    /// A folder of programs, or a copy of it by this name where the server's user can reach it.
+    pub(super) fn reachable(&self, installed: PathBuf, name: &str) -> anyhow::Result<PathBuf> {
+        let (home, user) = self.home();
+        match user {
+            Some(user) if !reaches(user, &installed)? => copied(&installed, home, name),
+            _ => Ok(installed),
+        }
+    }
+
     pub(super) fn port(&self) -> u16 {
         self.port
     }
@@ -454,8 +467,8 @@ fn reaches(user: &User, folder: &Path) -> anyhow::Result<bool> {
 }
 
 /// Copied at each start, so that the version is the one of the manifest.
-fn copied(installed: &Path, home: &Path) -> anyhow::Result<PathBuf> {
-    let files = home.join("files");
+fn copied(installed: &Path, home: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let files = home.join(name);
     fs::create_dir_all(home)?;
     fs::set_permissions(home, fs::Permissions::from_mode(0o755))?;
     if files.exists() {

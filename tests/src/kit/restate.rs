@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +21,7 @@ pub struct Restate {
     pub(super) binary: PathBuf,
     pub(super) settings: PathBuf,
     pub(super) data: PathBuf,
+    pub(super) address: Ipv4Addr,
     pub(super) ingress: u16,
     pub(super) admin: u16,
     pub(super) node: u16,
@@ -50,8 +52,8 @@ pub(super) struct Door {
 /// A node's place in a cluster that replicates its metadata.
 pub(super) struct Place {
     pub(super) number: usize,
-    /// The ports at which the nodes talk to each other.
-    pub(super) nodes: Vec<u16>,
+    /// Where the nodes talk to each other.
+    pub(super) nodes: Vec<SocketAddrV4>,
 }
 
 impl Kind for Restate {
@@ -96,12 +98,12 @@ impl Kind for Restate {
 
 impl Restate {
     pub fn ingress(&self) -> String {
-        let open = || format!("http://127.0.0.1:{}", self.ingress);
+        let open = || format!("http://{}:{}", self.address, self.ingress);
         self.door.as_ref().map_or_else(open, |door| door.ingress.clone())
     }
 
     pub fn admin(&self) -> String {
-        let open = || format!("http://127.0.0.1:{}", self.admin);
+        let open = || format!("http://{}:{}", self.address, self.admin);
         self.door.as_ref().map_or_else(open, |door| door.admin.clone())
     }
 
@@ -117,7 +119,12 @@ impl Restate {
 
     /// Prometheus metrics of the server.
     pub fn metrics(&self) -> String {
-        format!("http://127.0.0.1:{}/metrics", self.node)
+        format!("http://{}:{}/metrics", self.address, self.node)
+    }
+
+    /// The data folder. While the server is stopped it may be copied and put back with `cp -a`.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// Removes all that the engine knows, as when its disk is lost. It must not run.
@@ -217,7 +224,7 @@ impl Restate {
             ),
             ("SSL_CERT_FILE", self.trusted.display().to_string()),
             ("RESTATE_BASE_DIR", self.data.display().to_string()),
-            ("RESTATE_BIND_IP", String::from("127.0.0.1")),
+            ("RESTATE_BIND_IP", self.address.to_string()),
             ("RESTATE_BIND_PORT", self.node.to_string()),
             ("RESTATE_INGRESS__BIND_PORT", self.ingress.to_string()),
             ("RESTATE_ADMIN__BIND_PORT", self.admin.to_string()),
@@ -247,7 +254,7 @@ impl Door {
 
 impl Place {
     fn environment(&self) -> [(&'static str, String); 6] {
-        let address = |port: &u16| format!("http://127.0.0.1:{port}/");
+        let address = |node: &SocketAddrV4| format!("http://{node}/");
         let addresses: Vec<String> = self.nodes.iter().map(address).collect();
         let roles = ["http-ingress", "admin", "worker", "log-server", "metadata-server"];
         [

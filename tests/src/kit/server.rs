@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::task::spawn_blocking;
 
+use super::network::Host;
 use super::process::{self, Plan, Process, lock};
 use super::until;
 
@@ -36,6 +37,8 @@ pub trait Kind: Send + Sync + 'static {
 pub struct Server<K> {
     kind: Arc<K>,
     folder: PathBuf,
+    /// Where it runs, of those that have a host of their own.
+    host: Option<Host>,
     process: Mutex<Option<Arc<Process>>>,
 }
 
@@ -53,8 +56,15 @@ impl<K: Kind> Server<K> {
         Server {
             kind: Arc::new(kind),
             folder,
+            host: None,
             process: Mutex::new(None),
         }
+    }
+
+    /// Has it run on this host.
+    pub(super) fn on(mut self, host: &Host) -> Server<K> {
+        self.host = Some(host.clone());
+        self
     }
 
     /// Returns once it answers.
@@ -64,9 +74,13 @@ impl<K: Kind> Server<K> {
         }
         let kind = Arc::clone(&self.kind);
         spawn_blocking(move || kind.prepare()).await??;
+        let command = self.kind.command();
         let process = Process::spawn(Plan {
             name: String::from(K::NAME),
-            command: self.kind.command(),
+            command: match &self.host {
+                Some(host) => host.run(command),
+                None => command,
+            },
             folder: self.folder.clone(),
             stop: K::STOP,
             stop_within: STOP_WITHIN,

@@ -1,6 +1,7 @@
 //! The servers together, by name.
 
 use std::fs::{self, File, TryLockError};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +14,7 @@ use tracing::{info, warn};
 use super::certs::Authority;
 use super::doors::Doors;
 use super::identity::Identity;
+use super::kafka::Voter;
 use super::kafka_lock::{ROLES, Security, rights};
 use super::ports::Ports;
 use super::provider::Simulator;
@@ -38,6 +40,8 @@ pub enum Name {
     OnCall,
     /// Begun by the previous release.
     Upgrades,
+    /// Its stores are lost and put back.
+    Restore,
     /// Only its PostgreSQL is started, to check statements against.
     Sqlx,
     /// Every wire is encrypted, every party has a name, and each may do what it must. Held open by `make dev LOCKED=1`; the proofs
@@ -45,6 +49,8 @@ pub enum Name {
     Locked,
     /// As `Bench` and `Locked` at once.
     BenchLocked,
+    /// Several of each server: see [`super::Cluster`].
+    Cluster,
 }
 
 impl Name {
@@ -58,17 +64,19 @@ impl Name {
             Name::Recipes => "recipes".to_owned(),
             Name::OnCall => "on-call".to_owned(),
             Name::Upgrades => "upgrades".to_owned(),
+            Name::Restore => "restore".to_owned(),
             Name::Sqlx => "sqlx".to_owned(),
             Name::Locked => "locked".to_owned(),
             Name::BenchLocked => "bench-locked".to_owned(),
+            Name::Cluster => "cluster".to_owned(),
         })
     }
 }
 
 /// Engines that work together; dropping it kills them.
-pub struct Cluster(pub Vec<Server<Restate>>);
+pub struct Engines(pub Vec<Server<Restate>>);
 
-impl Drop for Cluster {
+impl Drop for Engines {
     fn drop(&mut self) {
         for node in self.0.iter().filter(|node| node.runs()) {
             if let Err(error) = node.kill() {
@@ -185,22 +193,36 @@ impl Stack {
     }
 
     /// Starts a cluster of engines beside the stack's own.
-    pub async fn cluster(&self, nodes: usize) -> anyhow::Result<Cluster> {
+    pub async fn engines(&self, nodes: usize) -> anyhow::Result<Engines> {
+        let addresses = vec![Ipv4Addr::LOCALHOST; nodes];
+        let engines = self.engines_at(&addresses)?;
+        let engines = Engines(
+            engines
+                .into_iter()
+                .map(|(kind, folder)| Server::new(kind, folder))
+                .collect(),
+        );
+        try_join_all(engines.0.iter().map(Server::start)).await?;
+        Ok(engines)
+    }
+
+    /// A cluster of engines, one at each address, and the folder of each.
+    pub(super) fn engines_at(&self, addresses: &[Ipv4Addr]) -> anyhow::Result<Vec<(Restate, PathBuf)>> {
         let port = |of: &str, number: usize| self.ports.get(&format!("restate-{of}-{number}"));
-        let talk: Vec<u16> = (0..nodes)
-            .map(|number| port("node", number))
-            .collect::<Result<_, _>>()?;
-        let mut cluster = Cluster(Vec::new());
-        for number in 0..nodes {
-            let folder = self.folder.join(format!("cluster-{number}"));
+        let numbered = || addresses.iter().copied().enumerate();
+        let nodes = numbered().map(|(number, address)| Ok(SocketAddrV4::new(address, port("node", number)?)));
+        let nodes = nodes.collect::<anyhow::Result<Vec<_>>>()?;
+        let engine = |(number, address)| {
+            let folder = self.folder.join(format!("engine-{number}"));
             fs::create_dir_all(&folder)?;
-            let node = Restate {
+            let engine = Restate {
                 binary: self.restate.binary.clone(),
                 settings: self.restate.settings.clone(),
                 data: folder.join("restate"),
+                address,
                 ingress: port("ingress", number)?,
                 admin: port("admin", number)?,
-                node: talk[number],
+                node: port("node", number)?,
                 client: reqwest::Client::new(),
                 identity: self.restate.identity.clone(),
                 trusted: self.restate.trusted.clone(),
@@ -209,13 +231,12 @@ impl Stack {
                 door: None,
                 place: Some(Place {
                     number,
-                    nodes: talk.clone(),
+                    nodes: nodes.clone(),
                 }),
             };
-            cluster.0.push(Server::new(node, folder));
-        }
-        try_join_all(cluster.0.iter().map(Server::start)).await?;
-        Ok(cluster)
+            Ok((engine, folder))
+        };
+        numbered().map(engine).collect()
     }
 
     /// Starts a standby of the stack's PostgreSQL: a copy that follows it until it is promoted.
@@ -290,8 +311,8 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         jars: servers.kafka,
         manifest: fetch::manifests().join("kafka"),
         data: folder.join("kafka"),
+        place: Voter::alone(ports.get("kafka-controller")?),
         client: ports.get("kafka")?,
-        controller: ports.get("kafka-controller")?,
         sync_records: matches!(name, Name::Bench | Name::BenchLocked),
         security,
         exporter: Mutex::default(),
@@ -313,6 +334,7 @@ fn open(name: Name) -> anyhow::Result<Stack> {
         binary: servers.restate,
         settings: fetch::manifests().join("restate/restate.toml"),
         data,
+        address: Ipv4Addr::LOCALHOST,
         ingress: ports.get("restate-ingress")?,
         admin: ports.get("restate-admin")?,
         node: ports.get("restate-node")?,
@@ -338,7 +360,14 @@ fn open(name: Name) -> anyhow::Result<Stack> {
             },
             lock: doors.as_ref().map(Doors::mail_server),
         }),
-        Name::Pods | Name::Recipes | Name::Upgrades | Name::Bench | Name::BenchLocked | Name::Sqlx => None,
+        Name::Pods
+        | Name::Recipes
+        | Name::Upgrades
+        | Name::Restore
+        | Name::Bench
+        | Name::BenchLocked
+        | Name::Sqlx
+        | Name::Cluster => None,
     };
     Ok(Stack {
         kafka: Server::new(kafka, folder.clone()),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::process::{self, Plan, Process};
@@ -18,6 +19,8 @@ use super::{Collector, Stack, until};
 
 /// Waiting for servers that are just starting is part of getting ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Longest wait for what is under way when nothing is sent any more.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 /// Longer than the product's own time to drain (20 s).
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -291,6 +294,22 @@ impl Drop for Holdfast {
             tracing::warn!("cannot kill holdfast: {error:#}");
         }
     }
+}
+
+/// The report of this `verify` once it finds every promise kept and every record accounted for.
+pub async fn clean_by<'a>(verify: impl Fn() -> Launch<'a>) -> anyhow::Result<Value> {
+    let (kept, report) = until("every record is accounted for", SETTLED_WITHIN, async || {
+        let verify = verify().arg("--json").output().await?;
+        let report: Value = serde_json::from_slice(&verify.stdout)
+            .with_context(|| String::from_utf8_lossy(&verify.stderr).into_owned())?;
+        ensure!(!verify.status.success() || report["pending"] == 0, "{report}");
+        anyhow::Ok((verify.status.success(), report))
+    })
+    .await?;
+    if !kept {
+        bail!("a promise is broken: {report}");
+    }
+    Ok(report)
 }
 
 /// Built into the same folder as what is running now (tests run from `deps` inside of it).

@@ -34,21 +34,12 @@ struct Container {
 
 pub(crate) fn check() -> anyhow::Result<()> {
     let deploy = checkout().join("deploy");
-    let rendered = dev_folder().join("conformance/manifests");
-    let tools = fetch::kubernetes()?;
-    let mut render = Command::new(tools.join("python"));
-    render
-        .arg(fetch::manifests().join("kubernetes/render.py"))
-        .arg(&rendered);
-    print!("{}", process::output(render)?);
-    for entry in fs::read_dir(&rendered)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "yaml") {
-            score(&path)?;
-        }
+    let rendered = render()?;
+    for path in manifests(&rendered)? {
+        score(&path)?;
     }
     println!("kube-score: no finding but {} that are explained", EXPLAINED.len());
-    let mut hadolint = Command::new(tools.join("hadolint"));
+    let mut hadolint = Command::new(fetch::kubernetes()?.join("hadolint"));
     hadolint.arg(deploy.join("image/Containerfile"));
     process::output(hadolint)?;
     println!("hadolint: nothing to say about the Containerfile");
@@ -62,6 +53,28 @@ pub(crate) fn check() -> anyhow::Result<()> {
     }
     println!("Holdfast takes the settings of {} containers", containers.len());
     Ok(())
+}
+
+/// Renders the chart with each file of values; returns the folder with what comes out.
+pub(crate) fn render() -> anyhow::Result<PathBuf> {
+    let rendered = dev_folder().join("conformance/manifests");
+    let mut render = Command::new(fetch::kubernetes()?.join("python"));
+    render
+        .arg(fetch::manifests().join("kubernetes/render.py"))
+        .arg(&rendered);
+    print!("{}", process::output(render)?);
+    Ok(rendered)
+}
+
+/// The files of manifests in a folder.
+pub(crate) fn manifests(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        files.push(entry?.path());
+    }
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    files.sort();
+    Ok(files)
 }
 
 fn score(manifests: &Path) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ use crate::kafka::dead_letters::{self, Copied, DeadLetterRecord, Replayer};
 use crate::kafka::on_thread;
 use crate::printable;
 use crate::store::operator_log::OperatorAct;
-use crate::store::settled_dead_letters::{self, Noted, RecordPosition, Settlement};
+use crate::store::settled_dead_letters::{self, Noted, RecordPosition, SettledLetters, Settlement};
 
 const WHAT: &str = "unsettled dead letter about";
 const LIST: &str = "dead-letters list";
@@ -56,7 +56,7 @@ pub(super) async fn run(command: &DeadLetters, desk: &Desk<'_>) -> anyhow::Resul
             }
             let mut items = Vec::new();
             for letter in &letters {
-                items.push(note(desk, &letter.place, Settlement::Dropped, None, settle).await?);
+                items.push(note(desk, letter.record(), Settlement::Dropped, None, settle).await?);
             }
             report(&items, settle)
         }
@@ -76,6 +76,9 @@ struct ListedLetter {
     bytes: usize,
     #[serde(skip)]
     place: RecordPosition,
+    /// When its record was written.
+    #[serde(skip)]
+    record_at: OffsetDateTime,
     /// Its own position, and what its headers say.
     #[serde(skip)]
     own: (i32, i64),
@@ -95,9 +98,15 @@ impl ListedLetter {
             at: letter.time,
             bytes: letter.record.value.as_ref().map_or(0, Vec::len),
             place,
+            record_at: letter.says.as_ref().map_or(letter.time, |says| says.origin.time),
             own: (letter.partition, letter.offset),
             says: letter.says.clone(),
         }
+    }
+
+    /// The place of its record, and when that was written.
+    fn record(&self) -> (&RecordPosition, OffsetDateTime) {
+        (&self.place, self.record_at)
     }
 
     fn fits(&self, filters: &Filters) -> bool {
@@ -115,13 +124,13 @@ impl ListedLetter {
 
 /// The dead letters that nobody has settled, the newest about each record, in the order in which these lie on their topics.
 async fn unsettled(desk: &Desk<'_>) -> anyhow::Result<Vec<ListedLetter>> {
-    let settled = settled_dead_letters::all(&desk.pool).await?;
+    let settled = SettledLetters::read(&desk.pool).await?;
     let (kafka, timeout) = (desk.config.kafka.clone(), desk.timeout);
     let letters = on_thread("dead-letters", move || {
         let mut letters = BTreeMap::new();
         dead_letters::each(&kafka, timeout, |letter| {
             let letter = ListedLetter::of(&letter);
-            if !settled.contains(&letter.place) {
+            if !settled.have(&letter.place, letter.record_at) {
                 letters.insert(letter.place.clone(), letter);
             }
             anyhow::Ok(())
@@ -171,13 +180,14 @@ struct ShownLetter {
 async fn show(desk: &Desk<'_>, place: &RecordPosition, payload: bool) -> anyhow::Result<ShownLetter> {
     let letter = find(desk, place).await?;
     let headers = letter.record.headers.iter();
+    let listed = ListedLetter::of(&letter);
     Ok(ShownLetter {
-        settled: settled_dead_letters::find(&desk.pool, place).await?,
+        settled: settled_dead_letters::find(&desk.pool, place, listed.record_at).await?,
         headers: headers
             .map(|(name, value)| (name.clone(), value.as_deref().map(readable)))
             .collect(),
         value: letter.record.value.as_deref().filter(|_| payload).map(readable),
-        letter: ListedLetter::of(&letter),
+        letter: listed,
         acts: acts::on(&desk.pool, "dead-letters", &place.to_string()).await?,
     })
 }
@@ -220,7 +230,7 @@ async fn replay(
     let mut replayer = on_thread("dead-letters", move || Replayer::new(&kafka, timeout)).await??;
     let (mut items, mut stopped) = (Vec::new(), None);
     for letter in letters {
-        let Some(says) = letter.says else {
+        let Some(says) = letter.says.clone() else {
             let by_hand = "has no origin (it came by a direct subscription): send it by hand, then drop it";
             items.push(SettledItem::not_done(&letter.place, by_hand));
             continue;
@@ -246,7 +256,7 @@ async fn replay(
                 let changes = changes.unwrap_or_default();
                 SettledItem::not_done(&letter.place, &format!("would be sent again; {changes}"))
             }
-            false => note(desk, &letter.place, Settlement::Replayed, changes.as_deref(), settle).await?,
+            false => note(desk, letter.record(), Settlement::Replayed, changes.as_deref(), settle).await?,
         });
     }
     let reported = report(&items, settle);
@@ -277,13 +287,13 @@ fn send_again(
 
 async fn note(
     desk: &Desk<'_>,
-    place: &RecordPosition,
+    (place, written_at): (&RecordPosition, OffsetDateTime),
     settlement: Settlement,
     changes: Option<&str>,
     settle: &Settle,
 ) -> anyhow::Result<SettledItem> {
     let what = settlement.as_str();
-    let noted = settled_dead_letters::note(&desk.pool, place, settlement, operator(settle), changes)
+    let noted = settled_dead_letters::note(&desk.pool, place, written_at, settlement, operator(settle), changes)
         .await
         .with_context(|| format!("{place} was {what}, but that could not be noted: it is still listed"))?;
     Ok(match noted {
@@ -296,12 +306,14 @@ async fn note(
 async fn chosen_letters(desk: &Desk<'_>, chosen: &Chosen) -> anyhow::Result<Vec<ListedLetter>> {
     let places = chosen.names.iter().map(|origin| place(origin));
     let places = places.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut letters = unsettled(desk).await?;
     for place in &places {
-        if let Some(settlement) = settled_dead_letters::find(&desk.pool, place).await? {
+        if !letters.iter().any(|letter| letter.place == *place)
+            && let Some(settlement) = settled_dead_letters::find(&desk.pool, place, OffsetDateTime::UNIX_EPOCH).await?
+        {
             bail!("{place} was {settlement} already");
         }
     }
-    let mut letters = unsettled(desk).await?;
     letters.retain(|letter| (places.is_empty() || places.contains(&letter.place)) && letter.fits(&chosen.filters));
     let named: Vec<_> = places.iter().map(ToString::to_string).collect();
     all_found(&named, &names(&letters), chosen.all, WHAT, LIST)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use super::output::{moment, print, print_json};
 use super::settling::{SettledItem, operator, report};
@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::printable;
 use crate::relay::Settings;
 use crate::relay::recovery::{self, RecoveryOrder, RecoveryResult};
+use crate::relay::retelling::{self, RetellingOrder, RetellingResult};
 use crate::store::loyalty::{self, Balance};
 use crate::store::mechanisms::two_phase;
 use crate::store::recovery::{Recovery, RolledForward};
@@ -30,18 +31,31 @@ pub(super) async fn run(command: &RecoverCommand, desk: &Desk<'_>) -> anyhow::Re
     match command {
         RecoverCommand::Database {
             without_profiles,
+            new_generation,
             settle,
-        } => database(*without_profiles, settle, desk).await,
+        } => database(*without_profiles, *new_generation, settle, desk).await,
+        RecoverCommand::Outcomes { from, settle } => outcomes(*from, settle, desk).await,
         RecoverCommand::Loyalty { users, settle, .. } => balances(users, settle, desk).await,
     }
 }
 
 /// Rolls the database forward to what Kafka has told, and prints what was found and written.
-async fn database(without_profiles: bool, settle: &Settle, desk: &Desk<'_>) -> anyhow::Result<()> {
+async fn database(
+    without_profiles: bool,
+    new_generation: bool,
+    settle: &Settle,
+    desk: &Desk<'_>,
+) -> anyhow::Result<()> {
     let Desk { config, pool, .. } = desk;
     let operator = operator(settle);
     if !settle.dry_run {
-        let how = without_profiles.then_some("--without-profiles");
+        let flags = [
+            ("--without-profiles", without_profiles),
+            ("--new-generation", new_generation),
+        ];
+        let given = flags.iter().filter(|(_, given)| *given).map(|(flag, _)| *flag);
+        let how = given.collect::<Vec<_>>().join(" ");
+        let how = Some(how.as_str()).filter(|how| !how.is_empty());
         operator_log::note(pool, "recover database", "database", operator, how).await?;
     }
     let loyalty = loyalty_database(desk)?;
@@ -57,6 +71,7 @@ async fn database(without_profiles: bool, settle: &Settle, desk: &Desk<'_>) -> a
     let order = RecoveryOrder {
         who: operator.who.to_owned(),
         why: operator.why.to_owned(),
+        new_generation,
         dry_run: settle.dry_run,
     };
     let result = recovery::run(Settings::new(config), Arc::new(Metrics::new()?), recovery, order).await?;
@@ -81,6 +96,47 @@ async fn database(without_profiles: bool, settle: &Settle, desk: &Desk<'_>) -> a
         .is_some_and(|reconciliation| !reconciliation.accepted)
     {
         bail!("Kafka has not told what the database has decided: see docs/runbook.md#the-database-went-back-in-time");
+    }
+    Ok(())
+}
+
+/// Tells again what Kafka has lost, and prints what was found and queued.
+async fn outcomes(from: Option<OffsetDateTime>, settle: &Settle, desk: &Desk<'_>) -> anyhow::Result<()> {
+    if !settle.dry_run {
+        let how = from
+            .map(|from| moment(from).map(|from| format!("--from {from}")))
+            .transpose()?;
+        operator_log::note(
+            &desk.pool,
+            "recover outcomes",
+            "outcomes",
+            operator(settle),
+            how.as_deref(),
+        )
+        .await?;
+    }
+    let order = RetellingOrder {
+        from,
+        dry_run: settle.dry_run,
+    };
+    let metrics = Arc::new(Metrics::new()?);
+    let result = retelling::run(Settings::new(desk.config), desk.pool.clone(), metrics, order).await?;
+    match settle.json {
+        true => print_json(&retold_json(&result, settle.dry_run))?,
+        false => print(&retold_text(&result, settle.dry_run)?)?,
+    }
+    let RetellingResult { told, reconciliation } = &result;
+    if !told.gaps.is_empty() {
+        bail!(
+            "{} outcomes that later ones have followed were left out: see docs/runbook.md#kafka-went-back-in-time",
+            told.gaps.len()
+        );
+    }
+    if !reconciliation.is_consistent() {
+        bail!(
+            "Kafka has told what the database does not know: go on with `holdfast admin recover database`, see \
+             docs/runbook.md#the-database-went-back-in-time"
+        );
     }
     Ok(())
 }
@@ -173,6 +229,35 @@ fn json(result: &RecoveryResult, driven: &[DrivenCheckout], dry_run: bool) -> Va
         "reconciliation": result.reconciliation.as_ref().map(relay::json),
         "driven": driven,
     })
+}
+
+fn retold_json(result: &RetellingResult, dry_run: bool) -> Value {
+    let RetellingResult { told, reconciliation } = result;
+    json!({
+        "dry_run": dry_run,
+        "told_again": {
+            "tickets": told.tickets,
+            "users": told.users,
+            "entries": told.entries,
+            "refusals": told.refusals,
+            "left_out": told.gaps.len(),
+        },
+        "reconciliation": relay::json(reconciliation),
+    })
+}
+
+fn retold_text(result: &RetellingResult, dry_run: bool) -> anyhow::Result<String> {
+    let RetellingResult { told, reconciliation } = result;
+    let mut text = String::new();
+    let done = if dry_run { "would go" } else { "went" };
+    writeln!(
+        text,
+        "{} outcomes of tickets, {} of users, {} refusals about what there is not, and {} entries of the ledger are missing in Kafka \
+         and {done} to the outbox again",
+        told.tickets, told.users, told.refusals, told.entries
+    )?;
+    relay::write(&mut text, reconciliation)?;
+    Ok(text)
 }
 
 fn text(result: &RecoveryResult, driven: &[DrivenCheckout], dry_run: bool) -> anyhow::Result<String> {

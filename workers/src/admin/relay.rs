@@ -96,7 +96,7 @@ pub(super) fn write(text: &mut String, reconciliation: &Reconciliation) -> anyho
     )?;
     writeln!(
         text,
-        "read: {} outcomes at the ends of their topics",
+        "read: {} outcomes and entries on their topics",
         reconciliation.read
     )?;
     let dropped = if reconciliation.dropped {

@@ -56,13 +56,16 @@ async fn by_gates<E: Entity>(desk: &Desk<'_>, beginning: &Beginning, settle: &Se
         false => without_members(group),
     });
     let members = members.await?;
-    let stretches = stretches(desk, group, topic, beginning).await?;
+    let stretches = stretches(desk, group, topic, beginning, reaches).await?;
     let forecasts =
         rereading::forecast::<E>(desk, topic, extent(&stretches), rereading::by_gate::<E>, settle.json).await?;
     let mut plan = Plan::new("gate", topic, group, &stretches, &forecasts, settle);
     plan.members = members;
     if dry_run {
         return plan.print(settle);
+    }
+    if plan.partitions.is_empty() {
+        bail!("the group {group} has read nothing of {topic} from there on");
     }
     plan.begin(desk, "reprocess gate", settle).await?;
     let moved = ask(desk, group, move |group| {
@@ -76,7 +79,8 @@ async fn by_gates<E: Entity>(desk: &Desk<'_>, beginning: &Beginning, settle: &Se
     plan.done("the gates read from there on: start them", settle)
 }
 
-/// Has a new subscription of the engine begin there, and go on to what the former one has not read.
+/// Has a new subscription of the engine begin there, and go on to what the former one has not read. Also where the former one has read
+/// nothing from there on: in a Kafka that was put back the engine would drop new records under it, whose offsets it has seen.
 async fn by_engine<E: Entity>(
     desk: &Desk<'_>,
     beginning: &Beginning,
@@ -87,7 +91,7 @@ async fn by_engine<E: Entity>(
     let reading = register::engine_reading(desk.config, path, beginning.topic, desk.now);
     let reading = desk.within(&server, reading).await??;
     let (topic, group) = (reading.topic, reading.group.as_str());
-    let stretches = stretches(desk, group, topic, beginning).await?;
+    let stretches = stretches(desk, group, topic, beginning, fitting_reaches).await?;
     let forecasts =
         rereading::forecast::<E>(desk, topic, extent(&stretches), rereading::by_engine::<E>, settle.json).await?;
     let mut plan = Plan::new("engine", topic, group, &stretches, &forecasts, settle);
@@ -96,7 +100,7 @@ async fn by_engine<E: Entity>(
     }
     plan.begin(desk, "reprocess engine", settle).await?;
     // As far as it has come meanwhile: no record is left out, and few are read twice.
-    let reaches = ask(desk, group, move |group| reaches(group, topic)).await?;
+    let reaches = ask(desk, group, move |group| fitting_reaches(group, topic)).await?;
     let mut offsets: BTreeMap<_, _> = reaches.iter().map(|reach| (reach.partition, reach.next())).collect();
     offsets.extend(stretches.iter().map(|stretch| (stretch.partition, stretch.from)));
     let begun = register::engine_reads_again(desk.config, path, beginning.topic, offsets, desk.now);
@@ -166,6 +170,17 @@ fn reaches(group: &Group, topic: &str) -> anyhow::Result<Vec<Reach>> {
     reaches.collect()
 }
 
+/// As [`reaches`], where an offset that the topic does not have says nothing: the group had it of another topic, or of this one before it
+/// was put back.
+fn fitting_reaches(group: &Group, topic: &str) -> anyhow::Result<Vec<Reach>> {
+    let mut reaches = reaches(group, topic)?;
+    for reach in &mut reaches {
+        let has = reach.low..=reach.high;
+        reach.committed = reach.committed.filter(|committed| has.contains(committed));
+    }
+    Ok(reaches)
+}
+
 /// What of a partition would be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stretch {
@@ -183,6 +198,7 @@ async fn stretches(
     group: &str,
     topic: &'static str,
     beginning: &Beginning,
+    reaches: fn(&Group, &str) -> anyhow::Result<Vec<Reach>>,
 ) -> anyhow::Result<Vec<Stretch>> {
     let beginning = beginning.clone();
     ask(desk, group, move |group| {
@@ -328,26 +344,18 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Says what will be done, if there is anything to do, and notes who does it.
+    /// Says what will be done, and notes who does it.
     async fn begin(&self, desk: &Desk<'_>, command: &str, settle: &Settle) -> anyhow::Result<()> {
-        if self.partitions.is_empty() {
-            bail!(
-                "the group {} has read nothing of {} from there on",
-                self.group,
-                self.topic
-            );
-        }
         if !settle.json {
             print(&self.text()?)?;
         }
         let from = self.partitions.iter();
         let from = from.map(|planned| format!("{}/{}", planned.partition, planned.from));
-        let details = format!(
-            "the group {} from {}; {}",
-            self.group,
-            from.collect::<Vec<_>>().join(", "),
-            self.counts()
-        );
+        let from = match self.partitions.is_empty() {
+            true => "where it stands".to_owned(),
+            false => from.collect::<Vec<_>>().join(", "),
+        };
+        let details = format!("the group {} from {from}; {}", self.group, self.counts());
         let noted = operator_log::note(&desk.pool, command, self.topic, operator(settle), Some(&details));
         Ok(noted.await?)
     }
@@ -418,6 +426,9 @@ impl<'a> Plan<'a> {
             ]);
         }
         table.write(&mut text)?;
+        if self.partitions.is_empty() {
+            writeln!(text, "it has read nothing from there on")?;
+        }
         writeln!(text, "{}", self.counts())?;
         let Forecast {
             new,
@@ -489,6 +500,13 @@ mod tests {
         ] {
             let error = back("reservations", &reach, offset).unwrap_err().to_string();
             assert!(error.starts_with("reservations/3: ") && error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_an_offset_that_the_topic_has_the_oldest_record_is_next() {
+        for (committed, next) in [(None, 5), (Some(12), 12), (Some(20), 20)] {
+            assert_eq!(reach(5, 20, committed).next(), next, "{committed:?}");
         }
     }
 }

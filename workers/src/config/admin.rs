@@ -479,6 +479,19 @@ pub enum RecoverCommand {
         /// Users whose profiles neither the database nor Kafka has come back without one, and it is told that they were erased.
         #[arg(long)]
         without_profiles: bool,
+        /// Begin a new generation although the database knows all that Kafka has: Kafka was put back too, and its readers may have read
+        /// what neither knows any more.
+        #[arg(long)]
+        new_generation: bool,
+        #[command(flatten)]
+        settle: Settle,
+    },
+    /// Tell again what the database has decided and Kafka has lost, each outcome as it was, and have Kafka's mark agree with the database.
+    /// Every relay must be stopped.
+    Outcomes {
+        /// Only what was decided later than this moment, such as 2030-01-31T19:30:00Z; without it, all that the topics of outcomes lack.
+        #[arg(id = "decided-later", long = "from", value_name = "TIME", value_parser = moment)]
+        from: Option<time::OffsetDateTime>,
         #[command(flatten)]
         settle: Settle,
     },

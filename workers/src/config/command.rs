@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::admin::AdminCommand;
+use super::plan::Plan;
 use super::roles::{Granted, Roles};
 
 /// The work of one `holdfast` process.
@@ -86,6 +87,9 @@ pub enum Role {
         #[arg(long)]
         ready: bool,
     },
+    /// Say what a load needs (cores, pods, disk, partitions, connections) and what limits it next, from costs that were measured; reaches
+    /// no server.
+    Plan(Plan),
     /// Look at and settle what waits for an operator.
     Admin(AdminCommand),
 }

@@ -14,6 +14,7 @@ mod insecure;
 mod kafka;
 mod kafka_security;
 mod mail;
+mod plan;
 mod process;
 mod provider;
 mod relay;
@@ -46,6 +47,7 @@ pub use insecure::Wire;
 pub use kafka::Kafka;
 pub use kafka_security::{KafkaProperty, KafkaSecurity, SaslMechanism, SecurityProtocol};
 pub use mail::{Mail, MailLogin, MailSecurity, MailServer, deliverable};
+pub use plan::Plan;
 pub use process::{LogFormat, Process};
 pub use provider::{Provider, ProviderMode, is_captured_at_once};
 pub use relay::Relay;
@@ -123,6 +125,7 @@ impl Cli {
                 | Role::Verify { watch: false, .. }
                 | Role::Doctor { .. }
                 | Role::Health { .. }
+                | Role::Plan(_)
                 | Role::Admin(_)
         );
         for flag in self.shown.iter().filter(|_| lives_long) {

@@ -127,8 +127,13 @@ pub(super) async fn relay(config: &Config) -> Check {
             "stop every relay, and compare with `holdfast admin relay accept`",
             "kafka-has-no-mark-of-the-relay",
         ),
+        Ok(Agreement::Disagree { database, kafka }) if kafka < database => (
+            format!("batch {kafka}, and the database's last one is {database}: Kafka went back in time"),
+            "stop every process, and look with `holdfast admin recover outcomes --dry-run`",
+            "kafka-went-back-in-time",
+        ),
         Ok(Agreement::Disagree { database, kafka }) => (
-            format!("batch {kafka}, and the database's last one is {database}: one of them went back in time"),
+            format!("batch {kafka}, and the database's last one is {database}: the database went back in time"),
             "stop every process, and look with `holdfast admin recover database --dry-run`",
             "the-database-went-back-in-time",
         ),

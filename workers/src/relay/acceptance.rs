@@ -93,7 +93,7 @@ const PATIENCE: Duration = Duration::from_secs(1_800);
 /// How much of the end of each partition is read, unless the outbox has older rows.
 const TAIL: i64 = 10_000;
 /// What clocks and transactions may differ by, when times of Kafka and the database are compared.
-const SKEW: Duration = Duration::from_secs(60);
+pub(super) const SKEW: Duration = Duration::from_secs(60);
 
 fn accept(relay: &Relay, consent: Consent) -> Result<Reconciliation, Error> {
     let mut leadership = relay.runtime.block_on(lead(&relay.pool))?;
@@ -214,11 +214,7 @@ impl TopicEnd {
         let mut first: BTreeMap<i32, OffsetDateTime> = BTreeMap::new();
         reader.each(log.topic(), extent, |message| {
             first.entry(message.partition()).or_insert_with(|| time(message));
-            end.told.push(match log {
-                Log::Tickets => outcome::<TicketOutcome>(message)?,
-                Log::Users => outcome::<UserOutcome>(message)?,
-                Log::Ledger => entry(message)?,
-            });
+            end.told.push(told(log, message)?.0);
             Ok::<(), Error>(())
         })?;
         let cut = extent.iter().filter(|(_, (start, _))| *start > 0);
@@ -227,14 +223,24 @@ impl TopicEnd {
     }
 }
 
-fn outcome<T: OutcomeData>(message: &BorrowedMessage<'_>) -> Result<LoggedOutcome, Error> {
+/// What a record of the log's topic tells of, and in which generation; entries of the ledger have none but the first.
+pub(super) fn told(log: Log, message: &BorrowedMessage<'_>) -> Result<(LoggedOutcome, i64), Error> {
+    match log {
+        Log::Tickets => outcome::<TicketOutcome>(message),
+        Log::Users => outcome::<UserOutcome>(message),
+        Log::Ledger => Ok((entry(message)?, 1)),
+    }
+}
+
+fn outcome<T: OutcomeData>(message: &BorrowedMessage<'_>) -> Result<(LoggedOutcome, i64), Error> {
     let outcome = Outcome::<T>::from_json(message.payload().unwrap_or_default())
         .map_err(|invalid| unreadable(message, &invalid))?;
-    Ok(LoggedOutcome {
+    let told = LoggedOutcome {
         key: outcome.subject.to_string(),
         version: outcome.sequence,
         outcome: outcome.id.0,
-    })
+    };
+    Ok((told, outcome.generation))
 }
 
 fn entry(message: &BorrowedMessage<'_>) -> Result<LoggedOutcome, Error> {

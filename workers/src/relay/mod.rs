@@ -24,6 +24,7 @@ mod mark;
 mod movement;
 pub mod recovery;
 mod refusal;
+pub mod retelling;
 mod session;
 
 use std::convert::Infallible;
@@ -324,6 +325,11 @@ pub enum Error {
          not agree. Nothing was sent or deleted. Follow docs/runbook.md#the-database-went-back-in-time"
     )]
     BackInTime { database: i64, kafka: i64 },
+    #[error(
+        "Kafka went back in time: its last batch is number {kafka}, the database's is {database}, so outcomes that were told are \
+         missing. Nothing was sent or deleted. Follow docs/runbook.md#kafka-went-back-in-time"
+    )]
+    KafkaBackInTime { database: i64, kafka: i64 },
     #[error(
         "Kafka has no mark of the relay on the topic {RELAY_MARK}, and the database's last batch is number {database}. Nothing was \
          sent or deleted. Follow docs/runbook.md#kafka-has-no-mark-of-the-relay"

@@ -30,6 +30,8 @@ use crate::store::recovery::{Forgotten, Recollection, Recovery, RolledForward};
 pub struct RecoveryOrder {
     pub who: String,
     pub why: String,
+    /// A new generation begins also where nothing was forgotten.
+    pub new_generation: bool,
     /// Nothing is written, only found.
     pub dry_run: bool,
 }
@@ -39,7 +41,7 @@ pub struct RecoveryOrder {
 pub struct RecoveryResult {
     /// How many outcomes and entries were read.
     pub read: u64,
-    /// None when nothing was forgotten.
+    /// None when nothing was forgotten, and no new generation was asked for.
     pub rolled: Option<RolledForward>,
     /// Kafka beside the database afterwards; none when nothing was written.
     pub reconciliation: Option<Reconciliation>,
@@ -68,7 +70,7 @@ fn recover(relay: &Relay, recovery: &Recovery, order: &RecoveryOrder) -> Result<
         rolled: None,
         reconciliation: None,
     };
-    if !forgotten.is_empty() {
+    if !forgotten.is_empty() || order.new_generation {
         let operator = Operator {
             who: &order.who,
             why: &order.why,

@@ -340,7 +340,10 @@ fn settle(relay: &Relay, leadership: &mut Leadership, database: i64, mark: Optio
         Comparison::Disagreement(mark) => mark.batch,
     };
     relay.metrics.relay_back_in_time.set(1);
-    Err(Trouble::Stop(Error::BackInTime { database, kafka }))
+    Err(Trouble::Stop(match kafka < database {
+        true => Error::KafkaBackInTime { database, kafka },
+        false => Error::BackInTime { database, kafka },
+    }))
 }
 
 fn producer(relay: &Relay) -> Result<Producer, Error> {

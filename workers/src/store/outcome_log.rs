@@ -113,7 +113,8 @@ pub async fn unanswered(db: &mut PgConnection, events: &[(&str, &str)]) -> Resul
     Ok(rows.into_iter().map(|row| (row.source, row.id)).collect())
 }
 
-/// What the change log has of later than `since`, or all of it, without what waits in the outbox: it must have been told.
+/// What the change log has of later than `since`, or all of it, without what waits in the outbox: it must have been told. Of each key in
+/// the order in which it was decided.
 ///
 /// # Errors
 /// [`Error::Told`]
@@ -127,7 +128,8 @@ pub async fn decided(
             sqlx::query_as!(
                 LoggedOutcome,
                 r#"select ticket as key, version, outcome from ticket_change_log
-                where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)"#,
+                where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)
+                order by ticket, version"#,
                 since,
             )
             .fetch_all(db)
@@ -137,7 +139,8 @@ pub async fn decided(
             sqlx::query_as!(
                 LoggedOutcome,
                 r#"select user_id as key, version, outcome from user_change_log
-                where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)"#,
+                where ($1::timestamptz is null or changed_at > $1) and outcome not in (select message from outbox)
+                order by user_id, version"#,
                 since,
             )
             .fetch_all(db)
@@ -148,7 +151,8 @@ pub async fn decided(
                 LoggedOutcome,
                 r#"select checkout as key, 1::bigint as "version!", movement as outcome from ledger
                 where told and amount > 0 and ($1::timestamptz is null or moved_at > $1)
-                    and movement not in (select message from outbox)"#,
+                    and movement not in (select message from outbox)
+                order by id"#,
                 since,
             )
             .fetch_all(db)
@@ -156,4 +160,48 @@ pub async fn decided(
         }
     };
     decided.map_err(Error::Told)
+}
+
+/// The answer to an event that is about no row, or in part.
+#[derive(Debug, Clone)]
+pub struct RowlessAnswer {
+    /// The public topic of such events.
+    pub topic: String,
+    pub source: String,
+    pub id: String,
+    pub key: String,
+    /// As the idempotency record has it.
+    pub reply: String,
+    pub written_at: OffsetDateTime,
+    /// The generation in which it was given.
+    pub generation: i64,
+}
+
+/// The answers, later than `since` or all, whose outcomes no change log has: refusals about what there is not. The events are those of
+/// the public topic `topic`.
+///
+/// # Errors
+/// [`Error::Told`]
+pub async fn rowless(
+    db: &mut PgConnection,
+    topic: &str,
+    since: Option<OffsetDateTime>,
+) -> Result<Vec<RowlessAnswer>, Error> {
+    sqlx::query_as!(
+        RowlessAnswer,
+        r#"select topic, source, id, key, reply::text as "reply!", written_at,
+            coalesce((select max(generation) from generations where started_at <= written_at), 1) as "generation!"
+        from idempotency_records
+        where topic = $1
+            and ($2::timestamptz is null or greatest(aged_from, written_at) > $2 and written_at > $2)
+            and exists (
+                select from json_array_elements(reply -> 'outcomes') as told (outcome) where (outcome ->> 'sequence')::bigint = 0
+            )
+        order by written_at, source, id"#,
+        topic,
+        since,
+    )
+    .fetch_all(db)
+    .await
+    .map_err(Error::Told)
 }

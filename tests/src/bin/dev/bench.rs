@@ -8,10 +8,13 @@
 mod aged;
 mod checkout;
 mod cost;
+mod disk;
 mod engine;
 mod noop;
 mod rates;
+mod relay;
 mod report;
+mod scale;
 mod seeds;
 mod stuck;
 mod tls;
@@ -26,7 +29,7 @@ use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Holdfast, Name, Stack};
 use holdfast_tests::load::{Arrival, Event, OUTCOMES, PAYMENT_OUTCOMES, Pace, Producer, RESERVATIONS, follow};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sqlx::AssertSqlSafe;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout};
@@ -76,8 +79,14 @@ enum Measurement {
     Rates,
     /// Events that come as fast as they can while the path runs
     Trickle,
-    /// CPU time by process, gate, serve and relay apart
+    /// What an event and a checkout leave on the disks of Kafka and PostgreSQL
+    Disk,
+    /// CPU time by process, gate, serve and relay apart, of backlogs and at 20, 200 and 500 events per second
     Cpu,
+    /// What one relay brings from a full outbox to Kafka
+    Relay,
+    /// As trickle, with 1, 2 and 4 gates and as many serves
+    Scale,
     /// Checkouts of one ticket and of four, beside bare reservations; with latency and CPU time
     Checkout,
 }
@@ -122,7 +131,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bench.throughput("hot", 40.0, 1, noop, path, &run).await?;
     }
     if wanted(Measurement::Paced) {
-        let drain = bench.paced(&Workload::new("paced", 1, scaled(10_000))).await?;
+        let workload = Workload::new("paced", 1, scaled(10_000));
+        bench.list(&workload).await?;
+        let drain = bench.paced(&workload, 500).await?;
         bench.report.at_most("hot_500_drain_s", drain.as_secs_f64(), 2.0, "s");
     }
     if wanted(Measurement::Rates) {
@@ -134,14 +145,18 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if wanted(Measurement::Checkout) {
         bench.checkouts(&run).await?;
     }
+    if wanted(Measurement::Disk) {
+        bench.disk(&run).await?;
+    }
     run.stop().await?;
     if wanted(Measurement::Cpu) {
-        let distinct = Workload::new("cpu-distinct", scaled(20_000), scaled(20_000));
-        let uniform = Workload::new("cpu-uniform", scaled(2_000), scaled(100_000));
-        let hot = Workload::new("cpu-hot", 1, scaled(50_000));
-        bench
-            .cpu(&[("distinct", distinct), ("uniform", uniform), ("hot", hot)])
-            .await?;
+        bench.cpu().await?;
+    }
+    if wanted(Measurement::Relay) {
+        bench.relay().await?;
+    }
+    if wanted(Measurement::Scale) {
+        bench.scale_out().await?;
     }
     if wanted(Measurement::Checkout) {
         bench.checkout_cpu().await?;
@@ -285,30 +300,53 @@ impl Bench {
         Ok((last - start, Cpu::of(watch)?.since(&before)))
     }
 
-    /// From the last event sent to the last outcome, at 500 events per second.
-    async fn paced(&mut self, workload: &Workload) -> anyhow::Result<Duration> {
-        self.list(workload).await?;
-        info!("{}: 500 events per second on one ticket", workload.name);
+    /// From the last event sent to the last outcome, at so many events per second.
+    async fn paced(&mut self, workload: &Workload, rate: u32) -> anyhow::Result<Duration> {
+        info!("{}: {} events, {rate} per second", workload.name, workload.events);
         let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
         let (sent, last) = tokio::try_join!(
-            producer.send_all(workload.events(), Pace::PerSecond(500)),
+            producer.send_all(workload.events(), Pace::PerSecond(rate)),
             self.hear(workload.events)
         )?;
         let last_sent = sent.last().context("no event was sent")?;
         Ok(last.saturating_duration_since(*last_sent))
     }
 
-    /// CPU time per event of every process on the way.
-    async fn cpu(&mut self, workloads: &[(&str, Workload)]) -> anyhow::Result<()> {
+    /// CPU time per event of every process on the way: of backlogs, then of few events a second, which cost more each.
+    async fn cpu(&mut self) -> anyhow::Result<()> {
         let apart = Apart::start(&self.stack, &self.provider).await?;
         let watch = apart.watch(&self.stack)?;
-        let mut by_workload = serde_json::Map::new();
-        for (name, workload) in workloads {
-            self.list(workload).await?;
-            let (_, used) = self.drain(workload, &apart.gate, &watch).await?;
-            by_workload.insert(String::from(*name), microseconds_each(used, workload.events));
+        let (mut eps, mut costs) = (Map::new(), Map::new());
+        for (name, tickets, events) in [
+            // The longest first: the broker compiles itself while it works.
+            ("uniform", 2_000, 100_000),
+            ("distinct", 20_000, 20_000),
+            ("hot", 1, 50_000),
+        ] {
+            let workload = Workload::new(format!("cpu-{name}"), self.scaled(tickets), self.scaled(events));
+            self.list(&workload).await?;
+            let (took, used) = self.drain(&workload, &apart.gate, &watch).await?;
+            let reached = workload.events as f64 / took.as_secs_f64();
+            eps.insert(name.to_owned(), json!(reached.round()));
+            costs.insert(name.to_owned(), microseconds_each(used, workload.events));
         }
-        self.report.detail("cpu_us_per_event", Value::Object(by_workload));
+        for (rate, events, ..) in rates::RATES {
+            let name = format!("paced_{rate}");
+            let workload = Workload::new(format!("cpu-{name}"), rates::TICKETS, self.scaled(events));
+            self.list(&workload).await?;
+            let before = Cpu::of(&watch)?;
+            self.paced(&workload, rate).await?;
+            let used = Cpu::of(&watch)?.since(&before);
+            eps.insert(name.clone(), json!(rate));
+            costs.insert(name, microseconds_each(used, workload.events));
+        }
+        self.report.detail("cpu_eps", eps.into());
+        self.report.detail("cpu_us_per_event", costs.into());
+        let workers = [("gate", &apart.gate), ("serve", &apart.serve), ("relay", &apart.relay)];
+        let peaks =
+            workers.map(|(name, worker)| Ok((name.to_owned(), json!(cost::peak_memory_mb(worker.pid())?.round()))));
+        let peaks: Map<String, Value> = peaks.into_iter().collect::<anyhow::Result<_>>()?;
+        self.report.detail("peak_mb", peaks.into());
         apart.stop().await
     }
 
@@ -410,7 +448,7 @@ impl Apart {
 /// CPU time per event, by process.
 fn microseconds_each(used: Used, count: usize) -> Value {
     let each = |used: Duration| json!((used.as_secs_f64() * 1e6 / count as f64).round());
-    let by_process: serde_json::Map<String, Value> = used
+    let by_process: Map<String, Value> = used
         .into_iter()
         .map(|(process, used)| (String::from(process), each(used)))
         .collect();

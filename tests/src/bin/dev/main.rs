@@ -1,6 +1,7 @@
 //! `dev`, the tool that `make` calls. Each subcommand is a module beside this file; all run on stacks of the kit.
 
 mod bench;
+mod cluster;
 mod demo;
 mod pods;
 mod statements;
@@ -32,6 +33,8 @@ enum Command {
     Demo,
     /// Measure throughput, latency, CPU time and memory on real servers
     Bench(bench::Arguments),
+    /// Lose each node of a cluster in turn, and measure how long answers stay away
+    Cluster(cluster::Arguments),
     /// Run the chart's pods by podman on real servers, restart them in the middle, and have `verify` judge
     Pods,
     /// Refresh the committed descriptions of SQL statements
@@ -45,6 +48,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Up(arguments) => up::run(arguments).await,
         Command::Demo => demo::run().await,
         Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Cluster(arguments) => cluster::run(arguments).await,
         Command::Pods => pods::run().await,
         Command::Sqlx(arguments) => statements::run(arguments).await,
     }

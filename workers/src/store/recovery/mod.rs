@@ -11,6 +11,7 @@
 //! All of it is one transaction. Where it is not certain what a row was, nothing is written.
 
 mod checkouts;
+pub mod retelling;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -16,7 +16,7 @@ use tracing::info;
 use super::{Apart, Bench, ROUNDS, Used, median, microseconds_each};
 
 /// Prefix of the keys of the figures, tickets in each checkout, and checkouts.
-const SIZES: [(&str, usize, usize); 2] = [("checkout", 1, 500), ("checkout4", 4, 250)];
+pub(super) const SIZES: [(&str, usize, usize); 2] = [("checkout", 1, 500), ("checkout4", 4, 250)];
 /// Checkouts per second in the measurement of latency.
 const MODEST_PACE: u32 = 50;
 /// Checkouts whose statements are counted.
@@ -26,10 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CARD: &str = "pm_card_visa";
 
 /// Users who each buy some tickets.
-struct Purchases {
+pub(super) struct Purchases {
     /// Begins every id, user and ticket, so that no two share any.
     name: String,
-    checkouts: usize,
+    pub(super) checkouts: usize,
     /// Tickets in each checkout.
     tickets: usize,
 }
@@ -117,7 +117,7 @@ impl Bench {
     }
 
     /// Lists the tickets and registers the users, before any clock starts.
-    async fn prepare(&mut self, purchases: &Purchases) -> anyhow::Result<()> {
+    pub(super) async fn prepare(&mut self, purchases: &Purchases) -> anyhow::Result<()> {
         let (name, users) = (&purchases.name, purchases.checkouts);
         info!(
             "{name}: listing {} tickets, registering {users} users",
@@ -132,7 +132,7 @@ impl Bench {
     }
 
     /// Has the users hold their tickets.
-    async fn hold(
+    pub(super) async fn hold(
         &mut self,
         purchases: &Purchases,
         gate: &Holdfast,
@@ -148,7 +148,7 @@ impl Bench {
     }
 
     /// Has the users buy them.
-    async fn buy(
+    pub(super) async fn buy(
         &mut self,
         purchases: &Purchases,
         gate: &Holdfast,
@@ -214,7 +214,7 @@ impl Bench {
 }
 
 impl Purchases {
-    fn new(name: impl Into<String>, checkouts: usize, tickets: usize) -> Purchases {
+    pub(super) fn new(name: impl Into<String>, checkouts: usize, tickets: usize) -> Purchases {
         Purchases {
             name: name.into(),
             checkouts,

@@ -15,11 +15,11 @@ use super::cost::Cpu;
 use super::workload::Workload;
 use super::{Bench, microseconds_each};
 
-const TICKETS: usize = 1_000;
+pub(super) const TICKETS: usize = 1_000;
 /// Before anything is measured the path runs for so long: the broker compiles itself while it works.
 const WARM_UP: (u32, usize) = (1_000, 60_000);
 /// Events a second, how many are sent, and the wanted p50 and p99 in milliseconds.
-const RATES: [(u32, usize, f64, f64); 3] = [
+pub(super) const RATES: [(u32, usize, f64, f64); 3] = [
     (20, 500, 15.0, 40.0),
     (200, 4_000, 30.0, 90.0),
     (500, 10_000, 60.0, 180.0),
@@ -67,16 +67,21 @@ impl Bench {
     pub(super) async fn trickle(&mut self) -> anyhow::Result<()> {
         let workload = Workload::new("trickle", self.scaled(2_000), self.scaled(60_000));
         self.list(&workload).await?;
-        info!("trickle: {} events while the path runs", workload.events);
+        let eps = self.stream(&workload).await?;
+        self.report.at_least("trickle_eps", eps, 7_000.0, "events/s");
+        Ok(())
+    }
+
+    /// Events per second from the first event to the last outcome, of events that are sent as fast as they can.
+    pub(super) async fn stream(&mut self, workload: &Workload) -> anyhow::Result<f64> {
+        info!("{}: {} events while the path runs", workload.name, workload.events);
         let mut producer = Producer::new(&self.stack.kafka, RESERVATIONS)?;
         let start = Instant::now();
         let (_, last) = tokio::try_join!(
             producer.send_all(workload.events(), Pace::FullSpeed),
             self.hear(workload.events)
         )?;
-        let eps = workload.events as f64 / (last - start).as_secs_f64();
-        self.report.at_least("trickle_eps", eps, 7_000.0, "events/s");
-        Ok(())
+        Ok(workload.events as f64 / (last - start).as_secs_f64())
     }
 
     /// From producing each event to its outcome.

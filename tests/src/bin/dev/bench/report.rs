@@ -71,6 +71,18 @@ impl Report {
         self.figures.insert(String::from(key), value);
     }
 
+    /// Prints objects of the same kind as rows, below their keys; an object within one has columns of its own.
+    pub(super) fn table(&mut self, key: &str, rows: &[Value]) {
+        let rows: Vec<_> = rows.iter().map(cells_of).collect();
+        let heads = rows.first().into_iter().flatten();
+        let heads: String = heads.map(|(head, _)| format!("{head:>16}")).collect();
+        self.lines.push(format!("{key}: {heads}"));
+        for row in rows {
+            let cells: String = row.iter().map(|(_, cell)| format!("{cell:>16}")).collect();
+            self.lines.push(format!("{key}: {cells}"));
+        }
+    }
+
     fn add(&mut self, key: &str, value: f64, unit: &str, note: &str) {
         let line = format!("{key:<20}{value:>12.2} {unit:<14}{note}");
         tracing::info!("{}", line.trim_end());
@@ -98,6 +110,19 @@ impl Report {
         fs::write(&file, serde_json::to_string_pretty(&self.figures)? + "\n")?;
         Ok(file)
     }
+}
+
+/// The cells of a row, each with the head of its column.
+fn cells_of(row: &Value) -> Vec<(String, String)> {
+    let mut cells = Vec::new();
+    for (key, value) in row.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(_) => cells.extend(cells_of(value)),
+            Value::Array(_) => {}
+            cell => cells.push((key.clone(), cell.to_string())),
+        }
+    }
+    cells
 }
 
 fn missed(is: bool) -> &'static str {

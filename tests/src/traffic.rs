@@ -1,20 +1,20 @@
-//! A stream of events that goes on while something is broken, and the check that each one is answered.
+//! A stream of events that goes on while something is broken, the check that each one is answered, and how long answers stayed away.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use holdfast_schemas::hold_id;
-use holdfast_tests::kit::Kit;
-use holdfast_tests::load::{
-    self, Arrival, Event, OUTCOMES, Outcome, PAYMENT_OUTCOMES, PAYMENTS, Producer, RESERVATIONS, Record, SOURCE,
-};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::support::clean;
+use crate::kit::Stack;
+use crate::kit::worker::clean_by;
+use crate::load::{
+    self, Arrival, Event, OUTCOMES, Outcome, PAYMENT_OUTCOMES, PAYMENTS, Producer, RESERVATIONS, Record, SOURCE,
+};
 
 /// Tickets that several users request, beside those that are held once and released.
 const TICKETS: usize = 40;
@@ -28,8 +28,8 @@ const PRICE: i64 = 4_500;
 
 /// Events of tickets of its own: listed, requested by rivals, released, held for a second and left to the Reaper, bought for
 /// credits; repeats and bad records among them. Each event is answered by an outcome.
-pub(crate) struct Traffic<'a> {
-    kit: &'a Kit,
+pub struct Traffic<'a> {
+    stack: &'a Stack,
     /// Begins the names of its tickets and the ids of its events.
     name: &'static str,
     producer: Producer,
@@ -37,7 +37,12 @@ pub(crate) struct Traffic<'a> {
     outcomes: UnboundedReceiver<anyhow::Result<Arrival>>,
     payment_outcomes: UnboundedReceiver<anyhow::Result<Arrival>>,
     beats: usize,
-    unanswered: HashSet<String>,
+    beat: Duration,
+    within: Duration,
+    /// Events without an outcome, by id, and when each was sent first.
+    unanswered: HashMap<String, Instant>,
+    /// When each answer came, and how long its event had waited for it.
+    answers: Vec<(Instant, Duration)>,
     /// Tickets whose hold only the Reaper ends.
     held: HashSet<String>,
     /// Tickets that are bought as soon as they are held.
@@ -48,25 +53,34 @@ pub(crate) struct Traffic<'a> {
 
 impl<'a> Traffic<'a> {
     /// The topics must be there. No two may have the same name.
-    pub(crate) fn new(kit: &'a Kit, name: &'static str) -> anyhow::Result<Self> {
+    pub fn new(stack: &'a Stack, name: &'static str) -> anyhow::Result<Self> {
         Ok(Self {
-            kit,
+            stack,
             name,
-            producer: Producer::new(&kit.stack.kafka, RESERVATIONS)?,
-            payments: Producer::new(&kit.stack.kafka, PAYMENTS)?,
-            outcomes: load::follow(&kit.stack.kafka, OUTCOMES)?,
-            payment_outcomes: load::follow(&kit.stack.kafka, PAYMENT_OUTCOMES)?,
+            producer: Producer::new(&stack.kafka, RESERVATIONS)?,
+            payments: Producer::new(&stack.kafka, PAYMENTS)?,
+            outcomes: load::follow(&stack.kafka, OUTCOMES)?,
+            payment_outcomes: load::follow(&stack.kafka, PAYMENT_OUTCOMES)?,
             beats: 0,
-            unanswered: HashSet::new(),
+            beat: BEAT,
+            within: WITHIN,
+            unanswered: HashMap::new(),
+            answers: Vec::new(),
             held: HashSet::new(),
             wanted: HashSet::new(),
             unsold: HashSet::new(),
         })
     }
 
+    /// Two or three events each `beat`, and as long as `within` for what is to be waited for.
+    pub fn paced(mut self, beat: Duration, within: Duration) -> Self {
+        (self.beat, self.within) = (beat, within);
+        self
+    }
+
     /// Keeps events coming for as long as `work` takes.
-    pub(crate) async fn during<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        let mut beats = interval(BEAT);
+    pub async fn during<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let mut beats = interval(self.beat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut work = pin!(work);
         loop {
@@ -78,29 +92,39 @@ impl<'a> Traffic<'a> {
     }
 
     /// Sends this many beats' events at once.
-    pub(crate) fn burst(&mut self, beats: usize) -> anyhow::Result<()> {
+    pub fn burst(&mut self, beats: usize) -> anyhow::Result<()> {
         (0..beats).try_for_each(|_| self.beat())
     }
 
     /// Returns once every event so far is answered.
-    pub(crate) async fn answered(&mut self) -> anyhow::Result<()> {
+    pub async fn answered(&mut self) -> anyhow::Result<()> {
         self.producer.flush().await?;
         self.payments.flush().await?;
-        self.hear_until("answered", |traffic| &traffic.unanswered).await
+        self.hear_until("answered", |traffic| Open::of(traffic.unanswered.keys()))
+            .await
+    }
+
+    /// How long answers stayed away since then.
+    pub fn outage(&mut self, since: Instant) -> Outage {
+        let answers = std::mem::take(&mut self.answers).into_iter();
+        Outage::of(since, answers.filter(|(at, _)| *at > since).collect())
     }
 
     /// Returns once every event so far is answered, every hold ended that was left to end, and every ticket bought that was to
     /// be, and `verify` finds every promise kept and every record accounted for.
-    pub(crate) async fn settled(mut self) -> anyhow::Result<()> {
+    pub async fn settled(mut self) -> anyhow::Result<()> {
         self.answered().await?;
-        self.hear_until("ended", |traffic| &traffic.held).await?;
-        self.hear_until("bought", |traffic| &traffic.unsold).await?;
-        clean(self.kit).await.map(drop)
+        self.hear_until("ended", |traffic| Open::of(traffic.held.iter()))
+            .await?;
+        self.hear_until("bought", |traffic| Open::of(traffic.unsold.iter()))
+            .await?;
+        clean_by(|| self.stack.holdfast("verify", "verify")).await.map(drop)
     }
 
-    async fn hear_until(&mut self, what: &str, open: fn(&Self) -> &HashSet<String>) -> anyhow::Result<()> {
-        let heard = timeout(WITHIN, async {
-            while !open(self).is_empty() {
+    async fn hear_until(&mut self, what: &str, open: fn(&Self) -> Open<'_>) -> anyhow::Result<()> {
+        let within = self.within;
+        let heard = timeout(within, async {
+            while open(self).count > 0 {
                 self.hear().await?;
             }
             Ok(())
@@ -108,12 +132,10 @@ impl<'a> Traffic<'a> {
         match heard.await {
             Ok(heard) => heard,
             Err(_) => {
-                let open = open(self);
+                let Open { count, first } = open(self);
                 bail!(
-                    "not {what} within {WITHIN:?}: {} of {}, such as {:?}",
-                    open.len(),
-                    self.name,
-                    open.iter().next()
+                    "not {what} within {within:?}: {count} of {}, such as {first:?}",
+                    self.name
                 )
             }
         }
@@ -130,7 +152,7 @@ impl<'a> Traffic<'a> {
 
     /// Kafka may be away meanwhile.
     fn take(&mut self, arrival: anyhow::Result<Arrival>) -> anyhow::Result<()> {
-        let Ok(Arrival { record, .. }) = arrival else {
+        let Ok(Arrival { at, record }) = arrival else {
             return Ok(());
         };
         let Outcome {
@@ -140,7 +162,9 @@ impl<'a> Traffic<'a> {
             kind,
             ..
         } = Outcome::read(&record)?;
-        self.unanswered.remove(&causationid);
+        if let Some(sent) = self.unanswered.remove(&causationid) {
+            self.answers.push((at, at.duration_since(sent)));
+        }
         match kind.as_str() {
             "holdfast.outcome.ticket.expired.v1" => drop(self.held.remove(&subject)),
             "holdfast.outcome.ticket.held.v1" if self.wanted.remove(&subject) => self.buy(&subject)?,
@@ -224,16 +248,72 @@ impl<'a> Traffic<'a> {
     }
 
     fn send(&mut self, event: &Event) -> anyhow::Result<()> {
-        self.unanswered.insert(event.id.clone());
+        self.unanswered.entry(event.id.clone()).or_insert_with(Instant::now);
         self.producer.send(&event.record())
     }
 
     fn pay(&mut self, event: &Event) -> anyhow::Result<()> {
-        self.unanswered.insert(event.id.clone());
+        self.unanswered.entry(event.id.clone()).or_insert_with(Instant::now);
         self.payments.send(&event.record())
+    }
+}
+
+/// What is waited for still.
+struct Open<'a> {
+    count: usize,
+    first: Option<&'a String>,
+}
+
+impl<'a> Open<'a> {
+    fn of(mut waiting: impl ExactSizeIterator<Item = &'a String>) -> Self {
+        Open {
+            count: waiting.len(),
+            first: waiting.next(),
+        }
+    }
+}
+
+/// How long answers stayed away while something was broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outage {
+    /// The longest time without any answer.
+    pub silence: Duration,
+    /// The longest time from an event to its answer.
+    pub slowest: Duration,
+}
+
+impl Outage {
+    /// Of answers that came after `since`: when each came, and how long its event had waited.
+    fn of(since: Instant, mut answers: Vec<(Instant, Duration)>) -> Outage {
+        answers.sort_unstable();
+        let mut last = since;
+        answers.iter().fold(Outage::default(), |outage, (at, waited)| Outage {
+            silence: outage.silence.max(at.duration_since(std::mem::replace(&mut last, *at))),
+            slowest: outage.slowest.max(*waited),
+        })
     }
 }
 
 fn buyer(ticket: &str) -> String {
     format!("{ticket}-dora")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_the_longest_silence_and_the_longest_wait() {
+        let since = Instant::now();
+        let second = Duration::from_secs(1);
+        // The answers of two topics are not read in their order.
+        let answers = vec![
+            (since + 9 * second, second),
+            (since + 2 * second, 3 * second),
+            (since + 5 * second, second),
+        ];
+        let outage = Outage::of(since, answers);
+        assert_eq!((outage.silence, outage.slowest), (4 * second, 3 * second));
+        assert_eq!(Outage::of(since, Vec::new()), Outage::default());
+    }
 }
