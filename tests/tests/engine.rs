@@ -1,14 +1,18 @@
-//! The engine is lost, replaced, spread over nodes, or full of what is done; an operator kills what it has scheduled.
+//! The engine is lost, replaced, spread over nodes, or full of what is done; an operator kills what it has scheduled, or a clock
+//! puts it off.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::topics;
+use holdfast_tests::kit::clock::{self, PRELOAD};
 use holdfast_tests::kit::proxy::{Proxy, Side};
 use holdfast_tests::kit::{Kit, until};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::checkout::{CARD, Shop, check_out, ends, fill};
 use crate::support::{DEADLINE, clean, event, listed, send, told, verdicts};
@@ -20,6 +24,7 @@ pub(crate) const TESTS: &[Test] = tests![
     two_registers_at_once_leave_one_subscription_of_each_handler,
     the_nodes_of_a_cluster_share_a_subscription_and_no_name,
     a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves,
+    a_hold_ends_soon_although_the_clock_of_whoever_serves_is_ahead,
     what_is_done_leaves_the_engine_and_costs_the_gates_question_nothing,
 ];
 
@@ -309,6 +314,30 @@ fn a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves(kit: &Kit) -> any
         ];
         send(kit, &events).await?;
         let outcomes = told(kit, ticket, 3).await?;
+        ensure!(verdicts(&outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+fn a_hold_ends_soon_although_the_clock_of_whoever_serves_is_ahead(kit: &Kit) -> anyhow::Result<()> {
+    /// The Reaper's turns follow each other so late. The engine's signature would not be valid after a minute.
+    const AHEAD: Duration = Duration::from_secs(45);
+    const SOON: Duration = Duration::from_secs(25);
+    kit.block_on(async {
+        let library = clock::ahead(AHEAD, kit.stack.folder())?;
+        let launch = kit.stack.holdfast("run", "engine");
+        let worker = launch.env(PRELOAD, library.to_str().context("a path")?).start().await?;
+        clock::ensure_loaded(&library, worker.pid())?;
+        let ticket = "engine/ahead";
+        let hold = json!({ "user": "ann", "hold_for": 1 });
+        let events = [
+            listed(ticket, ticket),
+            event("engine/ahead/hold", ticket, "reservation.requested", hold),
+        ];
+        send(kit, &events).await?;
+        let heard = timeout(SOON, told(kit, ticket, 3)).await;
+        let outcomes = heard.context("the hold has not ended")??;
         ensure!(verdicts(&outcomes) == ["listed", "held", "expired"], "{outcomes:?}");
         clean(kit).await?;
         worker.stop().await

@@ -426,11 +426,12 @@ impl RestateAdmin {
         }))
     }
 
-    /// Whether a turn of the Reaper is scheduled or runs.
+    /// Whether a turn of the Reaper runs, or comes soon by the engine's clock: the clock of whoever scheduled it may be ahead of that.
     pub async fn reaper_lives(&self) -> Result<bool, Error> {
         let turns = self.count(
             "select count(*) as invocations from sys_invocation_status \
-             where target_service_name = 'Reaper' and status <> 'completed'",
+             where target_service_name = 'Reaper' and status <> 'completed' \
+             and (status <> 'scheduled' or scheduled_start_at <= now() + interval '5 seconds')",
         );
         Ok(turns.await? > 0)
     }

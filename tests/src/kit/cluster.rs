@@ -2,7 +2,7 @@
 //! where hosts have a network of their own, cut off. Before what any of several will do stands HAProxy, at the addresses of the stack's
 //! own servers, which are not started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::net::SocketAddrV4;
@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use futures::future::try_join_all;
+use nix::unistd::Pid;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use sqlx::{Connection, PgConnection};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
+use super::clock::{self, Clock, PRELOAD};
 use super::haproxy::{Behind, Frontend, HaProxy};
 use super::kafka::{GIVEN_UP_AFTER, Voter};
 use super::kafka_lock::Security;
@@ -35,6 +37,8 @@ const ROLES: [&str; 3] = ["serve", "gate", "relay"];
 /// Of each role.
 const WORKERS: usize = 2;
 
+/// How far a clock is set ahead.
+const AHEAD: Duration = Duration::from_secs(120);
 const WHOLE_WITHIN: Duration = Duration::from_secs(180);
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -47,6 +51,10 @@ pub struct Cluster {
     databases: Vec<Server<Patroni>>,
     haproxy: Server<HaProxy>,
     workers: Mutex<BTreeMap<(&'static str, usize), Arc<Holdfast>>>,
+    /// The workers whose clock is ahead from their next start on.
+    ahead: Mutex<BTreeSet<(&'static str, usize)>>,
+    /// What has a clock be ahead, where PostgreSQL's user can read it.
+    clock: PathBuf,
 }
 
 /// What is taken away as one.
@@ -128,6 +136,7 @@ impl Cluster {
             .collect();
         let etcds = etcds(&stack, of_databases, &installed)?;
         let databases = databases(&stack, of_databases, &etcds)?;
+        let clock = clock::ahead(AHEAD, stack.postgres.home().0)?;
         let haproxy = HaProxy {
             fronts: fronts(&stack, &brokers, &engines, &databases)?,
             installed,
@@ -140,6 +149,8 @@ impl Cluster {
             etcds,
             databases,
             workers: Mutex::default(),
+            ahead: Mutex::default(),
+            clock,
             network,
             stack,
         })
@@ -171,7 +182,10 @@ impl Cluster {
 
     async fn start_worker(&self, role: &'static str, number: usize) -> anyhow::Result<()> {
         let listen = format!("127.0.0.1:{}", self.stack.ports.get(&format!("serve-{number}"))?);
-        let launch = self.launch(role, &format!("{role}-{number}"))?;
+        let mut launch = self.launch(role, &format!("{role}-{number}"))?;
+        if lock(&self.ahead).contains(&(role, number)) {
+            launch = launch.env(PRELOAD, self.clock.to_str().context("a path")?);
+        }
         let worker = launch.env("HOLDFAST_SERVE_LISTEN", &listen).start().await?;
         lock(&self.workers).insert((role, number), Arc::new(worker));
         Ok(())
@@ -253,6 +267,37 @@ impl Cluster {
                 self.worker(role, number)?.stop().await?;
                 self.start_worker(role, number).await
             }
+        }
+    }
+
+    /// Restarts a node in good order, with this clock from now on.
+    pub async fn set_clock(&self, node: Node, clock: Clock) -> anyhow::Result<()> {
+        let library = (clock == Clock::Ahead).then(|| self.clock.clone());
+        match node {
+            Node::Broker(number) => self.brokers[number].load(library),
+            Node::Engine(_) => bail!("{node} has the kernel's clock: its program brings its own C library"),
+            // Its etcd asks the kernel itself.
+            Node::Database(number) => self.databases[number].load(library),
+            Node::Worker(role, number) => {
+                match clock {
+                    Clock::True => lock(&self.ahead).remove(&(role, number)),
+                    Clock::Ahead => lock(&self.ahead).insert((role, number)),
+                };
+            }
+        }
+        self.restart(node).await?;
+        match clock {
+            Clock::True => Ok(()),
+            Clock::Ahead => clock::ensure_loaded(&self.clock, self.pid(node)?),
+        }
+    }
+
+    fn pid(&self, node: Node) -> anyhow::Result<Pid> {
+        match node {
+            Node::Broker(number) => self.brokers[number].pid(),
+            Node::Engine(number) => self.engines[number].pid(),
+            Node::Database(number) => self.databases[number].pid(),
+            Node::Worker(role, number) => Ok(self.worker(role, number)?.pid()),
         }
     }
 

@@ -17,6 +17,7 @@
 //! and Linux kills what a killed kit leaves behind.
 
 pub mod certs;
+pub mod clock;
 pub mod cluster;
 pub mod collector;
 pub mod doors;

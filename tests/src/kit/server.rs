@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::task::spawn_blocking;
 
+use super::clock::PRELOAD;
 use super::network::Host;
 use super::process::{self, Plan, Process, lock};
 use super::until;
@@ -39,6 +40,8 @@ pub struct Server<K> {
     folder: PathBuf,
     /// Where it runs, of those that have a host of their own.
     host: Option<Host>,
+    /// The library that it loads before others from the next start on.
+    library: Mutex<Option<PathBuf>>,
     process: Mutex<Option<Arc<Process>>>,
 }
 
@@ -57,6 +60,7 @@ impl<K: Kind> Server<K> {
             kind: Arc::new(kind),
             folder,
             host: None,
+            library: Mutex::default(),
             process: Mutex::new(None),
         }
     }
@@ -67,6 +71,11 @@ impl<K: Kind> Server<K> {
         self
     }
 
+    /// Has it load this library before others, or none, from the next start on.
+    pub(super) fn load(&self, library: Option<PathBuf>) {
+        *lock(&self.library) = library;
+    }
+
     /// Returns once it answers.
     pub async fn start(&self) -> anyhow::Result<()> {
         if self.runs() {
@@ -74,7 +83,8 @@ impl<K: Kind> Server<K> {
         }
         let kind = Arc::clone(&self.kind);
         spawn_blocking(move || kind.prepare()).await??;
-        let command = self.kind.command();
+        let mut command = self.kind.command();
+        command.envs(lock(&self.library).iter().map(|library| (PRELOAD, library)));
         let process = Process::spawn(Plan {
             name: String::from(K::NAME),
             command: match &self.host {

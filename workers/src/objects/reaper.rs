@@ -2,7 +2,8 @@
 //! expiration. A hold needs no timer of its own, and none is lost with the engine's disk: the database knows what is due.
 //!
 //! No hold is sent twice within a minute, and no list of what was sent is kept: the turns walk the index on `held_until`
-//! behind a cursor that goes back to the start once a minute.
+//! behind a cursor that goes back to the start once a minute, and as soon as the database's clock has gone back, as when another database
+//! leads: what is held by that clock may end before the cursor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,13 @@ struct Cursor {
     /// When the last repeat ended.
     #[serde(with = "time::serde::rfc3339")]
     repeated: OffsetDateTime,
+}
+
+impl Cursor {
+    /// Whether it was made by a clock that was ahead of this time.
+    fn is_ahead_of(&self, now: OffsetDateTime) -> bool {
+        self.repeated > now || self.head.as_ref().is_some_and(|head| head.until > now)
+    }
 }
 
 /// The holds that one turn found, and the cursor of the next; kept in the journal, so that a retried turn sends the same.
@@ -125,9 +133,12 @@ impl Reaper {
 
     /// Finds the holds that became due since the last turn, and once a minute those that still are due: an operator may have
     /// killed their expiration, or a hold was written after its end.
-    async fn look(&self, place: Option<Cursor>) -> HandlerResult<DueHolds> {
+    async fn look(&self, mut place: Option<Cursor>) -> HandlerResult<DueHolds> {
         let head = place.as_ref().and_then(|place| place.head.as_ref());
-        let (now, mut due) = self.due(head).await?;
+        let (mut now, mut due) = self.due(head).await?;
+        if place.take_if(|place| place.is_ahead_of(now)).is_some() {
+            (now, due) = self.due(None).await?;
+        }
         let mut full = due.len() >= EXPIRATIONS;
         let mut next = place.unwrap_or(Cursor {
             head: None,
@@ -161,4 +172,32 @@ impl Reaper {
 
 fn after(due: &Due) -> (OffsetDateTime, TicketId) {
     (due.until, due.ticket.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_schemas::HoldId;
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_went_back_is_noticed() {
+        let now = datetime!(2030-01-31 19:30 UTC);
+        let cursor = |until, repeated| Cursor {
+            head: Some(Due {
+                ticket: TicketId::parse("a").unwrap(),
+                hold: HoldId(Uuid::nil()),
+                until,
+            }),
+            repeating: None,
+            mark: None,
+            repeated,
+        };
+        let later = now + PAUSE;
+        assert!(!cursor(now, now).is_ahead_of(now));
+        assert!(cursor(later, now).is_ahead_of(now));
+        assert!(cursor(now, later).is_ahead_of(now));
+    }
 }

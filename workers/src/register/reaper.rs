@@ -1,4 +1,4 @@
-//! The Reaper's turns: begun by `register` and at each start, and begun anew when none is left.
+//! The Reaper's turns: begun by `register` and at each start, and begun anew when none is left, or none comes soon.
 
 use std::time::Duration;
 
@@ -45,8 +45,8 @@ pub(super) async fn arm(config: &Config) -> Result<PartReport, Error> {
     Ok(PartReport::new("the Reaper", Finding::Changed { before }))
 }
 
-/// Arms the Reaper, for ever, whenever a hold is over that it has not ended and it has no turn before it: somebody killed the
-/// turn, or the engine lost its disk.
+/// Arms the Reaper, for ever, whenever a hold is over that it has not ended and it has no turn soon: somebody killed the turn, the
+/// engine lost its disk, or the clock of whoever served the last turn is ahead of the engine's.
 pub async fn keep_armed(config: Config, admin: RestateAdmin, pool: PgPool, rounds: Rounds) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -56,7 +56,7 @@ pub async fn keep_armed(config: Config, admin: RestateAdmin, pool: PgPool, round
             Ok(was_armed) => {
                 rounds.passed();
                 if was_armed {
-                    tracing::warn!("the Reaper had no turn before it: it was armed again");
+                    tracing::warn!("the Reaper had no turn soon: it was armed again");
                 }
             }
             Err(error) => rounds.failed(error.fault(), &error),

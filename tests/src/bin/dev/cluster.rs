@@ -1,10 +1,11 @@
 //! How long answers stay away when a part of a cluster is lost: each node is killed, frozen and cut off in turn while events flow, and
-//! comes back. Every event must be answered, and `verify` judges after each row of the table.
+//! comes back, and clocks are set apart. Every event must be answered, and `verify` judges after each row of the table.
 
 use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use holdfast_tests::kit::clock::Clock;
 use holdfast_tests::kit::cluster::{Node, Strike};
 use holdfast_tests::kit::worker::clean_by;
 use holdfast_tests::kit::{Cluster, until};
@@ -60,6 +61,8 @@ enum Row {
     KeeperFrozen,
     /// Each node is restarted in good order, one after the other.
     Restarted,
+    /// Most nodes are restarted with this clock: see [`set_clocks`].
+    Clocks(Clock),
 }
 
 fn rows(can_cut: bool) -> Vec<Row> {
@@ -73,7 +76,12 @@ fn rows(can_cut: bool) -> Vec<Row> {
         nodes.map(move |node| Row::Lost(node, strike))
     });
     let first = [Row::Nothing].into_iter();
-    let last = [Row::KeeperFrozen, Row::Restarted];
+    let last = [
+        Row::KeeperFrozen,
+        Row::Restarted,
+        Row::Clocks(Clock::Ahead),
+        Row::Clocks(Clock::True),
+    ];
     first.chain(lost).chain(last).collect()
 }
 
@@ -86,6 +94,8 @@ impl fmt::Display for Row {
             Row::Lost(node, Strike::CutOff) => write!(f, "{node} cut off"),
             Row::KeeperFrozen => f.write_str("the leader's Patroni frozen, its PostgreSQL alive"),
             Row::Restarted => f.write_str("each node restarted, one after the other"),
+            Row::Clocks(Clock::Ahead) => f.write_str("clocks set two minutes apart"),
+            Row::Clocks(Clock::True) => f.write_str("clocks set right again"),
         }
     }
 }
@@ -128,9 +138,32 @@ impl Row {
                     cluster.whole().await?;
                 }
             }
+            Row::Clocks(clock) => {
+                set_clocks(cluster, *clock).await?;
+                sleep(AWAY).await;
+            }
         }
         Ok(())
     }
+}
+
+/// Restarts each node whose clock can be set with this clock, but one of each kind with a true one. That is the database that leads, and
+/// comes last: one whose clock is this takes its place.
+async fn set_clocks(cluster: &Cluster, clock: Clock) -> anyhow::Result<()> {
+    let leader = cluster.leader().await?;
+    let stays_true = |node: &Node| match node {
+        Node::Broker(number) | Node::Worker(_, number) => *number == 1,
+        Node::Database(number) => *number == leader,
+        Node::Engine(_) => true,
+    };
+    let nodes = Node::all().into_iter().filter(|node| !matches!(node, Node::Engine(_)));
+    let (last, first): (Vec<_>, Vec<_>) = nodes.partition(stays_true);
+    let clocks = first.into_iter().map(|node| (node, clock));
+    for (node, clock) in clocks.chain(last.into_iter().map(|node| (node, Clock::True))) {
+        cluster.set_clock(node, clock).await?;
+        cluster.whole().await?;
+    }
+    Ok(())
 }
 
 /// The node is away for a while. A database that led has a successor then, and acknowledges nothing any more.
