@@ -1,13 +1,20 @@
 //! `holdfast doctor` on a sound stack, and on one that is broken in one way after another.
 
+use std::fs;
 use std::process::Output;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use holdfast_schemas::topics;
 use holdfast_tests::kit::process::lock;
-use holdfast_tests::kit::{Holdfast, Kit, Stack, until};
+use holdfast_tests::kit::prometheus::RuleTimes;
+use holdfast_tests::kit::{Holdfast, Kit, Prometheus, Server, Stack, http, until};
+use http_body_util::Full;
+use hyper::Response;
+use hyper::header::CONTENT_TYPE;
 use restate_sdk::prelude::*;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -21,6 +28,7 @@ pub(crate) const TESTS: &[Test] = tests![
     doctor_finds_a_sound_stack_sound_and_changes_nothing,
     doctor_names_what_is_wrong_and_its_mend,
     doctor_names_what_stands_still_and_since_when,
+    doctor_names_the_disks_that_are_full_or_will_be_and_since_when,
 ];
 
 fn doctor_finds_a_sound_stack_sound_and_changes_nothing(kit: &Kit) -> anyhow::Result<()> {
@@ -41,7 +49,7 @@ fn doctor_finds_a_sound_stack_sound_and_changes_nothing(kit: &Kit) -> anyhow::Re
         );
         let looked_at = checks(&report).len();
         ensure!(looked_at > 25, "only {looked_at} looked at: {report:#}");
-        for part in ["kafka", "postgres", "loyalty", "restate", "provider", "mail"] {
+        for part in ["kafka", "postgres", "loyalty", "restate", "provider", "mail", "disks"] {
             ensure!(checks(&report).iter().any(|check| check["part"] == part), "{part}");
         }
         let after = ends(kit).await?;
@@ -309,6 +317,147 @@ fn doctor_names_what_stands_still_and_since_when(kit: &Kit) -> anyhow::Result<()
         stuck_invocation(kit).await?;
         worker.stop().await
     })
+}
+
+fn doctor_names_the_disks_that_are_full_or_will_be_and_since_when(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let prometheus = Prometheus::start(&kit.stack, &[], RuleTimes::AsShipped).await?;
+        let looked = while_disks_fill_up(kit, &prometheus).await;
+        prometheus.stop().await?;
+        looked?;
+        let gone = disks(kit, &prometheus).await?;
+        let address = prometheus.url();
+        ensure!(
+            gone.len() == 1
+                && gone[0].what.contains(&address)
+                && gone[0].how.contains(address.trim_start_matches("http://"))
+                && gone[0].mend.contains("HOLDFAST_PROMETHEUS"),
+            "{gone:?}"
+        );
+        Ok(())
+    })
+}
+
+async fn while_disks_fill_up(kit: &Kit, prometheus: &Server<Prometheus>) -> anyhow::Result<()> {
+    let nobody = disks(kit, prometheus).await?;
+    ensure!(
+        nobody.len() == 1 && nobody[0].mend.contains("node_exporter"),
+        "{nobody:?}"
+    );
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let address = listener.local_addr()?;
+    let (free, scrapes) = (Arc::new(AtomicU64::new(50)), Arc::new(AtomicU64::default()));
+    let of = free.clone();
+    let serving = tokio::spawn(http::serve(listener, move |_| {
+        let text = exported(of.load(Ordering::Relaxed), scrapes.fetch_add(1, Ordering::Relaxed));
+        let answer = Response::builder().header(CONTENT_TYPE, "text/plain; version=0.0.4");
+        async move { answer.body(Full::new(Bytes::from(text))) }
+    }));
+    let target = json!([{ "targets": [address.to_string()] }]);
+    fs::write(prometheus.targets().join("disks.json"), target.to_string())?;
+    let seen = async {
+        until(
+            "Prometheus has seen at a full half minute that all was well",
+            DEADLINE,
+            async || {
+                let seen =
+                    prometheus.query(r#"last_over_time(node_filesystem_avail_bytes{mountpoint="/kafka"}[1h:30s])"#);
+                ensure!(!seen.await?.is_empty(), "it has not");
+                anyhow::Ok(())
+            },
+        )
+        .await?;
+        free.store(4, Ordering::Relaxed);
+        until("doctor names the disks", DEADLINE, async || {
+            let found = disks(kit, prometheus).await?;
+            let short: Vec<_> = found
+                .iter()
+                .map(|disk| (disk.what.as_str(), disk.how.as_str()))
+                .collect();
+            let place = |mountpoint: &str| format!("/{mountpoint} on {address}");
+            let (kafka, postgres, restate) = (place("kafka"), place("postgres"), place("restate"));
+            let ([(first, full), (second, filling), third, fourth], [disk, soon, ..]) = (&short[..], &found[..]) else {
+                bail!("{found:?}");
+            };
+            ensure!((*first, *full) == (kafka.as_str(), "4.0 % free"), "{found:?}");
+            ensure!(
+                *second == postgres && filling.contains("full within a day"),
+                "{found:?}"
+            );
+            ensure!(*third == (restate.as_str(), "60.0 % free"), "{found:?}");
+            ensure!(*fourth == ("the volume data-0 of shop", "7.0 % free"), "{found:?}");
+            ensure!(disk.since.is_some() && soon.since.is_none(), "{found:?}");
+            let is_mended = disk.mend.contains("before it is full") && disk.page.as_deref() == Some("a-disk-fills-up");
+            ensure!(is_mended && soon.page == disk.page, "{found:?}");
+            let verdicts: Vec<_> = found.iter().map(|disk| disk.is_wrong).collect();
+            ensure!(verdicts == [true, true, false, true], "{found:?}");
+            anyhow::Ok(())
+        })
+        .await
+    };
+    let seen = seen.await;
+    serving.abort();
+    seen
+}
+
+/// What node_exporter and a kubelet export: a disk that this test cannot fill, of which so many percent are free; one that loses ten
+/// megabytes with each scrape; one and a volume that stay as they are; and what nobody has to watch.
+fn exported(kafka: u64, scrapes: u64) -> String {
+    let disk = |mountpoint: &str, kind: &str, is_readonly: u8, free: u64| {
+        let labels = format!(r#"{{device="/dev/{mountpoint}",fstype="{kind}",mountpoint="/{mountpoint}"}}"#);
+        format!(
+            "node_filesystem_avail_bytes{labels} {free}\n\
+             node_filesystem_size_bytes{labels} 100000000000\n\
+             node_filesystem_readonly{labels} {is_readonly}\n"
+        )
+    };
+    let volume = r#"{namespace="shop",persistentvolumeclaim="data-0"}"#;
+    [
+        disk("kafka", "ext4", 0, kafka * 1_000_000_000),
+        disk("postgres", "xfs", 0, 30_000_000_000 - scrapes.min(1_000) * 10_000_000),
+        disk("restate", "ext4", 0, 60_000_000_000),
+        disk("run", "tmpfs", 0, 0),
+        disk("cdrom", "iso9660", 1, 0),
+        format!("kubelet_volume_stats_available_bytes{volume} 7e9\nkubelet_volume_stats_capacity_bytes{volume} 1e11\n"),
+    ]
+    .concat()
+}
+
+/// A check of doctor's about a disk, or about who knows of them.
+#[derive(Debug)]
+struct Disk {
+    what: String,
+    how: String,
+    mend: String,
+    since: Option<String>,
+    page: Option<String>,
+    is_wrong: bool,
+}
+
+/// What doctor says of disks alone; it ends with 1 if something is wrong.
+async fn disks(kit: &Kit, prometheus: &Prometheus) -> anyhow::Result<Vec<Disk>> {
+    let address = prometheus.url();
+    let settings = [("HOLDFAST_PROMETHEUS", address.as_str()), ("", "--only"), ("", "disks")];
+    let (code, report) = doctor(kit, &settings).await?;
+    let text = |check: &Value, field: &str| check[field].as_str().map(str::to_owned);
+    let found: Vec<_> = checks(&report)
+        .into_iter()
+        .map(|check| Disk {
+            what: text(check, "what").unwrap_or_default(),
+            how: text(check, "how").or(text(check, "is")).unwrap_or_default(),
+            mend: text(check, "mend").unwrap_or_default(),
+            since: text(check, "since"),
+            page: text(check, "page"),
+            is_wrong: check["diagnosis"] == "wrong",
+        })
+        .collect();
+    let all_are_disks = checks(&report).iter().all(|check| check["part"] == "disks");
+    let is_wrong = found.iter().any(|disk| disk.is_wrong);
+    ensure!(
+        all_are_disks && code == Some(i32::from(is_wrong)),
+        "{code:?}: {report:#}"
+    );
+    Ok(found)
 }
 
 /// A row that this release cannot read: the event that meets it is retried, and named.

@@ -160,6 +160,7 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
             roles,
             only,
             long_open,
+            prometheus,
             direct,
             json,
         } => {
@@ -167,6 +168,7 @@ async fn run(cli: Cli, templates: Templates) -> anyhow::Result<ExitCode> {
                 roles,
                 only,
                 long_open,
+                prometheus,
                 path: path(direct),
             };
             let report = doctor::run(&config, &scope, clock).await;

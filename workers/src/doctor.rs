@@ -1,6 +1,7 @@
 //! `holdfast doctor`: reaches every dependency with the settings given, and says of each part whether it is sound, or what is
 //! wrong and how to mend it. It changes nothing, and one part that is wrong hides no other.
 
+mod disks;
 mod kafka;
 mod others;
 mod postgres;
@@ -12,6 +13,7 @@ mod standing;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use url::Url;
 
 use crate::config::Config;
 pub use crate::config::Part;
@@ -28,6 +30,8 @@ pub struct Scope {
     pub only: Vec<Part>,
     /// A transaction that is open in Postgres for longer is named.
     pub long_open: Duration,
+    /// Where the disks are known.
+    pub prometheus: Option<Url>,
     /// The path by which events come.
     pub path: Path,
 }
@@ -67,6 +71,9 @@ pub async fn run(config: &Config, scope: &Scope, clock: fn() -> OffsetDateTime) 
     }
     if asked(Part::Mail) && any(&[Serve, Admin]) {
         report.extend(vec![others::mail_server(&config.mail).await]);
+    }
+    if asked(Part::Disks) {
+        report.extend(disks::check(scope.prometheus.as_ref()).await);
     }
     report
 }

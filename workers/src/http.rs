@@ -1,5 +1,5 @@
-//! One HTTP exchange with the payment provider or the collector of traces: an answer in time, or the reason why there is none. TLS
-//! trusts what the system trusts (its certificate store, or the file that `SSL_CERT_FILE` names).
+//! One HTTP exchange with the payment provider, the collector of traces or Prometheus: an answer in time, or the reason why there is
+//! none. TLS trusts what the system trusts (its certificate store, or the file that `SSL_CERT_FILE` names).
 //!
 //! Each of them has an HTTP client of its own: TLS for all clients would make every client load the system's certificates,
 //! and fail where there are none.

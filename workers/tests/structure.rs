@@ -50,6 +50,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "hyper::",
         &[
             "provider/",
+            "doctor/disks.rs",
             "http.rs",
             "listener/",
             "objects/mod.rs",

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
+use url::Url;
 
+use super::Checks;
 use super::admin::AdminCommand;
 use super::plan::Plan;
 use super::roles::{Granted, Roles};
@@ -74,6 +76,10 @@ pub enum Role {
         /// A transaction that is open in Postgres for longer is named.
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
         long_open: Duration,
+        /// The Prometheus that knows how full the servers' disks are, from node_exporter or the kubelets, such as
+        /// http://127.0.0.1:9090. Without it nobody looks at them.
+        #[arg(long, env = "HOLDFAST_PROMETHEUS", value_name = "URL")]
+        prometheus: Option<Url>,
         /// The engine reads the public topics itself, as `register --direct` has it.
         #[arg(long)]
         direct: bool,
@@ -92,6 +98,26 @@ pub enum Role {
     Plan(Plan),
     /// Look at and settle what waits for an operator.
     Admin(AdminCommand),
+}
+
+impl Role {
+    /// Checks what the command has of its own.
+    pub(super) fn check(&self, checks: &mut Checks) {
+        match self {
+            Role::Migrate { roles, .. } => roles.check(checks),
+            Role::Doctor {
+                prometheus: Some(url), ..
+            } => checks.require(
+                ["http", "https"].contains(&url.scheme())
+                    && url.username().is_empty()
+                    && url.password().is_none()
+                    && url.query().is_none(),
+                "prometheus",
+                "give https://host:port, without user, password and query: doctor prints this address",
+            ),
+            _ => {}
+        }
+    }
 }
 
 /// A role by its name.
@@ -117,4 +143,5 @@ pub enum Part {
     Restate,
     Provider,
     Mail,
+    Disks,
 }

@@ -152,9 +152,7 @@ impl Cli {
             "health-listen",
             "give it to the process and to this command, which asks without TLS",
         );
-        if let Role::Migrate { roles, .. } = &self.command {
-            roles.check(&mut checks);
-        }
+        self.command.check(&mut checks);
         let serves = matches!(self.command, Role::Serve | Role::Run { .. });
         checks.secure(
             Wire::Restate,
@@ -402,6 +400,24 @@ mod tests {
             assert_eq!(traces(&["--traces-sample", share]), expected, "{share}");
         }
         assert_eq!(traces(&["--traces-headers", "sesame"]), Err("traces-headers"));
+    }
+
+    #[test]
+    fn the_prometheus_that_doctor_asks_has_an_address_that_can_be_printed() {
+        let check = |url: &str| {
+            let wrong = Cli::parse_from(["holdfast", "doctor", "--prometheus", url]).check();
+            wrong.map_err(|wrong| wrong[0].flag)
+        };
+        for right in ["http://127.0.0.1:9090", "https://monitoring.example/prometheus/"] {
+            assert_eq!(check(right), Ok(()), "{right}");
+        }
+        for wrong in [
+            "localhost:9090",
+            "https://a:b@monitoring.example",
+            "https://monitoring.example?token=1",
+        ] {
+            assert_eq!(check(wrong), Err("prometheus"), "{wrong}");
+        }
     }
 
     #[test]

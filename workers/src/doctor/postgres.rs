@@ -112,6 +112,7 @@ async fn reach(
         version(part, &facts),
         frozen(part, &facts),
         apart(part, facts.now, before, clock()),
+        Check::sound(part, "the size", &facts.size),
     ];
     Ok((pool, facts, checks))
 }
@@ -258,6 +259,7 @@ mod tests {
                 encryption: None,
                 max_prepared_transactions: 0,
                 frozen_age: number.into(),
+                size: String::new(),
             };
             version(Part::Postgres, &facts).diagnosis
         };

@@ -149,6 +149,7 @@ impl fmt::Display for Part {
             Part::Restate => "restate",
             Part::Provider => "provider",
             Part::Mail => "mail",
+            Part::Disks => "disks",
         })
     }
 }

@@ -22,6 +22,8 @@ pub struct Facts {
     pub max_prepared_transactions: i32,
     /// How many transactions ago the oldest row was written that is not frozen: PostgreSQL stops at two thousand million.
     pub frozen_age: i64,
+    /// On disk, as PostgreSQL writes it for people.
+    pub size: String,
 }
 
 /// What stands still.
@@ -37,11 +39,12 @@ pub struct Standing {
 /// # Errors
 /// It does not answer.
 pub async fn facts(pool: &PgPool) -> Result<Facts, Error> {
-    let (version, now, user, encryption, max_prepared_transactions, frozen_age) = sqlx::query_as(
+    let (version, now, user, encryption, max_prepared_transactions, frozen_age, size) = sqlx::query_as(
         "select current_setting('server_version_num')::int, clock_timestamp(), current_user::text,
                 (select version from pg_stat_ssl where pid = pg_backend_pid() and ssl),
                 current_setting('max_prepared_transactions')::int,
-                (select greatest(age(datfrozenxid), mxid_age(datminmxid))::bigint from pg_database where datname = current_database())",
+                (select greatest(age(datfrozenxid), mxid_age(datminmxid))::bigint from pg_database where datname = current_database()),
+                pg_size_pretty(pg_database_size(current_database()))",
     )
     .fetch_one(pool)
     .in_time(pool)
@@ -54,6 +57,7 @@ pub async fn facts(pool: &PgPool) -> Result<Facts, Error> {
         encryption,
         max_prepared_transactions,
         frozen_age,
+        size,
     })
 }
 
