@@ -2,7 +2,7 @@
 //! puts it off.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::topics;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::checkout::{CARD, Shop, check_out, ends, fill};
+use crate::recovery::recovered;
 use crate::support::{DEADLINE, clean, event, listed, send, told, verdicts};
 use crate::{Test, tests};
 
@@ -130,6 +131,7 @@ fn what_a_lost_engine_had_taken_is_decided_by_its_successor(kit: &Kit) -> anyhow
 
         kit.stack.restate.kill()?;
         kit.stack.restate.forget()?;
+        let recovery = Instant::now();
         kit.stack.restate.start().await?;
         let worker = kit.stack.holdfast("run", "engine").start().await?;
         let log = std::fs::read_to_string(worker.log())?;
@@ -150,6 +152,7 @@ fn what_a_lost_engine_had_taken_is_decided_by_its_successor(kit: &Kit) -> anyhow
         // Nothing that was decided before is decided again.
         told(kit, "engine/before", 1).await?;
         clean(kit).await?;
+        recovered("an engine that lost its disk", recovery);
         let (status, said) = crate::operate::register(kit, &[]).await?;
         ensure!(
             status == Some(0) && said.contains("as wanted  subscription of"),

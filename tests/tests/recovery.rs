@@ -2,6 +2,7 @@
 //! kept, and nothing that was told is taken back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use anyhow::ensure;
 use holdfast_schemas::{Outcome, OutcomeData, TicketOutcome, UserOutcome, hold_id, topics};
@@ -97,6 +98,7 @@ fn a_database_that_was_put_back_is_rolled_forward_to_what_was_told_and_decides_t
             words.contains("docs/runbook.md#the-database-went-back-in-time"),
             "{words}"
         );
+        let recovery = Instant::now();
         rolled_forward(kit).await?;
 
         rewound(kit, began).await?;
@@ -105,6 +107,8 @@ fn a_database_that_was_put_back_is_rolled_forward_to_what_was_told_and_decides_t
         ensure!(verdicts(&fourth) == ["listed", "held", "held"], "{fourth:?}");
         ensure!(fourth[1].generation > fourth[0].generation, "{fourth:?}");
         told_of::<UserOutcome>(kit, BOB, 3).await?;
+        clean(kit).await?;
+        recovered("a database that was put back", recovery);
         sent.all_again(kit).await?;
         // Of what came by HTTP Kafka has the outcome and not the request.
         let (status, said) = call(kit, &by_http, "Ticket", &seat(3), "reserve", &json!({ "user": "cid" })).await?;
@@ -304,11 +308,13 @@ fn an_admitted_topic_that_was_made_anew_gets_back_what_it_has_lost(kit: &Kit) ->
         workers.stop().await?;
         kit.stack.kafka.delete_topic(topics::RESERVATIONS_ADMITTED).await?;
         kit.stack.restate.start().await?;
+        let recovery = Instant::now();
         rewound(kit, began).await?;
         let workers = Workers::start(kit).await?;
         told(kit, "recovery-admitted/", TICKETS).await?;
         told(kit, "recovery-admitted-before", 1).await?;
         clean(kit).await?;
+        recovered("an admitted topic that was made anew", recovery);
         workers.stop().await
     })
 }
@@ -338,10 +344,12 @@ fn groups_that_have_lost_their_offsets_read_again_and_nothing_is_done_twice(kit:
         ensure!(!gate.wait(DEADLINE).await?.success(), "the gate goes on");
         let words = gate.last_words();
         ensure!(words.contains("docs/runbook.md#the-gates-offsets-were-lost"), "{words}");
+        let recovery = Instant::now();
         let workers = Workers::start(kit).await?;
         let outcomes = told(kit, TICKET, 2).await?;
         ensure!(verdicts(&outcomes) == ["listed", "held"], "{outcomes:?}");
         clean(kit).await?;
+        recovered("offsets that Kafka had lost", recovery);
         workers.stop().await
     })
 }
@@ -377,6 +385,7 @@ fn a_loyalty_database_that_was_put_back_gets_what_the_main_one_has_given(kit: &K
         worker.stop().await?;
         copy(kit, EARLIER, LOYALTY).await?;
 
+        let recovery = Instant::now();
         let found = parsed(kit, &["recover", "loyalty", EVE, IDA, "--dry-run", "--json"]).await?;
         ensure!(found["settled"][0]["result"] == "30 -> 42", "{found}");
         ensure!(found["settled"][1]["result"] == "no account -> 7", "{found}");
@@ -389,8 +398,14 @@ fn a_loyalty_database_that_was_put_back_gets_what_the_main_one_has_given(kit: &K
         ensure!(again.contains("0 of 0 done"), "{again}");
         let worker = kit.stack.holdfast("run", "recovery").start().await?;
         clean(kit).await?;
+        recovered("a loyalty database that was put back", recovery);
         worker.stop().await
     })
+}
+
+/// Says how long it took from the first command of a recovery until `verify` was clean. The table in docs/runbook.md shows it.
+pub(crate) fn recovered(what: &str, since: Instant) {
+    println!("{what}: recovered in {:.1} s", since.elapsed().as_secs_f64());
 }
 
 /// Waits until everything that was decided is told.
