@@ -230,10 +230,9 @@ impl Bench {
             let (took, _) = self.drain(&workload, run, &[]).await?;
             paths.push(workload.events as f64 / took.as_secs_f64());
         }
-        let all = |rounds: &[f64]| rounds.iter().map(|eps| eps.round()).collect::<Vec<_>>();
         self.report.detail(
             &format!("{name}_rounds_eps"),
-            json!({ "noop": all(&noops), "path": all(&paths) }),
+            json!({ "noop": rounded(&noops), "path": rounded(&paths) }),
         );
         let (noop, path) = (median(noops), median(paths));
         self.report.figure(&format!("noop_{name}_eps"), noop, "events/s");
@@ -457,6 +456,11 @@ fn microseconds_each(used: Used, count: usize) -> Value {
 
 fn scaled(scale: f64, count: usize) -> usize {
     ((count as f64 * scale) as usize).max(1)
+}
+
+/// The figures of rounds, for the report.
+fn rounded(figures: &[f64]) -> Vec<f64> {
+    figures.iter().map(|figure| figure.round()).collect()
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

@@ -9,7 +9,7 @@ use holdfast_tests::kit::{Holdfast, until};
 use serde_json::json;
 use tracing::info;
 
-use super::{Bench, median};
+use super::{Bench, median, rounded};
 
 const RECORDS: usize = 10_000_000;
 /// So many rows are made in one transaction.
@@ -44,8 +44,7 @@ impl Bench {
         self.empty().await?;
 
         let report = &mut self.report;
-        let all = |rounds: &[f64]| rounds.iter().map(|eps| eps.round()).collect::<Vec<_>>();
-        let rounds = json!({ "fresh": all(&fresh), "aged": all(&aged), "swept": all(&swept) });
+        let rounds = json!({ "fresh": rounded(&fresh), "aged": rounded(&aged), "swept": rounded(&swept) });
         report.detail("aged_rounds_eps", rounds);
         let (fresh, aged, swept) = (median(fresh), median(aged), median(swept));
         report.figure("path_fresh_eps", fresh, "events/s");

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{Apart, Bench, ROUNDS, Used, median, microseconds_each};
+use super::{Apart, Bench, ROUNDS, Used, median, microseconds_each, rounded};
 
 /// Prefix of the keys of the figures, tickets in each checkout, and checkouts.
 pub(super) const SIZES: [(&str, usize, usize); 2] = [("checkout", 1, 500), ("checkout4", 4, 250)];
@@ -47,8 +47,7 @@ impl Bench {
                 let (took, _) = self.buy(&purchases, run, &[]).await?;
                 bought.push(purchases.checkouts as f64 / took.as_secs_f64());
             }
-            let all = |rounds: &[f64]| rounds.iter().map(|eps| eps.round()).collect::<Vec<_>>();
-            let rounds = json!({ "bare": all(&bare), "checkouts": all(&bought) });
+            let rounds = json!({ "bare": rounded(&bare), "checkouts": rounded(&bought) });
             self.report.detail(&format!("{key}_rounds_eps"), rounds);
             let (bare, bought) = (median(bare), median(bought));
             self.report.figure(&format!("{key}_bare_eps"), bare, "events/s");

@@ -28,7 +28,7 @@ use tracing::info;
 
 use super::engine::Engine;
 use super::workload::Workload;
-use super::{Bench, ROUNDS, median};
+use super::{Bench, ROUNDS, median, rounded};
 use object::{HANDLER, Object};
 use relay::OUTCOMES;
 
@@ -55,8 +55,10 @@ impl Bench {
         let latencies = seeds.latencies(&self.stack, self.scale).await?;
         seeds.stop().await?;
         let report = &mut self.report;
-        let all = |rounds: &[f64]| rounds.iter().map(|eps| eps.round()).collect::<Vec<_>>();
-        report.detail("seeds_rounds_eps", json!({ "seeds": all(&theirs), "path": all(&ours) }));
+        report.detail(
+            "seeds_rounds_eps",
+            json!({ "seeds": rounded(&theirs), "path": rounded(&ours) }),
+        );
         let (theirs, ours) = (median(theirs), median(ours));
         report.figure("seeds_eps", theirs, "events/s");
         report.figure("path_seeds_eps", ours, "events/s");

@@ -4,7 +4,7 @@ use holdfast_tests::kit::{Holdfast, Name, Stack};
 use holdfast_tests::load::{OUTCOMES, follow};
 use serde_json::json;
 
-use super::{Bench, Outcomes, ROUNDS, median};
+use super::{Bench, Outcomes, ROUNDS, median, rounded};
 
 /// The stack that is not measured just now, and the outcomes of tickets there.
 struct Other {
@@ -37,8 +37,10 @@ impl Bench {
         }
         run_locked.stop().await?;
         let report = &mut self.report;
-        let all = |rounds: &[f64]| rounds.iter().map(|eps| eps.round()).collect::<Vec<_>>();
-        report.detail("tls_rounds_eps", json!({ "open": all(&open), "locked": all(&locked) }));
+        report.detail(
+            "tls_rounds_eps",
+            json!({ "open": rounded(&open), "locked": rounded(&locked) }),
+        );
         let (open, locked) = (median(open), median(locked));
         report.figure("path_open_eps", open, "events/s");
         report.figure("path_locked_eps", locked, "events/s");

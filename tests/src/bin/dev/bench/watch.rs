@@ -1,5 +1,5 @@
-//! `verify --watch` beside the path, and traces of some events: what both cost together, and that the watch's memory does not grow with
-//! the events. It watches with the settings that it comes with while many events pass; then a watch that never rests passes over all of
+//! `verify --watch` beside the path, and traces of some events: what both cost together (rounds without them are taken before and after),
+//! and that the watch's memory does not grow with the events. It watches with the settings that it comes with while many events pass; then a watch that never rests passes over all of
 //! them.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::workload::Workload;
-use super::{Bench, cost, median};
+use super::{Bench, cost, median, rounded};
 
 const EVENTS: usize = 10_000_000;
 /// So many pass between two looks at the memory.
@@ -24,25 +24,30 @@ const PASSED_WITHIN: Duration = Duration::from_secs(4 * 3_600);
 impl Bench {
     /// Throughput with and without both, then the memory. Gives the worker that runs afterwards.
     pub(super) async fn watch(&mut self, run: Holdfast) -> anyhow::Result<Holdfast> {
-        let alone = median(self.rounds("unwatched", &run).await?);
+        self.rounds("watch-warm-up", &run).await?;
+        let mut alone = self.rounds("unwatched-before", &run).await?;
         run.stop().await?;
         let collector = Collector::start_at(0).await?;
         let run = self.stack.holdfast("run", "run").provider(&self.provider);
         let run = run.traces(&collector, TRACED).start().await?;
         let watch = self.stack.holdfast("verify", "watch").arg("--watch").start().await?;
-        let watched = median(self.rounds("watched", &run).await?);
-        self.report
-            .at_least("watched_ratio", watched / alone, 0.9, "watched and traced / alone");
+        let mut watched = self.rounds("watched", &run).await?;
+        watched.extend(self.rounds("watched-on", &run).await?);
         let spans = collector.spans().len();
         ensure!(spans > 0, "nothing was traced");
         self.report.figure("watched_spans", spans as f64, "spans");
+        watch.stop().await?;
         run.stop().await?;
-        let run = self
-            .stack
-            .holdfast("run", "run")
-            .provider(&self.provider)
-            .start()
-            .await?;
+        let run = self.stack.holdfast("run", "run").provider(&self.provider);
+        let run = run.start().await?;
+        alone.extend(self.rounds("unwatched-after", &run).await?);
+        let rounds = json!({ "alone": rounded(&alone), "watched": rounded(&watched) });
+        self.report.detail("watched_rounds_eps", rounds);
+        let ratio = median(watched) / median(alone);
+        self.report
+            .at_least("watched_ratio", ratio, 0.9, "watched and traced / alone");
+
+        let watch = self.stack.holdfast("verify", "watch").arg("--watch").start().await?;
 
         let (events, tickets) = (self.scaled(EVENTS), self.scaled(TICKETS));
         let mut grown = vec![memory(&watch, 0)?];
