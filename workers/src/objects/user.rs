@@ -524,6 +524,9 @@ impl User {
             }
             Matter::Requested(_) => workflow.run().send(),
         };
+        if cart.0.is_empty() {
+            return Ok(answer);
+        }
         let opened = checkouts::get(&self.pool, checkout)
             .await
             .map_err(failed(&self.metrics))?;

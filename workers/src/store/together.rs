@@ -110,7 +110,7 @@ async fn commit<O: Entity, E: Stored>(
         (Together::All(answers.iter().map(reply).collect()), answers)
     };
     let keep = async |connection: &mut PgConnection| idempotency::keep(connection, &request.whole(), &together).await;
-    transaction.raw("idempotency_records", keep).await?;
+    transaction.own("idempotency_records", keep).await?;
     Ok((together, answers))
 }
 
@@ -123,7 +123,7 @@ pub(super) async fn step<R>(
         Err(Error::Read(error) | Error::Write(error)) => Err(error),
         done => Ok(done),
     };
-    match transaction.raw("(the rows of a request)", within).await? {
+    match transaction.own("(the rows of a request)", within).await? {
         Err(Error::Moved) => Err(transaction.overtaken().into()),
         done => done,
     }

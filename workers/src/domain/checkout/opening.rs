@@ -61,7 +61,7 @@ pub struct SaleTerms {
 #[derive(Default)]
 pub struct Stock {
     pub tickets: HashMap<String, Ticket>,
-    /// The tickets of each show that the user has bought before.
+    /// The tickets of each show that the user has bought before. Only a limit asks for them.
     pub bought: HashMap<String, i32>,
     /// The user's credits, where some are to be spent and the loyalty database tells. A hint: the sale takes what is there then.
     pub credits: Option<i64>,

@@ -146,7 +146,10 @@ impl Buying {
         // What waits in quarantine cannot be sold, so it is taken for no hold of this user.
         current.rows.retain(|key, _| !current.quarantined.contains_key(key));
         let shows: Vec<_> = current.rows.values().map(|ticket| ticket.show.as_str()).collect();
-        let bought: HashMap<_, _> = purchases::of(main, wish.user, &shows).await?.into_iter().collect();
+        let bought: HashMap<_, _> = match self.terms.show_limit {
+            Some(_) => purchases::of(main, wish.user, &shows).await?.into_iter().collect(),
+            None => HashMap::new(),
+        };
         let holds = current.rows.values().filter_map(|ticket| match &ticket.state {
             TicketState::Held(hold) => Some(hold.id),
             _ => None,

@@ -255,6 +255,16 @@ impl Transaction {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, sqlx::Error>,
     ) -> Result<R, Error> {
         self.raw = true;
+        self.own(table, work).await
+    }
+
+    /// As [`Transaction::raw`], for SQL that hides no failure of a statement: the database is not asked before the commit whether
+    /// there was one.
+    pub(in crate::store) async fn own<R>(
+        &mut self,
+        table: &'static str,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, sqlx::Error>,
+    ) -> Result<R, Error> {
         let done = limited(self.limit, work(&mut self.sql)).await.map_err(Error::of(table));
         self.note(done)
     }
