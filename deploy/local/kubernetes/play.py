@@ -106,6 +106,8 @@ def restart():
     for name in containers(running=True):
         pod = name.removesuffix("-holdfast")
         podman("pod", "stop", "--time", "35", pod)
+        # It has told the container to end, which need not be all yet.
+        podman("wait", name)
         podman("pod", "start", pod)
         until_ready(name)
         print(f"{name}: restarted")
