@@ -297,20 +297,7 @@ fn a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves(kit: &Kit) -> any
         let worker = kit.stack.holdfast("run", "engine").start().await?;
         let ticket = "engine/killed";
         let hold = json!({ "user": "ann", "hold_for": 1 });
-        until("the Reaper has no turn", DEADLINE, async || {
-            let turns = kit
-                .stack
-                .restate
-                .sql("select id from sys_invocation_status where target_service_name = 'Reaper' and status <> 'completed'")
-                .await?;
-            for turn in &turns {
-                let id = turn["id"].as_str().context("no id")?;
-                kit.stack.restate.kill_invocation(id).await?;
-            }
-            ensure!(turns.is_empty(), "{turns:?}");
-            anyhow::Ok(())
-        })
-        .await?;
+        kit.stack.restate.kill_invocations_of("Reaper").await?;
         let events = [
             listed(ticket, ticket),
             event("engine/killed/hold", ticket, "reservation.requested", hold),

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
@@ -16,6 +17,10 @@ use super::certs::Authority;
 use super::identity::Identity;
 use super::process::{self, lock};
 use super::server::Kind;
+use super::until;
+
+/// How long invocations that are killed may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 pub struct Restate {
     pub(super) binary: PathBuf,
@@ -143,6 +148,21 @@ impl Restate {
 
     pub async fn resume_invocation(&self, id: &str) -> anyhow::Result<()> {
         self.patch_invocation(id, "resume").await
+    }
+
+    /// Kills invocations of this service until none is left that has not ended.
+    pub async fn kill_invocations_of(&self, service: &str) -> anyhow::Result<()> {
+        until("no invocation is left", GONE_WITHIN, async || {
+            let query = "select id from sys_invocation_status where status <> 'completed' and target_service_name";
+            let left = self.sql(&format!("{query} = '{service}'")).await?;
+            for invocation in &left {
+                let id = invocation["id"].as_str().context("an invocation without an id")?;
+                self.kill_invocation(id).await?;
+            }
+            ensure!(left.is_empty(), "{left:?}");
+            anyhow::Ok(())
+        })
+        .await
     }
 
     async fn patch_invocation(&self, id: &str, verb: &str) -> anyhow::Result<()> {

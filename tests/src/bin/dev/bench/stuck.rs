@@ -61,7 +61,8 @@ impl Bench {
         let after = self.rounds("stuck-after", run).await?;
 
         let rounds = json!({
-            "before": rounded(&before), "waiting": rounded(&waiting), "between": rounded(&between), "parked": rounded(&parked), "after": rounded(&after),
+            "before": rounded(&before), "waiting": rounded(&waiting), "between": rounded(&between),
+            "parked": rounded(&parked), "after": rounded(&after),
         });
         self.report.detail("stuck_rounds_eps", rounds);
         for (key, with, without) in [

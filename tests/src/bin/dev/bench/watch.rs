@@ -1,6 +1,6 @@
 //! `verify --watch` beside the path, and traces of some events: what both cost together (rounds without them are taken before and after),
-//! and that the watch's memory does not grow with the events. It watches with the settings that it comes with while many events pass; then a watch that never rests passes over all of
-//! them.
+//! and that the watch's memory does not grow with the events. It watches with the settings that it comes with while many events pass;
+//! then a watch that never rests passes over all of them.
 
 use std::time::Duration;
 
