@@ -48,13 +48,16 @@ fn a_dead_letter_is_listed_shown_replayed_and_dropped(kit: &Kit) -> anyhow::Resu
             headers: vec![("mine".to_owned(), b"kept".to_vec())],
             ..Sent::default()
         };
-        let place = kit
-            .stack
-            .kafka
-            .send(topics::RESERVATIONS, std::slice::from_ref(&poison))
-            .await?;
-        let origin = origin(*place.first().context("not sent")?);
+        let long_key = "k".repeat(100_000);
+        let long = Sent {
+            key: Some(long_key.clone().into_bytes()),
+            ..poison.clone()
+        };
+        let sent = [poison.clone(), long];
+        let places = kit.stack.kafka.send(topics::RESERVATIONS, &sent).await?;
+        let origin = origin(*places.first().context("not sent")?);
         letters(kit, "admin-poison", 1).await?;
+        letters(kit, &long_key, 1).await?;
 
         let list = done(kit, &["dead-letters", "list"]).await?;
         let mut lines = list.lines().skip_while(|line| !line.starts_with("undecodable ("));
@@ -62,6 +65,7 @@ fn a_dead_letter_is_listed_shown_replayed_and_dropped(kit: &Kit) -> anyhow::Resu
             .find(|line| line.trim_start().starts_with(&origin))
             .with_context(|| list.clone())?;
         ensure!(line.contains("admin-poison"), "{line}");
+        ensure!(list.contains("k… ") && !list.contains(&long_key), "{list}");
         let shown = done(kit, &["dead-letters", "show", &origin]).await?;
         for part in [&origin, "undecodable", "admin-poison", "mine: kept"] {
             ensure!(shown.contains(part), "no {part} in {shown}");

@@ -40,7 +40,12 @@ pub(super) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// Rows of cells. A column is as wide as its longest cell; numbers end at its right.
+/// The longest cell of a table, in characters: longer than any id that is valid, short enough that one record with a key of a
+/// megabyte does not hide the others.
+const LONGEST_CELL: usize = 300;
+
+/// Rows of cells. A column is as wide as its longest cell; numbers end at its right. What is longer than [`LONGEST_CELL`] ends with an
+/// ellipsis: JSON has it in full.
 pub(super) struct Table {
     indent: &'static str,
     rows: Vec<Vec<String>>,
@@ -63,7 +68,7 @@ impl Table {
     }
 
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(printable::line).into());
+        self.rows.push(cells.map(|cell| cut(printable::line(cell))).into());
     }
 
     pub(super) fn write(&self, text: &mut String) -> std::fmt::Result {
@@ -95,9 +100,29 @@ impl Table {
     }
 }
 
+fn cut(mut cell: String) -> String {
+    if let Some((end, _)) = cell.char_indices().nth(LONGEST_CELL) {
+        cell.truncate(end);
+        cell.push('…');
+    }
+    cell
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_of_a_megabyte_hides_no_other_row() {
+        let mut table = Table::indented();
+        table.row(["0/1".into(), "é".repeat(1 << 20), "too large".into()]);
+        table.row(["0/2".into(), "A-1".into(), "7".repeat(1 << 20)]);
+        let mut text = String::new();
+        table.write(&mut text).unwrap();
+        let widths: Vec<_> = text.lines().map(|line| line.chars().count()).collect();
+        assert_eq!(widths, [2 + 4 + 302 + 9, 2 + 4 + 302 + 301], "{text}");
+        assert!(text.lines().next().unwrap().ends_with("é… too large"), "{text}");
+    }
 
     #[test]
     fn a_column_is_as_wide_as_its_longest_cell_and_a_cell_is_one_line() {
