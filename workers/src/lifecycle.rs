@@ -114,6 +114,8 @@ impl Lifecycle {
                 _ = interrupt.recv() => break None,
             }
         };
+        // What was not started yet holds handles that tasks may wait for.
+        drop(self.spawned);
         tracing::info!(
             tasks = tasks.len(),
             "draining: a second signal ends the process at once"
@@ -285,4 +287,34 @@ async fn render(State(metrics): State<Arc<Metrics>>) -> Result<impl IntoResponse
         .render()
         .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// As a committer ends with the handles of the objects, which were not served yet when another part failed.
+    #[tokio::test]
+    async fn what_was_never_started_holds_nobody_up_at_the_end() {
+        let lifecycle = Lifecycle::new();
+        let (spawner, shutdown) = (lifecycle.spawner(), lifecycle.spawner().shutdown());
+        let (ended, told) = oneshot::channel();
+        lifecycle.spawner().spawn("waits", async move {
+            shutdown.cancelled().await;
+            let (handle, dropped) = oneshot::channel::<()>();
+            spawner.spawn("too late", async move {
+                drop(handle);
+                Ok(())
+            });
+            assert!(dropped.await.is_err());
+            assert!(ended.send(()).is_ok());
+            Ok(())
+        });
+        lifecycle.spawner().spawn("fails", async { bail!("wrong setting") });
+        let failed = lifecycle.run(Duration::from_secs(20)).await;
+        assert_eq!(failed.unwrap_err().to_string(), "fails stopped");
+        assert_eq!(told.await, Ok(()));
+    }
 }
