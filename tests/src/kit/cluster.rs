@@ -37,6 +37,9 @@ const ROLES: [&str; 3] = ["serve", "gate", "relay"];
 /// Of each role.
 const WORKERS: usize = 2;
 
+/// One for each node.
+const HOSTS: usize = 3 * NODES + ROLES.len() * WORKERS;
+
 /// How far a clock is set ahead.
 const AHEAD: Duration = Duration::from_secs(120);
 const WHOLE_WITHIN: Duration = Duration::from_secs(180);
@@ -73,7 +76,6 @@ pub enum Node {
 pub enum Strike {
     Kill,
     Freeze,
-    /// No worker: those share the host of the kit.
     CutOff,
 }
 
@@ -124,9 +126,10 @@ impl Cluster {
     }
 
     fn open(stack: Stack) -> anyhow::Result<Cluster> {
-        let network = Network::open(3 * NODES as u8)?;
+        let network = Network::open(HOSTS.try_into()?)?;
         let (of_brokers, others) = network.hosts.split_at(NODES);
-        let (of_engines, of_databases) = others.split_at(NODES);
+        let (of_engines, others) = others.split_at(NODES);
+        let of_databases = &others[..NODES];
         let installed = fetch::of_cluster()?;
         let brokers = brokers(&stack, of_brokers)?;
         let addresses: Vec<_> = of_engines.iter().map(|host| host.address).collect();
@@ -138,7 +141,7 @@ impl Cluster {
         let databases = databases(&stack, of_databases, &etcds)?;
         let clock = clock::ahead(AHEAD, stack.postgres.home().0)?;
         let haproxy = HaProxy {
-            fronts: fronts(&stack, &brokers, &engines, &databases)?,
+            fronts: fronts(&stack, &network, &brokers, &engines, &databases)?,
             installed,
             folder: stack.folder().to_owned(),
         };
@@ -181,8 +184,13 @@ impl Cluster {
     }
 
     async fn start_worker(&self, role: &'static str, number: usize) -> anyhow::Result<()> {
-        let listen = format!("127.0.0.1:{}", self.stack.ports.get(&format!("serve-{number}"))?);
-        let mut launch = self.launch(role, &format!("{role}-{number}"))?;
+        let host = host(&self.network, Node::Worker(role, number));
+        let listen = format!(
+            "{}:{}",
+            host.address,
+            self.stack.ports.get(&format!("serve-{number}"))?
+        );
+        let mut launch = self.launch(role, &format!("{role}-{number}"))?.on(host);
         if lock(&self.ahead).contains(&(role, number)) {
             launch = launch.env(PRELOAD, self.clock.to_str().context("a path")?);
         }
@@ -202,24 +210,32 @@ impl Cluster {
     /// As an installation on several machines is set.
     fn launch(&self, subcommand: &str, instance: &str) -> anyhow::Result<Launch<'_>> {
         let brokers: Vec<_> = self.brokers.iter().map(|broker| broker.bootstrap()).collect();
-        let serve = format!("http://{}:{}", self.network.outside, self.stack.ports.get("serve")?);
+        let outside = self.network.outside.to_string();
+        let serve = format!("http://{outside}:{}", self.stack.ports.get("serve")?);
+        // The kit's own side of the network, where HAProxy listens at these addresses.
+        let from_hosts = |url: String| url.replace("127.0.0.1", &outside);
+        let Stack { postgres, restate, .. } = &self.stack;
         let launch = self.stack.holdfast(subcommand, instance);
         Ok(launch
             .without("HOLDFAST_RESTATE_SINGLE_NODE")
+            .env("HOLDFAST_DATABASE_URL", &from_hosts(postgres.url()))
+            .env("HOLDFAST_LOYALTY_URL", &from_hosts(postgres.loyalty_url()))
+            .env("HOLDFAST_RESTATE_ADMIN", &from_hosts(restate.admin()))
+            .env("HOLDFAST_RESTATE_INGRESS", &from_hosts(restate.ingress()))
             .env("HOLDFAST_KAFKA", &brokers.join(","))
             .env(
                 "HOLDFAST_KAFKA_PROPERTY",
                 &format!("socket.timeout.ms={GIVEN_UP_AFTER}"),
             )
             .env("HOLDFAST_REPLICATION", &NODES.to_string())
-            .env("HOLDFAST_INSECURE", "kafka,restate")
+            .env("HOLDFAST_INSECURE", "kafka,postgres,restate")
             .env("HOLDFAST_SERVE_URL", &serve))
     }
 
     /// Takes a node away, in this way.
     pub fn strike(&self, node: Node, strike: Strike) -> anyhow::Result<()> {
         match (strike, node) {
-            (Strike::CutOff, _) => self.host(node)?.cut(),
+            (Strike::CutOff, _) => host(&self.network, node).cut(),
             (_, Node::Broker(number)) => take_away(&self.brokers[number], strike),
             (_, Node::Engine(number)) => take_away(&self.engines[number], strike),
             (_, Node::Database(number)) => {
@@ -233,8 +249,8 @@ impl Cluster {
 
     /// Brings a node back, however it was taken away. Others may still have to notice: see [`Cluster::whole`].
     pub async fn heal(&self, node: Node) -> anyhow::Result<()> {
-        if self.network.can_cut() && !matches!(node, Node::Worker(..)) {
-            self.host(node)?.join()?;
+        if self.network.can_cut() {
+            host(&self.network, node).join()?;
         }
         match node {
             Node::Broker(number) => self.brokers[number].heal().await,
@@ -320,7 +336,7 @@ impl Cluster {
 
     /// A former leader that lives acknowledges no write.
     pub async fn refuses_writes(&self, database: usize) -> anyhow::Result<()> {
-        let mut attempt = self.databases[database].attempt_to_write(self.host(Node::Database(database))?);
+        let mut attempt = self.databases[database].attempt_to_write(host(&self.network, Node::Database(database)));
         let written = spawn_blocking(move || attempt.output()).await??;
         ensure!(
             !written.status.success(),
@@ -411,16 +427,18 @@ impl Cluster {
         let worker = workers.get(&(role, number)).cloned();
         worker.with_context(|| format!("{} was never started", Node::Worker(role, number)))
     }
+}
 
-    fn host(&self, node: Node) -> anyhow::Result<&Host> {
-        let host = match node {
-            Node::Broker(number) => number,
-            Node::Engine(number) => NODES + number,
-            Node::Database(number) => 2 * NODES + number,
-            Node::Worker(..) => bail!("{node} shares the host of the kit"),
-        };
-        Ok(&self.network.hosts[host])
-    }
+fn host(network: &Network, node: Node) -> &Host {
+    &network.hosts[match node {
+        Node::Broker(number) => number,
+        Node::Engine(number) => NODES + number,
+        Node::Database(number) => 2 * NODES + number,
+        Node::Worker(role, number) => {
+            let of_role = ROLES.iter().take_while(|other| **other != role).count();
+            3 * NODES + of_role * WORKERS + number
+        }
+    }]
 }
 
 fn take_away<K: Kind>(server: &Server<K>, strike: Strike) -> anyhow::Result<()> {
@@ -516,6 +534,7 @@ fn databases(stack: &Stack, hosts: &[Host], etcds: &[Server<Etcd>]) -> anyhow::R
 /// At the addresses of the stack's own servers, and at that of `serve`.
 fn fronts(
     stack: &Stack,
+    network: &Network,
     brokers: &[Server<Kafka>],
     engines: &[Server<Restate>],
     databases: &[Server<Patroni>],
@@ -534,7 +553,11 @@ fn fronts(
     };
     let serve = |number: usize| {
         Ok(Behind {
-            serves: format!("127.0.0.1:{}", stack.ports.get(&format!("serve-{number}"))?),
+            serves: format!(
+                "{}:{}",
+                host(network, Node::Worker("serve", number)).address,
+                stack.ports.get(&format!("serve-{number}"))?
+            ),
             asked: stack.ports.get(&format!("holdfast-serve-{number}"))?,
         })
     };

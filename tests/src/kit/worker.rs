@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use super::network::Host;
 use super::process::{self, Plan, Process};
 use super::provider::{Simulator, WEBHOOK_SECRET};
 use super::{Collector, Stack, until};
@@ -34,6 +36,8 @@ pub struct Launch<'a> {
     instead: Option<&'a str>,
     /// Absent for the current one.
     binary: Option<PathBuf>,
+    /// Absent for the kit's own.
+    host: Option<&'a Host>,
     instance: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -55,6 +59,7 @@ impl<'a> Launch<'a> {
             subcommand: String::from(subcommand),
             instead: None,
             binary: None,
+            host: None,
             instance: String::from(instance),
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -71,6 +76,12 @@ impl<'a> Launch<'a> {
     /// Runs the binary of another release.
     pub fn binary(mut self, binary: PathBuf) -> Self {
         self.binary = Some(binary);
+        self
+    }
+
+    /// Has it run on this host.
+    pub(super) fn on(mut self, host: &'a Host) -> Self {
+        self.host = Some(host);
         self
     }
 
@@ -127,16 +138,19 @@ impl<'a> Launch<'a> {
     /// Starts it and returns at once, for one that is meant to end before it gets ready.
     pub fn spawn(self) -> anyhow::Result<Holdfast> {
         let program = self.program()?;
-        let port = self.stack.ports.get(&format!("holdfast-{}", self.instance))?;
+        let listen = self.http_listen()?;
         let (http, client) = match self.stack.doors {
             Some(_) => (
-                format!("https://localhost:{port}"),
+                format!("https://localhost:{}", listen.port()),
                 self.stack.authority.client()?.build()?,
             ),
-            None => (format!("http://127.0.0.1:{port}"), reqwest::Client::new()),
+            None => (format!("http://{listen}"), reqwest::Client::new()),
         };
         let mut command = process::command(&program, None);
         self.set(&mut command)?;
+        if let Some(host) = self.host {
+            command = host.run(command);
+        }
         let process = Process::spawn(Plan {
             name: format!("holdfast-{}", self.instance),
             command,
@@ -162,6 +176,12 @@ impl<'a> Launch<'a> {
         self.binary.clone().map_or_else(binary, Ok)
     }
 
+    fn http_listen(&self) -> anyhow::Result<SocketAddrV4> {
+        let address = self.host.map_or(Ipv4Addr::LOCALHOST, |host| host.address);
+        let port = self.stack.ports.get(&format!("holdfast-{}", self.instance))?;
+        Ok(SocketAddrV4::new(address, port))
+    }
+
     /// All instances share one address for Restate to call, so that an invocation finds the successor of a worker that
     /// was killed; a second instance that serves at the same time needs another (`HOLDFAST_SERVE_LISTEN`, `_URL`).
     fn set(&self, command: &mut Command) -> anyhow::Result<()> {
@@ -175,7 +195,6 @@ impl<'a> Launch<'a> {
             ..
         } = self.stack;
         let serve = format!("127.0.0.1:{}", ports.get("serve")?);
-        let http = format!("127.0.0.1:{}", ports.get(&format!("holdfast-{}", self.instance))?);
         for (inherited, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
             command.env_remove(inherited);
         }
@@ -194,7 +213,7 @@ impl<'a> Launch<'a> {
             .env("HOLDFAST_SERVE_LISTEN", &serve)
             .env("HOLDFAST_SERVE_URL", format!("http://{serve}"))
             .env("HOLDFAST_WEBHOOK_LISTEN", self.stack.webhook()?)
-            .env("HOLDFAST_HTTP_LISTEN", http)
+            .env("HOLDFAST_HTTP_LISTEN", self.http_listen()?.to_string())
             .env("HOLDFAST_LAST_SCRAPE_WITHIN", "0s")
             .env("HOLDFAST_INSTANCE", &self.instance);
         if let Some(doors) = doors {

@@ -69,10 +69,7 @@ fn rows(can_cut: bool) -> Vec<Row> {
     let strikes = [Strike::Kill, Strike::Freeze, Strike::CutOff];
     let lost = strikes.into_iter().flat_map(|strike| {
         let nodes = Node::all().into_iter();
-        let nodes = nodes.filter(move |node| {
-            let on_a_host = can_cut && !matches!(node, Node::Worker(..));
-            strike != Strike::CutOff || on_a_host
-        });
+        let nodes = nodes.filter(move |_| can_cut || strike != Strike::CutOff);
         nodes.map(move |node| Row::Lost(node, strike))
     });
     let first = [Row::Nothing].into_iter();

@@ -34,7 +34,9 @@ impl Bench {
         )
         .await?;
 
-        self.rounds("stuck-warm-up", run).await?;
+        for part in 1..=2 {
+            self.rounds(&format!("stuck-warm-up-{part}"), run).await?;
+        }
         let before = self.rounds("stuck-before", run).await?;
         self.sql("update tickets set price_currency = 'ZZZ' where ticket = 'stuck-waits'")
             .await?;

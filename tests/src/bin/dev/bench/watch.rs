@@ -16,7 +16,8 @@ use super::{Bench, cost, median, rounded};
 const EVENTS: usize = 10_000_000;
 /// So many pass between two looks at the memory.
 const PORTION: usize = 1_000_000;
-const TICKETS: usize = 100_000;
+/// Of each portion; no two have one in common.
+const TICKETS: usize = 10_000;
 /// The share of the events whose traces are recorded: that which is set by default.
 const TRACED: f64 = 0.01;
 const PASSED_WITHIN: Duration = Duration::from_secs(4 * 3_600);
