@@ -24,6 +24,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Headers, Message};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
+use time::OffsetDateTime;
 
 pub use self::remarks::{Heard, Remarks};
 use crate::config;
@@ -53,6 +54,12 @@ pub fn looker(settings: &ClientConfig, remarks: Remarks) -> KafkaResult<BaseCons
     // A token for the login is asked for, and handed over, in a poll and nowhere else.
     heard(&consumer);
     Ok(consumer)
+}
+
+/// When Kafka stamped a record: none where it has no stamp, or one beyond the calendar, as of a producer that counts microseconds.
+pub fn broker_time(message: &impl Message) -> Option<OffsetDateTime> {
+    let millis = message.timestamp().to_millis()?;
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
 /// What a consumer that is seldom polled has heard of its connections.
@@ -383,6 +390,22 @@ mod tests {
             });
         let expected: Vec<(&str, Option<&[u8]>)> = vec![("b", Some(b"1")), ("a", None), ("b", Some(b""))];
         assert_eq!(headers(&record(Some(given))), Some(expected));
+    }
+
+    #[test]
+    fn a_stamp_beyond_the_calendar_is_none() {
+        let stamped = |timestamp| {
+            let record = OwnedMessage::new(None, None, "reservations".into(), timestamp, 0, 0, None);
+            broker_time(&record).map(OffsetDateTime::unix_timestamp)
+        };
+        assert_eq!(stamped(Timestamp::CreateTime(1_900_000_000_000)), Some(1_900_000_000));
+        for none in [
+            Timestamp::CreateTime(1_900_000_000_000_000),
+            Timestamp::LogAppendTime(i64::MAX),
+            Timestamp::NotAvailable,
+        ] {
+            assert_eq!(stamped(none), None, "{none:?}");
+        }
     }
 
     /// The broker is the client library's own: what is proven is when the library has a report back.

@@ -15,7 +15,7 @@ use super::report::Check;
 use super::rights::{self, Resource, Right};
 use crate::config::{self, Config, Part, RoleName};
 use crate::error;
-use crate::kafka::{self, Deliveries, Drained, Producer, Remarks, on_thread};
+use crate::kafka::{self, Deliveries, Drained, Producer, Remarks, broker_time, on_thread};
 use crate::register::{self, Path};
 use crate::transience::{self, Fault};
 
@@ -320,8 +320,7 @@ struct Moments {
 
 impl Moments {
     fn of(record: &BorrowedMessage<'_>) -> Option<Self> {
-        let millis = i128::from(record.timestamp().to_millis()?);
-        let stamped = OffsetDateTime::from_unix_timestamp_nanos(millis * 1_000_000).ok()?;
+        let stamped = broker_time(record)?;
         let by_the_broker = matches!(record.timestamp(), Timestamp::LogAppendTime(_));
         let value = record.payload().filter(|_| by_the_broker).unwrap_or_default();
         let decided = match record.topic() {

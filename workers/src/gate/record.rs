@@ -28,7 +28,7 @@ pub fn origin(topic: &str, message: &BorrowedMessage<'_>, now: OffsetDateTime) -
         topic: topic.to_owned(),
         partition: message.partition(),
         offset: message.offset(),
-        time: broker_time(message).unwrap_or(now),
+        time: kafka::broker_time(message).unwrap_or(now),
     }
 }
 
@@ -45,9 +45,4 @@ pub(super) fn readable<'m>(message: &'m BorrowedMessage<'_>) -> Result<Record<'m
         value: message.payload(),
         headers,
     })
-}
-
-fn broker_time(message: &impl Message) -> Option<OffsetDateTime> {
-    let millis = message.timestamp().to_millis()?;
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }

@@ -13,7 +13,7 @@ use rdkafka::producer::{BaseRecord, Producer as _};
 use time::OffsetDateTime;
 
 use super::reader::{self, Reader};
-use super::{Deliveries, Drained, Producer, each_header, producer, send};
+use super::{Deliveries, Drained, Producer, broker_time, each_header, producer, send};
 use crate::config;
 
 /// How much longer than the client library tries is waited for its report.
@@ -155,11 +155,10 @@ impl DeadLetterRecord {
         let record = Copied::of(message);
         let headers = record.headers.iter();
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_deref()));
-        let millis = i128::from(message.timestamp().to_millis().unwrap_or_default());
         Self {
             partition: message.partition(),
             offset: message.offset(),
-            time: OffsetDateTime::from_unix_timestamp_nanos(millis * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            time: broker_time(message).unwrap_or(OffsetDateTime::UNIX_EPOCH),
             says: DeadLetter::from_headers(headers).ok(),
             record,
         }

@@ -18,7 +18,7 @@ use super::batch::Mark;
 use super::session::{ProducerSession, Trouble};
 use super::{Relay, Settings};
 use crate::kafka::reader::{self, Extent, Reader};
-use crate::kafka::{ThreadError, on_thread};
+use crate::kafka::{ThreadError, broker_time, on_thread};
 use crate::metrics::Metrics;
 use crate::rounds::Rounds;
 use crate::store::outbox::{self, Candidate, Election, Leadership, WaitingRow};
@@ -261,8 +261,7 @@ pub(super) fn unreadable(message: &BorrowedMessage<'_>, invalid: &Invalid) -> Er
 }
 
 pub(super) fn time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
-    let milliseconds = message.timestamp().to_millis().unwrap_or_default();
-    OffsetDateTime::UNIX_EPOCH + Duration::from_millis(milliseconds.unsigned_abs())
+    broker_time(message).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// Why nothing could be compared or accepted.

@@ -14,8 +14,8 @@ use super::report::Report;
 use super::retention::Removed;
 use super::scope::{Ends, Extents, Limit, Scope};
 use crate::config;
-use crate::kafka::each_header;
 use crate::kafka::reader::{Extent, Reader};
+use crate::kafka::{broker_time, each_header};
 
 pub(super) struct Topics(Reader);
 
@@ -122,7 +122,7 @@ impl Topics {
         self.0.each(topic, &read, |message| {
             let (partition, offset) = (message.partition(), message.offset());
             if of.since.is_none() {
-                removed.left(partition, millis(broker_time(message)));
+                removed.left(partition, millis(stamped(message)));
             }
             if !of.scope.has(message.key()) {
                 return Ok(());
@@ -156,7 +156,7 @@ impl Topics {
         } = look;
         self.0.each(topic, &extent, |message| {
             let (partition, offset) = (message.partition(), message.offset());
-            removed.left(partition, millis(broker_time(message)));
+            removed.left(partition, millis(stamped(message)));
             if !scope.has(message.key()) {
                 return Ok(());
             }
@@ -221,11 +221,10 @@ fn original<'a>(message: &'a BorrowedMessage<'_>) -> Original<'a> {
         key: message.key(),
         value: message.payload(),
         headers: each_header(message).collect(),
-        at: broker_time(message),
+        at: stamped(message),
     }
 }
 
-fn broker_time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
-    let millis = message.timestamp().to_millis().unwrap_or_default();
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+fn stamped(message: &BorrowedMessage<'_>) -> OffsetDateTime {
+    broker_time(message).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
