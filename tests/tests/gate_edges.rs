@@ -12,6 +12,7 @@ use holdfast_schemas::{DeadLetter, DeadLetterReason, Origin, dead_letter, topics
 use holdfast_tests::kit::kafka::{ReadRecord, Sent, send_with};
 use holdfast_tests::kit::provider::Simulator;
 use holdfast_tests::kit::{Kit, until};
+use nix::sys::signal::{Signal, kill};
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureProducer;
@@ -34,6 +35,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_partition_that_is_new_to_the_group_is_read_from_its_oldest_record,
     a_group_that_has_forgotten_its_offsets_stops_the_gate_which_says_so,
     a_gate_and_a_receiver_of_webhooks_are_ready_only_with_kafka,
+    a_gate_ends_although_kafka_takes_no_window,
 ];
 
 fn a_record_that_kafka_refuses_for_good_is_put_aside_and_the_others_go_on(kit: &Kit) -> anyhow::Result<()> {
@@ -385,4 +387,41 @@ async fn answer(mut client: TcpStream, unfinished: Arc<AtomicU64>) -> anyhow::Re
     );
     client.write_all(answer.as_bytes()).await?;
     Ok(client.shutdown().await?)
+}
+
+/// Not after its whole time to drain, and not as if it had failed: what is not committed is read again.
+fn a_gate_ends_although_kafka_takes_no_window(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let gate = Proof::begin(kit).await?;
+        let worker = gate.launch("gate").start().await?;
+        until(
+            "a window is in flight in a Kafka that stands still",
+            DEADLINE,
+            async || {
+                gate.feed(2_000).await?;
+                kit.stack.kafka.pause()?;
+                let sent = worker
+                    .metric(r#"holdfast_stage_seconds_count{stage="admitted"}"#)
+                    .await?;
+                let settled = worker
+                    .metric(r#"holdfast_gate_records_total{result="admitted"}"#)
+                    .await?;
+                if sent <= settled {
+                    kit.stack.kafka.resume()?;
+                }
+                ensure!(sent > settled, "{sent:?} sent, {settled:?} settled");
+                anyhow::Ok(())
+            },
+        )
+        .await?;
+        kill(worker.pid(), Signal::SIGTERM)?;
+        let ended = worker.wait(DEADLINE).await;
+        kit.stack.kafka.resume()?;
+        let code = ended?.code();
+        ensure!(code == Some(0), "it ended with {code:?}\n{}", worker.last_words());
+        let worker = gate.launch("gate").start().await?;
+        gate.drained().await?;
+        worker.stop().await?;
+        gate.check().await
+    })
 }

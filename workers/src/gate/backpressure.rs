@@ -5,7 +5,7 @@
 //! engine gets everything at once, and so does a busy one what is of other keys: to hold that back saved nothing.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::window::TopicKey;
 
@@ -97,21 +97,46 @@ impl Backpressure {
     }
 }
 
-/// The keys that may have something under way in Restate: those sent since the reading before the last one.
-#[derive(Debug, Default)]
+/// What was sent longer ago is taken to be done, however old the last reading is: an engine that was busy is asked again only after a
+/// multiple of the time that its answer took. Much longer than the windows of a hot key are apart.
+const UNDER_WAY: Duration = Duration::from_millis(500);
+
+/// The keys that may have something under way in Restate: those sent since the reading before the last one, and not twice
+/// [`UNDER_WAY`] ago.
+#[derive(Debug)]
 pub(super) struct UnderWay {
     reading: u64,
+    since: Instant,
     keys: HashSet<TopicKey>,
     earlier: HashSet<TopicKey>,
 }
 
 impl UnderWay {
-    /// Adds keys that are sent after so many readings.
-    pub(super) fn add<'a>(&mut self, keys: impl Iterator<Item = &'a TopicKey>, reading: u64) {
-        if reading != self.reading {
-            self.reading = reading;
-            self.earlier = std::mem::take(&mut self.keys);
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            reading: 0,
+            since: now,
+            keys: HashSet::new(),
+            earlier: HashSet::new(),
         }
+    }
+
+    /// Forgets the keys that are taken to be done by now, after so many readings.
+    pub(super) fn age(&mut self, reading: u64, now: Instant) {
+        let age = now.duration_since(self.since);
+        if reading == self.reading && age < UNDER_WAY {
+            return;
+        }
+        self.reading = reading;
+        self.since = now;
+        self.earlier = std::mem::take(&mut self.keys);
+        if age >= UNDER_WAY * 2 {
+            self.earlier.clear();
+        }
+    }
+
+    /// Adds keys that are sent now.
+    pub(super) fn add<'a>(&mut self, keys: impl Iterator<Item = &'a TopicKey>) {
         self.keys.extend(keys.cloned());
     }
 
@@ -127,6 +152,10 @@ fn room(limit: u64, backlog: Backlog) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn key(key: &str) -> TopicKey {
+        ("reservations.admitted", key.to_owned())
+    }
 
     #[test]
     fn a_window_may_overdraw_and_then_the_next_reading_counts() {
@@ -161,13 +190,28 @@ mod tests {
 
     #[test]
     fn a_key_may_have_something_under_way_until_two_readings_have_passed() {
-        let key = |key: &str| ("reservations.admitted", key.to_owned());
-        let mut under_way = UnderWay::default();
-        under_way.add([key("A")].iter(), 1);
-        under_way.add([key("B")].iter(), 2);
+        let now = Instant::now();
+        let mut under_way = UnderWay::new(now);
+        for (name, reading) in [("A", 1), ("B", 2)] {
+            under_way.age(reading, now);
+            under_way.add([key(name)].iter());
+        }
         assert!(under_way.may_have(&key("A")) && under_way.may_have(&key("B")));
-        under_way.add([key("C")].iter(), 3);
+        under_way.age(3, now);
         assert!(!under_way.may_have(&key("A")) && under_way.may_have(&key("B")));
+    }
+
+    #[test]
+    fn a_key_has_nothing_under_way_for_longer_than_a_second_though_no_reading_comes() {
+        let (begun, mut under_way) = (Instant::now(), UnderWay::new(Instant::now()));
+        let mut has_after = |milliseconds| {
+            under_way.age(1, begun + Duration::from_millis(milliseconds));
+            let has = under_way.may_have(&key("A"));
+            under_way.add([key("A")].iter().filter(|_| !has));
+            has
+        };
+        let seen = [0, 499, 501, 999, 1_002, 1_003, 9_000].map(&mut has_after);
+        assert_eq!(seen, [false, true, true, true, false, true, false]);
     }
 
     #[test]

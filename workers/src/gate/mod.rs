@@ -13,7 +13,9 @@ mod search;
 mod watcher;
 mod window;
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use holdfast_schemas::{DeadLetter, DeadLetterReason, EventData, Refusal, TicketEvent, UserEvent, topics};
@@ -111,6 +113,9 @@ const TICK: Duration = Duration::from_millis(1);
 /// A gate that cannot send for so long stops fetching, so that it still takes part in rebalances.
 const BLOCKED: Duration = Duration::from_secs(1);
 
+/// How long a gate that ends waits for the acknowledgement of its last window, and then for its last commit.
+const LEAVES_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long the rest of a refused window may take to be told of.
 const SETTLED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -177,7 +182,7 @@ impl Gate {
             producer: producer(&settings)?,
             gathered: Gathered::new(&settings, settings.gate.window_records, membership.rebalances()),
             in_flight: None,
-            under_way: UnderWay::default(),
+            under_way: UnderWay::new(Instant::now()),
             failures: 0,
             search: Search::default(),
             settings,
@@ -294,8 +299,7 @@ impl Gate {
         }
         crash::here(Point::GateSent);
         self.backpressure.spend(gathered.window.admitted().len());
-        self.under_way
-            .add(gathered.window.keys(), self.backlog.borrow().reading);
+        self.under_way.add(gathered.window.keys());
         self.in_flight = Some(InFlight {
             spans: gathered.window.spans().clone(),
             records: gathered.window.records(),
@@ -491,7 +495,8 @@ impl Gate {
 
     /// True once the window has gathered for as long as Restate's backlog asks for. What is of keys that have nothing under way there
     /// waits for nothing.
-    fn has_paced(&self) -> bool {
+    fn has_paced(&mut self) -> bool {
+        self.under_way.age(self.backlog.borrow().reading, Instant::now());
         let window = &self.gathered.window;
         window.is_full()
             || self.gathered.begun.elapsed() >= self.backpressure.pace()
@@ -527,12 +532,24 @@ impl Gate {
         std::mem::replace(&mut self.gathered, next)
     }
 
-    /// Finishes the window in flight; the records gathered since are read again by the next start.
+    /// Finishes the window in flight and has its offsets committed, unless Kafka is away; what is not committed is read again by the next
+    /// start.
     fn leave(mut self) -> Result<(), Error> {
-        while self.in_flight.is_some() {
-            self.acknowledge(IDLE)?;
+        let until = Instant::now() + LEAVES_WITHIN;
+        let mut finished = Ok(());
+        while self.in_flight.is_some() && finished.is_ok() && Instant::now() < until {
+            finished = self.acknowledge(IDLE);
         }
-        Ok(())
+        // The client library closes a consumer only once its last commit is answered.
+        let (closes, closed) = mpsc::channel::<Infallible>();
+        std::thread::spawn(move || {
+            drop(self);
+            drop(closes);
+        });
+        if closed.recv_timeout(LEAVES_WITHIN) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("Kafka does not answer: what it has not committed is read again by the next start");
+        }
+        finished
     }
 }
 

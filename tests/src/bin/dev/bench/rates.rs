@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
-use holdfast_tests::kit::{Holdfast, Stack};
+use anyhow::{Context, ensure};
+use holdfast_tests::kit::{Holdfast, Stack, until};
 use holdfast_tests::load::{Outcome, Pace, Producer, RESERVATIONS, percentile};
 use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
@@ -27,6 +27,8 @@ pub(super) const RATES: [(u32, usize, f64, f64); 3] = [
 /// The rate at which the CPU time of an event is held to a bound, in microseconds over all processes.
 const CPU_AT: (u32, f64) = (200, 4_000.0);
 
+const IDLE_WITHIN: Duration = Duration::from_secs(60);
+
 const STAGES: [&str; 6] = ["read", "admitted", "taken", "decided", "written", "relayed"];
 
 impl Bench {
@@ -41,6 +43,7 @@ impl Bench {
         for (rate, events, p50, p99) in RATES {
             let workload = Workload::new(format!("rate-{rate}"), TICKETS, self.scaled(events));
             self.list(&workload).await?;
+            engine_is_idle(run).await?;
             let (before, seconds) = (Cpu::of(&watch)?, stage_seconds(run).await?);
             let mut measured = self.latencies(&workload, rate).await?;
             let used = Cpu::of(&watch)?.since(&before);
@@ -103,6 +106,16 @@ impl Bench {
         };
         heard.iter().map(latency).collect()
     }
+}
+
+/// Waits until the worker has seen that the engine is done with what came as fast as it could.
+async fn engine_is_idle(run: &Holdfast) -> anyhow::Result<()> {
+    until("the engine is idle", IDLE_WITHIN, async || {
+        let unfinished = run.metric("holdfast_engine_unfinished_invocations").await?;
+        ensure!(unfinished == Some(0.0), "{unfinished:?} invocations");
+        anyhow::Ok(())
+    })
+    .await
 }
 
 fn watch(run: &Holdfast, stack: &Stack) -> anyhow::Result<[(&'static str, Pid); 4]> {
