@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pool_gives_no_more_connections_than_it_may_and_says_so_in_time,
     a_session_that_can_only_read_is_thrown_away,
     a_database_that_can_only_be_read_is_waited_for,
+    a_connection_that_falls_silent_at_the_start_is_given_up,
     a_pool_goes_on_with_the_standby_once_that_is_promoted,
     what_can_never_work_stops_the_start_and_says_what_to_change,
     a_committer_that_stands_still_is_not_ready_whatever_another_session_answers,
@@ -129,6 +130,22 @@ fn a_session_that_can_only_read_is_thrown_away(kit: &Kit) -> anyhow::Result<()> 
                 .await?;
             ensure!(read_only == "off", "a session that can only read was given out");
         }
+        Ok(())
+    })
+}
+
+fn a_connection_that_falls_silent_at_the_start_is_given_up(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let proxy = Proxy::start(kit.stack.postgres.address()).await?;
+        let url = kit.stack.postgres.url_of("postgres");
+        let url = url.replace(&kit.stack.postgres.address(), &proxy.address());
+        let pool = store::connect(&settings(&url), &Metrics::new()?).await?;
+        proxy.stop_at("oldest_reader", Side::Before);
+        let admitted = tokio::spawn(async move { store::migrate::admit(&pool).await });
+        proxy.stopped().await;
+        proxy.swallow();
+        let admitted = tokio::time::timeout(WITHIN, admitted).await;
+        admitted.context("the start waits for ever")???;
         Ok(())
     })
 }

@@ -62,7 +62,10 @@ pub fn main(mut cli: Cli) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("cannot start: {error}"), 1),
     };
-    match runtime.block_on(run(cli, templates)) {
+    let ended = runtime.block_on(run(cli, templates));
+    // A name or a file that is looked up at this moment may take for ever; nothing depends on it any more.
+    runtime.shutdown_background();
+    match ended {
         Ok(code) => code,
         Err(error) => complain(&printable::line(format!("{error:#}")), exit_code(&error)),
     }

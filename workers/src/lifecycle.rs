@@ -141,14 +141,20 @@ impl Default for Lifecycle {
     }
 }
 
+/// Waits for every task, also once one has failed: the others still finish what they have in hand.
 async fn drain(tasks: &mut Tasks) -> anyhow::Result<()> {
+    let mut drained = Ok(());
     while let Some(ended) = tasks.join_next().await {
-        match ended {
-            Ok((name, result)) => result.with_context(|| format!("{name} failed while draining"))?,
-            Err(panic) => bail!("a task panicked while draining: {panic}"),
+        let ended = match ended {
+            Ok((name, result)) => result.with_context(|| format!("{name} failed while draining")),
+            Err(panic) => Err(anyhow!("a task panicked while draining: {panic}")),
+        };
+        if let Err(error) = &ended {
+            tracing::error!("{error:#}");
         }
+        drained = drained.and(ended);
     }
-    Ok(())
+    drained
 }
 
 fn unexpected_end(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Error {
@@ -294,6 +300,28 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_fails_while_draining_cuts_no_other_short() {
+        let (failing, failed) = oneshot::channel::<()>();
+        let (finish, finished) = oneshot::channel();
+        let mut tasks = Tasks::new();
+        tasks.spawn(async move {
+            drop(failing);
+            ("gate", Err(anyhow!("the topic is gone")))
+        });
+        tasks.spawn(async move {
+            assert!(failed.await.is_err());
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(finish.send(()).is_ok());
+            ("mail", Ok(()))
+        });
+        let drained = drain(&mut tasks).await;
+        assert_eq!(drained.unwrap_err().to_string(), "gate failed while draining");
+        assert_eq!(finished.await, Ok(()));
+    }
 
     /// As a committer ends with the handles of the objects, which were not served yet when another part failed.
     #[tokio::test]

@@ -15,6 +15,8 @@ use crate::printable;
 pub fn start(process: &Process) {
     let logs = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(&process.log_filter))
+        // It would be told on standard error as well, which panics where that cannot be written, on a full disk or to a reader that is gone.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match process.log_format {
         LogFormat::Text => logs.event_format(OneLine(Format::default())).init(),

@@ -301,7 +301,7 @@ where
 #[derive(Default)]
 struct Room {
     connections: Mutex<(u64, BTreeMap<u64, Arc<Connection>>)>,
-    freed: Notify,
+    freed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -309,6 +309,8 @@ struct Connection {
     /// Requests under way.
     requests: AtomicUsize,
     evicted: CancellationToken,
+    /// The room's: a connection whose last request has ended may give way.
+    freed: Arc<Notify>,
 }
 
 impl Connection {
@@ -352,7 +354,11 @@ impl Room {
             let number = *idle?.0;
             connections.remove(&number)?.evicted.cancel();
         }
-        let (number, connection) = (*next, Arc::new(Connection::default()));
+        let connection = Connection {
+            freed: self.freed.clone(),
+            ..Connection::default()
+        };
+        let (number, connection) = (*next, Arc::new(connection));
         *next += 1;
         connections.insert(number, connection.clone());
         let room = self.clone();
@@ -384,7 +390,9 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        if self.0.requests.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.freed.notify_one();
+        }
     }
 }
 
@@ -462,5 +470,18 @@ mod tests {
         places.pop();
         assert!(room.try_admit().is_some());
         drop(busy);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_request_makes_room_for_whoever_waits() {
+        let room = Arc::new(Room::default());
+        let places: Vec<Place> = (0..ROOM).map(|_| room.try_admit().unwrap()).collect();
+        let mut busy: Vec<Busy> = places.iter().map(|place| Busy::new(place.connection.clone())).collect();
+        let waiting = tokio::spawn(async move { room.admit().await.number });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        busy.pop();
+        assert_eq!(waiting.await.unwrap(), ROOM as u64);
+        assert!(places[ROOM - 1].connection.evicted.is_cancelled());
     }
 }

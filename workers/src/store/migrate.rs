@@ -13,6 +13,7 @@ use std::time::Duration;
 use sqlx::migrate::{Migrate, MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
+use super::session::InTime;
 use crate::transience::{self, Fault};
 
 pub(super) static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
@@ -121,6 +122,7 @@ pub async fn admit(pool: &PgPool) -> Result<(), Error> {
 pub(super) async fn check(pool: &PgPool) -> Result<(), Error> {
     let marked = sqlx::query_scalar!(r#"select to_regclass('oldest_reader') is not null as "marked!""#)
         .fetch_one(pool)
+        .in_time(pool)
         .await
         .map_err(Error::Session)?;
     if !marked {
@@ -128,6 +130,7 @@ pub(super) async fn check(pool: &PgPool) -> Result<(), Error> {
     }
     let oldest = sqlx::query!("select migration, release from oldest_reader")
         .fetch_one(pool)
+        .in_time(pool)
         .await
         .map_err(Error::Session)?;
     if MIGRATOR.iter().any(|migration| migration.version >= oldest.migration) {

@@ -564,8 +564,8 @@ impl<E: Stored> Task<E> {
         }
     }
 
-    /// Waits until the database answers again, for ever, with capped back-off. Attempts that are aborted meanwhile are let go of. A
-    /// database that answers and cannot write, its disk being full, is asked less and less often, too.
+    /// Waits until the database answers again, with capped back-off, for as long as anybody waits for it. Attempts that are aborted
+    /// meanwhile are let go of. A database that answers and cannot write, its disk being full, is asked less and less often, too.
     async fn await_server(&mut self, error: &Error) {
         tracing::warn!(error = error::chain(error), "waiting for Postgres");
         loop {
@@ -573,6 +573,9 @@ impl<E: Stored> Task<E> {
             let pause = pause.unwrap_or(super::LONGEST_PAUSE);
             self.take_in(Instant::now() + pause).await;
             self.drop_aborted();
+            if self.waiting.is_empty() {
+                return;
+            }
             match super::ping(&self.pool).await {
                 Ok(()) => return,
                 // Not waited out: the units meet it themselves, and go back to the engine.
@@ -819,4 +822,41 @@ fn aged_from<A: EventData>(event: &Event<A>) -> OffsetDateTime {
         .origin
         .as_ref()
         .map_or(event.time, |origin| origin.time.min(event.time))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use sqlx::postgres::PgPoolOptions;
+
+    use super::*;
+    use crate::domain::Ticket;
+
+    /// As with a worker that ends while the database is away: its invocations are gone.
+    #[tokio::test]
+    async fn a_committer_waits_for_no_database_for_which_nobody_waits() {
+        let pool = PgPoolOptions::new().acquire_timeout(Duration::from_millis(100));
+        let pool = pool.connect_lazy("postgres://nobody@127.0.0.1:1/nothing").unwrap();
+        let limits = config::Cli::parse_from(["holdfast", "serve"]).config.serve;
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let undecided = |_: Option<&Ticket>, _, _| unreachable!("nothing was read");
+        let (committer, task) =
+            Committer::<Ticket>::new(pool, undecided, limits, Duration::from_secs(60), metrics.clone());
+        let task = tokio::spawn(task);
+        let unit = Unit {
+            key: "A-1".parse().unwrap(),
+            work: vec![Work::Rejected {
+                origin: None,
+                refusal: Refusal::new(DeadLetterReason::Undecodable, "no JSON".to_owned()),
+                value: Vec::new(),
+            }],
+        };
+        let handed_over = tokio::spawn(async move { committer.commit(unit).await });
+        while metrics.retries.with_label_values(&["connect"]).get() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        handed_over.abort();
+        let ended = tokio::time::timeout(Duration::from_secs(60), task).await;
+        ended.expect("it waits for the database").unwrap();
+    }
 }
