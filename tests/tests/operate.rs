@@ -1,16 +1,23 @@
 //! The view of operators and callers: settings, readiness, metrics, draining, back-pressure, and requests without events.
 
 use std::cell::RefCell;
+use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Output;
 
 use anyhow::{Context, ensure};
 use holdfast_schemas::{Outcome, TicketOutcome, outcomes, topics};
+use holdfast_tests::kit::worker::{Launch, binary};
 use holdfast_tests::kit::{Holdfast, Kit, until};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
 
+use crate::admin::by;
 use crate::doctor::{doctor, wrong};
 use crate::support::{DEADLINE, clean, event, listed, outcomes, requested, send, set_topic, told, verdicts};
 use crate::{Test, tests};
@@ -25,6 +32,8 @@ pub(crate) const TESTS: &[Test] = tests![
     a_hold_expires_without_any_event_and_over_a_restart,
     a_request_by_http_is_decided_as_an_event_is,
     offsets_that_were_lost_stop_the_gate_and_are_told_by_register,
+    a_log_that_cannot_be_written_ends_no_worker,
+    a_file_that_does_not_open_holds_up_no_end,
 ];
 
 fn a_wrong_setting_is_named_with_its_mend_before_any_socket_opens(kit: &Kit) -> anyhow::Result<()> {
@@ -683,6 +692,22 @@ fn offsets_that_were_lost_stop_the_gate_and_are_told_by_register(kit: &Kit) -> a
         let lost = format!("{}/{partition} has 1 to ", topics::RESERVATIONS);
         let is_lost = |check: &Value| check["how"].as_str().is_some_and(|how| how.contains(&lost));
         ensure!(wrong(&report).iter().any(is_lost), "{report:#}");
+        // What is left is where it begins, once an operator says so.
+        let reprocess = kit.stack.holdfast("admin", "operate-reprocess");
+        let reprocess = reprocess.env("HOLDFAST_GATE_GROUP", GROUP).arg("reprocess").arg("gate");
+        let reprocess = ["--topic", topics::RESERVATIONS, "--from", "2030-01-01T00:00:00Z"]
+            .into_iter()
+            .fold(by(reprocess), Launch::arg);
+        let reprocessed = reprocess.output().await?;
+        let said = String::from_utf8_lossy(&reprocessed.stdout) + String::from_utf8_lossy(&reprocessed.stderr);
+        let begins = format!("Kafka has nothing at 0 of partition {partition}: the group begins at 1");
+        ensure!(reprocessed.status.success() && said.contains(&begins), "{said}");
+        let gate = kit
+            .stack
+            .holdfast("gate", "operate-gate")
+            .arg("--gate-group")
+            .arg(GROUP);
+        gate.start().await?.stop().await?;
         // A group that is new, or that Kafka has forgotten: nobody knows whether it had read them.
         let (status, said) = register(kit, &["--gate-group", "operate.forgotten"]).await?;
         // Beside it stand the partitions of which another proof has deleted records.
@@ -707,5 +732,55 @@ fn offsets_that_were_lost_stop_the_gate_and_are_told_by_register(kit: &Kit) -> a
         told(kit, "operate/found", 1).await?;
         clean(kit).await?;
         worker.stop().await
+    })
+}
+
+/// As on a disk that is full.
+fn a_log_that_cannot_be_written_ends_no_worker(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        kit.stack.holdfast("run", "operate").start().await?.stop().await?;
+        let settings = kit.stack.holdfast("relay", "operate-mute").settings()?;
+        let address = settings.get("HOLDFAST_HTTP_LISTEN").context("no port")?;
+        let full = fs::File::options().write(true).open("/dev/full")?;
+        let mut relay = tokio::process::Command::new(binary()?)
+            .arg("relay")
+            .envs(&settings)
+            .stderr(full)
+            .kill_on_drop(true)
+            .spawn()?;
+        until("it is ready", DEADLINE, async || {
+            let (status, said) = get(&format!("http://{address}/readyz")).await?;
+            ensure!(status == 200, "{status}: {said}");
+            Ok(())
+        })
+        .await?;
+        let pid = relay.id().context("it has ended")?;
+        kill(Pid::from_raw(pid.try_into()?), Signal::SIGTERM)?;
+        let ended = tokio::time::timeout(DEADLINE, relay.wait()).await??;
+        ensure!(ended.success(), "{ended}");
+        Ok(())
+    })
+}
+
+/// As of a secret whose mount hangs.
+fn a_file_that_does_not_open_holds_up_no_end(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        kit.stack.holdfast("run", "operate").start().await?.stop().await?;
+        let file = kit.stack.folder().join("operate-url");
+        fs::write(&file, kit.stack.postgres.url())?;
+        let relay = kit.stack.holdfast("relay", "operate-file");
+        let relay = relay.without("HOLDFAST_DATABASE_URL");
+        let relay = relay.env("HOLDFAST_DATABASE_URL_FILE", &file.display().to_string());
+        let relay = relay.start().await?;
+        let pipe = file.with_extension("pipe");
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        fs::rename(&pipe, &file)?;
+        // Opens once somebody reads, who then reads for as long as it is open.
+        let mut write = fs::File::options();
+        let write = write.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let opened = until("the file is read", DEADLINE, async || write.open(&file)).await?;
+        let ended = drained(&[relay]).await;
+        drop(opened);
+        ended
     })
 }

@@ -332,7 +332,7 @@ pub async fn clean_by<'a>(verify: impl Fn() -> Launch<'a>) -> anyhow::Result<Val
 }
 
 /// Built into the same folder as what is running now (tests run from `deps` inside of it).
-pub(super) fn binary() -> anyhow::Result<PathBuf> {
+pub fn binary() -> anyhow::Result<PathBuf> {
     let me = std::env::current_exe()?;
     let beside = me
         .ancestors()

@@ -1,5 +1,6 @@
 //! Records that are read again on purpose, by the gates or by the engine. What would become of them is said first, and it only ever
-//! goes back: to go forward would pass over records.
+//! goes back: to go forward would pass over records. But for those that Kafka has lost: a group that stands where Kafka has nothing begins
+//! at the oldest record left.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -154,6 +155,12 @@ impl Reach {
     fn next(&self) -> i64 {
         self.committed.unwrap_or(self.low)
     }
+
+    /// Where the group stands, if Kafka has nothing there: retention took records that it had not read, or the topic was made anew.
+    fn lost(&self) -> Option<i64> {
+        self.committed
+            .filter(|committed| !(self.low..=self.high).contains(committed))
+    }
 }
 
 fn reaches(group: &Group, topic: &str) -> anyhow::Result<Vec<Reach>> {
@@ -175,8 +182,7 @@ fn reaches(group: &Group, topic: &str) -> anyhow::Result<Vec<Reach>> {
 fn fitting_reaches(group: &Group, topic: &str) -> anyhow::Result<Vec<Reach>> {
     let mut reaches = reaches(group, topic)?;
     for reach in &mut reaches {
-        let has = reach.low..=reach.high;
-        reach.committed = reach.committed.filter(|committed| has.contains(committed));
+        reach.committed = reach.committed.filter(|_| reach.lost().is_none());
     }
     Ok(reaches)
 }
@@ -188,11 +194,13 @@ struct Stretch {
     from: i64,
     /// The offset that the group has committed.
     committed: i64,
-    /// Offsets behind that, which follow.
+    /// Offsets behind what is read again, which follow.
     unread: i64,
+    /// Kafka has nothing at the committed offset: all that is left is unread.
+    lost: bool,
 }
 
-/// What would be read again of each partition that goes back.
+/// What would be read again of each partition that goes back, and those that have lost what the group had not read.
 async fn stretches(
     desk: &Desk<'_>,
     group: &str,
@@ -203,13 +211,17 @@ async fn stretches(
     let beginning = beginning.clone();
     ask(desk, group, move |group| {
         let reaches = reaches(group, topic)?;
+        let mut lost = Vec::new();
         let wanted = match beginning.from {
             Some(at) => {
+                lost.extend(reaches.iter().filter_map(from_what_is_left));
                 let mut since = group.since(topic, at)?;
                 // What it has not read yet, it reads anyhow.
                 since.retain(|partition, first| {
                     let mut read = reaches.iter().filter(|reach| reach.partition == *partition);
-                    read.any(|reach| reach.committed.is_some_and(|committed| *first < committed))
+                    read.any(|reach| {
+                        reach.lost().is_none() && reach.committed.is_some_and(|committed| *first < committed)
+                    })
                 });
                 since
             }
@@ -223,6 +235,8 @@ async fn stretches(
         });
         let mut stretches = stretches.collect::<anyhow::Result<Vec<_>>>()?;
         stretches.retain(|stretch| stretch.from < stretch.committed);
+        stretches.extend(lost);
+        stretches.sort_by_key(|stretch| stretch.partition);
         Ok(stretches)
     })
     .await
@@ -239,6 +253,17 @@ fn named(topic: &str, places: &[PartitionOffset]) -> anyhow::Result<BTreeMap<i32
     Ok(named)
 }
 
+/// The beginning of a partition that has lost what the group had not read: nothing is passed over that is still there.
+fn from_what_is_left(reach: &Reach) -> Option<Stretch> {
+    reach.lost().map(|committed| Stretch {
+        partition: reach.partition,
+        from: reach.low,
+        committed,
+        unread: reach.high - reach.low,
+        lost: true,
+    })
+}
+
 /// What would be read again of a partition from this offset on.
 fn back(topic: &str, reach: &Reach, offset: i64) -> anyhow::Result<Stretch> {
     let Reach {
@@ -250,10 +275,10 @@ fn back(topic: &str, reach: &Reach, offset: i64) -> anyhow::Result<Stretch> {
     let Some(committed) = committed else {
         bail!("{topic}/{partition}: the group has no offset there, and begins at its oldest record by itself");
     };
-    if committed > high || committed < low {
+    if let Some(committed) = reach.lost() {
         bail!(
-            "{topic}/{partition}: the group has committed {committed}, and Kafka has {low} to {high}: \
-             docs/runbook.md#the-gates-offsets-were-lost"
+            "{topic}/{partition}: the group has committed {committed}, and Kafka has {low} to {high}: with --from in place of --offset it \
+             begins at {low}: docs/runbook.md#the-gates-offsets-were-lost"
         );
     }
     if offset > committed {
@@ -269,11 +294,12 @@ fn back(topic: &str, reach: &Reach, offset: i64) -> anyhow::Result<Stretch> {
         from: offset,
         committed,
         unread: high - committed,
+        lost: false,
     })
 }
 
 fn extent(stretches: &[Stretch]) -> Extent {
-    let extent = stretches.iter();
+    let extent = stretches.iter().filter(|stretch| !stretch.lost);
     extent
         .map(|stretch| (stretch.partition, (stretch.from, stretch.committed)))
         .collect()
@@ -306,6 +332,8 @@ struct PlannedPartition {
     from: i64,
     committed: i64,
     unread: i64,
+    /// Kafka has nothing at the committed offset.
+    lost: bool,
     #[serde(flatten)]
     forecast: Forecast,
 }
@@ -324,6 +352,7 @@ impl<'a> Plan<'a> {
             from: stretch.from,
             committed: stretch.committed,
             unread: stretch.unread,
+            lost: stretch.lost,
             forecast: forecasts
                 .partitions
                 .get(&stretch.partition)
@@ -429,6 +458,13 @@ impl<'a> Plan<'a> {
         if self.partitions.is_empty() {
             writeln!(text, "it has read nothing from there on")?;
         }
+        for planned in self.partitions.iter().filter(|planned| planned.lost) {
+            writeln!(
+                text,
+                "lost: Kafka has nothing at {} of partition {}: the group begins at {}, the oldest record left",
+                planned.committed, planned.partition, planned.from
+            )?;
+        }
         writeln!(text, "{}", self.counts())?;
         let Forecast {
             new,
@@ -501,6 +537,19 @@ mod tests {
             let error = back("reservations", &reach, offset).unwrap_err().to_string();
             assert!(error.starts_with("reservations/3: ") && error.contains(said), "{error}");
         }
+    }
+
+    #[test]
+    fn what_was_lost_is_passed_over_and_nothing_else() {
+        for (committed, lost) in [(4, true), (5, false), (20, false), (21, true)] {
+            let stretch = from_what_is_left(&reach(5, 20, Some(committed)));
+            assert_eq!(
+                stretch.map(|stretch| (stretch.from, stretch.unread)),
+                lost.then_some((5, 15)),
+                "{committed}"
+            );
+        }
+        assert_eq!(from_what_is_left(&reach(5, 20, None)), None);
     }
 
     #[test]

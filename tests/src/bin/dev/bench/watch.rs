@@ -57,8 +57,9 @@ impl Bench {
             let workload = Workload::new(format!("history-{first}"), tickets.min(portion), portion);
             self.list(&workload).await?;
             self.drain(&workload, &run, &[]).await?;
-            info!("watch: {} of {events} events", first + portion);
-            grown.push(memory(&watch, first + portion)?);
+            let memory = memory(&watch, first + portion)?;
+            info!("watch: {memory} of {events} events");
+            grown.push(memory);
         }
         finds_nothing(&watch).await?;
         watch.stop().await?;
