@@ -142,7 +142,8 @@ metrics! {
     commit_waiting: IntGauge = "holdfast_commit_waiting_units";
     /// Attempts that infrastructure made fail and that are tried again, by where: connect, read, write.
     retries: IntCounterVec = "holdfast_retries_total" ["where": ["connect", "read", "write"]];
-    /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres, sweep, mail,
+    /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres,
+    /// database-url-file and loyalty-url-file (an address that is read again), sweep, mail,
     /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, provider (calls to the
     /// payment provider), quarantine (count), relay (lock), relay (session), relay (listen), relay (count), traces, verify (the watch). The
     /// task goes on trying; `/readyz` names those for which seats or money wait.
@@ -322,8 +323,10 @@ impl Made for HistogramVec {
     }
 }
 
-const PARTS: [&str; 20] = [
+const PARTS: [&str; 22] = [
     "postgres",
+    "database-url-file",
+    "loyalty-url-file",
     "sweep",
     "mail",
     "mail (count)",
