@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::os::unix::process::ExitStatusExt;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use holdfast::crash::Point;
 use holdfast_schemas::UserOutcome;
 use holdfast_tests::kit::{Kit, until};
@@ -12,10 +12,13 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Row};
 
-use crate::admin::{done, refused};
+use crate::admin::{done, refused, settled};
+use crate::checkout::{CARD, PRICE, Shop, free, verbs};
 use crate::crashes::done_again;
-use crate::support::{DEADLINE, clean, event, letters, listed, pay, requested, send, told, told_of, verdicts};
-use crate::users::{added, call, registered, view};
+use crate::support::{
+    DEADLINE, clean, event, letters, listed, outcomes_of, pay, requested, send, told, told_of, verdicts,
+};
+use crate::users::{added, call, changed, registered, view};
 use crate::workers::Workers;
 use crate::{Test, tests};
 
@@ -24,6 +27,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_user_whose_event_breaks_is_parked_whatever_way_commits_it,
     whoever_calls_a_key_in_quarantine_is_answered_at_once,
     a_hold_and_a_checkout_leave_a_seat_in_quarantine_alone,
+    a_sold_seat_in_quarantine_is_taken_back_and_its_buyer_waits_for_nothing,
     a_request_by_http_that_breaks_is_answered_and_holds_up_nobody,
     many_keys_that_break_at_once_are_retried_and_not_parked,
     nothing_is_lost_or_parked_twice_whatever_step_dies_or_is_repeated,
@@ -297,6 +301,70 @@ fn a_hold_and_a_checkout_leave_a_seat_in_quarantine_alone(kit: &Kit) -> anyhow::
         clean(kit).await?;
         breaking.end().await?;
         worker.stop().await
+    })
+}
+
+fn a_sold_seat_in_quarantine_is_taken_back_and_its_buyer_waits_for_nothing(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open(kit, "quarantine/returned").await?;
+        let tickets = shop.tickets(2).await?;
+        let [returned, refunded] = &tickets[..] else {
+            bail!("not two tickets: {tickets:?}");
+        };
+        shop.buy("returned", std::slice::from_ref(returned), CARD, 0).await?;
+        shop.buy("refunded", std::slice::from_ref(refunded), CARD, 0).await?;
+        let breaking = Breaking::begin(kit).await?;
+        let behind = |ticket: &str| ["breaks", "next"].map(|id| format!("{ticket}/{id}"));
+        for ticket in &tickets {
+            let [breaks, next] = behind(ticket);
+            let asked = [requested(&breaks, ticket, "bob"), requested(&next, ticket, "cid")];
+            send(kit, &asked).await?;
+            breaking.parked(ticket, 2).await?;
+        }
+
+        // By an event of the shop, and by the provider's report of a refund by hand; another event of the buyer follows.
+        let asked = json!({ "checkout": shop.id("returned") });
+        let asked = event(&shop.id("return"), &shop.user, "order.returned", asked);
+        pay(kit, &[asked]).await?;
+        shop.simulator.refund(&shop.payment("refunded")?, PRICE)?;
+        let money = json!({ "refunded": { "amount": PRICE, "currency": "EUR" } });
+        shop.tell("refunded", "refunded", money).await?;
+        let later = shop.id("later");
+        let named = changed(&later, &shop.user, json!({ "to": { "name": "Ann" } }));
+        pay(kit, &[named]).await?;
+        shop.took(&later).await?;
+        free(kit, &tickets).await?;
+        shop.keeps("returned", 0).await?;
+        shop.keeps("refunded", 0).await?;
+        clean(kit).await?;
+        let of_buyer = verbs(&outcomes_of::<UserOutcome>(kit, &shop.user).await?);
+        for verb in ["returned", "refunded", "changed"] {
+            ensure!(of_buyer.iter().any(|told| told == verb), "no {verb}: {of_buyer:?}");
+        }
+
+        // The seats stay in quarantine, so that nobody gets them before those who asked earlier.
+        for ticket in &tickets {
+            ensure!(breaking.parked(ticket, 2).await? == behind(ticket));
+            let (status, said) = call(kit, &[], "Ticket", ticket, "reserve", &json!({ "user": "eve" })).await?;
+            ensure!(status == 409, "{status}: {said}");
+        }
+        breaking.end().await?;
+        for ticket in &tickets {
+            settled(kit, &["quarantine", "replay", "--ticket", ticket]).await?;
+            let outcomes = told(kit, ticket, 6).await?;
+            ensure!(
+                verdicts(&outcomes) == ["listed", "held", "sold", "returned", "held", "held"],
+                "{outcomes:?}"
+            );
+            ensure!(
+                outcomes.iter().map(|outcome| outcome.sequence).eq(1..=6),
+                "{outcomes:?}"
+            );
+            let causes = outcomes[4..].iter().map(|outcome| outcome.causation_id.as_str());
+            ensure!(causes.eq(behind(ticket)), "{outcomes:?}");
+            ensure!(breaking.quarantined(ticket).await? == 0);
+        }
+        shop.close().await
     })
 }
 

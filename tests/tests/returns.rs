@@ -431,7 +431,7 @@ impl Shop<'_> {
     }
 
     /// The user buys these tickets, for so many credits and the rest by card, if there is one.
-    async fn buy(&self, order: &str, tickets: &[String], method: &str, credits: i64) -> anyhow::Result<()> {
+    pub(crate) async fn buy(&self, order: &str, tickets: &[String], method: &str, credits: i64) -> anyhow::Result<()> {
         fill(self.kit, &self.user, tickets, Some(3_600)).await?;
         let mut body = json!({ "checkout": self.id(order), "tickets": tickets });
         if !method.is_empty() {
@@ -445,7 +445,7 @@ impl Shop<'_> {
     }
 
     /// Waits until the provider has this much money of an order.
-    async fn keeps(&self, order: &str, money: i64) -> anyhow::Result<()> {
+    pub(crate) async fn keeps(&self, order: &str, money: i64) -> anyhow::Result<()> {
         until("the money is where it belongs", DEADLINE, async || {
             self.paid(order, money)
         })

@@ -177,6 +177,13 @@ impl Entity for Ticket {
             }
         }
     }
+
+    /// A return: the buyer's money goes back, and the buyer's own events do not wait for an operator to look at the ticket's. It overtakes no
+    /// event of the ticket, as none asks for it. What is parked is decided after it, in its order, on the ticket that was returned; until then
+    /// nobody gets that one, as whatever holds or sells tickets leaves those in quarantine alone.
+    fn passes_quarantine(input: &Input) -> bool {
+        matches!(input, Input::Return { .. })
+    }
 }
 
 /// [`decide`] by the settings of an installation.

@@ -62,8 +62,8 @@ pub(super) async fn lengthen(
     }
 }
 
-/// Takes these tickets that the checkout has sold back, and puts them on sale again if they are to be resold and were not withdrawn; yields
-/// their answers.
+/// Takes these tickets that the checkout has sold back, those in quarantine too, and puts them on sale again if they are to be resold and
+/// were not withdrawn; yields their answers.
 pub(super) async fn take_back(
     main: &mut PgConnection,
     checkout: &Checkout,

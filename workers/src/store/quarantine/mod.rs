@@ -2,8 +2,10 @@
 //! Every way to commit (the committer, credits, checkouts) comes here with what it could not commit: [`Quarantine::park`].
 //!
 //! The flag is a row of its own, not a column: a key without a row can break too, and a versioned row moves only with an outcome. The
-//! statement that reads the rows of a batch reads the flags as well. Nothing overtakes what is parked: who parks or takes parked events
-//! away holds the flag's lock, and the flag goes in the transaction that takes the last one.
+//! statement that reads the rows of a batch reads the flags as well. No event overtakes what is parked: who parks or takes parked
+//! events away holds the flag's lock, and the flag goes in the transaction that takes the last one. What the product itself asks and
+//! cannot leave to wait is done meanwhile ([`Entity::passes_quarantine`](crate::domain::Entity::passes_quarantine)): the row takes its next
+//! versions, the flag stays, and what is parked is decided on the newer row.
 //!
 //! The breaker is found by committing shorter and shorter runs of the unit, each in a savepoint of the transaction that then sets the
 //! flag. So the good events before it are committed with the flag, or none of it.
