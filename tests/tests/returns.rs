@@ -305,8 +305,9 @@ fn a_cancelled_show_takes_back_every_ticket_wherever_it_is(kit: &Kit) -> anyhow:
         shop.has(CREDITS).await?;
         // Of an order with seats of two shows, the other show's stay the buyer's.
         shop.buy("paid", &[paid.clone(), other[0].clone()], CARD, 0).await?;
-        shop.buy("credits", std::slice::from_ref(credits), CARD, CREDITS)
-            .await?;
+        // The id of this order leaves no room for more in the id of an event.
+        let long = "l".repeat(250 - shop.id("").len());
+        shop.buy(&long, std::slice::from_ref(credits), CARD, CREDITS).await?;
         shop.buy("disputed", std::slice::from_ref(disputed), CARD, 0).await?;
         shop.buy("refunded", std::slice::from_ref(refunded), CARD, 0).await?;
         for (name, ticket, method) in [("declined", declined, DECLINED), ("waiting", waiting, CONFIRMED)] {
@@ -350,7 +351,7 @@ fn a_cancelled_show_takes_back_every_ticket_wherever_it_is(kit: &Kit) -> anyhow:
         sold(kit, &other).await?;
         for (name, kept) in [
             ("paid", PRICE),
-            ("credits", 0),
+            (long.as_str(), 0),
             ("declined", 0),
             ("waiting", 0),
             ("refunded", 0),

@@ -11,6 +11,7 @@ use holdfast_schemas::{
 
 use serde::Serialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::Desk;
 use super::drive::{driver, find};
@@ -142,11 +143,8 @@ fn refusal(reason: UserRefusalReason) -> anyhow::Error {
 }
 
 /// Commits the event of a return, as if it came from Kafka.
-async fn commit(driver: &Driver, checkout: &Checkout, asked: events::OrderReturned, id: &str) -> anyhow::Result<()> {
-    let (source, id) = (
-        Source::parse(SOURCE)?,
-        EventId::parse(id).context("the id of the return")?,
-    );
+async fn commit(driver: &Driver, checkout: &Checkout, asked: events::OrderReturned, name: &str) -> anyhow::Result<()> {
+    let (source, id) = (Source::parse(SOURCE)?, event_id(name));
     let data = UserEvent::OrderReturned(asked);
     let event = Event::new(source, id, (driver.now)(), None, checkout.user.clone(), data);
     let work = Work::Request(event);
@@ -158,6 +156,13 @@ async fn commit(driver: &Driver, checkout: &Checkout, asked: events::OrderReturn
         },
         other => bail!("the return was answered by {other:?}: another one with this id has other contents"),
     }
+}
+
+/// The id of the event of a return, the same with each run: the return's name, or a UUID derived from it where the name is too long. It
+/// begins with the id of its checkout, which may be as long as an event's.
+fn event_id(name: &str) -> EventId {
+    let derived = || Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string();
+    EventId::parse(name).unwrap_or_else(|_| EventId::parse(&derived()).expect("a UUID is short"))
 }
 
 /// What a run over the orders of a show came to.
@@ -346,5 +351,21 @@ async fn driven(driver: &Driver, id: &CheckoutId) -> anyhow::Result<DriveResult>
     match driver.drive(id, true).await? {
         DriveResult::Stuck => bail!("it is stuck: look at it (admin checkout show)"),
         driven => Ok(driven),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_return_has_an_id_that_fits_and_stays_the_same_however_long_its_checkouts_is() {
+        let named = |length: usize, version: i64| format!("{}/cancelled/{version}", "c".repeat(length));
+        let longest = named(EventId::MAX_BYTES - "/cancelled/3".len(), 3);
+        assert_eq!(event_id(&longest).as_str(), longest);
+        // As it was derived first: a repeat by a later release is a repeat.
+        let derived = "20e9eff8-c14e-5faf-9c84-0fcc1bb228ff";
+        assert_eq!(event_id(&named(CheckoutId::MAX_BYTES, 3)).as_str(), derived);
+        assert_ne!(event_id(&named(CheckoutId::MAX_BYTES, 4)).as_str(), derived);
     }
 }
