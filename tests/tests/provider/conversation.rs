@@ -281,6 +281,7 @@ impl Buyer {
             customer: None,
             receipt: None,
             about: About::default(),
+            age: Duration::ZERO,
         }
     }
 

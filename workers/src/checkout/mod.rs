@@ -330,7 +330,7 @@ impl Driver {
     async fn create(&self, checkout: &Checkout) -> Result<Fact, Error> {
         let provider = self.provider()?;
         let payer = self.payer(provider, checkout).await?;
-        let order = order(checkout, &payer, about(provider, checkout)?);
+        let order = self.order(checkout, &payer, about(provider, checkout)?);
         let mut answer = provider.create(&order).await;
         crash::here(Point::CheckoutCreated);
         if crash::again(Point::CheckoutCreated) {
@@ -364,7 +364,7 @@ impl Driver {
         let provider = self.provider()?;
         // Of these the payment was told when it was made.
         let payer = Payer::default();
-        let order = order(checkout, &payer, About::default());
+        let order = self.order(checkout, &payer, About::default());
         let mut answer = provider.authorise(payment, &order).await;
         crash::here(Point::CheckoutAuthorised);
         if crash::again(Point::CheckoutAuthorised) {
@@ -508,7 +508,7 @@ impl Driver {
         // The idempotency key makes it the same payment; and no late call makes another after it.
         let payer = self.payer(provider, checkout).await?;
         let made = match about(provider, checkout) {
-            Ok(about) => provider.create(&order(checkout, &payer, about)).await,
+            Ok(about) => provider.create(&self.order(checkout, &payer, about)).await,
             Err(error) => Err(error),
         };
         match made {
@@ -532,6 +532,23 @@ impl Driver {
             customer: user.customer,
             receipt: user.email.filter(|_| provider.receipts),
         })
+    }
+
+    /// The order of a checkout's payment, the same at each call of an attempt, as the idempotency key demands.
+    fn order<'a>(&self, checkout: &'a Checkout, payer: &'a Payer, about: About<'a>) -> Order<'a> {
+        let age = checkout.called_at.map(|called_at| (self.now)() - called_at);
+        Order {
+            checkout: &checkout.id,
+            user: &checkout.user,
+            amount: checkout.due(),
+            currency: checkout.currency(),
+            method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
+            attempt: checkout.attempt,
+            customer: payer.customer.as_ref(),
+            receipt: payer.receipt.as_ref(),
+            about,
+            age: age.unwrap_or_default().try_into().unwrap_or_default(),
+        }
     }
 
     fn provider(&self) -> Result<&Provider, Error> {
@@ -610,21 +627,6 @@ fn differs(checkout: &Checkout, payment: &Payment) -> bool {
 fn about<'a>(provider: &'a Provider, checkout: &'a Checkout) -> Result<About<'a>, provider::Error> {
     let tickets = checkout.lines.iter().map(|line| (&line.show, line.price.amount()));
     provider.about(&tickets.collect::<Vec<_>>(), checkout.due())
-}
-
-/// The order of a checkout's payment, the same at each call of an attempt, as the idempotency key demands.
-fn order<'a>(checkout: &'a Checkout, payer: &'a Payer, about: About<'a>) -> Order<'a> {
-    Order {
-        checkout: &checkout.id,
-        user: &checkout.user,
-        amount: checkout.due(),
-        currency: checkout.currency(),
-        method: checkout.method.as_ref().map_or("", PaymentMethod::as_str),
-        attempt: checkout.attempt,
-        customer: payer.customer.as_ref(),
-        receipt: payer.receipt.as_ref(),
-        about,
-    }
 }
 
 /// The name of a step in traces.

@@ -23,6 +23,7 @@ pub mod webhook;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_schemas::{
     CheckoutId, Currency, CustomerId, Email, PaymentId, Price, RefundId, RefundStatus, ShowId, UserId,
@@ -188,7 +189,7 @@ impl Provider {
     }
 }
 
-/// The parameters of a payment. All must be the same at each retry of one attempt.
+/// The parameters of a payment. All but the age must be the same at each retry of one attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
     pub checkout: &'a CheckoutId,
@@ -205,6 +206,8 @@ pub struct Order<'a> {
     /// The address to which the provider sends a receipt.
     pub receipt: Option<&'a Email>,
     pub about: About<'a>,
+    /// How long ago the payment may first have been asked for.
+    pub age: Duration,
 }
 
 /// A refund to be made, for one repayment of a checkout.

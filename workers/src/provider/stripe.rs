@@ -21,8 +21,9 @@
 //! Each call that changes something carries an `Idempotency-Key` that follows from checkout and call. Stripe keeps a key for at
 //! least 24 hours and gives the first answer again, marked `Idempotent-Replayed: true`, whatever it was: an answer that is
 //! out of date, or a 500 that says nothing. So after a replay the adapter retrieves the payment, and when the step is still
-//! open it sends the call under the next key: a payment takes each step only once, whatever the key. After a 500 that Stripe
-//! kept for the creation of a payment there may be one whose id was lost: it was never confirmed, so no money moves by it.
+//! open it sends the call under the next key, and without a key when all of them repeat old failures: a payment takes each step
+//! only once, whatever the key. After a 500 that Stripe kept for the creation of a payment there may be one whose id was lost: it was
+//! never confirmed, so no money moves by it.
 //!
 //! Amounts are sent as they are, in minor units of ISO 4217. Payments in a currency that Stripe counts otherwise are refused.
 //!
@@ -70,6 +71,9 @@ type Window = (OffsetDateTime, Option<OffsetDateTime>);
 
 /// Keys for one step, used one after the other where Stripe repeats a failure that it has kept.
 const KEYS: u32 = 3;
+
+/// Age of a payment's first call at which the key after the first [`KEYS`] may be used; each later one has twice the age of the one before.
+const NEXT_KEY: Duration = Duration::from_secs(8);
 
 /// Namespace of the keys. Another value would be another payment for the same checkout.
 const IDEMPOTENCY: Uuid = uuid!("0e7e7a0d-4c58-4a3b-b1fd-6d7a2c3f9e84");
@@ -168,8 +172,8 @@ impl Stripe {
         fields.extend(order.receipt.map(|receipt| (RECEIPT, receipt.as_str())));
         let about = order.about.fields();
         fields.extend(about.iter().map(|(name, value)| (*name, value.as_str())));
-        for attempt in 0..KEYS {
-            let key = idempotency_key(Attempt::of(order), call, attempt);
+        for number in 0..creation_keys(order.age) {
+            let key = Some(idempotency_key(Attempt::of(order), call, number));
             let Answered { said, replayed } = self.post(call, &["payment_intents"], &fields, key).await?;
             match said {
                 Said::NoReceipt(_) => {
@@ -209,7 +213,10 @@ impl Stripe {
         Ok(action.client_secret.filter(|_| is_asked))
     }
 
-    /// Brings an existing payment one step further, at most once.
+    /// Brings an existing payment one step further, at most once. Where each key repeats a failure, the payment is retrieved, and while
+    /// the step is open the call is made without a key, so that no failure of the past holds it up. Two drivers at once need no
+    /// key in common for that: Stripe takes one call at a time for a payment, authorises, captures and cancels it once, and refuses to
+    /// refund more than was captured; who comes second is refused, and finds the step taken.
     pub(super) async fn step(
         &self,
         call: Call,
@@ -228,9 +235,18 @@ impl Stripe {
             }
             fields.extend(read::<Routed>(call, &body)?.back());
         }
-        for number in 0..KEYS {
-            let told = self.ask_for(call, payment, &fields, idempotency_key(by, call, number));
-            let Answered { said, replayed } = told.await?;
+        let keys = (0..KEYS).map(|number| Some(idempotency_key(by, call, number)));
+        for key in keys.chain([None]) {
+            if key.is_none() {
+                let now = self.look(call, payment).await?;
+                match standing(call, &now) {
+                    Standing::Open => {}
+                    // The decline may be that of an earlier attempt.
+                    Standing::Declined(_) if by.number > 0 => {}
+                    settled => return settled.answer(call, now),
+                }
+            }
+            let Answered { said, replayed } = self.ask_for(call, payment, &fields, key).await?;
             let (now, refusal) = match said {
                 Said::Done(body) if !replayed && call != Call::Refund => (read_payment(call, &body)?, None),
                 Said::Done(_) => (self.look(call, payment).await?, None),
@@ -344,7 +360,7 @@ impl Stripe {
         call: Call,
         payment: &PaymentId,
         fields: &[(&str, &str)],
-        key: Uuid,
+        key: Option<Uuid>,
     ) -> Result<Answered, Error> {
         let id = payment.as_str();
         let verb = match call {
@@ -360,8 +376,14 @@ impl Stripe {
         self.post(call, &["payment_intents", id, verb], &fields, key).await
     }
 
-    async fn post(&self, call: Call, path: &[&str], fields: &[(&str, &str)], key: Uuid) -> Result<Answered, Error> {
-        self.send(call, self.request(Method::POST, path, fields, Some(key)))
+    async fn post(
+        &self,
+        call: Call,
+        path: &[&str],
+        fields: &[(&str, &str)],
+        key: Option<Uuid>,
+    ) -> Result<Answered, Error> {
+        self.send(call, self.request(Method::POST, path, fields, key))
             .await
     }
 
@@ -474,6 +496,18 @@ pub(super) fn takes(currency: Currency, amount: i64) -> bool {
         "BHD" | "JOD" | "KWD" | "OMR" | "TND" => amount % 10 == 0,
         _ => true,
     }
+}
+
+/// How many keys may be used for a payment's creation whose first call may be this old: about as many as the age has doublings, 17 in a
+/// day, however often it is called. No failure that has passed holds up a creation for longer than it has lasted.
+///
+/// Each driver begins with the first key and goes past one only when Stripe repeats a failure under it. That never becomes another answer
+/// as long as Stripe keeps the key, so all drivers come to the same first key that has made a payment, and get that payment. The
+/// age only stops them: a clock that differs makes nobody pass over a key. Nor does one end meanwhile, since nothing is created
+/// any more when the first call is nearly a day old.
+fn creation_keys(age: Duration) -> u32 {
+    let doublings = (age.as_secs() / NEXT_KEY.as_secs()).checked_ilog2();
+    KEYS + doublings.map_or(0, |doublings| doublings + 1)
 }
 
 /// The idempotency key of a step of a checkout: another one for each attempt, and the `number`-th of that attempt. It never changes.
@@ -1121,6 +1155,13 @@ mod tests {
         ];
         for (place, one) in keys.iter().enumerate() {
             assert!(!keys[..place].contains(one), "{one}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_creation_grow_by_one_as_its_age_doubles() {
+        for (seconds, keys) in [(0, 3), (7, 3), (8, 4), (15, 4), (16, 5), (600, 10), (86_400, 17)] {
+            assert_eq!(creation_keys(Duration::from_secs(seconds)), keys, "{seconds} s");
         }
     }
 

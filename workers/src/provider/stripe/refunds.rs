@@ -6,11 +6,16 @@ use hyper::Method;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{Answered, IDEMPOTENCY, KEYS, Metadata, PAGE, Page, Routed, Said, Stripe, read, read_payment, unknown};
+use super::{Answered, IDEMPOTENCY, Metadata, PAGE, Page, Routed, Said, Stripe, read, read_payment, unknown};
 use crate::provider::{Call, Currency, Error, MadeRefund, PaymentId, RefundOrder, State};
 
 /// The name of a repayment's number in the metadata of its refund.
 const REPAYMENT: &str = "holdfast_repayment";
+
+/// Keys for one repayment, used one after the other where Stripe repeats a failure that it has kept; each costs two calls, again at each
+/// try. More than one refund may be made of a payment, and only a key that two drivers at once have in common keeps them from
+/// making two of one: so no call goes without a key, and when all of them are used up the repayment waits until Stripe forgets them.
+const REPAYMENT_KEYS: u32 = 12;
 
 /// A refund, as Stripe tells it.
 #[derive(Deserialize)]
@@ -24,7 +29,8 @@ struct Told {
 }
 
 impl Stripe {
-    /// Makes the refund, or returns the one that an earlier call has made.
+    /// Makes the refund, or returns the one that an earlier call has made. Each driver goes through the same keys and past one only
+    /// when Stripe repeats a failure under it. When that is all that Stripe does, and it has refused the call before, the call is refused.
     pub(in crate::provider) async fn refund_part(
         &self,
         payment: &PaymentId,
@@ -44,21 +50,26 @@ impl Stripe {
             ("metadata[holdfast_repayment]", &number),
         ];
         fields.extend(read::<Routed>(call, &body)?.back());
-        for attempt in 0..KEYS {
+        let mut refused = None;
+        for attempt in 0..REPAYMENT_KEYS {
             // Before each call: whatever an answer that was lost has made is in the list.
             if let Some(made) = self.made(payment, &number).await? {
                 return made.refund(call);
             }
             // Another amount is another call: less is asked for where others have refunded a part.
             let key = format!("repayment.{number}.{amount}:{attempt}:{}", order.checkout);
-            let key = Uuid::new_v5(&IDEMPOTENCY, key.as_bytes());
+            let key = Some(Uuid::new_v5(&IDEMPOTENCY, key.as_bytes()));
             let Answered { said, replayed } = self.post(call, &["refunds"], &fields, key).await?;
-            if replayed && matches!(said, Said::Unknown(_) | Said::Refused(_)) {
-                continue;
+            match said {
+                Said::Unknown(_) if replayed => {}
+                Said::Refused(message) if replayed => refused = Some(message),
+                said => return read::<Told>(call, &said.done(call, Some(payment))?)?.refund(call),
             }
-            return read::<Told>(call, &said.done(call, Some(payment))?)?.refund(call);
         }
-        Err(unknown(call, "an old failure is repeated"))
+        Err(match refused {
+            Some(message) => Error::Refused { call, message },
+            None => unknown(call, "an old failure is repeated"),
+        })
     }
 
     /// The refund of a payment that was made for this repayment, if there is one.
