@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use holdfast::metrics::Metrics;
 use holdfast::provider::webhook::What;
-use holdfast::provider::{Error, Payment, Provider, State};
+use holdfast::provider::{Error, Payment, Provider, RefundOrder, State};
 use holdfast_schemas::{CheckoutId, Currency, DisputeFunds, DisputeStatus, PaymentId, Price, RefundId, RefundStatus};
 use holdfast_tests::kit::provider::{Call, Delivery, Fault, KEY, Kind, Simulator};
 use holdfast_tests::kit::{Kit, until};
@@ -26,6 +26,9 @@ pub(crate) const TESTS: &[Test] = tests![
     the_simulator_answers_as_real_servers_do,
     whatever_breaks_in_whichever_call_money_moves_once_and_its_fate_can_be_asked,
     a_failure_that_the_provider_repeats_does_not_hold_up_a_step,
+    however_often_a_step_has_failed_it_is_taken_once_the_provider_is_well,
+    what_was_done_by_hand_while_a_step_fails_is_noticed,
+    a_repayment_that_is_refused_again_and_again_stays_refused_and_is_made_once,
     a_call_that_is_still_under_way_is_not_made_twice,
     a_payment_is_found_among_many_after_its_key_is_forgotten,
     what_no_repetition_mends_is_said_at_once,
@@ -229,6 +232,139 @@ fn a_failure_that_the_provider_repeats_does_not_hold_up_a_step(kit: &Kit) -> any
         ] {
             ensure!(text.contains(line), "{text}");
         }
+        Ok(())
+    })
+}
+
+/// More tries of a step than it has keys from the beginning.
+const TRIES: usize = 5;
+
+fn however_often_a_step_has_failed_it_is_taken_once_the_provider_is_well(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        for (steps, movements) in [(SALE, SOLD), (LET_GO, RELEASED)] {
+            for (place, broken) in steps.iter().enumerate() {
+                let checkout = format!("failed-long-{}-{place}", steps.len());
+                let run = after_many_failures(&simulator, &provider, &checkout, steps, *broken).await;
+                run.with_context(|| checkout.clone())?;
+                let payments = simulator.payments_of(&checkout);
+                ensure!(payments.len() == 1, "{checkout}: {payments:?}");
+                let moved = simulator.movements(&checkout);
+                ensure!(moved == movements, "{checkout}: {moved:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Takes the steps; the one that breaks is taken again and again before the provider is well.
+async fn after_many_failures(
+    simulator: &Simulator,
+    provider: &Provider,
+    checkout: &str,
+    steps: &[Step],
+    broken: Step,
+) -> anyhow::Result<()> {
+    let mut buyer = Buyer::new(checkout, "pm_card_visa")?;
+    let mut id = None;
+    for step in steps {
+        if *step == broken {
+            simulator.fail(step.call(), Some(checkout), Fault::Broken { done: false }, 1_000);
+            fails(provider, &buyer, *step, id.as_ref()).await?;
+            simulator.heal();
+        }
+        if (*step, broken) == (Step::Create, Step::Create) {
+            // As young as it is the payment has no other key.
+            fails(provider, &buyer, *step, None).await?;
+            buyer.age = Duration::from_secs(60);
+        }
+        let payment = take(provider, &buyer, *step, id.as_ref()).await?;
+        ensure!(payment.state == step.goal(), "{step:?}: {payment:?}");
+        if *step == Step::Create {
+            // Whoever may use more keys comes to the same payment.
+            buyer.age = Duration::from_secs(3_600);
+            let again = take(provider, &buyer, *step, None).await?;
+            ensure!(again.id == payment.id, "{again:?}, not {payment:?}");
+        }
+        id = Some(payment.id);
+    }
+    Ok(())
+}
+
+async fn fails(provider: &Provider, buyer: &Buyer, step: Step, id: Option<&PaymentId>) -> anyhow::Result<()> {
+    for _ in 0..TRIES {
+        let answer = take(provider, buyer, step, id).await;
+        ensure!(matches!(answer, Err(Error::Unknown { .. })), "{step:?}: {answer:?}");
+    }
+    Ok(())
+}
+
+fn what_was_done_by_hand_while_a_step_fails_is_noticed(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        let buyer = Buyer::new("by-hand", "pm_card_visa")?;
+        let id = provider.create(&buyer.order()).await?.id;
+        provider.authorise(&id, &buyer.order()).await?;
+        simulator.fail(Call::Capture, None, Fault::Broken { done: false }, 1_000);
+        fails(&provider, &buyer, Step::Capture, Some(&id)).await?;
+        simulator.capture(id.as_str(), AMOUNT)?;
+        let captured = provider.capture(&id, &buyer.checkout).await?;
+        ensure!(
+            (captured.state, captured.captured) == (State::Captured, AMOUNT),
+            "{captured:?}"
+        );
+        simulator.fail(Call::Refund, None, Fault::Broken { done: false }, 1_000);
+        fails(&provider, &buyer, Step::Refund, Some(&id)).await?;
+        simulator.refund(id.as_str(), AMOUNT)?;
+        let refunded = provider.refund(&id, &buyer.checkout).await?;
+        ensure!(refunded.refunded == AMOUNT, "{refunded:?}");
+        let moved = simulator.movements("by-hand");
+        ensure!(moved == SOLD, "{moved:?}");
+        Ok(())
+    })
+}
+
+fn a_repayment_that_is_refused_again_and_again_stays_refused_and_is_made_once(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let simulator = Simulator::start().await?;
+        let (provider, _) = provider(&simulator, PATIENCE)?;
+        let buyer = Buyer::new("repaid", "pm_card_visa")?;
+        let id = provider.create(&buyer.order()).await?.id;
+        provider.authorise(&id, &buyer.order()).await?;
+        provider.capture(&id, &buyer.checkout).await?;
+        let repayment = |number| RefundOrder {
+            checkout: &buyer.checkout,
+            number,
+            amount: AMOUNT / 3,
+        };
+        simulator.fail(Call::Refund, None, Fault::Broken { done: false }, 1_000);
+        for _ in 0..TRIES {
+            let answer = provider.refund_part(&id, &repayment(1)).await;
+            ensure!(matches!(answer, Err(Error::Unknown { .. })), "{answer:?}");
+        }
+        simulator.heal();
+        provider.refund_part(&id, &repayment(1)).await?;
+        simulator.dispute(id.as_str())?;
+        // Until every key repeats a refusal, and longer; then also though the dispute was won, for as long as the keys last.
+        for closes in [false, true] {
+            for _ in 0..15 {
+                let answer = provider.refund_part(&id, &repayment(2)).await;
+                ensure!(matches!(answer, Err(Error::Refused { .. })), "{answer:?}");
+            }
+            if !closes {
+                simulator.close_dispute(id.as_str(), true)?;
+            }
+        }
+        simulator.forget_keys();
+        let made = provider.refund_part(&id, &repayment(2)).await?;
+        for number in [1, 2] {
+            let again = provider.refund_part(&id, &repayment(number)).await?;
+            ensure!((number == 2) == (again == made), "{number}: {again:?}");
+        }
+        let refunds = simulator.refunds_of(id.as_str());
+        ensure!(refunds.len() == 2, "{refunds:?}");
         Ok(())
     })
 }

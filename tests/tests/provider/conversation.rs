@@ -257,6 +257,8 @@ fn seen(answer: &Result<Payment, Error>) -> Option<Seen> {
 pub(crate) struct Buyer {
     pub(crate) checkout: CheckoutId,
     pub(crate) user: UserId,
+    /// How long ago the payment was first asked for.
+    pub(crate) age: Duration,
     method: String,
 }
 
@@ -266,6 +268,7 @@ impl Buyer {
             checkout: CheckoutId::parse(checkout)?,
             // With characters that a form has to escape.
             user: UserId::parse("Änn & Bob=100%/2+2?")?,
+            age: Duration::ZERO,
             method: method.to_owned(),
         })
     }
@@ -281,7 +284,7 @@ impl Buyer {
             customer: None,
             receipt: None,
             about: About::default(),
-            age: Duration::ZERO,
+            age: self.age,
         }
     }
 
