@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_sold_ticket_that_was_withdrawn_is_not_for_sale_again_however_it_is_returned,
     a_refund_by_hand_leaves_the_seats_where_the_setting_says_so,
     a_refund_that_fails_for_a_seat_that_was_taken_back_asks_for_an_operator,
+    a_repayment_that_was_refused_for_a_dispute_is_settled_once_the_bank_has_given_the_money,
     a_cancelled_show_takes_back_every_ticket_wherever_it_is,
     a_return_happens_once_whatever_step_dies_or_is_repeated,
 ];
@@ -277,6 +278,54 @@ fn a_refund_that_fails_for_a_seat_that_was_taken_back_asks_for_an_operator(kit: 
         })
         .await?;
         shop.keeps("order", 0).await?;
+        shop.close().await
+    })
+}
+
+fn a_repayment_that_was_refused_for_a_dispute_is_settled_once_the_bank_has_given_the_money(
+    kit: &Kit,
+) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let shop = Shop::open_with(kit, "returns/disputed", &[("HOLDFAST_RETRY_PAUSE", "1s")]).await?;
+        let tickets = shop.tickets(1).await?;
+        shop.buy("order", &tickets, CARD, 0).await?;
+        let payment = shop.payment("order")?;
+        shop.simulator.dispute(&payment)?;
+        let money = json!({ "amount": PRICE, "currency": "EUR" });
+        let dispute = |status: &str| json!({ "dispute": shop.id("dp"), "amount": money, "status": status });
+        let told = shop.tell("order", "disputed", dispute("opened")).await?;
+        shop.took(&told).await?;
+        pay(kit, &[returned(&shop, "back", "order", json!({}))]).await?;
+        free(kit, &tickets).await?;
+        // One key more at each try, up to 12: by then the provider only repeats what it has said before.
+        until("every key has its refusal", DEADLINE, async || {
+            let asked = shop.simulator.asked().into_iter();
+            let asked = asked.filter(|asked| asked.method == "POST" && asked.path == "/v1/refunds");
+            let count = asked.count();
+            ensure!(count > (1..=12).sum::<usize>(), "asked {count} times");
+            Ok(())
+        })
+        .await?;
+        let pool = kit.stack.postgres.connect().await?;
+        let left = async || {
+            let query = "select count(*) from repayments where checkout = $1 and settled_at is null";
+            let query = sqlx::query_scalar::<_, i64>(query).bind(shop.id("order"));
+            query.fetch_one(&pool).await
+        };
+        let open = left().await?;
+        ensure!(open == 1, "{open} repayments are open while the dispute is");
+        shop.simulator.close_dispute(&payment, false)?;
+        let told = shop.tell("order", "disputed", dispute("lost")).await?;
+        shop.took(&told).await?;
+        until("the repayment is settled", DEADLINE, async || {
+            let open = left().await?;
+            ensure!(open == 0, "{open} repayments are open");
+            Ok(())
+        })
+        .await?;
+        let refunds = shop.simulator.refunds_of(&payment);
+        ensure!(refunds.is_empty(), "refunded what the bank has: {refunds:?}");
+        pool.close().await;
         shop.close().await
     })
 }

@@ -383,8 +383,7 @@ impl Stripe {
         fields: &[(&str, &str)],
         key: Option<Uuid>,
     ) -> Result<Answered, Error> {
-        self.send(call, self.request(Method::POST, path, fields, key))
-            .await
+        self.send(call, self.request(Method::POST, path, fields, key)).await
     }
 
     /// `fields` are the body of a POST, and the query of anything else.
