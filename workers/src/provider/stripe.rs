@@ -498,7 +498,8 @@ pub(super) fn takes(currency: Currency, amount: i64) -> bool {
 }
 
 /// How many keys may be used for a payment's creation whose first call may be this old: about as many as the age has doublings, 17 in a
-/// day, however often it is called. No failure that has passed holds up a creation for longer than it has lasted.
+/// day, however often it is called. A failure that is over holds up a creation for no longer than it has lasted,
+/// or [`NEXT_KEY`].
 ///
 /// Each driver begins with the first key and goes past one only when Stripe repeats a failure under it. That never becomes another answer
 /// as long as Stripe keeps the key, so all drivers come to the same first key that has made a payment, and get that payment. The
