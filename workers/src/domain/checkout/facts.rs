@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::disputes::disputed;
 use super::refunds::{booked, credits_returned, refund_changed, refunded};
 use super::returns::{credits_repaid, order_returned, refund_made};
-use super::transition::{movement, row};
+use super::transition::{movement, row, stuck};
 use super::{
     ASK_AGAIN, Checkout, CreditsChange, CustomerMail, Dispute, Failure, MOST_ATTEMPTS, Next, Refund, Returning, Seats,
     State, StuckReason, Transition,
@@ -388,23 +388,6 @@ fn step_failed(checkout: &Checkout, patience: std::time::Duration, now: OffsetDa
         ..checkout.clone()
     };
     row(checkout, next)
-}
-
-/// Marks a checkout for an operator, who is told once.
-fn stuck(checkout: &Checkout, reason: StuckReason) -> Transition {
-    if checkout.stuck.is_some() {
-        return Transition::default();
-    }
-    let next = Checkout {
-        stuck: Some(reason),
-        ..checkout.clone()
-    };
-    Transition {
-        outcomes: vec![UserOutcome::CheckoutStuck(outcomes::CheckoutStuck {
-            checkout: checkout.id.clone(),
-        })],
-        ..row(checkout, next)
-    }
 }
 
 fn resumed(checkout: &Checkout) -> Transition {

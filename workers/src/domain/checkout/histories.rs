@@ -114,6 +114,8 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
             let now = refund(id, amount, status);
             let mut all_known = vec![vec![], vec![refund("re_3", due / 4, RefundStatus::Succeeded)]];
             all_known.extend(REFUNDS.map(|(_, status)| vec![refund(id, amount, status)]));
+            let both = [(id, amount), ("re_4", due)];
+            all_known.push(both.map(|(id, amount)| refund(id, amount, RefundStatus::Succeeded)).into());
             for known in all_known {
                 let now = now.clone();
                 let frees_seats = true;
@@ -260,7 +262,7 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
         ("refunded before", _) => frees && due > 0 && checkout.refunded >= due,
         ("owed", _) => owed,
         ("more" | "the rest", _) => {
-            let in_all = told_in_all(fact);
+            let in_all = told_in_all(checkout, fact);
             let most = match checkout.state {
                 State::Failed(_) => checkout.refunded + checkout.undone,
                 _ => due,
@@ -295,6 +297,11 @@ fn holds(condition: &str, checkout: &Checkout, fact: &Fact, now: OffsetDateTime)
             is_gone && !is_told && checkout.refunded < money_repaid(checkout) && holds("news", checkout, fact, now)
         }
         ("booked", fact) => was_booked(checkout, fact) > 0,
+        ("too much", Fact::RefundChanged { now: told, known, .. }) => {
+            let in_all = others(told, known) + told.amount.amount();
+            checkout.stuck.is_none() && in_all > due && holds("news", checkout, fact, now)
+        }
+        ("agreed", fact) => checkout.stuck == Some(StuckReason::AmountDiffers) && room_made(checkout, fact).is_some(),
         ("news", Fact::RefundChanged { now, known, .. }) => {
             let before = known.iter().find(|before| before.id == now.id);
             before.is_none_or(|before| before.status < now.status)
@@ -339,7 +346,7 @@ fn credits_left(checkout: &Checkout) -> i64 {
 }
 
 /// So much is refunded in all, by a fact and what it says to be known.
-fn told_in_all(fact: &Fact) -> i64 {
+fn told_in_all(checkout: &Checkout, fact: &Fact) -> i64 {
     match fact {
         Fact::Refunded { in_all, known, .. } => {
             in_all - sum(known, RefundStatus::Pending) - sum(known, RefundStatus::Failed)
@@ -349,14 +356,38 @@ fn told_in_all(fact: &Fact) -> i64 {
                 .iter()
                 .all(|before| before.id != now.id || before.status < now.status);
             let succeeded = sum(known, RefundStatus::Succeeded) + now.amount.amount();
-            if is_news && now.status == RefundStatus::Succeeded {
-                succeeded
-            } else {
-                0
+            match now.status {
+                RefundStatus::Succeeded if is_news && !is_too_much(checkout, succeeded) => succeeded,
+                RefundStatus::Failed => room_made(checkout, fact).unwrap_or(0),
+                _ => 0,
             }
         }
         _ => 0,
     }
+}
+
+/// More than was paid, of a checkout that has not failed.
+fn is_too_much(checkout: &Checkout, in_all: i64) -> bool {
+    in_all > checkout.due() && !matches!(checkout.state, State::Failed(_))
+}
+
+/// The sum of the others that have succeeded.
+fn others(now: &Refund, known: &[Refund]) -> i64 {
+    let others: Vec<_> = known.iter().filter(|known| known.id != now.id).cloned().collect();
+    sum(&others, RefundStatus::Succeeded)
+}
+
+/// What the others come to, which were too much beside the refund that fails now, and no longer are.
+fn room_made(checkout: &Checkout, fact: &Fact) -> Option<i64> {
+    let Fact::RefundChanged { now, known, .. } = fact else {
+        return None;
+    };
+    let had_succeeded = known
+        .iter()
+        .any(|known| known.id == now.id && known.status == RefundStatus::Succeeded);
+    let (others, amount) = (others(now, known), now.amount.amount());
+    let is_made = is_too_much(checkout, others + amount) && !is_too_much(checkout, others);
+    (had_succeeded && is_made).then_some(others)
 }
 
 /// What was booked of a refund that fails now.
@@ -395,6 +426,9 @@ fn change<'n>(name: &'n str, before: &Checkout, after: &Checkout) -> &'n str {
     match (before.state.name(), after.state.name()) {
         (_, _) if name == "disputed" => "disputed",
         (_, _) if name == "credits returned" => "credits returned",
+        ("completed" | "refunded", _) if name == "refund failed" && after.refunded > before.refunded => {
+            "refund failed, others booked"
+        }
         (_, _) if ["order returned", "refund made", "credits repaid"].contains(&name) => name,
         ("completed", _) if name == "refund failed" && !before.lines.iter().any(|line| line.returned) => {
             "refund failed"
@@ -403,6 +437,7 @@ fn change<'n>(name: &'n str, before: &Checkout, after: &Checkout) -> &'n str {
         ("refunded", "refunded") if after.refunded > before.refunded => "refunded again",
         ("failed", "failed") if after.refunded > before.refunded => "failed, refunded again",
         (_, _) if ["step failed", "amount differs"].contains(&name) && after.stuck.is_some() => "stuck",
+        (_, _) if name == "refund succeeded" && before.stuck.is_none() && after.stuck.is_some() => "stuck",
         ("completed", "completed") => "from completed to completed",
         ("completed", "refunded") => "from completed to refunded",
         ("sold", "refunded") => "from sold to refunded",
@@ -592,6 +627,8 @@ fn the_tables_on_the_page_are_what_the_rules_do() {
             "it is to be refunded",
             "they are to be returned",
             "news, still owed",
+            "too much",
+            "agreed",
         ];
         let more = ["news", "to note", "stuck", "its step fails", "not stuck", "unmarked"];
         let conditions = [&conditions[..], &more].concat();

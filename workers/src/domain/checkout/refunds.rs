@@ -2,10 +2,14 @@
 //!
 //! The provider tells of each refund by its id, and of the total of all. Whoever tells the total alone counts what is on its way as
 //! refunded; of a refund that is known by its id that is not believed until it has succeeded.
+//!
+//! Refunds that have succeeded can come to more than was paid: one of them has failed since, and the report of that is late. The last is
+//! written down and the checkout marked for an operator, but nothing is booked of it until the others leave room. The report that one of
+//! them has failed books it, and takes the mark off; where that report never comes, `settle` does.
 
 use holdfast_schemas::{CheckoutId, Price, RefundId, RefundStatus, UserOutcome, outcomes};
 
-use super::transition::{movement, row};
+use super::transition::{movement, row, stuck};
 use super::{Checkout, CreditsChange, CustomerMail, Seats, State, StuckReason, Transition};
 use crate::domain::ledger::MovementKind;
 
@@ -38,15 +42,30 @@ pub(super) fn refund_changed(checkout: &Checkout, now: Refund, known: &[Refund],
     let amount = refund.amount.amount();
     let others = known.iter().filter(|other| other.id != refund.id);
     let succeeded = sum(others, RefundStatus::Succeeded);
+    let had_succeeded = before.is_some_and(|before| before.status == RefundStatus::Succeeded);
+    let was_too_much = had_succeeded && checkout.is_too_much(succeeded + amount);
     let transition = match refund.status {
         RefundStatus::Pending => Transition::default(),
+        RefundStatus::Succeeded if checkout.is_too_much(succeeded + amount) => {
+            stuck(checkout, StuckReason::AmountDiffers)
+        }
         RefundStatus::Succeeded => booked(checkout, succeeded + amount, frees_seats),
-        // What was booked beyond the others that have succeeded is this one, whether it was told by its id or in a total.
-        RefundStatus::Failed => failed(checkout, &refund, amount.min((checkout.refunded - succeeded).max(0))),
+        RefundStatus::Failed if was_too_much && !checkout.is_too_much(succeeded) => {
+            made_room(checkout, &refund, succeeded, frees_seats)
+        }
+        RefundStatus::Failed => failed(checkout, &refund, was_booked(checkout, &refund, succeeded)),
     };
     Transition {
         refund: Some(refund),
         ..transition
+    }
+}
+
+impl Checkout {
+    /// True if so much cannot be refunded in all. Of a checkout that has failed it may be told: a cancelled authorisation counts as
+    /// refunded where nothing was captured.
+    pub(super) fn is_too_much(&self, in_all: i64) -> bool {
+        in_all > self.due() && !matches!(self.state, State::Failed(_))
     }
 }
 
@@ -122,6 +141,29 @@ fn told(checkout: &Checkout, next: Checkout) -> Transition {
         })],
         mails: vec![CustomerMail::Refunded { amount, so_far, full }],
         ..row(checkout, next)
+    }
+}
+
+/// What was booked beyond the others that have succeeded is this one, whether it was told by its id or in a total.
+fn was_booked(checkout: &Checkout, refund: &Refund, others: i64) -> i64 {
+    refund.amount.amount().min((checkout.refunded - others).max(0))
+}
+
+/// A refund has failed, beside which the others, which have succeeded, were too much: now they are booked, and agree with what was paid.
+fn made_room(checkout: &Checkout, refund: &Refund, others: i64, frees_seats: bool) -> Transition {
+    let rest = booked(checkout, others, frees_seats);
+    let booked = rest.next.clone().unwrap_or_else(|| checkout.clone());
+    let after = Checkout {
+        version: checkout.version,
+        stuck: booked.stuck.filter(|why| *why != StuckReason::AmountDiffers),
+        ..booked
+    };
+    let failed = failed(&after, refund, was_booked(&after, refund, others));
+    Transition {
+        next: failed.next.or_else(|| row(checkout, after).next),
+        outcomes: [failed.outcomes, rest.outcomes].concat(),
+        movements: [failed.movements, rest.movements].concat(),
+        ..rest
     }
 }
 

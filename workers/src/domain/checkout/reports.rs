@@ -146,7 +146,12 @@ impl Checkout {
                     amount,
                     status,
                 };
-                (Some(amount), self.hear_of_refund(now, refunds, frees_seats))
+                let changed = Fact::RefundChanged {
+                    now,
+                    known: refunds,
+                    frees_seats,
+                };
+                (Some(amount), Some(changed))
             }
             Reported::Disputed {
                 dispute: id,
@@ -173,32 +178,12 @@ impl Checkout {
     fn hear_of_refunds(&self, refunded: Price, known: Vec<Refund>, frees_seats: bool) -> Option<Fact> {
         let in_all = refunded.amount();
         match in_all > self.due() {
-            true => self.refunds_differ(),
+            true => self.is_too_much(in_all).then_some(Fact::AmountDiffers),
             false => Some(Fact::Refunded {
                 in_all,
                 known,
                 frees_seats,
             }),
         }
-    }
-
-    fn hear_of_refund(&self, now: Refund, known: Vec<Refund>, frees_seats: bool) -> Option<Fact> {
-        let others = known.iter().filter(|other| other.id != now.id);
-        let others = others.filter(|other| other.status == RefundStatus::Succeeded);
-        let in_all: i64 = others.map(|other| other.amount.amount()).sum::<i64>() + now.amount.amount();
-        match now.status == RefundStatus::Succeeded && in_all > self.due() {
-            true => self.refunds_differ(),
-            false => Some(Fact::RefundChanged {
-                now,
-                known,
-                frees_seats,
-            }),
-        }
-    }
-
-    /// More was refunded than was paid. Of a checkout that has failed that may be so: a cancelled authorisation counts as refunded
-    /// where nothing was captured.
-    fn refunds_differ(&self) -> Option<Fact> {
-        (!matches!(self.state, State::Failed(_))).then_some(Fact::AmountDiffers)
     }
 }

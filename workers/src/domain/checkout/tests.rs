@@ -691,10 +691,92 @@ fn a_report_is_about_this_payment_this_refund_this_dispute_and_this_currency() {
     let report = |known| hear(&paid, &ours, report_of(&ten), known);
     assert_eq!(report(nothing()), changed);
     assert_eq!(report(anothers(&of_another)), differs);
-    // More than was paid, with what had succeeded before.
+    // More than was paid, with what had succeeded before: recorded and marked.
     let rest = refund("re_2", 91, RefundStatus::Succeeded);
     let with_ten = hear(&paid, &ours, report_of(&rest), anothers(&paid.id));
-    assert_eq!(with_ten, Ok(Some(Fact::AmountDiffers)));
+    let marked = after(&paid, with_ten.unwrap().unwrap());
+    assert_eq!(marked.refund, Some(rest));
+    assert!(matches!(marked.outcomes[..], [UserOutcome::CheckoutStuck(_)]) && marked.movements.is_empty());
+    assert_eq!(marked.next.unwrap().stuck, Some(StuckReason::AmountDiffers));
+}
+
+impl Refunds {
+    /// The provider reports a refund.
+    fn report(&mut self, id: &str, amount: i64, status: RefundStatus) -> Transition {
+        let (now, payment) = (refund(id, amount, status), PaymentId::parse("pi_1").unwrap());
+        let known = Known {
+            refunds: self.known.clone(),
+            frees_seats: true,
+            ..Known::default()
+        };
+        let report = ProviderReport {
+            checkout: &now.checkout,
+            payment: &payment,
+            what: report_of(&now),
+        };
+        let fact = self.row.hear(&report, known).unwrap();
+        self.apply(fact.unwrap())
+    }
+}
+
+#[test]
+fn a_refund_is_not_forgotten_where_the_failure_of_the_one_before_is_told_later() {
+    use RefundStatus::{Failed, Succeeded};
+    // The shop has taken the seat back, and so the checkout stays completed.
+    let mut kept = completed(None);
+    kept.lines[0].returned = true;
+    let mut undone = Refunds::of(checkout(State::Undoing(CheckoutFailure::SeatsGone.into())));
+    undone.apply(Fact::GivenBack { captured: 100 });
+    for (mut order, state, mark) in [
+        (Refunds::of(kept), "completed", Some(StuckReason::AmountDiffers)),
+        (Refunds::of(completed(None)), "refunded", Some(StuckReason::AmountDiffers)),
+        (undone, "failed", None),
+    ] {
+        order.report("re_1", 100, Succeeded);
+        let again = order.report("re_2", 100, Succeeded);
+        assert_eq!((moved_by(&again), again.mails), (vec![], vec![]), "{state}");
+        assert_eq!((order.row.stuck, order.known.len()), (mark, 2), "{state}");
+        assert!(order.report("re_2", 100, Succeeded).is_nothing(), "{state}");
+        let late = order.report("re_1", 100, Failed);
+        assert!(late.movements.is_empty() && late.mails.is_empty(), "{state}: {late:?}");
+        assert_eq!(
+            (order.row.state.name(), order.row.refunded, order.row.stuck),
+            (state, 100, None)
+        );
+        // Should that one fail as well, nothing is given back.
+        assert_eq!(
+            moved_by(&order.report("re_2", 100, Failed)),
+            [(MovementKind::RefundFailed, 100)],
+            "{state}"
+        );
+        assert_eq!(order.row.refunded, 0, "{state}");
+    }
+}
+
+#[test]
+fn no_seat_is_freed_by_refunds_that_are_more_than_was_paid() {
+    use RefundStatus::{Failed, Succeeded};
+    let mut parts = Refunds::of(completed(None));
+    parts.report("re_1", 60, Succeeded);
+    let again = parts.report("re_2", 60, Succeeded);
+    assert!(again.seats == Seats::Kept && again.movements.is_empty(), "{again:?}");
+    parts.report("re_1", 60, Failed);
+    assert_eq!(
+        (parts.row.state.name(), parts.row.refunded, parts.row.stuck),
+        ("completed", 60, None)
+    );
+    // What the later one gives back beyond the earlier one is booked and told once there is room.
+    let mut whole = Refunds::of(completed(None));
+    whole.report("re_1", 30, Succeeded);
+    assert!(whole.report("re_2", 100, Succeeded).movements.is_empty());
+    let booked = whole.report("re_1", 30, Failed);
+    assert_eq!(moved_by(&booked), [(MovementKind::Refund, 70)]);
+    assert!(matches!(&booked.outcomes[..], [UserOutcome::PaymentRefunded(told)] if told.full));
+    assert_eq!(booked.seats, Seats::Returned { resell: true });
+    assert_eq!(
+        (whole.row.state.name(), whole.row.refunded, whole.row.stuck),
+        ("refunded", 100, None)
+    );
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! What a fact changes.
 
-use holdfast_schemas::{Credits, Price, UserOutcome};
+use holdfast_schemas::{Credits, Price, UserOutcome, outcomes};
 use time::OffsetDateTime;
 
-use super::{Checkout, Dispute, Refund};
+use super::{Checkout, Dispute, Refund, StuckReason};
 use crate::domain::ledger::{Movement, MovementKind};
 
 /// All that a fact changes: written together, against the version of the row that it was decided on, or not at all.
@@ -79,6 +79,23 @@ pub(super) fn movement(kind: MovementKind, amount: i64) -> Vec<Movement> {
     match amount {
         0 => vec![],
         amount => vec![Movement { kind, amount }],
+    }
+}
+
+/// Marks a checkout for an operator, who is told once.
+pub(super) fn stuck(checkout: &Checkout, reason: StuckReason) -> Transition {
+    if checkout.stuck.is_some() {
+        return Transition::default();
+    }
+    let next = Checkout {
+        stuck: Some(reason),
+        ..checkout.clone()
+    };
+    Transition {
+        outcomes: vec![UserOutcome::CheckoutStuck(outcomes::CheckoutStuck {
+            checkout: checkout.id.clone(),
+        })],
+        ..row(checkout, next)
     }
 }
 

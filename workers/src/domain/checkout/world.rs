@@ -8,7 +8,10 @@ use time::{Duration, OffsetDateTime};
 
 use super::histories::Books;
 use super::tests::{checkout, now, price};
-use super::{Checkout, CreditsChange, Fact, Next, PaymentStatus, Refund, Seats, State, Step, StuckReason, apply};
+use super::{
+    Checkout, CreditsChange, Fact, Known, Next, PaymentStatus, ProviderReport, Refund, Reported, Seats, State, Step,
+    StuckReason, apply,
+};
 
 /// Histories of the test below.
 const HISTORIES: u32 = 60_000;
@@ -370,15 +373,8 @@ impl World {
                 return self.tell(now);
             }
             6 | 7 if !charge.totals.is_empty() => {
-                let (in_all, known) = (charge.totals[place % charge.totals.len()], self.books.known());
-                return self.record(
-                    &self.row.clone(),
-                    Fact::Refunded {
-                        in_all,
-                        known,
-                        frees_seats: true,
-                    },
-                );
+                let in_all = charge.totals[place % charge.totals.len()];
+                return self.hear(Reported::Refunded(price(in_all)));
             }
             _ => {}
         }
@@ -386,15 +382,30 @@ impl World {
     }
 
     fn tell(&mut self, now: Refund) -> Result<(), String> {
-        let known = self.books.known();
-        self.record(
-            &self.row.clone(),
-            Fact::RefundChanged {
-                now,
-                known,
-                frees_seats: true,
-            },
-        )
+        self.hear(Reported::RefundChanged {
+            refund: &now.id,
+            amount: now.amount,
+            status: now.status,
+        })
+    }
+
+    fn hear(&mut self, what: Reported<'_>) -> Result<(), String> {
+        let known = Known {
+            refunds: self.books.known(),
+            frees_seats: true,
+            ..Known::default()
+        };
+        let (row, payment) = (self.row.clone(), payment());
+        let report = ProviderReport {
+            checkout: &row.id,
+            payment: &payment,
+            what,
+        };
+        match row.hear(&report, known) {
+            Ok(Some(fact)) => self.record(&row, fact),
+            Ok(None) => Ok(()),
+            Err(reason) => Err(format!("a report is refused: {reason:?}")),
+        }
     }
 
     /// All servers answer, reports arrive, and an operator looks after what is stuck.
