@@ -213,6 +213,7 @@ async fn another_provider_is_named(kit: &Kit, checkout: &str, user: &str) -> any
         currency: Currency::from_code("EUR").context("no euro")?,
         method: "pm_card_visa",
         attempt: 0,
+        age: Duration::ZERO,
         customer: None,
         receipt: None,
         about: About::default(),

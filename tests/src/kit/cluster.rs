@@ -185,11 +185,7 @@ impl Cluster {
 
     async fn start_worker(&self, role: &'static str, number: usize) -> anyhow::Result<()> {
         let host = host(&self.network, Node::Worker(role, number));
-        let listen = format!(
-            "{}:{}",
-            host.address,
-            self.stack.ports.get(&format!("serve-{number}"))?
-        );
+        let listen = format!("{}:{}", host.address, self.stack.ports.get(&format!("serve-{number}"))?);
         let mut launch = self.launch(role, &format!("{role}-{number}"))?.on(host);
         if lock(&self.ahead).contains(&(role, number)) {
             launch = launch.env(PRELOAD, self.clock.to_str().context("a path")?);

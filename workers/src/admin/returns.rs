@@ -17,7 +17,7 @@ use super::Desk;
 use super::drive::{driver, find};
 use super::output::{print, print_json};
 use super::settling::operator;
-use crate::checkout::{DriveResult, Driver};
+use crate::checkout::{DriveResult, Driver, refunds};
 use crate::config::{Return, Settle};
 use crate::domain::checkout::{Checkout, Fact, Returning};
 use crate::error;
@@ -124,7 +124,7 @@ fn meaning(checkout: &Checkout, asked: &events::OrderReturned, dry_run: bool) ->
         money,
         credits,
         resell,
-    }) = checkout.hear_of_return(asked).map_err(refusal)?
+    }) = checkout.hear_of_return(asked, refunds).map_err(refusal)?
     else {
         bail!("a return brings no other fact");
     };
@@ -328,7 +328,7 @@ async fn take_back(driver: &Driver, show: &ShowId, id: &CheckoutId, refund: bool
             },
             resell: false,
         };
-        match checkout.hear_of_return(&asked) {
+        match checkout.hear_of_return(&asked, refunds) {
             // It has failed, or was refunded by hand meanwhile.
             Err(UserRefusalReason::NotCompleted | UserRefusalReason::NotInOrder) => return Ok(TakenBack::GivenUp),
             Err(reason) => return Err(refusal(reason)),

@@ -121,6 +121,7 @@ impl Driver {
         let provider = Provider::new(&config.provider, metrics.clone())?;
         let terms = SaleTerms {
             charges: provider.is_some().then_some(charges as Charges),
+            refunds,
             credits: loyalty.as_ref().map(|_| config.checkout.credits_currency),
             show_limit: config.checkout.show_limit,
             refund_frees_seats: config.checkout.full_refund == FullRefund::FreesSeats,
@@ -583,10 +584,22 @@ impl Driver {
 
 /// The provider's limits, as reasons for which no checkout is opened.
 fn charges(due: Price) -> Result<(), UserRefusalReason> {
-    limits::charges(due).map_err(|why| match why {
+    limits::charges(due).map_err(refusal)
+}
+
+/// The provider's limits, as reasons for which no order is returned.
+///
+/// # Errors
+/// The reason why the provider never refunds the amount.
+pub fn refunds(amount: Price) -> Result<(), UserRefusalReason> {
+    limits::refunds(amount).map_err(refusal)
+}
+
+fn refusal(why: Uncharged) -> UserRefusalReason {
+    match why {
         Uncharged::BelowMinimum(_) => UserRefusalReason::BelowMinimum,
         Uncharged::NotSupported => UserRefusalReason::AmountNotSupported,
-    })
+    }
 }
 
 fn declined(code: &str) -> Fact {

@@ -24,7 +24,15 @@ pub fn charges(due: Price) -> Result<(), Uncharged> {
     if due.amount() < least {
         return Err(Uncharged::BelowMinimum(least));
     }
-    match stripe::takes(due.currency(), due.amount()) {
+    refunds(due)
+}
+
+/// Whether the provider refunds this amount: no amount is too small for it, but it means the same as one that is charged.
+///
+/// # Errors
+/// The reason why it never does.
+pub fn refunds(amount: Price) -> Result<(), Uncharged> {
+    match stripe::takes(amount.currency(), amount.amount()) {
         true => Ok(()),
         false => Err(Uncharged::NotSupported),
     }
@@ -72,5 +80,8 @@ mod tests {
         assert_eq!(charged(1_000, "ISK"), Err(Uncharged::NotSupported));
         assert_eq!(charged(1_000, "KWD"), Ok(()));
         assert_eq!(charged(1_001, "KWD"), Err(Uncharged::NotSupported));
+        let refunded = |amount, currency| refunds(Price::parse(amount, currency).unwrap());
+        assert_eq!(refunded(1, "EUR"), Ok(()));
+        assert_eq!(refunded(1_005, "KWD"), Err(Uncharged::NotSupported));
     }
 }

@@ -186,6 +186,9 @@ impl Books {
         if currency.len() != 3 {
             return Err(invalid("parameter_invalid", "currency"));
         }
+        if !is_taken(currency, amount) {
+            return Err(invalid("parameter_invalid_integer", "amount"));
+        }
         let method = field(fields, "payment_method").map(String::from);
         if method.as_ref().is_some_and(|method| !is_known(method)) {
             return Err(invalid("resource_missing", "payment_method"));
@@ -378,6 +381,9 @@ impl Books {
         }
         if amount < 1 || amount > left {
             return Err(invalid("amount_too_large", "amount"));
+        }
+        if !is_taken(&payment.currency, amount) {
+            return Err(invalid("parameter_invalid_integer", "amount"));
         }
         let method = payment.method.clone().unwrap_or_default();
         let is_slow = [SLOW_REFUND, FAILING_REFUND].contains(&method.as_str());
@@ -831,4 +837,10 @@ fn taken_up(error: Value) -> Refused {
         error,
         kept: true,
     }
+}
+
+/// Of three decimals the last is 0.
+fn is_taken(currency: &str, amount: i64) -> bool {
+    let has_three = ["bhd", "jod", "kwd", "omr", "tnd"].contains(&currency.to_ascii_lowercase().as_str());
+    !has_three || amount % 10 == 0
 }

@@ -115,7 +115,10 @@ fn every_fact(due: i64) -> Vec<NamedFact> {
             let mut all_known = vec![vec![], vec![refund("re_3", due / 4, RefundStatus::Succeeded)]];
             all_known.extend(REFUNDS.map(|(_, status)| vec![refund(id, amount, status)]));
             let both = [(id, amount), ("re_4", due)];
-            all_known.push(both.map(|(id, amount)| refund(id, amount, RefundStatus::Succeeded)).into());
+            all_known.push(
+                both.map(|(id, amount)| refund(id, amount, RefundStatus::Succeeded))
+                    .into(),
+            );
             for known in all_known {
                 let now = now.clone();
                 let frees_seats = true;

@@ -39,7 +39,7 @@ impl Wish<'_> {
     }
 }
 
-/// Whether the payment provider charges an amount; else the reason why it never does.
+/// Whether the payment provider charges, or refunds, an amount; else the reason why it never does.
 pub type Charges = fn(Price) -> Result<(), UserRefusalReason>;
 
 /// The settings of the installation that the rules need.
@@ -47,6 +47,8 @@ pub type Charges = fn(Price) -> Result<(), UserRefusalReason>;
 pub struct SaleTerms {
     /// Which amounts the payment provider charges, if there is one.
     pub charges: Option<Charges>,
+    /// Which amounts it refunds.
+    pub refunds: Charges,
     /// The currency that credits can pay, if there is a loyalty database.
     pub credits: Option<Currency>,
     /// The most tickets of one show that one user may have.

@@ -36,7 +36,8 @@ pub fn decided_again(
 ) -> Result<Option<Transition>, Unrecoverable> {
     let fact = match matter {
         Matter::Reported(report) => checkout.hear(&report, known),
-        Matter::Returned(returned) => checkout.hear_of_return(returned).map(Some),
+        // It was told, so the provider's limits did not forbid it then.
+        Matter::Returned(returned) => checkout.hear_of_return(returned, |_| Ok(())).map(Some),
         Matter::Requested(_) | Matter::Retried(_) | Matter::Cancelled(_) => return Ok(None),
     };
     let fact = fact.ok().flatten().ok_or(Unrecoverable::MoneyMoved)?;

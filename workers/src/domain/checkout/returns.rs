@@ -5,7 +5,7 @@ use holdfast_schemas::{Credits, Price, TicketId, UserOutcome, UserRefusalReason,
 
 use super::refunds::refund_changed;
 use super::transition::{movement, row};
-use super::{Checkout, CreditsChange, Fact, Refund, Seats, State, Step, Transition};
+use super::{Charges, Checkout, CreditsChange, Fact, Refund, Seats, State, Step, Transition};
 use crate::domain::ledger::MovementKind;
 
 /// What a return takes and gives back.
@@ -36,11 +36,11 @@ pub enum Repaid {
 }
 
 impl Checkout {
-    /// The fact in an event by which the shop returns the order.
+    /// The fact in an event by which the shop returns the order. `refunds`: which amounts the payment provider refunds.
     ///
     /// # Errors
-    /// There is no such order, it has not these tickets, or so much was not paid.
-    pub fn hear_of_return(&self, asked: &events::OrderReturned) -> Result<Fact, UserRefusalReason> {
+    /// There is no such order, it has not these tickets, so much was not paid, or the provider never refunds the amount.
+    pub fn hear_of_return(&self, asked: &events::OrderReturned, refunds: Charges) -> Result<Fact, UserRefusalReason> {
         if !matches!(self.state, State::Completed | State::Refunded) {
             return Err(UserRefusalReason::NotCompleted);
         }
@@ -63,6 +63,9 @@ impl Checkout {
             return Err(UserRefusalReason::NothingToReturn);
         }
         let money = amount.min(money_left);
+        if money > 0 {
+            refunds(Price::new(money, self.currency()).expect("a part of the total"))?;
+        }
         Ok(Fact::OrderReturned(Returning {
             tickets: lines.into_iter().map(|line| line.ticket.clone()).collect(),
             money,

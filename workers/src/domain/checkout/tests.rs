@@ -727,9 +727,10 @@ fn a_refund_is_not_forgotten_where_the_failure_of_the_one_before_is_told_later()
     kept.lines[0].returned = true;
     let mut undone = Refunds::of(checkout(State::Undoing(CheckoutFailure::SeatsGone.into())));
     undone.apply(Fact::GivenBack { captured: 100 });
+    let marked = Some(StuckReason::AmountDiffers);
     for (mut order, state, mark) in [
-        (Refunds::of(kept), "completed", Some(StuckReason::AmountDiffers)),
-        (Refunds::of(completed(None)), "refunded", Some(StuckReason::AmountDiffers)),
+        (Refunds::of(kept), "completed", marked),
+        (Refunds::of(completed(None)), "refunded", marked),
         (undone, "failed", None),
     ] {
         order.report("re_1", 100, Succeeded);
@@ -991,6 +992,7 @@ fn a_checkout_is_opened_at_the_prices_of_the_holds_or_refused_by_the_first_rule_
     };
     let terms = SaleTerms {
         charges: Some(any_amount),
+        refunds: any_amount,
         credits: Some(Currency::EUR),
         show_limit: Some(1),
         refund_frees_seats: true,
@@ -1115,6 +1117,7 @@ fn a_checkout_lengthens_each_hold_once_to_at_least_a_set_time() {
     };
     let terms = SaleTerms {
         charges: Some(any_amount),
+        refunds: any_amount,
         credits: None,
         show_limit: None,
         refund_frees_seats: true,
@@ -1215,7 +1218,7 @@ fn returned(tickets: Option<&[&str]>, refund: Option<i64>) -> events::OrderRetur
 }
 
 fn take_back(order: &Checkout, asked: &events::OrderReturned) -> Transition {
-    after(order, order.hear_of_return(asked).unwrap())
+    after(order, order.hear_of_return(asked, any_amount).unwrap())
 }
 
 fn repayments(order: &Checkout) -> Vec<Repaid> {
@@ -1246,7 +1249,7 @@ fn a_return_gives_back_what_its_tickets_cost_of_the_money_first_and_then_of_the_
             .collect::<Vec<_>>()
     );
     assert!(rest.lines.iter().all(|line| line.returned));
-    let nothing = rest.hear_of_return(&returned(None, None));
+    let nothing = rest.hear_of_return(&returned(None, None), any_amount);
     assert_eq!(nothing, Err(UserRefusalReason::NothingToReturn));
 }
 
@@ -1274,7 +1277,7 @@ fn a_return_names_its_amount_or_none_and_leaves_the_seats_where_it_names_none() 
 fn a_return_that_does_not_fit_the_order_is_refused() {
     use UserRefusalReason as No;
     let order = order_of_two(Some(40));
-    let refused = |order: &Checkout, asked| order.hear_of_return(&asked).unwrap_err();
+    let refused = |order: &Checkout, asked| order.hear_of_return(&asked, any_amount).unwrap_err();
     assert_eq!(refused(&order, returned(Some(&["A3"]), None)), No::NotInOrder);
     assert_eq!(refused(&order, returned(None, Some(101))), No::RefundTooHigh);
     assert_eq!(refused(&order, returned(Some(&[]), Some(0))), No::NothingToReturn);
@@ -1297,6 +1300,32 @@ fn a_return_that_does_not_fit_the_order_is_refused() {
     ] {
         assert_eq!(refused(&checkout(state), returned(None, None)), No::NotCompleted);
     }
+}
+
+#[test]
+fn a_return_of_money_that_the_provider_never_refunds_is_refused() {
+    fn ending_in_0(amount: Price) -> Result<(), UserRefusalReason> {
+        match amount.amount() % 10 {
+            0 => Ok(()),
+            _ => Err(UserRefusalReason::AmountNotSupported),
+        }
+    }
+    let mut order = order_of_two(None);
+    (order.lines[0].price, order.lines[1].price) = (price(55), price(45));
+    let refused = Err(UserRefusalReason::AmountNotSupported);
+    for asked in [returned(Some(&["A1"]), None), returned(Some(&[]), Some(1))] {
+        assert_eq!(order.hear_of_return(&asked, ending_in_0), refused, "{asked:?}");
+    }
+    for asked in [
+        returned(None, None),
+        returned(Some(&["A1"]), Some(50)),
+        returned(None, Some(0)),
+    ] {
+        assert!(order.hear_of_return(&asked, ending_in_0).is_ok(), "{asked:?}");
+    }
+    // Credits are no matter of the provider's.
+    let spent = completed(Some(100));
+    assert!(spent.hear_of_return(&returned(None, Some(1)), ending_in_0).is_ok());
 }
 
 #[test]

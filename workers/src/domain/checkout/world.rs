@@ -339,7 +339,7 @@ impl World {
             }
             6..=8 => retried,
             9 => Fact::Cancelled,
-            10 => match self.row.hear_of_return(&order_returned(choice)) {
+            10 => match self.row.hear_of_return(&order_returned(choice), |_| Ok(())) {
                 Ok(fact) => fact,
                 Err(_) => return Ok(()),
             },

@@ -216,7 +216,7 @@ impl Buying {
         let Some(checkout) = lock(main, &returned.checkout, unit).await? else {
             return self.refuse(main, unit, UserRefusalReason::UnknownCheckout).await;
         };
-        match checkout.hear_of_return(returned) {
+        match checkout.hear_of_return(returned, self.terms.refunds) {
             Ok(fact) => {
                 let transition = apply(&checkout, fact, (self.now)());
                 self.write_once(main, &checkout, transition, unit).await
