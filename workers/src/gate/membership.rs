@@ -1,7 +1,7 @@
 //! The gate's membership in its consumer group: assigned partitions, positions and committed offsets.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -81,8 +81,15 @@ impl Membership {
     pub(super) fn rejoin(&mut self, settings: &Settings) -> Result<(), Error> {
         let watcher = self.consumer.context();
         let (metrics, ready) = (watcher.metrics.clone(), watcher.retire());
-        *self = Self::join(settings, metrics, ready)?;
+        let former = std::mem::replace(self, Self::join(settings, metrics, ready)?);
+        // The client library closes a consumer only once its last commit is answered, and Kafka may be away.
+        std::thread::spawn(move || drop(former));
         Ok(())
+    }
+
+    /// Since when no broker is connected.
+    pub(super) fn unconnected_since(&self) -> Option<Instant> {
+        self.consumer.context().unconnected_since()
     }
 
     /// The next record, waiting for it at most `timeout`. Rebalances happen in this call and nowhere else. None does not mean

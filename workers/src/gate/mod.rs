@@ -113,6 +113,11 @@ const TICK: Duration = Duration::from_millis(1);
 /// A gate that cannot send for so long stops fetching, so that it still takes part in rebalances.
 const BLOCKED: Duration = Duration::from_secs(1);
 
+/// A gate that no broker answers for so long begins anew with new clients, and waits twice as long each time that this does not help, up
+/// to 16 minutes. Kafka's client is known to forget every broker when it asks for them while Kafka has none to name, as after all
+/// of them stood still, and never to ask again (librdkafka#5301); while Kafka is away it changes nothing.
+const CUT_OFF: Duration = Duration::from_secs(30);
+
 /// How long a gate that ends waits for the acknowledgement of its last window, and then for its last commit.
 const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 
@@ -136,6 +141,8 @@ struct Gate {
     under_way: UnderWay,
     /// Windows that failed one after the other.
     failures: u32,
+    /// How often it began anew, cut off, since a window was acknowledged.
+    cut_off: u32,
     search: Search,
 }
 
@@ -184,6 +191,7 @@ impl Gate {
             in_flight: None,
             under_way: UnderWay::new(Instant::now()),
             failures: 0,
+            cut_off: 0,
             search: Search::default(),
             settings,
             metrics,
@@ -197,6 +205,9 @@ impl Gate {
 
     /// Gathers waiting records, handles acknowledgements of the window in flight, and sends the next window when it may.
     fn step(&mut self) -> Result<(), Error> {
+        if self.is_cut_off() {
+            return self.begin_anew();
+        }
         self.gather()?;
         self.acknowledge(Duration::ZERO)?;
         if self.in_flight.is_none() && !self.gathered.window.is_empty() && self.has_room() && self.has_paced() {
@@ -269,6 +280,29 @@ impl Gate {
     fn rejoin(&mut self, lost: &KafkaError) -> Result<(), Error> {
         tracing::warn!(error = %lost, "the session with the group was lost: the gate joins anew");
         self.count_rebalanced();
+        self.membership.rejoin(&self.settings)?;
+        self.drop_gathered();
+        Ok(())
+    }
+
+    fn is_cut_off(&self) -> bool {
+        let unanswered = self.in_flight.as_ref().map(|in_flight| in_flight.sent_at);
+        let since = [unanswered, self.membership.unconnected_since()]
+            .into_iter()
+            .flatten()
+            .min();
+        since.is_some_and(|since| since.elapsed() > CUT_OFF * (1 << self.cut_off.min(5)))
+    }
+
+    /// Begins anew at the last commit, which lies at or before the window in flight, with another producer and another consumer.
+    fn begin_anew(&mut self) -> Result<(), Error> {
+        let heard = self.producer.context().heard();
+        tracing::warn!(%heard, "no broker answers: the gate begins anew with new connections");
+        self.cut_off += 1;
+        let repeated = &self.metrics.gate_windows_repeated;
+        repeated.with_label_values(&["delivery"]).inc();
+        self.producer = producer(&self.settings)?;
+        self.in_flight = None;
         self.membership.rejoin(&self.settings)?;
         self.drop_gathered();
         Ok(())
@@ -390,7 +424,7 @@ impl Gate {
         }
         self.search
             .passed(in_flight.records, &in_flight.spans, self.settings.gate.window_records);
-        self.failures = 0;
+        (self.failures, self.cut_off) = (0, 0);
         self.in_flight = None;
         Ok(())
     }

@@ -49,6 +49,8 @@ struct State {
     joined: bool,
     /// A broker is connected.
     connected: bool,
+    /// Since when none is, once it was seen.
+    unconnected_since: Option<Instant>,
     /// The committed offset of each partition, and since when it has been that.
     moved: HashMap<(String, i32), (i64, Instant)>,
     stalled: usize,
@@ -87,6 +89,11 @@ impl Watcher {
     pub(super) fn retire(&self) -> Ready {
         self.note(|state| state.joined = false);
         self.ready.clone()
+    }
+
+    pub(super) fn unconnected_since(&self) -> Option<Instant> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.unconnected_since
     }
 
     pub(super) fn has_lost_its_session(&self) -> bool {
@@ -202,6 +209,8 @@ impl ClientContext for Watcher {
         let now = Instant::now();
         self.note(|state| {
             state.connected = statistics.brokers.values().any(|broker| broker.state == "UP");
+            let since = state.unconnected_since.unwrap_or(now);
+            state.unconnected_since = (!state.connected).then_some(since);
             let mut moved = HashMap::new();
             let mut stalled = Vec::new();
             for (name, topic) in &statistics.topics {

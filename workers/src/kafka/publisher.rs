@@ -1,7 +1,7 @@
 //! A publisher of single records, each of which has a caller that waits for Kafka's acknowledgement.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -16,8 +16,19 @@ use crate::transience::{self, Fault};
 pub struct Publisher {
     settings: ClientConfig,
     remarks: Remarks,
-    producer: Mutex<Sender>,
+    producer: Mutex<Made>,
 }
+
+/// A producer, when it was made, and whether Kafka left it without an answer since it last gave one.
+struct Made {
+    sender: Sender,
+    at: Instant,
+    is_unanswered: bool,
+}
+
+/// A producer without an answer is replaced so often. Kafka's client is known to forget every broker when it asks for them while Kafka
+/// has none to name, as after all of them stood still, and never to ask again (librdkafka#5301).
+const REPLACED_AFTER: Duration = Duration::from_secs(30);
 
 type Sender = FutureProducer<Remarks>;
 
@@ -55,8 +66,14 @@ impl Publisher {
             Err(error) => return Err(self.failed(topic, error)),
         };
         match settled {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err((error, _))) => Err(self.failed(topic, error)),
+            Ok(Ok(_)) => {
+                self.answered(true);
+                Ok(())
+            }
+            Ok(Err((error, _))) => {
+                self.answered(false);
+                Err(self.failed(topic, error))
+            }
             // Its producer was broken, and dropped with the records in its queue.
             Err(_) => Err(self.failed(topic, KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight))),
         }
@@ -76,7 +93,9 @@ impl Publisher {
             let denied = codes.find(|code| transience::kafka(*code) == Fault::Setting);
             denied.map_or(Ok(()), |code| Err(KafkaError::MetadataFetch(code)))
         });
-        asked.await?.map_err(|source| Error::Ask {
+        let answered = asked.await?;
+        self.answered(answered.is_ok());
+        answered.map_err(|source| Error::Ask {
             topic: topic.to_owned(),
             heard: self.remarks.heard(),
             source,
@@ -91,19 +110,34 @@ impl Publisher {
         }
     }
 
+    fn answered(&self, is_answered: bool) {
+        self.made().is_unanswered = !is_answered;
+    }
+
     /// A producer that is not broken for good: an idempotent one can be, and is then replaced.
     fn sender(&self) -> Result<Sender, Error> {
-        let mut sender = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((code, reason)) = sender.client().fatal_error() {
+        let mut made = self.made();
+        if let Some((code, reason)) = made.sender.client().fatal_error() {
             tracing::warn!(%code, reason, "the Kafka producer is broken: a new one takes its place");
-            *sender = make(&self.settings, &self.remarks)?;
+            *made = make(&self.settings, &self.remarks)?;
+        } else if made.is_unanswered && made.at.elapsed() > REPLACED_AFTER {
+            tracing::warn!("Kafka does not answer the producer: a new one takes its place");
+            *made = make(&self.settings, &self.remarks)?;
         }
-        Ok(sender.clone())
+        Ok(made.sender.clone())
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made> {
+        self.producer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn make(settings: &ClientConfig, remarks: &Remarks) -> Result<Sender, Error> {
-    settings.create_with_context(remarks.clone()).map_err(Error::Producer)
+fn make(settings: &ClientConfig, remarks: &Remarks) -> Result<Made, Error> {
+    Ok(Made {
+        sender: settings.create_with_context(remarks.clone()).map_err(Error::Producer)?,
+        at: Instant::now(),
+        is_unanswered: false,
+    })
 }
 
 /// The reason why a record may not have arrived.

@@ -107,8 +107,19 @@ impl Watch {
             ticks.tick().await;
             match self.round().await {
                 Ok(()) => self.rounds.passed(),
-                Err(error) => self.rounds.failed(fault(&error), error.as_ref()),
+                Err(error) => {
+                    self.rounds.failed(fault(&error), error.as_ref());
+                    self.connect_anew();
+                }
             }
+        }
+    }
+
+    /// Kafka's client may have forgotten every broker, and would never ask for them again (librdkafka#5301).
+    fn connect_anew(&mut self) {
+        match Topics::connect(&self.kafka) {
+            Ok(topics) => self.topics = Arc::new(topics),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "no new client of Kafka can be made"),
         }
     }
 
