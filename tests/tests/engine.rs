@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_scrape_names_its_format_and_keeps_to_it,
     what_a_lost_engine_had_taken_is_decided_by_its_successor,
     two_registers_at_once_leave_one_subscription_of_each_handler,
+    an_engine_that_does_not_read_is_named,
     the_nodes_of_a_cluster_share_a_subscription_and_no_name,
     a_killed_turn_of_the_reaper_is_begun_anew_by_whoever_serves,
     a_hold_ends_soon_although_the_clock_of_whoever_serves_is_ahead,
@@ -241,6 +242,62 @@ pub(crate) async fn one_of_each(kit: &Kit) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn an_engine_that_does_not_read_is_named(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "engine").start().await?;
+        let clusters = format!("{}/kafka-clusters", kit.stack.restate.admin());
+        let found: Value = reqwest::get(&clusters).await?.error_for_status()?.json().await?;
+        let mut properties = found["clusters"][0]["properties"].clone();
+        // Nobody listens there.
+        properties["bootstrap.servers"] = json!("127.0.0.1:1");
+        let lost = reqwest::Client::new().patch(format!("{clusters}/holdfast"));
+        let lost = lost.json(&json!({ "properties": properties }));
+        lost.send().await?.error_for_status()?;
+        until("Kafka has given up the engine", DEADLINE, async || {
+            for group in groups(kit).await? {
+                let members = members(kit, &group)?;
+                ensure!(members == 0, "{members} members of {group}");
+            }
+            anyhow::Ok(())
+        })
+        .await?;
+        send(kit, &[listed("engine/deaf", "engine/deaf")]).await?;
+
+        let doctor = kit.stack.holdfast("doctor", "engine-doctor");
+        let doctor = doctor.arg("--only").arg("restate").output().await?;
+        let said = String::from_utf8_lossy(&doctor.stdout);
+        let named = said
+            .matches("its group has no member: the engine does not read")
+            .count();
+        ensure!(named == 2, "{said}");
+        let (status, said) = crate::operate::register(kit, &[]).await?;
+        ensure!(
+            status == Some(0) && said.contains("changed    Restate's Kafka cluster"),
+            "{said}"
+        );
+        told(kit, "engine/deaf", 1).await?;
+        for group in groups(kit).await? {
+            ensure!(members(kit, &group)? == 1, "{group}");
+        }
+        clean(kit).await?;
+        worker.stop().await
+    })
+}
+
+/// The consumer groups of the engine's subscriptions.
+async fn groups(kit: &Kit) -> anyhow::Result<Vec<String>> {
+    let found = subscriptions(kit).await?.into_iter();
+    let groups = found.map(|found| found["options"]["group.id"].as_str().map(str::to_owned));
+    groups.collect::<Option<_>>().context("a subscription without a group")
+}
+
+/// How many read in a consumer group.
+fn members(kit: &Kit, group: &str) -> anyhow::Result<usize> {
+    let consumer: BaseConsumer = kit.stack.kafka.config().create()?;
+    let groups = consumer.fetch_group_list(Some(group), DEADLINE)?;
+    Ok(groups.groups().iter().map(|group| group.members().len()).sum())
+}
+
 fn the_nodes_of_a_cluster_share_a_subscription_and_no_name(kit: &Kit) -> anyhow::Result<()> {
     const NODES: usize = 3;
     kit.block_on(async {
@@ -264,15 +321,13 @@ fn the_nodes_of_a_cluster_share_a_subscription_and_no_name(kit: &Kit) -> anyhow:
             anyhow::Ok(found)
         })
         .await?;
-        let consumer: BaseConsumer = kit.stack.kafka.config().create()?;
         for subscription in &found {
             let options = &subscription["options"];
             ensure!(options["group.instance.id"].is_null(), "{subscription}");
             let group = options["group.id"].as_str().context("no group")?;
             until("each node reads a part of the topic", DEADLINE, async || {
-                let groups = consumer.fetch_group_list(Some(group), DEADLINE)?;
-                let members: Vec<_> = groups.groups().iter().flat_map(|group| group.members()).collect();
-                ensure!(members.len() == NODES, "{} members of {group}", members.len());
+                let members = members(kit, group)?;
+                ensure!(members == NODES, "{members} members of {group}");
                 anyhow::Ok(())
             })
             .await?;

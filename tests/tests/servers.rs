@@ -11,15 +11,40 @@ use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_killed_broker_costs_no_event,
+    a_frozen_broker_costs_no_event,
     a_killed_engine_costs_no_event,
     a_killed_database_costs_no_event,
     a_database_killed_amid_a_write_costs_no_event,
 ];
 
 const SOON: Duration = Duration::from_secs(20);
+/// Longer than `broker.session.timeout.ms` (9 s): for a moment the broker that goes on names no broker.
+const FROZEN: Duration = Duration::from_secs(10);
 
 fn a_killed_broker_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
     kit.block_on(survives(kit, &kit.stack.kafka, "killed-broker", 1))
+}
+
+fn a_frozen_broker_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
+    kit.block_on(async {
+        let worker = kit.stack.holdfast("run", "worker").start().await?;
+        let mut traffic = Traffic::new(&kit.stack, "frozen-broker")?;
+        // Not each time does the engine lose Kafka for good.
+        for _ in 0..3 {
+            let kafka = &kit.stack.kafka;
+            traffic
+                .during(async {
+                    kafka.pause()?;
+                    tokio::time::sleep(FROZEN).await;
+                    kafka.resume()
+                })
+                .await?;
+            traffic.answered().await?;
+            ensure!(worker.runs(), "the worker ended: {}", worker.last_words());
+        }
+        traffic.settled().await?;
+        worker.stop().await
+    })
 }
 
 fn a_killed_engine_costs_no_event(kit: &Kit) -> anyhow::Result<()> {

@@ -297,6 +297,7 @@ impl Worker {
         } else {
             let report = register::run(&self.config, register::Path::Gate, Earlier::Keep, None, clock).await?;
             tracing::info!(%report, "registered");
+            self.spawn_subscription_watch();
         }
         self.spawn_gate(self.watch_engine()?);
         self.spawn_relay(pool);
@@ -548,6 +549,18 @@ impl Worker {
         let watch = register::keep_armed(self.config.clone(), admin, pool.clone(), self.rounds("reaper"));
         self.spawner.spawn_until_shutdown("reaper", watch);
         Ok(())
+    }
+
+    /// Has the engine read on when it has lost Kafka.
+    fn spawn_subscription_watch(&self) {
+        let (config, rounds) = (self.config.clone(), Rounds::beside("subscriptions", &self.metrics));
+        let shutdown = self.spawner.shutdown();
+        self.spawner.spawn("subscriptions", async move {
+            tokio::select! {
+                ended = register::keep_reading(&config, clock, &rounds) => match ended? {},
+                () = shutdown.cancelled() => Ok(()),
+            }
+        });
     }
 
     /// Arms the Reaper: its turns start anew with each process, so that none is lost with Restate's disk.

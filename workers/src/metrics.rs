@@ -144,8 +144,8 @@ metrics! {
     retries: IntCounterVec = "holdfast_retries_total" ["where": ["connect", "read", "write"]];
     /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres,
     /// database-url-file and loyalty-url-file (an address that is read again), sweep, mail,
-    /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, provider (calls to the
-    /// payment provider), quarantine (count), relay (lock), relay (session), relay (listen), relay (count), traces, verify (the watch). The
+    /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, subscriptions
+    /// (by which the engine reads), provider (calls to the payment provider), quarantine (count), relay (lock), relay (session), relay (listen), relay (count), traces, verify (the watch). The
     /// task goes on trying; `/readyz` names those for which seats or money wait.
     failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part": PARTS];
     /// Connections in the pool, by state: idle, used.
@@ -323,7 +323,7 @@ impl Made for HistogramVec {
     }
 }
 
-const PARTS: [&str; 22] = [
+const PARTS: [&str; 23] = [
     "postgres",
     "database-url-file",
     "loyalty-url-file",
@@ -338,6 +338,7 @@ const PARTS: [&str; 22] = [
     "reaper",
     "loyalty",
     "engine",
+    "subscriptions",
     "provider",
     "quarantine (count)",
     "relay (lock)",

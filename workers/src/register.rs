@@ -10,16 +10,19 @@ mod report;
 mod strimzi;
 mod topics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use reqwest::StatusCode;
 use time::OffsetDateTime;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{Config, PublicTopic};
 use crate::kafka::{Heard, ThreadError, group};
 use crate::restate_admin;
+use crate::rounds::Rounds;
 use crate::store;
 use crate::transience::{self, Fault};
 pub use engine::EngineReading;
@@ -230,6 +233,30 @@ pub async fn engine_reads_again(
     now: fn() -> OffsetDateTime,
 ) -> Result<String, Error> {
     EngineSetup::new(config, path, now)?.read_again(stream, offsets).await
+}
+
+/// Interval at which `run` looks whether the engine reads. Two looks without a member are longer than a member takes to join.
+const READS_EVERY: Duration = Duration::from_secs(10);
+
+/// Looks, for ever, whether the engine reads by the gate's path, and makes the subscription anew by which it does not.
+///
+/// # Errors
+/// The setting of Restate's address is wrong.
+pub async fn keep_reading(config: &Config, now: fn() -> OffsetDateTime, rounds: &Rounds) -> Result<Infallible, Error> {
+    let engine = EngineSetup::new(config, Path::Gate, now)?;
+    let mut unread = HashSet::new();
+    let mut ticks = interval(READS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match engine.read_on(&mut unread).await {
+            Ok(()) => rounds.passed(),
+            Err(error) => {
+                unread.clear();
+                rounds.failed(error.fault(), &error);
+            }
+        }
+    }
 }
 
 /// Begins the Reaper's turns anew. Waits for Restate for ever.

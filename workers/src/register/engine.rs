@@ -4,7 +4,7 @@
 //! old one. When the admitted topic is new, `register` makes a new subscription in a group of its own.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use holdfast_schemas::{EventData, TicketEvent, UserEvent};
@@ -112,20 +112,17 @@ impl EngineSetup {
 
     /// Compares everything with the wanted state, and changes nothing.
     pub(super) async fn inspect(&self) -> Result<Vec<PartReport>, Error> {
-        let is_there = |there: bool| match there {
-            true => Finding::AsWanted,
-            false => Finding::missing(),
-        };
         let mut lines = vec![self.inspect_cluster().await?];
         let subscriptions = self.admin.subscriptions().await?;
         for route in &ROUTES {
             let (source, sink) = (self.source(route), sink(route));
             let known = subscriptions.iter().filter(|known| known.sink == sink);
             let (ours, others): (Vec<_>, Vec<_>) = known.cloned().partition(|known| known.source == source);
-            let finding = match ours.len() {
-                0 | 1 => is_there(ours.len() == 1),
-                count => Finding::Differs {
-                    how: format!("is there {count} times"),
+            let finding = match &ours[..] {
+                [] => Finding::missing(),
+                [known] => self.whether_read(known).await?,
+                _ => Finding::Differs {
+                    how: format!("is there {} times", ours.len()),
                     mend: "holdfast register deletes all but one".to_owned(),
                 },
             };
@@ -332,8 +329,7 @@ impl EngineSetup {
             .filter(|known| known.sink == sink)
             .partition(|known| known.source == source);
         ours.sort_by(by_id);
-        let member = self.config.restate.single_node.then_some(MEMBER);
-        let mut wanted = Options::new(&route.group(self.path), member);
+        let mut wanted = Options::new(&route.group(self.path), self.member());
         let anew = match ours.first() {
             None => match self.succeed(route, &mut wanted).await? {
                 None => Some(Finding::Created),
@@ -359,6 +355,31 @@ impl EngineSetup {
         let mut lines = vec![PartReport::new(format!("subscription of {sink} to {source}"), finding)];
         lines.extend(others.into_iter().map(another));
         Ok(lines)
+    }
+
+    /// The name under which the engine is in each consumer group, if it has one.
+    fn member(&self) -> Option<&'static str> {
+        self.config.restate.single_node.then_some(MEMBER)
+    }
+
+    /// Makes each subscription anew whose group has no member and had none at the look before. `unread` are those that have none.
+    pub(super) async fn read_on(&self, unread: &mut HashSet<String>) -> Result<(), Error> {
+        for route in &ROUTES {
+            let (source, sink) = (self.source(route), sink(route));
+            let mut ours = self.admin.subscriptions().await?;
+            ours.retain(|known| known.sink == sink && known.source == source);
+            let [known] = &ours[..] else { continue };
+            let have = Options(known.options.clone());
+            if topics::has_members(&self.config, have.get("group.id"), Duration::ZERO).await? {
+                unread.remove(&known.id);
+            } else if !unread.insert(known.id.clone()) {
+                let mut wanted = Options::new(have.get("group.id"), self.member());
+                wanted.suffix("group.instance.id", &known.id);
+                self.replace(&ours, &source, &sink, &wanted).await?;
+                tracing::warn!(source, "{UNREAD}, and its subscription was made anew");
+            }
+        }
+        Ok(())
     }
 
     /// Makes a subscription in the place of these. An event that is delivered twice meets its idempotency record.
@@ -420,15 +441,40 @@ impl EngineSetup {
             wanted.suffix("group.id", &known.id);
             return Ok(Some("was older than its topic".to_owned()));
         }
-        if have.settings() == wanted.settings() {
+        let before = if have.settings() != wanted.settings() {
+            format!("had {}", have.settings().join(", "))
+        } else if topics::has_members(&self.config, have.get("group.id"), JOINS_WITHIN).await? {
             return Ok(None);
-        }
+        } else {
+            UNREAD.to_owned()
+        };
         // Under a known member id Kafka would give the new member the old one's assignment, even an empty one.
         wanted.set("group.id", have.get("group.id"));
         wanted.suffix("group.instance.id", &known.id);
-        Ok(Some(format!("had {}", have.settings().join(", "))))
+        Ok(Some(before))
+    }
+
+    /// What is wrong with a subscription by which nothing is read.
+    async fn whether_read(&self, known: &Subscription) -> Result<Finding, Error> {
+        let options = Options(known.options.clone());
+        Ok(match topics::has_members(&self.config, options.get("group.id"), JOINS_WITHIN).await? {
+            true => Finding::AsWanted,
+            false => Finding::Differs {
+                how: UNREAD.to_owned(),
+                mend: "holdfast register makes it anew; if nobody reads by that one either, the engine's log says what \
+                       keeps it from Kafka"
+                    .to_owned(),
+            },
+        })
     }
 }
+
+/// An engine that has just begun to read, or whose Kafka has just come back, is a member of its group by then.
+const JOINS_WITHIN: Duration = Duration::from_secs(15);
+
+/// Of a subscription whose group has no member. Kafka's client in the engine is known to forget every broker when it asks for them
+/// while Kafka has none to name, as after all of them stood still, and never to ask again (librdkafka#5301).
+const UNREAD: &str = "its group has no member: the engine does not read";
 
 /// The handler of a stream's events, as Restate names it.
 fn sink(route: &Route) -> String {

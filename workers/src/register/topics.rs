@@ -1,7 +1,7 @@
 //! The topics, and the gate's first offsets.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use holdfast_schemas::topics::{
@@ -22,6 +22,8 @@ use crate::kafka::{self, Heard, Remarks, on_thread};
 
 /// Longest wait for one answer of Kafka.
 const ANSWER: Duration = Duration::from_secs(5);
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Creates the topics that are missing, and names them.
 pub(super) async fn create(config: &Config, path: Path) -> Result<Vec<&'static str>, Error> {
@@ -86,6 +88,26 @@ pub(super) async fn is_read(config: &Config, group: &str, topic: &'static str) -
     on_thread("register", move || {
         let committed = kafka.group(&group)?.committed(topic)?;
         Ok(committed.iter().any(|(_, committed)| committed.is_some()))
+    })
+    .await?
+}
+
+/// Whether anybody is a member of this group, or becomes one within `limit`.
+pub(super) async fn has_members(config: &Config, group: &str, limit: Duration) -> Result<bool, Error> {
+    let kafka = Kafka::new(config);
+    let group = group.to_owned();
+    on_thread("register", move || {
+        let group = kafka.group(&group)?;
+        let until = Instant::now() + limit;
+        loop {
+            if !group.members()?.is_empty() {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
     })
     .await?
 }
