@@ -80,6 +80,7 @@ impl Check {
     pub(super) fn of(part: Part, line: &register::PartReport) -> Self {
         match &line.finding {
             register::Finding::Differs { how, mend } => Self::wrong(part, &line.what, how, mend),
+            register::Finding::Unknown { why } => Self::unknown(part, &line.what, why),
             register::Finding::AsWanted
             | register::Finding::Created
             | register::Finding::Changed { .. }

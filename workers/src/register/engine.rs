@@ -15,6 +15,7 @@ use url::Url;
 use super::report::{Finding, PartReport};
 use super::{Error, Path, cluster, prune, reaper, topics};
 use crate::config::{Config, PublicTopic};
+use crate::error;
 use crate::objects::{APPLY, KEYED, PRIVATE, STEPWISE, TICKET, USER};
 use crate::restate_admin::{Pinned, Registered, Registration, RestateAdmin, Service, Subscription};
 
@@ -120,7 +121,7 @@ impl EngineSetup {
             let (ours, others): (Vec<_>, Vec<_>) = known.cloned().partition(|known| known.source == source);
             let finding = match &ours[..] {
                 [] => Finding::missing(),
-                [known] => self.whether_read(known).await?,
+                [known] => self.whether_read(known).await,
                 _ => Finding::Differs {
                     how: format!("is there {} times", ours.len()),
                     mend: "holdfast register deletes all but one".to_owned(),
@@ -454,18 +455,22 @@ impl EngineSetup {
         Ok(Some(before))
     }
 
-    /// What is wrong with a subscription by which nothing is read.
-    async fn whether_read(&self, known: &Subscription) -> Result<Finding, Error> {
+    /// Whether anybody reads by a subscription.
+    async fn whether_read(&self, known: &Subscription) -> Finding {
         let options = Options(known.options.clone());
-        Ok(match topics::has_members(&self.config, options.get("group.id"), JOINS_WITHIN).await? {
-            true => Finding::AsWanted,
-            false => Finding::Differs {
+        match topics::has_members(&self.config, options.get("group.id"), JOINS_WITHIN).await {
+            Ok(true) => Finding::AsWanted,
+            Ok(false) => Finding::Differs {
                 how: UNREAD.to_owned(),
-                mend: "holdfast register makes it anew; if nobody reads by that one either, the engine's log says what \
+                mend:
+                    "holdfast register makes it anew; if nobody reads by that one either, the engine's log says what \
                        keeps it from Kafka"
-                    .to_owned(),
+                        .to_owned(),
             },
-        })
+            Err(error) => Finding::Unknown {
+                why: format!("whether anybody reads by it: {}", error::chain(&error)),
+            },
+        }
     }
 }
 

@@ -29,6 +29,10 @@ pub enum Finding {
         how: String,
         mend: String,
     },
+    /// It is there, and the rest could not be looked at.
+    Unknown {
+        why: String,
+    },
     /// It is of an earlier release, and nothing needed it.
     Removed,
     /// It is of an earlier release, and something still needs it.
@@ -81,6 +85,7 @@ impl fmt::Display for RegisterReport {
                 Finding::Created => writeln!(f, "created    {what}")?,
                 Finding::Changed { before } => writeln!(f, "changed    {what}: {before}")?,
                 Finding::Differs { how, mend } => writeln!(f, "DIFFERS    {what}: {how}\n           {mend}")?,
+                Finding::Unknown { why } => writeln!(f, "unknown    {what}: {why}")?,
                 Finding::Removed => writeln!(f, "removed    {what}")?,
                 Finding::Kept { why } => writeln!(f, "kept       {what}: {why}")?,
             }
