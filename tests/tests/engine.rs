@@ -321,13 +321,16 @@ fn the_nodes_of_a_cluster_share_a_subscription_and_no_name(kit: &Kit) -> anyhow:
             anyhow::Ok(found)
         })
         .await?;
+        let own = groups(kit).await?;
         for subscription in &found {
             let options = &subscription["options"];
             ensure!(options["group.instance.id"].is_null(), "{subscription}");
             let group = options["group.id"].as_str().context("no group")?;
+            // The stack's own engine is a member too, where it still reads in a group of this name.
+            let nodes = NODES + own.iter().filter(|own| *own == group).count();
             until("each node reads a part of the topic", DEADLINE, async || {
                 let members = members(kit, group)?;
-                ensure!(members == NODES, "{members} members of {group}");
+                ensure!(members == nodes, "{members} members of {group}");
                 anyhow::Ok(())
             })
             .await?;

@@ -22,50 +22,46 @@ const SOON: Duration = Duration::from_secs(20);
 const FROZEN: Duration = Duration::from_secs(10);
 
 fn a_killed_broker_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(survives(kit, &kit.stack.kafka, "killed-broker", 1))
+    let broker = &kit.stack.kafka;
+    kit.block_on(survives(kit, "killed-broker", 1, async || killed(broker).await))
 }
 
 fn a_frozen_broker_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(async {
-        let worker = kit.stack.holdfast("run", "worker").start().await?;
-        let mut traffic = Traffic::new(&kit.stack, "frozen-broker")?;
-        // Not each time does the engine lose Kafka for good.
-        for _ in 0..3 {
-            let kafka = &kit.stack.kafka;
-            traffic
-                .during(async {
-                    kafka.pause()?;
-                    tokio::time::sleep(FROZEN).await;
-                    kafka.resume()
-                })
-                .await?;
-            traffic.answered().await?;
-            ensure!(worker.runs(), "the worker ended: {}", worker.last_words());
-        }
-        traffic.settled().await?;
-        worker.stop().await
-    })
+    let broker = &kit.stack.kafka;
+    // Not each time does the engine lose Kafka for good.
+    kit.block_on(survives(kit, "frozen-broker", 3, async || {
+        broker.pause()?;
+        tokio::time::sleep(FROZEN).await;
+        broker.resume()
+    }))
 }
 
 fn a_killed_engine_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(survives(kit, &kit.stack.restate, "killed-engine", 2))
+    let engine = &kit.stack.restate;
+    kit.block_on(survives(kit, "killed-engine", 2, async || killed(engine).await))
 }
 
 fn a_killed_database_costs_no_event(kit: &Kit) -> anyhow::Result<()> {
-    kit.block_on(survives(kit, &kit.stack.postgres, "killed-database", 3))
+    let database = &kit.stack.postgres;
+    kit.block_on(survives(kit, "killed-database", 3, async || killed(database).await))
 }
 
-async fn survives<K: Kind>(kit: &Kit, server: &Server<K>, name: &'static str, times: usize) -> anyhow::Result<()> {
+async fn killed<K: Kind>(server: &Server<K>) -> anyhow::Result<()> {
+    server.kill()?;
+    server.start().await
+}
+
+async fn survives(
+    kit: &Kit,
+    name: &'static str,
+    times: usize,
+    fault: impl AsyncFn() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let worker = kit.stack.holdfast("run", "worker").start().await?;
     let mut traffic = Traffic::new(&kit.stack, name)?;
     for _ in 0..times {
         traffic.burst(100)?;
-        traffic
-            .during(async {
-                server.kill()?;
-                server.start().await
-            })
-            .await?;
+        traffic.during(fault()).await?;
         traffic.answered().await?;
         ensure!(worker.runs(), "the worker ended: {}", worker.last_words());
     }

@@ -144,9 +144,10 @@ metrics! {
     retries: IntCounterVec = "holdfast_retries_total" ["where": ["connect", "read", "write"]];
     /// Rounds of a task that failed for a reason that waiting does not mend, such as a missing grant, by task: postgres,
     /// database-url-file and loyalty-url-file (an address that is read again), sweep, mail,
-    /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine, subscriptions
-    /// (by which the engine reads), provider (calls to the payment provider), quarantine (count), relay (lock), relay (session), relay (listen), relay (count), traces, verify (the watch). The
-    /// task goes on trying; `/readyz` names those for which seats or money wait.
+    /// mail (count), mail (contents), mail (notes), mail (server), checkouts, checkouts (count), reaper, loyalty, engine,
+    /// subscriptions (by which the engine reads), provider (calls to the payment provider), quarantine (count), relay (lock), relay
+    /// (session), relay (listen), relay (count), traces, verify (the watch). The task goes on trying; `/readyz` names those for
+    /// which seats or money wait.
     failing_rounds: IntCounterVec = "holdfast_failing_rounds_total" ["part": PARTS];
     /// Connections in the pool, by state: idle, used.
     pool_connections: IntGaugeVec = "holdfast_pool_connections" ["state": ["idle", "used"]];

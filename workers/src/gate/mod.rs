@@ -299,10 +299,11 @@ impl Gate {
         let heard = self.producer.context().heard();
         tracing::warn!(%heard, "no broker answers: the gate begins anew with new connections");
         self.cut_off += 1;
-        let repeated = &self.metrics.gate_windows_repeated;
-        repeated.with_label_values(&["delivery"]).inc();
         self.producer = producer(&self.settings)?;
-        self.in_flight = None;
+        if self.in_flight.take().is_some() {
+            let repeated = &self.metrics.gate_windows_repeated;
+            repeated.with_label_values(&["delivery"]).inc();
+        }
         self.membership.rejoin(&self.settings)?;
         self.drop_gathered();
         Ok(())

@@ -67,11 +67,11 @@ impl Publisher {
         };
         match settled {
             Ok(Ok(_)) => {
-                self.answered(true);
+                self.note(None);
                 Ok(())
             }
             Ok(Err((error, _))) => {
-                self.answered(false);
+                self.note(Some(&error));
                 Err(self.failed(topic, error))
             }
             // Its producer was broken, and dropped with the records in its queue.
@@ -94,7 +94,7 @@ impl Publisher {
             denied.map_or(Ok(()), |code| Err(KafkaError::MetadataFetch(code)))
         });
         let answered = asked.await?;
-        self.answered(answered.is_ok());
+        self.note(answered.as_ref().err());
         answered.map_err(|source| Error::Ask {
             topic: topic.to_owned(),
             heard: self.remarks.heard(),
@@ -110,8 +110,10 @@ impl Publisher {
         }
     }
 
-    fn answered(&self, is_answered: bool) {
-        self.made().is_unanswered = !is_answered;
+    /// Notes whether Kafka answered: a refusal is an answer.
+    fn note(&self, error: Option<&KafkaError>) {
+        let code = error.and_then(KafkaError::rdkafka_error_code);
+        self.made().is_unanswered = code.is_some_and(|code| transience::kafka(code).is_transient());
     }
 
     /// A producer that is not broken for good: an idempotent one can be, and is then replaced.

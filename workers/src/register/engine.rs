@@ -365,22 +365,32 @@ impl EngineSetup {
 
     /// Makes each subscription anew whose group has no member and had none at the look before. `unread` are those that have none.
     pub(super) async fn read_on(&self, unread: &mut HashSet<String>) -> Result<(), Error> {
+        let subscriptions = self.admin.subscriptions().await?;
         for route in &ROUTES {
             let (source, sink) = (self.source(route), sink(route));
-            let mut ours = self.admin.subscriptions().await?;
-            ours.retain(|known| known.sink == sink && known.source == source);
+            let ours = subscriptions
+                .iter()
+                .filter(|known| known.sink == sink && known.source == source);
+            let ours: Vec<_> = ours.cloned().collect();
             let [known] = &ours[..] else { continue };
             let have = Options(known.options.clone());
             if topics::has_members(&self.config, have.get("group.id"), Duration::ZERO).await? {
                 unread.remove(&known.id);
             } else if !unread.insert(known.id.clone()) {
-                let mut wanted = Options::new(have.get("group.id"), self.member());
-                wanted.suffix("group.instance.id", &known.id);
-                self.replace(&ours, &source, &sink, &wanted).await?;
+                self.replace(&ours, &source, &sink, &self.in_place_of(known)).await?;
                 tracing::warn!(source, "{UNREAD}, and its subscription was made anew");
             }
         }
         Ok(())
+    }
+
+    /// The options of a subscription in the same group. Under a known member id Kafka would give the new member the old one's
+    /// assignment, even an empty one.
+    fn in_place_of(&self, known: &Subscription) -> Options {
+        let have = Options(known.options.clone());
+        let mut wanted = Options::new(have.get("group.id"), self.member());
+        wanted.suffix("group.instance.id", &known.id);
+        wanted
     }
 
     /// Makes a subscription in the place of these. An event that is delivered twice meets its idempotency record.
@@ -449,9 +459,7 @@ impl EngineSetup {
         } else {
             UNREAD.to_owned()
         };
-        // Under a known member id Kafka would give the new member the old one's assignment, even an empty one.
-        wanted.set("group.id", have.get("group.id"));
-        wanted.suffix("group.instance.id", &known.id);
+        *wanted = self.in_place_of(known);
         Ok(Some(before))
     }
 
