@@ -205,11 +205,14 @@ pub(super) async fn insert(
                on conflict (checkout) do nothing
                returning checkout
            ),
+           line as (
+               select generate_subscripts($10::text[], 1) as place, unnest($10::text[]) as ticket, unnest($11::uuid[]) as hold,
+                      unnest($12::text[]) as show, unnest($13::text[]) as seat, unnest($14::bigint[]) as price
+           ),
            seats as (
                insert into checkout_seats (checkout, place, ticket, hold, show, seat, price_amount)
-               select o.checkout, u.place, u.ticket, u.hold, u.show, u.seat, u.price
-               from opened o, unnest($10::text[], $11::uuid[], $12::text[], $13::text[], $14::bigint[])
-                    with ordinality u (ticket, hold, show, seat, price, place)
+               select o.checkout, l.place, l.ticket, l.hold, l.show, l.seat, l.price
+               from opened o, line l
                on conflict do nothing
                returning 1
            )

@@ -36,7 +36,7 @@ pub(super) async fn read(
 ) -> Result<HashMap<Identity, Known>, Error> {
     let rows = sqlx::query!(
         r#"select r.source, r.id, r.hash, r.reply as "reply: Json<Reply>"
-           from unnest($1::text[], $2::text[]) as asked (source, id)
+           from (select unnest($1::text[]) as source, unnest($2::text[]) as id) asked
            join idempotency_records r on r.source = asked.source and r.id = asked.id"#,
         sources as _,
         ids as _,

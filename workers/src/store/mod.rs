@@ -3,7 +3,8 @@
 //! tables of your own.
 //!
 //! Statements take generic plans (`plan_cache_mode`): all of them take arrays, and planning a batch of 1,000 anew costs as
-//! much as half its execution.
+//! much as half its execution. What is sent for each event takes its arrays apart in a select list, not by one `unnest` of them all
+//! in `from`, where each array fills a tuplestore of its own: for a single unit the committer's statement took twice the CPU time.
 
 pub mod buying;
 pub mod change_log;

@@ -16,7 +16,7 @@ pub(super) async fn add(
     let (names, counts) = columns(shows);
     let added = sqlx::query_scalar!(
         "insert into purchases as p (user_id, show, tickets)
-         select $1, show, tickets from unnest($2::text[], $3::int[]) u (show, tickets) order by show
+         select $1, show, tickets from (select unnest($2::text[]) as show, unnest($3::int[]) as tickets) u order by show
          on conflict (user_id, show) do update set tickets = p.tickets + excluded.tickets
          returning tickets",
         user.as_str(),
@@ -40,7 +40,7 @@ pub(super) async fn take_off(
     let (names, counts) = columns(shows);
     sqlx::query!(
         "update purchases p set tickets = p.tickets - u.tickets
-         from unnest($2::text[], $3::int[]) u (show, tickets) where p.user_id = $1 and p.show = u.show",
+         from (select unnest($2::text[]) as show, unnest($3::int[]) as tickets) u where p.user_id = $1 and p.show = u.show",
         user.as_str(),
         &names as &[&str],
         &counts,

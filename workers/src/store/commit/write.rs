@@ -222,7 +222,7 @@ mod tests {
             "COLUMNS",
         ),
         (
-            "$28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],\n            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[], $40::uuid[]",
+            "unnest($28::text[]) as show, unnest($29::text[]) as seat, unnest($30::bigint[]) as price_amount,\n           unnest($31::text[]) as price_currency, unnest($32::text[]) as status, unnest($33::uuid[]) as hold,\n           unnest($34::text[]) as holder, unnest($35::timestamptz[]) as held_until, unnest($36::text[]) as checkout,\n           unnest($37::uuid[]) as lengthened, unnest($38::uuid[]) as priced, unnest($39::bigint[]) as hold_price,\n           unnest($40::uuid[]) as off_sale",
             "PARAMETERS",
         ),
         (
@@ -236,7 +236,10 @@ mod tests {
         ("user_change_log", "LOG"),
         ("users", "TABLE"),
         ("email, name, language, customer", "COLUMNS"),
-        ("$28::text[], $29::text[], $30::text[], $31::text[]", "PARAMETERS"),
+        (
+            "unnest($28::text[]) as email, unnest($29::text[]) as name, unnest($30::text[]) as language,\n           unnest($31::text[]) as customer",
+            "PARAMETERS",
+        ),
         (
             "email = u.email, name = u.name, language = u.language, customer = u.customer",
             "SETS",

@@ -1,7 +1,6 @@
 with movement as (
-    select *
-    from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bytea[])
-             with ordinality as m (movement, kind, receiver, giver, amount, entry, place)
+    select unnest($1::uuid[]) as movement, unnest($2::text[]) as kind, unnest($3::text[]) as receiver, unnest($4::text[]) as giver,
+           unnest($5::bigint[]) as amount, unnest($6::bytea[]) as entry, generate_subscripts($1::uuid[], 1) as place
 ),
 moved as (
     insert into ledger (movement, checkout, kind, account, amount, currency, moved_at, told)

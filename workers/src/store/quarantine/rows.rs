@@ -134,8 +134,9 @@ pub(super) async fn park<E: Stored>(connection: &mut PgConnection, unit: &Unit<E
     sqlx::query!(
         r#"insert into parked_events (topic, key, source, event, hash, type, value, partition, "offset")
            select $1, $2, e.source, e.event, e.hash, e.type, e.value, e.partition, e.at
-           from unnest($3::text[], $4::text[], $5::bytea[], $6::text[], $7::bytea[], $8::int[], $9::bigint[])
-                    with ordinality as e (source, event, hash, type, value, partition, at, place)
+           from (select unnest($3::text[]) as source, unnest($4::text[]) as event, unnest($5::bytea[]) as hash,
+                        unnest($6::text[]) as type, unnest($7::bytea[]) as value, unnest($8::int[]) as partition,
+                        unnest($9::bigint[]) as at, generate_subscripts($3::text[], 1) as place) e
            where not exists (select from idempotency_records r
                              where r.source = e.source and r.id = e.event and r.hash = e.hash)
            order by e.place

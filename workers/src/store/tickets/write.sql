@@ -1,10 +1,23 @@
 with unit as materialized (
-    select *
-    from unnest(
-        $1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
-        $28::text[], $29::text[], $30::bigint[], $31::text[], $32::text[], $33::uuid[], $34::text[],
-            $35::timestamptz[], $36::text[], $37::uuid[], $38::uuid[], $39::bigint[], $40::uuid[]
-    ) as u (ordinal, key, read_version, version, decided_at, records, changes, messages, show, seat, price_amount, price_currency, status, hold, holder, held_until, checkout, lengthened, priced, hold_price, off_sale)
+    select unnest($1::int[]) as ordinal, unnest($2::text[]) as key, unnest($3::bigint[]) as read_version, unnest($4::bigint[]) as version,
+           unnest($5::timestamptz[]) as decided_at, unnest($6::int[]) as records, unnest($7::int[]) as changes, unnest($8::int[]) as messages,
+           unnest($28::text[]) as show, unnest($29::text[]) as seat, unnest($30::bigint[]) as price_amount,
+           unnest($31::text[]) as price_currency, unnest($32::text[]) as status, unnest($33::uuid[]) as hold,
+           unnest($34::text[]) as holder, unnest($35::timestamptz[]) as held_until, unnest($36::text[]) as checkout,
+           unnest($37::uuid[]) as lengthened, unnest($38::uuid[]) as priced, unnest($39::bigint[]) as hold_price,
+           unnest($40::uuid[]) as off_sale
+),
+record as (
+    select unnest($9::int[]) as ordinal, unnest($10::text[]) as source, unnest($11::text[]) as id, unnest($12::text[]) as topic,
+           unnest($13::bytea[]) as hash, unnest($14::text[]) as reply, unnest($15::timestamptz[]) as aged_from
+),
+change as (
+    select unnest($16::int[]) as ordinal, unnest($17::bigint[]) as version, unnest($18::uuid[]) as outcome, unnest($19::text[]) as type,
+           unnest($20::text[]) as data, unnest($21::text[]) as cause_source, unnest($22::text[]) as cause_id
+),
+message as (
+    select unnest($23::int[]) as ordinal, unnest($24::text[]) as topic, unnest($25::uuid[]) as message, unnest($26::text[]) as headers,
+           unnest($27::bytea[]) as value, generate_subscripts($23::int[], 1) as place
 ),
 locked as materialized (
     select u.ordinal, u.key, u.decided_at
@@ -39,25 +52,19 @@ updated as (
 recorded as (
     insert into idempotency_records (source, id, topic, key, hash, reply, aged_from, written_at)
     select r.source, r.id, r.topic, p.key, r.hash, r.reply::json, r.aged_from, p.decided_at
-    from unnest($9::int[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::text[], $15::timestamptz[])
-             as r (ordinal, source, id, topic, hash, reply, aged_from)
-         join passed p on p.ordinal = r.ordinal
+    from record r join passed p on p.ordinal = r.ordinal
     returning 1
 ),
 logged as (
     insert into ticket_change_log (ticket, version, outcome, type, data, cause_source, cause_id, changed_at)
     select p.key, c.version, c.outcome, c.type, c.data::json, c.cause_source, c.cause_id, p.decided_at
-    from unnest($16::int[], $17::bigint[], $18::uuid[], $19::text[], $20::text[], $21::text[], $22::text[])
-             as c (ordinal, version, outcome, type, data, cause_source, cause_id)
-         join passed p on p.ordinal = c.ordinal
+    from change c join passed p on p.ordinal = c.ordinal
     returning 1
 ),
 queued as (
     insert into outbox (topic, key, message, headers, value, written_at)
     select m.topic, p.key, m.message, m.headers::json, m.value, p.decided_at
-    from unnest($23::int[], $24::text[], $25::uuid[], $26::text[], $27::bytea[])
-             with ordinality as m (ordinal, topic, message, headers, value, place)
-         join passed p on p.ordinal = m.ordinal
+    from message m join passed p on p.ordinal = m.ordinal
     order by m.place
     returning 1
 ),
@@ -67,8 +74,15 @@ meant as (
     from unit u join passed p on p.ordinal = u.ordinal
 ),
 done as (
-    select (select count(*) from inserted) + (select count(*) from updated) as rows, (select count(*) from recorded) as records,
-           (select count(*) from logged) as changes, (select count(*) from queued) as messages
+    select count(*) filter (where what = 'row') as rows, count(*) filter (where what = 'record') as records,
+           count(*) filter (where what = 'change') as changes, count(*) filter (where what = 'message') as messages
+    from (
+        select 'row' as what from inserted
+        union all select 'row' from updated
+        union all select 'record' from recorded
+        union all select 'change' from logged
+        union all select 'message' from queued
+    ) as written
 )
 select
     array(select ordinal from passed) as "passed!",
