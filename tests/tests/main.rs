@@ -1,4 +1,5 @@
-//! The proofs: one binary, two stacks of real servers and a locked one, and on each one test after another.
+//! The proofs: one binary, two stacks of real servers and a locked one, in whose place comes a third when it is done; on each one
+//! test after another.
 //!
 //! A topic is a module beside this file. It lists its tests, plain functions named by the promise they keep:
 //!
@@ -72,8 +73,8 @@ mod zombies;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -198,15 +199,20 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(libtest_mimic::run(arguments, trials).exit_code());
     }
     let said = Arc::new(Said::default());
-    let lanes = LANES.map(|lane| {
-        let (arguments, said) = (arguments.clone(), said.clone());
-        thread::spawn(move || lane.run(arguments, said))
+    let [shared, apart] = LANES.map(|lane| {
+        let turns = Arc::new(Turns::new(lane.stacks));
+        let (arguments, said, own) = (arguments.clone(), said.clone(), turns.clone());
+        (thread::spawn(move || lane.run(arguments, said, own)), turns)
     });
     // Of a lane that panics nothing else is known.
-    let has_failed = lanes.map(|lane| lane.join().map_or(true, |ended| ended.has_failed()));
+    let has_failed = |lane: JoinHandle<Conclusion>| lane.join().map_or(true, |ended| ended.has_failed());
+    let apart = has_failed(apart.0);
+    // Its stacks are gone: the machine carries another.
+    shared.1.let_one_more();
+    let shared = has_failed(shared.0);
     print_slowest(&lock(&said.times));
     print_failures(&lock(&said.failures));
-    Ok(match has_failed.contains(&true) {
+    Ok(match shared || apart {
         true => ExitCode::from(101),
         false => ExitCode::SUCCESS,
     })
@@ -220,15 +226,15 @@ struct Said {
 }
 
 impl Lane {
-    fn run(self, mut arguments: Arguments, said: Arc<Said>) -> Conclusion {
-        // By a single thread, the library would begin a line that another lane's would break.
-        arguments.test_threads.get_or_insert(self.stacks.max(2));
+    fn run(self, mut arguments: Arguments, said: Arc<Said>, turns: Arc<Turns>) -> Conclusion {
+        // Never a single one, by which the library would begin a line that another lane's would break.
+        arguments.test_threads.get_or_insert(self.stacks + 1);
         let tests = self.topics.iter().copied().flatten();
         let kits = Arc::new(Kits {
             lane: self,
             started: AtomicUsize::default(),
             idle: Mutex::default(),
-            turn: Mutex::default(),
+            turns,
             said,
         });
         let trials = tests.map(|test| trial(test, &kits)).collect();
@@ -241,9 +247,47 @@ struct Kits {
     lane: Lane,
     started: AtomicUsize,
     idle: Mutex<Vec<Kit>>,
-    /// Held by the test that has the only stack.
-    turn: Mutex<()>,
+    turns: Arc<Turns>,
     said: Arc<Said>,
+}
+
+/// Which tests of a lane may run now: those that asked first, so that they run in their order.
+struct Turns {
+    /// How many tests have asked, and how many of them may go.
+    asked_and_let: Mutex<(usize, usize)>,
+    moved: Condvar,
+}
+
+/// Lets the next test go when it is dropped.
+struct Turn<'t>(&'t Turns);
+
+impl Turns {
+    fn new(at_once: usize) -> Self {
+        Self {
+            asked_and_let: Mutex::new((0, at_once)),
+            moved: Condvar::new(),
+        }
+    }
+
+    fn wait(&self) -> Turn<'_> {
+        let mut turns = lock(&self.asked_and_let);
+        let before = turns.0;
+        turns.0 += 1;
+        let waited = self.moved.wait_while(turns, |(_, go)| *go <= before);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        Turn(self)
+    }
+
+    fn let_one_more(&self) {
+        lock(&self.asked_and_let).1 += 1;
+        self.moved.notify_all();
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.let_one_more();
+    }
 }
 
 impl Kits {
@@ -255,7 +299,7 @@ impl Kits {
     }
 
     fn run(&self, test: &Test) -> anyhow::Result<()> {
-        let _turn = (self.lane.stacks == 1).then(|| lock(&self.turn));
+        let _turn = self.turns.wait();
         let kit = self.take().context("the servers do not start")?;
         kit.block_on(kit.stack.heal()).context("before the test")?;
         let start = Instant::now();
