@@ -73,14 +73,16 @@ mod zombies;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures::executor::block_on;
 use holdfast_tests::kit::process::lock;
 use holdfast_tests::kit::{self, Kit, Name};
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
+use tokio::sync::Semaphore;
 
 /// Tests that take turns on the same stacks, beside those of the other lanes: most of them wait for servers most of the time.
 struct Lane {
@@ -200,7 +202,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let said = Arc::new(Said::default());
     let [shared, apart] = LANES.map(|lane| {
-        let turns = Arc::new(Turns::new(lane.stacks));
+        let turns = Arc::new(Semaphore::new(lane.stacks));
         let (arguments, said, own) = (arguments.clone(), said.clone(), turns.clone());
         (thread::spawn(move || lane.run(arguments, said, own)), turns)
     });
@@ -208,7 +210,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let has_failed = |lane: JoinHandle<Conclusion>| lane.join().map_or(true, |ended| ended.has_failed());
     let apart = has_failed(apart.0);
     // Its stacks are gone: the machine carries another.
-    shared.1.let_one_more();
+    shared.1.add_permits(1);
     let shared = has_failed(shared.0);
     print_slowest(&lock(&said.times));
     print_failures(&lock(&said.failures));
@@ -226,7 +228,7 @@ struct Said {
 }
 
 impl Lane {
-    fn run(self, mut arguments: Arguments, said: Arc<Said>, turns: Arc<Turns>) -> Conclusion {
+    fn run(self, mut arguments: Arguments, said: Arc<Said>, turns: Arc<Semaphore>) -> Conclusion {
         // Never a single one, by which the library would begin a line that another lane's would break.
         arguments.test_threads.get_or_insert(self.stacks + 1);
         let tests = self.topics.iter().copied().flatten();
@@ -247,47 +249,9 @@ struct Kits {
     lane: Lane,
     started: AtomicUsize,
     idle: Mutex<Vec<Kit>>,
-    turns: Arc<Turns>,
+    /// One for each test that may run at once. Those that wait go in the order in which they came, so tests keep theirs.
+    turns: Arc<Semaphore>,
     said: Arc<Said>,
-}
-
-/// Which tests of a lane may run now: those that asked first, so that they run in their order.
-struct Turns {
-    /// How many tests have asked, and how many of them may go.
-    asked_and_let: Mutex<(usize, usize)>,
-    moved: Condvar,
-}
-
-/// Lets the next test go when it is dropped.
-struct Turn<'t>(&'t Turns);
-
-impl Turns {
-    fn new(at_once: usize) -> Self {
-        Self {
-            asked_and_let: Mutex::new((0, at_once)),
-            moved: Condvar::new(),
-        }
-    }
-
-    fn wait(&self) -> Turn<'_> {
-        let mut turns = lock(&self.asked_and_let);
-        let before = turns.0;
-        turns.0 += 1;
-        let waited = self.moved.wait_while(turns, |(_, go)| *go <= before);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-        Turn(self)
-    }
-
-    fn let_one_more(&self) {
-        lock(&self.asked_and_let).1 += 1;
-        self.moved.notify_all();
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.let_one_more();
-    }
 }
 
 impl Kits {
@@ -299,7 +263,7 @@ impl Kits {
     }
 
     fn run(&self, test: &Test) -> anyhow::Result<()> {
-        let _turn = self.turns.wait();
+        let _turn = block_on(self.turns.acquire())?;
         let kit = self.take().context("the servers do not start")?;
         kit.block_on(kit.stack.heal()).context("before the test")?;
         let start = Instant::now();
